@@ -1,0 +1,59 @@
+"""sparsify makes PyTorch models sparse, and makes the sparsity pay.
+
+The public names below are imported when first used (PEP 562), so that `import sparsify` and the command line's
+`--help` need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import SparsifyError as SparsifyError
+    from .formats.files import load as load
+    from .formats.files import save as save
+    from .models import build_model as build_model
+    from .pruning.pruner import Pruner as Pruner
+    from .surgery.convert import convert as convert
+    from .surgery.fold import fold as fold
+    from .surgery.masks import get_masks as get_masks
+    from .surgery.masks import set_masks as set_masks
+    from .surgery.trace import trace as trace
+    from .surgery.verify import verify as verify
+    from .training.recipe import Recipe as Recipe
+    from .training.recipe import read_recipe as read_recipe
+    from .training.run import train as train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Pruner": ".pruning.pruner",
+    "Recipe": ".training.recipe",
+    "SparsifyError": ".errors",
+    "build_model": ".models",
+    "convert": ".surgery.convert",
+    "fold": ".surgery.fold",
+    "get_masks": ".surgery.masks",
+    "load": ".formats.files",
+    "read_recipe": ".training.recipe",
+    "save": ".formats.files",
+    "set_masks": ".surgery.masks",
+    "trace": ".surgery.trace",
+    "train": ".training.run",
+    "verify": ".surgery.verify",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sparsify' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,41 @@
+"""The errors a user can cause, and the nearest-guess wording they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SparsifyError(Exception):
+    """A user's mistake: one line that says where, what was given, what is allowed and the nearest guess.
+
+    `exit_code` is what the command line ends with.
+    """
+
+    exit_code = 2
+
+
+class RunError(SparsifyError):
+    """A run that could not go on although what was asked for was right: a loss of NaN, a full disk."""
+
+    exit_code = 1
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str | None:
+    """Return the allowed word closest to `given`, or None if nothing is close."""
+    matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown(what: str, given: str, allowed: Iterable[str], *, where: str = "") -> SparsifyError:
+    """Return the error for a name that is not among `allowed`.
+
+    `what` names the kind of thing ("criterion"), `where` the place it was written ("recipe.yaml:12, prune.criterion").
+    Short lists are shown whole; of long ones only the nearest guess is shown.
+    """
+    choices = sorted(allowed)
+    guess = nearest(given, choices)
+    hint = f"; did you mean '{guess}'?" if guess else ""
+    listing = f" (known: {', '.join(choices)})" if len(choices) <= 12 else ""
+    prefix = f"{where}: " if where else ""
+    return SparsifyError(f"{prefix}unknown {what} '{given}'{hint}{listing}")

@@ -1,0 +1,97 @@
+"""The masks a model carries: where they are, reading them, setting them in place.
+
+A mask is a bool buffer `<parameter>_mask` in the module that owns the parameter. The module remembers which of its
+parameters are masked in the tuple `masked_names`, so that nothing is guessed from a buffer's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SparsifyError, nearest
+
+
+class MaskedWeight(NamedTuple):
+    """One masked weight: its qualified name, the module that owns it and the parameter's name there."""
+
+    name: str
+    module: nn.Module
+    parameter_name: str
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The raw parameter, values under the mask included."""
+        return getattr(self.module, self.parameter_name)  # type: ignore[no-any-return]
+
+    @property
+    def mask(self) -> Tensor:
+        """The live mask: a bool tensor shaped like the parameter, True = keep."""
+        return getattr(self.module, f"{self.parameter_name}_mask")  # type: ignore[no-any-return]
+
+
+def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
+    """Yield every masked weight in `state_dict` order; a parameter with several names is yielded under each."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name in module.__dict__.get("masked_names", ()):
+            yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
+
+
+def masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
+    """Return the masked weights by qualified name in `state_dict` order, a shared parameter under its first name only."""
+    seen: set[int] = set()
+    found: dict[str, MaskedWeight] = {}
+    for weight in all_masked_weights(model):
+        if id(weight.parameter) not in seen:
+            seen.add(id(weight.parameter))
+            found[weight.name] = weight
+    return found
+
+
+def get_masks(model: nn.Module) -> dict[str, Tensor]:
+    """Return the live masks by weight name: bool tensors, True = keep. Copy them before changing anything."""
+    return {name: weight.mask for name, weight in masked_weights(model).items()}
+
+
+def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set masks in place by weight name; weights that are not named keep theirs.
+
+    `masks` maps names to tensors shaped like their weight; bool, or numbers that are exactly 0 or 1. All names are
+    checked before any mask is changed. Raises SparsifyError for an unknown name, a wrong shape or other values.
+    """
+    weights = {weight.name: weight for weight in all_masked_weights(model)}
+    for name, mask in masks.items():
+        if name not in weights:
+            guess = nearest(name, weights)
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise SparsifyError(f"set_masks: the model has no masked weight '{name}'{hint}")
+        expected = weights[name].mask.shape
+        if mask.shape != expected:
+            raise SparsifyError(f"set_masks: {name}: mask has shape {tuple(mask.shape)}, weight {tuple(expected)}")
+        if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+            raise SparsifyError(f"set_masks: {name}: a mask holds only 0 and 1 (or False and True)")
+    shared: dict[int, list[MaskedWeight]] = {}
+    for weight in weights.values():
+        shared.setdefault(id(weight.parameter), []).append(weight)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            # A parameter shared by two modules has one mask; .to(device) copies buffers one by one, so each is set.
+            for weight in shared[id(weights[name].parameter)]:
+                weight.mask.copy_(mask)
+
+
+def effective_weight(weight: MaskedWeight) -> Tensor:
+    """Return, detached, what the masked operation multiplies with when its mask is all ones, shaped like the parameter.
+
+    For nearly every weight that is the parameter itself (not a copy: do not change it). Where the module computes its
+    weight (weight standardisation) it is the computed one, on which criteria score.
+    """
+    compute: Callable[[str], Tensor] | None = getattr(weight.module, "compute_effective_weight", None)
+    parameter = weight.parameter.detach()
+    if compute is None:
+        return parameter
+    with torch.no_grad():
+        return compute(weight.parameter_name).detach()
