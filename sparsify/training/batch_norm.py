@@ -1,0 +1,42 @@
+"""New batch-norm statistics for weights that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def recalibrate_batch_norm(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Take every batch norm's running mean and variance anew, in place, as the plain mean over `batches`.
+
+    Pruning at one stroke moves the activations, and the old statistics no longer describe them. Everything but the
+    batch norms runs in eval mode; all modes and momenta are put back. A model without batch norm is left alone.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    modes = {module: module.training for module in model.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a cumulative mean
+    with torch.no_grad():
+        for inputs, _ in batches:
+            with autocast():
+                model(inputs)
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
+    for module, mode in modes.items():
+        module.training = mode

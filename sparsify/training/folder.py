@@ -1,0 +1,109 @@
+"""A run's folder: what is in it, when it may be written, and the log of its records."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError, SparsifyError
+from ..formats.atomic import atomic_write
+from .recipe import Recipe, read_recipe
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
+LAST = "checkpoints/last.safetensors"
+BEST = "checkpoints/best.safetensors"
+MODEL = "model.safetensors"
+_OURS = (RECIPE, METRICS, LAST, BEST, MODEL, "events.out.tfevents.*")
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Return runs/<recipe>-<model>-<seed>, the model's name without its prefix."""
+    model = recipe.model.name.rpartition(":")[2].replace("/", "_")
+    return Path("runs") / f"{recipe.name}-{model}-{recipe.train.seed}"
+
+
+def check_new(folder: Path, *, overwrite: bool) -> None:
+    """Raise SparsifyError unless a new run may be written to `folder`; nothing is touched."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise SparsifyError(f"{folder}: is a file; a run needs a folder")
+    if not (folder / RECIPE).exists():
+        raise SparsifyError(f"{folder}: holds other files and no run; choose another folder with --out")
+    if not overwrite:
+        raise SparsifyError(f"{folder}: already holds a run; go on with --resume {folder}, or give --overwrite or --out")
+
+
+def create(folder: Path, recipe: Recipe) -> None:
+    """Make `folder` the folder of a new run of `recipe`; of what an older run left there, only its files are removed."""
+    try:
+        (folder / LAST).parent.mkdir(parents=True, exist_ok=True)
+        for pattern in _OURS:
+            for path in folder.glob(pattern):
+                path.unlink()
+    except OSError as error:
+        raise SparsifyError(f"{folder}: cannot be written ({error.strerror})") from None
+    atomic_write(folder / RECIPE, recipe.to_yaml().encode())
+
+
+def stored_recipe(folder: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Return the recipe of the run in `folder`; raises SparsifyError if there is none."""
+    if not folder.is_dir():
+        raise SparsifyError(f"{folder}: no such run")
+    if not (folder / RECIPE).exists():
+        raise SparsifyError(f"{folder}: not a run: there is no {RECIPE} in it")
+    return read_recipe(folder / RECIPE, overrides)
+
+
+class Log:
+    """The records of a run: a line each in metrics.jsonl, and TensorBoard events. Use it as a context manager.
+
+    `size` cuts metrics.jsonl to its length at a checkpoint, in bytes, and `step` hides later events, so that a run that
+    goes on leaves the log it would have left without a break.
+    """
+
+    def __init__(self, folder: Path, *, size: int = 0, step: int = 0) -> None:
+        # Slow to import.
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / METRICS
+        # Unbuffered: a full disk is then met in `write`, and not a second time when the file is closed.
+        self._file = path.open("ab", buffering=0)
+        if self._file.tell() < size:
+            self._file.close()
+            raise SparsifyError(f"{path}: shorter than at the checkpoint; the run cannot go on (--overwrite starts anew)")
+        self._file.truncate(size)
+        self._file.seek(size)
+        self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a record."""
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self._file.name}: {error.strerror}") from None
+        for key, value in record.items():
+            if key not in ("step", "epoch", "seconds"):
+                self._events.add_scalar(key, value, record["step"])
+
+    def sync(self) -> int:
+        """Return the length of metrics.jsonl in bytes, once it is safely on the disk."""
+        self._events.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.close()
+        self._file.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of the run in `folder`, oldest first."""
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
