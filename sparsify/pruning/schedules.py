@@ -1,0 +1,202 @@
+"""When masks are updated and to which sparsity: schedules, cycles and the plan of a whole training. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from ..errors import SparsifyError
+from .settings import DEFAULT_END, DEFAULT_EVERY, Pruning, decimal
+from .times import parse_time, steps_in
+
+Event = Literal["update", "save", "reset", "union"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One change of the masks.
+
+    `step`: after how many optimiser steps (0: before training). `sparsity`: the fraction removed from then on; None in
+    the union's cycle, where each scope group goes from its own union's sparsity to the target. `cycle`: from 1; a
+    schedule without cycles has one. `event`: "update" masks; "save" updates them and takes them into the union;
+    "reset" sets all to ones; "union" sets them to the union. `progress`: the part of the cycle gone, in [0, 1].
+    """
+
+    step: int
+    sparsity: Fraction | None
+    cycle: int
+    event: Event
+    progress: Fraction
+
+
+class Cycle(NamedTuple):
+    """A cycle from step `begin` to step `end`, cut off there if its `length` in steps is more; `elapsed`: cycles before."""
+
+    begin: int
+    end: int
+    length: int
+    elapsed: int
+
+    def progress(self, step: int) -> Fraction:
+        return Fraction(step - self.begin, self.length) if self.length else Fraction(1)
+
+
+def one_shot(progress: Fraction, pruning: Pruning) -> Fraction:
+    """Return the target: everything is removed at once, at `begin`."""
+    return decimal(pruning.sparsity)
+
+
+def constant(progress: Fraction, pruning: Pruning) -> Fraction:
+    """Return the target at any time; which weights are removed still changes from update to update."""
+    return decimal(pruning.sparsity)
+
+
+def linear(progress: Fraction, pruning: Pruning) -> Fraction:
+    """Return s_i + (s_f - s_i) * t."""
+    initial, final = decimal(pruning.schedule.initial_sparsity or 0), decimal(pruning.sparsity)
+    return initial + (final - initial) * progress
+
+
+def cubic(progress: Fraction, pruning: Pruning) -> Fraction:
+    """Return s_f + (s_i - s_f) * (1 - t)^3. Zhu and Gupta 2017, equation 1."""
+    initial, final = decimal(pruning.schedule.initial_sparsity or 0), decimal(pruning.sparsity)
+    return final + (initial - final) * (1 - progress) ** 3
+
+
+def cyclic(progress: Fraction, pruning: Pruning) -> Fraction:
+    """Return s * sin(pi/2 * (u mod 1)), for ramp "full" s * |sin(pi/2 * u)|; here `progress` is u, the cycles elapsed.
+
+    At a whole u > 0 the value is the left limit, that of the end of a cycle.
+    """
+    number = max(1, math.ceil(progress))
+    part = progress - (number - 1)
+    falling = pruning.schedule.ramp == "full" and number % 2 == 0
+    sine = math.sin(math.pi / 2 * float(1 - part if falling else part))
+    # Twelve decimals: sin(pi/6) is then one half, and counts do not hang on the last bit of a C library's sine.
+    return decimal(pruning.sparsity) * Fraction(f"{sine:.12f}")
+
+
+# name -> function of the progress from `begin` to `end`, in [0, 1] (cyclic: of the cycles elapsed), to the sparsity.
+SCHEDULES: dict[str, Callable[[Fraction, Pruning], Fraction]] = {
+    "one_shot": one_shot,
+    "linear": linear,
+    "cubic": cubic,
+    "constant": constant,
+    "cyclic": cyclic,
+}
+
+
+def window(pruning: Pruning, total_steps: int, steps_per_epoch: int | None = None) -> tuple[int, int]:
+    """Return `begin` and `end` in optimiser steps. Raises SparsifyError if reversed or outside training."""
+    begin = steps_in(pruning.begin, total_steps, steps_per_epoch, where="prune.begin")
+    if pruning.schedule.name == "one_shot":
+        end, written = begin, pruning.begin
+    else:
+        written = DEFAULT_END if pruning.end is None else pruning.end
+        end = steps_in(written, total_steps, steps_per_epoch, where="prune.end")
+    if end > total_steps:
+        name = "begin" if pruning.schedule.name == "one_shot" else "end"
+        raise SparsifyError(f"prune.{name}: {written!r} is step {end}, but training has {total_steps} steps")
+    if begin > end:
+        raise SparsifyError(f"prune.begin: {pruning.begin!r} is step {begin}, after the end of pruning at step {end}")
+    return begin, end
+
+
+def cycles(pruning: Pruning, total_steps: int, steps_per_epoch: int | None = None) -> list[Cycle]:
+    """Return the cycles from `begin` to `end`, one for a schedule without cycles.
+
+    By number, they share the steps evenly. By length, they begin at `begin` and follow each other; the last one is
+    whole and ends at `end`, and where it begins the one before it is cut off. Raises SparsifyError if they do not fit.
+    """
+    begin, end = window(pruning, total_steps, steps_per_epoch)
+    number = pruning.schedule.cycles
+    if pruning.schedule.name != "cyclic":
+        return [Cycle(begin, end, end - begin, 0)]
+    if number is not None:
+        if end - begin < number:
+            raise SparsifyError(f"prune.schedule: {number} cycles do not fit into {end - begin} steps")
+        edges = [begin + int(Fraction((end - begin) * index, number) + Fraction(1, 2)) for index in range(number + 1)]
+        return [Cycle(left, right, right - left, index) for index, (left, right) in enumerate(pairwise(edges))]
+    return _cycles_by_length(pruning, begin, end, _cycle_length(pruning, total_steps, steps_per_epoch))
+
+
+def _cycle_length(pruning: Pruning, total_steps: int, steps_per_epoch: int | None) -> int:
+    written = pruning.schedule.cycle_length
+    assert written is not None, "a cyclic schedule has either cycles or cycle_length"
+    length = steps_in(written, total_steps, steps_per_epoch, where="prune.schedule.cycle_length")
+    if length < 1:
+        raise SparsifyError(f"prune.schedule.cycle_length: {written!r} is less than one of the {total_steps} steps")
+    return length
+
+
+def _cycles_by_length(pruning: Pruning, begin: int, end: int, length: int) -> list[Cycle]:
+    where, steps = "prune.schedule.cycle_length", end - begin
+    if pruning.schedule.ramp == "full" and (steps % length or (steps // length) % 2 == 0):
+        raise SparsifyError(
+            f"{where}: ramp 'full' must end on a peak, after an odd number of cycles; "
+            f"{steps} steps hold {steps / length:.4g} cycles of {length}"
+        )
+    least = (3 if pruning.schedule.ramp == "full" else 2) if pruning.after_cycles == "union" else 1
+    if steps < least * length:
+        needed = f"the {least} cycles that a union needs" if least > 1 else "one cycle"
+        raise SparsifyError(f"{where}: {steps} steps do not hold {needed} of {length} steps")
+    starts = [*range(begin, end - length, length), end - length]
+    edges = [*starts, end]
+    return [Cycle(left, right, length, index) for index, (left, right) in enumerate(pairwise(edges))]
+
+
+def plan(pruning: Pruning, total_steps: int, steps_per_epoch: int | None = None) -> list[Update]:
+    """Return every change of the masks during a training of `total_steps` optimiser steps, in order.
+
+    An update falls on `begin`, on every multiple of `every` after it, and on the end of each whole cycle; where a
+    cycle ends and the next one begins, on one step, masks are saved at the target and then reset. Raises SparsifyError
+    if the times do not fit into the training.
+    """
+    every = max(1, steps_in(_every(pruning), total_steps, steps_per_epoch, where="prune.every"))
+    return list(_updates(pruning, cycles(pruning, total_steps, steps_per_epoch), every))
+
+
+def _every(pruning: Pruning) -> float | str:
+    if pruning.every is None:
+        return DEFAULT_EVERY
+    if parse_time(pruning.every).value == 0:
+        raise SparsifyError(f"prune.every: {pruning.every!r} is no step at all")
+    return pruning.every
+
+
+def _updates(pruning: Pruning, parts: list[Cycle], every: int) -> Iterator[Update]:
+    schedule = SCHEDULES[pruning.schedule.name]
+    cyclical, union = pruning.schedule.name == "cyclic", pruning.after_cycles == "union"
+    for number, cycle in enumerate(parts, 1):
+        last = number == len(parts)
+        depends = union and last  # on the union, which nobody knows before training
+        if depends:
+            yield Update(cycle.begin, None, number, "union", Fraction(0))
+        elif cyclical and not _continues_from_a_peak(pruning, cycle):
+            yield Update(cycle.begin, Fraction(0), number, "reset", Fraction(0))
+        elif not cyclical and cycle.end > cycle.begin:
+            yield Update(cycle.begin, schedule(Fraction(0), pruning), number, "update", Fraction(0))
+        for step in range((cycle.begin // every + 1) * every, cycle.end, every):
+            progress = cycle.progress(step)
+            due = None if depends else schedule(cycle.elapsed + progress, pruning)
+            yield Update(step, due, number, "update", progress)
+        if cycle.end - cycle.begin < cycle.length:
+            continue  # cut off by the last cycle: it never reached the target, so it ends without an update
+        due = None if depends else schedule(cycle.elapsed + Fraction(1), pruning)
+        peak = due == decimal(pruning.sparsity)
+        event: Event = "save" if union and not last and peak else "update"
+        yield Update(cycle.end, due, number, event, Fraction(1))
+
+
+def _continues_from_a_peak(pruning: Pruning, cycle: Cycle) -> bool:
+    return pruning.schedule.ramp == "full" and cycle.elapsed % 2 == 1
+
+
+def cycle_at(parts: list[Cycle], step: int) -> int:
+    """Return the number of the cycle that `step` lies in, from 1; 0 before the first."""
+    return bisect_right([cycle.begin for cycle in parts], step)

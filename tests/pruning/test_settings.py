@@ -1,0 +1,129 @@
+"""The prune section: what it accepts, what it means, and the one line that a mistake gets."""
+
+import subprocess
+import sys
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from sparsify.errors import SparsifyError
+from sparsify.pruning.settings import Pruning, decimal, parse_pruning, parse_time, steps_in
+
+CYCLIC = {"name": "cyclic", "cycles": 4}
+
+
+def test_settings_and_schedules_need_no_torch() -> None:
+    code = "import sys, sparsify.pruning.schedules; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_name_alone_is_short_for_a_section_with_that_name() -> None:
+    short = parse_pruning({"sparsity": 0.9, "criterion": "snip", "granularity": "unit", "schedule": "cubic"})
+    long = {"sparsity": 0.9, "criterion": {"name": "snip"}, "granularity": {"name": "unit"}}
+    assert short == parse_pruning(long | {"schedule": {"name": "cubic"}})
+
+
+def test_settings_survive_their_own_dump() -> None:
+    pruning = parse_pruning(
+        {"sparsity": 0.9, "ignore": "last", "schedule": CYCLIC | {"ramp": "half"}, "every": "10it"}
+        | {"begin": 0, "end": "20ep", "after_cycles": "union", "regrow": "before_union", "masked_weights": "zero"}
+    )
+    assert pruning.ignore == ("last",)
+    assert parse_pruning(pruning.model_dump(mode="json")) == pruning
+
+
+def test_a_function_is_a_criterion_under_its_own_name() -> None:
+    pruning = parse_pruning({"sparsity": 0.5, "criterion": max})
+    assert pruning.criterion.function is max
+    assert pruning.model_dump(mode="json")["criterion"] == {"name": "max"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity": 1.5}, "pruning.sparsity: 1.5 is no sparsity; it is the fraction removed, in [0, 1]"),
+        ({"sparsity": True}, "pruning.sparsity: True is no sparsity"),
+        ({"sparsity": float("nan")}, "pruning.sparsity: nan is no sparsity"),
+        ({}, "pruning.sparsity: Field required"),
+        ({"sparsity": 0.5, "schedul": "linear"}, "pruning.schedul: unknown key; did you mean 'schedule'?"),
+        ({"sparsity": 0.5, "schedule": {"name": "cyclic", "cycels": 3}}, "schedule.cycels: unknown key; did you mean"),
+        ({"sparsity": 0.5, "criterion": "magnitud"}, "unknown criterion 'magnitud'; did you mean 'magnitude'?"),
+        ({"sparsity": 0.5, "scope": "glob"}, "unknown scope 'glob'; did you mean 'global'?"),
+        ({"sparsity": 0.5, "granularity": "units"}, "unknown granularity 'units'; did you mean 'unit'?"),
+        ({"sparsity": 0.5, "granularity": "unit", "scope": "filter"}, "a unit is a filter"),
+        ({"sparsity": 0.5, "schedule": {"name": "linear", "cycles": 3}}, "'cycles' belongs to schedule cyclic"),
+        ({"sparsity": 0.5, "schedule": "cyclic"}, "takes either 'cycles' (their number) or 'cycle_length'"),
+        ({"sparsity": 0.5, "schedule": CYCLIC | {"ramp": "full"}}, "4 given, 3 or 5 would do"),
+        ({"sparsity": 0.5, "schedule": CYCLIC | {"cycles": 0}}, "schedule.cycles"),
+        ({"sparsity": 0.5, "schedule": CYCLIC | {"cycles": 1}, "after_cycles": "union"}, "at least 2 cycles"),
+        ({"sparsity": 0.5, "after_cycles": "union"}, "'after_cycles' belongs to schedule cyclic, not to one_shot"),
+        ({"sparsity": 0.5, "end": 0.5}, "leave 'end' out"),
+        ({"sparsity": 0.5, "regrow": "before_union"}, "needs 'after_cycles: union'"),
+        ({"sparsity": 0.5, "schedule": {"name": "cyclic", "cycles": 3, "ramp": "full"}, "regrow": False}, "comes down"),
+        ({"sparsity": 0.5, "begin": 5000}, "5000 is no time;"),
+        ({"sparsity": 0.5, "begin": "20epochs"}, "'20epochs' is no time;"),
+        ({"sparsity": 0.5, "masked_weights": "keep"}, "'decay', 'freeze' or 'zero'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_its_place(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SparsifyError) as caught:
+        parse_pruning(settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_something_that_is_no_section_is_refused() -> None:
+    with pytest.raises(SparsifyError, match="expected settings or a dict"):
+        parse_pruning(0.9)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("written", [0.29, 0.95, 1e-05, 0.1, 1.0, 0.0])
+def test_a_sparsity_is_the_decimal_that_was_written(written: float) -> None:
+    assert decimal(written) == Fraction(str(written))
+
+
+def test_twenty_nine_per_cent_of_a_hundred_is_twenty_nine() -> None:
+    assert int(0.29 * 100) == 28
+    assert decimal(0.29) * 100 == 29
+
+
+@pytest.mark.parametrize(
+    ("written", "steps"),
+    [
+        (0.95, 74_290),
+        (0, 0),
+        (1, 78_200),
+        ("20ep", 7_820),
+        ("0.5ep", 196),
+        ("5000it", 5_000),
+        (0.005, 391),
+        ("0.5", 39_100),
+    ],
+)
+def test_times_become_whole_steps(written: float | str, steps: int) -> None:
+    assert steps_in(written, 78_200, 391) == steps
+
+
+def test_half_a_step_rounds_up() -> None:
+    assert [steps_in(0.5, total) for total in (1, 3, 5)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("wrong", [1.5, -0.1, True, "2.5it", "it", "", "nan", "0x10", None, float("inf")])
+def test_what_is_no_time_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="is no time"):
+        parse_time(wrong)
+
+
+def test_epochs_need_the_length_of_an_epoch() -> None:
+    with pytest.raises(SparsifyError, match="prune.end: '20ep' counts epochs, so steps_per_epoch is needed"):
+        steps_in("20ep", 1000, where="prune.end")
+
+
+def test_the_schema_offers_short_forms_and_names() -> None:
+    schema = Pruning.model_json_schema()
+    short, long = schema["$defs"]["Schedule"]["anyOf"]
+    assert short["enum"] == ["one_shot", "linear", "cubic", "constant", "cyclic"]
+    assert set(long["properties"]) == {"name", "initial_sparsity", "ramp", "cycles", "cycle_length"}
+    assert "function" not in schema["$defs"]["CriterionSettings"]["anyOf"][1]["properties"]
+    assert all("description" in entry for entry in schema["properties"].values())
