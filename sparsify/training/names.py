@@ -1,0 +1,52 @@
+"""The names a recipe can use for optimisers and data sets, looked up without importing torch."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import SparsifyError, nearest, unknown
+from .settings import DataSettings
+
+EMBEDDED = ("digits", "cifar10", "cifar100")
+TIMM_READERS = ("torch/", "hfds/")
+
+
+@cache
+def optimizer_names() -> tuple[str, ...]:
+    """Return the names of timm.optim, read from its source: importing it takes seconds."""
+    spec = find_spec("timm")
+    assert spec is not None and spec.origin is not None, "timm is a dependency"
+    source = (Path(spec.origin).parent / "optim" / "_optim_factory.py").read_text(encoding="utf-8")
+    return tuple(sorted(set(re.findall(r"OptimInfo\(\s*name='(\w+)'", source))))
+
+
+def check_optimizer_name(name: str, *, where: str = "") -> None:
+    """Raise SparsifyError unless `name` is an optimiser of timm.optim."""
+    if name.lower() not in optimizer_names():
+        raise unknown("optimiser", name, optimizer_names(), where=where)
+
+
+def check_data_name(settings: DataSettings, *, where: str = "") -> None:
+    """Raise SparsifyError unless the data set is one of ours or of a reader of timm.data, and its folder exists."""
+    name, prefix = settings.name, f"{where}: " if where else ""
+    if name in EMBEDDED or name.startswith(TIMM_READERS):
+        return
+    if name.startswith("folder:"):
+        folder = Path(name.removeprefix("folder:"))
+        if not folder.is_dir():
+            raise SparsifyError(f"{prefix}no such folder '{folder}'")
+        return
+    guess = nearest(name, EMBEDDED) or (f"folder:{name}" if Path(name).is_dir() else None)
+    hint = f"; did you mean '{guess}'?" if guess else ""
+    known = f"{', '.join(EMBEDDED)}, folder:PATH, torch/NAME and hfds/NAME (read by timm.data)"
+    raise SparsifyError(f"{prefix}unknown data set '{name}'{hint} (known: {known})")
+
+
+def check_file(path: str, *, where: str = "") -> None:
+    """Raise SparsifyError unless `path` is a file."""
+    if not Path(path).is_file():
+        prefix = f"{where}: " if where else ""
+        raise SparsifyError(f"{prefix}no such file '{path}'")

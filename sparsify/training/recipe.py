@@ -1,0 +1,163 @@
+"""A recipe: one YAML file that declares model, data, training and pruning. Read strictly, without torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from ruamel.yaml import YAML
+
+from ..errors import SparsifyError, nearest
+from ..pruning.settings import Pruning
+from .recipe_errors import Source, first_problem, known_keys
+from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
+from .yaml_lines import parse_value, parse_yaml
+
+__all__ = [
+    "DataSettings",
+    "ModelSettings",
+    "OptimizerSettings",
+    "Recipe",
+    "TrainSettings",
+    "check_names",
+    "parse_recipe",
+    "read_recipe",
+    "recipe_schema",
+]
+
+
+class Recipe(Settings):
+    """A whole recipe: frozen, validated; `prune` is None for dense training."""
+
+    name: Word = "recipe"
+    """what a run is called; by default the file's name"""
+    model: Annotated[ModelSettings, ByName()]
+    """the network; its name alone stands for its defaults"""
+    data: Annotated[DataSettings, ByName()] = Field(default_factory=lambda: DataSettings())
+    """the images; the data set's name alone stands for its defaults"""
+    train: TrainSettings = Field(default_factory=lambda: TrainSettings())
+    """how the network is trained"""
+    prune: Pruning | None = None
+    """what is pruned, how far and when; without it training is dense"""
+
+    def to_yaml(self) -> str:
+        """Return the whole recipe, defaults included, as YAML that `read_recipe` reads back to an equal recipe.
+
+        A criterion given as a Python function is written as its qualified name, which cannot be read back: YAML
+        never names code.
+        """
+        yaml = YAML()
+        yaml.default_flow_style = False
+        yaml.width = 4096
+        # Unescaped, some characters (a next-line mark) are line breaks to a YAML reader.
+        yaml.allow_unicode = False
+        stream = io.StringIO()
+        yaml.dump(_plain(self.model_dump()), stream)
+        return stream.getvalue()
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in the YAML file `path`, each override ("prune.sparsity=0.9") put over it in order.
+
+    Names of models, data sets and the like are looked up as well (`check_names`). Raises SparsifyError in one line
+    with file, line, key, what was given, what is allowed and the nearest guess.
+    """
+    path = Path(path)
+    tree, lines = parse_yaml(_read_text(path), str(path))
+    source = Source(str(path), lines)
+    if not isinstance(tree, Mapping):
+        given = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise SparsifyError(
+            f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}; this is {given}"
+        )
+    return _validated(dict(tree), overrides, source, path.stem)
+
+
+def parse_recipe(recipe: Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe a mapping declares, checked as `read_recipe` does except for the names in it."""
+    tree = recipe.model_dump() if isinstance(recipe, Recipe) else dict(recipe)
+    return _validated(tree, overrides, Source("recipe", {}), "recipe", check=False)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe (draft 2020-12), for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def check_names(recipe: Recipe, source: Source | None = None) -> None:
+    """Look up every name in `recipe` (model, data set, optimiser) and every file it starts from, without torch.
+
+    Raises SparsifyError with the nearest guess; `source` tells where each key was written.
+    """
+    from ..models import check_model_name
+    from .names import check_data_name, check_file, check_optimizer_name
+
+    where = (source or Source("recipe", {})).where
+    check_model_name(recipe.model.name, where=where(("model", "name")))
+    check_data_name(recipe.data, where=where(("data", "name")))
+    check_optimizer_name(recipe.train.optimizer.name, where=where(("train", "optimizer", "name")))
+    if recipe.model.checkpoint is not None:
+        check_file(recipe.model.checkpoint, where=where(("model", "checkpoint")))
+
+
+def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, name: str, check: bool = True) -> Recipe:
+    for override in overrides:
+        _override(tree, override, source)
+    tree.setdefault("name", name)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise first_problem(error, Recipe, tree, source) from None
+    if check:
+        check_names(recipe, source)
+    return recipe
+
+
+def _override(tree: dict[str, Any], override: str, source: Source) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    label = f"--set {override}"
+    if not equals or not all(keys):
+        raise SparsifyError(f"{label}: an override is written section.key=value, e.g. prune.sparsity=0.9")
+    node: Any = tree
+    for depth, key in enumerate(keys[:-1]):
+        path = tuple(keys[: depth + 1])
+        child = node.get(key)
+        if child is None:
+            child = {}
+        elif isinstance(child, str) and "name" in known_keys(Recipe, path, child):
+            child = {"name": child}
+        if not isinstance(child, Mapping):
+            raise SparsifyError(f"{label}: {'.'.join(path)} is {child!r}, which has no keys")
+        node[key] = dict(child)
+        node = node[key]
+        source.mark(path, label, only_new=True)
+    node[keys[-1]] = parse_value(text, label)
+    source.mark(tuple(keys), label)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        guess = nearest(path.name, siblings)
+        hint = f"; did you mean '{path.parent / guess}'?" if guess else ""
+        raise SparsifyError(f"{path}: no such recipe{hint}") from None
+    except UnicodeDecodeError:
+        raise SparsifyError(f"{path}: not YAML: the file is not UTF-8 text") from None
+    except OSError as error:
+        raise SparsifyError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value

@@ -1,0 +1,143 @@
+"""What a recipe can say about the model, the data and the training: its sections as frozen, strict pydantic models.
+
+No torch here: recipes are read, checked and turned into a JSON schema without it. The text below a field is its
+description in that schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from .lr_schedules import LR_SCHEDULES, ConstantSchedule, LrSchedule
+
+
+class Settings(BaseModel):
+    """A section: unknown keys are refused, values are not converted ("3" is no number), nothing can be set later."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ByName:
+    """Annotation of a section that may be written as its name alone: `data: digits` is `data: {name: digits}`."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def long_form(value: Any) -> Any:
+            return {"name": value} if isinstance(value, str) else value
+
+        return core_schema.no_info_before_validator_function(long_form, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        name: dict[str, Any] = {"type": "string", "enum": list(self.names)} if self.names else {"type": "string"}
+        return {"anyOf": [name, handler(schema)]}
+
+
+Word = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ModelSettings(Settings):
+    """The network that is trained."""
+
+    name: Word
+    """timm:NAME, torchvision:NAME or cifar:resnet20|resnet32|resnet56|vgg19_bn"""
+    pretrained: bool = False
+    """start from the weights that the model's library publishes"""
+    checkpoint: str | None = None
+    """file of weights to start from: safetensors, or a torch file that holds tensors only"""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """further arguments of the model's constructor, e.g. {drop_rate: 0.1}"""
+
+
+class DataSettings(Settings):
+    """The images the network is trained and tested on."""
+
+    name: Word = "digits"
+    """digits (embedded), cifar10, cifar100, folder:PATH, or a name of timm.data such as torch/mnist"""
+    dir: str | None = None
+    """folder that holds the data set, or into which it is downloaded"""
+    batch_size: Count = 128
+    """images in a training batch"""
+    test_batch_size: Count = 512
+    """images in a test batch; it changes speed and memory alone"""
+    image_size: Count | None = None
+    """height and width the model sees, in pixels; by default the data's own unless the model refuses it, then the
+    smallest it takes"""
+    crop_padding: CountOrZero | None = None
+    """pixels added on every side before a random crop back to the image's size, 0 for none; by default 4 for cifar10
+    and cifar100, 1 for digits; image files are cropped as timm does"""
+    padding_mode: Literal["zero", "reflect"] = "zero"
+    """what the added pixels are"""
+    flip: bool | None = None
+    """mirror a training image left to right with probability 1/2; by default true, but false for digits"""
+    drop_last: bool = False
+    """leave out the last batch of an epoch if it is smaller than the others"""
+    workers: CountOrZero = 2
+    """processes that read image files; data in memory need none"""
+    train_split: Word = "train"
+    """name of the training part, for timm.data"""
+    test_split: Word = "validation"
+    """name of the test part, for timm.data"""
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    """number of classes, for a timm.data set that does not tell it"""
+
+
+class OptimizerSettings(Settings):
+    """The optimiser, by its name in timm.optim."""
+
+    name: Word = "sgd"
+    """a name of timm.optim, e.g. sgd, adamw, lamb"""
+    lr: Annotated[float, Field(ge=0)] = 0.1
+    """learning rate at factor 1 of its schedule"""
+    momentum: Share = 0.9
+    """momentum, where the optimiser has one"""
+    nesterov: bool | None = None
+    """Nesterov momentum; by default as timm has it for the optimiser (sgd: true)"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """weight decay"""
+    weight_decay_exclude: Literal["none", "bias_and_norm"] = "none"
+    """parameters spared by weight decay: none, or all with fewer than two dimensions"""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """further arguments of the optimiser, e.g. {betas: [0.9, 0.99]}"""
+
+
+class TrainSettings(Settings):
+    """How the network is trained."""
+
+    epochs: Count = 60
+    """passes over the training images"""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    """seed of everything random: initial weights, order, augmentation, masks"""
+    optimizer: Annotated[OptimizerSettings, ByName()] = Field(default_factory=lambda: OptimizerSettings())
+    """the optimiser; its name alone stands for its defaults"""
+    lr_schedule: Annotated[LrSchedule, ByName(*LR_SCHEDULES)] = Field(default_factory=lambda: ConstantSchedule())
+    """the learning rate over training; its name alone stands for its defaults"""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """mixed precision; no is float32 throughout"""
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """largest norm of all gradients together"""
+    accumulate: Count = 1
+    """batches whose gradients are averaged in one optimiser step"""
+    label_smoothing: Share = 0.0
+    """share of the target that is spread over all classes"""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")] = "auto"
+    """auto, cpu, cuda, cuda:N, xpu, xpu:N or mps"""
+    channels_last: bool = False
+    """keep images and weights in channels-last memory order"""
+    compile: bool = False
+    """run the model through torch.compile"""
+    recalibrate_batch_norm: CountOrZero = 0
+    """training batches on which batch-norm statistics are taken anew after training, 0 for none"""
+    log_every: Count = 10
+    """optimiser steps between two records of loss and accuracy"""
+    evaluate_every: Count = 1
+    """epochs between two evaluations on the test images"""
