@@ -42,7 +42,7 @@ def atomic_write(path: str | os.PathLike[str], chunks: Chunk | Iterable[Chunk]) 
             written = 0
             for piece in pieces:
                 with _one_line(path, target):
-                    written += _write_all(descriptor, memoryview(piece))
+                    written += _write_all(descriptor, piece)
             with _one_line(path, target):
                 os.fsync(descriptor)
         finally:
@@ -73,7 +73,8 @@ def _create(target: Path, temporary: Path) -> int:
     return descriptor
 
 
-def _write_all(descriptor: int, view: memoryview) -> int:
+def _write_all(descriptor: int, piece: Any) -> int:
+    view = memoryview(piece)
     size = view.nbytes
     if size:  # memoryview.cast refuses a shape with a zero in it
         view = view.cast("B")

@@ -1,0 +1,115 @@
+"""What is in a file, read from its header and masks alone: no model is built, no torch is imported."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from ..errors import SparsifyError
+from .container import DTYPES, Entry, Shape, checksums, open_file, read_part
+from .encoding import count
+from .metadata import Contents, MaskedEntry, Metadata, read_contents
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of the model. `kept` and `sparsity` (fraction removed) are None for a tensor without a mask.
+
+    `encoding`: "bitmask", "whole" or "raw" for a masked weight, "plain" for any other tensor, "alias of NAME" for a
+    further name of a tensor stored once. `bytes_stored` counts values and mask, `bytes_dense` the same tensor dense.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    encoding: str
+    kept: int | None
+    sparsity: float | None
+    bytes_stored: int
+    bytes_dense: int
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """A file's tensors in the model's order, its metadata, and totals.
+
+    `entries` and `masked_entries` count numbers, aliases once; `sparsity` is of the masked weights (None without any),
+    `bytes_file` the size on disk, `bytes_dense` that of the same tensors as they would be dense.
+    """
+
+    path: str
+    metadata: Metadata
+    rows: tuple[TensorRow, ...]
+    entries: int
+    masked_entries: int
+    kept: int
+    sparsity: float | None
+    bytes_file: int
+    bytes_dense: int
+
+
+def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
+    """Return what is in the safetensors file at `path`, whoever wrote it.
+
+    Reads the header and the masks, whose checksums are verified; values are not read. Raises SparsifyError for a file
+    that is missing, truncated, altered or not safetensors.
+    """
+    contents = read_contents(path)
+    kept = _kept(path, contents)
+    rows: dict[str, TensorRow] = {}
+    for name in stored_names(contents):
+        masked = contents.masked.get(name)
+        rows[name] = (
+            _plain(name, contents.header.entries[name]) if masked is None else _masked(name, masked, kept[name])
+        )
+    total = sum(math.prod(rows[name].shape) for name in contents.masked)
+    everything = tuple(rows.values())
+    aliases = tuple(_alias(alias, rows[name]) for alias, name in contents.aliases.items())
+    return FileSummary(
+        path=os.fspath(path),
+        metadata=contents.metadata,
+        rows=everything + aliases,
+        entries=sum(math.prod(row.shape) for row in everything),
+        masked_entries=total,
+        kept=sum(kept.values()),
+        sparsity=(total - sum(kept.values())) / total if total else None,
+        bytes_file=os.path.getsize(path),
+        bytes_dense=sum(row.bytes_dense for row in everything),
+    )
+
+
+def stored_names(contents: Contents) -> list[str]:
+    """Return the names of the model's tensors, each once, in the order in which their first parts are listed."""
+    owner = {name + suffix: name for name, entry in contents.masked.items() for suffix in entry.parts}
+    return list(dict.fromkeys(owner.get(part, part) for part in contents.header.entries))
+
+
+def _kept(path: str | os.PathLike[str], contents: Contents) -> dict[str, int]:
+    """Return the number of kept entries of each masked weight."""
+    wanted = checksums(contents.header)
+    kept = {}
+    with open_file(path) as file:
+        for name, entry in contents.masked.items():
+            kept[name] = count(read_part(file, contents.header, f"{name}.mask", wanted[f"{name}.mask"]))
+            stored = entry.parts.get(".kept")
+            if stored is not None and stored.shape != (kept[name],):
+                raise SparsifyError(f"{os.fspath(path)}: altered: {name}: its mask and its kept values disagree")
+    return kept
+
+
+def _plain(name: str, entry: Entry) -> TensorRow:
+    size = entry.end - entry.begin
+    return TensorRow(name, entry.shape, entry.dtype, "plain", None, None, size, size)
+
+
+def _masked(name: str, entry: MaskedEntry, kept: int) -> TensorRow:
+    size = math.prod(entry.shape)
+    sparsity = (size - kept) / size if size else 0.0
+    stored = sum(part.end - part.begin for part in entry.parts.values())
+    return TensorRow(name, entry.shape, entry.dtype, entry.encoding, kept, sparsity, stored, size * DTYPES[entry.dtype])
+
+
+def _alias(alias: str, row: TensorRow) -> TensorRow:
+    encoding = f"alias of {row.name}"
+    return TensorRow(alias, row.shape, row.dtype, encoding, row.kept, row.sparsity, 0, row.bytes_dense)
