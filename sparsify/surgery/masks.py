@@ -6,7 +6,7 @@ parameters are masked in the tuple `masked_names`, so that nothing is guessed fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -83,15 +83,19 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
                 weight.mask.copy_(mask)
 
 
+def is_computed(weight: MaskedWeight) -> bool:
+    """Whether the module computes the weight it uses from the parameter (weight standardisation)."""
+    return weight.parameter_name in getattr(weight.module, "computed_weights", ())
+
+
 def effective_weight(weight: MaskedWeight) -> Tensor:
     """Return, detached, what the masked operation multiplies with when its mask is all ones, shaped like the parameter.
 
     For nearly every weight that is the parameter itself (not a copy: do not change it). Where the module computes its
     weight (weight standardisation) it is the computed one, on which criteria score.
     """
-    compute: Callable[[str], Tensor] | None = getattr(weight.module, "compute_effective_weight", None)
-    parameter = weight.parameter.detach()
-    if compute is None:
-        return parameter
+    if not is_computed(weight):
+        return weight.parameter.detach()
     with torch.no_grad():
-        return compute(weight.parameter_name).detach()
+        computed: Tensor = weight.module.compute_effective_weight(weight.parameter_name)  # type: ignore[operator]
+        return computed.detach()

@@ -1,0 +1,224 @@
+"""convert(): put masks on a model, in place.
+
+First everything is found out and decided without touching the model; then it is applied. A weight is masked where it is
+used: by torch.nn's own forward (`direct`), by fused kernels of torch.nn (`lent`), by a forward of the module's own,
+rewritten by fx (`rewritten`, or `computed` where the forward computes the weight it uses from the parameter), or, where
+such a forward cannot be traced, lent as well, which the report's notes say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from .adopt import pruned_parameters, take_over, unreachable_weights
+from .candidates import CONV_AND_LINEAR, is_torch, reads_weights_of_children
+from .forwards import attach_mask, is_direct, masked_class
+from .lent import lent_weights
+from .names import ignored_names
+from .rewrite import Rewritten, Use, parameter_uses, plain_graphs, prepare
+
+Key = tuple[int, str]  # id of the owning module, parameter name
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What `convert` did.
+
+    `masked` maps weight names to how the mask enters ("direct", "rewritten", "computed" or "lent"), `skipped` every
+    other float parameter of two or more dimensions to the reason; `notes` says what a person should know besides.
+    """
+
+    model: nn.Module
+    masked: dict[str, str]
+    skipped: dict[str, str]
+    notes: list[str]
+
+
+@dataclass
+class _Plan:
+    names: dict[int, str]
+    how: dict[Key, str] = field(default_factory=dict)
+    reasons: dict[Key, str] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
+    reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of the weights that its forward reads
+    graphs: dict[int, dict[bool, fx.Graph]] = field(default_factory=dict)  # the traced forwards, by training mode
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
+    """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
+
+    The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
+    `ignore` lists weights that get no mask: names of weights or modules, globs, "first" and "last" (in order of
+    registration). Masks set by torch.nn.utils.prune are taken over. Converting again adds the masks that are missing.
+    Raises SparsifyError if an ignore pattern matches nothing; then nothing was changed.
+    """
+    plan = _Plan({id(module): name for name, module in model.named_modules()})
+    for module in model.modules():
+        _plan_module(module, plan)
+    owners = _owners(model)
+    _settle_shared(owners, plan)
+    maskable = [name for name, (module, key) in owners.items() if (id(module), key) in plan.how]
+    ignored = ignored_names(maskable, ignore, others=[name for name in owners if name not in maskable])
+    shared_ignored = {(id(owners[name][0]), owners[name][1]): pattern for name, pattern in ignored.items()}
+    masked: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    for name, (module, key) in owners.items():
+        where = (id(module), key)
+        if where in shared_ignored:
+            skipped[name] = f"ignored by '{shared_ignored[where]}'"
+        elif where in plan.how:
+            masked[name] = plan.how[where]
+        else:
+            skipped[name] = plan.reasons.get(where, f"{type(module).__name__}: not a conv or linear weight")
+    _apply(model, [owners[name] for name in masked], plan)
+    return ConversionReport(model, masked, skipped, plan.notes)
+
+
+def _owners(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Return every name of a weight-like parameter -> (module, parameter name), in `state_dict` order."""
+    found = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name in dict.fromkeys([*_own_weights(module), *unreachable_weights(module)]):
+            found[f"{prefix}.{name}" if prefix else name] = (module, name)
+    return found
+
+
+def _own_weights(module: nn.Module) -> list[str]:
+    """Return the module's weight-like parameters; those that torch.nn.utils.prune renamed by their first name."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    pruned = pruned_parameters(module)
+    names = []
+    for name, parameter in module._parameters.items():
+        plain = name.removesuffix("_orig")
+        if parameter is not None and not isinstance(parameter, nn.UninitializedParameter) and _weight_like(parameter):
+            names.append(plain if plain in pruned else name)
+    return names
+
+
+def _weight_like(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() and parameter.dim() > 1
+
+
+def _plan_module(module: nn.Module, plan: _Plan) -> None:
+    """Decide how the weights that one module's forward reads are masked."""
+    unreachable = unreachable_weights(module)
+    for name, reason in unreachable.items():
+        plan.reasons[id(module), name] = reason
+    own = [name for name in _own_weights(module) if name not in unreachable]
+    cls = getattr(module, "original_class", type(module))
+    lent = lent_weights(module)
+    if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
+        return
+    if lent:
+        _mask_by(module, "lent", "lent", lent, plan)
+    elif is_direct(cls):
+        _mask_by(module, "direct", "direct", [name for name in own if name == "weight"], plan)
+    elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights_of_children(module)):
+        _plan_own_forward(module, own, plan)
+
+
+def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: _Plan) -> None:
+    """Enter that the module's class becomes one of `kind`, which masks the weights at `paths`."""
+    for path in paths:
+        owner_path, _, name = path.rpartition(".")
+        plan.how.setdefault((id(module.get_submodule(owner_path)), name), how)
+    if paths:
+        plan.kinds[id(module)] = kind
+        plan.reads[id(module)] = paths
+
+
+def _plan_own_forward(module: nn.Module, own: list[str], plan: _Plan) -> None:
+    """Trace a forward of the module's own in train and eval mode and find what goes into conv and linear operations."""
+    graphs, failure = plain_graphs(module)
+    uses: dict[str, Use] = {}
+    for graph in graphs.values():
+        found = parameter_uses(module, graph)
+        uses |= {path: use for path, use in found.items() if path not in uses or uses[path].how == "unmasked"}
+    if not graphs:
+        _plan_untraceable(module, own, failure, plan)
+        return
+    for name in own:
+        use = uses.get(name)
+        plan.reasons[id(module), name] = use.reason if use else "not read by the forward"
+    for how in ("computed", "rewritten"):
+        paths = [p for p, u in uses.items() if u.how != "unmasked" and (u.how == "computed") == (how == "computed")]
+        _mask_by(module, "rewritten", how, [*paths], plan)
+    if id(module) in plan.kinds:
+        plan.reads[id(module)] = [path for path, use in uses.items() if use.how != "unmasked"]
+        plan.graphs[id(module)] = graphs
+
+
+def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: _Plan) -> None:
+    for name in own:
+        plan.reasons[id(module), name] = f"its module's forward cannot be traced: {failure}"
+    if isinstance(module, CONV_AND_LINEAR):
+        paths = [name for name in own if name == "weight"]
+    elif reads_weights_of_children(module):
+        paths = [f"{n}.weight" for n, child in module.named_children() if is_direct(type(child)) and _own_weights(child)]
+    else:
+        return
+    _mask_by(module, "lent", "lent", paths, plan)
+    name = plan.names[id(module)] or type(module).__name__
+    plan.notes.append(
+        f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "
+        "unless it normalises them (verify tells)"
+    )
+
+
+def _settle_shared(owners: dict[str, tuple[nn.Module, str]], plan: _Plan) -> None:
+    """A parameter that one of its modules uses dense is masked in none of them."""
+    sharing: dict[int, dict[Key, str]] = {}
+    for name, (module, key) in owners.items():
+        parameter = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
+        if parameter is not None:
+            sharing.setdefault(id(parameter), {}).setdefault((id(module), key), name)
+    for places in sharing.values():
+        dense = [name for where, name in places.items() if where not in plan.how]
+        if dense and len(places) > 1:
+            for where in places:
+                plan.how.pop(where, None)
+                plan.reasons[where] = f"shared with {dense[0]}, which is used dense"
+
+
+def _apply(model: nn.Module, weights: list[tuple[nn.Module, str]], plan: _Plan) -> None:
+    masks: dict[int, Tensor] = {}
+    wanted = {(id(module), name) for module, name in weights}
+    for module, name in weights:
+        if name in module.__dict__.get("masked_names", ()):
+            continue
+        taken = take_over(module, name) if name in pruned_parameters(module) else None
+        parameter = module._parameters[name]
+        assert parameter is not None
+        mask = masks.get(id(parameter))
+        if mask is None:
+            mask = taken if taken is not None else torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+        masks[id(parameter)] = mask
+        attach_mask(module, name, mask)
+    changed = [module for module in model.modules() if _needs_class(module, wanted, plan)]
+    for module in changed:
+        kind = plan.kinds.get(id(module), "owner")
+        cls = getattr(module, "original_class", type(module))
+        if kind in ("lent", "rewritten"):
+            module.__dict__["lent"] = tuple(plan.reads[id(module)])
+        if kind == "rewritten":
+            module.__dict__["rewritten"] = Rewritten()
+            computed = (name for name in _own_weights(module) if plan.how.get((id(module), name)) == "computed")
+            module.__dict__["computed_weights"] = tuple(computed)
+        module.__class__ = masked_class(cls, kind)
+    for module in changed:
+        if plan.kinds.get(id(module)) == "rewritten":
+            prepare(module, plan.graphs[id(module)])
+
+
+def _needs_class(module: nn.Module, wanted: set[Key], plan: _Plan) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
+    reads = plan.reads.get(id(module), [])
+    owners = [(id(module.get_submodule(path.rpartition(".")[0])), path.rpartition(".")[2]) for path in reads]
+    return any(owner in wanted for owner in owners) or bool(module.__dict__.get("masked_names"))

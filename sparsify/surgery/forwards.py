@@ -1,0 +1,145 @@
+"""What a masked module's forward does: the classes that converted modules take on.
+
+A converted module stays the object it is; only its class changes, to a subclass of its own class made here. Three kinds:
+`direct` for torch.nn's conv and linear (a masked operation in place of the dense one), `rewritten` for a forward of the
+module's own (traced by fx, its conv and linear nodes replaced), `lent` for forwards that hand their weights to fused
+kernels or cannot be traced (the effective weights stand in for the parameters while the forward runs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from .lent import lent_forward
+from .rewrite import rewritten_members
+
+
+class Masked:
+    """Mixed into the class of every converted module."""
+
+    masked_names: tuple[str, ...] = ()
+    original_class: type[nn.Module]
+    kind: str
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        _, _, *state = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        return (_new_masked, (self.original_class, self.kind), *state)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)  # type: ignore[misc]
+        # The state dict of the dense model has no masks: it loads strictly, and the masks stay what they are.
+        for name in self.masked_names:
+            if f"{prefix}{name}_mask" in missing:
+                missing.remove(f"{prefix}{name}_mask")
+
+
+def _new_masked(original: type[nn.Module], kind: str) -> nn.Module:
+    cls = masked_class(original, kind)
+    return cls.__new__(cls)
+
+
+@lru_cache(maxsize=None)
+def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
+    """Return the subclass of `original` whose forward is masked; the same class for the same arguments.
+
+    It carries the original's name, so that `repr` of a model stays as it is.
+    """
+    namespace: dict[str, Any] = {
+        "original_class": original,
+        "kind": kind,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        # fx's default tracer takes modules of torch.nn for leaves: masked conv and linear shall show as nodes,
+        # while attention and recurrent modules stay leaves, as they were.
+        "__module__": original.__module__ if kind == "lent" else __name__,
+    }
+    if kind == "direct":
+        namespace["forward"] = DIRECT[original.forward]
+    elif kind == "lent":
+        namespace["forward"] = lent_forward(original)
+    elif kind == "rewritten":
+        namespace |= rewritten_members(original)
+    return type(original)(original.__name__, (Masked, original), namespace)
+
+
+def _masked_linear(self: nn.Linear, input: Tensor) -> Tensor:
+    return ops.masked_linear(input, self.weight, self.weight_mask, self.bias)
+
+
+def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward(self: nn.Conv2d, input: Tensor) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return operation(
+            input, self.weight, self.weight_mask, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+    return forward
+
+
+def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) -> Callable[..., Tensor]:
+    def forward(self: nn.ConvTranspose2d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
+        )
+        return operation(
+            input,
+            self.weight,
+            self.weight_mask,
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
+
+    return forward
+
+
+def is_direct(cls: type[nn.Module]) -> bool:
+    """Whether a class has the forward of torch.nn's conv or linear, its inner steps included."""
+    if cls.forward not in DIRECT:
+        return False
+    return all(getattr(cls, step, own) is own for step, own in _STEPS.get(cls.forward, {}).items())
+
+
+# The forward as torch.nn has it -> the masked one. A subclass that does not override its forward is found here too.
+DIRECT: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    nn.Linear.forward: _masked_linear,
+    nn.Conv1d.forward: _masked_conv(ops.masked_conv1d),
+    nn.Conv2d.forward: _masked_conv(ops.masked_conv2d),
+    nn.Conv3d.forward: _masked_conv(ops.masked_conv3d),
+    nn.ConvTranspose1d.forward: _masked_conv_transpose(ops.masked_conv_transpose1d, 1),
+    nn.ConvTranspose2d.forward: _masked_conv_transpose(ops.masked_conv_transpose2d, 2),
+    nn.ConvTranspose3d.forward: _masked_conv_transpose(ops.masked_conv_transpose3d, 3),
+}
+
+
+_STEPS = {cls.forward: {"_conv_forward": cls._conv_forward} for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+
+
+def attach_mask(module: nn.Module, name: str, mask: Tensor) -> None:
+    """Register `mask` as the live mask of the module's parameter `name`."""
+    module.register_buffer(f"{name}_mask", mask)
+    module.__dict__["masked_names"] = (*module.__dict__.get("masked_names", ()), name)
+
+
+def detach_masks(module: nn.Module) -> None:
+    """Take all masks and the masked class off one module: it is again what it was before the conversion."""
+    for name in module.__dict__.pop("masked_names", ()):
+        del module._buffers[f"{name}_mask"]
+    for name in ("lent", "rewritten", "computed_weights"):
+        module.__dict__.pop(name, None)
+    if isinstance(module, Masked):
+        module.__class__ = module.original_class  # type: ignore[assignment]
