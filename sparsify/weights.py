@@ -1,0 +1,159 @@
+"""Weights from files and state dicts into a model: strictly, except for a head of another size, which is named."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .errors import SparsifyError
+from .surgery.masks import all_masked_weights
+
+# Where training scripts put the weights within a checkpoint; averaged ones first, as timm does when it loads them.
+_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
+# DistributedDataParallel and AveragedModel, torch.compile.
+_PREFIXES = ("module.", "_orig_mod.")
+# AveragedModel counts its updates beside the weights.
+_COUNTERS = frozenset({"n_averaged"})
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded: state-dict keys that were `loaded`, a head's that were `reinitialised`, a file's `ignored` ones.
+
+    `source` tells which part of a checkpoint the weights came from, "" for a plain one.
+    """
+
+    loaded: list[str]
+    reinitialised: list[str]
+    ignored: list[str]
+    source: str
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
+    """Load the weights in the file `path` into `model` in place and return what was loaded.
+
+    The file is safetensors, or one of torch that holds tensors only (nothing in it is executed): a state dict, plain or
+    under one of the usual keys (state_dict, model, their averaged forms), with or without the prefixes of
+    DistributedDataParallel and torch.compile. Raises SparsifyError for another kind of file and, with the keys, for
+    weights that do not fit.
+    """
+    state, source, ignored = read_weights(path)
+    report = load_state(model, state, source=str(path))
+    return LoadReport(report.loaded, report.reinitialised, ignored, source)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "state dict") -> LoadReport:
+    """Load `state` into `model` in place and return what was loaded; `source` names it in errors.
+
+    Every key has to be there with its shape, except that masks may be missing (they stay) and that a head for another
+    number of classes keeps the values it has: all entries that differ do so in their first dimension only, by one and
+    the same ratio. Raises SparsifyError that lists the keys that do not fit; the model is unchanged then.
+    """
+    own = model.state_dict()
+    masks = {f"{weight.name}_mask" for weight in all_masked_weights(model)}
+    missing = [key for key in own if key not in state and key not in masks]
+    unexpected = [key for key in state if key not in own]
+    differing = [key for key in own if key in state and own[key].shape != state[key].shape]
+    head = differing if _is_head([(state[key], own[key]) for key in differing]) else []
+    if missing or unexpected or len(head) < len(differing):
+        shapes = [f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in differing]
+        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+        problems = "; ".join(f"{what}: {_listed(keys)}" for what, keys in parts if keys)
+        raise SparsifyError(f"{source}: the weights do not fit the model: {problems}")
+    fitting = {key: value for key, value in state.items() if key not in head}
+    model.load_state_dict(fitting, strict=False)
+    return LoadReport(list(fitting), head, [], "")
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Return the state dict in a file, which part of the file it was, and the keys beside it that were ignored.
+
+    Wrappers' prefixes are removed. Raises SparsifyError if the file is missing, damaged or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SparsifyError(f"{path}: no such checkpoint")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    found, source = _unwrapped(content)
+    if found is None:
+        keys = _listed([str(key) for key in content]) if isinstance(content, Mapping) else type(content).__name__
+        raise SparsifyError(f"{path}: holds no state dict (known keys: {', '.join(_CONTAINERS)}); it holds {keys}")
+    state = {key: value for key, value in found.items() if isinstance(value, Tensor) and key not in _COUNTERS}
+    ignored = [key for key in found if key not in state]
+    while prefix := next((one for one in _PREFIXES if state and all(key.startswith(one) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state, source, ignored
+
+
+def _unwrapped(content: Any) -> tuple[Mapping[str, Any] | None, str]:
+    if not isinstance(content, Mapping):
+        return None, ""
+    for key in _CONTAINERS:
+        if isinstance(content.get(key), Mapping) and content[key]:
+            inner, source = _unwrapped(content[key])
+            return inner, f"{key}.{source}" if source else key
+    is_state = any(isinstance(value, Tensor) for value in content.values()) and all(
+        isinstance(key, str) for key in content
+    )
+    return (content, "") if is_state else (None, "")
+
+
+def _is_head(pairs: list[tuple[Tensor, Tensor]]) -> bool:
+    """Return whether tensors differ only as heads for another number of classes do.
+
+    A layer inside a network that had another width would change the second dimension of the layer behind it.
+    """
+    ratios = {
+        (given.shape[0] / own.shape[0] if given.ndim and given.shape[1:] == own.shape[1:] else None)
+        for given, own in pairs
+    }
+    return len(ratios) <= 1 and None not in ratios
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") == "sparsify" or "sparsify_checkpoint" in metadata:
+                raise SparsifyError(
+                    f"{path}: a file written by sparsify, not plain weights; read it with sparsify.load"
+                )
+            return {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise SparsifyError(f"{path}: not a safetensors file, or a damaged one ({_one_line(error)})") from None
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        # timm and many scripts store their command line beside the weights; a Namespace is a plain record.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # A plain pickle is refused or read as any other file is; torch warns first.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = _one_line(error).split("Please file an issue")[0]
+        raise SparsifyError(
+            f"{path}: refused, since it is no torch file or holds more than tensors, which could run code; "
+            f"save model.state_dict() instead ({reason})"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise SparsifyError(f"{path}: not a torch file, or a damaged one ({_one_line(error)})") from None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
+    return ", ".join(keys[:10]) + more
