@@ -1,0 +1,180 @@
+"""Data sets of image files: folders, and what timm.data reads. Decoded and varied by worker processes.
+
+timm's own loader is not used, because its order and its crops depend on how many workers there are and on what was
+drawn before: a run could not go on inside an epoch with the same bits. Its transforms are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import RunError, SparsifyError
+from .inputs import declared_size, input_for
+from .memory import Batch, count_used, generator_for
+from .settings import DataSettings
+
+if TYPE_CHECKING:
+    from .data import Data
+
+_TEST_FOLDERS = ("test", "val", "validation")
+_LARGEST_DEFAULT = 224
+
+
+def count_classes(settings: DataSettings) -> int:
+    """Return the number of classes of a folder or a set of timm.data. Raises SparsifyError if it cannot be told."""
+    if settings.name.startswith("folder:"):
+        return len(_folder(settings)[0].classes)
+    if settings.num_classes is not None:
+        return settings.num_classes
+    dataset = _timm_set(settings, settings.train_split, train=True)
+    classes = getattr(dataset, "classes", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if not classes:
+        raise SparsifyError(f"data.num_classes: '{settings.name}' does not tell its number of classes; give it here")
+    return len(classes)
+
+
+def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, device: torch.device | str) -> Data:
+    """Return the data set of image files as `data.Data`, with images of the size and the channels `model` takes.
+
+    The size is `image_size`, else what the model was made for, else that of the first training image, at most 224.
+    """
+    from timm.data import create_transform, resolve_data_config
+
+    from .data import Data
+
+    if settings.name.startswith("folder:"):
+        train, test = _folder(settings)
+    else:
+        train = _timm_set(settings, settings.train_split, train=True)
+        test = _timm_set(settings, settings.test_split, train=False)
+    size = settings.image_size or declared_size(model) or min(_LARGEST_DEFAULT, *train[0][0].size)
+    channels, size = input_for(model, (3, size), image_size=settings.image_size)
+    config = resolve_data_config({"input_size": (channels, size, size)}, model=model)
+    mean, std = (tuple(config[key])[:channels] for key in ("mean", "std"))
+    common = {"input_size": (channels, size, size), "mean": mean, "std": std, "interpolation": config["interpolation"]}
+    mode = "L" if channels == 1 else "RGB"
+    flip = 0.5 if settings.flip is not False else 0.0
+    train.transform = _Converted(mode, create_transform(is_training=True, hflip=flip, **common))
+    test.transform = _Converted(mode, create_transform(is_training=False, crop_pct=config["crop_pct"], **common))
+    return Data(
+        settings.name,
+        count_classes(settings),
+        (channels, size, size),
+        FileLoader(train, settings.batch_size, settings.workers, seed, True, settings.drop_last, device),
+        FileLoader(test, settings.test_batch_size, settings.workers, seed, False, False, device),
+        len(train),
+        len(test),
+    )
+
+
+@dataclass
+class FileLoader:
+    """Batches of decoded image files on one device; `epoch(index)` depends on the seed and the index alone."""
+
+    dataset: Any
+    batch_size: int
+    workers: int
+    seed: int
+    shuffle: bool
+    drop_last: bool
+    device: torch.device | str
+
+    def __post_init__(self) -> None:
+        count = len(self.dataset)
+        used, self._length = count_used(count, self.batch_size, shuffle=self.shuffle, drop_last=self.drop_last)
+        self._used = used
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `index`, from batch number `start` on."""
+        generator = generator_for(self.seed, index)
+        count = len(self.dataset)
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        batches = torch.split(order[: self._used], self.batch_size)[start:]
+        loader: DataLoader[Any] = DataLoader(
+            _Seeded(self.dataset, self.seed, index),
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=self.workers,
+            generator=generator,
+        )
+        for images, labels in loader:
+            yield images.to(self.device), labels.to(self.device)
+
+
+class _Seeded(Dataset[Any]):
+    """A data set whose random transforms draw from (seed, epoch, image), whichever process runs them."""
+
+    def __init__(self, dataset: Any, seed: int, epoch: int) -> None:
+        self._dataset, self._seed, self._epoch = dataset, seed, epoch
+
+    def __getitem__(self, index: int) -> Any:
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        number = generator_for(self._seed, self._epoch, index).initial_seed()
+        random.seed(number)
+        np.random.seed(number % 2**32)
+        torch.default_generator.manual_seed(number)
+        try:
+            return self._dataset[index]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A transform of images that are first brought to a colour mode."""
+
+    mode: str
+    transform: Callable[[Any], Any]
+
+    def __call__(self, image: Any) -> Any:
+        return self.transform(image.convert(self.mode))
+
+
+def _folder(settings: DataSettings) -> tuple[Any, Any]:
+    from torchvision.datasets import ImageFolder
+
+    root = Path(settings.name.removeprefix("folder:"))
+    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
+    if test is None or not (root / "train").is_dir():
+        raise SparsifyError(f"data.name: '{root}' should hold folders train and test (or val), each a folder per class")
+    try:
+        parts = ImageFolder(str(root / "train")), ImageFolder(str(test))
+    except FileNotFoundError as error:
+        raise SparsifyError(f"data.name: {' '.join(str(error).split())}") from None
+    different = sorted(set(parts[0].classes) ^ set(parts[1].classes))
+    if different:
+        raise SparsifyError(
+            f"data.name: {root / 'train'} and {test} differ in their classes: {', '.join(different[:5])}"
+        )
+    return parts
+
+
+def _timm_set(settings: DataSettings, split: str, *, train: bool) -> Any:
+    from timm.data import create_dataset
+
+    # Only torchvision's sets take the word; Hugging Face's are fetched in any case.
+    fetch = {"download": True} if settings.name.startswith("torch/") else {}
+    try:
+        return create_dataset(settings.name, root=settings.dir or "data", split=split, is_training=train, **fetch)
+    except ImportError as error:
+        raise SparsifyError(f"data.name: '{settings.name}' needs a package that is not installed: {error}") from None
+    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
+        raise SparsifyError(f"data.name: timm cannot read '{settings.name}': {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise RunError(f"data.name: '{settings.name}' cannot be fetched: {' '.join(str(error).split())}") from None
