@@ -20,7 +20,7 @@ def optimizer_names() -> tuple[str, ...]:
     spec = find_spec("timm")
     assert spec is not None and spec.origin is not None, "timm is a dependency"
     source = (Path(spec.origin).parent / "optim" / "_optim_factory.py").read_text(encoding="utf-8")
-    return tuple(sorted(set(re.findall(r"OptimInfo\(\s*name='(\w+)'", source))))
+    return tuple(sorted(set(re.findall(r"(?:OptimInfo\(\s*(?:name=)?|register_alias\()'(\w+)'", source))))
 
 
 def check_optimizer_name(name: str, *, where: str = "") -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify.errors import SparsifyError
@@ -74,6 +74,7 @@ def test_yaml_of_a_recipe_reads_back_equal(file: Path, tmp_path: Path, overrides
     assert read_recipe(tmp_path / "again.yaml") == recipe
 
 
+@settings(max_examples=30)
 @given(st.floats(0, 1), st.floats(1e-12, 1e6), st.integers(0, 2**63 - 1), st.text(min_size=1, max_size=8))
 def test_any_value_survives_yaml(sparsity: float, lr: float, seed: int, name: str) -> None:
     recipe = Recipe.model_validate(
