@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SparsifyError
+from ..formats.files import inspect_file, load
+from ..formats.metadata import Metadata
+from .data import Data, load_data
+from .names import check_data_name
+from .optimizer import make_accelerator
+from .settings import DataSettings, TrainSettings
+from .yaml_lines import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -27,11 +36,13 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     device: torch.device | str = "cpu",
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    num_classes: int | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Evaluation:
     """Return the top-1 accuracy and mean loss of `model` in eval mode over `batches` of (inputs, class indices).
 
-    The model has to be on `device` and is left in the mode it was in. Raises SparsifyError if there is no example.
+    The model has to be on `device` and is left in the mode it was in. Raises SparsifyError if there is no example, or
+    if the model has fewer than `num_classes` classes.
     """
     # Every module's own mode is put back: a user may keep some of them in eval mode while training.
     modes = {module: module.training for module in model.modules()}
@@ -43,7 +54,7 @@ def evaluate(
         for inputs, classes in batches:
             inputs, classes = inputs.to(device), classes.to(device)
             with autocast():
-                scores = logits_of(model(inputs)).float()
+                scores = logits_of(model(inputs), num_classes).float()
             correct += (scores.argmax(1) == classes).sum()
             loss += F.cross_entropy(scores, classes, reduction="sum").to(loss)
             count += len(classes)
@@ -54,10 +65,50 @@ def evaluate(
     return Evaluation(correct.item() / count, loss.item() / count, count)
 
 
-def logits_of(output: object) -> Tensor:
-    """Return the class scores (batch x classes) in what a model returned: a tensor, or an object with `.logits`."""
+def logits_of(output: object, num_classes: int | None = None) -> Tensor:
+    """Return the class scores (batch x classes) in what a model returned: a tensor, or an object with `.logits`.
+
+    Raises SparsifyError if there are none, or fewer than `num_classes` to an example.
+    """
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SparsifyError(f"the model returned {got}, not one score per example and class: not a classifier")
+    if num_classes is not None and logits.shape[1] < num_classes:
+        raise SparsifyError(f"the model tells {logits.shape[1]} classes apart, the data set has {num_classes}")
     return logits
+
+
+def evaluate_file(
+    path: str | PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+) -> tuple[Evaluation, Data]:
+    """Return how well the model saved at `path` does on the test images of a data set, and that data set.
+
+    The set is `data`, or else the one the model was trained on; `model` is needed where the file does not name it.
+    Raises SparsifyError for a file or a data set that is missing or does not fit.
+    """
+    about = inspect_file(path).metadata
+    settings = _data_settings(about, path, data, data_dir)
+    accelerator = make_accelerator(TrainSettings(device=device))
+    plain = load(path, model, fold=True).to(accelerator.device)
+    found = load_data(settings, plain, device=accelerator.device)
+    result = evaluate(plain, found.test, device=accelerator.device, num_classes=found.num_classes)
+    return result, found
+
+
+def _data_settings(about: Metadata, path: str | PathLike[str], name: str | None, folder: str | None) -> DataSettings:
+    trained = DataSettings.model_validate(parse_yaml(about.recipe, str(path))[0]["data"]) if about.recipe else None
+    if name is None and trained is None:
+        raise SparsifyError(f"{path}: the file does not tell its data set; name one with --data")
+    if trained is None or name not in (None, trained.name):
+        # Another set has its own ways of augmentation, but the model still sees images of the size it was trained on.
+        shape = about.extra.get("input_shape")
+        trained = DataSettings(name=name or "", image_size=shape[-1] if shape else None)
+    settings = trained if folder is None else trained.model_copy(update={"dir": folder})
+    check_data_name(settings, where="--data")
+    return settings

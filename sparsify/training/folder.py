@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, SparsifyError
 from ..formats.atomic import atomic_write
 from .recipe import Recipe, read_recipe
+from .yaml_lines import parse_yaml
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -18,6 +19,7 @@ LAST = "checkpoints/last.safetensors"
 BEST = "checkpoints/best.safetensors"
 MODEL = "model.safetensors"
 _OURS = (RECIPE, METRICS, LAST, BEST, MODEL, "events.out.tfevents.*")
+_FREE = frozenset({"train.device", "data.dir", "data.workers"})
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -35,7 +37,9 @@ def check_new(folder: Path, *, overwrite: bool) -> None:
     if not (folder / RECIPE).exists():
         raise SparsifyError(f"{folder}: holds other files and no run; choose another folder with --out")
     if not overwrite:
-        raise SparsifyError(f"{folder}: already holds a run; go on with --resume {folder}, or give --overwrite or --out")
+        raise SparsifyError(
+            f"{folder}: already holds a run; go on with --resume {folder}, or give --overwrite or --out"
+        )
 
 
 def create(folder: Path, recipe: Recipe) -> None:
@@ -50,13 +54,39 @@ def create(folder: Path, recipe: Recipe) -> None:
     atomic_write(folder / RECIPE, recipe.to_yaml().encode())
 
 
-def stored_recipe(folder: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Return the recipe of the run in `folder`; raises SparsifyError if there is none."""
+def check_run(folder: Path) -> None:
+    """Raise SparsifyError unless `folder` holds a run."""
     if not folder.is_dir():
         raise SparsifyError(f"{folder}: no such run")
     if not (folder / RECIPE).exists():
         raise SparsifyError(f"{folder}: not a run: there is no {RECIPE} in it")
+
+
+def stored_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of the run in `folder`, with overrides; raises SparsifyError if there is none."""
+    check_run(folder)
     return read_recipe(folder / RECIPE, overrides)
+
+
+def check_same(folder: Path, given: Recipe) -> None:
+    """Raise SparsifyError that names a key if `given` is not the recipe of the run in `folder`.
+
+    Where a run computes and where its data lie may change; its results do not depend on them.
+    """
+    check_run(folder)
+    # As YAML, where a criterion that is a Python function is its name.
+    one, other = (_flat(parse_yaml(text, RECIPE)[0]) for text in ((folder / RECIPE).read_text(), given.to_yaml()))
+    for key in sorted(one.keys() | other.keys()):
+        if one.get(key) != other.get(key) and key not in _FREE:
+            what = f"{key} is {one.get(key)} there and {other.get(key)} here"
+            raise SparsifyError(f"{folder}: holds a run of another recipe: {what}; a run goes on with its own")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 class Log:
@@ -75,7 +105,9 @@ class Log:
         self._file = path.open("ab", buffering=0)
         if self._file.tell() < size:
             self._file.close()
-            raise SparsifyError(f"{path}: shorter than at the checkpoint; the run cannot go on (--overwrite starts anew)")
+            raise SparsifyError(
+                f"{path}: shorter than at the checkpoint; the run cannot go on (--overwrite starts anew)"
+            )
         self._file.truncate(size)
         self._file.seek(size)
         self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
@@ -102,8 +134,3 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self._events.close()
         self._file.close()
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of the run in `folder`, oldest first."""
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]

@@ -1,0 +1,144 @@
+"""sparsify convert"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparsify.errors import RunError, SparsifyError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparsify.pruning.settings import Pruning
+
+
+@click.command("convert")
+@click.argument("checkpoint", required=False)
+@click.option("--model", metavar="SPEC", required=True, help="timm:NAME, torchvision:NAME or cifar:NAME.")
+@click.option("--sparsity", type=float, default=0.0, show_default=True, help="Fraction removed, in [0, 1].")
+@click.option("--scope", default="global", show_default=True, help="global, layer, filter or erk.")
+@click.option("--criterion", default="magnitude", show_default=True, help="magnitude or random.")
+@click.option("--granularity", default="weight", show_default=True, help="weight or unit.")
+@click.option("--ignore", multiple=True, help="A weight or module left dense: name, glob, first or last; repeatable.")
+@click.option(
+    "--num-classes", type=int, help="Size of the model's head.  [default: the checkpoint's or the model's own]"
+)
+@click.option("--pretrained", is_flag=True, help="Start from the weights that the model's library publishes.")
+@click.option("--image-size", type=int, help="Image size for the verification, in pixels.  [default: the model's own]")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of random scores and of fresh weights.")
+@click.option("--out", metavar="FILE", required=True, help="Where the masked model goes.")
+def command(
+    checkpoint: str | None,
+    model: str,
+    sparsity: float,
+    scope: str,
+    criterion: str,
+    granularity: str,
+    ignore: tuple[str, ...],
+    num_classes: int | None,
+    pretrained: bool,
+    image_size: int | None,
+    seed: int,
+    out: str,
+) -> None:
+    """Put masks on a model, prune it in one shot and save it.
+
+    The weights come from CHECKPOINT (safetensors, or a torch file of tensors: plain, wrapped or EMA), from the model's
+    library with --pretrained, or are fresh. The conversion is verified before anything is written.
+    """
+    from sparsify.models import check_model_name
+    from sparsify.pruning.settings import parse_pruning
+    from sparsify.training.names import check_file
+
+    check_model_name(model, where="--model")
+    if checkpoint is not None:
+        check_file(checkpoint)
+    if checkpoint is not None and pretrained:
+        raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
+    pruning = parse_pruning(
+        {
+            "sparsity": sparsity,
+            "scope": scope,
+            "criterion": criterion,
+            "granularity": granularity,
+            "ignore": list(ignore),
+            "schedule": "one_shot",
+        }
+    )
+    if criterion == "snip":
+        raise SparsifyError("convert: snip needs data; train with recipes/snip.yaml instead")
+    _convert(checkpoint, model, pruning, num_classes, pretrained, image_size, seed, out)
+
+
+def _convert(
+    checkpoint: str | None,
+    spec: str,
+    pruning: Pruning,
+    num_classes: int | None,
+    pretrained: bool,
+    image_size: int | None,
+    seed: int,
+    out: str,
+) -> None:
+    import torch
+
+    import sparsify
+
+    from .report import conversion_lines
+    from .show import byte_count, percent
+
+    torch.manual_seed(seed)
+    model, arguments = _build(checkpoint, spec, num_classes, pretrained)
+    model.eval()
+    report = sparsify.convert(model, ignore=pruning.ignore)
+    for line in conversion_lines(report):
+        click.echo(line)
+    verification = sparsify.verify(model, (_example(model, image_size),))
+    for line in (str(verification), *verification.notes):
+        click.echo(line)
+    if not verification.ok:
+        raise RunError("convert: the verification found a fault (above); nothing was written")
+    pruner = sparsify.Pruner(model, pruning, total_steps=1, generator=torch.Generator().manual_seed(seed))
+    pruner.start()
+    size = sparsify.save(model, out, spec=spec, arguments=arguments, seeds={"convert": seed})
+    dense = sum(parameter.numel() * parameter.element_size() for parameter in model.state_dict().values())
+    click.echo(f"{out}: {percent(pruner.report().reached)} sparse, {byte_count(size)}")
+
+
+def _build(
+    checkpoint: str | None, spec: str, num_classes: int | None, pretrained: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    from sparsify.models import build_model
+    from sparsify.weights import load_state, read_weights
+
+    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    model = build_model(spec, pretrained=pretrained, **arguments)
+    if checkpoint is None:
+        if not pretrained:
+            click.echo("weights: fresh, as the model initialises them (no CHECKPOINT and no --pretrained)")
+        return model, arguments
+    state, _, ignored = read_weights(checkpoint)
+    loaded = load_state(model, state, source=checkpoint)
+    if loaded.reinitialised and num_classes is None:
+        # The head in the checkpoint is for another number of classes: the model is built to take it.
+        arguments = {"num_classes": state[loaded.reinitialised[0]].shape[0]}
+        model = build_model(spec, **arguments)
+        loaded = load_state(model, state, source=checkpoint)
+    click.echo(f"weights: {len(loaded.loaded)} tensors from {checkpoint}")
+    if loaded.reinitialised:
+        click.echo(f"  left as initialised, of another size there: {', '.join(loaded.reinitialised)}")
+    if ignored:
+        click.echo(f"  ignored there: {', '.join(ignored)}")
+    return model, arguments
+
+
+def _example(model: nn.Module, image_size: int | None) -> Tensor:
+    """Return two random images as the model takes them."""
+    import torch
+
+    from sparsify.training.inputs import declared_size, input_for
+
+    channels, size = input_for(model, (3, declared_size(model) or 32), image_size=image_size)
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,24 @@
+"""sparsify eval"""
+
+from __future__ import annotations
+
+import click
+
+from .paths import saved_model
+from .show import percent
+
+
+@click.command("eval")
+@click.argument("source", metavar="RUN|FILE")
+@click.option("--data", metavar="NAME", help="Data set.  [default: the one the model was trained on]")
+@click.option("--data-dir", metavar="DIR", help="Folder that holds the data, or into which they are downloaded.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+def command(source: str, data: str | None, data_dir: str | None, device: str) -> None:
+    """Measure top-1 accuracy and loss of a saved model on the test images of a data set."""
+    path = saved_model(source)
+    from sparsify.training.evaluate import evaluate_file
+
+    found, images = evaluate_file(path, data=data, data_dir=data_dir, device=device)
+    click.echo(
+        f"{path}: accuracy {percent(found.accuracy)}, loss {found.loss:.4f} on {images.name} ({found.count:,} images)"
+    )

@@ -1,0 +1,103 @@
+"""sparsify inspect"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from math import prod
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsify.errors import SparsifyError
+
+from .paths import saved_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparsify.formats.inspection import FileSummary
+
+
+@click.command("inspect")
+@click.argument("source", metavar="[RUN|FILE]", required=False)
+@click.option("--model", metavar="SPEC", help="Show this model as it would be masked, instead of a file.")
+@click.option("--graph", is_flag=True, help="Print the model's torch.fx graph instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+def command(source: str | None, model: str | None, graph: bool, as_json: bool) -> None:
+    """Show what a file, a run or a named model holds, layer by layer."""
+    if (source is None) == (model is None):
+        raise SparsifyError("inspect: give either a RUN or FILE, or --model SPEC")
+    if graph and as_json:
+        raise SparsifyError("inspect: either --graph or --json")
+    if graph:
+        _print_graph(source, model)
+    elif source is not None:
+        _print_file(source, as_json)
+    elif model is not None:
+        _print_model(model, as_json)
+
+
+def _print_graph(source: str | None, spec: str | None) -> None:
+    import sparsify
+
+    model: nn.Module
+    if source is not None:
+        model = sparsify.load(saved_model(source))
+    else:
+        assert spec is not None
+        model = sparsify.build_model(spec).eval()
+        sparsify.convert(model)
+    click.echo(str(sparsify.trace(model).graph))
+
+
+def _print_file(source: str, as_json: bool) -> None:
+    from sparsify.formats.inspection import inspect_file
+
+    summary = inspect_file(saved_model(source))
+    if as_json:
+        click.echo(json.dumps(asdict(summary), indent=2))
+        return
+    from .show import Layer, layer_table, print_table
+
+    masked = [row for row in summary.rows if row.kept is not None and not row.encoding.startswith("alias")]
+    for line in _file_lines(summary):
+        click.echo(line)
+    print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masked or summary.rows))
+
+
+def _file_lines(summary: FileSummary) -> list[str]:
+    from .show import byte_count, percent
+
+    about = summary.metadata
+    lines = [f"{summary.path}: {about.spec or 'a model it does not name'}, format {about.format}"]
+    if about.metrics.get("test_accuracy") is not None:
+        step = f" after step {about.metrics['step']:,}" if "step" in about.metrics else ""
+        lines.append(f"test accuracy {percent(about.metrics['test_accuracy'])}{step}")
+    share = percent(summary.bytes_file / summary.bytes_dense) if summary.bytes_dense else "-"
+    lines.append(f"{byte_count(summary.bytes_file)}, {share} of the dense {byte_count(summary.bytes_dense)}")
+    if summary.sparsity is not None:
+        lines.append(
+            f"{summary.kept:,} of {summary.masked_entries:,} masked weights kept: {percent(summary.sparsity)} sparse; "
+            f"{summary.entries:,} numbers in all"
+        )
+    return lines
+
+
+def _print_model(spec: str, as_json: bool) -> None:
+    import sparsify
+
+    model = sparsify.build_model(spec)
+    report = sparsify.convert(model)
+    shapes = {name: list(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
+    if as_json:
+        rows = {name: {"shape": shapes[name], "mask": how} for name, how in report.masked.items()}
+        click.echo(
+            json.dumps({"model": spec, "masked": rows, "skipped": report.skipped, "notes": report.notes}, indent=2)
+        )
+        return
+    from .show import Layer, layer_table, print_table
+
+    entries = sum(prod(shapes[name]) for name in report.masked)
+    click.echo(f"{spec}: {len(report.masked)} weights can be masked, {entries:,} of")
+    print_table(layer_table(Layer(name, shapes[name], None) for name in report.masked))

@@ -1,0 +1,98 @@
+"""The command group, and what every failure looks like: one line and an exit code, or a traceback if it is our bug."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from sparsify import __version__
+from sparsify.errors import SparsifyError, nearest
+
+INTERRUPTED = 130
+
+# name -> the module that holds it and its one-line help; a module is imported when its command runs or shows its help.
+_COMMANDS = {
+    "train": ("train", "Train and prune a model as a recipe says."),
+    "convert": ("convert", "Put masks on a model or checkpoint, pruned in one shot."),
+    "export": ("export", "Write a trained model to a small file."),
+    "inspect": ("inspect", "Show what a file or a model holds, layer by layer."),
+    "eval": ("evaluate", "Measure a saved model's accuracy."),
+    "models": ("models", "List the models that can be named."),
+    "recipe-schema": ("schema", "Print the JSON schema of recipes, for editors."),
+}
+
+
+class Stopped(Exception):
+    """The user pressed Ctrl-C; the message says how to go on."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _ = _COMMANDS[cmd_name]
+        command: click.Command = import_module(f".{module}", __package__).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            guess = nearest(args[0], _COMMANDS)
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise click.UsageError(f"unknown command '{args[0]}'{hint} (known: {', '.join(_COMMANDS)})")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sparsify")
+def sparsify() -> None:
+    """Make PyTorch models sparse, and make the sparsity pay.
+
+    Start with: sparsify train recipes/union_mask.yaml
+    """
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 the run failed, 2 a mistake in what was asked, 130 stopped by Ctrl-C."""
+    try:
+        sparsify.main(args, prog_name="sparsify", standalone_mode=False)
+        sys.stdout.flush()
+    except SparsifyError as error:
+        _leave(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(0)
+    except click.ClickException as error:
+        _leave(error.format_message(), 2)
+    except Stopped as stopped:
+        _leave(str(stopped), INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt):
+        _leave("stopped", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Python would complain again when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _leave(f"no space left on the disk{f' for {error.filename}' if error.filename else ''}", 1)
+    sys.exit(0)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    click.echo(f"sparsify: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,67 @@
+"""What `sparsify train --dry-run` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+
+from sparsify.training.plan import TrainingPlan, plan_training
+
+from .show import percent, print_table
+
+if TYPE_CHECKING:
+    from sparsify.training.recipe import Recipe
+
+_WORDS = {
+    "update": "prune",
+    "save": "prune, save the masks",
+    "reset": "all weights back",
+    "union": "union of saved masks",
+}
+
+
+def show_plan(recipe: Recipe) -> None:
+    """Print the steps, the sparsity at the updates, the cycles and the learning rate."""
+    planned = plan_training(recipe)
+    epochs, lr = recipe.train.epochs, planned.lr
+    click.echo(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}")
+    click.echo(
+        f"{planned.total_steps:,} steps: {epochs} epochs of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}"
+    )
+    tenths = [lr(planned.total_steps * tenth // 10) for tenth in range(10)] + [lr(planned.total_steps - 1)]
+    click.echo(f"learning rate ({recipe.train.lr_schedule.name}) at every tenth of training:")
+    click.echo("  " + "  ".join(f"{value:.3g}" for value in tenths))
+    if recipe.prune is None:
+        click.echo("no pruning")
+        return
+    cycles = len({update.cycle for update in planned.updates})
+    prune = recipe.prune
+    click.echo(
+        f"prune to {percent(prune.sparsity)} by {_name(prune.criterion)}, scope {prune.scope}: "
+        f"{len(planned.updates):,} updates in {cycles} cycle{'s' if cycles > 1 else ''}"
+    )
+    print_table(_updates_table(planned))
+
+
+def _batch(recipe: Recipe) -> str:
+    size, accumulate = recipe.data.batch_size, recipe.train.accumulate
+    return f"{accumulate} x {size}" if accumulate > 1 else str(size)
+
+
+def _name(criterion: object) -> str:
+    return str(getattr(criterion, "name", None) or getattr(criterion, "__name__", criterion))
+
+
+def _updates_table(planned: TrainingPlan) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("step", "epoch", "cycle", "sparsity", "learning rate"):
+        table.add_column(title, justify="right")
+    table.add_column("what")
+    for update in planned.updates:
+        sparsity = "by union" if update.sparsity is None else percent(float(update.sparsity))
+        lr = planned.lr(max(update.step - 1, 0))  # of the step just taken
+        epoch = f"{update.step / planned.steps_per_epoch:.1f}"
+        table.add_row(f"{update.step:,}", epoch, str(update.cycle), sparsity, f"{lr:.3g}", _WORDS[update.event])
+    return table

@@ -1,0 +1,85 @@
+"""What `sparsify train` shows: what is about to run, how far it is, and what came out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from .show import Layer, byte_count, duration, layer_table, percent, print_table
+
+if TYPE_CHECKING:
+    from sparsify.training.prepare import Prepared
+    from sparsify.training.run import TrainResult
+
+# Without a terminal: a line at each evaluation, but not oftener than this, and at the end.
+_PLAIN_SECONDS = 2.0
+
+
+class Screen:
+    """Shows one training run: a progress bar on a terminal, plain lines elsewhere. A context manager."""
+
+    def __init__(self) -> None:
+        console = Console(highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._total_steps = 0
+        self._epochs = 0
+        self._test_accuracy: float | None = None
+        self._shown_at = 0.0
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def start(self, prepared: Prepared, folder: Path) -> None:
+        """Show what is about to run."""
+        training = prepared.training
+        self._total_steps, self._epochs = training.total_steps, training.settings.epochs
+        for line in start_lines(prepared, folder):
+            click.echo(line)
+        if training.step and training.step < self._total_steps:
+            click.echo(f"going on after step {training.step:,} of {self._total_steps:,}")
+        if training.step < self._total_steps:
+            self._task = self._bar.add_task("epoch 1", total=self._total_steps, completed=training.step, state="")
+            self._bar.start()
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Show a record of the training."""
+        self._test_accuracy = record.get("test_accuracy", self._test_accuracy)
+        state = f"loss {record['loss']:.3f}  acc {percent(record['accuracy'])}"
+        if self._test_accuracy is not None:
+            state += f"  test {percent(self._test_accuracy)}"
+        state += f"  sparsity {percent(record['sparsity'])}"
+        epoch = f"epoch {record['epoch']}/{self._epochs}"
+        if not self._bar.disable:
+            assert self._task is not None
+            self._bar.update(self._task, completed=record["step"], description=epoch, state=state)
+            return
+        finished = record["step"] == self._total_steps
+        now = time.monotonic()
+        if finished or ("test_accuracy" in record and now - self._shown_at >= _PLAIN_SECONDS):
+            self._shown_at = now
+            click.echo(f"{epoch}  {state}  {duration(record['seconds'])}")
+            sys.stdout.flush()
+
+    def finish(self, result: TrainResult) -> None:
+        """Show what came out of the run and what to do next."""
+        self._bar.stop()
+        for line in finish_lines(result):
+            click.echo(line)

@@ -1,0 +1,47 @@
+"""What was converted, verified and pruned, in lines and a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .show import Layer, byte_count, percent
+
+if TYPE_CHECKING:
+    from sparsify.pruning.report import PruningReport
+    from sparsify.surgery.convert import ConversionReport
+    from sparsify.training.prepare import Prepared
+    from sparsify.training.run import TrainResult
+
+
+def conversion_lines(report: ConversionReport) -> list[str]:
+    """Return what got masks and, with its reason, every weight that did not."""
+    from sparsify.surgery.masks import masked_weights
+
+    entries = sum(weight.parameter.numel() for weight in masked_weights(report.model).values())
+    lines = [f"masks: {len(report.masked)} weights, {entries:,} numbers"]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in report.skipped.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines += [f"  no mask on {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    lines += [f"  note: {note}" for note in report.notes]
+    return lines
+
+
+def start_lines(prepared: Prepared, folder: Path) -> list[str]:
+    """Return what is about to run: model, data, weights loaded, masks, verification, folder."""
+    training, name = prepared.training, prepared.spec or type(prepared.training.model).__name__
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    lines = [f"{name}: {parameters:,} parameters, on {training.accelerator.device}", training.data.description]
+    if prepared.loaded is not None:
+        lines.append(f"weights: {len(prepared.loaded.loaded)} tensors from {prepared.recipe.model.checkpoint}")
+        if prepared.loaded.reinitialised:
+            lines.append(f"  left as initialised, of another size there: {', '.join(prepared.loaded.reinitialised)}")
+        if prepared.loaded.ignored:
+            lines.append(f"  ignored there: {', '.join(prepared.loaded.ignored)}")
+    if prepared.conversion is not None:
+        lines += conversion_lines(prepared.conversion)
+    if prepared.verification is not None:
+        lines += [str(prepared.verification), *(f"  note: {note}" for note in prepared.verification.notes)]
+    epochs, per_epoch = training.settings.epochs, training.steps_per_epoch
+    return [*lines, f"{folder}: {training.total_steps:,} steps, {epochs} epochs of {per_epoch:,}"]

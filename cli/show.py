@@ -1,0 +1,77 @@
+"""How numbers, tables and sizes look on the screen. Sparsity is per cent here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the per-layer table; `kept` is None for a tensor without a mask."""
+
+    name: str
+    shape: Sequence[int]
+    kept: int | None
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as per cent with as many digits as still say something: 90 %, 99.95 %, 99.9988 %."""
+    value = 100 * fraction
+    for digits in (1, 2, 3, 4, 5):
+        text = f"{value:.{digits}f}"
+        if float(text) not in (0.0, 100.0) or value in (0.0, 100.0):
+            break
+    return f"{text} %"
+
+
+def byte_count(size: int) -> str:
+    """Return a number of bytes in powers of ten: 512 B, 1.3 kB, 574.6 MB."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.95 or unit == "GB":
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Return whole seconds as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def layer_table(layers: Iterable[Layer]) -> Table:
+    """Return the table layer, shape, kept, sparsity; it folds long names to fit the console."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("layer", overflow="fold")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("kept", justify="right", no_wrap=True)
+    table.add_column("sparsity", justify="right", no_wrap=True)
+    for layer in layers:
+        shape = "x".join(map(str, layer.shape)) or "-"
+        if layer.kept is None:
+            table.add_row(layer.name, shape, f"{layer.size:,}", "-")
+        else:
+            sparsity = 1 - layer.kept / layer.size if layer.size else 0.0
+            table.add_row(layer.name, shape, f"{layer.kept:,}", percent(sparsity))
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output, as wide as the terminal, at least 80 columns."""
+    console = Console(highlight=False, markup=False)
+    console.width = max(80, console.width) if console.is_terminal else 80
+    console.print(table)

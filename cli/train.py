@@ -1,0 +1,133 @@
+"""sparsify train"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsify.errors import SparsifyError
+
+from .main import Stopped
+
+if TYPE_CHECKING:
+    from sparsify.training.recipe import Recipe
+
+# Option -> the recipe's key it is short for.
+_SHORT = {
+    "model": "model.name",
+    "data": "data.name",
+    "data_dir": "data.dir",
+    "seed": "train.seed",
+    "device": "train.device",
+}
+# A run that goes on is the same run: only where it runs and where its data lie may have changed.
+_FREE_ON_RESUME = ("data_dir", "device")
+
+
+@click.command("train")
+@click.argument("recipe", required=False)
+@click.option("--model", metavar="SPEC", help="timm:NAME, torchvision:NAME or cifar:NAME; see `sparsify models`.")
+@click.option("--data", metavar="NAME", help="digits, cifar10, cifar100, folder:PATH, or a name of timm.data.")
+@click.option("--data-dir", metavar="DIR", help="Folder that holds the data, or into which they are downloaded.")
+@click.option("--seed", type=int, help="Seed of everything random.")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--out", metavar="DIR", help="The run's folder.  [default: runs/<recipe>-<model>-<seed>]")
+@click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key of the recipe; repeatable."
+)
+@click.option("--resume", metavar="RUN", help="Go on with the run in this folder from its last checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing run.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--no-verify", is_flag=True, help="Do not verify that the masks are live and change no bit.")
+def command(
+    recipe: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    overwrite: bool,
+    dry_run: bool,
+    no_verify: bool,
+    **short: str | int | None,
+) -> None:
+    """Train and prune a model as RECIPE (a YAML file) says; write a run folder.
+
+    Start with: sparsify train recipes/union_mask.yaml
+    """
+    if resume is not None:
+        folder, merged = Path(resume), _resumed(resume, recipe, out, overrides, overwrite, short)
+    else:
+        if recipe is None:
+            raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
+        folder, merged = Path(out) if out else None, _merged(recipe, short, overrides)
+    if dry_run:
+        from .plan import show_plan
+
+        show_plan(merged)
+        return
+    _train(merged, folder, resume=resume is not None, overwrite=overwrite, check=not no_verify)
+
+
+def _train(recipe: Recipe, folder: Path | None, *, resume: bool, overwrite: bool, check: bool) -> None:
+    from sparsify.training.folder import check_new, default_folder
+
+    folder = folder or default_folder(recipe)
+    if not resume:
+        check_new(folder, overwrite=overwrite)  # before torch takes its seconds to import
+    from .progress import Screen
+
+    screen = Screen()
+    try:
+        from sparsify.training.run import train
+
+        with screen:
+            result = train(
+                recipe,
+                out=folder,
+                resume=resume,
+                overwrite=overwrite,
+                check=check,
+                on_start=screen.start,
+                on_record=screen.record,
+            )
+    except KeyboardInterrupt:
+        if not (folder / "recipe.yaml").exists():
+            raise
+        raise Stopped(f"stopped; go on with: sparsify train --resume {folder}") from None
+    screen.finish(result)
+
+
+def _merged(path: str, short: dict[str, str | int | None], overrides: Sequence[str]) -> Recipe:
+    from sparsify.training.recipe import read_recipe
+
+    # A JSON string is a YAML string, whatever characters are in it.
+    given = {name: f"{_SHORT[name]}={json.dumps(value)}" for name, value in short.items() if value is not None}
+    try:
+        return read_recipe(path, [*given.values(), *overrides])
+    except SparsifyError as error:
+        message = str(error)
+        for name, override in given.items():
+            message = message.replace(f"--set {override}: {_SHORT[name]}", f"--{name.replace('_', '-')} {short[name]}")
+        raise SparsifyError(message) from None
+
+
+def _resumed(
+    run: str,
+    recipe: str | None,
+    out: str | None,
+    overrides: Sequence[str],
+    overwrite: bool,
+    short: dict[str, str | int | None],
+) -> Recipe:
+    from sparsify.training.folder import stored_recipe
+
+    fixed = [f"--{name.replace('_', '-')}" for name, value in short.items() if value and name not in _FREE_ON_RESUME]
+    fixed += ["--set"] * bool(overrides) + ["--out"] * bool(out) + ["--overwrite"] * overwrite
+    if recipe is not None or fixed:
+        extra = ", ".join(dict.fromkeys(fixed)) or f"the recipe {recipe}"
+        raise SparsifyError(f"train: --resume goes on with the run's own recipe and folder; leave out {extra}")
+    free = [name for name in _FREE_ON_RESUME if short[name] is not None]
+    return stored_recipe(Path(run), [f"{_SHORT[name]}={json.dumps(short[name])}" for name in free])

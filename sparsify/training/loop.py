@@ -1,0 +1,185 @@
+"""The training loop: a generator of plain records. It knows neither files nor screens; run.py and the CLI do."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from ..errors import RunError, SparsifyError
+from .batch_norm import recalibrate_batch_norm
+from .data import Data
+from .evaluate import evaluate, logits_of
+from .loss import loss_of
+from .settings import TrainSettings
+
+if TYPE_CHECKING:
+    from ..pruning.pruner import Pruner
+
+Record = dict[str, Any]
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Training:
+    """What a training works on. `train_steps` changes it in place; at every record it is fit for a checkpoint."""
+
+    model: nn.Module
+    data: Data
+    settings: TrainSettings
+    accelerator: Accelerator
+    optimizer: AcceleratedOptimizer
+    pruner: Pruner | None
+    forward: Callable[[Tensor], Any]
+    lr_factor: Callable[[int], float]
+    steps_per_epoch: int
+    step: int = 0
+    seconds: float = 0.0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.steps_per_epoch * self.settings.epochs
+
+
+def train_steps(training: Training) -> Iterator[Record]:
+    """Train from `training.step` to the end; yield a record every `log_every` steps and at the end of each epoch.
+
+    A record holds step, epoch (from 1), loss and accuracy (means since the last record), lr, sparsity, cycle and
+    seconds, and after an evaluation test_loss and test_accuracy. Raises RunError when the loss is no longer a number.
+    """
+    settings, optimizer, accelerator = training.settings, training.optimizer, training.accelerator
+    started = time.perf_counter() - training.seconds
+    training.model.train()
+    if training.step == 0:
+        _start_pruner(training)
+    tally = Tally(accelerator.device)
+    while training.step < training.total_steps:
+        for batches in _epoch_steps(training):
+            lr = _set_learning_rate(training)
+            examples = sum(len(classes) for _, classes in batches)
+            for inputs, classes in batches:
+                with accelerator.autocast():
+                    output = training.forward(inputs)
+                logits = logits_of(output, training.data.num_classes)
+                loss = loss_of(output, classes, label_smoothing=settings.label_smoothing)
+                accelerator.backward(loss * (len(classes) / examples))
+                tally.add(loss, logits, classes)
+            if settings.clip_grad_norm is not None:
+                accelerator.clip_grad_norm_(training.model.parameters(), settings.clip_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            training.step += 1
+            _step_pruner(training, tally)
+            if training.step % settings.log_every == 0 or training.step % training.steps_per_epoch == 0:
+                record = _record(training, tally, lr)
+                record |= _evaluate_if_due(training)
+                training.seconds = time.perf_counter() - started
+                yield record | {"seconds": training.seconds}
+                tally = Tally(accelerator.device)
+
+
+class Tally:
+    """Loss and accuracy summed on the device: reading them there stops the device, so that happens once a record."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(2, device=device)
+        self._examples = 0
+
+    def add(self, loss: Tensor, logits: Tensor, classes: Tensor) -> None:
+        """Add a batch: its mean loss, class scores (batch x classes) and true classes."""
+        with torch.no_grad():
+            correct = (logits.argmax(1) == classes).sum()
+            self._sums += torch.stack([loss.float() * len(classes), correct.float()])
+        self._examples += len(classes)
+
+    def means(self) -> tuple[float, float]:
+        """Return mean loss and accuracy in [0, 1]."""
+        loss, correct = self._sums.tolist()
+        return loss / self._examples, correct / self._examples
+
+
+def _epoch_steps(training: Training) -> Iterator[list[Batch]]:
+    """Yield each optimiser step's batches, from `training.step` to its epoch's end."""
+    epoch, done = divmod(training.step, training.steps_per_epoch)
+    accumulate = training.settings.accumulate
+    batches = training.data.train.epoch(epoch, start=done * accumulate)
+    for _ in range(done, training.steps_per_epoch):
+        yield list(islice(batches, accumulate))
+
+
+def _set_learning_rate(training: Training) -> float:
+    lr = training.settings.optimizer.lr * training.lr_factor(training.step)
+    for group in training.optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def _start_pruner(training: Training) -> None:
+    if training.pruner is None:
+        return
+
+    def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+        inputs, classes = batch
+        return loss_of(model(inputs), classes, label_smoothing=training.settings.label_smoothing)
+
+    training.pruner.start(training.data.train.epoch(0), loss_fn)
+
+
+def _step_pruner(training: Training, tally: Tally) -> None:
+    if training.pruner is None:
+        return
+    try:
+        training.pruner.step()
+    except SparsifyError:
+        # Scores that are not numbers come from weights that are not: then the loss is what to report.
+        _check_finite(training, tally.means()[0])
+        raise
+
+
+def _record(training: Training, tally: Tally, lr: float) -> Record:
+    loss, accuracy = tally.means()
+    _check_finite(training, loss)
+    pruner = training.pruner
+    return {
+        "step": training.step,
+        "epoch": (training.step - 1) // training.steps_per_epoch + 1,
+        "loss": loss,
+        "accuracy": accuracy,
+        "lr": lr,
+        "sparsity": pruner.sparsity if pruner else 0.0,
+        "cycle": pruner.cycle if pruner else 0,
+    }
+
+
+def _check_finite(training: Training, loss: float) -> None:
+    if not math.isfinite(loss):
+        lr = training.settings.optimizer.lr
+        advice = f"a lower train.optimizer.lr (now {lr:g}) or train.clip_grad_norm may help"
+        raise RunError(f"the loss became {loss} by step {training.step} of {training.total_steps}; {advice}")
+
+
+def _evaluate_if_due(training: Training) -> Record:
+    epoch, within = divmod(training.step, training.steps_per_epoch)
+    last = training.step == training.total_steps
+    if within or (epoch % training.settings.evaluate_every and not last):
+        return {}
+    if last and training.settings.recalibrate_batch_norm:
+        batches = islice(training.data.train.epoch(training.settings.epochs), training.settings.recalibrate_batch_norm)
+        recalibrate_batch_norm(training.model, batches, autocast=training.accelerator.autocast)
+    found = evaluate(
+        training.model,
+        training.data.test,
+        device=training.accelerator.device,
+        num_classes=training.data.num_classes,
+        autocast=training.accelerator.autocast,
+    )
+    return {"test_loss": found.loss, "test_accuracy": found.accuracy}

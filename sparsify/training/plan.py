@@ -1,0 +1,52 @@
+"""What a recipe is going to do, step by step, known before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..pruning.schedules import Update, plan
+from .lr_schedules import learning_rate_factor
+from .recipe import Recipe
+
+# Training images of the data sets whose size is known without opening them.
+_IMAGES = {"digits": 1500, "cifar10": 50_000, "cifar100": 50_000}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The optimiser steps of an epoch and of the whole training, every change of the masks, and the learning rate.
+
+    `lr` maps a step (0 to `total_steps` - 1) to the learning rate it is taken with.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    updates: list[Update]
+    lr: Callable[[int], float]
+
+
+def plan_training(recipe: Recipe) -> TrainingPlan:
+    """Return what `recipe` is going to do. The model is built only where the data's size cannot be known without it.
+
+    Raises SparsifyError if the times do not fit into the training.
+    """
+    settings = recipe.train
+    steps_per_epoch = -(-_batches(recipe) // settings.accumulate)
+    total_steps = steps_per_epoch * settings.epochs
+    factor = learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch)
+    updates = plan(recipe.prune, total_steps, steps_per_epoch) if recipe.prune else []
+    return TrainingPlan(steps_per_epoch, total_steps, updates, lambda step: settings.optimizer.lr * factor(step))
+
+
+def _batches(recipe: Recipe) -> int:
+    data = recipe.data
+    if data.name in _IMAGES:
+        from .memory import count_used
+
+        return count_used(_IMAGES[data.name], data.batch_size, shuffle=True, drop_last=data.drop_last)[1]
+    from ..models import build_model
+    from .data import count_classes, load_data
+
+    model = build_model(recipe.model.name, **{**recipe.model.arguments, "num_classes": count_classes(data)})
+    return len(load_data(data, model, seed=recipe.train.seed).train)

@@ -1,0 +1,119 @@
+"""From a recipe to a training that is ready to start: data, model, masks, optimiser, pruner."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import RunError
+from ..models import build_model
+from ..pruning.pruner import Pruner
+from ..surgery.convert import ConversionReport, convert
+from ..surgery.verify import VerifyReport, verify
+from ..weights import LoadReport, load_checkpoint
+from .data import count_classes, load_data
+from .loop import Training
+from .lr_schedules import learning_rate_factor
+from .optimizer import make_accelerator, make_optimizer
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training that is ready to start, and how it was made.
+
+    `spec` and `arguments` build the model by name; `spec` is None for a model given from Python. `loaded` tells what was
+    read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and no `verification`.
+    """
+
+    recipe: Recipe
+    training: Training
+    spec: str | None
+    arguments: dict[str, Any]
+    loaded: LoadReport | None
+    conversion: ConversionReport | None
+    verification: VerifyReport | None
+
+
+def prepare(recipe: Recipe, *, model: nn.Module | None = None, check: bool = True) -> Prepared:
+    """Return the training that `recipe` declares, or the same with `model` in place of the recipe's.
+
+    Weights are loaded before masks are put on. `check` verifies the conversion. Raises SparsifyError for what does not
+    fit together, RunError if the verification finds a fault.
+    """
+    settings = recipe.train
+    accelerator = make_accelerator(settings)
+    _seed(settings.seed)
+    spec, arguments, loaded = None, {}, None
+    if model is None:
+        spec, arguments = recipe.model.name, {**recipe.model.arguments, "num_classes": count_classes(recipe.data)}
+        model = build_model(spec, pretrained=recipe.model.pretrained, **arguments)
+        if recipe.model.checkpoint is not None:
+            loaded = load_checkpoint(model, recipe.model.checkpoint)
+    data = load_data(recipe.data, model, seed=settings.seed, device=accelerator.device)
+    conversion = verification = None
+    if recipe.prune is not None:
+        conversion = convert(model, ignore=recipe.prune.ignore)
+        if check:
+            verification = _verified(model, data.input_shape)
+    layout = torch.channels_last if settings.channels_last else torch.preserve_format
+    model.to(device=accelerator.device, memory_format=layout)
+    model.train()
+    steps_per_epoch = -(-len(data.train) // settings.accumulate)
+    total_steps = steps_per_epoch * settings.epochs
+    pruner = None
+    if recipe.prune is not None:
+        generator = torch.Generator().manual_seed(settings.seed)
+        example = torch.zeros(1, *data.input_shape, device=accelerator.device)
+        pruner = Pruner(
+            model,
+            recipe.prune,
+            total_steps,
+            steps_per_epoch=steps_per_epoch,
+            generator=generator,
+            example_input=example,
+        )
+    training = Training(
+        model=model,
+        data=data,
+        settings=settings,
+        accelerator=accelerator,
+        optimizer=accelerator.prepare_optimizer(make_optimizer(model, settings.optimizer)),
+        pruner=pruner,
+        forward=_forward(model, compiled=settings.compile, channels_last=settings.channels_last),
+        lr_factor=learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+    )
+    return Prepared(recipe, training, spec, arguments, loaded, conversion, verification)
+
+
+def _seed(seed: int) -> None:
+    """Seed the global generators, from which layers draw their initial values and their dropout."""
+    random.seed(seed)
+    # NumPy takes 32 bits at most.
+    np.random.seed(np.random.SeedSequence(seed).generate_state(1)[0])
+    torch.manual_seed(seed)
+
+
+def _verified(model: nn.Module, input_shape: tuple[int, int, int]) -> VerifyReport:
+    generator = torch.Generator().manual_seed(0)
+    report = verify(model, (torch.randn(2, *input_shape, generator=generator),))
+    if not report.ok:
+        raise RunError(
+            f"the conversion of this model did not pass its verification: {'; '.join(report.problems)} "
+            "(leave such weights out with prune.ignore, or train anyway with --no-verify)"
+        )
+    return report
+
+
+def _forward(model: nn.Module, *, compiled: bool, channels_last: bool) -> Callable[[Tensor], Any]:
+    run: Callable[[Tensor], Any] = torch.compile(model) if compiled else model
+    if not channels_last:
+        return run
+    return lambda images: run(images.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,194 @@
+"""A whole training run in its folder: started, gone on with, logged, checkpointed, saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import SparsifyError
+from ..formats.files import save
+from ..pruning.pruner import PruningReport
+from . import folder as folders
+from .checkpoint import random_state, read_state, set_model_state, set_optimizer_state, set_random_state, write_state
+from .loop import Record, Training, train_steps
+from .prepare import Prepared, prepare
+from .recipe import Recipe, check_names, parse_recipe, read_recipe
+
+# A checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of the time,
+# and within a long epoch at the first record after ten minutes.
+_WRITING_SHARE = 0.05
+_LONGEST_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: the trained model with its masks, the last record, the run's folder, and what was pruned."""
+
+    model: nn.Module
+    metrics: dict[str, Any]
+    folder: Path
+    report: PruningReport | None
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | PathLike[str] | None,
+    *,
+    out: str | PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    model: nn.Module | None = None,
+    check: bool = True,
+    on_start: Callable[[Prepared, Path], None] | None = None,
+    on_record: Callable[[Record], None] | None = None,
+) -> TrainResult:
+    """Train and prune as `recipe` says (a Recipe, a mapping like one, or a path) and return the result.
+
+    The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
+    TensorBoard events, checkpoints/last.safetensors, checkpoints/best.safetensors (the best test accuracy at the final
+    sparsity) and model.safetensors. With `resume` the run in it goes on from its last checkpoint to the same bits; then
+    `recipe` may be None. `model` is trained in place of the recipe's, in place. `check` verifies that all-ones masks
+    change no bit before training. `on_start` and `on_record` are called with what is about to run and with each record
+    of `train_steps`.
+    Raises SparsifyError for a mistake in what was asked, RunError when the loss is no longer a number or the disk full.
+    """
+    merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume)
+    if not resume:
+        folders.check_new(folder, overwrite=overwrite)
+    prepared = prepare(merged, model=model, check=check and not resume)
+    training = prepared.training
+    if not resume:
+        folders.create(folder, merged)
+    state = _restore(training, folder) if resume else {}
+    if on_start is not None:
+        on_start(prepared, folder)
+    metrics = state.get("last_record", {})
+    size = state.get("metrics_size", 0)
+    with folders.Log(folder, size=size, step=training.step) as log, _reproducible():
+        keeper = _Keeper(prepared, folder, log, best=state.get("best"))
+        for record in train_steps(training):
+            log.write(record)
+            keeper.keep(record)
+            metrics = record
+            if on_record is not None:
+                on_record(record)
+    _save(prepared, folder / folders.MODEL, metrics)
+    report = training.pruner.report() if training.pruner else None
+    return TrainResult(training.model, metrics, folder, report)
+
+
+def _recipe_and_folder(
+    recipe: Recipe | Mapping[str, Any] | str | PathLike[str] | None, out: Path | None, resume: bool
+) -> tuple[Recipe, Path]:
+    if recipe is None:
+        if not resume or out is None:
+            raise SparsifyError("train: a recipe is needed, or resume=True and the run's folder as out")
+        return folders.stored_recipe(out), out
+    if isinstance(recipe, Recipe):
+        given = recipe
+    elif isinstance(recipe, Mapping):
+        given = parse_recipe(recipe)
+        check_names(given)
+    else:
+        given = read_recipe(Path(recipe))
+    folder = out or folders.default_folder(given)
+    if resume:
+        folders.check_same(folder, given)
+    return given, folder
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Let equal seeds give equal bits on a GPU: cuDNN otherwise picks its algorithms by the clock."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def _restore(training: Training, folder: Path) -> dict[str, Any]:
+    """Set `training` to the folder's last checkpoint and return what else is in it, {} if there is none yet."""
+    if not (folder / folders.LAST).exists():
+        return {}
+    state = read_state(folder / folders.LAST)
+    set_model_state(training.model, state["model"])
+    set_optimizer_state(training.optimizer.optimizer, state["optimizer"])
+    if training.pruner is not None:
+        training.pruner.load_state_dict(state["pruner"])
+    if training.accelerator.scaler is not None:
+        training.accelerator.scaler.load_state_dict(state["scaler"])
+    training.step, training.seconds = state["step"], state["seconds"]
+    set_random_state(state["random"])
+    return state
+
+
+class _Keeper:
+    """Writes the checkpoints of one run."""
+
+    def __init__(self, prepared: Prepared, folder: Path, log: folders.Log, *, best: float | None) -> None:
+        self._prepared = prepared
+        self._folder = folder
+        self._log = log
+        self._best = best
+        self._written_at = time.perf_counter()
+        self._writing_seconds = 0.0
+
+    def keep(self, record: Record) -> None:
+        """Write the checkpoints that are due after `record`."""
+        training = self._prepared.training
+        accuracy = record.get("test_accuracy")
+        final = training.pruner is None or training.pruner.finished
+        if accuracy is not None and final and (self._best is None or accuracy > self._best):
+            self._best = accuracy
+            _save(self._prepared, self._folder / folders.BEST, record)
+        if self._due():
+            started = time.perf_counter()
+            write_state(self._folder / folders.LAST, self._state(record))
+            self._written_at = time.perf_counter()
+            self._writing_seconds = self._written_at - started
+
+    def _due(self) -> bool:
+        training = self._prepared.training
+        since = time.perf_counter() - self._written_at
+        at_epoch_end = training.step % training.steps_per_epoch == 0
+        affordable = since * _WRITING_SHARE >= self._writing_seconds
+        return training.step == training.total_steps or (at_epoch_end and affordable) or since > _LONGEST_SECONDS
+
+    def _state(self, record: Record) -> dict[str, Any]:
+        training = self._prepared.training
+        scaler = training.accelerator.scaler
+        return {
+            "step": training.step,
+            "seconds": training.seconds,
+            "last_record": record,
+            "best": self._best,
+            "metrics_size": self._log.sync(),
+            "model": training.model.state_dict(),
+            "optimizer": training.optimizer.optimizer.state_dict(),
+            "pruner": training.pruner.state_dict() if training.pruner else None,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "random": random_state(),
+        }
+
+
+def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:
+    save(
+        prepared.training.model,
+        path,
+        spec=prepared.spec,
+        arguments=prepared.arguments,
+        recipe=prepared.recipe,
+        seeds={"train": prepared.recipe.train.seed},
+        metrics=metrics,
+        extra={"input_shape": list(prepared.training.data.input_shape)},
+    )

@@ -1,0 +1,102 @@
+"""Every mistake of a user ends in one line and exit code 2, before torch is imported."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Outcome
+
+ROOT = Path(__file__).parents[2]
+RECIPE = "recipes/union_mask.yaml"
+# What was written -> what the one line has to say.
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "command": (["trian", RECIPE], ["unknown command 'trian'", "did you mean 'train'"]),
+    "option": (["train", RECIPE, "--sed", "1"], ["--sed"]),
+    "number": (["train", RECIPE, "--seed", "one"], ["--seed", "one"]),
+    "no recipe": (["train"], ["RECIPE"]),
+    "missing recipe": (["train", "recipes/union_maks.yaml"], ["no such recipe", "union_mask.yaml"]),
+    "recipe that is not YAML": (["train", "LICENSE"], ["LICENSE"]),
+    "recipe that is a folder": (["train", "recipes"], ["recipes"]),
+    "model": (["train", RECIPE, "--model", "timm:resnt18"], ["--model timm:resnt18", "did you mean 'timm:resnet18'"]),
+    "model without prefix": (["train", RECIPE, "--model", "resnet18"], ["'timm:resnet18'"]),
+    "data": (["train", RECIPE, "--data", "cifar101"], ["--data cifar101", "cifar10"]),
+    "device": (["train", RECIPE, "--device", "gpu"], ["--device gpu", "cuda"]),
+    "key": (["train", RECIPE, "--set", "prune.sparsty=0.9"], ["prune.sparsty", "did you mean 'sparsity'"]),
+    "override without value": (["train", RECIPE, "--set", "prune.sparsity"], ["section.key=value"]),
+    "sparsity": (["train", RECIPE, "--set", "prune.sparsity=1.5"], ["prune.sparsity", "1.5", "[0, 1]"]),
+    "optimiser": (["train", RECIPE, "--set", "train.optimizer.name=sdg"], ["sdg"]),
+    "criterion": (["train", RECIPE, "--set", "prune.criterion=magnitud"], ["magnitud", "did you mean 'magnitude'"]),
+    "missing weights": (["train", RECIPE, "--set", "model.checkpoint=missing.pt"], ["missing.pt"]),
+    "resume nothing": (["train", "--resume", "runs/nothing-here"], ["no such run"]),
+    "resume a folder": (["train", "--resume", "tests"], ["not a run"]),
+    "resume and recipe": (["train", RECIPE, "--resume", "runs/a"], ["leave out the recipe"]),
+    "resume and settings": (["train", "--resume", "runs/a", "--seed", "2"], ["leave out --seed"]),
+    "export without out": (["export", "runs/a"], ["--out"]),
+    "export nothing": (["export", "runs/nothing-here", "--out", "x"], ["no such file or run"]),
+    "inspect nothing": (["inspect"], ["RUN or FILE"]),
+    "inspect a missing file": (["inspect", "missing.safetensors"], ["no such file or run"]),
+    "inspect a foreign file": (["inspect", "LICENSE"], ["LICENSE"]),
+    "inspect a folder": (["inspect", "tests"], ["without a run"]),
+    "inspect a model": (["inspect", "--model", "timm:resnt18"], ["did you mean 'timm:resnet18'"]),
+    "eval nothing": (["eval", "missing.safetensors"], ["no such file or run"]),
+    "convert without model": (["convert", "weights.pt", "--out", "x"], ["--model"]),
+    "convert a model": (["convert", "--model", "timm:resnt18", "--out", "x"], ["did you mean 'timm:resnet18'"]),
+    "convert nothing": (["convert", "missing.pt", "--model", "timm:resnet18", "--out", "x"], ["missing.pt"]),
+    "convert sparsity": (["convert", "--model", "timm:resnet18", "--sparsity", "1.5", "--out", "x"], ["1.5", "[0, 1]"]),
+    "convert scope": (["convert", "--model", "timm:resnet18", "--scope", "globl", "--out", "x"], ["'global'"]),
+    "convert snip": (["convert", "--model", "timm:resnet18", "--criterion", "snip", "--out", "x"], ["snip needs data"]),
+    "pattern": (["models", "no-such-network"], ["no model matches"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    name: str, sparsify: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, expected = MISTAKES[name]
+    monkeypatch.chdir(ROOT)
+    code, out, err = sparsify(*args)
+    assert code == 2 and out == ""
+    assert err.startswith("sparsify: ") and err.endswith("\n") and err.count("\n") == 1
+    for part in expected:
+        assert part in err
+
+
+QUICK = [["--help"], ["train", "--help"], ["models", "timm:vgg*"], ["recipe-schema"], ["--version"]]
+
+
+@pytest.mark.parametrize("args", [*QUICK, *(args for args, _ in MISTAKES.values())], ids=" ".join)
+def test_help_and_mistakes_import_no_torch(args: list[str]) -> None:
+    code = (
+        "import sys\nsys.path.insert(0, '.')\nfrom cli import main\n"
+        f"try:\n    main({args!r})\nfinally:\n    assert not {{'torch', 'timm', 'torchvision'}} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == (0 if args in QUICK else 2)
+
+
+def test_help_of_every_command_fits_80_columns(
+    sparsify: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [line.split()[0] for line in sparsify("--help").out.partition("Commands:\n")[2].splitlines()]
+    assert names == ["train", "convert", "export", "inspect", "eval", "models", "recipe-schema"]
+    for name in names:
+        code, out, _ = sparsify(name, "--help")
+        assert code == 0 and max(map(len, out.splitlines())) <= 80
+
+
+def test_our_own_bugs_show_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cli import main
+    from sparsify import models
+
+    def broken(pattern: str | None) -> list[str]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(models, "list_models", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])

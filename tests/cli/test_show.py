@@ -1,0 +1,44 @@
+import pytest
+from rich.console import Console
+
+from cli.show import Layer, byte_count, duration, layer_table, percent
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"),
+    [(0.0, "0.0 %"), (1.0, "100.0 %"), (0.9, "90.0 %"), (1 / 3, "33.3 %"), (0.9996, "99.96 %"), (0.0004, "0.04 %")],
+)
+def test_percent_never_rounds_to_all_or_nothing(fraction: float, shown: str) -> None:
+    assert percent(fraction) == shown
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (574_600_000, "574.6 MB"),
+        (999_960, "1.0 MB"),
+        (5 * 10**12, "5000.0 GB"),
+    ],
+)
+def test_byte_count(size: int, shown: str) -> None:
+    assert byte_count(size) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01")])
+def test_duration(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_a_table_of_long_names_fits_80_columns_and_loses_no_letter() -> None:
+    name = "encoder.layers.encoder_layer_11.self_attention.in_proj_weight.of.a.very.deep.network.indeed.weight"
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(layer_table([Layer(name, (2048, 512, 3, 3), 1_000_000), Layer("head.bias", (10,), None)]))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "".join(line.split("  ")[0].strip() for line in lines[1:-1]) == name
+    assert "89.4 %" in lines[1] and "2048x512x3x3" in lines[1] and "1,000,000" in lines[1]
+    assert lines[-1].split() == ["head.bias", "10", "10", "-"]
