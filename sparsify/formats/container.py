@@ -80,6 +80,8 @@ def container_chunks(parts: Sequence[Part], metadata: Mapping[str, str]) -> Iter
     for part in ordered:
         offsets[part.name] = [position, position + part.size]
         position += part.size
+    if len(offsets) < len(parts) or "__metadata__" in offsets:
+        raise SparsifyError("save: two tensors of the model would be stored under one name, or one as '__metadata__'")
     checksums = [_checksum(part.content()) for part in sorted(parts, key=lambda part: part.name)]
     text: dict[str, Any] = {
         "__metadata__": {**metadata, "crc32": " ".join(checksums), "header_crc32": "00000000"},

@@ -112,7 +112,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     the file carry masks, and one already converted keeps the masks it has (all ones where the file has none). Every
     tensor must be there in its shape, and nothing else. A file without masks, of this library or another, is a plain
     state dict.
-    `fold=True` returns a plain model with the masks multiplied in, a new one where there were masks.
+    `fold=True` returns a plain model with the masks multiplied in: `model` itself if it is plain, a new one if it
+    carries masks or computes its weights from those in the file.
     Raises SparsifyError, one line, for a file that is missing, truncated, altered or that does not fit; the model's
     tensors are then as they were.
     """
@@ -124,9 +125,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     check_names(os.fspath(path), inner, state)
     if model is None and metadata.cast is None:
         adopt_dtypes(inner, state)
-    for alias, name in contents.aliases.items():
-        if name in masks:
-            masks[alias] = masks[name]
+    masks |= {alias: masks[name] for alias, name in contents.aliases.items() if name in masks}
+    if fold and not any(entry.encoding == "raw" for entry in contents.masked.values()):
+        masks = {}  # the effective weights are all that a plain model needs
     if masks:
         _ensure_masked(path, inner, masks, contents)
     put(inner, state, masks)

@@ -20,7 +20,7 @@ def encodings_of(state: ModelState, to: str | None) -> dict[str, tuple[str, Shap
     for name, mask in state.masks.items():
         tensor = state.tensors[name]
         width = DTYPES[stored_dtype(name, tensor, to)]
-        encoding = choose(tensor.numel(), int(mask.sum()), width, raw=name in state.raw)
+        encoding = choose(tensor.numel(), _kept(mask), width, raw=name in state.raw)
         found[name] = (encoding, tuple(tensor.shape))
     return found
 
@@ -35,7 +35,7 @@ def sparse_parts(state: ModelState, encodings: Mapping[str, tuple[str, Shape]], 
             parts.append(Part(name, dtype, shape, values))
             continue
         encoding = ENCODINGS[encodings[name][0]]
-        mask, kept = partial(_mask_bits, state.masks[name]), int(state.masks[name].sum())
+        mask, kept = partial(_mask_bits, state.masks[name]), _kept(state.masks[name])
         for suffix, (wanted, sizes) in encoding.layout(shape).items():
             known = tuple(kept if size is None else size for size in sizes)
             parts.append(Part(name + suffix, wanted or dtype, known, partial(encoding.encode[suffix], values, mask)))
@@ -57,6 +57,11 @@ def dense_parts(state: ModelState, to: str | None) -> list[Part]:
 
 def _mask_bits(mask: Tensor) -> Array:
     return bits(mask).view(np.bool_)
+
+
+def _kept(mask: Tensor) -> int:
+    # A sum in torch would widen the mask to eight bytes an entry.
+    return int(np.count_nonzero(_mask_bits(mask)))
 
 
 def _effective_bits(values: Source, mask: Tensor) -> Array:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import SparsifyError
 from ..surgery.masks import all_masked_weights, is_computed
@@ -69,6 +70,9 @@ def collect(model: nn.Module) -> ModelState:
 
 def check_names(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Raise SparsifyError, one line, unless `state` names exactly the model's tensors (masks aside) in their shapes."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and (tensor.is_meta or is_lazy(tensor)):
+            raise SparsifyError(f"{where}: the model's {name} has no values yet (meta device or lazy module)")
     masks = {f"{weight.name}_mask" for weight in all_masked_weights(model)}
     own = {name: value for name, value in model.state_dict().items() if name not in masks}
     shapes = [

@@ -16,7 +16,7 @@ import sparsify
 from sparsify.formats.files import read_state, save
 
 from .test_round_trip import Tied
-from .toys import Holder, network
+from .toys import Holder, network, same_bits
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 TYPES = {"BOOL": "u1", "U8": "u1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
@@ -101,4 +101,11 @@ def test_the_example_of_the_page_is_what_the_writer_writes(tmp_path: Path, monke
     length, data = (bytes.fromhex(block) for block in re.findall(r"```hex\n(.*?)```", page, re.DOTALL))
     (header,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     (spaces,) = re.findall(r"and (\d+) spaces at its end", page)
-    assert (tmp_path / "a").read_bytes() == length + header.replace("\n", "").encode() + b" " * int(spaces) + data
+    example = length + header.replace("\n", "").encode() + b" " * int(spaces) + data
+    assert (tmp_path / "a").read_bytes() == example
+    (tmp_path / "b").write_bytes(example)
+    state, masks, _ = read_state(tmp_path / "b")
+    expected = torch.where(mask, weight, 0).view(4, 6)
+    assert same_bits(state["fc.weight"], expected)
+    assert torch.equal(masks["fc.weight"], mask.view(4, 6))
+    assert state["fc.bias"].tolist() == [1, 2, 3, 4]
