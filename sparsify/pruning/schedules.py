@@ -35,7 +35,7 @@ class Update:
 
 
 class Cycle(NamedTuple):
-    """A cycle from step `begin` to step `end`, cut off there if its `length` in steps is more; `elapsed`: cycles before."""
+    """A cycle between two steps, cut off at `end` if its `length` in steps is more; `elapsed`: cycles before it."""
 
     begin: int
     end: int

@@ -1,0 +1,88 @@
+"""Criteria: functions that score weights, larger = keep.
+
+A criterion is any function `criterion(weights, context)`. `weights` maps the name of each weight that is pruned to its
+values, detached, in `state_dict` order; `context` holds what else a score may be made of. It returns a score for every
+entry: a mapping of the same names to float tensors of the same shapes. One of the user's own is passed from Python:
+
+    def magnitude_per_layer_norm(weights, context):
+        return {name: weight.abs() / weight.norm() for name, weight in weights.items()}
+
+    sparsify.Pruner(model, {"criterion": magnitude_per_layer_norm, "scope": "global", "sparsity": 0.9}, total_steps)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SparsifyError
+from .gradients import LossFunction, summed_gradients
+
+
+class Absolute(NamedTuple):
+    """Scores that are |values|, taken piece by piece: a criterion that returns it makes no copy of all weights."""
+
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a criterion may use besides the weights.
+
+    `model`: the whole model; `masks`: the present masks by weight name, not to be changed; `step`: optimiser steps
+    done; `generator`: a CPU generator that starts from the same state at every update of a cycle, so that random scores
+    do not change within it; `batches` and `loss_fn`: what was handed to `Pruner.start`, or None.
+    """
+
+    model: nn.Module
+    masks: Mapping[str, Tensor]
+    step: int
+    generator: torch.Generator
+    batches: Iterable[Any] | None = None
+    loss_fn: LossFunction | None = None
+
+
+Scores = Mapping[str, Tensor | Absolute]
+Criterion = Callable[[Mapping[str, Tensor], Context], Scores]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def needs_data(criterion: _Function) -> _Function:
+    """Mark a criterion that uses `context.batches`: a pruner then refuses to go on without them from the first step."""
+    criterion.needs_data = True  # type: ignore[attr-defined]
+    return criterion
+
+
+def magnitude(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by |w|. Han et al. 2015 (Learning both Weights and Connections), section 3."""
+    return {name: Absolute(weight) for name, weight in weights.items()}
+
+
+def random(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by uniform random numbers, the same for every device; within a cycle they do not change."""
+    return {
+        name: torch.rand(weight.shape, generator=context.generator).to(weight.device)
+        for name, weight in weights.items()
+    }
+
+
+@needs_data
+def snip(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by |w * dL/dw|, the gradient summed over the batches, in train mode, under the present masks.
+
+    A weight that is masked has no influence, so no gradient and the score 0. Leaves weights, gradients, buffers,
+    training flags and random states as they were. Lee et al. 2019 (SNIP), equations 5 and 6; the division by the sum
+    of all scores in equation 6 changes no order and is left out.
+    """
+    if context.batches is None or context.loss_fn is None:
+        raise SparsifyError("criterion 'snip' needs data: call pruner.start(batches, loss_fn) first")
+    gradients = summed_gradients(context.model, weights, context.batches, context.loss_fn)
+    return {name: Absolute(gradients[name].mul_(weight)) for name, weight in weights.items()}
+
+
+# name -> criterion. A new one is a function above, a row here and its name in settings.CRITERION_NAMES.
+CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random, "snip": snip}

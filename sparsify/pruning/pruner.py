@@ -1,0 +1,223 @@
+"""The pruner: criterion, granularity, scope and schedule, joined into masks that change while a model trains."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SparsifyError
+from ..surgery.masks import MaskedWeight, masked_weights
+from .criteria import CRITERIA, Context
+from .gradients import LossFunction
+from .report import PruningReport, SparsityWarning, losses, pruning_report
+from .schedules import Update, plan
+from .scopes import SCOPES, Due
+from .settings import Pruning, decimal, parse_pruning
+from .state import pack, unpack
+from .targets import copy_to_aliases, pruned_weights, restore_masked, zero_masked
+from .update import members_of, share_removed, update_masks
+
+
+class Pruner:
+    """Changes a converted model's masks, in place, as training goes on.
+
+    Call `start` before the first step and `step` after every optimiser step. `plan` lists every change in advance,
+    `position` counts the steps done, and `sparsity` is the sparsity that is due at present.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pruning: Pruning | Mapping[str, Any],
+        total_steps: int,
+        *,
+        steps_per_epoch: int | None = None,
+        generator: torch.Generator | None = None,
+        example_input: Any = None,
+    ) -> None:
+        """Plan the pruning of `model`, which `convert` has put masks on; nothing is changed yet.
+
+        `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count
+        optimiser steps. Random numbers come from `generator`, of which one number is drawn; without it, from seed 0.
+        `example_input` is for granularities that follow the model's graph; none of the present ones needs it. Raises
+        SparsifyError for wrong settings, times that do not fit, or a model without masks.
+        """
+        self.model = model
+        self.pruning = parse_pruning(pruning)
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.plan: tuple[Update, ...] = tuple(plan(self.pruning, total_steps, steps_per_epoch))
+        self.names = tuple(pruned_weights(model, self.pruning.ignore))
+        self.position = 0
+        self.sparsity = 0.0
+        self._done = 0  # updates of the plan
+        self._started = False
+        self._ready = False  # whether `start` was called in this process, with data if they are needed
+        self._union: dict[str, Tensor] = {}
+        self._frozen: dict[str, Tensor] = {}
+        self._generator = _private_generator(generator)
+        self._cycle_state, self._cycle_drawn = self._generator.get_state(), 0
+        self._criterion = self.pruning.criterion.function or CRITERIA[self.pruning.criterion.name]
+        self._batches: Iterable[Any] | None = None
+        self._loss_fn: LossFunction | None = None
+
+    @property
+    def cycle(self) -> int:
+        """The number of the present cycle, from 1; 0 before pruning begins."""
+        return self.plan[self._done - 1].cycle if self._done else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last update has happened: the masks do not change any more."""
+        return self._done == len(self.plan)
+
+    def start(self, batches: Iterable[Any] | None = None, loss_fn: LossFunction | None = None) -> None:
+        """Do what is due before the first step; hand over the data that some criteria need.
+
+        `batches` is iterated anew at every update (an iterator is kept as a list); `loss_fn(model, batch)` returns the
+        loss of one of them, a tensor of one element. After `load_state_dict` this only hands over data. Raises
+        SparsifyError if the criterion needs data and there are none.
+        """
+        if isinstance(loss_fn, nn.Module) or getattr(loss_fn, "__module__", "") == "torch.nn.functional":
+            raise SparsifyError(
+                "pruner.start: loss_fn is called with (model, batch), for instance "
+                "lambda model, batch: cross_entropy(model(batch[0]), batch[1])"
+            )
+        needs_data = getattr(self._criterion, "needs_data", False)
+        if needs_data and not self.finished and (batches is None or loss_fn is None):
+            name = self.pruning.criterion.name
+            raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) before step()")
+        self._batches = list(batches) if needs_data and isinstance(batches, Iterator) else batches
+        self._loss_fn = loss_fn
+        self._ready = True
+        if not self._started:
+            self._started = True
+            self._do_what_is_due()
+
+    def step(self) -> None:
+        """Do what is due after one more optimiser step. Call it right after `optimizer.step()`."""
+        if not self._ready:
+            self.start()
+        self.position += 1
+        if self.pruning.masked_weights != "decay":
+            self._hold_values()
+        if self._done < len(self.plan) and self.plan[self._done].step <= self.position:
+            self._do_what_is_due()
+
+    def report(self) -> PruningReport:
+        """Return the sparsity reached by the present masks, layer by layer, against the one requested."""
+        weights = self._weights()
+        members = members_of(self.pruning, weights)
+        due = SCOPES[self.pruning.scope].counts(members, Due(decimal(self.pruning.sparsity)))
+        choices = {member.name: member.mask for member in members}
+        return pruning_report(self.model, weights, self.pruning.sparsity, due, choices)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs to go on as if nothing had happened.
+
+        A flat dict of integers, floats, bools, strings and tensors, all copies. The masks themselves are the model's.
+        """
+        return pack(self._plain_state(), {"union": self._union, "frozen": self._frozen})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state saved by a pruner with the same settings, for the same model; load the model's as well.
+
+        Raises SparsifyError if the state is of other settings or another model; nothing is changed then.
+        """
+        weights = self._weights()
+        shapes = {
+            "union": {name: weight.mask for name, weight in weights.items()},
+            "frozen": {name: weight.parameter.detach() for name, weight in weights.items()},
+        }
+        plain, groups = unpack(state, self._plain_state(), shapes)
+        self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
+        self._started, self._ready = plain["started"], False
+        self._generator.set_state(plain["generator"].cpu())
+        self._cycle_state, self._cycle_drawn = plain["cycle_generator"].cpu().clone(), plain["cycle_drawn"]
+        for kept, group in ((self._union, "union"), (self._frozen, "frozen")):
+            kept.clear()
+            kept.update({name: shapes[group][name].clone().copy_(value) for name, value in groups[group].items()})
+
+    def _plain_state(self) -> dict[str, Any]:
+        settings = self.pruning.model_dump(mode="json")
+        settings |= {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch, "weights": self.names}
+        return {
+            "settings": json.dumps(settings),
+            "position": self.position,
+            "sparsity": self.sparsity,
+            "done": self._done,
+            "started": self._started,
+            "cycle_drawn": self._cycle_drawn,
+            "generator": self._generator.get_state(),
+            "cycle_generator": self._cycle_state,
+        }
+
+    def _weights(self) -> dict[str, MaskedWeight]:
+        # Looked up each time: `.to(device)` and some ways of loading put new tensors in the place of the masks.
+        weights = masked_weights(self.model)
+        return {name: weights[name] for name in self.names}
+
+    def _do_what_is_due(self) -> None:
+        weights = self._weights()
+        with torch.no_grad():
+            while self._done < len(self.plan) and self.plan[self._done].step <= self.position:
+                self._apply(self.plan[self._done], weights)
+                self._done += 1
+            copy_to_aliases(self.model)
+        self._keep_values(weights)
+        if self.finished:
+            self._batches = self._loss_fn = None
+            for line in losses(self.report(), filters=self.pruning.granularity.name == "weight"):
+                warnings.warn(line, SparsityWarning, stacklevel=3)
+
+    def _apply(self, update: Update, weights: Mapping[str, MaskedWeight]) -> None:
+        if update.event == "reset":
+            for weight in weights.values():
+                weight.mask.fill_(True)
+            self.sparsity = 0.0
+        elif update.event == "union":
+            for name, weight in weights.items():
+                weight.mask.copy_(self._union[name])
+            self.sparsity = share_removed(members_of(self.pruning, weights))
+        else:
+            context = self._context(update, weights)
+            self.sparsity = update_masks(update, self.pruning, self._criterion, weights, context, self._union)
+        if update.event == "save":
+            for name, weight in weights.items():
+                union = self._union.setdefault(name, torch.zeros_like(weight.mask))
+                union |= weight.mask
+
+    def _context(self, update: Update, weights: Mapping[str, MaskedWeight]) -> Context:
+        """Return what the criterion may use; the generator is put back to where it stood when the cycle began."""
+        if update.cycle != self._cycle_drawn:
+            self._cycle_state, self._cycle_drawn = self._generator.get_state(), update.cycle
+        self._generator.set_state(self._cycle_state)
+        masks = {name: weight.mask for name, weight in weights.items()}
+        return Context(self.model, masks, self.position, self._generator, self._batches, self._loss_fn)
+
+    def _hold_values(self) -> None:
+        """Undo what the optimiser did to the stored values of removed weights."""
+        if self.pruning.masked_weights == "zero":
+            zero_masked(self._weights().values())
+        elif self._frozen:
+            restore_masked(self._weights().values(), self._frozen)
+
+    def _keep_values(self, weights: Mapping[str, MaskedWeight]) -> None:
+        """Take the stored values as they are now for those that removed weights shall have."""
+        if self.pruning.masked_weights == "zero":
+            zero_masked(weights.values())
+        elif self.pruning.masked_weights == "freeze":
+            self._frozen = {name: weight.parameter.detach().clone() for name, weight in weights.items()}
+
+
+def _private_generator(generator: torch.Generator | None) -> torch.Generator:
+    """Return a CPU generator of our own, which may be rewound without a caller's numbers coming twice."""
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator().manual_seed(int(seed))

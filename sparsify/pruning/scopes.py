@@ -1,0 +1,162 @@
+"""Over which set a sparsity holds: how many entries each group of a scope loses, and their selection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from .granularity import rows, set_rows
+from .selection import Part, remove_lowest, remove_lowest_in_rows
+
+# One removal count per group: a number, or for groups that are a weight's rows a tensor with one entry per row.
+Counts = list[int | Tensor]
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a scope counts of a weight: its mask (one entry per weight or per unit), its module, the weight's shape."""
+
+    name: str
+    mask: Tensor
+    module: nn.Module
+    shape: torch.Size
+
+    @property
+    def size(self) -> int:
+        """How many entries can be removed."""
+        return self.mask.numel()
+
+
+@dataclass(frozen=True)
+class Due:
+    """How much is to be removed: `sparsity`, or, from `start`, a part of the way there.
+
+    `start` holds a mask by weight name, of the same kind as the members' masks; each group then goes linearly from
+    the sparsity that mask has in it to `sparsity`, `progress` in [0, 1] of the way.
+    """
+
+    sparsity: Fraction
+    progress: Fraction = Fraction(1)
+    start: dict[str, Tensor] | None = None
+
+    def count(self, size: int, removed: int = 0, sparsity: Fraction | None = None) -> int:
+        """Return how many of a group's `size` entries go; it had lost `removed` at the start. Rounded down."""
+        target = (self.sparsity if sparsity is None else sparsity) * size
+        if self.start is None:
+            return int(target)
+        return max(removed, int(removed + (target - removed) * self.progress))
+
+    def removed(self, member: Member) -> int:
+        """Return how many entries of a weight were removed at the start."""
+        if self.start is None:
+            return 0
+        mask = self.start[member.name]
+        return mask.numel() - int(mask.count_nonzero())
+
+
+def global_counts(members: Sequence[Member], due: Due) -> Counts:
+    """Return the one count of all weights together."""
+    return [due.count(sum(member.size for member in members), sum(due.removed(member) for member in members))]
+
+
+def layer_counts(members: Sequence[Member], due: Due) -> Counts:
+    """Return one count per weight, all at the same sparsity."""
+    return [due.count(member.size, due.removed(member)) for member in members]
+
+
+def filter_counts(members: Sequence[Member], due: Due) -> Counts:
+    """Return for each weight a tensor with one count per output unit, all at the same sparsity."""
+    counts: Counts = []
+    for member in members:
+        units, width = rows(member.mask, member.module).shape
+        if due.start is None:
+            counts.append(torch.full((units,), due.count(width)))
+            continue
+        start = rows(due.start[member.name], member.module)
+        removed = (width - start.sum(1)).tolist()
+        table = {count: due.count(width, count) for count in set(removed)}
+        counts.append(torch.tensor([table[count] for count in removed], dtype=torch.int64))
+    return counts
+
+
+def erk_counts(members: Sequence[Member], due: Due) -> Counts:
+    """Return one count per weight, at Erdos-Renyi-Kernel shares of the sparsity; at its end their sum is exact.
+
+    A weight's density is proportional to the sum of its dimensions over their product (Evci et al. 2020, RigL,
+    section 3); a share above 1 is capped and the rest shared out anew; rounding goes by the largest remainder.
+    """
+    sizes = [member.size for member in members]
+    densities = [Fraction(sum(m.shape), m.shape.numel()) if m.shape.numel() else Fraction(0) for m in members]
+    keep = sum(sizes) - int(due.sparsity * sum(sizes))
+    targets = [size - kept for size, kept in zip(sizes, shares(sizes, densities, keep), strict=True)]
+    return [
+        due.count(member.size, due.removed(member), Fraction(target, max(1, member.size)))
+        for member, target in zip(members, targets, strict=True)
+    ]
+
+
+def shares(sizes: Sequence[int], densities: Sequence[Fraction], keep: int) -> list[int]:
+    """Return how many of each size are kept, `keep` in all, in proportion to size * density but at most the size.
+
+    Rounded down, then the largest remainders (the first among equal ones) get one more until the sum is exact.
+    """
+    dense: set[int] = {index for index, size in enumerate(sizes) if size == 0}
+    while True:
+        free = [index for index in range(len(sizes)) if index not in dense]
+        budget = keep - sum(sizes[index] for index in dense)
+        weight = sum((densities[index] * sizes[index] for index in free), Fraction(0))
+        scale = budget / weight if weight else Fraction(0)
+        full = {index for index in free if scale * densities[index] > 1}
+        if not full:
+            break
+        dense |= full
+    exact = [Fraction(size) if i in dense else scale * densities[i] * size for i, size in enumerate(sizes)]
+    kept = [int(share) for share in exact]
+    order = sorted(range(len(sizes)), key=lambda index: kept[index] - exact[index])
+    for index in order[: keep - sum(kept)]:
+        kept[index] += 1
+    return kept
+
+
+def select_together(parts: Sequence[Part], modules: Sequence[nn.Module], counts: Counts) -> None:
+    """Write masks that remove the one count from all weights together."""
+    remove_lowest(parts, int(counts[0]))
+
+
+def select_by_layer(parts: Sequence[Part], modules: Sequence[nn.Module], counts: Counts) -> None:
+    """Write masks that remove from each weight its count."""
+    for part, count in zip(parts, counts, strict=True):
+        remove_lowest([part], int(count))
+
+
+def select_by_filter(parts: Sequence[Part], modules: Sequence[nn.Module], counts: Counts) -> None:
+    """Write masks that remove from each output unit its count."""
+    for part, module, count in zip(parts, modules, counts, strict=True):
+        alive = None if part.alive is None else rows(part.alive, module)
+        matrix = replace(part, scores=rows(part.scores, module), mask=rows(part.mask, module), alive=alive)
+        remove_lowest_in_rows(matrix, torch.as_tensor(count))
+        if matrix.mask.data_ptr() != part.mask.data_ptr():  # the rows were a copy
+            set_rows(part.mask, matrix.mask, module)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How many entries go from each group of a scope, and the selection of that many in each.
+
+    `select` takes the weights' parts, the modules that own the weights, and the counts.
+    """
+
+    counts: Callable[[Sequence[Member], Due], Counts]
+    select: Callable[[Sequence[Part], Sequence[nn.Module], Counts], None]
+
+
+SCOPES = {
+    "global": Scope(global_counts, select_together),
+    "layer": Scope(layer_counts, select_by_layer),
+    "filter": Scope(filter_counts, select_by_filter),
+    "erk": Scope(erk_counts, select_by_layer),
+}

@@ -1,0 +1,45 @@
+"""From a criterion's answer to the parts that a selection works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SparsifyError
+from ..surgery.masks import MaskedWeight, effective_weight
+from .criteria import Absolute, Context, Criterion
+from .selection import Part
+
+
+def scored_parts(
+    criterion: Criterion, weights: Mapping[str, MaskedWeight], context: Context, alive: Mapping[str, Tensor] | None
+) -> list[Part]:
+    """Return the scored part of each weight, in order. `alive` maps names to the entries that may be kept.
+
+    Raises SparsifyError if the criterion leaves a weight out or scores it in another shape.
+    """
+    values = {name: effective_weight(weight) for name, weight in weights.items()}
+    name_of_criterion = getattr(criterion, "__name__", type(criterion).__name__)
+    answer = criterion(values, context)
+    if not isinstance(answer, Mapping):
+        raise SparsifyError(f"criterion '{name_of_criterion}' must return scores by weight name, not {_kind(answer)}")
+    parts = []
+    for name, weight in weights.items():
+        given = answer.get(name)
+        scores = given.values if isinstance(given, Absolute) else given
+        if not isinstance(scores, Tensor) or scores.shape != weight.mask.shape:
+            raise SparsifyError(
+                f"criterion '{name_of_criterion}' must score '{name}' with a tensor of shape "
+                f"{tuple(weight.mask.shape)}, not {_kind(scores)}"
+            )
+        scores = scores.detach() if scores.is_floating_point() else scores.to(torch.float64)
+        may_keep = None if alive is None else alive[name]
+        parts.append(Part(name, scores.to(weight.mask.device), weight.mask, isinstance(given, Absolute), may_keep))
+    return parts
+
+
+def _kind(value: Any) -> str:
+    return f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
