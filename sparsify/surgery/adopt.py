@@ -50,9 +50,9 @@ def pruned_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 def take_over(module: nn.Module, name: str) -> Tensor:
     """Undo torch.nn.utils.prune on one parameter, keeping its values; return its mask as bool."""
-    for key, hook in list(module._forward_pre_hooks.items()):
+    for number, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
-            del module._forward_pre_hooks[key]
+            del module._forward_pre_hooks[number]
     mask = module._buffers.pop(f"{name}_mask")
     parameter = module._parameters.pop(f"{name}_orig")
     delattr(module, name)

@@ -1,18 +1,32 @@
-"""Which modules have to be traced: those whose own forward reads weights instead of calling the modules that own them."""
+"""Which modules have to be traced: those whose own forward reads the weights of modules instead of calling them."""
 
 from __future__ import annotations
 
 import dis
 import inspect
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from types import CodeType
 from typing import Any
 
 from torch import nn
 
+from .masks import original_class
+
 METADATA = frozenset(
-    {"shape", "dtype", "device", "ndim", "requires_grad", "data_ptr", "size", "dim", "numel", "stride", "is_floating_point"}
+    {
+        "shape",
+        "dtype",
+        "device",
+        "ndim",
+        "requires_grad",
+        "data_ptr",
+        "size",
+        "dim",
+        "numel",
+        "stride",
+        "is_floating_point",
+    }
 )
 CONV_AND_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -29,11 +43,11 @@ def reads_weights_of_children(module: nn.Module) -> bool:
     """
     below = (p for child in module.children() for owner in child.modules() for p in owner._parameters)
     names = frozenset(name for name in below if "weight" in name)
-    cls = getattr(module, "original_class", type(module))
-    return bool(names) and bool(names & _attributes_read(cls))
+    cls = original_class(module)
+    return bool(names) and bool(names & _attributes_read(cls))  # type: ignore[arg-type]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _attributes_read(cls: type) -> frozenset[str]:
     """Return the attribute names that a class's forward reads, the methods and functions it mentions included."""
     found: set[str] = set()
@@ -44,7 +58,11 @@ def _attributes_read(cls: type) -> frozenset[str]:
         function = inspect.unwrap(value) if inspect.isfunction(value) else getattr(value, "fget", None) or value
         function = getattr(function, "__func__", function)  # static and class methods
         code = getattr(function, "__code__", None)
-        if code is None or code in seen or str(getattr(function, "__module__", "")).split(".")[0] == "torch":
+        if (
+            not isinstance(code, CodeType)
+            or code in seen
+            or str(getattr(function, "__module__", "")).split(".")[0] == "torch"
+        ):
             continue
         seen.add(code)
         for name in _names(code):
@@ -59,9 +77,7 @@ def _names(code: CodeType) -> Iterator[str]:
     for instruction, following in zip(instructions, [*instructions[1:], None], strict=True):
         loads = instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_SUPER_ATTR")
         only_metadata = (
-            following is not None
-            and following.opname in ("LOAD_ATTR", "LOAD_METHOD")
-            and following.argval in METADATA
+            following is not None and following.opname in ("LOAD_ATTR", "LOAD_METHOD") and following.argval in METADATA
         )
         if loads and not only_metadata:
             yield instruction.argval

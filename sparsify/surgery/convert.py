@@ -17,9 +17,11 @@ from torch import Tensor, fx, nn
 from .adopt import pruned_parameters, take_over, unreachable_weights
 from .candidates import CONV_AND_LINEAR, is_torch, reads_weights_of_children
 from .forwards import attach_mask, is_direct, masked_class
+from .graphs import Use, parameter_uses
 from .lent import lent_weights
+from .masks import original_class
 from .names import ignored_names
-from .rewrite import Rewritten, Use, parameter_uses, plain_graphs, prepare
+from .rewrite import Rewritten, plain_graphs, prepare
 
 Key = tuple[int, str]  # id of the owning module, parameter name
 
@@ -111,7 +113,7 @@ def _plan_module(module: nn.Module, plan: _Plan) -> None:
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
     own = [name for name in _own_weights(module) if name not in unreachable]
-    cls = getattr(module, "original_class", type(module))
+    cls = original_class(module)
     lent = lent_weights(module)
     if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
         return
@@ -160,7 +162,11 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: _Pl
     if isinstance(module, CONV_AND_LINEAR):
         paths = [name for name in own if name == "weight"]
     elif reads_weights_of_children(module):
-        paths = [f"{n}.weight" for n, child in module.named_children() if is_direct(type(child)) and _own_weights(child)]
+        paths = [
+            f"{n}.weight"
+            for n, child in module.named_children()
+            if is_direct(original_class(child)) and _own_weights(child)
+        ]
     else:
         return
     _mask_by(module, "lent", "lent", paths, plan)
@@ -203,14 +209,14 @@ def _apply(model: nn.Module, weights: list[tuple[nn.Module, str]], plan: _Plan) 
     changed = [module for module in model.modules() if _needs_class(module, wanted, plan)]
     for module in changed:
         kind = plan.kinds.get(id(module), "owner")
-        cls = getattr(module, "original_class", type(module))
+        cls = original_class(module)
         if kind in ("lent", "rewritten"):
             module.__dict__["lent"] = tuple(plan.reads[id(module)])
         if kind == "rewritten":
             module.__dict__["rewritten"] = Rewritten()
             computed = (name for name in _own_weights(module) if plan.how.get((id(module), name)) == "computed")
             module.__dict__["computed_weights"] = tuple(computed)
-        module.__class__ = masked_class(cls, kind)
+        module.__class__ = masked_class(cls, kind)  # type: ignore[arg-type]
     for module in changed:
         if plan.kinds.get(id(module)) == "rewritten":
             prepare(module, plan.graphs[id(module)])

@@ -10,15 +10,15 @@ from torch import Tensor, fx, nn
 
 from .. import ops
 from .forwards import detach_masks
+from .graphs import independent_weights
 from .masks import all_masked_weights, effective_weight, is_computed
-from .rewrite import independent_weights
-from .trace import default_call, trace_forward
+from .tracing import default_call, trace_forward
 
 _LOG = logging.getLogger("sparsify")
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """Return a plain copy of `model`: removed weights are +0.0, masks are gone, `state_dict` keys are the dense model's.
+    """Return a plain copy of `model`: removed weights are +0.0, there are no masks, the keys are the dense model's.
 
     A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter: there
     the computed, masked weight is stored in a plain convolution, which is logged. `model` is not changed.

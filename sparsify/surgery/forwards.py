@@ -1,6 +1,6 @@
 """What a masked module's forward does: the classes that converted modules take on.
 
-A converted module stays the object it is; only its class changes, to a subclass of its own class made here. Three kinds:
+A converted module stays the object it is; only its class changes, to a subclass of its own class made here. The kinds:
 `direct` for torch.nn's conv and linear (a masked operation in place of the dense one), `rewritten` for a forward of the
 module's own (traced by fx, its conv and linear nodes replaced), `lent` for forwards that hand their weights to fused
 kernels or cannot be traced (the effective weights stand in for the parameters while the forward runs).
@@ -9,7 +9,7 @@ kernels or cannot be traced (the effective weights stand in for the parameters w
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch.nn.functional as F
@@ -28,8 +28,8 @@ class Masked:
     kind: str
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, *state = super().__reduce_ex__(protocol)  # type: ignore[misc]
-        return (_new_masked, (self.original_class, self.kind), *state)
+        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
+        return (_new_masked, (self.original_class, self.kind), *reduced[2:])
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
@@ -42,11 +42,11 @@ class Masked:
 
 
 def _new_masked(original: type[nn.Module], kind: str) -> nn.Module:
-    cls = masked_class(original, kind)
+    cls = masked_class(original, kind)  # type: ignore[arg-type]
     return cls.__new__(cls)
 
 
-@lru_cache(maxsize=None)
+@cache
 def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
     """Return the subclass of `original` whose forward is masked; the same class for the same arguments.
 
@@ -67,15 +67,17 @@ def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
         namespace["forward"] = lent_forward(original)
     elif kind == "rewritten":
         namespace |= rewritten_members(original)
-    return type(original)(original.__name__, (Masked, original), namespace)
+    metaclass: Any = type(original)
+    made: type[nn.Module] = metaclass(original.__name__, (Masked, original), namespace)
+    return made
 
 
-def _masked_linear(self: nn.Linear, input: Tensor) -> Tensor:
+def _masked_linear(self: Any, input: Tensor) -> Tensor:
     return ops.masked_linear(input, self.weight, self.weight_mask, self.bias)
 
 
 def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def forward(self: nn.Conv2d, input: Tensor) -> Tensor:
+    def forward(self: Any, input: Tensor) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -88,7 +90,7 @@ def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) -> Callable[..., Tensor]:
-    def forward(self: nn.ConvTranspose2d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
         )

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from .masks import original_class
 
 
 def lent_weights(module: nn.Module) -> list[str]:
-    """Return the paths of the weights that a torch.nn module hands to fused kernels itself; nothing for other modules."""
-    forward = getattr(module, "original_class", type(module)).forward
+    """Return the paths of the weights that a torch.nn module hands to fused kernels itself; none for other modules."""
+    forward = original_class(module).forward
     if forward is nn.MultiheadAttention.forward:
         own = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
         return [*(name for name in own if module._parameters.get(name) is not None), "out_proj.weight"]
@@ -48,7 +49,7 @@ def lent_forward(original: type[nn.Module]) -> Callable[..., Any]:
     return lent
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def run_on_stand_in(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
     """Return what the dense `forward` gives on a stand-in of `module`; what it assigns to self is kept."""
     double = stand_in(module, effective_weights(module))
@@ -72,7 +73,7 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
 
 def stand_in(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Return a shallow copy of `module`, of its original class, with the parameters at the given paths replaced."""
-    cls = getattr(module, "original_class", type(module))
+    cls = original_class(module)
     double: nn.Module = cls.__new__(cls)
     double.__dict__.update(module.__dict__)
     own = {path: weight for path, weight in weights.items() if "." not in path}

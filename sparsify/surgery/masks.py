@@ -33,6 +33,12 @@ class MaskedWeight(NamedTuple):
         return getattr(self.module, f"{self.parameter_name}_mask")  # type: ignore[no-any-return]
 
 
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module had before it was converted; of a plain module, its class."""
+    original: type[nn.Module] = getattr(module, "original_class", type(module))
+    return original
+
+
 def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
     """Yield every masked weight in `state_dict` order; a parameter with several names is yielded under each."""
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -41,7 +47,7 @@ def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
 
 
 def masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
-    """Return the masked weights by qualified name in `state_dict` order, a shared parameter under its first name only."""
+    """Return the masked weights by name in `state_dict` order, a shared parameter under its first name only."""
     seen: set[int] = set()
     found: dict[str, MaskedWeight] = {}
     for weight in all_masked_weights(model):

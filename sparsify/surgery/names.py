@@ -32,4 +32,6 @@ def ignored_names(names: Sequence[str], patterns: Iterable[str], *, others: Sequ
 
 def _matches(name: str, pattern: str) -> bool:
     module = name.rpartition(".")[0]
-    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern) or fnmatchcase(module, pattern)
+    return (
+        name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern) or fnmatchcase(module, pattern)
+    )

@@ -6,53 +6,23 @@ settings). The rewritten module keeps one compiled function for each kind it has
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from itertools import count
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .. import ops
 from ..errors import SparsifyError
-from .candidates import METADATA
+from .graphs import compiled, insert_masks
 from .lent import run_on_stand_in
-from .trace import Call, Placeholder, TraceFailure, default_call, map_leaves, trace_forward
+from .masks import original_class
+from .tracing import Call, Placeholder, TraceFailure, default_call, map_leaves, trace_forward
 
-# The forwards that torch.nn's conv and linear modules have: their weight is a weight wherever it is read.
-DENSE_FORWARDS = {
-    cls.forward
-    for cls in (
-        nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
-    )
-}
-
-_NUMBERS = count()
 _TENSORS = (Tensor, fx.Proxy, Placeholder)
 _PLAIN = (bool, int, float, str, type(None))
-
-
-@dataclass(frozen=True)
-class Use:
-    """How one weight enters the operations of a traced forward.
-
-    `how` is "operand" (the parameter itself goes into a conv or linear), "computed" (what is computed from it does),
-    "source" (it goes somewhere else, and is masked where it is read) or "unmasked", with `reason`.
-    """
-
-    how: str
-    reason: str = ""
 
 
 @dataclass
@@ -73,7 +43,7 @@ def rewritten_members(original: type[nn.Module]) -> dict[str, Any]:
     """Return the class members that run the masked graphs in place of the original forward."""
 
     @wraps(original.forward)
-    def rewritten(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def rewritten(self: Any, *args: Any, **kwargs: Any) -> Any:
         tensors: list[Any] = []
         key = (self.training, _kind(args, tensors), _kind(kwargs, tensors))
         settings, function = self.rewritten.functions.get(key, (None, None))
@@ -84,7 +54,7 @@ def rewritten_members(original: type[nn.Module]) -> dict[str, Any]:
             return run_on_stand_in(original.forward, self, args, kwargs)
         return function(self, *tensors)
 
-    def compute_effective_weight(self: nn.Module, name: str) -> Tensor:
+    def compute_effective_weight(self: Any, name: str) -> Tensor:
         if name not in self.rewritten.effective:  # just unpickled
             prepare(self, plain_graphs(self)[0])
         computed: Tensor = self.rewritten.effective[name](self)
@@ -114,7 +84,7 @@ def prepare(module: nn.Module, graphs: dict[bool, fx.Graph]) -> None:
 
     A graph that is missing is of a call that is never made so, a size missing say; the real ones are traced when met.
     """
-    call = default_call(module.original_class.forward)  # type: ignore[union-attr]
+    call = default_call(original_class(module).forward)
     for training, graph in graphs.items():
         _add_function(module, graph, (training, _kind(call.args, []), _kind(call.kwargs, [])))
 
@@ -150,183 +120,32 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     )
 
 
-@torch.compiler.disable
-def _trace_and_add(module: nn.Module, call: Call, key: Any) -> Callable[..., Any]:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _trace_and_add(module: Any, call: Call, key: Any) -> Callable[..., Any]:
     try:
         graph = trace_forward(as_original(module), call, training=key[0])
     except TraceFailure as error:
         if module.computed_weights:
             name = type(module).__name__
-            raise SparsifyError(f"{name}: this kind of call cannot be traced, so no mask can be put in: {error}") from error
-        module.rewritten.functions[key] = (_settings(module), run_on_stand_in)  # type: ignore[union-attr]
-        return run_on_stand_in
+            raise SparsifyError(
+                f"{name}: this kind of call cannot be traced, so no mask can be put in: {error}"
+            ) from error
+        module.rewritten.functions[key] = (_settings(module), run_on_stand_in)
+        return run_on_stand_in  # type: ignore[no-any-return]
     return _add_function(module, graph, key)
 
 
-def _add_function(module: nn.Module, graph: fx.Graph, key: Any) -> Callable[..., Any]:
+def _add_function(module: Any, graph: fx.Graph, key: Any) -> Callable[..., Any]:
     effective = insert_masks(module, graph)
-    function = _compiled(graph, f"{type(module).__name__}.forward")
-    module.rewritten.functions[key] = (_settings(module), function)  # type: ignore[union-attr]
-    module.rewritten.effective.update(effective)  # type: ignore[union-attr]
+    function = compiled(graph, f"{type(module).__name__}.forward")
+    module.rewritten.functions[key] = (_settings(module), function)
+    module.rewritten.effective.update(effective)
     return function
 
 
 def as_original(module: nn.Module) -> nn.Module:
     """Return an object of the module's original class over the same attributes, whose forward is the dense one."""
-    cls = getattr(module, "original_class", type(module))
+    cls = original_class(module)
     double: nn.Module = cls.__new__(cls)
     double.__dict__.update(module.__dict__)
     return double
-
-
-def parameter_uses(module: nn.Module, graph: fx.Graph) -> dict[str, Use]:
-    """Return, by path, how each float parameter of two or more dimensions that a traced forward reads is used."""
-    uses: dict[str, Use] = {}
-    computed: dict[str, Use] = {}
-    sources = _sources(module, graph)
-    for node in graph.nodes:
-        if node.op != "call_function" or node.target not in ops.MASKED:
-            continue
-        weight = _weight_argument(node)
-        reached = [source for source in sources if source in _ancestors(weight)]
-        if weight in sources:
-            uses[sources[weight]] = Use("operand")
-        elif len(reached) > 0 and not any(n.op == "placeholder" for n in _ancestors(weight)):
-            computed |= _computed_uses(module, graph, weight, {s: sources[s] for s in reached})
-        else:
-            uses |= {sources[source]: Use("source") for source in reached}
-    uses = computed | uses
-    for source, path in sources.items():
-        uses[path] = _reconcile(module, source, path, uses.get(path))
-    return uses
-
-
-def _sources(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    return {
-        node: node.target
-        for node in graph.nodes
-        if node.op == "get_attr"
-        and (parameter := parameters.get(node.target)) is not None
-        and parameter.dim() > 1
-        and parameter.is_floating_point()
-    }
-
-
-def _weight_argument(node: fx.Node) -> Any:
-    return node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
-
-
-def _ancestors(node: Any) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = [node] if isinstance(node, fx.Node) else []
-    while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found.add(current)
-            waiting.extend(current.all_input_nodes)
-    return found
-
-
-def _computed_uses(
-    module: nn.Module, graph: fx.Graph, weight: fx.Node, reached: dict[fx.Node, str]
-) -> dict[str, Use]:
-    """A weight computed from parameters alone: the mask goes on the result if one parameter has its shape."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        shape = _subgraph(graph, weight)(module).shape
-    alike = [path for path in reached.values() if module.get_parameter(path).shape == shape]
-    if len(alike) != 1:
-        return {path: Use("source") for path in reached.values()}
-    reason = f"only scales the weight computed from {alike[0]}"
-    return {path: Use("computed") if path == alike[0] else Use("unmasked", reason) for path in reached.values()}
-
-
-def _reconcile(module: nn.Module, source: fx.Node, path: str, use: Use | None) -> Use:
-    """Settle a parameter that something else than conv and linear operations reads as well, or alone."""
-    readers = [user for user in source.users if not _reads_metadata(user)]
-    if any(user.target in (F.embedding, F.embedding_bag) for user in readers):
-        return Use("unmasked", "read by an embedding too, which stays dense")
-    if use is not None and use.how != "operand":
-        return use
-    dense = [user for user in readers if user.target in ops.MASKED and _weight_argument(user) is source]
-    if use is not None:
-        return use if len(dense) == len(readers) else Use("source")
-    owner = module.get_submodule(path.rpartition(".")[0])
-    if readers and owner is not module and type(owner).forward in DENSE_FORWARDS:
-        return Use("source")
-    return Use("unmasked", "not the weight of a conv or linear operation" if readers else "only its shape is read")
-
-
-def _reads_metadata(node: fx.Node) -> bool:
-    name = node.args[1] if node.target is getattr and len(node.args) > 1 else node.target
-    return name in METADATA
-
-
-def insert_masks(module: nn.Module, graph: fx.Graph) -> dict[str, Callable[..., Tensor]]:
-    """Put the masks that exist into a traced graph; return the functions that compute effective weights, by name."""
-    effective: dict[str, Callable[..., Tensor]] = {}
-    uses = parameter_uses(module, graph)
-    sources = {node: path for node, path in _sources(module, graph).items() if _has_mask(module, path)}
-    masks: dict[fx.Node, fx.Node] = {}
-    for source, path in sources.items():
-        with graph.inserting_after(source):
-            masks[source] = graph.get_attr(f"{path}_mask")
-        if uses[path].how == "source":
-            with graph.inserting_after(masks[source]):
-                masked = graph.call_function(ops.mask_weight, (source, masks[source]))
-            source.replace_all_uses_with(masked, lambda user, m=masked: user is not m and not _reads_metadata(user))
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in ops.MASKED:
-            continue
-        weight = _weight_argument(node)
-        found = [s for s in sources if s in _ancestors(weight) and uses[sources[s]].how in ("operand", "computed")]
-        if found:
-            if weight is not found[0]:
-                effective[sources[found[0]]] = _subgraph(graph, weight)
-            _make_masked(graph, node, weight, masks[found[0]])
-    graph.lint()
-    return effective
-
-
-def _has_mask(module: nn.Module, path: str) -> bool:
-    owner_path, _, name = path.rpartition(".")
-    return name in module.get_submodule(owner_path).__dict__.get("masked_names", ())
-
-
-def _make_masked(graph: fx.Graph, node: fx.Node, weight: fx.Node, mask: fx.Node) -> None:
-    kwargs = {name: value for name, value in node.kwargs.items() if name not in ("input", "weight")}
-    input = node.args[0] if node.args else node.kwargs["input"]
-    with graph.inserting_before(node):
-        masked = graph.call_function(ops.MASKED[node.target], (input, weight, mask, *node.args[2:]), kwargs)  # type: ignore[index]
-    node.replace_all_uses_with(masked)
-    graph.erase_node(node)
-
-
-def independent_weights(graph: fx.Graph) -> list[fx.Node]:
-    """Return the computed weights of a traced forward that depend on no argument."""
-    weights = [_weight_argument(node) for node in graph.nodes if node.target in ops.MASKED]
-    computed = [weight for weight in weights if weight.op != "get_attr"]
-    return [weight for weight in computed if not any(node.op == "placeholder" for node in _ancestors(weight))]
-
-
-def _subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
-    """Return a function of the module that computes one node, which depends on no argument."""
-    part = fx.Graph()
-    wanted = _ancestors(result)
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node in wanted:
-            copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(copies[result])
-    return _compiled(part, "effective weight")
-
-
-def _compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
-    code = graph.python_code("self")
-    filename = f"<sparsify {name} {next(_NUMBERS)}>"
-    # Tracebacks of generated code show its lines.
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
-    namespace = dict(code.globals)
-    exec(compile(code.src, filename, "exec"), namespace)
-    function: Callable[..., Any] = namespace["forward"]
-    return function

@@ -20,6 +20,7 @@ _DENSE_OPERATIONS = frozenset(
     matmul mm bmm addmm baddbmm einsum tensordot multi_head_attention_forward _native_multi_head_attention
     _transformer_encoder_layer_fwd lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell""".split()
 )
+_TAKES_WEIGHT_SECOND = frozenset(name for name in _DENSE_OPERATIONS if name.startswith(("linear", "conv")))
 _LEAST_ZEROS = 0.2  # of a weight whose mask removes one half
 
 
@@ -111,10 +112,12 @@ def _verify(subject: nn.Module, plain: nn.Module, run: Callable[[nn.Module], Any
         identical_train = _same(lambda m: _trained(run, m), subject, plain, notes)
         modes.append(True)
     except Exception as error:  # noqa: BLE001 - some models cannot run in train mode on such an input (targets, batch of one)
-        notes.append(f"train mode was not checked: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        notes.append(
+            f"train mode was not checked: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
     live, reached, dense = set[str](), set[str](), set[str]()
     for training in modes:
-        _walk(_outputs(run, subject, training=training), subject, live, reached, dense)
+        _walk(_outputs(run, subject, training=training), weights, live, reached, dense)
     leaks = _leaks(run, subject, modes)
     names = list(weights)
     return VerifyReport(
@@ -200,11 +203,11 @@ def _mask_of(node: Any) -> Tensor | None:
     return node._saved_condition if node.name() == "WhereBackward0" else None
 
 
-def _walk(outputs: list[Tensor], model: nn.Module, live: set[str], reached: set[str], dense: set[str]) -> None:
+def _walk(
+    outputs: list[Tensor], weights: dict[str, MaskedWeight], live: set[str], reached: set[str], dense: set[str]
+) -> None:
     """Add the names of weights whose mask, whose parameter, and whose parameter past its mask the outputs depend on."""
-    weights = masked_weights(model)
-    by_mask = {w.mask.data_ptr(): w for w in all_masked_weights(model) if w.mask.numel()}
-    by_parameter = {id(weight.parameter): weight for weight in weights.values()}
+    by_mask = {weight.mask.data_ptr(): weight for weight in weights.values() if weight.mask.numel()}
     first_name = {id(weight.parameter): name for name, weight in weights.items()}
     roots = [output.grad_fn for output in outputs if output.grad_fn is not None]
     seen: set[tuple[Any, frozenset[int]]] = set()
@@ -220,7 +223,7 @@ def _walk(outputs: list[Tensor], model: nn.Module, live: set[str], reached: set[
             live.add(first_name[id(weight.parameter)])
             passed = passed | {id(weight.parameter)}
         variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) in by_parameter:
+        if variable is not None and id(variable) in first_name:
             reached.add(first_name[id(variable)])
             if id(variable) not in passed:
                 dense.add(first_name[id(variable)])
@@ -248,27 +251,30 @@ def _half(weight: MaskedWeight, generator: torch.Generator) -> Tensor:
 
 
 class _DenseWeights(TorchFunctionMode):
-    """Notes every operation that multiplies with a masked weight as it is, or with one computed from it but not masked."""
+    """Notes every operation that multiplies with a masked weight as it is, or as computed past its mask."""
 
     def __init__(self, weights: dict[str, MaskedWeight]) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.weights = weights
         self.storages = {w.parameter.untyped_storage().data_ptr(): name for name, w in weights.items()}
-        self.parameters = {id(w.parameter): name for name, w in weights.items()}
-        self.shapes = {name: weight.parameter.shape for name, weight in weights.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _DENSE_OPERATIONS:
-            with torch._C.DisableTorchFunction():
-                for tensor in (*_tensors(args), *_tensors(kwargs or {})):
-                    self._look(func.__name__, tensor)
-        with self:  # functions that call others are looked into as well
-            return func(*args, **(kwargs or {})) if func.__name__ == "multi_head_attention_forward" else self._call(func, args, kwargs)
-
-    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        operation = getattr(func, "__name__", "")
+        if operation in _DENSE_OPERATIONS:
+            for tensor in (*_tensors(args), *_tensors(kwargs or {})):
+                name = self.storages.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+                if name is not None:
+                    self.found.append(f"{name}: {operation} saw the dense weight")
+        if operation in _TAKES_WEIGHT_SECOND and len(args) > 1 and isinstance(args[1], Tensor):
+            self._look_at_computed(operation, args[1])
         return func(*args, **(kwargs or {}))
 
-    def _look(self, operation: str, tensor: Tensor) -> None:
-        name = self.storages.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
-        if name is not None:
-            self.found.append(f"{name}: {operation} saw the dense weight")
+    def _look_at_computed(self, operation: str, operand: Tensor) -> None:
+        live, reached, dense = set[str](), set[str](), set[str]()
+        _walk([operand], self.weights, live, reached, dense)
+        self.found += [f"{name}: {operation} saw a weight computed from it past its mask" for name in sorted(dense)]
+        few_zeros = operand.numel() > 1 and (operand == 0).float().mean().item() < _LEAST_ZEROS
+        for name in sorted(live - dense):
+            if few_zeros and operand.shape == self.weights[name].parameter.shape:
+                self.found.append(f"{name}: {operation} saw a weight whose zeros were lost after masking")
