@@ -113,10 +113,10 @@ def _plan_module(module: nn.Module, plan: _Plan) -> None:
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
     own = [name for name in _own_weights(module) if name not in unreachable]
-    cls = original_class(module)
-    lent = lent_weights(module)
     if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
         return
+    cls = original_class(module)
+    lent = lent_weights(module)
     if lent:
         _mask_by(module, "lent", "lent", lent, plan)
     elif is_direct(cls):

@@ -116,8 +116,12 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
         value
         for owner in (module, *module.children())
         for name, value in owner.__dict__.items()
-        if isinstance(value, _PLAIN) and name != "training"
+        if name != "training" and _is_plain(value)
     )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(isinstance(item, _PLAIN) for item in value))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
