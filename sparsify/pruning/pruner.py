@@ -22,6 +22,8 @@ from .state import pack, unpack
 from .targets import copy_to_aliases, pruned_weights, restore_masked, zero_masked
 from .update import members_of, share_removed, update_masks
 
+__all__ = ["Pruner", "PruningReport", "SparsityWarning"]
+
 
 class Pruner:
     """Changes a converted model's masks, in place, as training goes on.

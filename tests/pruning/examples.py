@@ -18,9 +18,9 @@ def linear_model(*weights: Tensor) -> nn.Module:
     """Return a converted model of linear layers, named "0", "1", ..., with the given weights."""
     model = nn.Sequential()
     for weight in weights:
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight.dtype)
-        with torch.no_grad():
-            layer.weight.copy_(weight)
+        layer = nn.Linear(1, 1, bias=False)
+        layer.weight = nn.Parameter(weight.clone())
+        layer.out_features, layer.in_features = weight.shape
         model.append(layer)
     convert(model)
     return model

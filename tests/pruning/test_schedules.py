@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as tuned
 from hypothesis import strategies as st
 
 from sparsify.errors import SparsifyError
@@ -35,6 +36,7 @@ def test_cubic_is_equation_1_of_zhu_and_gupta() -> None:
     assert (cubic(Fraction(0), pruning), cubic(Fraction(1), pruning)) == (TENTH, 9 * TENTH)
 
 
+@tuned(deadline=None)
 @given(st.fractions(0, 7), st.sampled_from(["half", "full"]))
 def test_cyclic_is_the_sine_of_the_cycles_elapsed(u: Fraction, ramp: str) -> None:
     pruning = settings(schedule={"name": "cyclic", "cycles": 7, "ramp": ramp})
@@ -136,6 +138,7 @@ def test_the_study_baseline_is_linear_over_the_first_half() -> None:
     assert all(u.sparsity == Fraction("0.9") * u.step / 39_100 for u in updates)
 
 
+@tuned(deadline=None)
 @given(
     st.integers(0, 60),
     st.integers(1, 200),

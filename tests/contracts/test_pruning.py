@@ -1,0 +1,136 @@
+"""What holds for every criterion, schedule, scope and granularity."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsify.pruning import settings
+from sparsify.pruning.criteria import CRITERIA, Absolute, Context
+from sparsify.pruning.granularity import GRANULARITIES
+from sparsify.pruning.pruner import Pruner
+from sparsify.pruning.schedules import SCHEDULES, plan
+from sparsify.pruning.scopes import SCOPES
+from sparsify.pruning.settings import parse_pruning
+from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
+from tests.pruning.examples import small_network
+
+pytestmark = pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")
+
+SCHEDULE_SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "one_shot": [{}],
+    "linear": [{}, {"initial_sparsity": 0.2}],
+    "cubic": [{}, {"initial_sparsity": 0.2}],
+    "constant": [{}],
+    "cyclic": [{"cycles": 3}, {"cycles": 3, "ramp": "full"}, {"cycle_length": "10it"}],
+}
+EVERY_SCHEDULE = [{"name": name} | given for name, variants in SCHEDULE_SETTINGS.items() for given in variants]
+EVERY_SELECTION = [(s, g) for s in SCOPES for g in GRANULARITIES if (s, g) != ("filter", "unit")]
+
+
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(3, 3, 6, 6, generator=generator) for _ in range(2)]
+
+
+def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+    return F.cross_entropy(model(batch), torch.arange(3))
+
+
+def removed(model: nn.Module) -> int:
+    return sum(int((~mask).sum()) for mask in get_masks(model).values())
+
+
+def test_the_names_a_recipe_knows_are_those_of_the_tables() -> None:
+    assert settings.CRITERION_NAMES == tuple(CRITERIA)
+    assert settings.SCOPE_NAMES == tuple(SCOPES)
+    assert settings.GRANULARITY_NAMES == tuple(GRANULARITIES)
+    assert settings.SCHEDULE_NAMES == tuple(SCHEDULES) == tuple(SCHEDULE_SETTINGS)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_criterion_scores_every_weight_and_leaves_the_model_alone(name: str) -> None:
+    model = small_network()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    weights = {key: effective_weight(weight) for key, weight in masked_weights(model).items()}
+
+    def scores() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        context = Context(model, get_masks(model), 3, generator, batches(), loss_fn)
+        answer = CRITERIA[name](weights, context)
+        assert list(answer) == list(weights)
+        return [s.values.abs() if isinstance(s, Absolute) else s for s in answer.values()]
+
+    first, again = scores(), scores()
+    assert [s.shape for s in first] == [weight.shape for weight in weights.values()]
+    assert all(s.isfinite().all() and s.is_floating_point() and s.unique().numel() > 1 for s in first)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
+def test_a_schedule_stays_within_the_target_and_ends_on_it(schedule: dict[str, Any]) -> None:
+    pruning = parse_pruning({"sparsity": 0.7, "schedule": schedule})
+    curve = SCHEDULES[pruning.schedule.name]
+    values = [curve(Fraction(k, 50), pruning) for k in range(51)]
+    assert all(0 <= value <= Fraction("0.7") for value in values)
+    assert values == sorted(values) and values[-1] == Fraction("0.7")
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
+def test_a_plan_reaches_the_target_at_its_end(schedule: dict[str, Any]) -> None:
+    end = {} if schedule["name"] == "one_shot" else {"end": "30it", "every": "4it"}
+    updates = plan(parse_pruning({"sparsity": 0.7, "schedule": schedule} | end), 40)
+    assert updates[-1].sparsity == Fraction("0.7") and updates[-1].step == (30 if end else 0)
+    assert all(update.sparsity is not None and 0 <= update.sparsity <= Fraction("0.7") for update in updates)
+
+
+@pytest.mark.parametrize(("scope", "granularity"), EVERY_SELECTION)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_any_selection_removes_exactly_what_is_due_and_the_same_again(
+    criterion: str, scope: str, granularity: str
+) -> None:
+    pruning = {"sparsity": 0.6, "scope": scope, "granularity": granularity, "criterion": criterion}
+    found = []
+    for _ in range(2):
+        model = small_network()
+        pruner = Pruner(model, pruning, 0)
+        pruner.start(batches(), loss_fn)
+        report = pruner.report()
+        assert report.chosen == report.due
+        assert granularity == "unit" or report.removed == report.due == removed(model)
+        found.append(get_masks(model))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
+@pytest.mark.parametrize(("scope", "granularity"), EVERY_SELECTION)
+def test_any_schedule_ends_with_exactly_what_is_due(schedule: dict[str, Any], scope: str, granularity: str) -> None:
+    model = small_network()
+    pruning: dict[str, Any] = {"sparsity": 0.6, "scope": scope, "granularity": granularity, "schedule": schedule}
+    if schedule["name"] != "one_shot":
+        pruning |= {"end": "30it", "every": "4it"}
+    if schedule["name"] == "cyclic":
+        pruning |= {"after_cycles": "union"}
+    pruner = Pruner(model, pruning, 31)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(31):
+        with torch.no_grad():
+            for weight in masked_weights(model).values():
+                weight.parameter.add_(torch.randn(weight.parameter.shape, generator=generator), alpha=0.1)
+        pruner.step()
+    report = pruner.report()
+    assert pruner.finished and report.chosen == report.due > 0
+
+
+@pytest.mark.parametrize(("scope", "granularity"), EVERY_SELECTION)
+def test_more_sparsity_removes_a_superset_of_the_same_scores(scope: str, granularity: str) -> None:
+    masks = []
+    for sparsity in (0.3, 0.6):
+        model = small_network()
+        Pruner(model, {"sparsity": sparsity, "scope": scope, "granularity": granularity}, 0).start()
+        masks.append(get_masks(model))
+    assert all(not (masks[1][name] & ~masks[0][name]).any() for name in masks[0])
