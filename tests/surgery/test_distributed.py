@@ -40,7 +40,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_gradients_under_ddp_equal_those_of_one_process(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
     model = masked_network()
     inputs = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(2))
     model(inputs).pow(2).mean().backward()
