@@ -8,6 +8,9 @@ import click
 
 from sparsify.errors import RunError, SparsifyError
 
+from .report import conversion_lines
+from .show import byte_count, percent, say
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -86,25 +89,19 @@ def _convert(
 
     import sparsify
 
-    from .report import conversion_lines
-    from .show import byte_count, percent
-
     torch.manual_seed(seed)
     model, arguments = _build(checkpoint, spec, num_classes, pretrained)
     model.eval()
     report = sparsify.convert(model, ignore=pruning.ignore)
-    for line in conversion_lines(report):
-        click.echo(line)
+    say(*conversion_lines(report))
     verification = sparsify.verify(model, (_example(model, image_size),))
-    for line in (str(verification), *verification.notes):
-        click.echo(line)
+    say(str(verification), *verification.notes)
     if not verification.ok:
         raise RunError("convert: the verification found a fault (above); nothing was written")
     pruner = sparsify.Pruner(model, pruning, total_steps=1, generator=torch.Generator().manual_seed(seed))
     pruner.start()
     size = sparsify.save(model, out, spec=spec, arguments=arguments, seeds={"convert": seed})
-    dense = sum(parameter.numel() * parameter.element_size() for parameter in model.state_dict().values())
-    click.echo(f"{out}: {percent(pruner.report().reached)} sparse, {byte_count(size)}")
+    say(f"{out}: {percent(pruner.report().reached)} sparse, {byte_count(size)}")
 
 
 def _build(
@@ -113,11 +110,11 @@ def _build(
     from sparsify.models import build_model
     from sparsify.weights import load_state, read_weights
 
-    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     model = build_model(spec, pretrained=pretrained, **arguments)
     if checkpoint is None:
         if not pretrained:
-            click.echo("weights: fresh, as the model initialises them (no CHECKPOINT and no --pretrained)")
+            say("weights: fresh, as the model initialises them (no CHECKPOINT and no --pretrained)")
         return model, arguments
     state, _, ignored = read_weights(checkpoint)
     loaded = load_state(model, state, source=checkpoint)
@@ -126,11 +123,11 @@ def _build(
         arguments = {"num_classes": state[loaded.reinitialised[0]].shape[0]}
         model = build_model(spec, **arguments)
         loaded = load_state(model, state, source=checkpoint)
-    click.echo(f"weights: {len(loaded.loaded)} tensors from {checkpoint}")
+    say(f"weights: {len(loaded.loaded)} tensors from {checkpoint}")
     if loaded.reinitialised:
-        click.echo(f"  left as initialised, of another size there: {', '.join(loaded.reinitialised)}")
+        say(f"  left as initialised, of another size there: {', '.join(loaded.reinitialised)}")
     if ignored:
-        click.echo(f"  ignored there: {', '.join(ignored)}")
+        say(f"  ignored there: {', '.join(ignored)}")
     return model, arguments
 
 

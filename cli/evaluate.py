@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .paths import saved_model
-from .show import percent
+from .show import percent, say
 
 
 @click.command("eval")
@@ -19,6 +19,4 @@ def command(source: str, data: str | None, data_dir: str | None, device: str) ->
     from sparsify.training.evaluate import evaluate_file
 
     found, images = evaluate_file(path, data=data, data_dir=data_dir, device=device)
-    click.echo(
-        f"{path}: accuracy {percent(found.accuracy)}, loss {found.loss:.4f} on {images.name} ({found.count:,} images)"
-    )
+    say(f"{path}: accuracy {percent(found.accuracy)}, loss {found.loss:.4f} on {images.name} ({found.count:,} images)")

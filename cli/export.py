@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from .paths import saved_model
-from .show import byte_count, percent
+from .show import byte_count, percent, say
 
 
 @click.command("export")
@@ -42,4 +40,4 @@ def command(source: str, out: str, layout: str, dtype: str | None) -> None:
     )
     sparsity = "" if given.sparsity is None else f"{percent(given.sparsity)} sparse, "
     share = percent(size / given.bytes_dense)
-    click.echo(f"{out}: {sparsity}{byte_count(size)}, {share} of the dense {byte_count(given.bytes_dense)}")
+    say(f"{out}: {sparsity}{byte_count(size)}, {share} of the dense {byte_count(given.bytes_dense)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from math import prod
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +11,8 @@ import click
 from sparsify.errors import SparsifyError
 
 from .paths import saved_model
+from .report import conversion_lines
+from .show import Layer, byte_count, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,17 +59,12 @@ def _print_file(source: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=2))
         return
-    from .show import Layer, layer_table, print_table
-
     masked = [row for row in summary.rows if row.kept is not None and not row.encoding.startswith("alias")]
-    for line in _file_lines(summary):
-        click.echo(line)
+    say(*_file_lines(summary))
     print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masked or summary.rows))
 
 
 def _file_lines(summary: FileSummary) -> list[str]:
-    from .show import byte_count, percent
-
     about = summary.metadata
     lines = [f"{summary.path}: {about.spec or 'a model it does not name'}, format {about.format}"]
     if about.metrics.get("test_accuracy") is not None:
@@ -92,12 +88,8 @@ def _print_model(spec: str, as_json: bool) -> None:
     shapes = {name: list(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     if as_json:
         rows = {name: {"shape": shapes[name], "mask": how} for name, how in report.masked.items()}
-        click.echo(
-            json.dumps({"model": spec, "masked": rows, "skipped": report.skipped, "notes": report.notes}, indent=2)
-        )
+        everything = {"model": spec, "masked": rows, "skipped": report.skipped, "notes": report.notes}
+        click.echo(json.dumps(everything, indent=2))
         return
-    from .show import Layer, layer_table, print_table
-
-    entries = sum(prod(shapes[name]) for name in report.masked)
-    click.echo(f"{spec}: {len(report.masked)} weights can be masked, {entries:,} of")
+    say(spec, *conversion_lines(report))
     print_table(layer_table(Layer(name, shapes[name], None) for name in report.masked))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -68,6 +69,7 @@ def sparsify() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 the run failed, 2 a mistake in what was asked, 130 stopped by Ctrl-C."""
+    warnings.showwarning = _show_warning
     try:
         sparsify.main(args, prog_name="sparsify", standalone_mode=False)
         sys.stdout.flush()
@@ -91,6 +93,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         _leave(f"no space left on the disk{f' for {error.filename}' if error.filename else ''}", 1)
     sys.exit(0)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    click.echo(f"sparsify: warning: {' '.join(str(message).split())}", err=True)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
 from rich.table import Table
 
 from sparsify.training.plan import TrainingPlan, plan_training
 
-from .show import percent, print_table
+from .show import percent, print_table, say
 
 if TYPE_CHECKING:
     from sparsify.training.recipe import Recipe
@@ -26,19 +25,17 @@ def show_plan(recipe: Recipe) -> None:
     """Print the steps, the sparsity at the updates, the cycles and the learning rate."""
     planned = plan_training(recipe)
     epochs, lr = recipe.train.epochs, planned.lr
-    click.echo(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}")
-    click.echo(
-        f"{planned.total_steps:,} steps: {epochs} epochs of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}"
-    )
+    say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}")
+    say(f"{planned.total_steps:,} steps: {epochs} epochs of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}")
     tenths = [lr(planned.total_steps * tenth // 10) for tenth in range(10)] + [lr(planned.total_steps - 1)]
-    click.echo(f"learning rate ({recipe.train.lr_schedule.name}) at every tenth of training:")
-    click.echo("  " + "  ".join(f"{value:.3g}" for value in tenths))
+    say(f"learning rate ({recipe.train.lr_schedule.name}) at every tenth of training:")
+    say("  " + "  ".join(f"{value:.3g}" for value in tenths))
     if recipe.prune is None:
-        click.echo("no pruning")
+        say("no pruning")
         return
     cycles = len({update.cycle for update in planned.updates})
     prune = recipe.prune
-    click.echo(
+    say(
         f"prune to {percent(prune.sparsity)} by {_name(prune.criterion)}, scope {prune.scope}: "
         f"{len(planned.updates):,} updates in {cycles} cycle{'s' if cycles > 1 else ''}"
     )

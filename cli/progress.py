@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from .show import Layer, byte_count, duration, layer_table, percent, print_table
+from .report import show_result, start_lines
+from .show import duration, percent, say
 
 if TYPE_CHECKING:
     from sparsify.training.prepare import Prepared
@@ -51,10 +51,9 @@ class Screen:
         """Show what is about to run."""
         training = prepared.training
         self._total_steps, self._epochs = training.total_steps, training.settings.epochs
-        for line in start_lines(prepared, folder):
-            click.echo(line)
+        say(*start_lines(prepared, folder))
         if training.step and training.step < self._total_steps:
-            click.echo(f"going on after step {training.step:,} of {self._total_steps:,}")
+            say(f"going on after step {training.step:,} of {self._total_steps:,}")
         if training.step < self._total_steps:
             self._task = self._bar.add_task("epoch 1", total=self._total_steps, completed=training.step, state="")
             self._bar.start()
@@ -75,11 +74,10 @@ class Screen:
         now = time.monotonic()
         if finished or ("test_accuracy" in record and now - self._shown_at >= _PLAIN_SECONDS):
             self._shown_at = now
-            click.echo(f"{epoch}  {state}  {duration(record['seconds'])}")
+            say(f"{epoch}  {state}  {duration(record['seconds'])}")
             sys.stdout.flush()
 
     def finish(self, result: TrainResult) -> None:
         """Show what came out of the run and what to do next."""
         self._bar.stop()
-        for line in finish_lines(result):
-            click.echo(line)
+        show_result(result)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .show import Layer, byte_count, percent
+from .show import Layer, byte_count, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
+    from sparsify.formats.inspection import FileSummary
     from sparsify.pruning.report import PruningReport
     from sparsify.surgery.convert import ConversionReport
     from sparsify.training.prepare import Prepared
@@ -45,3 +46,44 @@ def start_lines(prepared: Prepared, folder: Path) -> list[str]:
         lines += [str(prepared.verification), *(f"  note: {note}" for note in prepared.verification.notes)]
     epochs, per_epoch = training.settings.epochs, training.steps_per_epoch
     return [*lines, f"{folder}: {training.total_steps:,} steps, {epochs} epochs of {per_epoch:,}"]
+
+
+def show_result(result: TrainResult) -> None:
+    """Print the per-layer table, what was reached, the file's size next to the dense one, and what to do next."""
+    from sparsify.formats.inspection import inspect_file
+
+    saved = inspect_file(result.folder / "model.safetensors")
+    masked = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]
+    if masked:
+        print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masked))
+    say(*_result_lines(result, saved))
+
+
+def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
+    lines = []
+    if result.report is not None:
+        lines += _sparsity_lines(result.report)
+    accuracy = result.metrics.get("test_accuracy")
+    if accuracy is not None:
+        lines.append(f"test accuracy {percent(accuracy)}, loss {result.metrics['test_loss']:.4f}")
+    share = percent(saved.bytes_file / saved.bytes_dense)
+    lines.append(f"{saved.path}: {byte_count(saved.bytes_file)}, {share} of the dense {byte_count(saved.bytes_dense)}")
+    folder = result.folder
+    return [
+        *lines,
+        "next:",
+        f"  sparsify export {folder} --out model.safetensors",
+        f"  sparsify inspect {folder}",
+        f"  sparsify eval {folder}",
+    ]
+
+
+def _sparsity_lines(report: PruningReport) -> list[str]:
+    reached, requested = percent(report.reached), percent(report.requested)
+    lines = [
+        f"sparsity {reached}, {requested} requested: {report.removed:,} of {report.size:,} pruned weights removed",
+        f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
+    ]
+    if report.chosen != report.due:
+        lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
+    return lines

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import click
 from rich.console import Console
 from rich.table import Table
 
@@ -68,6 +72,15 @@ def layer_table(layers: Iterable[Layer]) -> Table:
             sparsity = 1 - layer.kept / layer.size if layer.size else 0.0
             table.add_row(layer.name, shape, f"{layer.kept:,}", percent(sparsity))
     return table
+
+
+def say(*lines: str) -> None:
+    """Print lines, on a terminal broken between words to its width, continued with an indent."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        wrapped = textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) if width else []
+        click.echo("\n".join(wrapped) if wrapped else line)
 
 
 def print_table(table: Table) -> None:

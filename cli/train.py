@@ -58,17 +58,17 @@ def command(
     Start with: sparsify train recipes/union_mask.yaml
     """
     if resume is not None:
-        folder, merged = Path(resume), _resumed(resume, recipe, out, overrides, overwrite, short)
+        merged, out = _resumed(resume, recipe, out, overrides, overwrite, short), resume
+    elif recipe is not None:
+        merged = _merged(recipe, short, overrides)
     else:
-        if recipe is None:
-            raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
-        folder, merged = Path(out) if out else None, _merged(recipe, short, overrides)
+        raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
     if dry_run:
         from .plan import show_plan
 
         show_plan(merged)
         return
-    _train(merged, folder, resume=resume is not None, overwrite=overwrite, check=not no_verify)
+    _train(merged, Path(out) if out else None, resume=resume is not None, overwrite=overwrite, check=not no_verify)
 
 
 def _train(recipe: Recipe, folder: Path | None, *, resume: bool, overwrite: bool, check: bool) -> None:

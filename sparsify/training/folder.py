@@ -43,7 +43,7 @@ def check_new(folder: Path, *, overwrite: bool) -> None:
 
 
 def create(folder: Path, recipe: Recipe) -> None:
-    """Make `folder` the folder of a new run of `recipe`; of what an older run left there, only its files are removed."""
+    """Make `folder` the folder of a new run of `recipe`. An older run's files are removed, and no others."""
     try:
         (folder / LAST).parent.mkdir(parents=True, exist_ok=True)
         for pattern in _OURS:

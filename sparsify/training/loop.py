@@ -16,13 +16,17 @@ from torch import Tensor, nn
 
 from ..errors import RunError, SparsifyError
 from .batch_norm import recalibrate_batch_norm
-from .data import Data
+from .data import Data, Loader
 from .evaluate import evaluate, logits_of
 from .loss import loss_of
 from .settings import TrainSettings
 
 if TYPE_CHECKING:
     from ..pruning.pruner import Pruner
+
+# Batches handed to criteria that take gradients. Lee et al. 2019 take one; a whole epoch would cost as much as one at
+# every update.
+_SCORED_BATCHES = 10
 
 Record = dict[str, Any]
 Batch = tuple[Tensor, Tensor]
@@ -59,8 +63,7 @@ def train_steps(training: Training) -> Iterator[Record]:
     settings, optimizer, accelerator = training.settings, training.optimizer, training.accelerator
     started = time.perf_counter() - training.seconds
     training.model.train()
-    if training.step == 0:
-        _start_pruner(training)
+    _start_pruner(training)
     tally = Tally(accelerator.device)
     while training.step < training.total_steps:
         for batches in _epoch_steps(training):
@@ -85,6 +88,16 @@ def train_steps(training: Training) -> Iterator[Record]:
                 training.seconds = time.perf_counter() - started
                 yield record | {"seconds": training.seconds}
                 tally = Tally(accelerator.device)
+
+
+class FirstBatches:
+    """The first `count` batches of a loader's first epoch, the same ones each time it is iterated over."""
+
+    def __init__(self, loader: Loader, count: int) -> None:
+        self._loader, self._count = loader, count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(self._loader.epoch(0), self._count)
 
 
 class Tally:
@@ -131,7 +144,7 @@ def _start_pruner(training: Training) -> None:
         inputs, classes = batch
         return loss_of(model(inputs), classes, label_smoothing=training.settings.label_smoothing)
 
-    training.pruner.start(training.data.train.epoch(0), loss_fn)
+    training.pruner.start(FirstBatches(training.data.train, _SCORED_BATCHES), loss_fn)
 
 
 def _step_pruner(training: Training, tally: Tally) -> None:
@@ -139,9 +152,12 @@ def _step_pruner(training: Training, tally: Tally) -> None:
         return
     try:
         training.pruner.step()
-    except SparsifyError:
-        # Scores that are not numbers come from weights that are not: then the loss is what to report.
+    except SparsifyError as error:
+        # Scores that are not numbers come from weights that are not: then the training failed, not the criterion.
         _check_finite(training, tally.means()[0])
+        if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
+            where = f"after step {training.step} of {training.total_steps}"
+            raise RunError(f"the weights are no longer numbers {where}; {_advice(training)}") from error
         raise
 
 
@@ -162,9 +178,13 @@ def _record(training: Training, tally: Tally, lr: float) -> Record:
 
 def _check_finite(training: Training, loss: float) -> None:
     if not math.isfinite(loss):
-        lr = training.settings.optimizer.lr
-        advice = f"a lower train.optimizer.lr (now {lr:g}) or train.clip_grad_norm may help"
-        raise RunError(f"the loss became {loss} by step {training.step} of {training.total_steps}; {advice}")
+        where = f"by step {training.step} of {training.total_steps}"
+        raise RunError(f"the loss became {loss} {where}; {_advice(training)}")
+
+
+def _advice(training: Training) -> str:
+    lr = training.settings.optimizer.lr
+    return f"a lower train.optimizer.lr (now {lr:g}) or train.clip_grad_norm may help"
 
 
 def _evaluate_if_due(training: Training) -> Record:

@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
     if settings.nesterov is not None:
         arguments["nesterov"] = settings.nesterov
     try:
-        return create_optimizer_v2(
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
             list(_groups(model, settings)),
             opt=settings.name,
             lr=settings.lr,
@@ -35,6 +35,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
             momentum=settings.momentum,
             **arguments,
         )
+        return optimizer
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SparsifyError(f"train.optimizer: {settings.name} refuses its settings: {reason}") from None
@@ -70,10 +71,14 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
         accelerator = Accelerator(mixed_precision=settings.precision, cpu=kind == "cpu")
     except (ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
-        raise SparsifyError(f"train.precision: {settings.precision} does not work on {settings.device}: {reason}") from None
+        raise SparsifyError(
+            f"train.precision: {settings.precision} does not work on {settings.device}: {reason}"
+        ) from None
     if settings.precision != "no" and not accelerator.native_amp:
         # accelerate would train in float32 without a word.
-        raise SparsifyError(f"train.precision: {settings.precision} does not work on {accelerator.device.type}; try bf16")
+        raise SparsifyError(
+            f"train.precision: {settings.precision} does not work on {accelerator.device.type}; try bf16"
+        )
     if accelerator.num_processes > 1:
         raise SparsifyError("training in several processes is not supported; start a single one")
     return accelerator

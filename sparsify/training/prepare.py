@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..errors import RunError
@@ -17,7 +18,7 @@ from ..pruning.pruner import Pruner
 from ..surgery.convert import ConversionReport, convert
 from ..surgery.verify import VerifyReport, verify
 from ..weights import LoadReport, load_checkpoint
-from .data import count_classes, load_data
+from .data import Data, count_classes, load_data
 from .loop import Training
 from .lr_schedules import learning_rate_factor
 from .optimizer import make_accelerator, make_optimizer
@@ -28,8 +29,8 @@ from .recipe import Recipe
 class Prepared:
     """A training that is ready to start, and how it was made.
 
-    `spec` and `arguments` build the model by name; `spec` is None for a model given from Python. `loaded` tells what was
-    read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and no `verification`.
+    `spec` and `arguments` build the model by name; `spec` is None for a model given from Python. `loaded` tells what
+    was read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and no `verification`.
     """
 
     recipe: Recipe
@@ -60,26 +61,29 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, check: bool = Tru
     conversion = verification = None
     if recipe.prune is not None:
         conversion = convert(model, ignore=recipe.prune.ignore)
-        if check:
-            verification = _verified(model, data.input_shape)
-    layout = torch.channels_last if settings.channels_last else torch.preserve_format
-    model.to(device=accelerator.device, memory_format=layout)
-    model.train()
+        verification = _verified(model, data.input_shape) if check else None
+    model.to(accelerator.device).train()
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    training = _ready(recipe, model, data, accelerator)
+    return Prepared(recipe, training, spec, arguments, loaded, conversion, verification)
+
+
+def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerator) -> Training:
+    settings = recipe.train
     steps_per_epoch = -(-len(data.train) // settings.accumulate)
     total_steps = steps_per_epoch * settings.epochs
     pruner = None
     if recipe.prune is not None:
-        generator = torch.Generator().manual_seed(settings.seed)
-        example = torch.zeros(1, *data.input_shape, device=accelerator.device)
         pruner = Pruner(
             model,
             recipe.prune,
             total_steps,
             steps_per_epoch=steps_per_epoch,
-            generator=generator,
-            example_input=example,
+            generator=torch.Generator().manual_seed(settings.seed),
+            example_input=torch.zeros(1, *data.input_shape, device=accelerator.device),
         )
-    training = Training(
+    return Training(
         model=model,
         data=data,
         settings=settings,
@@ -90,7 +94,6 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, check: bool = Tru
         lr_factor=learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
     )
-    return Prepared(recipe, training, spec, arguments, loaded, conversion, verification)
 
 
 def _seed(seed: int) -> None:
@@ -107,7 +110,7 @@ def _verified(model: nn.Module, input_shape: tuple[int, int, int]) -> VerifyRepo
     if not report.ok:
         raise RunError(
             f"the conversion of this model did not pass its verification: {'; '.join(report.problems)} "
-            "(leave such weights out with prune.ignore, or train anyway with --no-verify)"
+            "(leave such weights out with prune.ignore, or train without the check: --no-verify, check=False)"
         )
     return report
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import SparsifyError
 from ..formats.files import save
-from ..pruning.pruner import PruningReport
+from ..pruning.report import PruningReport
 from . import folder as folders
 from .checkpoint import random_state, read_state, set_model_state, set_optimizer_state, set_random_state, write_state
 from .loop import Record, Training, train_steps

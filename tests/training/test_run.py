@@ -1,0 +1,208 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sparsify.errors import RunError, SparsifyError
+from sparsify.formats.files import inspect_file, load
+from sparsify.surgery.masks import get_masks
+from sparsify.training import run
+from sparsify.training.checkpoint import read_state
+from sparsify.training.run import TrainResult, train
+
+UNION = {
+    "sparsity": 0.5,
+    "schedule": {"name": "cyclic", "cycles": 3},
+    "after_cycles": "union",
+    "end": 0.9,
+    "every": "1it",
+}
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(36, 10)
+    )
+
+
+def recipe(*, prune: dict[str, Any] | None = UNION, optimizer: Any = "sgd", **train_settings: Any) -> dict[str, Any]:
+    """Return a recipe of 4 epochs of 3 steps."""
+    settings = {"epochs": 4, "log_every": 1, "device": "cpu", "optimizer": optimizer, **train_settings}
+    declared = {"model": "cifar:resnet20", "data": {"name": "digits", "batch_size": 500}, "train": settings}
+    return declared | ({"prune": prune} if prune else {})
+
+
+def states(result: TrainResult) -> dict[str, torch.Tensor]:
+    return dict(result.model.state_dict())
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Return the run's records without the clock's."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def assert_same(one: TrainResult, other: TrainResult) -> None:
+    assert states(one).keys() == states(other).keys()
+    for key, value in states(one).items():
+        assert torch.equal(value, states(other)[key]), key
+    assert records(one.folder) == records(other.folder)
+
+
+def test_a_run_leaves_recipe_records_checkpoints_and_a_model_that_loads(tmp_path: Path) -> None:
+    result = train(recipe(), out=tmp_path / "a", model=small_model())
+    assert {path.name for path in (tmp_path / "a").iterdir() if not path.name.startswith("events")} == {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "model.safetensors",
+    }
+    assert list((tmp_path / "a").glob("events.out.tfevents.*"))
+    assert [record["step"] for record in records(tmp_path / "a")] == list(range(1, 13))
+    loaded = load(tmp_path / "a" / "model.safetensors", small_model())
+    for name, mask in get_masks(result.model).items():
+        assert torch.equal(mask, get_masks(loaded)[name])
+    assert inspect_file(tmp_path / "a" / "model.safetensors").sparsity == pytest.approx(0.5)
+    assert result.metrics["test_accuracy"] == records(tmp_path / "a")[-1]["test_accuracy"]
+
+
+def test_equal_seed_gives_equal_bits_and_another_seed_others(tmp_path: Path) -> None:
+    first, second, third = (
+        train(recipe(seed=seed), out=tmp_path / name, model=small_model())
+        for name, seed in [("a", 1), ("b", 1), ("c", 2)]
+    )
+    assert_same(first, second)
+    assert records(first.folder) != records(third.folder)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 7, 12])
+@pytest.mark.parametrize(
+    "optimizer", [{"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}, {"name": "adamw", "lr": 0.01}]
+)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, optimizer: dict[str, Any]
+) -> None:
+    def kill(record: dict[str, Any]) -> None:
+        if record["step"] == at:
+            raise Killed
+
+    whole = train(recipe(optimizer=optimizer), out=tmp_path / "whole", model=small_model())
+    monkeypatch.setattr(run, "_LONGEST_SECONDS", 0.0)  # a checkpoint at every record, within epochs too
+    with pytest.raises(Killed):
+        train(recipe(optimizer=optimizer), out=tmp_path / "cut", model=small_model(), on_record=kill)
+    # What is written after a checkpoint and before the kill must vanish.
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99}\n')
+    assert_same(whole, train(None, out=tmp_path / "cut", resume=True, model=small_model()))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    def kill(record: dict[str, Any]) -> None:
+        raise Killed
+
+    whole = train(recipe(), out=tmp_path / "whole", model=small_model())
+    with pytest.raises(Killed):
+        train(recipe(), out=tmp_path / "cut", model=small_model(), on_record=kill)
+    assert not list((tmp_path / "cut").glob("checkpoints/*"))
+    assert_same(whole, train(None, out=tmp_path / "cut", resume=True, model=small_model()))
+
+
+def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    first = train(recipe(), out=tmp_path, model=small_model())
+    again = train(None, out=tmp_path, resume=True, model=small_model())
+    assert_same(first, again)
+    assert again.metrics["test_accuracy"] == first.metrics["test_accuracy"]
+
+
+def test_accumulated_batches_take_the_step_of_one_batch_as_large(tmp_path: Path) -> None:
+    # Three batches of 500 in one step: the gradient of all 1,500 images, batch norm aside.
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    data = {"name": "digits", "crop_padding": 0}
+    whole = recipe(prune=None, epochs=2) | {"data": data | {"batch_size": 1500}}
+    parts = recipe(prune=None, epochs=2, accumulate=3) | {"data": data | {"batch_size": 500}}
+    one, other = train(whole, out=tmp_path / "a", model=model()), train(parts, out=tmp_path / "b", model=model())
+    assert [record["step"] for record in records(other.folder)] == [1, 2]
+    torch.testing.assert_close(states(one), states(other))
+
+
+@pytest.mark.parametrize("prune", [None, UNION])
+def test_a_loss_of_nan_ends_the_run_and_keeps_the_last_checkpoint(tmp_path: Path, prune: dict[str, Any] | None) -> None:
+    model = small_model()
+
+    def poison(record: dict[str, Any]) -> None:
+        if record["step"] == 4:
+            model[5].bias.data.fill_(torch.nan)
+
+    with pytest.raises(RunError, match="the loss became nan by step 5 of 12"):
+        train(recipe(prune=prune), out=tmp_path, model=model, on_record=poison)
+    assert read_state(tmp_path / "checkpoints" / "last.safetensors")["step"] == 3
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_weights_that_become_nan_are_the_runs_failure_and_not_a_mistake_in_the_criterion(tmp_path: Path) -> None:
+    # An endless gradient: the loss of the step is still a number, the weights after it are none.
+    class Steep(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x)
+            if out.requires_grad:
+                out.register_hook(lambda gradient: gradient * torch.inf)
+            return out
+
+    model = nn.Sequential(nn.Flatten(), Steep(64, 10))
+    with pytest.raises(RunError, match="weights are no longer numbers after step 1 of 12"):
+        train(recipe(), out=tmp_path, model=model, check=False)
+
+
+def test_best_is_the_best_at_the_final_sparsity(tmp_path: Path) -> None:
+    train(recipe(), out=tmp_path, model=small_model())
+    best = inspect_file(tmp_path / "checkpoints" / "best.safetensors")
+    final = [r["test_accuracy"] for r in records(tmp_path) if "test_accuracy" in r and r["step"] >= 11]
+    assert best.metadata.metrics["test_accuracy"] == max(final)
+    assert best.sparsity == pytest.approx(0.5)
+
+
+def test_an_existing_run_is_refused_and_nothing_of_it_touched(tmp_path: Path) -> None:
+    train(recipe(epochs=1), out=tmp_path, model=small_model())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SparsifyError, match="already holds a run; go on with --resume"):
+        train(recipe(epochs=1), out=tmp_path, model=small_model())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_removes_the_runs_files_and_no_others(tmp_path: Path) -> None:
+    train(recipe(epochs=1), out=tmp_path, model=small_model())
+    (tmp_path / "notes.txt").write_text("mine")
+    train(recipe(epochs=2), out=tmp_path, overwrite=True, model=small_model())
+    assert len(records(tmp_path)) == 6
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_other_files_is_never_written(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(SparsifyError, match="holds other files"):
+        train(recipe(), out=tmp_path, overwrite=True, model=small_model())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_resume_with_another_recipe_is_refused(tmp_path: Path) -> None:
+    train(recipe(epochs=1), out=tmp_path, model=small_model())
+    with pytest.raises(SparsifyError, match="train.epochs"):
+        train(recipe(epochs=2), out=tmp_path, resume=True, model=small_model())
+
+
+@pytest.mark.parametrize("folder", ["missing", "."])
+def test_resume_where_there_is_no_run_is_refused(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(SparsifyError, match="no such run|not a run"):
+        train(None, out=tmp_path / folder, resume=True, model=small_model())
