@@ -28,6 +28,10 @@ def unreachable_weights(module: nn.Module) -> dict[str, str]:
             found[name] = "lazy: run the model once before converting it"
         elif parameter is not None and not _plain(parameter):
             found[name] = f"stored as {type(parameter.data).__name__}"
+    taken = {*module.__dict__.get("masked_names", ()), *pruned_parameters(module)}
+    for name in module._parameters:
+        if hasattr(module, f"{name}_mask") and name not in taken:
+            found[name] = f"has an attribute {name}_mask of its own"
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
             advice = "weight-normed: call torch.nn.utils.remove_weight_norm first"

@@ -14,22 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .. import ops
-from .candidates import METADATA
-from .masks import original_class
-
-# The forwards that torch.nn's conv and linear modules have: their weight is a weight wherever it is read.
-DENSE_FORWARDS = {
-    cls.forward
-    for cls in (
-        nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
-    )
-}
+from .candidates import CONV_AND_LINEAR, METADATA
 
 _NUMBERS = count()
 
@@ -116,10 +101,18 @@ def _reconcile(module: nn.Module, source: fx.Node, path: str, use: Use | None) -
     dense = [user for user in readers if user.target in ops.MASKED and _weight_argument(user) is source]
     if use is not None:
         return use if len(dense) == len(readers) else Use("source")
-    owner = module.get_submodule(path.rpartition(".")[0])
-    if readers and owner is not module and original_class(owner).forward in DENSE_FORWARDS:
+    owner_path, _, name = path.rpartition(".")
+    owner = module.get_submodule(owner_path)
+    dense_owner = name == "weight" and isinstance(owner, CONV_AND_LINEAR)
+    if readers and (dense_owner or any(_convolves(user) for user in readers)):
         return Use("source")
     return Use("unmasked", "not the weight of a conv or linear operation" if readers else "only its shape is read")
+
+
+def _convolves(node: fx.Node) -> bool:
+    """Whether a node is a function that convolves by another name: deform_conv2d, conv2d_same."""
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_function" and ("conv" in name or "linear" in name)
 
 
 def _reads_metadata(node: fx.Node) -> bool:

@@ -173,3 +173,31 @@ def test_unusual_inputs_of_convolutions_still_work() -> None:
     dense_conv = copy.deepcopy(unbatched)
     convert(unbatched)
     assert torch.equal(unbatched(x[0, :, 0]), dense_conv(x[0, :, 0]))
+
+
+def test_convolutions_by_another_name_are_masked() -> None:
+    from torchvision.ops import DeformConv2d
+
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = DeformConv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x, x.new_full((len(x), 18, 6, 6), 0.25))  # type: ignore[no-any-return]
+
+    model = Deformed()
+    dense = copy.deepcopy(model)
+    assert convert(model).masked == {"conv.weight": "rewritten"}
+    x = torch.randn(2, 3, 8, 8)
+    assert verify(model, x).ok
+    half_masks(model)
+    with torch.no_grad():
+        dense.conv.weight.mul_(get_masks(model)["conv.weight"])
+    assert torch.equal(model(x), dense(x))
+
+
+def test_an_attribute_in_a_masks_place_is_left_alone() -> None:
+    model = nn.Linear(3, 3)
+    model.register_buffer("weight_mask", torch.zeros(3, 3))
+    assert convert(model).skipped == {"weight": "has an attribute weight_mask of its own"}
