@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..surgery.masks import MaskedWeight
 from .granularity import rows
 from .scopes import Counts
+from .selection import kept_in_rows
 
 
 class SparsityWarning(UserWarning):
@@ -96,9 +97,9 @@ def pruning_report(
 
 
 def _layer(weight: MaskedWeight) -> LayerSparsity:
-    kept = rows(weight.mask, weight.module).sum(1)
+    kept = kept_in_rows(rows(weight.mask, weight.module))
     mask = weight.mask
-    dead = tuple(int(unit) for unit in (kept == 0).nonzero()) if mask.numel() else ()
+    dead = tuple((kept == 0).nonzero().flatten().tolist()) if mask.numel() else ()
     return LayerSparsity(weight.name, tuple(mask.shape), mask.numel(), mask.numel() - int(kept.sum()), len(kept), dead)
 
 

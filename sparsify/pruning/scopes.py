@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .granularity import rows, set_rows
-from .selection import Part, remove_lowest, remove_lowest_in_rows
+from .selection import Part, kept_in_rows, remove_lowest, remove_lowest_in_rows
 
 # One removal count per group: a number, or for groups that are a weight's rows a tensor with one entry per row.
 Counts = list[int | Tensor]
@@ -76,8 +76,7 @@ def filter_counts(members: Sequence[Member], due: Due) -> Counts:
         if due.start is None:
             counts.append(torch.full((units,), due.count(width)))
             continue
-        start = rows(due.start[member.name], member.module)
-        removed = (width - start.sum(1)).tolist()
+        removed = (width - kept_in_rows(rows(due.start[member.name], member.module))).tolist()
         table = {count: due.count(width, count) for count in set(removed)}
         counts.append(torch.tensor([table[count] for count in removed], dtype=torch.int64))
     return counts
