@@ -44,7 +44,7 @@ def test_train_shows_masks_progress_layers_accuracy_size_and_what_next(sparsify:
     assert row == ["layer2.0.conv2.weight", "48x48x3x3", "4,176", "79.9", "%"]  # 48 filters of 432 - 345
     assert "80.0 % requested" in out and "test accuracy" in out and "of the dense 1.5 MB" in out
     for command in ("export", "inspect", "eval"):
-        assert f"  sparsify {command} {tmp_path / 'a'}" in lines
+        assert any(line.startswith(f"  sparsify {command} {tmp_path / 'a'}") for line in lines)
 
 
 def test_train_refuses_an_existing_run_and_overwrite_replaces_it(sparsify: Run, trained: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_inspect_json_is_json(sparsify: Run, trained: Path) -> None:
 
 @pytest.mark.parametrize("what", [["--model", "timm:test_resnet"], []])
 def test_inspect_prints_the_graph_with_masked_operations(sparsify: Run, trained: Path, what: list[str]) -> None:
-    code, out, _ = sparsify("inspect", *(what or [trained]), "--graph")
+    code, out, _ = sparsify("inspect", *(what or [str(trained)]), "--graph")
     assert code == 0 and "masked_conv2d" in out and "layer4.0.conv1.weight_mask" in out
 
 
