@@ -147,6 +147,25 @@ def test_many_chunks_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert not np.take_along_axis(by_row.mask.numpy(), first, 1).any() and by_row.mask.sum() == 1000 * 177
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensor_operations_select_the_same_as_numpy(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(-9, 9, (40, 30), generator=generator).to(dtype)
+    alive = torch.rand(40, 30, generator=generator) < 0.8
+    counts = torch.arange(40) % 31
+    masks: list[list[Tensor]] = [[], []]
+    for found in masks:
+        for absolute in (False, True):
+            for may_keep in (None, alive):
+                whole, by_row = (part(scores, absolute=absolute, alive=may_keep) for _ in range(2))
+                remove_lowest([whole], 777)
+                remove_lowest_in_rows(by_row, counts)
+                found += [whole.mask, by_row.mask]
+        # What an accelerator works with, here on the CPU.
+        monkeypatch.setattr(selection, "_integers", lambda tensor: tensor)
+    assert all(torch.equal(first, second) for first, second in zip(*masks, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 @pytest.mark.parametrize("dtype", DTYPES)
