@@ -1,0 +1,48 @@
+"""Writing of benchmarks/results.md: one section per script, with the hardware and versions it was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+RESULTS = Path(__file__).parent / "results.md"
+TITLE = "# Measurements\n\nEach section is written by the script it is named after.\n"
+
+
+def environment(*packages: str, threads: int | None = None) -> str:
+    """Return one line that says when, on what hardware and with which versions something was measured."""
+    cores = f"{os.cpu_count()} cores" + (f", {threads} threads" if threads else "")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    return f"{date.today().isoformat()}; {_processor()}, {cores}; Python {platform.python_version()}, {versions}."
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def seconds(values: Sequence[float]) -> str:
+    """Return the median of some durations with their spread and number: "0.512 s (0.498 to 0.530, n = 7)"."""
+    return f"{median(values):.3g} s ({min(values):.3g} to {max(values):.3g}, n = {len(values)})"
+
+
+def record(section: str, body: str) -> None:
+    """Put `body` under the heading `section` of results.md, in the place of what stood there; other sections stay."""
+    text = RESULTS.read_text() if RESULTS.exists() else TITLE
+    entry = f"## {section}\n\n{body.strip()}\n"
+    pattern = re.compile(rf"^## {re.escape(section)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    if pattern.search(text):
+        text = pattern.sub(lambda _: f"{entry}\n", text)
+    else:
+        text = f"{text.rstrip()}\n\n{entry}"
+    RESULTS.write_text(f"{text.rstrip()}\n")
