@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,29 @@ from ..surgery.masks import MaskedWeight, all_masked_weights, effective_weight, 
 
 # loss_fn(model, batch) returns the loss of one batch, a tensor of one element.
 LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+def on_model_and_batch(loss_fn: Callable[..., Tensor]) -> LossFunction:
+    """Return `loss_fn` as a function of (model, batch).
+
+    It is one already if its first parameter is called `model`, `net` or `m` or its second `batch`, and for batches that
+    are no pairs. Any other is a loss of (outputs, targets), such as F.cross_entropy or nn.CrossEntropyLoss(), of
+    batches that are (inputs, targets).
+    """
+    try:
+        first, second = [*inspect.signature(loss_fn).parameters, "", ""][:2]
+    except ValueError:  # some functions written in C have no signature
+        first = second = ""
+    if first in ("model", "net", "m") or second == "batch":
+        return loss_fn
+
+    def loss_of_batch(model: nn.Module, batch: Any) -> Tensor:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            return loss_fn(model, batch)
+        inputs, targets = batch
+        return loss_fn(model(inputs), targets)
+
+    return loss_of_batch
 
 
 def summed_gradients(
@@ -41,7 +65,7 @@ def summed_gradients(
                 loss = loss_fn(model, batch)
             if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                 raise SparsifyError(
-                    "loss_fn(model, batch) must return the loss of the batch, a tensor of one element with a gradient"
+                    "loss_fn must return the loss of the batch, a tensor of one element with a gradient"
                 )
             gradients = torch.autograd.grad(loss.reshape(()), list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):

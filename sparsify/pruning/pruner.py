@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import SparsifyError
 from ..surgery.masks import MaskedWeight, masked_weights
 from .criteria import CRITERIA, Context
-from .gradients import LossFunction
+from .gradients import LossFunction, on_model_and_batch
 from .report import PruningReport, SparsityWarning, losses, pruning_report
 from .schedules import Update, plan
 from .scopes import SCOPES, Due
@@ -78,24 +78,20 @@ class Pruner:
         """Whether the last update has happened: the masks do not change any more."""
         return self._done == len(self.plan)
 
-    def start(self, batches: Iterable[Any] | None = None, loss_fn: LossFunction | None = None) -> None:
+    def start(self, batches: Iterable[Any] | None = None, loss_fn: Callable[..., Tensor] | None = None) -> None:
         """Do what is due before the first step; hand over the data that some criteria need.
 
-        `batches` is iterated anew at every update (an iterator is kept as a list); `loss_fn(model, batch)` returns the
-        loss of one of them, a tensor of one element. After `load_state_dict` this only hands over data. Raises
+        `batches` is iterated anew at every update (an iterator is kept as a list). `loss_fn(outputs, targets)` returns
+        the loss of a batch that is a pair (inputs, targets); a function whose parameters are called `model` and `batch`
+        gets those, as does any for batches that are no pairs. The loss is a tensor of one element. After `load_state_dict` this only hands over data. Raises
         SparsifyError if the criterion needs data and there are none.
         """
-        if isinstance(loss_fn, nn.Module) or getattr(loss_fn, "__module__", "") == "torch.nn.functional":
-            raise SparsifyError(
-                "pruner.start: loss_fn is called with (model, batch), for instance "
-                "lambda model, batch: cross_entropy(model(batch[0]), batch[1])"
-            )
         needs_data = getattr(self._criterion, "needs_data", False)
         if needs_data and not self.finished and (batches is None or loss_fn is None):
             name = self.pruning.criterion.name
             raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) before step()")
         self._batches = list(batches) if needs_data and isinstance(batches, Iterator) else batches
-        self._loss_fn = loss_fn
+        self._loss_fn = None if loss_fn is None else on_model_and_batch(loss_fn)
         self._ready = True
         if not self._started:
             self._started = True

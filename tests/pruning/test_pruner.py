@@ -84,11 +84,25 @@ def test_step_refuses_to_go_on_without_the_data_that_a_criterion_needs() -> None
         pruner.step()
 
 
-@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), F.cross_entropy])
-def test_a_loss_of_output_and_target_is_told_what_is_expected(loss: Any) -> None:
-    pruner = Pruner(linear_model(torch.randn(2, 5)), LINEAR | {"criterion": "snip"}, total_steps=20)
-    with pytest.raises(SparsifyError, match=r"loss_fn is called with \(model, batch\)"):
-        pruner.start([], loss)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(),
+        F.cross_entropy,
+        lambda outputs, targets: F.cross_entropy(outputs, targets),
+        lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+        lambda m, b: F.cross_entropy(m(b[0]), b[1]),
+    ],
+)
+def test_a_loss_is_of_outputs_and_targets_or_of_model_and_batch(loss: Any) -> None:
+    inputs, targets = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1, 0, 1])
+    weight = torch.randn(2, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(F.linear(inputs, weight), targets), weight)
+    model = linear_model(weight.detach().clone())
+    Pruner(model, {"sparsity": 0.5, "criterion": "snip"}, total_steps=5).start([(inputs, targets)], loss)
+    (mask,) = get_masks(model).values()
+    kept = (weight * gradient).abs().flatten().topk(5).indices
+    assert mask.flatten().nonzero().flatten().tolist() == sorted(kept.tolist())
 
 
 def test_snip_scores_the_same_batches_again_at_every_update() -> None:
@@ -346,7 +360,7 @@ def test_a_state_of_other_settings_is_refused(settings: dict[str, Any], total: i
 def test_after_loading_start_only_hands_over_data() -> None:
     model = linear_model(torch.randn(2, 5))
     settings = {"sparsity": 0.5, "criterion": "snip", "schedule": "linear", "end": 1, "every": "1it"}
-    loss, batch = (lambda m, x: m(x).square().sum()), [torch.ones(1, 5)]
+    loss, batch = (lambda f, x: f(x).square().sum()), [torch.ones(1, 5)]
     first = Pruner(model, settings, 4)
     first.start(batch, loss)
     first.step()
