@@ -82,9 +82,9 @@ class Pruner:
         """Do what is due before the first step; hand over the data that some criteria need.
 
         `batches` is iterated anew at every update (an iterator is kept as a list). `loss_fn(outputs, targets)` returns
-        the loss of a batch that is a pair (inputs, targets); a function whose parameters are called `model` and `batch`
-        gets those, as does any for batches that are no pairs. The loss is a tensor of one element. After `load_state_dict` this only hands over data. Raises
-        SparsifyError if the criterion needs data and there are none.
+        the loss of a batch that is a pair (inputs, targets), a tensor of one element; a function whose parameters are
+        called `model` and `batch` gets those, as does any for batches that are no pairs. After `load_state_dict` this
+        only hands over data. Raises SparsifyError if the criterion needs data and there are none.
         """
         needs_data = getattr(self._criterion, "needs_data", False)
         if needs_data and not self.finished and (batches is None or loss_fn is None):
