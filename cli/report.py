@@ -84,6 +84,8 @@ def _sparsity_lines(report: PruningReport) -> list[str]:
         f"sparsity {reached}, {requested} requested: {report.removed:,} of {report.size:,} pruned weights removed",
         f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
     ]
+    if report.chosen == report.due and reached != requested:
+        lines.append("  (exactly what was due: every group of the scope is rounded down to whole weights)")
     if report.chosen != report.due:
         lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
     return lines

@@ -206,3 +206,42 @@ def test_resume_with_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_resume_where_there_is_no_run_is_refused(tmp_path: Path, folder: str) -> None:
     with pytest.raises(SparsifyError, match="no such run|not a run"):
         train(None, out=tmp_path / folder, resume=True, model=small_model())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"channels_last": True}, {"precision": "bf16"}, {"recalibrate_batch_norm": 2}, {"clip_grad_norm": 0.1}]
+)
+def test_options_change_the_run_and_keep_it_whole(tmp_path: Path, settings: dict[str, Any]) -> None:
+    plain = train(recipe(epochs=2), out=tmp_path / "plain", model=small_model())
+    result = train(recipe(epochs=2, **settings), out=tmp_path / "other", model=small_model())
+    assert len(records(result.folder)) == 6 and result.report is not None and result.report.reached == 0.5
+    if "channels_last" in settings:
+        assert result.model[0].weight.stride() == (9, 1, 3, 1)
+    else:
+        assert any(not torch.equal(value, states(plain)[key]) for key, value in states(result).items())
+    if "recalibrate_batch_norm" in settings:
+        assert int(result.model[1].num_batches_tracked) == 2
+
+
+def test_snip_gets_its_batches_before_the_first_step(tmp_path: Path) -> None:
+    snip = {"criterion": "snip", "scope": "global", "sparsity": 0.5, "schedule": "one_shot"}
+    result = train(recipe(prune=snip, epochs=1), out=tmp_path, model=small_model())
+    assert [record["sparsity"] for record in records(tmp_path)] == [0.5] * 3
+    assert result.report is not None and result.report.reached == 0.5
+
+
+def test_a_criterion_of_the_users_own_trains_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest_first(weights: Any, context: Any) -> Any:
+        return {name: -weight.abs() for name, weight in weights.items()}
+
+    declared = recipe(prune={**UNION, "criterion": largest_first})
+    whole = train(declared, out=tmp_path / "whole", model=small_model())
+    monkeypatch.setattr(run, "_LONGEST_SECONDS", 0.0)
+
+    def kill(record: dict[str, Any]) -> None:
+        if record["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(declared, out=tmp_path / "cut", model=small_model(), on_record=kill)
+    assert_same(whole, train(declared, out=tmp_path / "cut", resume=True, model=small_model()))
