@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from sparsify.training.prepare import Prepared
     from sparsify.training.run import TrainResult
 
-# Without a terminal: a line at each evaluation, but not oftener than this, and at the end.
+# Without a terminal: a line at each evaluation, but not oftener than this, at the end, and within long epochs.
 _PLAIN_SECONDS = 2.0
+_LONG_SECONDS = 30.0
 
 
 class Screen:
@@ -39,7 +40,7 @@ class Screen:
         self._total_steps = 0
         self._epochs = 0
         self._test_accuracy: float | None = None
-        self._shown_at = 0.0
+        self._shown_at = float("-inf")
 
     def __enter__(self) -> Screen:
         return self
@@ -57,6 +58,7 @@ class Screen:
         if training.step < self._total_steps:
             self._task = self._bar.add_task("epoch 1", total=self._total_steps, completed=training.step, state="")
             self._bar.start()
+        self._shown_at = time.monotonic() - _PLAIN_SECONDS
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Show a record of the training."""
@@ -72,7 +74,8 @@ class Screen:
             return
         finished = record["step"] == self._total_steps
         now = time.monotonic()
-        if finished or ("test_accuracy" in record and now - self._shown_at >= _PLAIN_SECONDS):
+        since = now - self._shown_at
+        if finished or since >= (_PLAIN_SECONDS if "test_accuracy" in record else _LONG_SECONDS):
             self._shown_at = now
             say(f"{epoch}  {state}  {duration(record['seconds'])}")
             sys.stdout.flush()
