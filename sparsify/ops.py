@@ -18,8 +18,8 @@ from torch.fx import Proxy
 from torch.utils.weak import WeakIdKeyDictionary
 
 _INTEGER_LIKE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 18  # elements: the chunk of the mask, widened to the weight's size, stays in the second-level cache
-_REUSED_FROM = 1 << 24  # bytes: above this the C library returns memory to the system when it is freed
+_CHUNK = 1 << 19  # elements: the chunk of the mask, widened to the weight's size, stays in the second-level cache
+_REUSED_FROM = 1 << 20  # bytes: above this the C library may return memory to the system when it is freed
 
 # Memory for large effective weights on the CPU, by mask. A freed tensor of this size goes back to the system, and
 # the next one of the same size is paid for page by page, which costs more than the masking itself.
@@ -128,7 +128,10 @@ def _same_dense_layout(values: Tensor, mask: Tensor) -> bool:
 
 
 def _bitwise_masked(values: Tensor, mask: Tensor, *, out: Tensor) -> Tensor:
-    """Write `where(mask, values, 0)` to `out` by and-ing bits; all three have one dense layout."""
+    """Write `where(mask, values, 0)` to `out`; all three have one dense layout.
+
+    The bits of the values, taken as integers, are multiplied with 0 or 1: exact, whatever they stand for.
+    """
     integer = _INTEGER_LIKE[values.dtype.itemsize]
     count = values.numel()
     source = values.detach().as_strided((count,), (1,)).view(integer)
@@ -138,8 +141,8 @@ def _bitwise_masked(values: Tensor, mask: Tensor, *, out: Tensor) -> Tensor:
     for start in range(0, count, _CHUNK):
         end = min(count, start + _CHUNK)
         bits = widened[: end - start]
-        bits.copy_(keep[start:end]).neg_()  # 1 -> all bits set, 0 -> none
-        torch.bitwise_and(source[start:end], bits, out=target[start:end])
+        bits.copy_(keep[start:end])
+        torch.mul(source[start:end], bits, out=target[start:end])
     return out
 
 
