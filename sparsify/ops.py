@@ -6,7 +6,7 @@ underneath (NaN included), and its gradient is exactly zero. Under `torch.fx` ea
 
 from __future__ import annotations
 
-import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +21,7 @@ _INTEGER_LIKE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 19  # elements: the chunk of the mask, widened to the weight's size, stays in the second-level cache
 _REUSED_FROM = 1 << 20  # bytes: above this the C library may return memory to the system when it is freed
 
-# Memory for large effective weights on the CPU, by mask. A freed tensor of this size goes back to the system, and
+# Free memory for large effective weights on the CPU, by mask. A freed tensor of this size goes back to the system, and
 # the next one of the same size is paid for page by page, which costs more than the masking itself.
 _SCRATCH: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -92,6 +92,7 @@ def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
         and weight.dtype.itemsize in _INTEGER_LIKE
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch._C._are_functorch_transforms_active()
         and _same_dense_layout(weight, mask)
     )
     if plain:
@@ -137,7 +138,7 @@ def _bitwise_masked(values: Tensor, mask: Tensor, *, out: Tensor) -> Tensor:
     source = values.detach().as_strided((count,), (1,)).view(integer)
     target = out.detach().as_strided((count,), (1,)).view(integer)
     keep = mask.as_strided((count,), (1,)).view(torch.int8)
-    widened = torch.empty(min(count, _CHUNK), dtype=integer)
+    widened = torch.empty(min(count, _CHUNK), dtype=integer, device=values.device)
     for start in range(0, count, _CHUNK):
         end = min(count, start + _CHUNK)
         bits = widened[: end - start]
@@ -151,12 +152,11 @@ def _uninitialised_like(weight: Tensor, mask: Tensor) -> Tensor:
     if size < _REUSED_FROM:
         return torch.empty_like(weight)
     pool: list[np.ndarray[Any, Any]] = _SCRATCH.setdefault(mask, [])  # type: ignore[no-untyped-call]
-    # References of an array nobody uses: the pool's, the loop variable's and getrefcount's own argument. A tensor
-    # made from it holds one more, for as long as the tensor or a graph that saved it lives.
-    free = next((array for array in pool if array.nbytes >= size + 64 and sys.getrefcount(array) == 3), None)
-    if free is None:
-        free = np.empty(size + 64, np.uint8)
-        pool.append(free)
-    start = -free.ctypes.data % 64
-    flat = torch.from_numpy(free[start : start + size]).view(weight.dtype)
-    return flat.as_strided(weight.shape, weight.stride())
+    memory = pool.pop() if pool else None
+    if memory is None or memory.nbytes < size + 64:
+        memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    part = memory[start : start + size]
+    # The tensor keeps `part` alive, and so does a graph that saved it: after the last of them the memory is free.
+    weakref.finalize(part, pool.append, memory).atexit = False
+    return torch.from_numpy(part).view(weight.dtype).as_strided(weight.shape, weight.stride())

@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -86,13 +88,14 @@ def test_large_effective_weights_reuse_memory_but_never_one_that_a_graph_still_n
     with torch.no_grad():
         weight.mul_(2)
     second = ops.masked_linear(second_input, weight, mask)
-    assert len(ops._SCRATCH[mask]) == 2
+    assert not ops._SCRATCH[mask]
     first.sum().backward()
     assert first_input.grad is not None
     assert torch.equal(first_input.grad, kept.sum(0, keepdim=True))
     del first, second
+    free = {id(memory) for memory in ops._SCRATCH[mask]}
     ops.masked_linear(first_input, weight, mask)
-    assert len(ops._SCRATCH[mask]) == 2
+    assert len(free) == 2 and {id(memory) for memory in ops._SCRATCH[mask]} == free
 
 
 def test_double_backward_goes_through_the_mask() -> None:
@@ -112,6 +115,23 @@ def test_functional_transforms_see_the_mask() -> None:
         return ops.masked_linear(torch.tensor([[1.0, 1.0]]), weight, mask).pow(2).sum()
 
     assert torch.equal(torch.func.grad(loss)(torch.tensor([[2.0, 3.0]])), torch.tensor([[4.0, 0.0]]))
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev])
+def test_functional_transforms_of_the_input_pass_masked_parameters(transform: Callable[..., Any]) -> None:
+    weight = nn.Parameter(torch.tensor([[2.0, 3.0]]))
+    mask = torch.tensor([[True, False]])
+    gradient = transform(lambda x: ops.masked_linear(x, weight, mask).pow(2).sum())
+    x = torch.tensor([[1.0, 1.0], [2.0, 1.0]])
+    assert torch.equal(gradient(x[0]), torch.tensor([8.0, 0.0]))
+    assert torch.equal(torch.vmap(gradient)(x), torch.tensor([[8.0, 0.0], [16.0, 0.0]]))
+
+
+def test_a_default_device_does_not_matter() -> None:
+    weight, mask = nn.Parameter(torch.tensor([[2.0, 3.0]])), torch.tensor([[True, False]])
+    x = torch.tensor([1.0, 1.0])
+    with torch.device("meta"):
+        assert ops.masked_linear(x, weight, mask).item() == 2.0
 
 
 def test_under_fx_a_masked_operation_is_one_node() -> None:
