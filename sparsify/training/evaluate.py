@@ -16,7 +16,7 @@ from ..errors import SparsifyError
 from ..formats.files import inspect_file, load
 from ..formats.metadata import Metadata
 from .data import Data, load_data
-from .names import check_data_name
+from .names import check_data_name, check_device
 from .optimizer import make_accelerator
 from .settings import DataSettings, TrainSettings
 from .yaml_lines import parse_yaml
@@ -92,6 +92,7 @@ def evaluate_file(
     The set is `data`, or else the one the model was trained on; `model` is needed where the file does not name it.
     Raises SparsifyError for a file or a data set that is missing or does not fit.
     """
+    check_device(device)
     about = inspect_file(path).metadata
     settings = _data_settings(about, path, data, data_dir)
     accelerator = make_accelerator(TrainSettings(device=device))

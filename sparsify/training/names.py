@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import SparsifyError, nearest, unknown
-from .settings import DataSettings
+from .settings import DataSettings, known_device
 
 EMBEDDED = ("digits", "cifar10", "cifar100")
 TIMM_READERS = ("torch/", "hfds/")
@@ -45,8 +45,17 @@ def check_data_name(settings: DataSettings, *, where: str = "") -> None:
     raise SparsifyError(f"{prefix}unknown data set '{name}'{hint} (known: {known})")
 
 
+def check_device(name: str, *, where: str = "") -> None:
+    """Raise SparsifyError unless `name` is written as a device; whether there is one is not looked up."""
+    try:
+        known_device(name)
+    except ValueError as error:
+        raise SparsifyError(f"{where}: {error}" if where else str(error)) from None
+
+
 def check_file(path: str, *, where: str = "") -> None:
     """Raise SparsifyError unless `path` is a file."""
     if not Path(path).is_file():
         prefix = f"{where}: " if where else ""
-        raise SparsifyError(f"{prefix}no such file '{path}'")
+        problem = f"'{path}' is a folder, not a file" if Path(path).is_dir() else f"no such file '{path}'"
+        raise SparsifyError(f"{prefix}{problem}")

@@ -60,11 +60,11 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     available = {"cpu": True, "auto": True, "mps": torch.backends.mps.is_available()}
     available |= {name: getattr(torch, name).is_available() for name in ("cuda", "xpu")}
     if not available[kind]:
-        raise SparsifyError(f"train.device: this machine has no {kind} device; 'auto' takes what there is")
+        raise SparsifyError(f"device: this machine has no {kind} device; 'auto' takes what there is")
     if index:
         module = getattr(torch, kind)
         if int(index) >= module.device_count():
-            raise SparsifyError(f"train.device: no {settings.device}; this machine has {module.device_count()} of them")
+            raise SparsifyError(f"device: no {settings.device}; this machine has {module.device_count()} of them")
         module.set_device(int(index))
     AcceleratorState._reset_state(reset_partial_state=True)
     try:

@@ -6,9 +6,10 @@ description in that schema.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from .lr_schedules import LR_SCHEDULES, ConstantSchedule, LrSchedule
@@ -43,6 +44,15 @@ Word = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+_DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$"
+
+
+def known_device(name: str) -> str:
+    """Return `name` if it is written as a device; raises ValueError, in one line, if not."""
+    if not re.fullmatch(_DEVICE, name):
+        raise ValueError(f"'{name}' is no device; known: auto, cpu, cuda, cuda:N, xpu, xpu:N, mps")
+    return name
 
 
 class ModelSettings(Settings):
@@ -129,7 +139,7 @@ class TrainSettings(Settings):
     """batches whose gradients are averaged in one optimiser step"""
     label_smoothing: Share = 0.0
     """share of the target that is spread over all classes"""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")] = "auto"
+    device: Annotated[str, AfterValidator(known_device), Field(json_schema_extra={"pattern": _DEVICE})] = "auto"
     """auto, cpu, cuda, cuda:N, xpu, xpu:N or mps"""
     channels_last: bool = False
     """keep images and weights in channels-last memory order"""
