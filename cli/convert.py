@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,6 +52,7 @@ def command(
     The weights come from CHECKPOINT (safetensors, or a torch file of tensors: plain, wrapped or EMA), from the model's
     library with --pretrained, or are fresh. The conversion is verified before anything is written.
     """
+    from sparsify.formats.atomic import check_writable
     from sparsify.models import check_model_name
     from sparsify.pruning.settings import parse_pruning
     from sparsify.training.names import check_file
@@ -60,18 +62,14 @@ def command(
         check_file(checkpoint)
     if checkpoint is not None and pretrained:
         raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
-    pruning = parse_pruning(
-        {
-            "sparsity": sparsity,
-            "scope": scope,
-            "criterion": criterion,
-            "granularity": granularity,
-            "ignore": list(ignore),
-            "schedule": "one_shot",
-        }
-    )
+    settings = {"sparsity": sparsity, "scope": scope, "criterion": criterion, "granularity": granularity}
+    try:
+        pruning = parse_pruning({**settings, "ignore": list(ignore), "schedule": "one_shot"})
+    except SparsifyError as error:
+        raise SparsifyError(re.sub(r"^pruning\.(\w+)(\.name)?:", r"--\1:", str(error))) from None
     if criterion == "snip":
         raise SparsifyError("convert: snip needs data; train with recipes/snip.yaml instead")
+    check_writable(out)
     _convert(checkpoint, model, pruning, num_classes, pretrained, image_size, seed, out)
 
 

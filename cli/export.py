@@ -14,14 +14,24 @@ from .show import byte_count, percent, say
 @click.option(
     "--format",
     "layout",
+    type=click.Choice(["sparse", "dense"]),
     default="sparse",
     show_default=True,
+    metavar="NAME",
     help="sparse: masks and kept values; dense: the dense model's own keys with zeros, for any reader.",
 )
-@click.option("--dtype", metavar="TYPE", help="Cast floating values: float32, float16 or bfloat16.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    metavar="TYPE",
+    help="Cast floating values: float32, float16 or bfloat16.",
+)
 def command(source: str, out: str, layout: str, dtype: str | None) -> None:
     """Write the model of a run, or of a file, to a small safetensors file."""
+    from sparsify.formats.atomic import check_writable
+
     path = saved_model(source)
+    check_writable(out)
     from sparsify.formats.files import inspect_file, load, save
 
     given = inspect_file(path)

@@ -57,6 +57,22 @@ def atomic_write(path: str | os.PathLike[str], chunks: Chunk | Iterable[Chunk]) 
     return written
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise SparsifyError if it is plain already that `atomic_write` cannot write `path`; nothing is touched."""
+    target = Path(os.path.realpath(path))
+    with _one_line(path, target):
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if target.exists() and not target.is_file():
+            raise _not_a_file()
+        if not os.access(target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _not_a_file() -> OSError:
+    return OSError(errno.EISDIR, "it exists and is not a file")
+
+
 def _create(target: Path, temporary: Path) -> int:
     """Return a descriptor of the new, empty temporary file, with the old file's permissions if there is one."""
     mode = None
@@ -64,7 +80,7 @@ def _create(target: Path, temporary: Path) -> int:
         old = target.stat().st_mode
         if not stat.S_ISREG(old):
             # Renaming over a device or a pipe would destroy it.
-            raise OSError(errno.EISDIR, "it exists and is not a file")
+            raise _not_a_file()
         mode = stat.S_IMODE(old)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     if mode is not None and os.name == "posix":
