@@ -41,6 +41,7 @@ class Screen:
         self._epochs = 0
         self._test_accuracy: float | None = None
         self._shown_at = float("-inf")
+        self.started = False
 
     def __enter__(self) -> Screen:
         return self
@@ -50,6 +51,7 @@ class Screen:
 
     def start(self, prepared: Prepared, folder: Path) -> None:
         """Show what is about to run."""
+        self.started = True
         training = prepared.training
         self._total_steps, self._epochs = training.total_steps, training.settings.epochs
         say(*start_lines(prepared, folder))

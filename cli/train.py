@@ -94,9 +94,9 @@ def _train(recipe: Recipe, folder: Path | None, *, resume: bool, overwrite: bool
                 on_record=screen.record,
             )
     except KeyboardInterrupt:
-        if not (folder / "recipe.yaml").exists():
-            raise
-        raise Stopped(f"stopped; go on with: sparsify train --resume {folder}") from None
+        # Before the start a run that --overwrite was to replace is still there: to go on would be to go on with that.
+        begun = resume or screen.started
+        raise Stopped(f"stopped; go on with: sparsify train --resume {folder}" if begun else "stopped") from None
     screen.finish(result)
 
 

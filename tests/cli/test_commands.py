@@ -56,6 +56,21 @@ def test_train_refuses_an_existing_run_and_overwrite_replaces_it(sparsify: Run, 
     assert steps == [3, 6, 9, 10, 12]  # every tenth and the end of each epoch
 
 
+def test_a_run_stopped_before_it_began_points_at_no_older_one(
+    sparsify: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsify.training import run
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", stopped)
+    began = sparsify("train", "recipes/union_mask.yaml", "--out", trained, "--overwrite")
+    assert (began.code, began.err) == (130, "sparsify: stopped\n")
+    resumed = sparsify("train", "--resume", trained)
+    assert (resumed.code, resumed.err) == (130, f"sparsify: stopped; go on with: sparsify train --resume {trained}\n")
+
+
 def test_resume_of_a_finished_run_shows_it_again(sparsify: Run, trained: Path) -> None:
     before = {name: tensor.clone() for name, tensor in load_file(trained / "model.safetensors").items()}
     code, out, _ = sparsify("train", "--resume", trained)
