@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from .report import show_result, start_lines
 from .show import duration, percent, say
@@ -31,8 +32,9 @@ class Screen:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[state]}"),
+            # With widths of their own these two stay whole in 80 columns, and the bar gives way.
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(min_width=7)),
+            TextColumn("{task.fields[state]}", table_column=Column(min_width=53, no_wrap=True)),
             console=console,
             disable=not console.is_terminal,
         )
@@ -58,7 +60,8 @@ class Screen:
         if training.step and training.step < self._total_steps:
             say(f"going on after step {training.step:,} of {self._total_steps:,}")
         if training.step < self._total_steps:
-            self._task = self._bar.add_task("epoch 1", total=self._total_steps, completed=training.step, state="")
+            epoch = f"epoch {training.step // training.steps_per_epoch + 1}/{self._epochs}"
+            self._task = self._bar.add_task(epoch, total=self._total_steps, completed=training.step, state="")
             self._bar.start()
         self._shown_at = time.monotonic() - _PLAIN_SECONDS
 
