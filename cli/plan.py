@@ -8,7 +8,7 @@ from rich.table import Table
 
 from sparsify.training.plan import TrainingPlan, plan_training
 
-from .show import percent, print_table, say
+from .show import count, percent, print_table, say
 
 if TYPE_CHECKING:
     from sparsify.training.recipe import Recipe
@@ -26,7 +26,8 @@ def show_plan(recipe: Recipe) -> None:
     planned = plan_training(recipe)
     epochs, lr = recipe.train.epochs, planned.lr
     say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}")
-    say(f"{planned.total_steps:,} steps: {epochs} epochs of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}")
+    whole, parts = count(planned.total_steps, "step"), count(epochs, "epoch")
+    say(f"{whole}: {parts} of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}")
     tenths = [lr(planned.total_steps * tenth // 10) for tenth in range(10)] + [lr(planned.total_steps - 1)]
     say(f"learning rate ({recipe.train.lr_schedule.name}) at every tenth of training:")
     say("  " + "  ".join(f"{value:.3g}" for value in tenths))
@@ -37,7 +38,7 @@ def show_plan(recipe: Recipe) -> None:
     prune = recipe.prune
     say(
         f"prune to {percent(prune.sparsity)} by {_name(prune.criterion)}, scope {prune.scope}: "
-        f"{len(planned.updates):,} updates in {cycles} cycle{'s' if cycles > 1 else ''}"
+        f"{count(len(planned.updates), 'update')} in {count(cycles, 'cycle')}"
     )
     print_table(_updates_table(planned))
 

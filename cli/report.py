@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .show import Layer, byte_count, layer_table, percent, print_table, say
+from .show import Layer, byte_count, count, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
     from sparsify.formats.inspection import FileSummary
@@ -20,7 +20,7 @@ def conversion_lines(report: ConversionReport) -> list[str]:
     from sparsify.surgery.masks import masked_weights
 
     entries = sum(weight.parameter.numel() for weight in masked_weights(report.model).values())
-    lines = [f"masks: {len(report.masked)} weights, {entries:,} numbers"]
+    lines = [f"masks: {count(len(report.masked), 'weight')}, {count(entries, 'number')}"]
     by_reason: dict[str, list[str]] = {}
     for name, reason in report.skipped.items():
         by_reason.setdefault(reason, []).append(name)
@@ -45,7 +45,7 @@ def start_lines(prepared: Prepared, folder: Path) -> list[str]:
     if prepared.verification is not None:
         lines += [str(prepared.verification), *(f"  note: {note}" for note in prepared.verification.notes)]
     epochs, per_epoch = training.settings.epochs, training.steps_per_epoch
-    return [*lines, f"{folder}: {training.total_steps:,} steps, {epochs} epochs of {per_epoch:,}"]
+    return [*lines, f"{folder}: {count(training.total_steps, 'step')}, {count(epochs, 'epoch')} of {per_epoch:,}"]
 
 
 def show_result(result: TrainResult) -> None:

@@ -50,6 +50,11 @@ def byte_count(size: int) -> str:
     raise AssertionError
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number of things: 1 epoch, 2,000 epochs."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return whole seconds as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)

@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from cli.show import Layer, byte_count, duration, layer_table, percent
+from cli.show import Layer, byte_count, count, duration, layer_table, percent
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ def test_percent_never_rounds_to_all_or_nothing(fraction: float, shown: str) -> 
 )
 def test_byte_count(size: int, shown: str) -> None:
     assert byte_count(size) == shown
+
+
+@pytest.mark.parametrize(("number", "shown"), [(0, "0 epochs"), (1, "1 epoch"), (2000, "2,000 epochs")])
+def test_count(number: int, shown: str) -> None:
+    assert count(number, "epoch") == shown
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01")])
