@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Kept here as well as in cifar.py, which imports torch; a test holds them equal.
 CIFAR_NAMES = ("resnet20", "resnet32", "resnet56", "vgg19_bn")
+# A recipe's name for a module that was handed over in Python, followed by its class.
+FROM_PYTHON = "python:"
 # timm fetches these itself, architecture included: nothing to look up before.
 TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 
@@ -43,6 +45,8 @@ def check_model_name(name: str, *, where: str = "") -> None:
     """Raise SparsifyError with the nearest guess unless `build_model` knows `name`; imports no torch."""
     prefix, colon, rest = name.partition(":")
     start = f"{where}: " if where else ""
+    if name.startswith(FROM_PYTHON):
+        raise SparsifyError(f"{start}'{name}' was given from Python; it can only come from there: train(model=...)")
     if not colon:
         intended = [f"{known}:{name}" for known, names in _NAMES.items() if name.split(".")[0] in names()]
         guess = nearest(name, [one.partition(":")[2] for one in list_models()])

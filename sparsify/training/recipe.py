@@ -92,11 +92,12 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
 
     Raises SparsifyError with the nearest guess; `source` tells where each key was written.
     """
-    from ..models import check_model_name
+    from ..models import FROM_PYTHON, check_model_name
     from .names import check_data_name, check_file, check_optimizer_name
 
     where = (source or Source("recipe", {})).where
-    check_model_name(recipe.model.name, where=where(("model", "name")))
+    if not recipe.model.name.startswith(FROM_PYTHON):
+        check_model_name(recipe.model.name, where=where(("model", "name")))
     check_data_name(recipe.data, where=where(("data", "name")))
     check_optimizer_name(recipe.train.optimizer.name, where=where(("train", "optimizer", "name")))
     if recipe.model.checkpoint is not None:

@@ -15,12 +15,13 @@ from torch import nn
 
 from ..errors import SparsifyError
 from ..formats.files import save
+from ..models import FROM_PYTHON
 from ..pruning.report import PruningReport
 from . import folder as folders
 from .checkpoint import random_state, read_state, set_model_state, set_optimizer_state, set_random_state, write_state
 from .loop import Record, Training, train_steps
 from .prepare import Prepared, prepare
-from .recipe import Recipe, check_names, parse_recipe, read_recipe
+from .recipe import ModelSettings, Recipe, check_names, parse_recipe, read_recipe
 
 # A checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of the time,
 # and within a long epoch at the first record after ten minutes.
@@ -54,12 +55,12 @@ def train(
     The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
     TensorBoard events, checkpoints/last.safetensors, checkpoints/best.safetensors (the best test accuracy at the final
     sparsity) and model.safetensors. With `resume` the run in it goes on from its last checkpoint to the same bits; then
-    `recipe` may be None. `model` is trained in place of the recipe's, in place. `check` verifies that all-ones masks
-    change no bit before training. `on_start` and `on_record` are called with what is about to run and with each record
-    of `train_steps`.
+    `recipe` may be None. `model` is trained, in place, instead of the recipe's, which may then be left out; recipe.yaml
+    calls it python:<its class>. `check` verifies that all-ones masks change no bit before training. `on_start` and
+    `on_record` are called with what is about to run and with each record of `train_steps`.
     Raises SparsifyError for a mistake in what was asked, RunError when the loss is no longer a number or the disk full.
     """
-    merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume)
+    merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model)
     if not resume:
         folders.check_new(folder, overwrite=overwrite)
     prepared = prepare(merged, model=model, check=check and not resume)
@@ -85,19 +86,22 @@ def train(
 
 
 def _recipe_and_folder(
-    recipe: Recipe | Mapping[str, Any] | str | PathLike[str] | None, out: Path | None, resume: bool
+    recipe: Recipe | Mapping[str, Any] | str | PathLike[str] | None,
+    out: Path | None,
+    resume: bool,
+    model: nn.Module | None,
 ) -> tuple[Recipe, Path]:
     if recipe is None:
         if not resume or out is None:
             raise SparsifyError("train: a recipe is needed, or resume=True and the run's folder as out")
         return folders.stored_recipe(out), out
-    if isinstance(recipe, Recipe):
-        given = recipe
-    elif isinstance(recipe, Mapping):
-        given = parse_recipe(recipe)
+    own = {} if model is None else {"model": ModelSettings(name=f"{FROM_PYTHON}{type(model).__name__}")}
+    if isinstance(recipe, Mapping):
+        given = parse_recipe({**recipe, **own})
         check_names(given)
     else:
-        given = read_recipe(Path(recipe))
+        given = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+        given = given.model_copy(update=own)
     folder = out or folders.default_folder(given)
     if resume:
         folders.check_same(folder, given)

@@ -164,6 +164,18 @@ def test_weights_that_become_nan_are_the_runs_failure_and_not_a_mistake_in_the_c
         train(recipe(), out=tmp_path, model=model, check=False)
 
 
+def test_a_model_of_ones_own_needs_none_in_the_recipe(tmp_path: Path) -> None:
+    declared = recipe(epochs=1)
+    del declared["model"]
+    first = train(declared, out=tmp_path / "a", model=small_model())
+    assert "name: python:Sequential" in (tmp_path / "a" / "recipe.yaml").read_text()
+    assert_same(first, train(declared, out=tmp_path / "a", resume=True, model=small_model()))
+    with pytest.raises(SparsifyError, match="'python:Sequential' was given from Python"):
+        train(None, out=tmp_path / "a", resume=True)
+    with pytest.raises(SparsifyError, match="model: missing key"):
+        train(declared, out=tmp_path / "b")
+
+
 def test_best_is_the_best_at_the_final_sparsity(tmp_path: Path) -> None:
     train(recipe(), out=tmp_path, model=small_model())
     best = inspect_file(tmp_path / "checkpoints" / "best.safetensors")
