@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError, unknown
@@ -58,7 +59,7 @@ def save(
     recipe: Any = None,
     seeds: Mapping[str, int] | None = None,
     metrics: Mapping[str, Any] | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     format: str = "sparse",
     extra: Mapping[str, Any] | None = None,
 ) -> int:
@@ -69,7 +70,7 @@ def save(
     entries as +0.0, which any safetensors reader loads.
     `spec` names the model ("timm:resnet18") and `arguments` what it was built with (`num_classes`), so that `load`
     needs only the file. `recipe` (a Recipe, or text), `seeds`, `metrics` and `extra` are kept in the metadata.
-    `dtype` ("float16", "bfloat16", "float32") casts floating values, which rounds them.
+    `dtype` ("float16", "bfloat16", "float32", or torch's own) casts floating values, which rounds them.
     Raises SparsifyError for a state that no file can hold and for a path that cannot be written, RunError for a full
     disk.
     """
@@ -77,8 +78,9 @@ def save(
 
     if format not in FORMATS:
         raise unknown("format", format, FORMATS, where="save")
-    if dtype is not None and dtype not in CASTS:
-        raise unknown("dtype", dtype, CASTS, where="save")
+    cast = None if dtype is None else str(dtype).removeprefix("torch.")
+    if cast is not None and cast not in CASTS:
+        raise unknown("dtype", cast, CASTS, where="save")
     metadata = Metadata(
         format=format,
         spec=spec,
@@ -86,7 +88,7 @@ def save(
         recipe=recipe.to_yaml() if hasattr(recipe, "to_yaml") else recipe,
         seeds=seeds or {},
         metrics=metrics or {},
-        cast=dtype,
+        cast=cast,
         writer=__version__,
         extra=extra or {},
     )
@@ -97,10 +99,10 @@ def save(
 
         state = collect(fold(unwrap(model)))
     if format == "dense":
-        parts, text = dense_parts(state, dtype), metadata_text(metadata, {}, {})
+        parts, text = dense_parts(state, cast), metadata_text(metadata, {}, {})
     else:
-        encodings = encodings_of(state, dtype)
-        parts, text = sparse_parts(state, encodings, dtype), metadata_text(metadata, encodings, state.aliases)
+        encodings = encodings_of(state, cast)
+        parts, text = sparse_parts(state, encodings, cast), metadata_text(metadata, encodings, state.aliases)
     return atomic_write(path, container_chunks(parts, text))
 
 

@@ -210,6 +210,11 @@ def test_a_file_cannot_ask_for_downloads_or_other_files(tmp_path: Path, monkeypa
         load(tmp_path / "a")
 
 
+def test_a_cast_may_be_named_by_torch(tmp_path: Path) -> None:
+    save(masked(), tmp_path / "a", dtype=torch.float16)
+    assert read_state(tmp_path / "a")[2].cast == "float16"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_a_cast_rounds_floating_values_and_is_recorded(tmp_path: Path, dtype: str) -> None:
     model = masked()
