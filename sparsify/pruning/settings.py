@@ -214,7 +214,8 @@ def parse_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:
 
 
 def _first_mistake(error: ValidationError) -> str:
-    details = error.errors(include_url=False)[0]
+    # A missing key is often explained by an unknown one.
+    details = min(error.errors(include_url=False), key=lambda detail: detail["type"] == "missing")
     place = [str(part) for part in details["loc"]]
     message = str(details.get("ctx", {}).get("error", "")) or details["msg"]
     if details["type"] == "extra_forbidden":
@@ -226,4 +227,6 @@ def _first_mistake(error: ValidationError) -> str:
         owner = sections[place[0]] if len(place) > 1 else Pruning
         guess = nearest(place[-1], owner.model_fields)
         message = "unknown key" + (f"; did you mean '{guess}'?" if guess else "")
+    if details["type"] == "missing":
+        message = "missing key"
     return f"{'.'.join(['pruning', *place])}: {message}"
