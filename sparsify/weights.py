@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,7 +87,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:
     found, source = _unwrapped(content)
     if found is None:
         keys = _listed([str(key) for key in content]) if isinstance(content, Mapping) else type(content).__name__
-        raise SparsifyError(f"{path}: holds no state dict (known keys: {', '.join(_CONTAINERS)}); it holds {keys}")
+        raise SparsifyError(
+            f"{path}: holds no state dict (known keys: {', '.join(_CONTAINERS)}); it holds {keys or 'nothing'}"
+        )
     state = {key: value for key, value in found.items() if isinstance(value, Tensor) and key not in _COUNTERS}
     ignored = [key for key in found if key not in state]
     while prefix := next((one for one in _PREFIXES if state and all(key.startswith(one) for key in state)), None):
@@ -123,9 +126,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") == "sparsify" or "sparsify_checkpoint" in metadata:
+            if "sparsify_checkpoint" in metadata:
+                raise SparsifyError(f"{path}: the checkpoint of a run, not plain weights; export the run instead")
+            if metadata.get("format") == "sparsify":
                 raise SparsifyError(
-                    f"{path}: a file written by sparsify, not plain weights; read it with sparsify.load"
+                    f"{path}: a sparse file, not plain weights; read it with sparsify.load, or make it plain with: "
+                    f"sparsify export {path} --format dense --out FILE"
                 )
             return {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
@@ -140,13 +146,16 @@ def _read_torch(path: Path) -> Any:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = _one_line(error).split("Please file an issue")[0]
+        # torch's own words advise how to run the code all the same.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise SparsifyError(
-            f"{path}: refused, since it is no torch file or holds more than tensors, which could run code; "
-            f"save model.state_dict() instead ({reason})"
+            f"{path}: refused, since it is no torch file or holds more than tensors{what}, which could run code; "
+            "save model.state_dict() instead"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise SparsifyError(f"{path}: not a torch file, or a damaged one ({_one_line(error)})") from None
+        reason = _one_line(error).partition(". ")[0]
+        raise SparsifyError(f"{path}: not a torch file, or a damaged one{f' ({reason})' if reason else ''}") from None
 
 
 def _one_line(error: Exception) -> str:

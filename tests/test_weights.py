@@ -127,8 +127,17 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
 
 def test_whole_model_in_a_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "a.pt")
-    with pytest.raises(SparsifyError, match=r"save model.state_dict\(\) instead"):
+    with pytest.raises(SparsifyError, match=r"\(torch.nn.*Sequential\), .*; save model.state_dict\(\) instead$"):
         load_checkpoint(network(), tmp_path / "a.pt")
+
+
+def test_files_of_sparsify_say_how_they_become_plain_weights(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "a.safetensors", metadata={"format": "sparsify"})
+    with pytest.raises(SparsifyError, match="sparsify export .*a.safetensors --format dense"):
+        load_checkpoint(network(), tmp_path / "a.safetensors")
+    save_file(STATE, tmp_path / "b.safetensors", metadata={"sparsify_checkpoint": "1"})
+    with pytest.raises(SparsifyError, match="export the run instead"):
+        load_checkpoint(network(), tmp_path / "b.safetensors")
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
