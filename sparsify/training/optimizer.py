@@ -38,6 +38,8 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         return optimizer
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
+        if "nesterov" in reason:
+            reason = "it has no nesterov; leave that out, or set train.optimizer.nesterov=null"
         raise SparsifyError(f"train.optimizer: {settings.name} refuses its settings: {reason}") from None
 
 

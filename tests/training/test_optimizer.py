@@ -54,6 +54,11 @@ def test_an_argument_the_optimizer_refuses_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_nesterov_where_there_is_none_says_how_to_leave_it_out() -> None:
+    with pytest.raises(SparsifyError, match="adamw refuses its settings: it has no nesterov; .*nesterov=null"):
+        make_optimizer(small(), OptimizerSettings(name="adamw", nesterov=True))
+
+
 def test_device_and_precision_of_an_earlier_run_are_replaced() -> None:
     assert make_accelerator(TrainSettings(device="cpu", precision="bf16")).mixed_precision == "bf16"
     accelerator = make_accelerator(TrainSettings(device="cpu", precision="no"))
