@@ -184,7 +184,9 @@ def _check_finite(training: Training, loss: float) -> None:
 
 def _advice(training: Training) -> str:
     lr = training.settings.optimizer.lr
-    return f"a lower train.optimizer.lr (now {lr:g}) or train.clip_grad_norm may help"
+    precision = training.settings.precision
+    other = "" if precision == "no" else f", or train.precision=no (now {precision})"
+    return f"a lower train.optimizer.lr (now {lr:g}) or train.clip_grad_norm may help{other}"
 
 
 def _evaluate_if_due(training: Training) -> Record:
