@@ -22,7 +22,9 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
     """
     masked = masked_weights(model)
     if not masked:
-        raise SparsifyError("Pruner: the model has no masked weight; call sparsify.convert(model) first")
+        raise SparsifyError(
+            "Pruner: the model has no masked weight; call sparsify.convert(model) first, or ignore fewer weights"
+        )
     maskable = [
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
