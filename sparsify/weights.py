@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 import warnings
@@ -83,6 +84,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:
     path = Path(path)
     if not path.is_file():
         raise SparsifyError(f"{path}: no such checkpoint")
+    if not os.access(path, os.R_OK):
+        # The libraries would call it missing or damaged.
+        raise SparsifyError(f"{path}: may not be read (permission denied)")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     found, source = _unwrapped(content)
     if found is None:

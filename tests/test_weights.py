@@ -1,4 +1,5 @@
 import argparse
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,14 @@ def test_files_of_sparsify_say_how_they_become_plain_weights(tmp_path: Path) -> 
     save_file(STATE, tmp_path / "b.safetensors", metadata={"sparsify_checkpoint": "1"})
     with pytest.raises(SparsifyError, match="export the run instead"):
         load_checkpoint(network(), tmp_path / "b.safetensors")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch(mode=0o000)
+    with pytest.raises(SparsifyError, match="permission denied"):
+        load_checkpoint(network(), tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
