@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .fold import plain_copy
-from .masks import MaskedWeight, all_masked_weights, masked_weights, set_masks
+from .masks import MaskedWeight, all_masked_weights, is_computed, masked_weights, set_masks
 
 # Operations that multiply with a weight, by the name torch gives them.
 _DENSE_OPERATIONS = frozenset(
@@ -138,18 +139,20 @@ def _outputs(run: Callable[[nn.Module], Any], model: nn.Module, *, training: boo
     return list(_tensors(run(model)))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any, within: tuple[int, ...] = ()) -> Iterator[Tensor]:
     """Yield the tensors in an output of any make: tuples, lists, dicts, dataclasses."""
+    items: Iterable[Any] = ()
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
+        items = value.values()
     elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
+        items = value
     elif hasattr(value, "__dict__") and not isinstance(value, nn.Module):
-        yield from _tensors(vars(value))
+        items = vars(value).values()
+    if id(value) not in within:  # an object may refer to itself
+        for item in items:
+            yield from _tensors(item, (*within, id(value)))
 
 
 def _trained(run: Callable[[nn.Module], Any], model: nn.Module) -> list[Tensor]:
@@ -239,7 +242,7 @@ def _leaks(run: Callable[[nn.Module], Any], model: nn.Module, modes: list[bool])
     for training in modes:
         with watch:
             _outputs(run, model, training=training)
-    with torch.no_grad(), watch:  # some layers of torch.nn take a fused path in eval mode without gradients
+    with torch.no_grad(), _FusedOperations(watch):
         _outputs(run, model, training=False)
     return list(dict.fromkeys(watch.found))
 
@@ -261,14 +264,18 @@ class _DenseWeights(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = getattr(func, "__name__", "")
-        if operation in _DENSE_OPERATIONS:
-            for tensor in (*_tensors(args), *_tensors(kwargs or {})):
-                name = self.storages.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
-                if name is not None:
-                    self.found.append(f"{name}: {operation} saw the dense weight")
+        self.look_at_arguments(operation, (args, kwargs))
         if operation in _TAKES_WEIGHT_SECOND and len(args) > 1 and isinstance(args[1], Tensor):
             self._look_at_computed(operation, args[1])
         return func(*args, **(kwargs or {}))
+
+    def look_at_arguments(self, operation: str, arguments: Any) -> None:
+        """Note the masked weights that are among the arguments of an operation as they are."""
+        for tensor in _tensors(arguments) if operation in _DENSE_OPERATIONS else ():
+            name = self.storages.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+            # What computes a weight multiplies with the parameter (a spectral norm say): the result is masked.
+            if name is not None and (operation in _TAKES_WEIGHT_SECOND or not is_computed(self.weights[name])):
+                self.found.append(f"{name}: {operation} saw the dense weight")
 
     def _look_at_computed(self, operation: str, operand: Tensor) -> None:
         live, reached, dense = set[str](), set[str](), set[str]()
@@ -278,3 +285,18 @@ class _DenseWeights(TorchFunctionMode):
         for name in sorted(live - dense):
             if few_zeros and operand.shape == self.weights[name].parameter.shape:
                 self.found.append(f"{name}: {operation} saw a weight whose zeros were lost after masking")
+
+
+class _FusedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes dense weights in the kernels that layers of torch.nn call in eval mode without gradients.
+
+    They are not called while a TorchFunctionMode is active, and the operations below are named as torch's own are.
+    """
+
+    def __init__(self, watch: _DenseWeights) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.watch = watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.watch.look_at_arguments(func.overloadpacket.__name__, (args, kwargs))
+        return func(*args, **(kwargs or {}))

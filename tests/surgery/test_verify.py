@@ -57,6 +57,43 @@ def test_zeros_lost_after_masking_are_found() -> None:
     assert found.leaks == ["weight: linear saw a weight whose zeros were lost after masking"]
 
 
+def test_a_fused_kernel_that_sees_dense_weights_is_found() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    convert(model)
+    model.__class__ = nn.TransformerEncoderLayer
+    report = verify(model, torch.randn(2, 3, 8))
+    assert "linear1.weight: _transformer_encoder_layer_fwd saw the dense weight" in report.problems
+
+
+class SpectrallyNormed(nn.Linear):
+    """Divides its weight by an estimate of its largest singular value (Miyato et al. 2018)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        left = F.normalize(self.weight.sum(1), dim=0)
+        return F.linear(input, self.weight / (left @ (self.weight @ self.weight.sum(0))), self.bias)
+
+
+def test_what_computes_a_weight_may_see_it_dense() -> None:
+    model = SpectrallyNormed(6, 6)
+    assert convert(model).masked == {"weight": "computed"}
+    assert verify(model, X).ok
+
+
+def test_an_output_that_refers_to_itself() -> None:
+    class Output:
+        def __init__(self, value: Tensor) -> None:
+            self.value, self.itself = value, self
+
+    class Model(nn.Linear):
+        def forward(self, input: Tensor) -> Output:  # type: ignore[override]
+            return Output(super().forward(input))
+
+    model = Model(6, 6)
+    convert(model)
+    report = verify(model, X)
+    assert report.ok and report.identical_train and report.live == ["weight"]
+
+
 class Picky(nn.Module):
     """Asks for the exact class of its layer, which a conversion changes."""
 
