@@ -26,6 +26,8 @@ def unreachable_weights(module: nn.Module) -> dict[str, str]:
     for name, parameter in module._parameters.items():
         if isinstance(parameter, nn.UninitializedParameter):
             found[name] = "lazy: run the model once before converting it"
+        elif parameter is not None and parameter.dim() > 1 and not parameter.is_floating_point():
+            found[name] = f"stored as {str(parameter.dtype).removeprefix('torch.')}"
         elif parameter is not None and not _plain(parameter):
             found[name] = f"stored as {type(parameter.data).__name__}"
     taken = {*module.__dict__.get("masked_names", ()), *pruned_parameters(module)}

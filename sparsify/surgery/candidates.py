@@ -36,11 +36,18 @@ def is_torch(cls: type) -> bool:
     return cls.__module__ == "torch" or cls.__module__.startswith("torch.")
 
 
+def has_forward(cls: type[nn.Module]) -> bool:
+    """Whether modules of a class can be called: a module that only holds parameters has no forward."""
+    return cls.forward is not nn.Module.forward
+
+
 def reads_weights_of_children(module: nn.Module) -> bool:
     """Whether the code that a module's forward can reach mentions the name of a weight of a module below it.
 
-    Mentions such as `self.proj.weight.dtype` do not count.
+    Mentions such as `self.proj.weight.dtype` do not count. Parameters in a list or dict have no name to look for.
     """
+    if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
+        return True
     below = (p for child in module.children() for owner in child.modules() for p in owner._parameters)
     names = frozenset(name for name in below if "weight" in name)
     cls = original_class(module)

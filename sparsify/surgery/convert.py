@@ -2,8 +2,9 @@
 
 First everything is found out and decided without touching the model; then it is applied. A weight is masked where it is
 used: by torch.nn's own forward (`direct`), by fused kernels of torch.nn (`lent`), by a forward of the module's own,
-rewritten by fx (`rewritten`, or `computed` where the forward computes the weight it uses from the parameter), or, where
-such a forward cannot be traced, lent as well, which the report's notes say.
+rewritten by fx (`rewritten`, or `computed` where the forward computes the weight it uses from the parameter). Where a
+graph would lose something that such a forward does, it is lent as well; where it cannot be traced at all, this is done
+for conv and linear weights only, and the report's notes say so.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from .adopt import pruned_parameters, take_over, unreachable_weights
-from .candidates import CONV_AND_LINEAR, is_torch, reads_weights_of_children
+from .candidates import CONV_AND_LINEAR, has_forward, is_torch, reads_weights_of_children
 from .forwards import attach_mask, is_direct, masked_class
 from .graphs import Use, parameter_uses
 from .lent import lent_weights
-from .masks import original_class
+from .masks import all_masked_weights, original_class
 from .names import ignored_names
 from .rewrite import Rewritten, plain_graphs, prepare
 
@@ -45,6 +46,7 @@ class _Plan:
     names: dict[int, str]
     how: dict[Key, str] = field(default_factory=dict)
     reasons: dict[Key, str] = field(default_factory=dict)
+    dense: set[Key] = field(default_factory=set)  # weights that a forward reads past any mask
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
     reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of the weights that its forward reads
     graphs: dict[int, dict[bool, fx.Graph]] = field(default_factory=dict)  # the traced forwards, by training mode
@@ -62,6 +64,8 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
     plan = _Plan({id(module): name for name, module in model.named_modules()})
     for module in model.modules():
         _plan_module(module, plan)
+    for where in plan.dense:
+        plan.how.pop(where, None)
     owners = _owners(model)
     _settle_shared(owners, plan)
     maskable = [name for name, (module, key) in owners.items() if (id(module), key) in plan.how]
@@ -117,12 +121,35 @@ def _plan_module(module: nn.Module, plan: _Plan) -> None:
         return
     cls = original_class(module)
     lent = lent_weights(module)
-    if lent:
+    replaced = _replaced_forward(module)
+    if replaced:
+        read = [(id(owner), name) for owner, name in _read_by_replaced(module)]
+        plan.dense |= {*read}
+        plan.reasons |= dict.fromkeys(read, replaced)
+    elif lent:
         _mask_by(module, "lent", "lent", lent, plan)
-    elif is_direct(cls):
+    elif is_direct(cls) and "weight" in (*own, *unreachable):
         _mask_by(module, "direct", "direct", [name for name in own if name == "weight"], plan)
     elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights_of_children(module)):
-        _plan_own_forward(module, own, plan)
+        _plan_own_forward(module, own if has_forward(cls) else [], plan)
+    elif has_forward(cls):
+        plan.dense |= {(id(module), name) for name in own}
+
+
+def _replaced_forward(module: nn.Module) -> str:
+    """Return why no mask can enter a forward that is not the one of the module's class, or nothing."""
+    if isinstance(module, fx.GraphModule):
+        return "read by an fx.GraphModule: convert the model before it is traced"
+    if "forward" in module.__dict__:
+        return "its module's forward was replaced on the object: convert the model before that"
+    return ""
+
+
+def _read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    paths = [name for name, _ in module.named_parameters(recurse=False)]
+    if isinstance(module, fx.GraphModule):
+        paths += [node.target for node in module.graph.nodes if node.op == "get_attr"]
+    return [(module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
 
 
 def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: _Plan) -> None:
@@ -137,23 +164,35 @@ def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: _Pl
 
 def _plan_own_forward(module: nn.Module, own: list[str], plan: _Plan) -> None:
     """Trace a forward of the module's own in train and eval mode and find what goes into conv and linear operations."""
-    graphs, failure = plain_graphs(module)
+    traced = plain_graphs(module)
     uses: dict[str, Use] = {}
-    for graph in graphs.values():
-        found = parameter_uses(module, graph)
+    for graph in [*traced.graphs.values(), *traced.partial.values()]:
+        found = parameter_uses(traced.module, graph)
         uses |= {path: use for path, use in found.items() if path not in uses or uses[path].how == "unmasked"}
-    if not graphs:
-        _plan_untraceable(module, own, failure, plan)
+    for path in [path for path, use in uses.items() if use.how == "computed" and "." in path]:
+        uses.pop(path)
+        owner_path, _, name = path.rpartition(".")
+        where = (id(module.get_submodule(owner_path)), name)
+        plan.dense.add(where)
+        plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
+    computed = any(use.how == "computed" for use in uses.values())
+    if not (traced.graphs or traced.partial) or (traced.partial and computed):
+        _plan_untraceable(module, own, traced.failure, plan)
         return
     for name in own:
         use = uses.get(name)
         plan.reasons[id(module), name] = use.reason if use else "not read by the forward"
+        if use and use.how == "unmasked":
+            plan.dense.add((id(module), name))
+    if not traced.graphs:
+        _mask_by(module, "lent", "lent", [path for path, use in uses.items() if use.how != "unmasked"], plan)
+        return
     for how in ("computed", "rewritten"):
         paths = [p for p, u in uses.items() if u.how != "unmasked" and (u.how == "computed") == (how == "computed")]
         _mask_by(module, "rewritten", how, [*paths], plan)
     if id(module) in plan.kinds:
         plan.reads[id(module)] = [path for path, use in uses.items() if use.how != "unmasked"]
-        plan.graphs[id(module)] = graphs
+        plan.graphs[id(module)] = traced.graphs
 
 
 def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: _Plan) -> None:
@@ -193,7 +232,7 @@ def _settle_shared(owners: dict[str, tuple[nn.Module, str]], plan: _Plan) -> Non
 
 
 def _apply(model: nn.Module, weights: list[tuple[nn.Module, str]], plan: _Plan) -> None:
-    masks: dict[int, Tensor] = {}
+    masks = {id(weight.parameter): weight.mask for weight in all_masked_weights(model)}
     wanted = {(id(module), name) for module, name in weights}
     for module, name in weights:
         if name in module.__dict__.get("masked_names", ()):
@@ -211,9 +250,9 @@ def _apply(model: nn.Module, weights: list[tuple[nn.Module, str]], plan: _Plan) 
         kind = plan.kinds.get(id(module), "owner")
         cls = original_class(module)
         if kind in ("lent", "rewritten"):
-            module.__dict__["lent"] = tuple(plan.reads[id(module)])
+            module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
         if kind == "rewritten":
-            module.__dict__["rewritten"] = Rewritten()
+            module.__dict__["masked_forwards"] = Rewritten()
             computed = (name for name in _own_weights(module) if plan.how.get((id(module), name)) == "computed")
             module.__dict__["computed_weights"] = tuple(computed)
         module.__class__ = masked_class(cls, kind)  # type: ignore[arg-type]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .. import ops
 from .forwards import detach_masks
-from .graphs import independent_weights
+from .graphs import computed_operands
 from .masks import all_masked_weights, effective_weight, is_computed
 from .tracing import default_call, trace_forward
 
@@ -21,25 +22,26 @@ def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of `model`: removed weights are +0.0, there are no masks, the keys are the dense model's.
 
     A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter: there
-    the computed, masked weight is stored in a plain convolution, which is logged. `model` is not changed.
+    the computed, masked weight is stored, in a plain convolution say, which is logged. `model` is not changed.
     """
     folded = plain_copy(model)
-    stored = []
+    computed: dict[str, dict[str, Tensor]] = {}
     modules = dict(folded.named_modules(remove_duplicate=False))
     with torch.no_grad():
         for weight in all_masked_weights(model):
             path, _, name = weight.name.rpartition(".")
             effective = torch.where(weight.mask, effective_weight(weight), 0)
             if is_computed(weight):
-                folded = _replace(folded, path, _with_weight(modules[path], effective))
-                stored.append(weight.name)
+                computed.setdefault(path, {})[name] = effective
             else:
                 modules[path].get_parameter(name).copy_(effective)
-    if stored:
+    for path, weights in computed.items():
+        folded = _replace(folded, path, _with_weights(modules[path], weights))
+    if computed:
         _LOG.warning(
-            "fold: %d weights are computed in the forward; the computed ones are stored, in plain convolutions: %s",
-            len(stored),
-            ", ".join(stored),
+            "fold: %d weights are computed in the forward; the computed ones are stored, in plain modules: %s",
+            sum(map(len, computed.values())),
+            ", ".join(f"{path}.{name}" if path else name for path, weights in computed.items() for name in weights),
         )
     return folded
 
@@ -60,40 +62,39 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     return model
 
 
-def _with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
-    """Return a module that does in eval mode what `module` does, its computed weight replaced by a parameter."""
+def _with_weights(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """Return a module that does in eval mode what `module` does, its computed weights stored under their names."""
     graph = trace_forward(module, default_call(type(module).forward), training=False)
-    (computed,) = independent_weights(graph)
-    with graph.inserting_before(computed):
-        stored = graph.get_attr("weight")
-    computed.replace_all_uses_with(stored)
-    graph.eliminate_dead_code()
+    for name, nodes in computed_operands(module, graph).items():
+        module._parameters[name] = nn.Parameter(weights[name])
+        with graph.inserting_before(next(iter(graph.nodes))):
+            stored = graph.get_attr(name)
+        for node in nodes:
+            node.replace_all_uses_with(stored)
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     operations = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
-    attributes = {"weight": nn.Parameter(weight)}
-    for node in graph.nodes:
-        if node.op == "get_attr" and node.target != "weight":
-            attributes[node.target] = module.get_parameter(node.target)
-    bias = next((value for name, value in attributes.items() if name != "weight"), None)
-    if isinstance(module, nn.Conv2d) and len(operations) == 1 and operations[0].target in ops.MASKED:
-        return _plain_convolution(module, attributes["weight"], bias).train(module.training)
-    holder = nn.Module()
-    for name, value in attributes.items():
-        holder.register_parameter(name, value)
-    return fx.GraphModule(holder, graph, class_name=type(module).__name__).train(module.training)
+    plain = _plain_module(module, operations[0]) if len(operations) == 1 and list(weights) == ["weight"] else None
+    folded = plain or fx.GraphModule(module, graph, class_name=type(module).__name__)
+    return folded.train(module.training)
 
 
-def _plain_convolution(module: nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Conv2d:
-    convolution = nn.Conv2d(
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,  # type: ignore[arg-type]
-        module.stride,  # type: ignore[arg-type]
-        module.padding,  # type: ignore[arg-type]
-        module.dilation,  # type: ignore[arg-type]
-        module.groups,
-        bias=bias is not None,
-        device="meta",
+def _plain_module(module: nn.Module, operation: fx.Node) -> nn.Module | None:
+    """Return torch.nn's module that does one conv or linear operation of a traced forward, if there is one."""
+    cls = _PLAIN.get(operation.target)
+    given: dict[str, Any] = dict(zip(_ARGUMENTS, operation.args, strict=False)) | operation.kwargs
+    names = {name: given.pop(name, None) for name in ("input", "weight", "bias")}
+    weight, bias = (module._parameters.get(getattr(names[name], "target", "")) for name in ("weight", "bias"))
+    nodes = [value for value in given.values() if isinstance(value, fx.Node)]
+    if cls is None or weight is None or (bias is None) != (names["bias"] is None) or nodes:
+        return None
+    inputs = weight.shape[1] * given.get("groups", 1)
+    plain: nn.Module = cls(
+        inputs, len(weight), *([weight.shape[2:]] if weight.dim() > 2 else []), **given, device="meta"
     )
-    convolution.weight = weight
-    convolution.bias = bias
-    return convolution
+    plain.register_parameter("weight", weight)
+    plain.register_parameter("bias", bias)
+    return plain
+
+
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_PLAIN: dict[Any, Any] = {F.linear: nn.Linear, F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,11 +26,14 @@ class Masked:
 
     masked_names: tuple[str, ...] = ()
     original_class: type[nn.Module]
-    kind: str
+    masked_kind: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
-        return (_new_masked, (self.original_class, self.kind), *reduced[2:])
+        return (_new_masked, (self.original_class, self.masked_kind), *reduced[2:])
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
@@ -39,6 +43,9 @@ class Masked:
         for name in self.masked_names:
             if f"{prefix}{name}_mask" in missing:
                 missing.remove(f"{prefix}{name}_mask")
+                if getattr(self, f"{name}_mask").is_meta:  # values were assigned to a model built without memory
+                    ones = torch.ones_like(getattr(self, name), dtype=torch.bool, requires_grad=False)
+                    setattr(self, f"{name}_mask", ones)
 
 
 def _new_masked(original: type[nn.Module], kind: str) -> nn.Module:
@@ -54,7 +61,7 @@ def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
     """
     namespace: dict[str, Any] = {
         "original_class": original,
-        "kind": kind,
+        "masked_kind": kind,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
         # fx's default tracer takes modules of torch.nn for leaves: masked conv and linear shall show as nodes,
@@ -141,7 +148,7 @@ def detach_masks(module: nn.Module) -> None:
     """Take all masks and the masked class off one module: it is again what it was before the conversion."""
     for name in module.__dict__.pop("masked_names", ()):
         del module._buffers[f"{name}_mask"]
-    for name in ("lent", "rewritten", "computed_weights"):
+    for name in ("masked_reads", "masked_forwards", "computed_weights"):
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
         module.__class__ = module.original_class  # type: ignore[assignment]

@@ -15,8 +15,19 @@ from torch import Tensor, fx, nn
 
 from .. import ops
 from .candidates import CONV_AND_LINEAR, METADATA
+from .effects import changed_buffers
 
 _NUMBERS = count()
+# Where functions that are neither conv nor linear take their weights, by position; by keyword they are named so.
+_WEIGHTS_OF = {
+    "multi_head_attention_forward": (5, 11),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), (2, 3)),
+}
+# Operations that only arrange entries anew: the mask of a weight that passes nothing else goes on the parameter.
+_ARRANGING = frozenset(
+    """t T mT transpose swapaxes permute movedim view reshape flatten unflatten squeeze unsqueeze getitem cat concat
+    stack chunk split contiguous clone flip""".split()
+)
 
 
 @dataclass(frozen=True)
@@ -35,16 +46,20 @@ def parameter_uses(module: nn.Module, graph: fx.Graph) -> dict[str, Use]:
     """Return, by path, how each float parameter of two or more dimensions that a traced forward reads is used."""
     uses: dict[str, Use] = {}
     computed: dict[str, Use] = {}
+    operands: dict[str, fx.Node] = {}
     sources = _sources(module, graph)
     for node in graph.nodes:
         if node.op != "call_function" or node.target not in ops.MASKED:
             continue
         weight = _weight_argument(node)
-        reached = [source for source in sources if source in _ancestors(weight)]
+        behind = _ancestors(weight, through_modules=False)
+        reached = [source for source in sources if source in behind]
         if weight in sources:
             uses[sources[weight]] = Use("operand")
         elif len(reached) > 0 and not any(n.op == "placeholder" for n in _ancestors(weight)):
-            computed |= _computed_uses(module, graph, weight, {s: sources[s] for s in reached})
+            found = _computed_uses(module, graph, weight, {s: sources[s] for s in reached})
+            again = {path: Use("source") for path in found if operands.setdefault(path, weight) is not weight}
+            computed |= found | again  # one mask fits one computed weight only
         else:
             uses |= {sources[source]: Use("source") for source in reached}
     uses = computed | uses
@@ -69,20 +84,23 @@ def _weight_argument(node: fx.Node) -> Any:
     return node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
 
 
-def _ancestors(node: Any) -> set[fx.Node]:
+def _ancestors(node: Any, *, through_modules: bool = True) -> set[fx.Node]:
     found: set[fx.Node] = set()
     waiting = [node] if isinstance(node, fx.Node) else []
     while waiting:
         current = waiting.pop()
         if current not in found:
             found.add(current)
-            waiting.extend(current.all_input_nodes)
+            if through_modules or current.op != "call_module":
+                waiting.extend(current.all_input_nodes)
     return found
 
 
 def _computed_uses(module: nn.Module, graph: fx.Graph, weight: fx.Node, reached: dict[fx.Node, str]) -> dict[str, Use]:
     """A weight computed from parameters alone: the mask goes on the result if one parameter has its shape."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    if all(node in reached or (node.op[:5] == "call_" and _name(node) in _ARRANGING) for node in _ancestors(weight)):
+        return {path: Use("source") for path in reached.values()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), changed_buffers(module, []):
         shape = _subgraph(graph, weight)(module).shape
     alike = [path for path in reached.values() if module.get_parameter(path).shape == shape]
     if len(alike) != 1:
@@ -104,15 +122,25 @@ def _reconcile(module: nn.Module, source: fx.Node, path: str, use: Use | None) -
     owner_path, _, name = path.rpartition(".")
     owner = module.get_submodule(owner_path)
     dense_owner = name == "weight" and isinstance(owner, CONV_AND_LINEAR)
-    if readers and (dense_owner or any(_convolves(user) for user in readers)):
+    if readers and (dense_owner or any(_convolves(user) or source in _weights_of(user) for user in readers)):
         return Use("source")
     return Use("unmasked", "not the weight of a conv or linear operation" if readers else "only its shape is read")
 
 
 def _convolves(node: fx.Node) -> bool:
     """Whether a node is a function that convolves by another name: deform_conv2d, conv2d_same."""
-    name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and ("conv" in name or "linear" in name)
+    return node.op == "call_function" and ("conv" in _name(node) or "linear" in _name(node))
+
+
+def _weights_of(node: fx.Node) -> list[Any]:
+    """Return what a node that is an attention or recurrent function takes as weights."""
+    positions = _WEIGHTS_OF.get(_name(node), ())
+    named = [value for name, value in node.kwargs.items() if "weight" in name or name in ("w_ih", "w_hh")]
+    return [*(node.args[p] for p in positions if p < len(node.args)), *named] if positions else []
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _reads_metadata(node: fx.Node) -> bool:
@@ -164,11 +192,17 @@ def _make_masked(graph: fx.Graph, node: fx.Node, weight: fx.Node, mask: fx.Node)
     graph.erase_node(node)
 
 
-def independent_weights(graph: fx.Graph) -> list[fx.Node]:
-    """Return the computed weights of a traced forward that depend on no argument."""
-    weights = [_weight_argument(node) for node in graph.nodes if node.target in ops.MASKED]
-    computed = [weight for weight in weights if weight.op != "get_attr"]
-    return [weight for weight in computed if not any(node.op == "placeholder" for node in _ancestors(weight))]
+def computed_operands(module: nn.Module, graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """Return, by the path of the parameter, what a traced forward computes from it and takes for a weight."""
+    uses = parameter_uses(module, graph)
+    found: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in ops.MASKED:
+            weight = _weight_argument(node)
+            for source, path in _sources(module, graph).items():
+                if uses[path].how == "computed" and source in _ancestors(weight):
+                    found.setdefault(path, []).append(weight)
+    return found
 
 
 def _subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:

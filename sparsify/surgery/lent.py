@@ -20,23 +20,27 @@ from .masks import original_class
 
 
 def lent_weights(module: nn.Module) -> list[str]:
-    """Return the paths of the weights that a torch.nn module hands to fused kernels itself; none for other modules."""
-    forward = original_class(module).forward
-    if forward is nn.MultiheadAttention.forward:
-        own = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
-        return [*(name for name in own if module._parameters.get(name) is not None), "out_proj.weight"]
-    if isinstance(module, nn.RNNBase) and forward in (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward):
-        return [name for name in module._flat_weights_names if name.startswith("weight_")]
-    if forward in (nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward):
-        return ["weight_ih", "weight_hh"]
-    if forward is nn.TransformerEncoderLayer.forward:
-        attention = [f"self_attn.{name}" for name in lent_weights(module.self_attn)]  # type: ignore[arg-type]
-        return [*attention, "linear1.weight", "linear2.weight"]
-    return []
+    """Return the paths of the weights that a torch.nn module hands to fused kernels itself; none for other modules.
+
+    A subclass counts as what it is derived from: its own forward runs on the stand-in.
+    """
+    if isinstance(module, nn.MultiheadAttention):
+        paths = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
+    elif isinstance(module, (nn.RNN, nn.LSTM, nn.GRU)):
+        paths = [name for name in module._flat_weights_names if name.startswith("weight_")]
+    elif isinstance(module, (nn.RNNCell, nn.LSTMCell, nn.GRUCell)):
+        paths = ["weight_ih", "weight_hh"]
+    elif isinstance(module, nn.TransformerEncoderLayer):
+        attention = [f"self_attn.{name}" for name in lent_weights(module._modules["self_attn"])]  # type: ignore[arg-type]
+        paths = [*attention, "linear1.weight", "linear2.weight"]
+    else:
+        return []
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return [path for path in paths if path in parameters]
 
 
 def lent_forward(original: type[nn.Module]) -> Callable[..., Any]:
-    """Return a forward that runs the original one on a stand-in; `self.lent` lists the weights' paths."""
+    """Return a forward that runs the original one on a stand-in; `self.masked_reads` lists the weights' paths."""
     forward = original.forward
     compiled = COMPILED.get(forward)
 
@@ -63,7 +67,7 @@ def run_on_stand_in(forward: Callable[..., Any], module: nn.Module, args: Any, k
 def effective_weights(module: nn.Module) -> dict[str, Tensor]:
     """Return, by path, `where(mask, weight, 0)` of the weights that the module's forward reads."""
     found = {}
-    for path in module.lent:  # type: ignore[union-attr]
+    for path in module.masked_reads:  # type: ignore[union-attr]
         owner_path, _, name = path.rpartition(".")
         owner = module.get_submodule(owner_path)
         if name in owner.__dict__.get("masked_names", ()):

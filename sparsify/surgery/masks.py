@@ -35,8 +35,8 @@ class MaskedWeight(NamedTuple):
 
 def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module had before it was converted; of a plain module, its class."""
-    original: type[nn.Module] = getattr(module, "original_class", type(module))
-    return original
+    cls = type(module)  # asked for itself: a wrapper may answer for the module that it wraps
+    return getattr(cls, "original_class", cls)
 
 
 def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import wraps
 from itertools import count
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..errors import SparsifyError
+from .effects import in_mode
 from .graphs import compiled, insert_masks
 from .lent import run_on_stand_in
 from .masks import original_class
 from .tracing import Call, Placeholder, TraceFailure, default_call, map_leaves, trace_forward
 
 _TENSORS = (Tensor, fx.Proxy, Placeholder)
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum)
+# What a graph may hold as a constant of a call: it cannot change later.
+_CONSTANT = (*_PLAIN, type, FunctionType, torch.dtype, torch.device, torch.layout, torch.memory_format)
+_KINDS = 64  # of calls that are kept for one module: an argument that always differs must not fill the memory
+_LONGEST = 64  # list among a module's settings that is looked at
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 
 
 @dataclass
@@ -45,8 +53,12 @@ def rewritten_members(original: type[nn.Module]) -> dict[str, Any]:
     @wraps(original.forward)
     def rewritten(self: Any, *args: Any, **kwargs: Any) -> Any:
         tensors: list[Any] = []
-        key = (self.training, _kind(args, tensors), _kind(kwargs, tensors))
-        settings, function = self.rewritten.functions.get(key, (None, None))
+        try:
+            key = (self.training, _kind(args, tensors), _kind(kwargs, tensors))
+        except _NoKind as error:
+            _refuse_if_computed(self, error)
+            return run_on_stand_in(original.forward, self, args, kwargs)
+        settings, function = self.masked_forwards.functions.get(key, (None, None))
         # torch.compile watches the settings itself: it would only be slowed down by reading all of them.
         if function is None or (not torch.compiler.is_compiling() and settings != _settings(self)):
             function = _trace_and_add(self, Call(*_placeholders(args, kwargs)), key)
@@ -55,28 +67,43 @@ def rewritten_members(original: type[nn.Module]) -> dict[str, Any]:
         return function(self, *tensors)
 
     def compute_effective_weight(self: Any, name: str) -> Tensor:
-        if name not in self.rewritten.effective:  # just unpickled
-            prepare(self, plain_graphs(self)[0])
-        computed: Tensor = self.rewritten.effective[name](self)
+        if name not in self.masked_forwards.effective:  # just unpickled
+            prepare(self, plain_graphs(self).graphs)
+        computed: Tensor = self.masked_forwards.effective[name](self)
         return computed
 
     return {"forward": rewritten, "compute_effective_weight": compute_effective_weight}
 
 
-def plain_graphs(module: nn.Module) -> tuple[dict[bool, fx.Graph], str]:
-    """Trace the plainest call of a module's own forward, children as leaves.
+@dataclass(frozen=True)
+class PlainGraphs:
+    """The traced forwards of one module for the plainest call, children as leaves, by training mode.
 
-    Returns the graphs by training mode, and why one of them is missing (or nothing).
+    `partial` holds those that only show what the forward computes, traced on `module`; `failure` says why.
     """
-    graphs, failure = {}, ""
+
+    module: nn.Module
+    graphs: dict[bool, fx.Graph]
+    partial: dict[bool, fx.Graph]
+    failure: str
+
+
+def plain_graphs(module: nn.Module) -> PlainGraphs:
+    """Trace the plainest call of a module's own forward in train and eval mode."""
+    graphs, partial, failure = {}, {}, ""
     original = as_original(module)
     call = default_call(type(original).forward)
+    constants: dict[str, Tensor] = {}
     for training in (True, False):
         try:
             graphs[training] = trace_forward(original, call, training=training)
         except TraceFailure as error:
             failure = str(error)
-    return graphs, failure
+            constants |= error.constants
+            if error.graph is not None:
+                partial[training] = error.graph
+    original.__dict__.update(constants)
+    return PlainGraphs(original, graphs, partial, failure)
 
 
 def prepare(module: nn.Module, graphs: dict[bool, fx.Graph]) -> None:
@@ -89,6 +116,10 @@ def prepare(module: nn.Module, graphs: dict[bool, fx.Graph]) -> None:
         _add_function(module, graph, (training, _kind(call.args, []), _kind(call.kwargs, [])))
 
 
+class _NoKind(Exception):
+    """Arguments that are not known to stay what they are, so that no graph can be kept for them."""
+
+
 def _kind(value: Any, tensors: list[Any]) -> Any:
     """Return a hashable description of arguments, with the tensors among them taken out to `tensors`."""
     if isinstance(value, _TENSORS):
@@ -98,7 +129,9 @@ def _kind(value: Any, tensors: list[Any]) -> Any:
         return (type(value), *[_kind(item, tensors) for item in value])
     if isinstance(value, dict):
         return (dict, *[(key, _kind(item, tensors)) for key, item in value.items()])
-    return (type(value), value)
+    if isinstance(value, _CONSTANT):
+        return (type(value), value)
+    raise _NoKind(f"an argument of type {type(value).__name__}")
 
 
 def _placeholders(args: Any, kwargs: Any) -> Any:
@@ -111,30 +144,49 @@ def _placeholders(args: Any, kwargs: Any) -> Any:
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """Return the plain attributes of a module and its children, which a graph holds as constants."""
-    return tuple(
-        value
-        for owner in (module, *module.children())
-        for name, value in owner.__dict__.items()
-        if name != "training" and _is_plain(value)
+    """Return the plain attributes of a module and its children, which a graph holds as constants.
+
+    Those in lists, dicts and objects among the attributes, such as a configuration, are plain attributes too.
+    """
+    own = [value for name, value in module.__dict__.items() if name not in _OF_EVERY_MODULE and name != "training"]
+    children = [
+        value for child in module.children() for name, value in child.__dict__.items() if name not in _OF_EVERY_MODULE
+    ]
+    return tuple(_setting(value, depth=3) for value in own + children)
+
+
+def _setting(value: Any, depth: int) -> Any:
+    if isinstance(value, _CONSTANT):
+        return value
+    if depth == 0 or isinstance(value, (Tensor, nn.Module, Rewritten)):
+        return None
+    if isinstance(value, (tuple, list)):
+        return tuple(_setting(item, depth - 1) for item in value) if len(value) <= _LONGEST else None
+    values = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return (
+        tuple((name, _setting(item, depth - 1)) for name, item in values.items()) if len(values) <= _LONGEST else None
     )
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(isinstance(item, _PLAIN) for item in value))
+def _refuse_if_computed(module: Any, reason: Exception) -> None:
+    """A mask on a computed weight can only be put into a graph."""
+    if module.computed_weights:
+        name = type(module).__name__
+        raise SparsifyError(
+            f"{name}: this kind of call cannot be traced, so no mask can be put in: {reason}"
+        ) from reason
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _trace_and_add(module: Any, call: Call, key: Any) -> Callable[..., Any]:
+    functions = module.masked_forwards.functions
+    if key not in functions and len(functions) >= _KINDS:
+        del functions[next(iter(functions))]
     try:
         graph = trace_forward(as_original(module), call, training=key[0])
     except TraceFailure as error:
-        if module.computed_weights:
-            name = type(module).__name__
-            raise SparsifyError(
-                f"{name}: this kind of call cannot be traced, so no mask can be put in: {error}"
-            ) from error
-        module.rewritten.functions[key] = (_settings(module), run_on_stand_in)
+        _refuse_if_computed(module, error)
+        functions[key] = (_settings(module), run_on_stand_in)
         return run_on_stand_in  # type: ignore[no-any-return]
     return _add_function(module, graph, key)
 
@@ -142,8 +194,11 @@ def _trace_and_add(module: Any, call: Call, key: Any) -> Callable[..., Any]:
 def _add_function(module: Any, graph: fx.Graph, key: Any) -> Callable[..., Any]:
     effective = insert_masks(module, graph)
     function = compiled(graph, f"{type(module).__name__}.forward")
-    module.rewritten.functions[key] = (_settings(module), function)
-    module.rewritten.effective.update(effective)
+    with in_mode(module, key[0]):
+        module.masked_forwards.functions[key] = (_settings(module), function)
+    known = module.masked_forwards.effective
+    # In train mode a weight may be computed at random (DropConnect): that of eval mode goes first.
+    known.update({path: compute for path, compute in effective.items() if not key[0] or path not in known})
     return function
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..errors import SparsifyError
-from .tracing import ATTEMPTS, Call, LocalTracer, Wrapped, default_call, describe, unchanged, wrap_innermost
+from .effects import unchanged
+from .tracing import ATTEMPTS, Call, LocalTracer, Wrapped, default_call, describe, wrap_innermost
 
 
 class WholeTracer(LocalTracer):
@@ -21,7 +22,8 @@ class WholeTracer(LocalTracer):
         self.entered: list[nn.Module] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in self.leaves or fx.Tracer.is_leaf_module(self, m, module_qualified_name)
+        lent = getattr(type(m), "masked_kind", "") == "lent"
+        return lent or type(m) in self.leaves or fx.Tracer.is_leaf_module(self, m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         # On an error the stack keeps the modules that were being traced, the innermost last.

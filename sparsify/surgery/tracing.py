@@ -1,32 +1,45 @@
 """Tracing one module's own forward with torch.fx, its children as leaves.
 
 Tracing runs Python code of the model with proxies. It may leave proxies in caches, add attributes, or meet a function
-that cannot take a proxy; what is needed against each is here, so that a trace leaves the model as it was.
+that cannot take a proxy; what is needed against each is here and in effects.py, so that a trace leaves the model as it
+was, and so that a graph that would lose something the forward does is never run in its place.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
-import random
+import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain, pairwise
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
 
+from .candidates import is_torch
+from .effects import changed_buffers, changed_contexts, drawn_numbers, in_mode, unchanged
+
+_STANDARD = sys.stdlib_module_names  # the modules of Python itself
 ATTEMPTS = 24  # functions and classes made leaves before giving up; 3 were enough for every zoo model measured
 
 
 class TraceFailure(Exception):
-    """A forward that cannot be traced; the text is the reason, with file and line where it is known."""
+    """A forward that cannot be traced; the text is the reason, with file and line where it is known.
+
+    `graph`, with the `constants` made in it, is there if it only shows what the forward computes and must not be run.
+    """
+
+    def __init__(self, reason: str, graph: fx.Graph | None = None, constants: dict[str, Tensor] | None = None) -> None:
+        super().__init__(reason)
+        self.graph = graph
+        self.constants = constants or {}
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,8 @@ class Wrapped:
         for (_, name), (namespace, function) in self.places.items():
             namespace[name] = _recording(function)
         try:
-            yield
+            with patch.object(torch.autograd.Function, "apply", classmethod(_recorded_apply)):
+                yield
         finally:
             for (_, name), (namespace, function) in self.places.items():
                 namespace[name] = function
@@ -78,11 +92,73 @@ def _recording(function: Callable[..., Any]) -> Callable[..., Any]:
     return record
 
 
+_APPLY: Any = vars(torch.autograd.Function)["apply"]
+
+
+def _recorded_apply(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """Stand for `Function.apply` in a trace: a function with a gradient of its own is one node."""
+    if function.__module__.startswith("torch."):
+        return _APPLY.__get__(None, function)(*args, **kwargs)
+    return _recording(_applied(function))(*args, **kwargs)
+
+
+@cache
+def _applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        return function.apply(*args, **kwargs)
+
+    apply.__name__ = apply.__qualname__ = f"{function.__name__}_apply"
+    apply.__module__ = function.__module__
+    return apply
+
+
+@contextmanager
+def _tensors_by_class(module: nn.Module) -> Iterator[None]:
+    """Have the code of a module's class see proxies as tensors where it asks with isinstance or torch.is_tensor."""
+    example = torch.empty(0, device="cpu")
+
+    def is_instance(value: Any, classes: Any) -> bool:
+        return isinstance(value, classes) or (isinstance(value, fx.Proxy) and isinstance(example, classes))
+
+    own = [cls.__module__ for cls in type(module).__mro__ if not is_torch(cls)]
+    spaces = [vars(sys.modules[name]) for name in dict.fromkeys(own) if name in sys.modules.keys() - _STANDARD]
+    before = [space.get("isinstance") for space in spaces]
+    for space in spaces:
+        space["isinstance"] = is_instance
+    try:
+        with patch.object(torch, "is_tensor", lambda value: is_instance(value, Tensor)):
+            yield
+    finally:
+        for space, function in zip(spaces, before, strict=True):
+            if function is None:
+                del space["isinstance"]
+            else:
+                space["isinstance"] = function
+
+
+class _Watched:
+    """Mixed into the proxies of a local trace, which notices attributes that are set on tensors."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "param", "name"):
+            self.tracer.lost.append(f"sets .{name} of a tensor")  # type: ignore[attr-defined]
+        super().__setattr__(name, value)
+
+
+class _Value(_Watched, fx.Proxy):
+    pass
+
+
+class _ParameterValue(_Watched, ParameterProxy):
+    pass
+
+
 class LocalTracer(fx.Tracer):
-    """Traces the root's own forward; every child is a leaf."""
+    """Traces the root's own forward; every child is a leaf. `lost` tells what a run of the graph would not do."""
 
     def __init__(self, call: Call, *, proxy_buffers: bool) -> None:
         super().__init__()
+        self.lost: list[str] = []
         self.root_call = call
         self.proxy_buffers = proxy_buffers
         self.paths: dict[int, str] = {}
@@ -98,9 +174,12 @@ class LocalTracer(fx.Tracer):
             return attr_val
         if path not in parameter_proxy_cache:
             constant_shape = isinstance(attr_val, nn.Parameter)  # of a parameter, code may branch on the shape
-            factory = (lambda node: ParameterProxy(self, node, path, attr_val)) if constant_shape else None
+            factory = (lambda node: _ParameterValue(self, node, path, attr_val)) if constant_shape else None
             parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {}, proxy_factory_fn=factory)
         return parameter_proxy_cache[path]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -131,19 +210,25 @@ def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def default_call(forward: Callable[..., Any]) -> Call:
-    """Return the plainest call of a method `forward`: a tensor for every argument without a default."""
+    """Return the plainest call of a method `forward`: a tensor for every argument without a default.
+
+    A forward that takes `*args` alone is called with one tensor.
+    """
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters if p.default is inspect.Parameter.empty]
     args = tuple(Placeholder(p.name) for p in required if p.kind in positional)
+    if not args:
+        args = tuple(Placeholder(p.name) for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL)
     return Call(args, {p.name: Placeholder(p.name) for p in required if p.kind is inspect.Parameter.KEYWORD_ONLY})
 
 
 def trace_forward(module: nn.Module, call: Call, *, training: bool) -> fx.Graph:
     """Return the graph of the module's own forward for one kind of call, children as leaves; the module is unchanged.
 
-    Raises TraceFailure if the forward cannot be traced, or if its graph would freeze something that the forward
-    computes anew each time: a random number, a tensor made in the forward, an attribute it assigns.
+    Raises TraceFailure if the forward cannot be traced, or if its graph would not do all that the forward does: draw
+    a random number or make a tensor anew each time, assign or change an attribute, run without gradients or in another
+    precision.
     """
     failure = TraceFailure("not tried")
     for proxy_buffers in (True, False):
@@ -152,59 +237,33 @@ def trace_forward(module: nn.Module, call: Call, *, training: bool) -> fx.Graph:
             try:
                 return _trace_once(LocalTracer(call, proxy_buffers=proxy_buffers), module, wrapped, training=training)
             except TraceFailure as error:
-                failure = error
+                failure = error if failure.graph is None else failure
                 break
             except Exception as error:  # noqa: BLE001 - the model's own code raises whatever it likes on a proxy
-                failure = TraceFailure(describe(error))
+                failure = TraceFailure(describe(error)) if failure.graph is None else failure
                 if not wrap_innermost(error, wrapped):
                     break
     raise failure
 
 
-def _trace_once(tracer: fx.Tracer, module: nn.Module, wrapped: Wrapped, *, training: bool) -> fx.Graph:
-    mode, before, generators = module.training, _attributes(module), _generators()
-    with unchanged(module), wrapped.active():
-        module.training = training
+def _trace_once(tracer: LocalTracer, module: nn.Module, wrapped: Wrapped, *, training: bool) -> fx.Graph:
+    lost = tracer.lost
+    with in_mode(module, training), unchanged(module) as changes, wrapped.active(), ExitStack() as watched:
+        watched.enter_context(_tensors_by_class(module))
+        for effect in (drawn_numbers, changed_contexts):
+            watched.enter_context(effect(lost))
+        if not tracer.proxy_buffers:
+            watched.enter_context(changed_buffers(module, lost))
         graph = tracer.trace(module)
-        module.training = mode
-        after = _attributes(module)
-    if _generators() != generators:
-        raise TraceFailure("draws random numbers in Python code")
-    assigned = [name for name in after if name not in before or after[name] is not before[name]]
-    frozen = [name for name in assigned if name.startswith("_tensor_constant")]
-    if frozen:
-        raise TraceFailure("makes a tensor of constants in its forward")
-    if assigned:
-        raise TraceFailure(f"assigns self.{assigned[0]} in its forward")
+        constants = {name: value for name, value in module.__dict__.items() if name.startswith("_tensor_constant")}
+        changed = [name for name in changes() if name not in constants]
+    if constants:
+        lost.append("makes a tensor of constants in its forward")
+    if changed:
+        lost.append(f"changes self.{changed[0]} in its forward")
+    if lost:
+        raise TraceFailure(lost[0], graph, constants)
     return graph
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in module.__dict__.items() if name != "training"}
-
-
-def _generators() -> tuple[Any, ...]:
-    state: Any = np.random.get_state(legacy=True)
-    return random.getstate(), state[1].tobytes(), state[2:], torch.get_rng_state().numpy().tobytes()
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back every module's attributes, and the dicts and lists among them, when the block ends."""
-    saved = []
-    for module in model.modules():
-        containers = {k: copy.copy(v) for k, v in module.__dict__.items() if isinstance(v, (dict, list))}
-        saved.append((module, dict(module.__dict__), containers))
-    try:
-        yield
-    finally:
-        for module, attributes, containers in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name, content in containers.items():
-                container = attributes[name]
-                container.clear()
-                container.update(content) if isinstance(container, dict) else container.extend(content)
 
 
 def _frames(error: BaseException) -> list[tuple[FrameType, int]]:

@@ -209,6 +209,15 @@ def test_a_dense_state_dict_loads_strictly_and_the_masks_stay() -> None:
         model.load_state_dict({k: v for k, v in dense.state_dict().items() if k != "0.weight"}, strict=True)
 
 
+def test_values_assigned_to_a_model_on_the_meta_device_come_with_masks_of_ones() -> None:
+    dense = network().eval()
+    with torch.device("meta"):
+        model = network().eval()
+    convert(model)
+    model.load_state_dict(dense.state_dict(), strict=True, assign=True)
+    assert torch.equal(model(X), dense(X)) and verify(model, X).ok
+
+
 def through_pickle(model: nn.Module) -> nn.Module:
     return pickle.loads(pickle.dumps(model))  # type: ignore[no-any-return]
 

@@ -1,0 +1,124 @@
+"""What a forward does besides returning tensors: seen while it is traced, and undone."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+
+# What a graph does not record: under which gradient mode, precision and hooks an operation ran.
+_CONTEXTS = (
+    (torch.autograd.grad_mode.set_grad_enabled, "__init__", "turns gradients on or off"),  # no_grad enters by it
+    (torch.inference_mode, "__enter__", "turns gradients on or off"),
+    (torch.autocast, "__enter__", "uses torch.autocast"),
+    (torch.autograd.graph.saved_tensors_hooks, "__enter__", "uses activation checkpointing"),
+)
+
+
+@contextmanager
+def changed_contexts(lost: list[str]) -> Iterator[None]:
+    """Add to `lost` what the block changes of the circumstances under which torch runs operations."""
+    with ExitStack() as patches:
+        for owner, method, what in _CONTEXTS:
+            patches.enter_context(patch.object(owner, method, _noting(getattr(owner, method), what, lost)))
+        yield
+
+
+def _noting(method: Callable[..., Any], what: str, lost: list[str]) -> Callable[..., Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        lost.append(f"{what} in its forward")
+        return method(*args, **kwargs)
+
+    return noted
+
+
+@contextmanager
+def drawn_numbers(lost: list[str]) -> Iterator[None]:
+    """Add to `lost` that the block draws random numbers on the CPU; the generators are put back."""
+    before = _generators()
+    state: Any = np.random.get_state(legacy=True)
+    try:
+        yield
+    finally:
+        if _generators() != before:
+            lost.append("draws random numbers in Python code")
+            random.setstate(before[0])
+            np.random.set_state(state)
+            torch.set_rng_state(torch.frombuffer(bytearray(before[3]), dtype=torch.uint8))
+
+
+def _generators() -> tuple[Any, ...]:
+    state: Any = np.random.get_state(legacy=True)
+    return random.getstate(), state[1].tobytes(), state[2:], torch.get_rng_state().numpy().tobytes()
+
+
+@contextmanager
+def changed_buffers(module: nn.Module, lost: list[str]) -> Iterator[None]:
+    """Add to `lost` that the block changes the values of the module's buffers; they are put back."""
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]
+    try:
+        yield
+    finally:
+        for buffer, version, values in before:
+            if buffer._version != version:
+                lost.append("changes a buffer in its forward")
+                with torch.no_grad():
+                    buffer.copy_(values)
+
+
+@contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Have a module in train or eval mode for the block, with all below it; if it is, they stay as they are."""
+    modes = [(below, below.training) for below in module.modules()] if module.training != training else []
+    for below, _ in modes:
+        below.training = training
+    try:
+        yield
+    finally:
+        for below, mode in modes:
+            below.training = mode
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
+    """Put back every module's attributes, and the dicts and lists among them, when the block ends.
+
+    Yields a function that returns the names of those that differ at the moment.
+    """
+    saved = []
+    for path, module in model.named_modules():
+        containers = {k: copy.copy(v) for k, v in module.__dict__.items() if isinstance(v, (dict, list))}
+        saved.append((f"{path}." if path else "", module, dict(module.__dict__), containers))
+
+    def changes() -> list[str]:
+        found = []
+        for prefix, module, attributes, containers in saved:
+            now = module.__dict__
+            names = [n for n in {**attributes, **now} if now.get(n, saved) is not attributes.get(n, saved)]
+            found += [prefix + n for n in [*names, *(n for n in containers if not _same(attributes[n], containers[n]))]]
+        return found
+
+    try:
+        yield changes
+    finally:
+        for _, module, attributes, containers in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for name, content in containers.items():
+                container = attributes[name]
+                container.clear()
+                container.update(content) if isinstance(container, dict) else container.extend(content)
+
+
+def _same(container: Any, before: Any) -> bool:
+    """Whether a dict or list holds the very objects that its copy `before` holds."""
+    if isinstance(container, dict):
+        return list(container) == list(before) and all(container[key] is before[key] for key in before)
+    return len(container) == len(before) and all(a is b for a, b in zip(container, before, strict=True))
