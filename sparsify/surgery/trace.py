@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from ..errors import SparsifyError
 from .effects import unchanged
-from .tracing import ATTEMPTS, Call, LocalTracer, Wrapped, default_call, describe, wrap_innermost
+from .leaves import Wrapped, describe, wrap_innermost
+from .tracing import ATTEMPTS, Call, LocalTracer, default_call
 
 
 class WholeTracer(LocalTracer):
