@@ -14,11 +14,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:
 Case = tuple[nn.Module, tuple[Any, ...]]
 
 
-def timm_model(name: str, size: int) -> Callable[[], Case]:
+def timm_model(name: str, size: int, dropping: str = "drop_path_rate") -> Callable[[], Case]:
     def build() -> Case:
         import timm
 
-        return timm.create_model(name, num_classes=7, drop_path_rate=0.1), (torch.randn(2, 3, size, size),)
+        return timm.create_model(name, num_classes=7, **{dropping: 0.1}), (torch.randn(2, 3, size, size),)
 
     return build
 
@@ -55,7 +55,7 @@ def encoder() -> Case:
 
 # name -> (how to build it, how many weights the forward uses); the counts were taken by hand from the models' listings.
 CASES: dict[str, tuple[Callable[[], Case], int]] = {
-    "timm:vgg11_bn": (timm_model("vgg11_bn", 32), 11),
+    "timm:vgg11_bn": (timm_model("vgg11_bn", 32, "drop_rate"), 11),
     "timm:resnet18": (timm_model("resnet18", 64), 21),
     "timm:vit_tiny_patch16_224": (timm_model("vit_tiny_patch16_224", 224), 50),
     "timm:convnext_atto": (timm_model("convnext_atto", 64), 41),
