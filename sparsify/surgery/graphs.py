@@ -218,6 +218,7 @@ def _subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
 
 
 def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
+    """Return a graph as a function of the module and the tensors it was traced for; `name` is for tracebacks."""
     code = graph.python_code("self")
     filename = f"<sparsify {name} {next(_NUMBERS)}>"
     # Tracebacks of generated code show its lines.

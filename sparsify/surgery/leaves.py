@@ -28,6 +28,7 @@ class Wrapped:
 
     @contextmanager
     def active(self) -> Iterator[None]:
+        """Have calls of these functions, and of custom autograd functions, recorded until the block ends."""
         for (_, name), (namespace, function) in self.places.items():
             namespace[name] = _recording(function)
         try:

@@ -1,0 +1,178 @@
+"""What a conversion will do, decided without touching the model: how each weight is masked, each module's new class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from .adopt import pruned_parameters, unreachable_weights
+from .candidates import CONV_AND_LINEAR, has_forward, is_torch, reads_weights_of_children
+from .forwards import is_direct
+from .graphs import Use, parameter_uses
+from .lent import lent_weights
+from .masks import original_class
+from .rewrite import plain_graphs
+
+Key = tuple[int, str]  # id of the owning module, parameter name
+
+
+@dataclass
+class Plan:
+    """The decisions, by id of the module. `names` are the modules' qualified names."""
+
+    names: dict[int, str]
+    how: dict[Key, str] = field(default_factory=dict)
+    reasons: dict[Key, str] = field(default_factory=dict)
+    dense: set[Key] = field(default_factory=set)  # weights that a forward reads past any mask
+    kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
+    reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of the weights that its forward reads
+    graphs: dict[int, dict[bool, fx.Graph]] = field(default_factory=dict)  # the traced forwards, by training mode
+    notes: list[str] = field(default_factory=list)
+
+
+def weight_owners(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Return every name of a weight-like parameter -> (module, parameter name), in `state_dict` order."""
+    found = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name in dict.fromkeys([*own_weights(module), *unreachable_weights(module)]):
+            found[f"{prefix}.{name}" if prefix else name] = (module, name)
+    return found
+
+
+def own_weights(module: nn.Module) -> list[str]:
+    """Return the module's weight-like parameters; those that torch.nn.utils.prune renamed by their first name."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    pruned = pruned_parameters(module)
+    names = []
+    for name, parameter in module._parameters.items():
+        plain = name.removesuffix("_orig")
+        if parameter is not None and not isinstance(parameter, nn.UninitializedParameter) and _weight_like(parameter):
+            names.append(plain if plain in pruned else name)
+    return names
+
+
+def _weight_like(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() and parameter.dim() > 1
+
+
+def plan_module(module: nn.Module, plan: Plan) -> None:
+    """Decide how the weights that one module's forward reads are masked."""
+    unreachable = unreachable_weights(module)
+    for name, reason in unreachable.items():
+        plan.reasons[id(module), name] = reason
+    own = [name for name in own_weights(module) if name not in unreachable]
+    if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
+        return
+    cls = original_class(module)
+    lent = lent_weights(module)
+    replaced = _replaced_forward(module)
+    if replaced:
+        read = [(id(owner), name) for owner, name in _read_by_replaced(module)]
+        plan.dense |= {*read}
+        plan.reasons |= dict.fromkeys(read, replaced)
+    elif lent:
+        _mask_by(module, "lent", "lent", lent, plan)
+    elif is_direct(cls) and "weight" in (*own, *unreachable):
+        _mask_by(module, "direct", "direct", [name for name in own if name == "weight"], plan)
+    elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights_of_children(module)):
+        _plan_own_forward(module, own if has_forward(cls) else [], plan)
+    elif has_forward(cls):
+        plan.dense |= {(id(module), name) for name in own}
+
+
+def _replaced_forward(module: nn.Module) -> str:
+    """Return why no mask can enter a forward that is not the one of the module's class, or nothing."""
+    if isinstance(module, fx.GraphModule):
+        return "read by an fx.GraphModule: convert the model before it is traced"
+    if "forward" in module.__dict__:
+        return "its module's forward was replaced on the object: convert the model before that"
+    return ""
+
+
+def _read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    paths = [name for name, _ in module.named_parameters(recurse=False)]
+    if isinstance(module, fx.GraphModule):
+        paths += [node.target for node in module.graph.nodes if node.op == "get_attr"]
+    return [(module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
+
+
+def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: Plan) -> None:
+    """Enter that the module's class becomes one of `kind`, which masks the weights at `paths`."""
+    for path in paths:
+        owner_path, _, name = path.rpartition(".")
+        plan.how.setdefault((id(module.get_submodule(owner_path)), name), how)
+    if paths:
+        plan.kinds[id(module)] = kind
+        plan.reads[id(module)] = paths
+
+
+def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
+    """Trace a forward of the module's own in train and eval mode and find what goes into conv and linear operations."""
+    traced = plain_graphs(module)
+    uses: dict[str, Use] = {}
+    for graph in [*traced.graphs.values(), *traced.partial.values()]:
+        found = parameter_uses(traced.module, graph)
+        uses |= {path: use for path, use in found.items() if path not in uses or uses[path].how == "unmasked"}
+    for path in [path for path, use in uses.items() if use.how == "computed" and "." in path]:
+        uses.pop(path)
+        owner_path, _, name = path.rpartition(".")
+        where = (id(module.get_submodule(owner_path)), name)
+        plan.dense.add(where)
+        plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
+    computed = any(use.how == "computed" for use in uses.values())
+    if not (traced.graphs or traced.partial) or (traced.partial and computed):
+        _plan_untraceable(module, own, traced.failure, plan)
+        return
+    for name in own:
+        use = uses.get(name)
+        plan.reasons[id(module), name] = use.reason if use else "not read by the forward"
+        if use and use.how == "unmasked":
+            plan.dense.add((id(module), name))
+    if not traced.graphs:
+        _mask_by(module, "lent", "lent", [path for path, use in uses.items() if use.how != "unmasked"], plan)
+        return
+    for how in ("computed", "rewritten"):
+        paths = [p for p, u in uses.items() if u.how != "unmasked" and (u.how == "computed") == (how == "computed")]
+        _mask_by(module, "rewritten", how, [*paths], plan)
+    if id(module) in plan.kinds:
+        plan.reads[id(module)] = [path for path, use in uses.items() if use.how != "unmasked"]
+        plan.graphs[id(module)] = traced.graphs
+
+
+def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Plan) -> None:
+    for name in own:
+        plan.reasons[id(module), name] = f"its module's forward cannot be traced: {failure}"
+    if isinstance(module, CONV_AND_LINEAR):
+        paths = [name for name in own if name == "weight"]
+    elif reads_weights_of_children(module):
+        paths = [
+            f"{n}.weight"
+            for n, child in module.named_children()
+            if is_direct(original_class(child)) and own_weights(child)
+        ]
+    else:
+        return
+    _mask_by(module, "lent", "lent", paths, plan)
+    name = plan.names[id(module)] or type(module).__name__
+    plan.notes.append(
+        f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "
+        "unless it normalises them (verify tells)"
+    )
+
+
+def settle_shared(owners: dict[str, tuple[nn.Module, str]], plan: Plan) -> None:
+    """A parameter that one of its modules uses dense is masked in none of them."""
+    sharing: dict[int, dict[Key, str]] = {}
+    for name, (module, key) in owners.items():
+        parameter = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
+        if parameter is not None:
+            sharing.setdefault(id(parameter), {}).setdefault((id(module), key), name)
+    for places in sharing.values():
+        dense = [name for where, name in places.items() if where not in plan.how]
+        if dense and len(places) > 1:
+            for where in places:
+                plan.how.pop(where, None)
+                plan.reasons[where] = f"shared with {dense[0]}, which is used dense"
