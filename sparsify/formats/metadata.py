@@ -16,6 +16,15 @@ from .encoding import ENCODINGS
 VERSION = "1"
 _TEXTS = ("spec", "recipe", "cast", "writer")
 _TABLES = ("arguments", "seeds", "metrics", "extra")
+# A file rebuilds the model it names, it never chooses what else is read or downloaded.
+NOT_ARGUMENTS = (
+    "pretrained",
+    "checkpoint",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+)
 
 
 @dataclass(frozen=True)

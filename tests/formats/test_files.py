@@ -203,7 +203,7 @@ def test_a_named_model_comes_back_in_the_types_of_the_file(tmp_path: Path) -> No
 
 
 def test_a_file_cannot_ask_for_downloads_or_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsify.formats.files._NOT_ARGUMENTS", ())
+    monkeypatch.setattr("sparsify.formats.files.NOT_ARGUMENTS", ())
     save(network(), tmp_path / "a", spec="timm:resnet18", arguments={"checkpoint_path": "/tmp/evil.pt"})
     monkeypatch.undo()
     with pytest.raises(SparsifyError, match="may not contain checkpoint_path"):

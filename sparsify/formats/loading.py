@@ -1,0 +1,82 @@
+"""Loading a model from a file: the one it names, or one that was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..errors import SparsifyError
+from ..surgery.masks import all_masked_weights
+from .metadata import NOT_ARGUMENTS, Contents, Metadata
+from .reading import read_file
+from .state import adopt_dtypes, check_names, put, unwrap
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: bool = False) -> nn.Module:
+    """Return the model with the tensors and masks of the file at `path`.
+
+    Without `model` the file must name its model, which is built and returned in evaluation mode. A given `model` is
+    loaded in place and keeps its dtypes and mode; a plain one is converted first, so that exactly the weights masked in
+    the file carry masks, and one already converted keeps the masks it has (all ones where the file has none). Every
+    tensor must be there in its shape, and nothing else. A file without masks, of this library or another, is a plain
+    state dict.
+    `fold=True` returns a plain model with the masks multiplied in: `model` itself if it is plain, a new one if it
+    carries masks or computes its weights from those in the file.
+    Raises SparsifyError, one line, for a file that is missing, truncated, altered or that does not fit; the model's
+    tensors are then as they were.
+    """
+    (state, masks, metadata), contents = read_file(path)
+    target = model
+    if target is None:
+        target = _build(path, metadata)
+    inner = unwrap(target)
+    check_names(os.fspath(path), inner, state)
+    if model is None and metadata.cast is None:
+        adopt_dtypes(inner, state)
+    masks |= {alias: masks[name] for alias, name in contents.aliases.items() if name in masks}
+    if fold and not any(entry.encoding == "raw" for entry in contents.masked.values()):
+        masks = {}  # the effective weights are all that a plain model needs
+    if masks:
+        _ensure_masked(path, inner, masks, contents)
+    put(inner, state, masks)
+    if model is None:
+        target.eval()
+    if fold and next(all_masked_weights(inner), None) is not None:
+        from ..surgery.fold import fold as fold_model
+
+        return fold_model(inner)
+    return target
+
+
+def _build(path: str | os.PathLike[str], metadata: Metadata) -> nn.Module:
+    from ..models import build_model
+
+    if metadata.spec is None:
+        raise SparsifyError(f"{os.fspath(path)}: the file does not name its model; pass the model to load it into")
+    foreign = [key for key in metadata.arguments if key in NOT_ARGUMENTS]
+    if foreign:
+        raise SparsifyError(f"{os.fspath(path)}: the file's model arguments may not contain {', '.join(foreign)}")
+    return build_model(metadata.spec, **metadata.arguments)
+
+
+def _ensure_masked(
+    path: str | os.PathLike[str], model: nn.Module, masks: Mapping[str, Tensor], contents: Contents
+) -> None:
+    """Convert a plain model so that the file's weights are masked; raise SparsifyError unless they then are."""
+    skipped: Mapping[str, str] = {}
+    if next(all_masked_weights(model), None) is None:
+        from ..surgery.convert import convert
+
+        skipped = convert(model, ignore=[name for name in _weights(model) if name not in masks]).skipped
+    live = {weight.name for weight in all_masked_weights(model)}
+    lost = [f"{name} ({skipped[name]})" if name in skipped else name for name in contents.masked if name not in live]
+    if lost:
+        raise SparsifyError(f"{os.fspath(path)}: the model carries no mask on {', '.join(lost)}, the file does")
+
+
+def _weights(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that could carry a mask."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return [name for name, value in parameters if value.is_floating_point() and value.dim() > 1]
