@@ -13,13 +13,14 @@ entry: a mapping of the same names to float tensors of the same shapes. One of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
+from .curvature import hessian_gradient_products
 from .gradients import LossFunction, summed_gradients
 
 
@@ -35,7 +36,8 @@ class Context:
 
     `model`: the whole model; `masks`: the present masks by weight name, not to be changed; `step`: optimiser steps
     done; `generator`: a CPU generator that starts from the same state at every update of a cycle, so that random scores
-    do not change within it; `batches` and `loss_fn`: what was handed to `Pruner.start`, or None.
+    do not change within it; `batches` and `loss_fn`: what was handed to `Pruner.start`, or None; `options`: what else
+    the recipe's criterion section says.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class Context:
     generator: torch.Generator
     batches: Iterable[Any] | None = None
     loss_fn: LossFunction | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 Scores = Mapping[str, Tensor | Absolute]
@@ -78,11 +81,31 @@ def snip(weights: Mapping[str, Tensor], context: Context) -> Scores:
     training flags and random states as they were. Lee et al. 2019 (SNIP), equations 5 and 6; the division by the sum
     of all scores in equation 6 changes no order and is left out.
     """
-    if context.batches is None or context.loss_fn is None:
-        raise SparsifyError("criterion 'snip' needs data: call pruner.start(batches, loss_fn) first")
-    gradients = summed_gradients(context.model, weights, context.batches, context.loss_fn)
+    gradients = summed_gradients(context.model, weights, *_data(context, "snip"))
     return {name: Absolute(gradients[name].mul_(weight)) for name, weight in weights.items()}
 
 
+@needs_data
+def grasp(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by w * Hg, gradient and Hessian summed over the batches, in train mode, under the present masks.
+
+    Wang et al. 2020 (Picking Winning Tickets Before Training by Preserving Gradient Flow), equation 8, where
+    S(-w) = -w * Hg says by how much the squared norm of the gradient grows when w goes, and the weights of the largest
+    S are removed; larger = keep makes that -S. The option `temperature`, 200 as in the authors' code, divides the
+    model's output before the loss. Of the normalisation in their code nothing is left, since it changes no order.
+    Leaves the model as `snip` does.
+    """
+    batches, loss_fn = _data(context, "grasp")
+    temperature = context.options.get("temperature", 200.0)
+    products = hessian_gradient_products(context.model, weights, batches, loss_fn, temperature=temperature)
+    return {name: products[name].mul_(weight) for name, weight in weights.items()}
+
+
+def _data(context: Context, name: str) -> tuple[Iterable[Any], LossFunction]:
+    if context.batches is None or context.loss_fn is None:
+        raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) first")
+    return context.batches, context.loss_fn
+
+
 # name -> criterion. A new one is a function above, a row here and its name in settings.CRITERION_NAMES.
-CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random, "snip": snip}
+CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random, "snip": snip, "grasp": grasp}

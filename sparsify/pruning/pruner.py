@@ -196,7 +196,8 @@ class Pruner:
             self._cycle_state, self._cycle_drawn = self._generator.get_state(), update.cycle
         self._generator.set_state(self._cycle_state)
         masks = {name: weight.mask for name, weight in weights.items()}
-        return Context(self.model, masks, self.position, self._generator, self._batches, self._loss_fn)
+        options = self.pruning.criterion.options
+        return Context(self.model, masks, self.position, self._generator, self._batches, self._loss_fn, options)
 
     def _hold_values(self) -> None:
         """Undo what the optimiser did to the stored values of removed weights."""

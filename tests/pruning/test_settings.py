@@ -36,7 +36,7 @@ def test_settings_survive_their_own_dump() -> None:
 def test_a_function_is_a_criterion_under_its_own_name() -> None:
     pruning = parse_pruning({"sparsity": 0.5, "criterion": max})
     assert pruning.criterion.function is max
-    assert pruning.model_dump(mode="json")["criterion"] == {"name": "max"}
+    assert pruning.model_dump(mode="json")["criterion"] == {"name": "max", "temperature": None}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,11 @@ def test_a_function_is_a_criterion_under_its_own_name() -> None:
         ({"sparsty": 0.5}, "pruning.sparsty: unknown key; did you mean 'sparsity'?"),
         ({"sparsity": 0.5, "schedul": "linear"}, "pruning.schedul: unknown key; did you mean 'schedule'?"),
         ({"sparsity": 0.5, "schedule": {"name": "cyclic", "cycels": 3}}, "schedule.cycels: unknown key; did you mean"),
+        (
+            {"sparsity": 0.5, "criterion": {"name": "snip", "temperature": 2}},
+            "'temperature' belongs to criterion grasp, not to snip",
+        ),
+        ({"sparsity": 0.5, "criterion": {"name": "grasp", "temperature": 0}}, "criterion.temperature: Input should be"),
         ({"sparsity": 0.5, "criterion": "magnitud"}, "unknown criterion 'magnitud'; did you mean 'magnitude'?"),
         ({"sparsity": 0.5, "scope": "glob"}, "unknown scope 'glob'; did you mean 'global'?"),
         ({"sparsity": 0.5, "granularity": "units"}, "unknown granularity 'units'; did you mean 'unit'?"),

@@ -1,0 +1,58 @@
+"""A model that is run to be scored, and left as it was: values, buffers, flags and random states."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..surgery.masks import all_masked_weights
+
+
+@contextmanager
+def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training: bool = True) -> Iterator[None]:
+    """Put the model in train mode (or not) with gradients for `parameters`; at the end put everything back."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    flags = {module: module.training for module in model.modules()}
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    masks = {id(weight.mask) for weight in all_masked_weights(model)}
+    values = [
+        (buffer, buffer.clone())
+        for _, owned in buffers
+        for buffer in owned.values()
+        if buffer is not None and id(buffer) not in masks
+    ]
+    with _random_states(next(model.parameters()).device), torch.enable_grad():
+        try:
+            model.train(training)
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            for module, owned in buffers:
+                module._buffers.clear()
+                module._buffers.update(owned)
+            with torch.no_grad():
+                for buffer, value in values:
+                    buffer.copy_(value)
+            for module, was in flags.items():
+                module.training = was
+
+
+@contextmanager
+def _random_states(device: torch.device) -> Iterator[None]:
+    """Restore the random states of torch, Python and NumPy: batches may be drawn and augmented with any of them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [] if device.type in ("cpu", "meta") else [device]
+    try:
+        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
