@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import SparsifyError
 from .curvature import hessian_gradient_products
 from .gradients import LossFunction, summed_gradients
+from .synflow import synaptic_flow
 
 
 class Absolute(NamedTuple):
@@ -37,7 +38,7 @@ class Context:
     `model`: the whole model; `masks`: the present masks by weight name, not to be changed; `step`: optimiser steps
     done; `generator`: a CPU generator that starts from the same state at every update of a cycle, so that random scores
     do not change within it; `batches` and `loss_fn`: what was handed to `Pruner.start`, or None; `options`: what else
-    the recipe's criterion section says.
+    the recipe's criterion section says; `example_input`: an input of the model's, of which only shape and kind count.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class Context:
     batches: Iterable[Any] | None = None
     loss_fn: LossFunction | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    example_input: Any = None
 
 
 Scores = Mapping[str, Tensor | Absolute]
@@ -57,6 +59,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def needs_data(criterion: _Function) -> _Function:
     """Mark a criterion that uses `context.batches`: a pruner then refuses to go on without them from the first step."""
     criterion.needs_data = True  # type: ignore[attr-defined]
+    return criterion
+
+
+def needs_input(criterion: _Function) -> _Function:
+    """Mark a criterion that uses `context.example_input`; without one a pruner takes the first batch for it."""
+    criterion.needs_input = True  # type: ignore[attr-defined]
     return criterion
 
 
@@ -101,11 +109,30 @@ def grasp(weights: Mapping[str, Tensor], context: Context) -> Scores:
     return {name: products[name].mul_(weight) for name, weight in weights.items()}
 
 
+@needs_input
+def synflow(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by |w * dR/dw|, R the sum of the outputs of the positive network for an input of ones.
+
+    Tanaka et al. 2020 (Pruning Neural Networks without any Data by Iteratively Conserving Synaptic Flow), equation 2
+    and algorithm 1, under the present masks; `synaptic_flow` says what is made of norms and biases. The rounds of the
+    algorithm are those of the pruner: see `rounds` in the criterion section. Leaves the model as it was.
+    """
+    if context.example_input is None:
+        raise SparsifyError("criterion 'synflow' needs an input's shape: Pruner(..., example_input=...)")
+    return synaptic_flow(context.model, weights, context.example_input)
+
+
 def _data(context: Context, name: str) -> tuple[Iterable[Any], LossFunction]:
     if context.batches is None or context.loss_fn is None:
         raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) first")
     return context.batches, context.loss_fn
 
 
-# name -> criterion. A new one is a function above, a row here and its name in settings.CRITERION_NAMES.
-CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random, "snip": snip, "grasp": grasp}
+# name -> criterion. A new one is a function above, a row here and its name in sections.CRITERION_NAMES.
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": magnitude,
+    "random": random,
+    "snip": snip,
+    "grasp": grasp,
+    "synflow": synflow,
+}

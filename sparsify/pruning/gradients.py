@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import SparsifyError
 from ..surgery.masks import MaskedWeight, all_masked_weights, effective_weight, masked_weights
-from .unchanged import unchanged
+from .unchanged import random_states, unchanged
 
 # loss_fn(model, batch) returns the loss of one batch, a tensor of one element.
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -39,6 +39,23 @@ def on_model_and_batch(loss_fn: Callable[..., Tensor]) -> LossFunction:
         return loss_fn(model(inputs), targets)
 
     return loss_of_batch
+
+
+def with_first_input(batches: Iterable[Any]) -> tuple[Iterable[Any], Any]:
+    """Return the batches (an iterator as a list) and the input of the first: of a pair, its first part.
+
+    Random states are left as they were. Raises SparsifyError if there is no batch or its input is no tensor.
+    """
+    batches = list(batches) if isinstance(batches, Iterator) else batches
+    with random_states(torch.device("cpu")):
+        batch = next(iter(batches), None)
+    example = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+    if not isinstance(example, Tensor):
+        raise SparsifyError(
+            f"pruner.start: a batch has no tensor as its input, but {type(example).__name__}; "
+            "give Pruner an example_input"
+        )
+    return batches, example
 
 
 class Gradient(NamedTuple):

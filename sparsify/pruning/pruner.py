@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import SparsifyError
 from ..surgery.masks import MaskedWeight, masked_weights
 from .criteria import CRITERIA, Context
-from .gradients import LossFunction, on_model_and_batch
+from .gradients import LossFunction, on_model_and_batch, with_first_input
 from .report import PruningReport, SparsityWarning, losses, pruning_report
 from .schedules import Update, plan
 from .scopes import SCOPES, Due
@@ -46,8 +46,9 @@ class Pruner:
 
         `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count
         optimiser steps. Random numbers come from `generator`, of which one number is drawn; without it, from seed 0.
-        `example_input` is for granularities that follow the model's graph; none of the present ones needs it. Raises
-        SparsifyError for wrong settings, times that do not fit, or a model without masks.
+        `example_input`, a tensor or a tuple of positional arguments, is for criteria that run the model without data;
+        without it they take the first batch's. Raises SparsifyError for wrong settings, times that do not fit, or a
+        model without masks.
         """
         self.model = model
         self.pruning = parse_pruning(pruning)
@@ -67,6 +68,7 @@ class Pruner:
         self._criterion = self.pruning.criterion.function or CRITERIA[self.pruning.criterion.name]
         self._batches: Iterable[Any] | None = None
         self._loss_fn: LossFunction | None = None
+        self._example_input = example_input
 
     @property
     def cycle(self) -> int:
@@ -87,9 +89,14 @@ class Pruner:
         only hands over data. Raises SparsifyError if the criterion needs data and there are none.
         """
         needs_data = getattr(self._criterion, "needs_data", False)
+        needs_input = getattr(self._criterion, "needs_input", False) and self._example_input is None
+        name = self.pruning.criterion.name
         if needs_data and not self.finished and (batches is None or loss_fn is None):
-            name = self.pruning.criterion.name
             raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) before step()")
+        if needs_input and not self.finished:
+            if batches is None:
+                raise SparsifyError(f"criterion '{name}' needs an input's shape: give Pruner an example_input")
+            batches, self._example_input = with_first_input(batches)
         self._batches = list(batches) if needs_data and isinstance(batches, Iterator) else batches
         self._loss_fn = None if loss_fn is None else on_model_and_batch(loss_fn)
         self._ready = True
@@ -196,8 +203,16 @@ class Pruner:
             self._cycle_state, self._cycle_drawn = self._generator.get_state(), update.cycle
         self._generator.set_state(self._cycle_state)
         masks = {name: weight.mask for name, weight in weights.items()}
-        options = self.pruning.criterion.options
-        return Context(self.model, masks, self.position, self._generator, self._batches, self._loss_fn, options)
+        return Context(
+            self.model,
+            masks,
+            self.position,
+            self._generator,
+            self._batches,
+            self._loss_fn,
+            self.pruning.criterion.options,
+            self._example_input,
+        )
 
     def _hold_values(self) -> None:
         """Undo what the optimiser did to the stored values of removed weights."""

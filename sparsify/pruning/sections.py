@@ -25,7 +25,7 @@ from ..errors import unknown
 from .times import TimeValue
 
 # The names are written here as well as in the tables they select from, because those need torch.
-CRITERION_NAMES = ("magnitude", "random", "snip", "grasp")
+CRITERION_NAMES = ("magnitude", "random", "snip", "grasp", "synflow")
 GRANULARITY_NAMES = ("weight", "unit")
 SCOPE_NAMES = ("global", "layer", "filter", "erk")
 SCHEDULE_NAMES = ("one_shot", "linear", "cubic", "constant", "cyclic")
@@ -92,9 +92,13 @@ class CriterionSettings(_Named):
     function: SkipJsonSchema[Callable[..., Any] | None] = Field(default=None, exclude=True, repr=False)
     """from Python: a function of the user's own, see sparsify.pruning.criteria; `name` is then free"""
     name: Annotated[str, _enum(CRITERION_NAMES)]
-    """magnitude |w|, random, snip |w * dL/dw| (Lee et al. 2019), or grasp w * Hg (Wang et al. 2020)"""
+    """magnitude |w|, random, snip |w * dL/dw| (Lee et al. 2019), grasp w * Hg (Wang et al. 2020), or synflow, the
+    share in the flow through the positive network (Tanaka et al. 2020)"""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """grasp: the model's output is divided by it before the loss; default 200"""
+    rounds: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """one_shot: in how many rounds of scoring the target is reached, the density falling by the same factor in each;
+    default 100 for synflow, 1 for the others"""
 
     @model_validator(mode="before")
     @classmethod

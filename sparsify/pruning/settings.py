@@ -42,6 +42,7 @@ __all__ = [
 
 DEFAULT_END = 0.8
 DEFAULT_EVERY = 0.005
+SYNFLOW_ROUNDS = 100  # as in the experiments of Tanaka et al. 2020
 
 
 class Pruning(Section):
@@ -81,6 +82,10 @@ class Pruning(Section):
             raise ValueError(f"'after_cycles' belongs to schedule cyclic, not to {self.schedule.name}")
         if self.schedule.name == "one_shot" and self.end is not None and parse_time(self.end) != parse_time(self.begin):
             raise ValueError("schedule 'one_shot' happens at 'begin'; leave 'end' out")
+        if self.schedule.name != "one_shot" and self.criterion.rounds is not None:
+            raise ValueError(
+                f"'criterion.rounds' belongs to schedule one_shot; with {self.schedule.name} every update is one round"
+            )
         if self.regrow == "before_union" and self.after_cycles != "union":
             raise ValueError("regrow 'before_union' needs 'after_cycles: union'")
         if self.schedule.ramp == "full" and self.regrow is False:
@@ -89,6 +94,13 @@ class Pruning(Section):
         if self.after_cycles == "union" and self.schedule.cycles is not None and self.schedule.cycles < least:
             raise ValueError(f"a union needs at least {least} cycles, the last included; {self.schedule.cycles} given")
         return self
+
+    @property
+    def rounds(self) -> int:
+        """In how many rounds of scoring and removing an update reaches its sparsity."""
+        if self.schedule.name != "one_shot":
+            return 1
+        return self.criterion.rounds or (SYNFLOW_ROUNDS if self.criterion.name == "synflow" else 1)
 
 
 def parse_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:

@@ -26,7 +26,7 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
         for buffer in owned.values()
         if buffer is not None and id(buffer) not in masks
     ]
-    with _random_states(next(model.parameters()).device), torch.enable_grad():
+    with random_states(next(model.parameters()).device), torch.enable_grad():
         try:
             model.train(training)
             for parameter in frozen:
@@ -46,7 +46,7 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
 
 
 @contextmanager
-def _random_states(device: torch.device) -> Iterator[None]:
+def random_states(device: torch.device) -> Iterator[None]:
     """Restore the random states of torch, Python and NumPy: batches may be drawn and augmented with any of them."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [] if device.type in ("cpu", "meta") else [device]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ..surgery.masks import MaskedWeight
 from .criteria import Context, Criterion
 from .granularity import GRANULARITIES
 from .schedules import Update
-from .scopes import SCOPES, Due, Member
+from .scopes import SCOPES, Counts, Due, Member
 from .scores import scored_parts
 from .settings import Pruning, decimal
 
@@ -26,6 +27,16 @@ def share_removed(members: Sequence[Member]) -> float:
     """Return the fraction of all entries that is removed."""
     size = sum(member.size for member in members)
     return sum(member.size - int(member.mask.count_nonzero()) for member in members) / max(1, size)
+
+
+def round_targets(sparsity: Fraction, rounds: int) -> list[Fraction]:
+    """Return the sparsity after each round: the density falls by the same factor in each, exactly `sparsity` at last.
+
+    Tanaka et al. 2020, algorithm 1, where the density after round k of n is rho^(-k/n).
+    """
+    density = float(1 - sparsity)
+    # Twelve decimals, so that counts do not hang on the last bit of a C library's power.
+    return [1 - Fraction(f"{density ** (k / rounds):.12f}") for k in range(1, rounds)] + [sparsity]
 
 
 def update_masks(
@@ -53,12 +64,17 @@ def update_masks(
         start = {name: granularity.mask(union[name], weight.module) for name, weight in weights.items()}
     target = decimal(pruning.sparsity) if update.sparsity is None else update.sparsity
     members = members_of(pruning, weights)
-    counts = scope.counts(members, Due(target, update.progress, start))
-    parts = scored_parts(criterion, weights, context, alive)
-    chosen = [granularity.part(part, module) for part, module in zip(parts, modules, strict=True)]
-    scope.select(chosen, modules, counts)
-    for selected, part, module in zip(chosen, parts, modules, strict=True):
-        granularity.apply(selected, part, module)
+    counts: Counts = []
+    generator = context.generator.get_state()
+    for sparsity in round_targets(target, pruning.rounds):
+        context.generator.set_state(generator)
+        counts = scope.counts(members, Due(sparsity, update.progress, start))
+        parts = scored_parts(criterion, weights, context, alive)
+        chosen = [granularity.part(part, module) for part, module in zip(parts, modules, strict=True)]
+        scope.select(chosen, modules, counts)
+        for selected, part, module in zip(chosen, parts, modules, strict=True):
+            granularity.apply(selected, part, module)
+        alive = {name: weight.mask for name, weight in weights.items()}  # what a round removes stays removed
     if start is None or update.progress == 1:
         return float(target)
     removed = sum(int(torch.as_tensor(count).sum()) for count in counts)

@@ -31,6 +31,12 @@ EVERY_SCHEDULE = [{"name": name} | given for name, variants in SCHEDULE_SETTINGS
 EVERY_SELECTION = [(s, g) for s in SCOPES for g in GRANULARITIES if (s, g) != ("filter", "unit")]
 
 
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What holds for three rounds of SynFlow holds for its hundred."""
+    monkeypatch.setattr(settings, "SYNFLOW_ROUNDS", 3)
+
+
 def batches() -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
     return [torch.randn(3, 3, 6, 6, generator=generator) for _ in range(2)]
@@ -59,7 +65,9 @@ def test_a_criterion_scores_every_weight_and_leaves_the_model_alone(name: str) -
 
     def scores() -> list[Tensor]:
         generator = torch.Generator().manual_seed(1)
-        context = Context(model, get_masks(model), 3, generator, batches(), loss_fn)
+        context = Context(
+            model, get_masks(model), 3, generator, batches(), loss_fn, example_input=torch.zeros(1, 3, 6, 6)
+        )
         answer = CRITERIA[name](weights, context)
         assert list(answer) == list(weights)
         return [s.values.abs() if isinstance(s, Absolute) else s for s in answer.values()]

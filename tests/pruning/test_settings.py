@@ -36,7 +36,7 @@ def test_settings_survive_their_own_dump() -> None:
 def test_a_function_is_a_criterion_under_its_own_name() -> None:
     pruning = parse_pruning({"sparsity": 0.5, "criterion": max})
     assert pruning.criterion.function is max
-    assert pruning.model_dump(mode="json")["criterion"] == {"name": "max", "temperature": None}
+    assert pruning.model_dump(mode="json")["criterion"] == {"name": "max", "temperature": None, "rounds": None}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,11 @@ def test_a_function_is_a_criterion_under_its_own_name() -> None:
             "'temperature' belongs to criterion grasp, not to snip",
         ),
         ({"sparsity": 0.5, "criterion": {"name": "grasp", "temperature": 0}}, "criterion.temperature: Input should be"),
+        ({"sparsity": 0.5, "criterion": {"name": "synflow", "rounds": 0}}, "criterion.rounds: Input should be greater"),
+        (
+            {"sparsity": 0.5, "criterion": {"name": "snip", "rounds": 5}, "schedule": "linear"},
+            "'criterion.rounds' belongs to schedule one_shot; with linear every update is one round",
+        ),
         ({"sparsity": 0.5, "criterion": "magnitud"}, "unknown criterion 'magnitud'; did you mean 'magnitude'?"),
         ({"sparsity": 0.5, "scope": "glob"}, "unknown scope 'glob'; did you mean 'global'?"),
         ({"sparsity": 0.5, "granularity": "units"}, "unknown granularity 'units'; did you mean 'unit'?"),
