@@ -29,7 +29,7 @@ DTYPES: dict[str, int] = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 _MAX_HEADER = 100_000_000  # the safetensors library refuses longer ones
-_MAX_RANK = 64
+MAX_RANK = 64
 _SEAL = re.compile(rb'"header_crc32":"[0-9a-f]{8}"')
 _BLANK = b'"header_crc32":"00000000"'
 
@@ -199,7 +199,7 @@ def _entry(name: str, value: Any) -> Entry:
 
 def is_shape(value: Any) -> bool:
     """Return whether a decoded JSON value is a list of sizes that PyTorch can hold."""
-    return _are_sizes(value) and len(value) <= _MAX_RANK and math.prod(size or 1 for size in value) < 2**60
+    return _are_sizes(value) and len(value) <= MAX_RANK and math.prod(size or 1 for size in value) < 2**60
 
 
 def _are_sizes(value: Any) -> bool:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ..errors import unknown
+from ..surgery.cuts import Cuts
+from ..surgery.wrappers import unwrap
 from .atomic import atomic_write
 from .container import container_chunks
 from .inspection import FileSummary as FileSummary
@@ -20,7 +22,7 @@ from .metadata import NOT_ARGUMENTS, Metadata, metadata_text
 from .parts import dense_parts, encodings_of, sparse_parts
 from .reading import FileState as FileState
 from .reading import read_state as read_state
-from .state import collect, unwrap
+from .state import collect, text_of_cuts
 from .tensors import CASTS
 
 FORMATS = ("sparse", "dense")
@@ -38,6 +40,7 @@ def save(
     dtype: str | torch.dtype | None = None,
     format: str = "sparse",
     extra: Mapping[str, Any] | None = None,
+    cuts: Cuts | None = None,
 ) -> int:
     """Write `model` to `path` and return the file's size in bytes; an old file is replaced only by a whole new one.
 
@@ -46,6 +49,8 @@ def save(
     entries as +0.0, which any safetensors reader loads.
     `spec` names the model ("timm:resnet18") and `arguments` what it was built with (`num_classes`), so that `load`
     needs only the file. `recipe` (a Recipe, or text), `seeds`, `metrics` and `extra` are kept in the metadata.
+    A model that was cut remembers that; `cuts` tells it of one that does not: what is missing of a fresh model of the
+    class, so that `load` can cut one alike.
     `dtype` ("float16", "bfloat16", "float32", or torch's own) casts floating values, which rounds them.
     Raises SparsifyError for a state that no file can hold and for a path that cannot be written, RunError for a full
     disk.
@@ -68,15 +73,18 @@ def save(
         writer=__version__,
         extra=extra or {},
     )
-    state = collect(unwrap(model))
+    inner = unwrap(model)
+    state = collect(inner)
+    cut = text_of_cuts(inner, cuts)
     if format == "dense" and state.raw:
         # The forward computes with something else than these values: only folding can put the zeros in.
         from ..surgery.fold import fold
 
-        state = collect(fold(unwrap(model)))
+        state = collect(fold(inner))
     if format == "dense":
-        parts, text = dense_parts(state, cast), metadata_text(metadata, {}, {})
+        parts, text = dense_parts(state, cast), metadata_text(metadata, {}, {}, cut)
     else:
         encodings = encodings_of(state, cast)
-        parts, text = sparse_parts(state, encodings, cast), metadata_text(metadata, encodings, state.aliases)
+        parts = sparse_parts(state, encodings, cast)
+        text = metadata_text(metadata, encodings, state.aliases, cut)
     return atomic_write(path, container_chunks(parts, text))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import SparsifyError
 from .container import DTYPES, Entry, Shape, checksums, open_file, read_part
@@ -18,6 +20,8 @@ class TensorRow:
 
     `encoding`: "bitmask", "whole" or "raw" for a masked weight, "plain" for any other tensor, "alias of NAME" for a
     further name of a tensor stored once. `bytes_stored` counts values and mask, `bytes_dense` the same tensor dense.
+    `original` is the shape that the tensor had before the model was cut, None if it was not cut; `added` tells that the
+    cut made it.
     """
 
     name: str
@@ -28,6 +32,8 @@ class TensorRow:
     sparsity: float | None
     bytes_stored: int
     bytes_dense: int
+    original: Shape | None = None
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class FileSummary:
     """A file's tensors in the model's order, its metadata, and totals.
 
     `entries` and `masked_entries` count numbers, aliases once; `sparsity` is of the masked weights (None without any),
-    `bytes_file` the size on disk, `bytes_dense` that of the same tensors as they would be dense.
+    `bytes_file` the size on disk, `bytes_dense` that of the same tensors as they would be dense. `original_entries`
+    counts the numbers before the model was cut (`entries` if it was not), `attributes` are those that the cut changed.
     """
 
     path: str
@@ -47,6 +54,8 @@ class FileSummary:
     sparsity: float | None
     bytes_file: int
     bytes_dense: int
+    original_entries: int
+    attributes: Mapping[str, Any]
 
 
 def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
@@ -64,8 +73,9 @@ def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
             _plain(name, contents.header.entries[name]) if masked is None else _masked(name, masked, kept[name])
         )
     total = sum(math.prod(rows[name].shape) for name in contents.masked)
+    rows = {name: _with_cuts(row, contents) for name, row in rows.items()}
     everything = tuple(rows.values())
-    aliases = tuple(_alias(alias, rows[name]) for alias, name in contents.aliases.items())
+    aliases = tuple(_with_cuts(_alias(alias, rows[name]), contents) for alias, name in contents.aliases.items())
     return FileSummary(
         path=os.fspath(path),
         metadata=contents.metadata,
@@ -76,6 +86,8 @@ def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
         sparsity=(total - sum(kept.values())) / total if total else None,
         bytes_file=os.path.getsize(path),
         bytes_dense=sum(row.bytes_dense for row in everything),
+        original_entries=sum(math.prod(row.original or row.shape) for row in everything if not row.added),
+        attributes=contents.cuts.attributes,
     )
 
 
@@ -110,6 +122,11 @@ def _masked(name: str, entry: MaskedEntry, kept: int) -> TensorRow:
     return TensorRow(name, entry.shape, entry.dtype, entry.encoding, kept, sparsity, stored, size * DTYPES[entry.dtype])
 
 
+def _with_cuts(row: TensorRow, contents: Contents) -> TensorRow:
+    original = contents.cuts.original(row.name, row.shape)
+    return replace(row, original=original or row.original, added=row.name in contents.cuts.added)
+
+
 def _alias(alias: str, row: TensorRow) -> TensorRow:
     encoding = f"alias of {row.name}"
-    return TensorRow(alias, row.shape, row.dtype, encoding, row.kept, row.sparsity, 0, row.bytes_dense)
+    return replace(row, name=alias, encoding=encoding, bytes_stored=0)

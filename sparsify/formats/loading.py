@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
+from ..surgery.cuts import Cuts, cut, cuts_of, every_tensor
 from ..surgery.masks import all_masked_weights
+from ..surgery.wrappers import unwrap
 from .metadata import NOT_ARGUMENTS, Contents, Metadata
 from .reading import read_file
-from .state import adopt_dtypes, check_names, put, unwrap
+from .state import adopt_dtypes, check_names, put
+from .stored_cuts import cuts_from
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: bool = False) -> nn.Module:
@@ -25,22 +29,28 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     `fold=True` returns a plain model with the masks multiplied in: `model` itself if it is plain, a new one if it
     carries masks or computes its weights from those in the file.
     Raises SparsifyError, one line, for a file that is missing, truncated, altered or that does not fit; the model's
-    tensors are then as they were.
+    tensors are then as they were. The file of a model that was cut cuts the model that is built, or a given one if it
+    is a fresh one of the class (in place; it must be plain); one that was cut before is only loaded.
     """
     (state, masks, metadata), contents = read_file(path)
     target = model
     if target is None:
         target = _build(path, metadata)
     inner = unwrap(target)
-    check_names(os.fspath(path), inner, state)
-    if model is None and metadata.cast is None:
-        adopt_dtypes(inner, state)
-    masks |= {alias: masks[name] for alias, name in contents.aliases.items() if name in masks}
-    if fold and not any(entry.encoding == "raw" for entry in contents.masked.values()):
-        masks = {}  # the effective weights are all that a plain model needs
-    if masks:
-        _ensure_masked(path, inner, masks, contents)
-    put(inner, state, masks)
+    undo = _cut(path, inner, contents)
+    try:
+        check_names(os.fspath(path), inner, state)
+        if model is None and metadata.cast is None:
+            adopt_dtypes(inner, state)
+        masks |= {alias: masks[name] for alias, name in contents.aliases.items() if name in masks}
+        if fold and not any(entry.encoding == "raw" for entry in contents.masked.values()):
+            masks = {}  # the effective weights are all that a plain model needs
+        if masks:
+            _ensure_masked(path, inner, masks, contents)
+        put(inner, state, masks)
+    except BaseException:
+        undo()
+        raise
     if model is None:
         target.eval()
     if fold and next(all_masked_weights(inner), None) is not None:
@@ -59,6 +69,39 @@ def _build(path: str | os.PathLike[str], metadata: Metadata) -> nn.Module:
     if foreign:
         raise SparsifyError(f"{os.fspath(path)}: the file's model arguments may not contain {', '.join(foreign)}")
     return build_model(metadata.spec, **metadata.arguments)
+
+
+def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> Callable[[], None]:
+    """Cut a model as the file's was, unless its tensors have the sizes of the file already; return what undoes it."""
+    if not contents.cuts:
+        return lambda: None
+    cuts, before = cuts_from(contents.cuts), cuts_of(model)
+    sizes = {name: tuple(tensor.shape) for name, tensor in every_tensor(model).items()}
+    originals = {name: contents.cuts.original(name, shape) for name, shape in contents.shapes.items()}
+    fresh = all(sizes.get(name) == shape for name, shape in originals.items() if shape is not None)
+    if not fresh or before == cuts or any(name in sizes for name in cuts.added):
+        # Cut before: the file's words for it hold. Or of other sizes: the check of the names will tell.
+        model.__dict__["sparsify_cuts"] = cuts
+        return partial(_remember, model, before)
+    try:
+        undo = cut(model, cuts)
+    except SparsifyError as error:
+        raise SparsifyError(f"{os.fspath(path)}: the model cannot be cut as the file's was: {error}") from error
+
+    def back() -> None:
+        from ..surgery.forwards import detach_masks
+
+        for module in model.modules():
+            detach_masks(module)  # it was plain
+        undo()
+
+    return back
+
+
+def _remember(model: nn.Module, cuts: Cuts | None) -> None:
+    model.__dict__["sparsify_cuts"] = cuts
+    if cuts is None:
+        del model.__dict__["sparsify_cuts"]
 
 
 def _ensure_masked(

@@ -6,14 +6,16 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import SparsifyError
 from .container import Entry, Header, Shape, is_shape, read_header
 from .encoding import ENCODINGS
+from .stored_cuts import StoredCuts, read_cuts
 
-VERSION = "1"
+# A file is of version 2 if its model was cut, so that a reader of version 1 does not take it for a whole one.
+VERSIONS = ("1", "2")
 _TEXTS = ("spec", "recipe", "cast", "writer")
 _TABLES = ("arguments", "seeds", "metrics", "extra")
 # A file rebuilds the model it names, it never chooses what else is read or downloaded.
@@ -61,7 +63,8 @@ class MaskedEntry:
 class Contents:
     """A file's header, read and checked: what it says, and which stored tensors make up which tensors of the model.
 
-    `plain`: names of the tensors stored as they are; `aliases`: further name -> the name it is stored under.
+    `plain`: names of the tensors stored as they are; `aliases`: further name -> the name it is stored under; `cuts`:
+    what was cut out of the model, nothing for most.
     """
 
     header: Header
@@ -69,14 +72,25 @@ class Contents:
     masked: Mapping[str, MaskedEntry]
     plain: tuple[str, ...]
     aliases: Mapping[str, str]
+    cuts: StoredCuts = StoredCuts()
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the model's tensors, aliases too."""
+        found = {name: self.header.entries[name].shape for name in self.plain}
+        found |= {name: entry.shape for name, entry in self.masked.items()}
+        return found | {alias: found[name] for alias, name in self.aliases.items()}
 
 
 def metadata_text(
-    metadata: Metadata, masked: Mapping[str, tuple[str, Shape]], aliases: Mapping[str, str]
+    metadata: Metadata, masked: Mapping[str, tuple[str, Shape]], aliases: Mapping[str, str], cuts: str = ""
 ) -> dict[str, str]:
-    """Return the metadata as the container holds them, text by key; `masked`: name -> encoding and shape."""
+    """Return the metadata as the container holds them, text by key.
+
+    `masked`: name -> encoding and shape; `cuts`: the text of what was cut out of the model, "" for nothing.
+    """
     # Other tools read the dense file by its own keys, and some of them insist on this word.
-    text = {"format": "sparsify" if metadata.format == "sparse" else "pt", "version": VERSION}
+    text = {"format": "sparsify" if metadata.format == "sparse" else "pt", "version": VERSIONS[bool(cuts)]}
     for key in _TEXTS:
         if getattr(metadata, key) is not None:
             text[key] = getattr(metadata, key)
@@ -88,6 +102,8 @@ def metadata_text(
         text["masked"] = _json("masked", table)
     if aliases:
         text["aliases"] = _json("aliases", aliases)
+    if cuts:
+        text["cuts"] = cuts
     return text
 
 
@@ -103,9 +119,10 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
         return Contents(header, Metadata(), {}, tuple(header.entries), {})
     if not header.sealed:
         raise SparsifyError(f"{os.fspath(path)}: altered: the header does not agree with its checksum")
-    if text.get("version", VERSION) != VERSION:
+    if text.get("version", VERSIONS[0]) not in VERSIONS:
+        known = " and ".join(VERSIONS)
         raise SparsifyError(
-            f"{os.fspath(path)}: format version {text['version']!r:.20}; this sparsify reads version {VERSION}"
+            f"{os.fspath(path)}: format version {text['version']!r:.20}; this sparsify reads versions {known}"
         )
     try:
         return _contents(header)
@@ -130,7 +147,20 @@ def _contents(header: Header) -> Contents:
             raise ValueError(f"the alias {alias!r} does not lead to a stored tensor")
     given: dict[str, Any] = {key: text[key] for key in _TEXTS if key in text} | {key: tables[key] for key in _TABLES}
     metadata = Metadata(format="sparse" if text.get("format") == "sparsify" else "dense", **given)
-    return Contents(header, metadata, masked, plain, tables["aliases"])
+    contents = Contents(header, metadata, masked, plain, tables["aliases"])
+    return replace(contents, cuts=_cuts(text, contents.shapes)) if "cuts" in text else contents
+
+
+def _cuts(text: Mapping[str, str], shapes: Mapping[str, Shape]) -> StoredCuts:
+    if text["version"] == VERSIONS[0]:
+        raise ValueError("its model was cut, which version 1 does not know")
+    cuts = read_cuts(text["cuts"])
+    for name, shape in shapes.items():
+        cuts.original(name, shape)
+    missing = [name for name in cuts.added if name not in shapes]
+    if missing:
+        raise ValueError(f"its cuts add {missing[0]!r}, which is missing")
+    return cuts
 
 
 def _masked(header: Header, name: str, value: Any) -> MaskedEntry:

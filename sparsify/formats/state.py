@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import SparsifyError
+from ..surgery.cut_attributes import new_attributes
+from ..surgery.cut_indices import checked
+from ..surgery.cuts import Cuts, cuts_of, every_tensor
 from ..surgery.masks import all_masked_weights, is_computed
+from .stored_cuts import cuts_text, read_cuts
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,6 @@ class ModelState:
     masks: Mapping[str, Tensor]
     raw: frozenset[str]
     aliases: Mapping[str, str]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile and (distributed) data parallel, whose names carry no prefix."""
-    inner = getattr(model, "_orig_mod", None)
-    if isinstance(inner, nn.Module):
-        return unwrap(inner)
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        return unwrap(model.module)
-    return model
 
 
 def collect(model: nn.Module) -> ModelState:
@@ -66,6 +60,43 @@ def collect(model: nn.Module) -> ModelState:
         if dense_use or is_computed(weight):
             raw.add(stored)
     return ModelState(tensors, masks, frozenset(raw), aliases)
+
+
+def text_of_cuts(model: nn.Module, cuts: Cuts | None) -> str:
+    """Return what a file says about `cuts` (None: those that the model remembers), "" if there is nothing to say.
+
+    Of what the model remembers, tensors and attributes that it has no more are left out: a head that was replaced.
+    Raises SparsifyError if `cuts` does not fit the model.
+    """
+    known = cuts_of(model) if cuts is None else cuts
+    if known is None:
+        return ""
+    found = checked(known, "save")
+    shapes = {name: tuple(tensor.shape) for name, tensor in every_tensor(model).items()}
+    if cuts is None:
+        here = {path: value for path, value in found.attributes.items() if _has(model, path, value)}
+        removed = {name: axes for name, axes in found.removed.items() if name in shapes}
+        found = Cuts(removed, here, tuple(name for name in found.added if name in shapes))
+    for name in [*found.removed, *found.added]:
+        if name not in shapes:
+            raise SparsifyError(f"save: cuts names '{name}', which the model does not have")
+    if found == Cuts({}):
+        return ""
+    text = cuts_text(found)
+    stored = read_cuts(text)
+    try:
+        for name, shape in shapes.items():
+            stored.original(name, shape)
+    except ValueError as error:
+        raise SparsifyError(f"save: cuts does not fit the model: {error}") from error
+    return text
+
+
+def _has(model: nn.Module, path: str, value: int | tuple[int, ...]) -> bool:
+    try:
+        return bool(new_attributes(model, {path: value}))
+    except SparsifyError:
+        return False
 
 
 def check_names(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> None:

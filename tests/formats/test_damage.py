@@ -134,8 +134,8 @@ def _set(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a newer version": (
-        _set("__metadata__", "version", value="2"),
-        "format version '2'; this sparsify reads version 1",
+        _set("__metadata__", "version", value="3"),
+        "format version '3'; this sparsify reads versions 1 and 2",
     ),
     "an unknown encoding": (change_table("masked", _set("0.weight", "encoding", value="rice")), "no known encoding"),
     "an encoding that is a list": (change_table("masked", _set("0.weight", "encoding", value=[])), "no known encoding"),

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify.formats.files import read_state, save
+from sparsify.formats.files import load, read_state, save
+from sparsify.surgery.cuts import Cuts, apply_cuts
 
 from .test_round_trip import Tied
 from .toys import Holder, network, same_bits
@@ -29,7 +30,8 @@ def independent_reader(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict
     text, data = content[8 : 8 + length], content[8 + length :]
     header = json.loads(text)
     meta = header.pop("__metadata__")
-    assert (meta["format"], meta["version"]) in (("sparsify", "1"), ("pt", "1"))
+    assert meta["format"] in ("sparsify", "pt")
+    assert meta["version"] == ("2" if "cuts" in meta else "1")
     blank = text.replace(f'"header_crc32":"{meta["header_crc32"]}"'.encode(), b'"header_crc32":"00000000"')
     assert f"{zlib.crc32(blank):08x}" == meta["header_crc32"]
     stored = {}
@@ -52,6 +54,22 @@ def independent_reader(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict
     for alias, name in json.loads(meta.get("aliases", "{}")).items():
         tensors[alias] = tensors[name]
     return tensors, masks, meta
+
+
+def cut_by_the_page(model: nn.Module, cuts: dict[str, Any]) -> None:
+    """Cut a fresh model as the page says."""
+    for group in cuts["removed"]:
+        packed = bytes.fromhex(group["indices"])
+        for name, dimensions in group["axes"].items():
+            owner = model.get_submodule(name.rpartition(".")[0])
+            tensor = getattr(owner, name.rpartition(".")[2])
+            for dimension in dimensions:
+                size = tensor.shape[dimension]
+                kept = [i for i in range(size) if i // 8 >= len(packed) or not packed[i // 8] >> (i % 8) & 1]
+                tensor = tensor.detach().index_select(dimension, torch.tensor(kept))
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(tensor))
+    for path, value in cuts.get("attributes", {}).items():
+        setattr(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], value)
 
 
 @pytest.mark.parametrize("format", ["sparse", "dense"])
@@ -99,7 +117,7 @@ def test_the_example_of_the_page_is_what_the_writer_writes(tmp_path: Path, monke
     save(model, tmp_path / "a")
     page = PAGE.read_text()
     length, data = (bytes.fromhex(block) for block in re.findall(r"```hex\n(.*?)```", page, re.DOTALL))
-    (header,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    header, _ = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     (spaces,) = re.findall(r"and (\d+) spaces at its end", page)
     example = length + header.replace("\n", "").encode() + b" " * int(spaces) + data
     assert (tmp_path / "a").read_bytes() == example
@@ -109,3 +127,28 @@ def test_the_example_of_the_page_is_what_the_writer_writes(tmp_path: Path, monke
     assert same_bits(state["fc.weight"], expected)
     assert torch.equal(masks["fc.weight"], mask.view(4, 6))
     assert state["fc.bias"].tolist() == [1, 2, 3, 4]
+
+
+class Perceptron(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(3, 10)
+        self.fc2 = nn.Linear(10, 2)
+
+
+def test_the_example_of_a_cut_model_is_what_the_writer_writes(tmp_path: Path) -> None:
+    removed = {"fc1.weight": {0: (1, 4, 9)}, "fc1.bias": {0: (1, 4, 9)}, "fc2.weight": {1: (1, 4, 9)}}
+    torch.manual_seed(0)
+    model = apply_cuts(Perceptron(), Cuts(removed, {"fc1.out_features": 7, "fc2.in_features": 7}))
+    save(model, tmp_path / "a")
+    tensors, _, meta = independent_reader(tmp_path / "a")
+    _, example = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert meta["cuts"] == example.replace("\n", "")
+    fresh = Perceptron()
+    cut_by_the_page(fresh, json.loads(meta["cuts"]))
+    assert {name: tuple(value.shape) for name, value in fresh.state_dict().items()} == {
+        name: value.shape for name, value in tensors.items()
+    }
+    fresh.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, strict=True)
+    assert repr(fresh) == repr(model) == repr(load(tmp_path / "a", Perceptron()))
+    assert all(same_bits(value, model.state_dict()[name]) for name, value in fresh.state_dict().items())
