@@ -1,7 +1,8 @@
 """The masked operations: what a converted model calls in place of conv and linear.
 
-Each takes the raw weight and its mask and works on `where(mask, weight, 0)`: a removed entry is +0.0 whatever lies
-underneath (NaN included), and its gradient is exactly zero. Under `torch.fx` each is one node, never a baked constant.
+Each takes the raw weight and its mask (None: there is none) and works on `where(mask, weight, 0)`: a removed entry is
++0.0 whatever lies underneath (NaN included), and its gradient is exactly zero. Under `torch.fx` each is one node, never
+a baked constant.
 """
 
 from __future__ import annotations
@@ -27,21 +28,25 @@ _SCRATCH: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return `where(mask, weight, 0)`, shaped like both; the gradient of a removed entry is exactly zero."""
+    """Return `where(mask, weight, 0)`, of any shape that both have; the gradient of a removed entry is exactly zero."""
     if isinstance(weight, Proxy) or isinstance(mask, Proxy):
         return _node(mask_weight, weight, mask)
     return torch.where(mask, weight, 0)
 
 
-def masked_linear(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+def masked_linear(input: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """Return `F.linear(input, where(mask, weight, 0), bias)`; `mask` is bool, shaped like `weight` [out, in]."""
+    if mask is None:
+        return F.linear(input, weight, bias)
     if _traced(input, weight, mask):
         return _node(masked_linear, input, weight, mask, bias)
     return F.linear(input, _masked_operand(weight, mask), bias)
 
 
 def _masked_convolution(convolution: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-    def masked(input: Tensor, weight: Tensor, mask: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def masked(input: Tensor, weight: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        if mask is None:
+            return convolution(input, weight, *args, **kwargs)
         if _traced(input, weight, mask):
             return _node(masked, input, weight, mask, *args, **kwargs)
         return convolution(input, _masked_operand(weight, mask), *args, **kwargs)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import SparsifyError
-from .surgery.masks import all_masked_weights
+from .surgery.masks import all_masked_parameters
 
 # Where training scripts put the weights within a checkpoint; averaged ones first, as timm does when it loads them.
 _CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
@@ -49,7 +49,12 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
     weights that do not fit.
     """
     state, source, ignored = read_weights(path)
-    report = load_state(model, state, source=str(path))
+    try:
+        report = load_state(model, state, source=str(path))
+    except SparsifyError as error:
+        if not _is_cut(Path(path)):
+            raise
+        raise SparsifyError(f"{error}; the file is of a model that was cut: sparsify.load builds that") from None
     return LoadReport(report.loaded, report.reinitialised, ignored, source)
 
 
@@ -61,7 +66,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "
     the same ratio. Raises SparsifyError that lists the keys that do not fit; the model is unchanged then.
     """
     own = model.state_dict()
-    masks = {f"{weight.name}_mask" for weight in all_masked_weights(model)}
+    masks = {f"{weight.name}_mask" for weight in all_masked_parameters(model)}
     missing = [key for key in own if key not in state and key not in masks]
     unexpected = [key for key in state if key not in own]
     differing = [key for key in own if key in state and own[key].shape != state[key].shape]
@@ -140,6 +145,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise SparsifyError(f"{path}: not a safetensors file, or a damaged one ({_one_line(error)})") from None
+
+
+def _is_cut(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, framework="pt") as file:
+        return "cuts" in (file.metadata() or {})
 
 
 def _read_torch(path: Path) -> Any:

@@ -9,6 +9,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .masks import names_of_masked
+
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
@@ -30,7 +32,7 @@ def unreachable_weights(module: nn.Module) -> dict[str, str]:
             found[name] = f"stored as {str(parameter.dtype).removeprefix('torch.')}"
         elif parameter is not None and not _plain(parameter):
             found[name] = f"stored as {type(parameter.data).__name__}"
-    taken = {*module.__dict__.get("masked_names", ()), *pruned_parameters(module)}
+    taken = {*names_of_masked(module), *pruned_parameters(module)}
     for name in module._parameters:
         if hasattr(module, f"{name}_mask") and name not in taken:
             found[name] = f"has an attribute {name}_mask of its own"

@@ -54,9 +54,24 @@ def reads_weights_of_children(module: nn.Module) -> bool:
     return bool(names) and bool(names & _attributes_read(cls))  # type: ignore[arg-type]
 
 
+def mentions(module: nn.Module, names: frozenset[str]) -> bool:
+    """Whether the code that a module's forward can reach, methods of modules below included, mentions one of `names`.
+
+    Parameters in a list or dict have no name to look for: with one below, anything may be mentioned.
+    """
+    if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
+        return True
+    classes = {original_class(below) for below in module.modules() if below is not module}
+    below = frozenset(cls for cls in classes if not is_torch(cls))
+    return bool(names & _attributes_read(original_class(module), below))  # type: ignore[arg-type]
+
+
 @cache
-def _attributes_read(cls: type) -> frozenset[str]:
-    """Return the attribute names that a class's forward reads, the methods and functions it mentions included."""
+def _attributes_read(cls: type, below: frozenset[type] = frozenset()) -> frozenset[str]:
+    """Return the attribute names that a class's forward reads, the methods and functions it mentions included.
+
+    A name that it mentions may be a method of a class in `below` too.
+    """
     found: set[str] = set()
     seen: set[CodeType] = set()
     waiting: list[Any] = [inspect.getattr_static(cls, "forward", None)]
@@ -76,6 +91,7 @@ def _attributes_read(cls: type) -> frozenset[str]:
             found.add(name)
             method = inspect.getattr_static(cls, name, None)
             waiting.append(method if method is not None else function.__globals__.get(name))
+            waiting.extend(inspect.getattr_static(other, name, None) for other in below)
     return frozenset(found)
 
 

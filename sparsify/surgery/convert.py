@@ -13,14 +13,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .adopt import pruned_parameters, take_over
 from .forwards import attach_mask, masked_class
-from .masks import all_masked_weights, original_class
+from .masks import all_masked_parameters, names_of_masked, original_class
 from .names import ignored_names
-from .plan import Key, Plan, own_weights, plan_module, settle_shared, weight_owners
+from .plan import Key, Plan, plan_module, settle_shared, weight_owners
+from .readers import plan_further
 from .rewrite import Rewritten, prepare
+
+Owner = tuple[nn.Module, str]  # a module and the name of one of its parameters
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,8 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
     registration). Masks set by torch.nn.utils.prune are taken over. Converting again adds the masks that are missing.
     Raises SparsifyError if an ignore pattern matches nothing; then nothing was changed.
     """
-    plan = Plan({id(module): name for name, module in model.named_modules()})
-    for module in model.modules():
-        plan_module(module, plan)
-    for where in plan.dense:
-        plan.how.pop(where, None)
+    plan = make_plan(model)
     owners = weight_owners(model)
-    settle_shared(owners, plan)
     maskable = [name for name, (module, key) in owners.items() if (id(module), key) in plan.how]
     ignored = ignored_names(maskable, ignore, others=[name for name in owners if name not in maskable])
     shared_ignored = {(id(owners[name][0]), owners[name][1]): pattern for name, pattern in ignored.items()}
@@ -65,38 +63,75 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
             masked[name] = plan.how[where]
         else:
             skipped[name] = plan.reasons.get(where, f"{type(module).__name__}: not a conv or linear weight")
-    _apply(model, [owners[name] for name in masked], plan)
+    apply(model, [owners[name] for name in masked], [], plan)
     return ConversionReport(model, masked, skipped, plan.notes)
 
 
-def _apply(model: nn.Module, weights: list[tuple[nn.Module, str]], plan: Plan) -> None:
-    masks = {id(weight.parameter): weight.mask for weight in all_masked_weights(model)}
-    wanted = {(id(module), name) for module, name in weights}
+def make_plan(model: nn.Module, further: Iterable[Key] = ()) -> Plan:
+    """Decide how weights, the further parameters that carry masks, and those asked for are masked in `model`."""
+    masked = {(id(module), name) for module in model.modules() for name in module.__dict__.get("masked_also", ())}
+    plan = Plan({id(module): name for name, module in model.named_modules()}, further={*further, *masked})
+    for module in model.modules():
+        plan_module(module, plan)
+        plan_further(module, plan)
+    for where in plan.dense:
+        plan.how.pop(where, None)
+    settle_shared(weight_owners(model), plan)
+    return plan
+
+
+def apply(model: nn.Module, weights: list[Owner], further: list[Owner], plan: Plan) -> None:
+    """Put the missing masks on `weights` and `further` parameters and give every module the class that it needs."""
+    masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)}
     for module, name in weights:
-        if name in module.__dict__.get("masked_names", ()):
-            continue
-        taken = take_over(module, name) if name in pruned_parameters(module) else None
-        parameter = module._parameters[name]
-        assert parameter is not None
-        mask = masks.get(id(parameter))
-        if mask is None:
-            mask = taken if taken is not None else torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
-        masks[id(parameter)] = mask
-        attach_mask(module, name, mask)
+        _attach(module, name, masks, also=False)
+    for module, name in further:
+        _attach(module, name, masks, also=True)
+    wanted = {(id(weight.module), weight.parameter_name) for weight in all_masked_parameters(model)}
     changed = [module for module in model.modules() if _needs_class(module, wanted, plan)]
     for module in changed:
         kind = plan.kinds.get(id(module), "owner")
         cls = original_class(module)
         if kind in ("lent", "rewritten"):
-            module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
+            module.__dict__["masked_reads"] = _with_all_masks(module, plan.reads[id(module)])
         if kind == "rewritten":
             module.__dict__["masked_forwards"] = Rewritten()
-            computed = (name for name in own_weights(module) if plan.how.get((id(module), name)) == "computed")
-            module.__dict__["computed_weights"] = tuple(computed)
+            names = module.__dict__.get("masked_names", ())
+            module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")
         module.__class__ = masked_class(cls, kind)  # type: ignore[arg-type]
     for module in changed:
         if plan.kinds.get(id(module)) == "rewritten":
-            prepare(module, plan.graphs[id(module)])
+            prepare(module, plan.traced[id(module)].graphs)
+
+
+def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, also: bool) -> None:
+    """Put a mask on one parameter that has none; of a further parameter that is a weight now, change the list."""
+    attributes = module.__dict__
+    if name in attributes.get("masked_also", ()) and not also:
+        attributes["masked_also"] = tuple(other for other in attributes["masked_also"] if other != name)
+        attributes["masked_names"] = (*attributes.get("masked_names", ()), name)
+    if name in names_of_masked(module):
+        return
+    taken = take_over(module, name) if name in pruned_parameters(module) else None
+    parameter = module._parameters[name]
+    assert parameter is not None
+    mask = masks.get(id(parameter))
+    if mask is None:
+        mask = taken if taken is not None else torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+    masks[id(parameter)] = mask
+    attach_mask(module, name, mask, also=also)
+
+
+def _with_all_masks(module: nn.Module, reads: list[str]) -> tuple[str, ...]:
+    """Return the paths with those of all masks on the modules that they lead through, which a stand-in replaces."""
+    found = dict.fromkeys(reads)
+    for path in reads:
+        steps = path.split(".")[:-1]
+        for length in range(len(steps) + 1):
+            owner = ".".join(steps[:length])
+            names = names_of_masked(module.get_submodule(owner))
+            found |= dict.fromkeys(f"{owner}.{name}" if owner else name for name in names)
+    return tuple(found)
 
 
 def _needs_class(module: nn.Module, wanted: set[Key], plan: Plan) -> bool:
@@ -104,4 +139,4 @@ def _needs_class(module: nn.Module, wanted: set[Key], plan: Plan) -> bool:
         return False
     reads = plan.reads.get(id(module), [])
     owners = [(id(module.get_submodule(path.rpartition(".")[0])), path.rpartition(".")[2]) for path in reads]
-    return any(owner in wanted for owner in owners) or bool(module.__dict__.get("masked_names"))
+    return any(owner in wanted for owner in owners) or bool(names_of_masked(module))

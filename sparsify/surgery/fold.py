@@ -12,14 +12,14 @@ from torch import Tensor, fx, nn
 
 from .forwards import detach_masks
 from .graphs import computed_operands
-from .masks import all_masked_weights, effective_weight, is_computed
+from .masks import all_masked_parameters, effective_weight, is_computed
 from .tracing import default_call, trace_forward
 
 _LOG = logging.getLogger("sparsify")
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """Return a plain copy of `model`: removed weights are +0.0, there are no masks, the keys are the dense model's.
+    """Return a plain copy of `model`: what masks remove is +0.0, there are no masks, the keys are the dense model's.
 
     A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter: there
     the computed, masked weight is stored, in a plain convolution say, which is logged. `model` is not changed.
@@ -28,7 +28,7 @@ def fold(model: nn.Module) -> nn.Module:
     computed: dict[str, dict[str, Tensor]] = {}
     modules = dict(folded.named_modules(remove_duplicate=False))
     with torch.no_grad():
-        for weight in all_masked_weights(model):
+        for weight in all_masked_parameters(model):
             path, _, name = weight.name.rpartition(".")
             effective = torch.where(weight.mask, effective_weight(weight), 0)
             if is_computed(weight):

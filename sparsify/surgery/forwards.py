@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .lent import lent_forward
+from .masks import names_of_masked
 from .rewrite import rewritten_members
 
 
@@ -25,6 +26,7 @@ class Masked:
     """Mixed into the class of every converted module."""
 
     masked_names: tuple[str, ...] = ()
+    masked_also: tuple[str, ...] = ()
     original_class: type[nn.Module]
     masked_kind: str
 
@@ -40,7 +42,7 @@ class Masked:
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)  # type: ignore[misc]
         # The state dict of the dense model has no masks: it loads strictly, and the masks stay what they are.
-        for name in self.masked_names:
+        for name in (*self.masked_names, *self.masked_also):
             if f"{prefix}{name}_mask" in missing:
                 missing.remove(f"{prefix}{name}_mask")
                 if getattr(self, f"{name}_mask").is_meta:  # values were assigned to a model built without memory
@@ -79,8 +81,18 @@ def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
     return made
 
 
+def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Return the weight's mask, if it has one, and the effective bias of a `direct` module."""
+    also = self.masked_also
+    if not also:
+        return self.weight_mask, self.bias
+    mask = self.weight_mask if "weight" in also or "weight" in self.masked_names else None
+    return mask, ops.mask_weight(self.bias, self.bias_mask) if "bias" in also else self.bias
+
+
 def _masked_linear(self: Any, input: Tensor) -> Tensor:
-    return ops.masked_linear(input, self.weight, self.weight_mask, self.bias)
+    mask, bias = _mask_and_bias(self)
+    return ops.masked_linear(input, self.weight, mask, bias)
 
 
 def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -89,9 +101,8 @@ def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return operation(
-            input, self.weight, self.weight_mask, self.bias, self.stride, padding, self.dilation, self.groups
-        )
+        mask, bias = _mask_and_bias(self)
+        return operation(input, self.weight, mask, bias, self.stride, padding, self.dilation, self.groups)
 
     return forward
 
@@ -101,11 +112,12 @@ def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) ->
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
         )
+        mask, bias = _mask_and_bias(self)
         return operation(
             input,
             self.weight,
-            self.weight_mask,
-            self.bias,
+            mask,
+            bias,
             self.stride,
             self.padding,
             output_padding,
@@ -138,17 +150,18 @@ DIRECT: dict[Callable[..., Any], Callable[..., Tensor]] = {
 _STEPS = {cls.forward: {"_conv_forward": cls._conv_forward} for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 
-def attach_mask(module: nn.Module, name: str, mask: Tensor) -> None:
-    """Register `mask` as the live mask of the module's parameter `name`."""
+def attach_mask(module: nn.Module, name: str, mask: Tensor, *, also: bool = False) -> None:
+    """Register `mask` as the live mask of the module's parameter `name`; `also`: it is no weight of `convert`."""
     module.register_buffer(f"{name}_mask", mask)
-    module.__dict__["masked_names"] = (*module.__dict__.get("masked_names", ()), name)
+    key = "masked_also" if also else "masked_names"
+    module.__dict__[key] = (*module.__dict__.get(key, ()), name)
 
 
 def detach_masks(module: nn.Module) -> None:
     """Take all masks and the masked class off one module: it is again what it was before the conversion."""
-    for name in module.__dict__.pop("masked_names", ()):
+    for name in names_of_masked(module):
         del module._buffers[f"{name}_mask"]
-    for name in ("masked_reads", "masked_forwards", "computed_weights"):
+    for name in ("masked_names", "masked_also", "masked_reads", "masked_forwards", "computed_weights"):
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
         module.__class__ = module.original_class  # type: ignore[assignment]

@@ -152,15 +152,17 @@ def insert_masks(module: nn.Module, graph: fx.Graph) -> dict[str, Callable[..., 
     """Put the masks that exist into a traced graph; return the functions that compute effective weights, by name."""
     effective: dict[str, Callable[..., Tensor]] = {}
     uses = parameter_uses(module, graph)
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        if _has_mask(module, str(node.target), "masked_also"):
+            _mask_source(graph, node)
     sources = {node: path for node, path in _sources(module, graph).items() if _has_mask(module, path)}
     masks: dict[fx.Node, fx.Node] = {}
     for source, path in sources.items():
-        with graph.inserting_after(source):
-            masks[source] = graph.get_attr(f"{path}_mask")
         if uses[path].how == "source":
-            with graph.inserting_after(masks[source]):
-                masked = graph.call_function(ops.mask_weight, (source, masks[source]))
-            source.replace_all_uses_with(masked, partial(_multiplies, masked))
+            _mask_source(graph, source)
+        else:
+            with graph.inserting_after(source):
+                masks[source] = graph.get_attr(f"{path}_mask")
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target not in ops.MASKED:
             continue
@@ -174,13 +176,22 @@ def insert_masks(module: nn.Module, graph: fx.Graph) -> dict[str, Callable[..., 
     return effective
 
 
+def _mask_source(graph: fx.Graph, source: fx.Node) -> None:
+    """Have everything that reads a parameter read it masked; its shape and the like are read as they were."""
+    with graph.inserting_after(source):
+        mask = graph.get_attr(f"{source.target}_mask")
+    with graph.inserting_after(mask):
+        masked = graph.call_function(ops.mask_weight, (source, mask))
+    source.replace_all_uses_with(masked, partial(_multiplies, masked))
+
+
 def _multiplies(masked: fx.Node, user: fx.Node) -> bool:
     return user is not masked and not _reads_metadata(user)
 
 
-def _has_mask(module: nn.Module, path: str) -> bool:
+def _has_mask(module: nn.Module, path: str, names: str = "masked_names") -> bool:
     owner_path, _, name = path.rpartition(".")
-    return name in module.get_submodule(owner_path).__dict__.get("masked_names", ())
+    return name in module.get_submodule(owner_path).__dict__.get(names, ())
 
 
 def _make_masked(graph: fx.Graph, node: fx.Node, weight: fx.Node, mask: fx.Node) -> None:

@@ -1,7 +1,8 @@
 """The masks a model carries: where they are, reading them, setting them in place.
 
 A mask is a bool buffer `<parameter>_mask` in the module that owns the parameter. The module remembers which of its
-parameters are masked in the tuple `masked_names`, so that nothing is guessed from a buffer's name.
+parameters are masked, so that nothing is guessed from a buffer's name: in the tuple `masked_names` the weights that
+`convert` masked, which sparsities count, and in `masked_also` the further parameters of `mask_also`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..errors import SparsifyError, nearest
 
 
 class MaskedWeight(NamedTuple):
-    """One masked weight: its qualified name, the module that owns it and the parameter's name there."""
+    """One masked weight or parameter: its qualified name, the module that owns it and the parameter's name there."""
 
     name: str
     module: nn.Module
@@ -39,6 +40,12 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return getattr(cls, "original_class", cls)
 
 
+def names_of_masked(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of one module's own masked parameters: weights, then further parameters."""
+    own = module.__dict__
+    return (*own.get("masked_names", ()), *own.get("masked_also", ()))
+
+
 def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
     """Yield every masked weight in `state_dict` order; a parameter with several names is yielded under each."""
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -46,11 +53,30 @@ def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
             yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
 
 
+def all_masked_parameters(model: nn.Module) -> Iterator[MaskedWeight]:
+    """Yield every masked weight and every further parameter with a mask, as `all_masked_weights` does."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name in names_of_masked(module):
+            yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
+
+
 def masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
-    """Return the masked weights by name in `state_dict` order, a shared parameter under its first name only."""
+    """Return the masked weights by name in `state_dict` order, a shared parameter under its first name only.
+
+    They are what `convert` masked. `masked_parameters` returns those of `mask_also` as well.
+    """
+    return _first_names(all_masked_weights(model))
+
+
+def masked_parameters(model: nn.Module) -> dict[str, MaskedWeight]:
+    """Return the masked weights and further parameters by name, module by module, each under its first name only."""
+    return _first_names(all_masked_parameters(model))
+
+
+def _first_names(weights: Iterator[MaskedWeight]) -> dict[str, MaskedWeight]:
     seen: set[int] = set()
     found: dict[str, MaskedWeight] = {}
-    for weight in all_masked_weights(model):
+    for weight in weights:
         if id(weight.parameter) not in seen:
             seen.add(id(weight.parameter))
             found[weight.name] = weight
@@ -58,17 +84,17 @@ def masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
 
 
 def get_masks(model: nn.Module) -> dict[str, Tensor]:
-    """Return the live masks by weight name: bool tensors, True = keep. Copy them before changing anything."""
-    return {name: weight.mask for name, weight in masked_weights(model).items()}
+    """Return all live masks by parameter name: bool tensors, True = keep. Copy them before changing anything."""
+    return {name: weight.mask for name, weight in masked_parameters(model).items()}
 
 
 def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set masks in place by weight name; weights that are not named keep theirs.
+    """Set masks in place by parameter name; parameters that are not named keep theirs.
 
-    `masks` maps names to tensors shaped like their weight; bool, or numbers that are exactly 0 or 1. All names are
+    `masks` maps names to tensors shaped like their parameter; bool, or numbers that are exactly 0 or 1. All names are
     checked before any mask is changed. Raises SparsifyError for an unknown name, a wrong shape or other values.
     """
-    weights = {weight.name: weight for weight in all_masked_weights(model)}
+    weights = {weight.name: weight for weight in all_masked_parameters(model)}
     for name, mask in masks.items():
         if name not in weights:
             guess = nearest(name, weights)

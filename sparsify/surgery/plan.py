@@ -13,7 +13,7 @@ from .forwards import is_direct
 from .graphs import Use, parameter_uses
 from .lent import lent_weights
 from .masks import original_class
-from .rewrite import plain_graphs
+from .rewrite import PlainGraphs, plain_graphs
 
 Key = tuple[int, str]  # id of the owning module, parameter name
 
@@ -27,9 +27,12 @@ class Plan:
     reasons: dict[Key, str] = field(default_factory=dict)
     dense: set[Key] = field(default_factory=set)  # weights that a forward reads past any mask
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
-    reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of the weights that its forward reads
-    graphs: dict[int, dict[bool, fx.Graph]] = field(default_factory=dict)  # the traced forwards, by training mode
+    reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
+    traced: dict[int, PlainGraphs] = field(default_factory=dict)  # the forwards that were traced
     notes: list[str] = field(default_factory=list)
+    further: set[Key] = field(default_factory=set)  # parameters that shall be masked although they are no weights
+    reached: set[Key] = field(default_factory=set)  # those of them that a forward reads through its mask
+    blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads past any mask -> why
 
 
 def weight_owners(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
@@ -68,9 +71,9 @@ def plan_module(module: nn.Module, plan: Plan) -> None:
         return
     cls = original_class(module)
     lent = lent_weights(module)
-    replaced = _replaced_forward(module)
+    replaced = replaced_forward(module)
     if replaced:
-        read = [(id(owner), name) for owner, name in _read_by_replaced(module)]
+        read = [(id(owner), name) for owner, name in read_by_replaced(module)]
         plan.dense |= {*read}
         plan.reasons |= dict.fromkeys(read, replaced)
     elif lent:
@@ -83,7 +86,7 @@ def plan_module(module: nn.Module, plan: Plan) -> None:
         plan.dense |= {(id(module), name) for name in own}
 
 
-def _replaced_forward(module: nn.Module) -> str:
+def replaced_forward(module: nn.Module) -> str:
     """Return why no mask can enter a forward that is not the one of the module's class, or nothing."""
     if isinstance(module, fx.GraphModule):
         return "read by an fx.GraphModule: convert the model before it is traced"
@@ -92,7 +95,8 @@ def _replaced_forward(module: nn.Module) -> str:
     return ""
 
 
-def _read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
+def read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the parameters (owner, name) that a replaced forward may read."""
     paths = [name for name, _ in module.named_parameters(recurse=False)]
     if isinstance(module, fx.GraphModule):
         paths += [node.target for node in module.graph.nodes if node.op == "get_attr"]
@@ -111,7 +115,7 @@ def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: Pla
 
 def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
     """Trace a forward of the module's own in train and eval mode and find what goes into conv and linear operations."""
-    traced = plain_graphs(module)
+    traced = plan.traced[id(module)] = plain_graphs(module)
     uses: dict[str, Use] = {}
     for graph in [*traced.graphs.values(), *traced.partial.values()]:
         found = parameter_uses(traced.module, graph)
@@ -139,7 +143,6 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
         _mask_by(module, "rewritten", how, [*paths], plan)
     if id(module) in plan.kinds:
         plan.reads[id(module)] = [path for path, use in uses.items() if use.how != "unmasked"]
-        plan.graphs[id(module)] = traced.graphs
 
 
 def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Plan) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .fold import plain_copy
-from .masks import MaskedWeight, all_masked_weights, masked_weights, set_masks
+from .masks import MaskedWeight, all_masked_parameters, masked_parameters, set_masks
 from .watch import DenseWeights, FusedOperations, tensors, walk
 
 
@@ -22,7 +22,7 @@ class VerifyReport:
     `identical_eval` and `identical_train`: same bits as the model without masks (in train mode with the same seed,
     gradients and buffers included). `live`: weights whose mask is reached by autograd in train or eval mode. `unused`:
     weights that the forward does not use in either mode. `dense`: weights used somewhere without their mask. `leaks`:
-    operations that saw a dense weight under random half masks.
+    operations that saw a dense weight under random half masks. Further parameters with masks count as weights here.
     """
 
     identical_eval: bool | None
@@ -89,13 +89,13 @@ def _cuda_devices(model: nn.Module) -> list[int]:
 
 
 def _verify(subject: nn.Module, plain: nn.Module, run: Callable[[nn.Module], Any]) -> VerifyReport:
-    weights = masked_weights(subject)
+    weights = masked_parameters(subject)
     set_masks(subject, {name: torch.ones_like(weight.mask) for name, weight in weights.items()})
     notes: list[str] = []
     with torch.no_grad():
         identical_eval = _same(lambda m: _outputs(run, m, training=False), subject, plain, notes)
     for model in (subject, plain):
-        for name, weight in masked_weights(subject).items():
+        for name, weight in masked_parameters(subject).items():
             model.get_parameter(name).requires_grad_(weight.parameter.is_floating_point())
     identical_train: bool | None = None
     modes = [False]
@@ -136,7 +136,7 @@ def _trained(run: Callable[[nn.Module], Any], model: nn.Module) -> list[Tensor]:
     if isinstance(loss, Tensor):
         loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad if p.grad is not None else torch.zeros(()) for p in model.parameters()]
-    masks = {id(weight.mask) for weight in all_masked_weights(model)}
+    masks = {id(weight.mask) for weight in all_masked_parameters(model)}
     buffers = [buffer.clone() for buffer in model.buffers() if id(buffer) not in masks]
     for parameter in model.parameters():
         parameter.grad = None
@@ -175,7 +175,7 @@ def _bits(tensor: Tensor) -> Tensor:
 def _leaks(run: Callable[[nn.Module], Any], model: nn.Module, modes: list[bool]) -> list[str]:
     """Run under random half masks and return a line for every operation that saw a dense weight."""
     generator = torch.Generator().manual_seed(0)
-    weights = masked_weights(model)
+    weights = masked_parameters(model)
     set_masks(model, {name: _half(weight, generator) for name, weight in weights.items()})
     watch = DenseWeights(weights)
     for training in modes:

@@ -11,11 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .masks import MaskedWeight, is_computed
 
-# Operations that multiply with a weight, by the name torch gives them.
+# Operations that take weights or further parameters, by the name torch gives them.
 _DENSE_OPERATIONS = frozenset(
     """linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
     matmul mm bmm addmm baddbmm einsum tensordot multi_head_attention_forward _native_multi_head_attention
-    _transformer_encoder_layer_fwd lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell""".split()
+    _transformer_encoder_layer_fwd lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+    batch_norm layer_norm group_norm instance_norm rms_norm prelu""".split()
 )
 _TAKES_WEIGHT_SECOND = frozenset(name for name in _DENSE_OPERATIONS if name.startswith(("linear", "conv")))
 _LEAST_ZEROS = 0.2  # of a weight whose mask removes one half
@@ -102,7 +103,9 @@ class DenseWeights(TorchFunctionMode):
         self.found += [f"{name}: {operation} saw a weight computed from it past its mask" for name in sorted(dense)]
         few_zeros = operand.numel() > 1 and (operand == 0).float().mean().item() < _LEAST_ZEROS
         for name in sorted(live - dense):
-            if few_zeros and operand.shape == self.weights[name].parameter.shape:
+            further = self.weights[name].parameter_name in self.weights[name].module.__dict__.get("masked_also", ())
+            # What is computed from a masked further parameter may be anything.
+            if few_zeros and not further and operand.shape == self.weights[name].parameter.shape:
                 self.found.append(f"{name}: {operation} saw a weight whose zeros were lost after masking")
 
 

@@ -1,0 +1,78 @@
+"""Which forwards read the further parameters that shall carry masks: biases, norm parameters, position tables."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .adopt import pruned_parameters, unreachable_weights
+from .candidates import has_forward, is_torch, mentions
+from .forwards import is_direct
+from .lent import lent_parameters
+from .masks import original_class
+from .plan import Key, Plan, read_by_replaced, replaced_forward
+from .rewrite import plain_graphs
+
+
+def plan_further(module: nn.Module, plan: Plan) -> None:
+    """Enter how the further parameters of the plan that one module's forward reads are masked in it."""
+    wanted = _at_or_below(module, plan)
+    if not wanted:
+        return
+    own = [path for path in wanted if "." not in path]
+    cls = original_class(module)
+    replaced = replaced_forward(module)
+    fused = [path for path in lent_parameters(module) if path in wanted]
+    if replaced:
+        plan.blocked |= {(id(owner), name): replaced for owner, name in read_by_replaced(module)}
+    elif fused:
+        _read_by(module, "lent", [*fused, *own], wanted, plan)
+    elif is_direct(cls) and module._parameters.get("weight") is not None:
+        _read_by(module, "direct", [path for path in own if path in ("weight", "bias")], wanted, plan)
+    elif has_forward(cls) and is_torch(cls):
+        _read_by(module, "lent", own, wanted, plan)
+    elif has_forward(cls) and (own or mentions(module, frozenset(path.rpartition(".")[2] for path in wanted))):
+        _plan_own_forward(module, wanted, plan)
+
+
+def _at_or_below(module: nn.Module, plan: Plan) -> dict[str, Key]:
+    """Return the wanted parameters of a module and all below it, by path."""
+    found = {}
+    for prefix, owner in module.named_modules(remove_duplicate=False) if plan.further else ():
+        for name in () if isinstance(owner, torch.jit.ScriptModule) else owner._parameters:
+            if (id(owner), name) in plan.further:
+                found[f"{prefix}.{name}" if prefix else name] = (id(owner), name)
+    return found
+
+
+def _read_by(module: nn.Module, kind: str, paths: list[str], wanted: dict[str, Key], plan: Plan) -> None:
+    plan.reached |= {wanted[path] for path in paths}
+    if paths:
+        plan.kinds.setdefault(id(module), kind)
+        plan.reads[id(module)] = list(dict.fromkeys([*plan.reads.get(id(module), ()), *paths]))
+
+
+def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: Plan) -> None:
+    """Find what a traced forward of the module's own reads; of one that cannot be traced, what its code mentions."""
+    traced = plan.traced.get(id(module)) or plain_graphs(module)
+    graphs = [*traced.graphs.values(), *traced.partial.values()]
+    if graphs:
+        read = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
+        paths = [path for path in wanted if path in read]
+    else:
+        paths = [path for path in wanted if "." not in path or mentions(module, frozenset([path.rpartition(".")[2]]))]
+    plan.traced[id(module)] = traced
+    _read_by(module, "rewritten" if traced.graphs else "lent", paths, wanted, plan)
+
+
+def unmaskable(module: nn.Module, name: str) -> str:
+    """Return why no mask can be put on a module's parameter, or nothing."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted: call mask_also before torch.jit.script"
+    reason = unreachable_weights(module).get(name, "")
+    parameter = module._parameters[name]
+    if not reason and parameter is not None and not parameter.is_floating_point():
+        reason = f"stored as {str(parameter.dtype).removeprefix('torch.')}"
+    if not reason and name.removesuffix("_orig") in pruned_parameters(module):
+        reason = "pruned by torch.nn.utils.prune: call torch.nn.utils.prune.remove first"
+    return reason
