@@ -12,7 +12,7 @@ from sparsify.errors import SparsifyError
 
 from .paths import saved_model
 from .report import conversion_lines
-from .show import Layer, byte_count, layer_table, percent, print_table, say
+from .show import Layer, byte_count, count, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,9 +59,10 @@ def _print_file(source: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=2))
         return
-    masked = [row for row in summary.rows if row.kept is not None and not row.encoding.startswith("alias")]
+    told = [row for row in summary.rows if row.kept is not None or row.original is not None or row.added]
+    told = [row for row in told if not row.encoding.startswith("alias")]
     say(*_file_lines(summary))
-    print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masked or summary.rows))
+    print_table(layer_table(Layer(row.name, row.shape, row.kept, row.original) for row in told or summary.rows))
 
 
 def _file_lines(summary: FileSummary) -> list[str]:
@@ -72,6 +73,13 @@ def _file_lines(summary: FileSummary) -> list[str]:
         lines.append(f"test accuracy {percent(about.metrics['test_accuracy'])}{step}")
     share = percent(summary.bytes_file / summary.bytes_dense) if summary.bytes_dense else "-"
     lines.append(f"{byte_count(summary.bytes_file)}, {share} of the dense {byte_count(summary.bytes_dense)}")
+    cut = sum(row.original is not None and not row.encoding.startswith("alias") for row in summary.rows)
+    if cut or summary.attributes:
+        added = [row.name for row in summary.rows if row.added]
+        lines.append(
+            f"cut: {count(cut, 'tensor')} smaller, {summary.entries:,} of {summary.original_entries:,} numbers left"
+            + (f"; added: {', '.join(added)}" if added else "")
+        )
     if summary.sparsity is not None:
         lines.append(
             f"{summary.kept:,} of {summary.masked_entries:,} masked weights kept: {percent(summary.sparsity)} sparse; "

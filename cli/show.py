@@ -15,11 +15,15 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Layer:
-    """A row of the per-layer table; `kept` is None for a tensor without a mask."""
+    """A row of the per-layer table; `kept` is None for a tensor without a mask.
+
+    `original` is the shape before the model was cut, None where nothing was cut.
+    """
 
     name: str
     shape: Sequence[int]
     kept: int | None
+    original: Sequence[int] | None = None
 
     @property
     def size(self) -> int:
@@ -63,20 +67,31 @@ def duration(seconds: float) -> str:
 
 
 def layer_table(layers: Iterable[Layer]) -> Table:
-    """Return the table layer, shape, kept, sparsity; it folds long names to fit the console."""
+    """Return the table layer, shape, kept, sparsity; it folds long names to fit the console.
+
+    Where a tensor was cut, a column tells the shape that it had before.
+    """
+    layers = list(layers)
+    cut = any(layer.original is not None for layer in layers)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)
+    if cut:
+        table.add_column("cut from", no_wrap=True)
     table.add_column("kept", justify="right", no_wrap=True)
     table.add_column("sparsity", justify="right", no_wrap=True)
     for layer in layers:
-        shape = "x".join(map(str, layer.shape)) or "-"
+        shapes = [_sizes(layer.shape), _sizes(layer.original or ())] if cut else [_sizes(layer.shape)]
         if layer.kept is None:
-            table.add_row(layer.name, shape, f"{layer.size:,}", "-")
+            table.add_row(layer.name, *shapes, f"{layer.size:,}", "-")
         else:
             sparsity = 1 - layer.kept / layer.size if layer.size else 0.0
-            table.add_row(layer.name, shape, f"{layer.kept:,}", percent(sparsity))
+            table.add_row(layer.name, *shapes, f"{layer.kept:,}", percent(sparsity))
     return table
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "-"
 
 
 def say(*lines: str) -> None:
