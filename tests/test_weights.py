@@ -1,6 +1,7 @@
 import argparse
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsify.errors import SparsifyError
+from sparsify.formats.files import save
 from sparsify.models import build_model
+from sparsify.surgery.cuts import Cuts, apply_cuts
 from sparsify.weights import load_checkpoint, load_state
 
 
@@ -176,3 +179,18 @@ def test_build_model_starts_from_a_checkpoint(tmp_path: Path) -> None:
     model = build_model("cifar:resnet20", num_classes=4, checkpoint=tmp_path / "a.pt")
     assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
     assert model.state_dict()["fc.weight"].shape == (4, 128)
+
+
+def test_the_weights_of_a_cut_model_load_into_one_alike_and_say_what_they_are_to_another(tmp_path: Path) -> None:
+    cuts = Cuts({"0.weight": {0: (1,)}, "0.bias": {0: (1,)}, "3.weight": {1: (1,)}}, {"0.out_features": 3})
+    norm: dict[str, dict[int, tuple[int, ...]]] = {
+        f"1.{name}": {0: (1,)} for name in ("weight", "bias", "running_mean", "running_var")
+    }
+    cuts = replace(cuts, removed={**cuts.removed, **norm})
+    model, path = apply_cuts(source(), cuts), tmp_path / "a.safetensors"
+    save(model, path, format="dense")
+    alike = apply_cuts(network(), cuts)
+    assert not load_checkpoint(alike, path).reinitialised
+    assert_equal(alike, model.state_dict())
+    with pytest.raises(SparsifyError, match=r"0.weight \(3, 2\) for \(4, 2\).* a model that was cut: sparsify.load"):
+        load_checkpoint(network(), path)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import SparsifyError, nearest
 from .cut_attributes import new_attributes, set_attributes
 from .cut_indices import Axes, check_axes, checked, one_after_another, without
-from .masks import all_masked_weights
+from .masks import all_masked_parameters
 
 Slot: TypeAlias = tuple[nn.Module, str, Tensor]  # a module, and the name of a parameter or buffer there
 
@@ -73,7 +73,7 @@ def compose(first: Cuts, second: Cuts) -> Cuts:
 def cut(model: nn.Module, cuts: Cuts) -> Callable[[], None]:
     """Do what `apply_cuts` does and return a function that takes it back."""
     cuts = checked(cuts, "apply_cuts")
-    if next(all_masked_weights(model), None) is not None:
+    if next(all_masked_parameters(model), None) is not None:
         raise SparsifyError("apply_cuts: the model carries masks; cut the plain model (fold makes one) and convert it")
     slots = _slots(model)
     axes = _axes_by_tensor(slots, cuts)
