@@ -86,5 +86,5 @@ def save(
     else:
         encodings = encodings_of(state, cast)
         parts = sparse_parts(state, encodings, cast)
-        text = metadata_text(metadata, encodings, state.aliases, cut)
+        text = metadata_text(metadata, encodings, state.aliases, cut, sorted(state.also))
     return atomic_write(path, container_chunks(parts, text))

@@ -41,8 +41,9 @@ class FileSummary:
     """A file's tensors in the model's order, its metadata, and totals.
 
     `entries` and `masked_entries` count numbers, aliases once; `sparsity` is of the masked weights (None without any),
-    `bytes_file` the size on disk, `bytes_dense` that of the same tensors as they would be dense. `original_entries`
-    counts the numbers before the model was cut (`entries` if it was not), `attributes` are those that the cut changed.
+    `bytes_file` the size on disk, `bytes_dense` that of the same tensors as they would be dense. Further parameters
+    with masks have rows, but do not count as masked here. `original_entries` counts the numbers before the model was
+    cut (`entries` if it was not), `attributes` are those that the cut changed.
     """
 
     path: str
@@ -72,7 +73,8 @@ def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
         rows[name] = (
             _plain(name, contents.header.entries[name]) if masked is None else _masked(name, masked, kept[name])
         )
-    total = sum(math.prod(rows[name].shape) for name in contents.masked)
+    weights = [name for name, entry in contents.masked.items() if not entry.also]
+    total, left = sum(math.prod(rows[name].shape) for name in weights), sum(kept[name] for name in weights)
     rows = {name: _with_cuts(row, contents) for name, row in rows.items()}
     everything = tuple(rows.values())
     aliases = tuple(_with_cuts(_alias(alias, rows[name]), contents) for alias, name in contents.aliases.items())
@@ -82,8 +84,8 @@ def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
         rows=everything + aliases,
         entries=sum(math.prod(row.shape) for row in everything),
         masked_entries=total,
-        kept=sum(kept.values()),
-        sparsity=(total - sum(kept.values())) / total if total else None,
+        kept=left,
+        sparsity=(total - left) / total if total else None,
         bytes_file=os.path.getsize(path),
         bytes_dense=sum(row.bytes_dense for row in everything),
         original_entries=sum(math.prod(row.original or row.shape) for row in everything if not row.added),

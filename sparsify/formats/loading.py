@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import SparsifyError
 from ..surgery.cuts import Cuts, cut, cuts_of, every_tensor
-from ..surgery.masks import all_masked_weights
+from ..surgery.masks import all_masked_parameters
 from ..surgery.wrappers import unwrap
 from .metadata import NOT_ARGUMENTS, Contents, Metadata
 from .reading import read_file
@@ -22,8 +22,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     """Return the model with the tensors and masks of the file at `path`.
 
     Without `model` the file must name its model, which is built and returned in evaluation mode. A given `model` is
-    loaded in place and keeps its dtypes and mode; a plain one is converted first, so that exactly the weights masked in
-    the file carry masks, and one already converted keeps the masks it has (all ones where the file has none). Every
+    loaded in place and keeps its dtypes and mode; a plain one is converted first, so that exactly what is masked in the
+    file carries masks, and one already converted keeps the masks it has (all ones where the file has none). Every
     tensor must be there in its shape, and nothing else. A file without masks, of this library or another, is a plain
     state dict.
     `fold=True` returns a plain model with the masks multiplied in: `model` itself if it is plain, a new one if it
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
         raise
     if model is None:
         target.eval()
-    if fold and next(all_masked_weights(inner), None) is not None:
+    if fold and next(all_masked_parameters(inner), None) is not None:
         from ..surgery.fold import fold as fold_model
 
         return fold_model(inner)
@@ -107,13 +107,24 @@ def _remember(model: nn.Module, cuts: Cuts | None) -> None:
 def _ensure_masked(
     path: str | os.PathLike[str], model: nn.Module, masks: Mapping[str, Tensor], contents: Contents
 ) -> None:
-    """Convert a plain model so that the file's weights are masked; raise SparsifyError unless they then are."""
-    skipped: Mapping[str, str] = {}
-    if next(all_masked_weights(model), None) is None:
-        from ..surgery.convert import convert
+    """Convert a plain model so that the file's weights are masked, and have the file's further parameters masked too.
 
-        skipped = convert(model, ignore=[name for name in _weights(model) if name not in masks]).skipped
-    live = {weight.name for weight in all_masked_weights(model)}
+    Raises SparsifyError unless all that the file masks then carries masks.
+    """
+    from ..surgery.also import mask_also
+    from ..surgery.convert import convert
+
+    skipped: Mapping[str, str] = {}
+    further = [name for name, entry in contents.masked.items() if entry.also]
+    if next(all_masked_parameters(model), None) is None:
+        aliases = {alias for alias, name in contents.aliases.items() if name in further}
+        wanted = masks.keys() - aliases - {*further}
+        skipped = convert(model, ignore=[name for name in _weights(model) if name not in wanted]).skipped
+    try:
+        mask_also(model, further)
+    except SparsifyError as error:
+        raise SparsifyError(f"{os.fspath(path)}: {error}") from error
+    live = {weight.name for weight in all_masked_parameters(model)}
     lost = [f"{name} ({skipped[name]})" if name in skipped else name for name in contents.masked if name not in live]
     if lost:
         raise SparsifyError(f"{os.fspath(path)}: the model carries no mask on {', '.join(lost)}, the file does")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,12 +51,16 @@ class Metadata:
 
 @dataclass(frozen=True)
 class MaskedEntry:
-    """A masked weight in the file: its encoding, dtype and shape, and the stored tensors by suffix."""
+    """A masked weight in the file: its encoding, dtype and shape, and the stored tensors by suffix.
+
+    `also`: it is no weight that sparsities count, but a further parameter with a mask.
+    """
 
     encoding: str
     dtype: str
     shape: Shape
     parts: Mapping[str, Entry]
+    also: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,16 @@ class Contents:
 
 
 def metadata_text(
-    metadata: Metadata, masked: Mapping[str, tuple[str, Shape]], aliases: Mapping[str, str], cuts: str = ""
+    metadata: Metadata,
+    masked: Mapping[str, tuple[str, Shape]],
+    aliases: Mapping[str, str],
+    cuts: str = "",
+    also: Collection[str] = (),
 ) -> dict[str, str]:
     """Return the metadata as the container holds them, text by key.
 
-    `masked`: name -> encoding and shape; `cuts`: the text of what was cut out of the model, "" for nothing.
+    `masked`: name -> encoding and shape, `also`: those of them that are no weights; `cuts`: the text of what was cut
+    out of the model, "" for nothing.
     """
     # Other tools read the dense file by its own keys, and some of them insist on this word.
     text = {"format": "sparsify" if metadata.format == "sparse" else "pt", "version": VERSIONS[bool(cuts)]}
@@ -98,7 +107,9 @@ def metadata_text(
         if getattr(metadata, key):
             text[key] = _json(key, getattr(metadata, key))
     if metadata.format == "sparse":
-        table = {name: {"encoding": encoding, "shape": shape} for name, (encoding, shape) in masked.items()}
+        table: dict[str, Any] = {name: {"encoding": encoding, "shape": s} for name, (encoding, s) in masked.items()}
+        for name in also:
+            table[name]["also"] = True
         text["masked"] = _json("masked", table)
     if aliases:
         text["aliases"] = _json("aliases", aliases)
@@ -168,6 +179,8 @@ def _masked(header: Header, name: str, value: Any) -> MaskedEntry:
     encoding = found.get("encoding")
     if not isinstance(encoding, str) or encoding not in ENCODINGS or not is_shape(found.get("shape")):
         raise ValueError(f"the masked weight {name!r} has no known encoding and shape")
+    if not isinstance(found.get("also", False), bool):
+        raise ValueError(f"the masked weight {name!r} has 'also' neither true nor false")
     shape = tuple(found["shape"])
     parts, dtype = {}, ""
     for suffix, (wanted, sizes) in ENCODINGS[encoding].layout(shape).items():
@@ -181,7 +194,7 @@ def _masked(header: Header, name: str, value: Any) -> MaskedEntry:
             raise ValueError(f"the tensor {name + suffix!r} does not fit a weight of shape {shape}")
         parts[suffix] = entry
         dtype = dtype if wanted else entry.dtype
-    return MaskedEntry(encoding, dtype, shape, parts)
+    return MaskedEntry(encoding, dtype, shape, parts, found.get("also", False))
 
 
 def _table(text: Mapping[str, str], key: str) -> dict[str, Any]:

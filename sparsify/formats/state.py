@@ -13,7 +13,7 @@ from ..errors import SparsifyError
 from ..surgery.cut_attributes import new_attributes
 from ..surgery.cut_indices import checked
 from ..surgery.cuts import Cuts, cuts_of, every_tensor
-from ..surgery.masks import all_masked_weights, is_computed
+from ..surgery.masks import all_masked_parameters, all_masked_weights, is_computed
 from .stored_cuts import cuts_text, read_cuts
 
 
@@ -22,18 +22,19 @@ class ModelState:
     """A model's tensors by name, each stored once.
 
     `masks`: masked weight -> mask; `raw`: the masked weights whose values under the mask matter; `aliases`: further
-    name of a shared tensor -> its first name.
+    name of a shared tensor -> its first name; `also`: the masked ones that are no weights, but further parameters.
     """
 
     tensors: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     raw: frozenset[str]
     aliases: Mapping[str, str]
+    also: frozenset[str]
 
 
 def collect(model: nn.Module) -> ModelState:
     """Return what of `model` a file stores, without copying. Raises SparsifyError for a state that is not tensors."""
-    masked = {weight.name: weight for weight in all_masked_weights(model)}
+    masked = {weight.name: weight for weight in all_masked_parameters(model)}
     hidden = {f"{name}_mask" for name in masked}
     first: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
@@ -59,7 +60,8 @@ def collect(model: nn.Module) -> ModelState:
         dense_use = any(alias not in masked for alias in (stored, *(a for a, to in aliases.items() if to == stored)))
         if dense_use or is_computed(weight):
             raw.add(stored)
-    return ModelState(tensors, masks, frozenset(raw), aliases)
+    weights = {aliases.get(weight.name, weight.name) for weight in all_masked_weights(model)}
+    return ModelState(tensors, masks, frozenset(raw), aliases, frozenset(masks.keys() - weights))
 
 
 def text_of_cuts(model: nn.Module, cuts: Cuts | None) -> str:
@@ -104,7 +106,7 @@ def check_names(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> No
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and (tensor.is_meta or is_lazy(tensor)):
             raise SparsifyError(f"{where}: the model's {name} has no values yet (meta device or lazy module)")
-    masks = {f"{weight.name}_mask" for weight in all_masked_weights(model)}
+    masks = {f"{weight.name}_mask" for weight in all_masked_parameters(model)}
     own = {name: value for name, value in model.state_dict().items() if name not in masks}
     shapes = [
         f"{name} is {_shape(state[name])}, the model's {_shape(own[name])}"
@@ -132,7 +134,7 @@ def adopt_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def put(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
     """Copy tensors and masks into a model whose names were checked; a masked weight without a mask there keeps all."""
     live = {}
-    for weight in all_masked_weights(model):
+    for weight in all_masked_parameters(model):
         live[f"{weight.name}_mask"] = masks.get(weight.name, torch.ones((), dtype=torch.bool).expand(weight.mask.shape))
     model.load_state_dict({**state, **live}, strict=True)
 

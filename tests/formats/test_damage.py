@@ -143,6 +143,7 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         change_table("masked", _set("0.weight", "shape", value=[2**30, 2**29])),
         "does not fit a weight of shape",
     ),
+    "a truth value that is a number": (change_table("masked", _set("0.weight", "also", value=1)), "neither true"),
     "a shape beyond all numbers": (change_table("masked", _set("0.weight", "shape", value=[2**62, 0])), "shape"),
     "a shape that is smaller": (change_table("masked", _set("0.weight", "shape", value=[8, 4, 3])), "does not fit"),
     "a shape with a negative size": (change_table("masked", _set("0.weight", "shape", value=[-8, -36])), "shape"),
