@@ -1,0 +1,159 @@
+"""Moving along with a tensor: what is known of its entries, in a form that is short along most dimensions.
+
+A *form* of a tensor is any tensor with as many dimensions that broadcasts to its shape: channel numbers of an
+activation [1, 64, 56, 56] are kept as [1, 64, 1, 1]. Operations that only move entries are done to the form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = Sequence[int]
+
+
+def reshape(form: Tensor, old: Shape, new: Shape) -> Tensor:
+    """Return the form of a tensor of shape `old` after it was viewed as `new`; only dimensions that vary grow."""
+    sizes: list[int] = []
+    expanded: list[int] = []
+    for before, after in _blocks(old, new):
+        if all(form.shape[d] == 1 for d in before):
+            expanded += [1] * len(before)
+            sizes += [1] * len(after)
+        else:
+            expanded += [old[d] for d in before]
+            sizes += [new[d] for d in after]
+    return form.expand(expanded).reshape(sizes)
+
+
+def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
+    """Return the shortest runs of old and new dimensions that hold the same number of entries."""
+    blocks = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        before, after, left, right = [], [], 1, 1
+        if i < len(old):
+            before, left, i = [i], old[i], i + 1
+        if j < len(new):
+            after, right, j = [j], new[j], j + 1
+        while left != right:
+            if left < right or j >= len(new):
+                before.append(i)
+                left *= old[i]
+                i += 1
+            else:
+                after.append(j)
+                right *= new[j]
+                j += 1
+        blocks.append((before, after))
+    return blocks
+
+
+def short(form: Tensor) -> Tensor:
+    """Return the same form with every dimension along which nothing varies cut to one entry."""
+    for d in range(form.dim()):
+        if form.shape[d] > 1 and bool((form == form.narrow(d, 0, 1)).all()):
+            form = form.narrow(d, 0, 1)
+    return form
+
+
+def _plain(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    moved: Tensor = operation(form, *args)
+    return moved
+
+
+def _full(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Any:
+    """Do an operation on the whole tensor, for those that are rare."""
+    return operation(form.expand(tuple(old)).to(torch.float64), *args)
+
+
+def _same(form: Tensor, *_: Any) -> Tensor:
+    return form
+
+
+def _reshape(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    return reshape(form, old, new)
+
+
+def _expand(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    return form.reshape([1] * (len(new) - len(old)) + list(form.shape))
+
+
+def _squeeze(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    given = args[0] if args else range(len(old))
+    dims = {d % len(old) for d in ([given] if isinstance(given, int) else given)}
+    return form.reshape([form.shape[d] for d in range(len(old)) if not (d in dims and old[d] == 1)])
+
+
+def _slice(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    return form if form.shape[args[0] if args else 0] == 1 else operation(form, *args)
+
+
+def _select(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    return form.select(args[0], 0 if form.shape[args[0]] == 1 else args[1])
+
+
+def _along(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    """Flip or roll: along the dimensions that vary."""
+    *first, dims = args
+    moved = form
+    for i, d in enumerate(dims):
+        if form.shape[d] > 1:
+            moved = operation(moved, *[[a[i]] for a in first], [d])
+    return moved
+
+
+def _repeat(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    form = form.reshape([1] * (len(new) - len(old)) + list(form.shape))
+    return form.repeat([1 if size == 1 else times for size, times in zip(form.shape, args[0], strict=True)])
+
+
+def _index_select(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    return form if form.shape[args[0]] == 1 else form.index_select(args[0], args[1])
+
+
+def moves(name: str, old: Shape, new: Shape) -> bool:
+    """Whether an operation only moves the entries of one tensor of shape `old` to one of shape `new`, or to several."""
+    return name in PARTS or (name in MOVES and (name != "as_strided_" or tuple(old) == tuple(new)))
+
+
+# Operations with one tensor in and one out that only move entries: form, shapes before and after, other arguments.
+MOVES: dict[str, Callable[..., Tensor]] = {
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _reshape),
+    **dict.fromkeys(("permute", "transpose", "t", "unsqueeze", "movedim"), _plain),
+    **dict.fromkeys(
+        ("clone", "_to_copy", "alias", "as_strided_", "detach", "contiguous", "lift_fresh", "dropout", "view_as_real_copy"), _same
+    ),
+    "expand": _expand,
+    **dict.fromkeys(("squeeze", "squeeze_"), _squeeze),
+    **dict.fromkeys(("slice", "narrow"), _slice),
+    "select": _select,
+    **dict.fromkeys(("flip", "roll"), _along),
+    "repeat": _repeat,
+    "index_select": _index_select,
+    **dict.fromkeys(("unfold", "pixel_shuffle", "pixel_unshuffle", "diagonal", "index"), _full),
+}
+
+
+def parts(name: str, form: Tensor, old: Shape, args: Any, operation: Any, count: int) -> list[Tensor]:
+    """Return the forms of the `count` results of split, split_with_sizes, chunk or unbind."""
+    dim = (args[0] if args else 0) if name == "unbind" else (args[1] if len(args) > 1 else 0)
+    if form.shape[dim] == 1 and old[dim] != 1:
+        return [form.select(dim, 0) if name == "unbind" else form] * count
+    return list(operation(form, *args))
+
+
+PARTS = ("split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsafe_chunk", "tensor_split")
+
+
+def joined(forms: Sequence[Tensor], shapes: Sequence[Shape], dim: int) -> Tensor:
+    """Return the form of tensors that are concatenated along `dim`."""
+    full = []
+    for form, shape in zip(forms, shapes, strict=True):
+        sizes = [max(f.shape[d] for f in forms) for d in range(form.dim())]
+        sizes[dim] = shape[dim]
+        full.append(form.expand(sizes))
+    return torch.cat(full, dim)

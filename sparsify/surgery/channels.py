@@ -1,0 +1,158 @@
+"""Channels: which of a model's channels have to go together, and which can go now without any change.
+
+A *group* is a set of channels that live and die together: the rows of weights that make them, the entries of biases and
+norms, the columns that read them. `analyse` finds the groups by running the model once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .coupling import FIXED, Coupling, varying
+from .liveness import Liveness
+from .tape import Tape, Value, record
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One conv, matrix product or attention: its cost is `multiply_adds` times the kept share of every axis.
+
+    `axes` holds int64 group ids per index, -1 = stays; `name` is the module whose forward it ran in.
+    """
+
+    name: str
+    multiply_adds: int
+    axes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The groups of a model for one kind of input.
+
+    `labels` maps names of the `state_dict` to {dimension: int64 group id per index, -1 = never removed}; `produced`
+    maps the parameters along whose dimension zeros make the group's outputs zero to that dimension; `dead` tells for
+    each group whether it is without influence on the outputs as the model is now; `barriers` are sentences.
+    """
+
+    labels: dict[str, dict[int, Tensor]]
+    produced: dict[str, int]
+    groups: int
+    dead: Tensor
+    operations: tuple[Operation, ...]
+    barriers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `analyse` worked out on the way: the recorded pass, its couplings, the group id of each number (-1: stays)."""
+
+    tape: Tape
+    coupling: Coupling
+    ids: np.ndarray[Any, Any]
+    channels: Channels
+
+
+def analyse(model: nn.Module, example_input: Any) -> Channels:
+    """Return the groups of a plain model's channels, found by running it once, in eval mode, on `example_input`.
+
+    Errors of the model's forward are passed on. The model is not changed.
+    """
+    return study(record(model, example_input)).channels
+
+
+def study(tape: Tape, *, killable: bool = True) -> Study:
+    """Return the groups of channels in a recorded pass; with `killable` only those that zeros can make dead."""
+    coupling = Coupling(tape)
+    roots = coupling.numbers.roots()
+    on_activations = np.zeros(len(roots), dtype=bool)
+    for value, axes in coupling.axes.items():
+        if value.constant is None:
+            for axis in axes:
+                on_activations[roots[axis.numpy()].reshape(-1)] = True
+    candidates = np.unique(roots[np.flatnonzero(on_activations)])
+    candidates = candidates[candidates != FIXED]
+    ids = np.full(len(roots), -1, dtype=np.int64)
+    ids[candidates] = np.arange(len(candidates))
+    ids = ids[roots]
+    count = len(candidates)
+    produced = _produced(coupling)
+    if killable:
+        able = _killable(tape, coupling, ids, count, _labels(coupling, ids), produced)
+        ids = np.where((ids >= 0) & able[ids], ids, -1) if count else ids
+        ids = np.where(ids >= 0, np.cumsum(able)[ids] - 1, -1) if count else ids
+        count = int(able.sum())
+    labels = _labels(coupling, ids)
+    dead = ~_alive(Liveness(tape), coupling, ids, count)
+    operations = tuple(
+        Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
+        for step, cost, axes in coupling.operations
+    )
+    kept = {name: dim for name, dim in produced.items() if dim in labels.get(name, {})}
+    channels = Channels(labels, kept, count, torch.from_numpy(dead), operations, tuple(coupling.barriers))
+    return Study(tape, coupling, ids, channels)
+
+
+def _labels(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:
+    labels: dict[str, dict[int, Tensor]] = {}
+    for first, end, value, d in coupling.ranges:
+        numbers = ids[first:end]
+        if (numbers >= 0).any():
+            for name in value.names:
+                labels.setdefault(name, {})[d] = torch.from_numpy(numbers.copy())
+    return labels
+
+
+def _produced(coupling: Coupling) -> dict[str, int]:
+    """Return the parameters that the marked numbers belong to, with the dimension."""
+    if not coupling.produced:
+        return {}
+    marked = np.zeros(coupling.numbers.count, dtype=bool)
+    for axis in coupling.produced:
+        marked[axis.numpy().reshape(-1)] = True
+    return {name: d for first, end, value, d in coupling.ranges if marked[first:end].any() for name in value.names}
+
+
+def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+    """Return for each group whether an activation that may be nonzero and is read carries it."""
+    alive = np.zeros(count + 1, dtype=bool)  # the last is for entries that stay
+    for value, axes in coupling.axes.items():
+        if value.constant is not None or not axes or value not in live.flags:
+            continue
+        flags = live.alive(value)
+        for axis in axes:
+            dims = varying(axis)
+            others = [d for d in range(flags.dim()) if d not in dims and flags.shape[d] > 1]
+            reduced = flags.amax(others, keepdim=True) if others else flags
+            numbers, reduced = torch.broadcast_tensors(axis, reduced)
+            alive[ids[numbers[reduced].numpy()]] = True
+    return alive[:count]
+
+
+def _killable(
+    tape: Tape,
+    coupling: Coupling,
+    ids: np.ndarray[Any, Any],
+    count: int,
+    labels: Mapping[str, Mapping[int, Tensor]],
+    produced: Mapping[str, int],
+) -> np.ndarray[Any, Any]:
+    """Return for each group whether zeros in what produces it make it dead: tried on one half, then on the other."""
+    killable = np.zeros(count, dtype=bool)
+    halves = np.random.default_rng(0).permutation(count) % 2 == 0
+    for half in (halves, ~halves):
+        kept = {}
+        for value in dict.fromkeys(tape.state.values()):
+            name = value.names[0]
+            if name in produced and produced[name] in labels.get(name, {}):
+                numbers = labels[name][produced[name]].numpy()
+                sizes = [1] * len(value.shape)
+                sizes[produced[name]] = -1
+                kept[name] = torch.from_numpy((numbers < 0) | ~half[numbers]).reshape(sizes)
+        killable |= half & ~_alive(Liveness(tape, kept), coupling, ids, count)
+    return killable

@@ -1,0 +1,116 @@
+"""Which entries of every activation can matter: those that may be nonzero and are read by something that matters.
+
+A pass over the recorded steps carries one *flag* per entry, 1 where the entry may be nonzero for some input, as the
+SynFlow trick does (Tanaka et al. 2020): every operation is replaced by a positive linear one, after which flags are 0
+or 1 again. The gradient of the outputs for these flags is then positive exactly where an entry can reach an output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import axes as forms
+from .coupling import constants, moves_entries
+from .tape import Step, Tape, Value
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return (gradient > 0).to(gradient.dtype)
+
+
+def spread(x: Tensor) -> Tensor:
+    """Return flags: 1 where `x` is positive; whoever reads the result reads all that `x` is made of."""
+    flags: Tensor = _Spread.apply(x)
+    return flags
+
+
+class Liveness:
+    """The flags of every Value of a pass; `kept` masks entries of the model's tensors, by their first name."""
+
+    def __init__(self, tape: Tape, kept: Mapping[str, Tensor] | None = None) -> None:
+        self.kept = kept or {}
+        self.flags: dict[Value, Tensor] = {}
+        self.ends: list[Tensor] = []
+        with torch.enable_grad():
+            for step in tape.steps:
+                self.follow(step)
+            self.ends += [self.of(value) for value in tape.outputs]
+            total = sum((flag.sum() for flag in self.ends), torch.zeros(()))
+            if total.requires_grad:
+                total.backward()
+
+    def of(self, value: Value) -> Tensor:
+        """Return a Value's flags, a form of it."""
+        if value not in self.flags:
+            if value.constant is None:
+                flags = torch.ones([1] * len(value.shape))
+            else:
+                flags = (self.constant(value) != 0).to(torch.float32)
+            self.flags[value] = flags
+        return self.flags[value]
+
+    def constant(self, value: Value) -> Tensor:
+        """Return what a constant holds, under the masks in `kept`."""
+        assert value.constant is not None
+        kept = self.kept.get(value.names[0]) if value.names else None
+        return value.constant if kept is None else torch.where(kept, value.constant, 0)
+
+    def set(self, value: Value, flags: Tensor) -> None:
+        """Give a Value its flags."""
+        if value.constant is not None and value.constant.dtype.is_floating_point and not self.kept:
+            flags = (value.constant != 0).to(torch.float32)
+        if value.constant is None:
+            flags = flags if flags.requires_grad else flags.detach().clone().requires_grad_()
+            flags.retain_grad()
+        self.flags[value] = flags
+
+    def follow(self, step: Step) -> None:
+        """Enter the flags of one step's results."""
+        from .rules import RULES, pointwise, pointwise_flags
+
+        rest = constants(step.args[1:]) if moves_entries(step) else None
+        if rest is not None:
+            self._move(step, rest)
+        elif step.name in RULES:
+            RULES[step.name].flow(self, step)
+        elif pointwise(step):
+            self.set(step.results[0], pointwise_flags(self, step))
+        else:
+            self.barrier(step)
+
+    def barrier(self, step: Step) -> None:
+        """Everything that goes in matters, everything that comes out may be nonzero."""
+        total = sum((self.of(value).sum() for value in step.inputs), torch.zeros(()))
+        if not step.results:
+            self.ends.append(total)
+        for value in step.results:
+            self.set(value, spread(total + 1).expand([1] * len(value.shape)).clone())
+
+    def _move(self, step: Step, rest: Any) -> None:
+        value = step.args[0]
+        flags = self.of(value)
+        if step.name in forms.PARTS:
+            moved = forms.parts(step.name, flags, value.shape, rest, step.operation, len(step.results))
+        else:
+            shape = step.results[0].shape
+            moved = [forms.MOVES[step.name](flags, value.shape, shape, rest, step.operation).to(torch.float32)]
+        for result, form in zip(step.results, moved, strict=True):
+            # A tensor of its own: the gradient of each is that of what reads this Value.
+            self.set(result, form.clone() if form is flags else form)
+
+    def alive(self, value: Value) -> Tensor:
+        """Return a bool form of a Value: True where an entry may be nonzero and is read."""
+        flags = self.of(value)
+        if flags.grad is None:
+            return torch.zeros_like(flags, dtype=torch.bool)
+        return (flags.detach() > 0) & (flags.grad > 0)

@@ -1,0 +1,163 @@
+"""What has to change besides tensors when channels go: sizes that modules keep in attributes.
+
+A forward that says `x.view(b, n, self.num_heads, self.head_dim)` needs another `num_heads`. The recorded pass tells
+which shapes change in which module, and from what to what; an attribute of that module which held the old number (or
+a tuple that contains it) is taken to be its source. Whether that was right, running the model shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from .channels import Study
+from .coupling import varying
+from .tape import Value
+
+
+class Change(NamedTuple):
+    """A number in a module's forward that becomes another one."""
+
+    module: str
+    operation: str
+    old: int
+    new: int
+
+
+class Kept:
+    """The sizes that Values have after the groups in `gone` (bool, by group id) went."""
+
+    def __init__(self, study: Study, gone: np.ndarray[Any, Any]) -> None:
+        self._study = study
+        self._gone = np.append(gone, False)  # the last entry is for what stays, id -1
+
+    def gone(self, numbers: Any) -> np.ndarray[Any, Any]:
+        """Return for channel numbers whether they go."""
+        gone: np.ndarray[Any, Any] = self._gone[self._study.ids[np.asarray(numbers)]]
+        return gone
+
+    def along(self, value: Value, dim: int) -> np.ndarray[Any, Any]:
+        """Return which of the entries of a Value along a dimension stay."""
+        stay = np.ones(value.shape[dim], dtype=bool)
+        for axis in self._study.coupling.axes.get(value, []):
+            if dim in varying(axis):
+                others = tuple(d for d in range(axis.dim()) if d != dim)
+                stay &= ~self.gone(axis.numpy()).all(axis=others)
+        return stay
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Return the shape that a Value gets."""
+        return tuple(int(self.along(value, d).sum()) for d in range(len(value.shape)))
+
+
+def changes(study: Study, kept: Kept) -> list[Change]:
+    """Return the numbers given to operations that have to change, in order, each once."""
+    found: dict[Change, None] = {}
+    for step in study.tape.steps:
+        for old, new in _arguments(step, kept):
+            if old != new:
+                found[Change(step.module, step.name, old, new)] = None
+    return list(found)
+
+
+def _arguments(step: Any, kept: Kept) -> Iterator[tuple[int, int]]:
+    value = step.args[0] if step.args and isinstance(step.args[0], Value) else None
+    if step.name in ("view", "_unsafe_view", "reshape", "expand", "repeat", "new_zeros"):
+        yield from zip(step.results[0].shape, kept.shape(step.results[0]), strict=True)
+    elif step.name == "split_with_sizes":
+        dim = step.args[2] if len(step.args) > 2 else 0
+        for result in step.results:
+            yield result.shape[dim], kept.shape(result)[dim]
+    elif step.name == "split":
+        dim = step.args[2] if len(step.args) > 2 else 0
+        yield step.args[1], kept.shape(step.results[0])[dim]
+    elif step.name == "slice" and value is not None:
+        dim = step.args[1] if len(step.args) > 1 else 0
+        stay = kept.along(value, dim)
+        for bound in step.args[2:4]:
+            if isinstance(bound, int) and 0 < bound < value.shape[dim]:
+                yield bound, int(stay[:bound].sum())
+    elif step.name == "convolution" and step.args[8] > 1:
+        yield step.args[8], new_groups(step, kept)
+    elif step.name == "native_group_norm":
+        per = step.args[4] // step.args[6]
+        yield step.args[6], kept.shape(step.args[0])[1] // per if step.args[6] > 1 else 1
+    elif step.name == "native_layer_norm":
+        pass
+
+
+def new_groups(step: Any, kept: Kept) -> int:
+    """Return the number of groups of a convolution after the cut."""
+    value, weight, transposed, groups = step.args[0], step.args[1], step.args[6], step.args[8]
+    if transposed:
+        return kept.shape(value)[1] * groups // value.shape[1]
+    return kept.shape(value)[1] // kept.shape(weight)[1]
+
+
+def layer_attributes(model: nn.Module, study: Study, kept: Kept) -> dict[str, int]:
+    """Return the attributes of torch.nn's own layers that tell the sizes of tensors that are cut."""
+    found: dict[str, int] = {}
+    groups = {step.args[1].names[0]: new_groups(step, kept) for step in study.tape.steps if _convolves(step)}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for attribute, new in _sizes(path, module, study, kept, groups):
+            if getattr(module, attribute, new) != new:
+                found[f"{path}.{attribute}" if path else attribute] = new
+    return found
+
+
+def _convolves(step: Any) -> bool:
+    return step.name == "convolution" and bool(step.args[1].names)
+
+
+def _sizes(
+    path: str, module: nn.Module, study: Study, kept: Kept, all_groups: dict[str, int]
+) -> Iterator[tuple[str, int]]:
+    value = study.tape.state.get(f"{path}.weight" if path else "weight")
+    if value is None:
+        return
+    shape = kept.shape(value)
+    if isinstance(module, nn.Linear):
+        yield "in_features", shape[1]
+        yield "out_features", shape[0]
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        groups = all_groups.get(value.names[0], module.groups)
+        inputs, outputs = (0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else (1, 0)
+        many, few = (groups, 1) if inputs == 1 else (1, groups)
+        yield "groups", groups
+        yield "in_channels", shape[inputs] * many
+        yield "out_channels", shape[outputs] * few
+    elif isinstance(module, (nn.modules.batchnorm._NormBase, nn.PReLU)):
+        yield ("num_parameters" if isinstance(module, nn.PReLU) else "num_features"), shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        yield "num_channels", shape[0]
+        old = module.num_channels // module.num_groups
+        yield "num_groups", max(1, shape[0] // old) if module.num_groups > 1 else 1
+    elif isinstance(module, nn.Embedding):
+        yield "embedding_dim", shape[1]
+
+
+def own_attributes(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
+    """Return {dotted path: (old, new)} of the attributes that the changed numbers may have come from."""
+    wanted: dict[str, dict[int, set[int]]] = {}
+    for change in found:
+        wanted.setdefault(change.module, {}).setdefault(change.old, set()).add(change.new)
+    sources = {}
+    for path, numbers in wanted.items():
+        module = model.get_submodule(path)
+        for attribute, held in _integers(module):
+            if len(numbers.get(held, ())) == 1:
+                sources[f"{path}.{attribute}" if path else attribute] = (held, next(iter(numbers[held])))
+    return sources
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    for name, held in module.__dict__.items():
+        if type(held) is int:
+            yield name, held
+        elif isinstance(held, (tuple, list)):
+            for i, item in enumerate(held):
+                if type(item) is int:
+                    yield f"{name}.{i}", item
