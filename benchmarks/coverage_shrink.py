@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from coverage_models import tries
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
+from sparsify.surgery.channels import analyse
+from sparsify.surgery.shrink import shrink
 from sparsify.surgery.watch import tensors
 
 # The models that a peer was tried on: torchvision's classifiers, and one small model of each of timm's source files.
@@ -54,7 +55,7 @@ def check_shrink(model: str) -> Row:
     The model is of its published width, depth and input size. `verdict` is "shrinks" if at least 5 % of the parameters
     go, the outputs are the same and the smaller model can be trained on; otherwise the stage that failed.
     """
-    own_size = [made for made in tries(model) if not _SIZE_OPTIONS & set(made.options)]
+    own_size = (made for made in tries(model) if not _SIZE_OPTIONS & set(made.options))
     built = first_that_runs(model, own_size)
     return built if isinstance(built, dict) else check_shrunk(*built)
 
@@ -65,17 +66,19 @@ def check_shrunk(network: nn.Module, given: tuple[Any, ...], made: Any) -> Row:
     stage = "analyse"
     network.eval()
     try:
-        channels = importlib.import_module("sparsify.surgery.channels").analyse(network, given)
+        channels = analyse(network, given)
         row |= {"units": channels.groups, "barriers": len(channels.barriers), "barrier": list(channels.barriers[:3])}
         stage = "prune"
         convert(network, ignore=heads(network, given))
         settings = {"granularity": "unit", "scope": "layer", "sparsity": SPARSITY}
         Pruner(network, settings, total_steps=0, example_input=given).start()
         stage = "shrink"
-        small = importlib.import_module("sparsify.surgery.shrink").shrink(network, given).model
-        row |= {"after": _count(small), "form": "own class" if type(small) is type(fold(network)) else "graph"}
+        report = shrink(network, given)
+        small, pruned = report.model, fold(network)
+        row |= {"after": _count(small), "form": "own class" if type(small) is type(pruned) else "graph"}
+        row |= {"multiply_adds": list(report.multiply_adds), "kept": list(report.kept[:3])}
         stage = "compare"
-        row |= proof(fold(network), small, given)
+        row |= proof(pruned, small, other_values(given))
         stage = "train"
         loss = sum(output.float().square().mean() for output in tensors(small.train()(*copy.deepcopy(given))))
         loss.backward()  # type: ignore[union-attr]
@@ -102,6 +105,15 @@ def heads(network: nn.Module, given: tuple[Any, ...]) -> list[str]:
         for name, weight in layers
         if isinstance(network.get_submodule(name), kinds) and isinstance(weight, Tensor) and len(weight) == width
     ]
+
+
+def other_values(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return arguments of another batch size and other values: what was removed must be idle for all of them."""
+    generator = torch.Generator().manual_seed(2)
+    return tuple(
+        torch.randn(len(value) + 1, *value.shape[1:], generator=generator) if isinstance(value, Tensor) else value
+        for value in given
+    )
 
 
 def proof(pruned: nn.Module, small: nn.Module, given: tuple[Any, ...]) -> Row:

@@ -6,6 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from record import environment, record
@@ -25,7 +26,7 @@ time, is converted on the meta device, where there are no bits to compare. Row b
 
 COLUMNS = (
     "model,parameters,weights,masked,live,unused,keys_kept,same_bits_eval,same_bits_train,leaks,bits,input,"
-    "conversion,cause,units,parameters_after,difference,form,shrink,shrink_cause"
+    "conversion,cause,units,parameters_after,multiply_adds_left,difference,form,shrink,shrink_cause"
 ).split(",")
 
 
@@ -65,11 +66,23 @@ def shrink_columns(row: Row) -> Row:
     return {
         "units": row.get("units", ""),
         "parameters_after": row.get("after", ""),
+        "multiply_adds_left": round(share(row), 4) if "multiply_adds" in row else "",
         "difference": f"{row['difference']:.1e}" if "difference" in row else "",
         "form": row.get("form", ""),
         "shrink": row["verdict"],
-        "shrink_cause": "; ".join([*row["problems"], *row.get("barrier", [])[:1]]),
+        "shrink_cause": "; ".join(shrink_causes(row)),
     }
+
+
+def share(row: Row) -> float:
+    """Return the share of the multiply-adds that is left."""
+    before, after = row["multiply_adds"]
+    return float(after / max(1, before))
+
+
+def shrink_causes(row: Row) -> list[str]:
+    """Return what went wrong, and the first reason for which dead units stayed."""
+    return [*row["problems"], *row.get("barrier", [])[:1], *row.get("kept", [])[:1]]
 
 
 def _known(value: bool | None) -> str | bool:
@@ -174,14 +187,11 @@ def shrink_lines(rows: Mapping[str, Row]) -> list[str]:
         ("to a model of the same class", lambda row: row["verdict"] == "shrinks" and row["form"] == "own class"),
     ):
         lines.append(f"| {what} | " + " | ".join(str(sum(map(test, some))) for some in zoos.values()) + " |")
-    left = [
-        (sum(row["after"] / row["parameters"] for row in some) / len(some) if some else 0)
-        for some in ([row for row in zoo if row["verdict"] == "shrinks"] for zoo in zoos.values())
-    ]
-    lines.append(f"| parameters left, mean of those | {left[0]:.0%} | {left[1]:.0%} |")
-    missed = {
-        model: [*row["problems"], *row.get("barrier", [])[:1]]
-        for model, row in rows.items()
-        if row["verdict"] != "shrinks"
-    }
+    for what, left in (
+        ("parameters left, mean of those", lambda row: row["after"] / row["parameters"]),
+        ("multiply-adds left, mean of those", share),
+    ):
+        shrunk = [[left(row) for row in some if row["verdict"] == "shrinks"] for some in zoos.values()]
+        lines.append(f"| {what} | " + " | ".join(f"{fmean(values):.0%}" if values else "" for values in shrunk) + " |")
+    missed = {model: shrink_causes(row) for model, row in rows.items() if row["verdict"] != "shrinks"}
     return [*lines, "", *_listed("Not shrunk", missed)]

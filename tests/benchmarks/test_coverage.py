@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,6 +169,7 @@ def test_the_summary_counts_and_names_every_miss(written: Path) -> None:
     large = {"model": "torchvision:c", "parameters": 9, "bits": "meta: too large", "verdict": "part", "notes": []}
     large |= {"weights": 4, "masked": 4, "live": 4, "unused": 0, "keys": True, "eval": None, "train": None}
     small = {"model": "timm:a", "verdict": "shrinks", "parameters": 9, "after": 3, "form": "own class", "problems": []}
+    small |= {"multiply_adds": [100, 20]}
     rows = {row["model"]: row for row in (holds, fails, large)}
     script("coverage_summary").summarise(rows, {"timm:a": small | {"difference": 0.0, "units": 5}})
     text = (written / "results.md").read_text()
@@ -181,11 +183,12 @@ def test_the_summary_counts_and_names_every_miss(written: Path) -> None:
         "- x.weight: its mask has no effect: timm:b (1)",
         "- meta: too large: torchvision:c (1)",
         "| shrink | 1 | 0 |",
-        "| parameters left, mean of those | 33% | 0% |",
+        "| parameters left, mean of those | 33% |  |",
+        "| multiply-adds left, mean of those | 20% |  |",
     ):
         assert line in text.splitlines()
     table = (written / "coverage.csv").read_text().splitlines()
-    assert table[1].startswith("timm:a,9,3,2,2,0,True,True,True,0,cpu,,holds,,5,3,0.0e+00,own class,shrinks,")
+    assert table[1].startswith("timm:a,9,3,2,2,0,True,True,True,0,cpu,,holds,,5,3,0.2,0.0e+00,own class,shrinks,")
     assert len(table) == 4
 
 
@@ -198,3 +201,48 @@ def test_models_of_the_zoos(model: str) -> None:
     assert row["verdict"] == "holds" and row["live"] == row["masked"] == count
     row = script("coverage_meta").check_on_meta(model, "too large")
     assert row["verdict"] == "part" and row["live"] == row["masked"] == count and row["notes"] == []
+
+
+def without_removed_rows(model: nn.Sequential, given: Any) -> Any:
+    plain = sparsify.fold(model)
+    kept = plain[0].weight.abs().sum(1) > 0
+    with torch.no_grad():
+        plain[0].weight, plain[2].weight = (nn.Parameter(plain[0].weight[kept]), nn.Parameter(plain[2].weight[:, kept]))
+    return SimpleNamespace(model=plain, multiply_adds=(72, 36), kept=())
+
+
+def nothing(model: nn.Sequential, given: Any) -> Any:
+    return SimpleNamespace(model=sparsify.fold(model), multiply_adds=(72, 72), kept=())
+
+
+def with_other_outputs(model: nn.Sequential, given: Any) -> Any:
+    report = without_removed_rows(model, given)
+    with torch.no_grad():
+        report.model[2].bias += 1e-3
+    return report
+
+
+def refusing(model: nn.Sequential, given: Any) -> Any:
+    raise sparsify.SparsifyError("shrink: no")
+
+
+@pytest.mark.parametrize(
+    "shrink, verdict, problem",
+    [
+        (without_removed_rows, "shrinks", ""),
+        (with_other_outputs, "fails", "outputs differ by"),
+        (nothing, "fails", "100% of the parameters are left"),
+        (refusing, "shrink", "SparsifyError: shrink: no"),
+    ],
+)
+def test_a_shrunk_model_is_held_against_the_pruned_one(
+    shrink: Any, verdict: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script("coverage_shrink"), "shrink", shrink)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
+    row = script("coverage_shrink").check_shrunk(model, (torch.randn(2, 6),), "by hand")
+    assert row["verdict"] == verdict and " ".join(row["problems"]).startswith(problem)
+    assert (row["parameters"], row["units"], row["barriers"]) == (75, 8, 0)
+    if verdict == "shrinks":
+        assert row["after"] == 39 and row["form"] == "own class" and row["difference"] < 1e-12
