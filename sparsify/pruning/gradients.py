@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight, all_masked_weights, effective_weight, masked_weights
+from ..surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
 from .unchanged import random_states, unchanged
 
 # loss_fn(model, batch) returns the loss of one batch, a tensor of one element.
@@ -91,7 +91,7 @@ def summed_gradients(
 def named_weights(model: nn.Module, names: Iterable[str]) -> dict[str, MaskedWeight]:
     """Return the masked weights of these names, in `state_dict` order."""
     wanted = set(names)
-    return {name: weight for name, weight in masked_weights(model).items() if name in wanted}
+    return {name: weight for name, weight in masked_parameters(model).items() if name in wanted}
 
 
 def zeros_like(weights: Mapping[str, MaskedWeight]) -> dict[str, Tensor]:
@@ -148,8 +148,8 @@ class _Taps(TorchFunctionMode):
         super().__init__()
         self.found: list[tuple[str, Tensor]] = []
         wanted = set(names)
-        first = {id(weight.parameter): name for name, weight in masked_weights(model).items()}
-        every = {id(weight.mask): first[id(weight.parameter)] for weight in all_masked_weights(model)}
+        first = {id(weight.parameter): name for name, weight in masked_parameters(model).items()}
+        every = {id(weight.mask): first[id(weight.parameter)] for weight in all_masked_parameters(model)}
         self.names = {mask: name for mask, name in every.items() if name in wanted}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight, masked_weights
+from ..surgery.masks import MaskedWeight, masked_parameters
 from .criteria import CRITERIA, Context
 from .gradients import LossFunction, on_model_and_batch, with_first_input
+from .make_choices import make_choices
 from .report import PruningReport, SparsityWarning, losses, pruning_report
 from .schedules import Update, plan
-from .scopes import SCOPES, Due
-from .settings import Pruning, decimal, parse_pruning
+from .settings import Pruning, parse_pruning
 from .state import pack, unpack
-from .targets import copy_to_aliases, pruned_weights, restore_masked, zero_masked
-from .update import members_of, share_removed, update_masks
+from .targets import HeldValues, copy_to_aliases
+from .unit_choices import UnitChoices
+from .update import update_masks
+
+if TYPE_CHECKING:
+    from ..surgery.channels import Channels
 
 __all__ = ["Pruner", "PruningReport", "SparsityWarning"]
 
@@ -41,28 +45,33 @@ class Pruner:
         steps_per_epoch: int | None = None,
         generator: torch.Generator | None = None,
         example_input: Any = None,
+        channels: Channels | None = None,
     ) -> None:
         """Plan the pruning of `model`, which `convert` has put masks on; nothing is changed yet.
 
         `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count
         optimiser steps. Random numbers come from `generator`, of which one number is drawn; without it, from seed 0.
-        `example_input`, a tensor or a tuple of positional arguments, is for criteria that run the model without data;
-        without it they take the first batch's. Raises SparsifyError for wrong settings, times that do not fit, or a
-        model without masks.
+        `example_input`, a tensor or a tuple of positional arguments, shows how the channels of the layers are tied:
+        with it, granularity unit prunes groups of them in all tensors that produce them, biases and norms too, on which
+        it puts masks; without it a unit is a row of one weight. `channels` is what `surgery.channels.analyse` found,
+        if that is known. Criteria that need no data but an input take the example's shape, or the first batch's.
+        Raises SparsifyError for wrong settings, times that do not fit, or a model without masks.
         """
         self.model = model
         self.pruning = parse_pruning(pruning)
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(plan(self.pruning, total_steps, steps_per_epoch))
-        self.names = tuple(pruned_weights(model, self.pruning.ignore))
+        self.choices = make_choices(model, self.pruning, example_input, channels)
+        self.names = self.choices.names
+        self._measured = self.pruning.criterion.per == "milliseconds"  # so that no two pruners have the same prices
         self.position = 0
         self.sparsity = 0.0
         self._done = 0  # updates of the plan
         self._started = False
         self._ready = False  # whether `start` was called in this process, with data if they are needed
         self._union: dict[str, Tensor] = {}
-        self._frozen: dict[str, Tensor] = {}
+        self._held = HeldValues(self.pruning.masked_weights)
         self._generator = _private_generator(generator)
         self._cycle_state, self._cycle_drawn = self._generator.get_state(), 0
         self._criterion = self.pruning.criterion.function or CRITERIA[self.pruning.criterion.name]
@@ -110,24 +119,20 @@ class Pruner:
             self.start()
         self.position += 1
         if self.pruning.masked_weights != "decay":
-            self._hold_values()
+            self._held.hold(self._weights().values())
         if self._done < len(self.plan) and self.plan[self._done].step <= self.position:
             self._do_what_is_due()
 
     def report(self) -> PruningReport:
         """Return the sparsity reached by the present masks, layer by layer, against the one requested."""
-        weights = self._weights()
-        members = members_of(self.pruning, weights)
-        due = SCOPES[self.pruning.scope].counts(members, Due(decimal(self.pruning.sparsity)))
-        choices = {member.name: member.mask for member in members}
-        return pruning_report(self.model, weights, self.pruning.sparsity, due, choices)
+        return pruning_report(self.model, self.pruning, self.choices)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to go on as if nothing had happened.
 
         A flat dict of integers, floats, bools, strings and tensors, all copies. The masks themselves are the model's.
         """
-        return pack(self._plain_state(), {"union": self._union, "frozen": self._frozen})
+        return pack(self._plain_state(), {"union": self._union, "frozen": self._held.values})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state saved by a pruner with the same settings, for the same model; load the model's as well.
@@ -140,17 +145,20 @@ class Pruner:
             "frozen": {name: weight.parameter.detach() for name, weight in weights.items()},
         }
         plain, groups = unpack(state, self._plain_state(), shapes)
+        if "prices" in plain and isinstance(self.choices, UnitChoices):
+            self.choices = self.choices.at_prices(plain["prices"].cpu())
         self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
         self._started, self._ready = plain["started"], False
         self._generator.set_state(plain["generator"].cpu())
         self._cycle_state, self._cycle_drawn = plain["cycle_generator"].cpu().clone(), plain["cycle_drawn"]
-        for kept, group in ((self._union, "union"), (self._frozen, "frozen")):
+        for kept, group in ((self._union, "union"), (self._held.values, "frozen")):
             kept.clear()
             kept.update({name: shapes[group][name].clone().copy_(value) for name, value in groups[group].items()})
 
     def _plain_state(self) -> dict[str, Any]:
         settings = self.pruning.model_dump(mode="json")
         settings |= {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch, "weights": self.names}
+        prices = {"prices": self.choices.prices} if isinstance(self.choices, UnitChoices) and self._measured else {}
         return {
             "settings": json.dumps(settings),
             "position": self.position,
@@ -160,11 +168,12 @@ class Pruner:
             "cycle_drawn": self._cycle_drawn,
             "generator": self._generator.get_state(),
             "cycle_generator": self._cycle_state,
+            **prices,
         }
 
     def _weights(self) -> dict[str, MaskedWeight]:
         # Looked up each time: `.to(device)` and some ways of loading put new tensors in the place of the masks.
-        weights = masked_weights(self.model)
+        weights = masked_parameters(self.model)
         return {name: weights[name] for name in self.names}
 
     def _do_what_is_due(self) -> None:
@@ -174,7 +183,7 @@ class Pruner:
                 self._apply(self.plan[self._done], weights)
                 self._done += 1
             copy_to_aliases(self.model)
-        self._keep_values(weights)
+        self._held.keep(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
             for line in losses(self.report(), filters=self.pruning.granularity.name == "weight"):
@@ -188,10 +197,12 @@ class Pruner:
         elif update.event == "union":
             for name, weight in weights.items():
                 weight.mask.copy_(self._union[name])
-            self.sparsity = share_removed(members_of(self.pruning, weights))
+            self.sparsity = float(self.choices.removed({name: weight.mask for name, weight in weights.items()}))
         else:
             context = self._context(update, weights)
-            self.sparsity = update_masks(update, self.pruning, self._criterion, weights, context, self._union)
+            self.sparsity = update_masks(
+                update, self.pruning, self._criterion, self.choices, weights, context, self._union
+            )
         if update.event == "save":
             for name, weight in weights.items():
                 union = self._union.setdefault(name, torch.zeros_like(weight.mask))
@@ -213,20 +224,6 @@ class Pruner:
             self.pruning.criterion.options,
             self._example_input,
         )
-
-    def _hold_values(self) -> None:
-        """Undo what the optimiser did to the stored values of removed weights."""
-        if self.pruning.masked_weights == "zero":
-            zero_masked(self._weights().values())
-        elif self._frozen:
-            restore_masked(self._weights().values(), self._frozen)
-
-    def _keep_values(self, weights: Mapping[str, MaskedWeight]) -> None:
-        """Take the stored values as they are now for those that removed weights shall have."""
-        if self.pruning.masked_weights == "zero":
-            zero_masked(weights.values())
-        elif self.pruning.masked_weights == "freeze":
-            self._frozen = {name: weight.parameter.detach().clone() for name, weight in weights.items()}
 
 
 def _private_generator(generator: torch.Generator | None) -> torch.Generator:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..surgery.masks import MaskedWeight
+from ..surgery.masks import MaskedWeight, masked_parameters, masked_weights
+from .choices import Choices
 from .granularity import rows
-from .scopes import Counts
 from .selection import kept_in_rows
+from .settings import Pruning, decimal
+from .unit_choices import UnitChoices
 
 
 class SparsityWarning(UserWarning):
@@ -41,12 +41,22 @@ class LayerSparsity:
 
 
 @dataclass(frozen=True)
+class CoupledLayer:
+    """Weights whose units go together: their names, how many units they have that can go, and how many went."""
+
+    weights: tuple[str, ...]
+    units: int
+    removed: int
+
+
+@dataclass(frozen=True)
 class PruningReport:
     """Reached sparsity against requested.
 
     `requested` is the recipe's sparsity, `due` the sum over the scope's groups of what it comes to, each rounded down,
     out of `choices`, the entries that could be removed: weights, or units. `chosen` of them are removed. `parameters`
-    counts the whole model's.
+    counts the whole model's. Where units span layers, `coupled` lists the layers that they span, `notes` says which
+    units stay and why, and `of` what the sparsity is a fraction of, of which `share` is gone.
     """
 
     requested: float
@@ -55,6 +65,10 @@ class PruningReport:
     choices: int
     parameters: int
     layers: tuple[LayerSparsity, ...]
+    coupled: tuple[CoupledLayer, ...] = ()
+    notes: tuple[str, ...] = ()
+    of: str = "entries"
+    share: float = 0.0
 
     @property
     def removed(self) -> int:
@@ -77,23 +91,29 @@ class PruningReport:
         return self.removed / self.parameters if self.parameters else 0.0
 
 
-def pruning_report(
-    model: nn.Module,
-    weights: Mapping[str, MaskedWeight],
-    requested: float,
-    due: Counts,
-    choices: Mapping[str, Tensor],
-) -> PruningReport:
-    """Return the report on the present masks. `due` are the counts at the target, `choices` the masks they count in."""
-    layers = tuple(_layer(weight) for weight in weights.values())
-    return PruningReport(
-        requested=requested,
-        due=sum(int(torch.as_tensor(count).sum()) for count in due),
-        chosen=sum(mask.numel() - int(mask.count_nonzero()) for mask in choices.values()),
-        choices=sum(mask.numel() for mask in choices.values()),
+def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices) -> PruningReport:
+    """Return the report on the present masks of a pruning's choices."""
+    parameters, weights = masked_parameters(model), masked_weights(model)
+    masks = {name: parameters[name].mask for name in choices.names}
+    members = choices.members(masks)
+    target = decimal(pruning.sparsity)
+    report = PruningReport(
+        requested=pruning.sparsity,
+        due=choices.due(masks, target),
+        chosen=sum(member.size - int(member.mask.count_nonzero()) for member in members),
+        choices=sum(member.size for member in members),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layers=layers,
+        layers=tuple(_layer(weights[name]) for name in choices.names if name in weights),
+        of="entries" if pruning.granularity.name == "weight" else pruning.of or "units",
+        share=float(choices.removed(masks)),
     )
+    if not isinstance(choices, UnitChoices):
+        return report
+    coupled = [
+        CoupledLayer(layer.weights, member.size, member.size - int(member.mask.count_nonzero()))
+        for layer, member in zip(choices.groups.layers, members, strict=True)
+    ]
+    return replace(report, coupled=tuple(coupled), notes=choices.groups.notes)
 
 
 def _layer(weight: MaskedWeight) -> LayerSparsity:
@@ -112,6 +132,12 @@ def losses(report: PruningReport, *, filters: bool) -> list[str]:
     partly = [layer for layer in report.layers if layer.dead_units and not layer.dead]
     if partly and filters:
         lines.append("filters lost all their weights: " + "; ".join(_some_units(layer) for layer in partly))
+    if report.coupled and report.chosen < report.due:
+        last = [layer.weights[0] for layer in report.coupled if layer.removed == layer.units - 1]
+        lines.append(
+            f"{report.share:.3g} of the {report.of} is removed, {report.requested:g} was requested: the last unit of a "
+            f"layer stays, here in {', '.join(last[:5])}{' and others' if len(last) > 5 else ''}"
+        )
     return lines
 
 

@@ -18,17 +18,26 @@ Counts = list[int | Tensor]
 
 @dataclass(frozen=True)
 class Member:
-    """What a scope counts of a weight: its mask (one entry per weight or per unit), its module, the weight's shape."""
+    """What a scope counts of a weight, or of a layer of several: a mask of what can be removed, one entry for each.
+
+    `shapes` are those of the weights; `module` owns a single one.
+    """
 
     name: str
     mask: Tensor
-    module: nn.Module
-    shape: torch.Size
+    shapes: tuple[torch.Size, ...]
+    module: nn.Module | None = None
 
     @property
     def size(self) -> int:
         """How many entries can be removed."""
         return self.mask.numel()
+
+    @property
+    def density(self) -> Fraction:
+        """The Erdos-Renyi-Kernel density of its weights, up to a factor: the sum of their dimensions by their sizes."""
+        size = sum(shape.numel() for shape in self.shapes)
+        return Fraction(sum(map(sum, self.shapes)), size) if size else Fraction(0)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ def filter_counts(members: Sequence[Member], due: Due) -> Counts:
     """Return for each weight a tensor with one count per output unit, all at the same sparsity."""
     counts: Counts = []
     for member in members:
+        assert member.module is not None, "a filter belongs to one weight"
         units, width = rows(member.mask, member.module).shape
         if due.start is None:
             counts.append(torch.full((units,), due.count(width)))
@@ -89,7 +99,7 @@ def erk_counts(members: Sequence[Member], due: Due) -> Counts:
     section 3); a share above 1 is capped and the rest shared out anew; rounding goes by the largest remainder.
     """
     sizes = [member.size for member in members]
-    densities = [Fraction(sum(m.shape), m.shape.numel()) if m.shape.numel() else Fraction(0) for m in members]
+    densities = [member.density for member in members]
     keep = sum(sizes) - int(due.sparsity * sum(sizes))
     targets = [size - kept for size, kept in zip(sizes, shares(sizes, densities, keep), strict=True)]
     return [

@@ -99,6 +99,9 @@ class CriterionSettings(_Named):
     rounds: Annotated[int, Field(ge=1, strict=True)] | None = None
     """one_shot: in how many rounds of scoring the target is reached, the density falling by the same factor in each;
     default 100 for synflow, 1 for the others"""
+    per: Literal["flops", "parameters", "milliseconds"] | None = None
+    """granularity unit: scores are divided by what the unit's removal saves: flops, the multiply-adds of a forward pass
+    (van Amersfoort et al. 2020), parameters, or its milliseconds, measured"""
 
     @model_validator(mode="before")
     @classmethod
@@ -130,7 +133,16 @@ class GranularitySettings(_Named):
     """What is kept or removed together."""
 
     name: GranularityName
-    """weight: each by itself; unit: all weights of an output channel or feature"""
+    """weight: each by itself; unit: all that makes an output channel or feature, with those that it is tied to"""
+    aggregate: Literal["mean", "sum", "max", "l2"] | None = None
+    """unit: a unit's score: the mean (default) or maximum of the mean scores of its rows in each weight, or the sum or
+    L2 norm over all entries of these"""
+
+    @model_validator(mode="after")
+    def _keys_of_this_granularity(self) -> GranularitySettings:
+        if self.aggregate is not None and self.name != "unit":
+            raise ValueError(f"'aggregate' belongs to granularity unit, not to {self.name}")
+        return self
 
 
 class Schedule(_Named):

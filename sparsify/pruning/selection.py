@@ -42,6 +42,11 @@ class Part:
     alive: Tensor | None = None
 
 
+def not_a_number(name: str) -> SparsifyError:
+    """Return the error for a NaN among the scores of the weight `name`."""
+    return SparsifyError(f"{name}: a score is NaN, so its weights cannot be compared (has training diverged?)")
+
+
 def remove_lowest(parts: Sequence[Part], count: int) -> None:
     """Write masks that remove the `count` lowest-scored entries of all parts together; ties go by part, then by index.
 
@@ -180,9 +185,7 @@ def _chunk_keys(part: Part, chunk: slice, dtype: torch.dtype, *, check: bool = T
     if check and int(magnitude.max()) > infinity:
         wrong = values.isnan() if alive is None else values.isnan() & alive
         if bool(wrong.any()):
-            raise SparsifyError(
-                f"{part.name}: a score is NaN, so its weights cannot be compared (has training diverged?)"
-            )
+            raise not_a_number(part.name)
     if part.absolute:
         keys = magnitude
     else:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..errors import SparsifyError, nearest
 from .sections import (
@@ -56,6 +56,9 @@ class Pruning(Section):
     """over which set the sparsity holds: global, each layer, each filter (output unit), or Erdos-Renyi-Kernel shares"""
     sparsity: Sparsity
     """the fraction removed at the end, in [0, 1]"""
+    of: Literal["units", "flops", "parameters"] | None = None
+    """granularity unit: what the sparsity is a fraction of: units (default), or the model's multiply-adds or parameters
+    (scope global), of which the fewest units that are enough go"""
     ignore: Names = ()
     """weights or modules left dense: names, globs, `first` and `last` (in order of registration)"""
     schedule: Schedule = Schedule(name="one_shot")
@@ -73,11 +76,20 @@ class Pruning(Section):
     cycle begins; the reset at a cycle's end brings all back in any case"""
     masked_weights: Literal["decay", "freeze", "zero"] = "decay"
     """what becomes of removed weights' stored values: left to momentum and weight decay, kept as they are, or zeroed"""
+    shrink: Annotated[bool, Field(strict=True)] = False
+    """whether channels that are of no influence any more are taken out of the model right after the last update"""
 
     @model_validator(mode="after")
     def _settings_that_fit_together(self) -> Pruning:
         if self.granularity.name == "unit" and self.scope == "filter":
             raise ValueError("granularity 'unit' with scope 'filter' makes no sense: a unit is a filter; use 'layer'")
+        for key, value in (("criterion.per", self.criterion.per), ("of", self.of)):
+            if value is not None and self.granularity.name != "unit":
+                raise ValueError(f"'{key}' belongs to granularity unit, not to {self.granularity.name}")
+        if self.of in ("flops", "parameters") and self.scope != "global":
+            raise ValueError(
+                f"'of: {self.of}' needs scope global: what a unit costs hangs on the units of other layers"
+            )
         if self.after_cycles is not None and self.schedule.name != "cyclic":
             raise ValueError(f"'after_cycles' belongs to schedule cyclic, not to {self.schedule.name}")
         if self.schedule.name == "one_shot" and self.end is not None and parse_time(self.end) != parse_time(self.begin):

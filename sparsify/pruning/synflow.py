@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight, all_masked_weights, effective_weight, masked_weights
+from ..surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
 from .unchanged import unchanged
 
 
@@ -25,7 +25,7 @@ def synaptic_flow(model: nn.Module, names: Iterable[str], example_input: Any) ->
     shift and running mean) by zero, and every norm only scales: by |weight|, batch norm by |weight| / sqrt(running_var
     + eps). Nothing of the model is changed. Raises SparsifyError for inputs that are not numbers, and if R overflows.
     """
-    weights = masked_weights(model)
+    weights = masked_parameters(model)
     with unchanged(model, [], training=False):
         leaves = {name: _positive(effective_weight(weight)).requires_grad_() for name, weight in weights.items()}
         with _PositiveLinear(model, weights, leaves):
@@ -88,7 +88,7 @@ class _PositiveLinear(TorchFunctionMode):
     def __init__(self, model: nn.Module, weights: Mapping[str, MaskedWeight], leaves: Mapping[str, Tensor]) -> None:
         super().__init__()
         first = {id(weight.parameter): name for name, weight in weights.items()}
-        self.leaves = {id(weight.mask): leaves[first[id(weight.parameter)]] for weight in all_masked_weights(model)}
+        self.leaves = {id(weight.mask): leaves[first[id(weight.parameter)]] for weight in all_masked_parameters(model)}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.where and len(args) == 3 and id(args[0]) in self.leaves:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight, all_masked_weights, masked_weights
+from ..surgery.masks import MaskedWeight, all_masked_parameters, masked_weights
 from ..surgery.names import ignored_names
 
 _MASKABLE = (nn.Linear, nn.modules.conv._ConvNd)
@@ -25,12 +25,7 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
         raise SparsifyError(
             "Pruner: the model has no masked weight; call sparsify.convert(model) first, or ignore fewer weights"
         )
-    maskable = [
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if name in module.__dict__.get("masked_names", ()) or (name == "weight" and isinstance(module, _MASKABLE))
-    ]
+    maskable = maskable_weights(model)
     others = [name for name, _ in model.named_parameters() if name not in maskable]
     ignored = ignored_names(maskable, ignore, others=others)
     left = [name for name in masked if name not in ignored]
@@ -39,24 +34,48 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
     return left
 
 
+def maskable_weights(model: nn.Module) -> list[str]:
+    """Return the names of the weights that carry a mask or might, as those of convolutions and linear layers."""
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in module.__dict__.get("masked_names", ()) or (name == "weight" and isinstance(module, _MASKABLE))
+    ]
+
+
 def copy_to_aliases(model: nn.Module) -> None:
     """Give every module that shares a masked parameter the mask that the first of them has, in place."""
     first: dict[int, Tensor] = {}
-    for weight in all_masked_weights(model):
+    for weight in all_masked_parameters(model):
         mask = first.setdefault(id(weight.parameter), weight.mask)
         if mask is not weight.mask:
             weight.mask.copy_(mask)
 
 
-def zero_masked(weights: Iterable[MaskedWeight]) -> None:
-    """Set the stored values of removed entries to zero, in place."""
-    with torch.no_grad():
-        for weight in weights:
-            weight.parameter.masked_fill_(~weight.mask, 0)
+class HeldValues:
+    """The stored values that removed weights shall have: zeros, those when they were removed, or any (decay).
 
+    `values` holds them by weight name where they are frozen.
+    """
 
-def restore_masked(weights: Iterable[MaskedWeight], values: Mapping[str, Tensor]) -> None:
-    """Set the stored values of removed entries to those in `values`, by weight name, in place."""
-    with torch.no_grad():
-        for weight in weights:
-            weight.parameter.copy_(torch.where(weight.mask, weight.parameter, values[weight.name]))
+    def __init__(self, setting: str) -> None:
+        self.setting = setting
+        self.values: dict[str, Tensor] = {}
+
+    def keep(self, weights: Iterable[MaskedWeight]) -> None:
+        """Take the stored values as they are now for those that removed weights shall have."""
+        weights = list(weights)
+        if self.setting == "zero":
+            self.hold(weights)
+        elif self.setting == "freeze":
+            self.values = {weight.name: weight.parameter.detach().clone() for weight in weights}
+
+    def hold(self, weights: Iterable[MaskedWeight]) -> None:
+        """Undo, in place, what the optimiser did to the stored values of removed weights."""
+        with torch.no_grad():
+            for weight in weights:
+                if self.setting == "zero":
+                    weight.parameter.masked_fill_(~weight.mask, 0)
+                elif weight.name in self.values:
+                    weight.parameter.copy_(torch.where(weight.mask, weight.parameter, self.values[weight.name]))

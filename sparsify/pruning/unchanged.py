@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..surgery.masks import all_masked_weights
+from ..surgery.masks import all_masked_parameters
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     flags = {module: module.training for module in model.modules()}
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    masks = {id(weight.mask) for weight in all_masked_weights(model)}
+    masks = {id(weight.mask) for weight in all_masked_parameters(model)}
     values = [
         (buffer, buffer.clone())
         for _, owned in buffers

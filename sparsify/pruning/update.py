@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from ..surgery.masks import MaskedWeight
+from .choices import Choices
 from .criteria import Context, Criterion
-from .granularity import GRANULARITIES
 from .schedules import Update
-from .scopes import SCOPES, Counts, Due, Member
+from .scopes import Due
 from .scores import scored_parts
 from .settings import Pruning, decimal
-
-
-def members_of(pruning: Pruning, weights: Mapping[str, MaskedWeight]) -> list[Member]:
-    """Return what the scope counts: each weight's mask, one entry per weight or per unit as the granularity has it."""
-    view = GRANULARITIES[pruning.granularity.name].mask
-    return [Member(name, view(w.mask, w.module), w.module, w.mask.shape) for name, w in weights.items()]
-
-
-def share_removed(members: Sequence[Member]) -> float:
-    """Return the fraction of all entries that is removed."""
-    size = sum(member.size for member in members)
-    return sum(member.size - int(member.mask.count_nonzero()) for member in members) / max(1, size)
 
 
 def round_targets(sparsity: Fraction, rounds: int) -> list[Fraction]:
@@ -43,6 +31,7 @@ def update_masks(
     update: Update,
     pruning: Pruning,
     criterion: Criterion,
+    choices: Choices,
     weights: Mapping[str, MaskedWeight],
     context: Context,
     union: Mapping[str, Tensor],
@@ -52,8 +41,6 @@ def update_masks(
     `union` holds the union of the saved masks by weight name; in its cycle only its members may be kept. Raises
     SparsifyError for scores that are NaN or missing.
     """
-    granularity, scope = GRANULARITIES[pruning.granularity.name], SCOPES[pruning.scope]
-    modules = [weight.module for weight in weights.values()]
     alive = _alive(update, pruning, weights, union)
     if update.sparsity == 0:  # nothing to choose: everything that may be kept is
         for name, weight in weights.items():
@@ -61,24 +48,18 @@ def update_masks(
         return 0.0
     start = None
     if update.sparsity is None:
-        start = {name: granularity.mask(union[name], weight.module) for name, weight in weights.items()}
+        start = {member.name: member.mask for member in choices.members(union)}
     target = decimal(pruning.sparsity) if update.sparsity is None else update.sparsity
-    members = members_of(pruning, weights)
-    counts: Counts = []
+    masks = {name: weight.mask for name, weight in weights.items()}
+    scored = {name: weights[name] for name in choices.scored}
     generator = context.generator.get_state()
+    due = Fraction(0)
     for sparsity in round_targets(target, pruning.rounds):
         context.generator.set_state(generator)
-        counts = scope.counts(members, Due(sparsity, update.progress, start))
-        parts = scored_parts(criterion, weights, context, alive)
-        chosen = [granularity.part(part, module) for part, module in zip(parts, modules, strict=True)]
-        scope.select(chosen, modules, counts)
-        for selected, part, module in zip(chosen, parts, modules, strict=True):
-            granularity.apply(selected, part, module)
-        alive = {name: weight.mask for name, weight in weights.items()}  # what a round removes stays removed
-    if start is None or update.progress == 1:
-        return float(target)
-    removed = sum(int(torch.as_tensor(count).sum()) for count in counts)
-    return removed / max(1, sum(member.size for member in members))
+        parts = scored_parts(criterion, scored, context, alive)
+        due = choices.choose(parts, masks, alive, Due(sparsity, update.progress, start))
+        alive = masks  # what a round removes stays removed
+    return float(target if start is None or update.progress == 1 else due)
 
 
 def _alive(

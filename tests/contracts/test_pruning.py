@@ -28,7 +28,7 @@ SCHEDULE_SETTINGS: dict[str, list[dict[str, Any]]] = {
     "cyclic": [{"cycles": 3}, {"cycles": 3, "ramp": "full"}, {"cycle_length": "10it"}],
 }
 EVERY_SCHEDULE = [{"name": name} | given for name, variants in SCHEDULE_SETTINGS.items() for given in variants]
-EVERY_SELECTION = [(s, g) for s in SCOPES for g in GRANULARITIES if (s, g) != ("filter", "unit")]
+EVERY_SELECTION = [(s, g) for s in SCOPES for g in (*GRANULARITIES, "groups") if s != "filter" or g == "weight"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,15 @@ def batches() -> list[Tensor]:
 
 def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
     return F.cross_entropy(model(batch), torch.arange(3))
+
+
+def settings_of(granularity: str) -> dict[str, Any]:
+    return {"granularity": "unit" if granularity == "groups" else granularity}
+
+
+def example_of(granularity: str) -> Tensor | None:
+    """Return the input that makes units of groups: what is pruned together is then found in the model's graph."""
+    return torch.zeros(2, 3, 6, 6) if granularity == "groups" else None
 
 
 def removed(model: nn.Module) -> int:
@@ -101,15 +110,15 @@ def test_a_plan_reaches_the_target_at_its_end(schedule: dict[str, Any]) -> None:
 def test_any_selection_removes_exactly_what_is_due_and_the_same_again(
     criterion: str, scope: str, granularity: str
 ) -> None:
-    pruning = {"sparsity": 0.6, "scope": scope, "granularity": granularity, "criterion": criterion}
+    pruning = {"sparsity": 0.6, "scope": scope, "criterion": criterion} | settings_of(granularity)
     found = []
     for _ in range(2):
         model = small_network()
-        pruner = Pruner(model, pruning, 0)
+        pruner = Pruner(model, pruning, 0, example_input=example_of(granularity))
         pruner.start(batches(), loss_fn)
         report = pruner.report()
         assert report.chosen == report.due
-        assert granularity == "unit" or report.removed == report.due == removed(model)
+        assert granularity != "weight" or report.removed == report.due == removed(model)
         found.append(get_masks(model))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
@@ -118,12 +127,12 @@ def test_any_selection_removes_exactly_what_is_due_and_the_same_again(
 @pytest.mark.parametrize(("scope", "granularity"), EVERY_SELECTION)
 def test_any_schedule_ends_with_exactly_what_is_due(schedule: dict[str, Any], scope: str, granularity: str) -> None:
     model = small_network()
-    pruning: dict[str, Any] = {"sparsity": 0.6, "scope": scope, "granularity": granularity, "schedule": schedule}
+    pruning: dict[str, Any] = {"sparsity": 0.6, "scope": scope, "schedule": schedule} | settings_of(granularity)
     if schedule["name"] != "one_shot":
         pruning |= {"end": "30it", "every": "4it"}
     if schedule["name"] == "cyclic":
         pruning |= {"after_cycles": "union"}
-    pruner = Pruner(model, pruning, 31)
+    pruner = Pruner(model, pruning, 31, example_input=example_of(granularity))
     generator = torch.Generator().manual_seed(0)
     for _ in range(31):
         with torch.no_grad():
@@ -139,6 +148,7 @@ def test_more_sparsity_removes_a_superset_of_the_same_scores(scope: str, granula
     masks = []
     for sparsity in (0.3, 0.6):
         model = small_network()
-        Pruner(model, {"sparsity": sparsity, "scope": scope, "granularity": granularity}, 0).start()
+        pruning = {"sparsity": sparsity, "scope": scope} | settings_of(granularity)
+        Pruner(model, pruning, 0, example_input=example_of(granularity)).start()
         masks.append(get_masks(model))
     assert all(not (masks[1][name] & ~masks[0][name]).any() for name in masks[0])

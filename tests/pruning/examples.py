@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsify.surgery.channels import Channels, Operation
 from sparsify.surgery.convert import convert
 from sparsify.surgery.masks import get_masks, masked_weights
 
@@ -81,3 +82,39 @@ def erk_kept(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], sparsity: 
     for index in by_remainder[: keep - sum(kept)]:
         kept[index] += 1
     return kept
+
+
+def chain() -> tuple[nn.Module, Channels]:
+    """Return a converted network of three linear layers, 3 -> 4 -> 5 -> 2, and its groups as they are by hand.
+
+    The first layer makes the groups 0 to 3, the second reads them and makes 4 to 8, the last reads those.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    convert(model)
+    first, second, stays = torch.arange(4), torch.arange(4, 9), torch.full((3,), -1)
+    labels = {"0.weight": {0: first}, "0.bias": {0: first}, "2.weight": {0: second, 1: first}, "2.bias": {0: second}}
+    labels |= {"4.weight": {1: second}}
+    produced = {"0.weight": 0, "0.bias": 0, "2.weight": 0, "2.bias": 0}
+    operations = (
+        Operation("0", 12, (first, stays)),
+        Operation("2", 20, (second, first)),
+        Operation("4", 10, (stays[:2], second)),
+    )
+    return model, Channels(labels, produced, 9, torch.zeros(9, dtype=torch.bool), operations, ())
+
+
+def tied() -> tuple[nn.Module, Channels]:
+    """Return a converted network whose first and third layer are added, and its groups as they are by hand.
+
+    The groups 0 to 3 are made by `a` and `c`, whose first row stays; the groups 4 to 6 by `b` alone.
+    """
+    torch.manual_seed(1)
+    model = nn.ModuleDict({"a": nn.Linear(2, 5), "b": nn.Linear(5, 3, bias=False), "c": nn.Linear(3, 5, bias=False)})
+    model["d"] = nn.Linear(5, 2)
+    convert(model)
+    stream, inner = torch.tensor([-1, 0, 1, 2, 3]), torch.tensor([4, 5, 6])
+    labels = {"a.weight": {0: stream}, "a.bias": {0: stream}, "b.weight": {0: inner, 1: stream}}
+    labels |= {"c.weight": {0: stream, 1: inner}, "d.weight": {1: stream}}
+    produced = {"a.weight": 0, "a.bias": 0, "b.weight": 0, "c.weight": 0}
+    return model, Channels(labels, produced, 7, torch.zeros(7, dtype=torch.bool), (), ("a barrier",))

@@ -18,7 +18,7 @@ from tests.pruning.examples import Array, erk_kept, floor_of, linear_model, lowe
 
 
 def member(*shape: int, name: str = "w") -> Member:
-    return Member(name, torch.ones(shape, dtype=torch.bool), nn.Linear(1, 1), torch.Size(shape))
+    return Member(name, torch.ones(shape, dtype=torch.bool), (torch.Size(shape),), nn.Linear(1, 1))
 
 
 def test_counts_are_floors_of_the_decimal_that_was_written() -> None:
@@ -152,3 +152,9 @@ def test_sparsity_zero_keeps_all_and_sparsity_one_keeps_nothing(scope: str) -> N
     with pytest.warns(SparsityWarning, match="no weight is left in 0.weight, 1.weight"):
         Pruner(model, {"sparsity": 1, "scope": scope}, 0).start()
     assert not any(mask.any() for mask in masks_of(model).values())
+
+
+def test_erk_takes_coupled_weights_as_one() -> None:
+    shapes = (torch.Size((6, 4)), torch.Size((6, 3, 2)))
+    tied = Member("w", torch.ones(6, dtype=torch.bool), shapes)
+    assert tied.density == Fraction((6 + 4) + (6 + 3 + 2), 24 + 36)

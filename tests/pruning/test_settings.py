@@ -36,7 +36,12 @@ def test_settings_survive_their_own_dump() -> None:
 def test_a_function_is_a_criterion_under_its_own_name() -> None:
     pruning = parse_pruning({"sparsity": 0.5, "criterion": max})
     assert pruning.criterion.function is max
-    assert pruning.model_dump(mode="json")["criterion"] == {"name": "max", "temperature": None, "rounds": None}
+    assert pruning.model_dump(mode="json")["criterion"] == {
+        "name": "max",
+        "temperature": None,
+        "rounds": None,
+        "per": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,22 @@ def test_a_function_is_a_criterion_under_its_own_name() -> None:
             {"sparsity": 0.5, "criterion": {"name": "snip", "rounds": 5}, "schedule": "linear"},
             "'criterion.rounds' belongs to schedule one_shot; with linear every update is one round",
         ),
+        (
+            {"sparsity": 0.5, "criterion": {"name": "snip", "per": "flops"}},
+            "'criterion.per' belongs to granularity unit, not to weight",
+        ),
+        (
+            {"sparsity": 0.5, "criterion": {"name": "snip", "per": "flop"}, "granularity": "unit"},
+            "criterion.per: Input should be 'flops', 'parameters' or 'milliseconds'",
+        ),
+        ({"sparsity": 0.5, "of": "flops", "scope": "global"}, "'of' belongs to granularity unit, not to weight"),
+        ({"sparsity": 0.5, "of": "flops", "granularity": "unit"}, "'of: flops' needs scope global"),
+        (
+            {"sparsity": 0.5, "granularity": {"name": "weight", "aggregate": "l2"}},
+            "granularity: 'aggregate' belongs to granularity unit, not to weight",
+        ),
+        ({"sparsity": 0.5, "granularity": {"name": "unit", "aggregat": "l2"}}, "did you mean 'aggregate'?"),
+        ({"sparsity": 0.5, "shrink": "yes"}, "pruning.shrink: Input should be a valid boolean"),
         ({"sparsity": 0.5, "criterion": "magnitud"}, "unknown criterion 'magnitud'; did you mean 'magnitude'?"),
         ({"sparsity": 0.5, "scope": "glob"}, "unknown scope 'glob'; did you mean 'global'?"),
         ({"sparsity": 0.5, "granularity": "units"}, "unknown granularity 'units'; did you mean 'unit'?"),

@@ -1,0 +1,83 @@
+"""What a pruning chooses among: the entries of weights, the rows of weights, or groups of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Protocol
+
+from torch import Tensor
+
+from ..surgery.masks import MaskedWeight
+from .granularity import Granularity
+from .scopes import Due, Member, Scope
+from .selection import Part
+
+Masks = Mapping[str, Tensor]
+
+
+class Choices(Protocol):
+    """The choices of one pruning, whose masks are those of the parameters called `names`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters whose masks are written, in order."""
+        ...
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The parameters that a criterion scores, in order."""
+        ...
+
+    def members(self, masks: Masks) -> list[Member]:
+        """Return the choices by weight or layer, and which of them `masks` keep."""
+        ...
+
+    def removed(self, masks: Masks) -> Fraction:
+        """Return the part that `masks` remove of what the sparsity is a fraction of."""
+        ...
+
+    def due(self, masks: Masks, sparsity: Fraction) -> int:
+        """Return how many choices are to be removed at `sparsity`."""
+        ...
+
+    def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
+        """Write `masks`, in place, of which only what `alive` keeps may stay; return the part that was due."""
+        ...
+
+
+class EntryChoices:
+    """Each entry of each weight, or each row of each weight, by itself."""
+
+    def __init__(self, granularity: Granularity, scope: Scope, weights: Mapping[str, MaskedWeight]) -> None:
+        self.names = self.scored = tuple(weights)
+        self.granularity, self.scope = granularity, scope
+        self.modules = {name: weight.module for name, weight in weights.items()}
+
+    def members(self, masks: Masks) -> list[Member]:
+        return [
+            Member(name, self.granularity.mask(masks[name], module), (masks[name].shape,), module)
+            for name, module in self.modules.items()
+        ]
+
+    def removed(self, masks: Masks) -> Fraction:
+        members = self.members(masks)
+        gone = sum(member.size - int(member.mask.count_nonzero()) for member in members)
+        return Fraction(gone, max(1, sum(member.size for member in members)))
+
+    def due(self, masks: Masks, sparsity: Fraction) -> int:
+        return sum(map(count_of, self.scope.counts(self.members(masks), Due(sparsity))))
+
+    def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
+        members, modules = self.members(masks), list(self.modules.values())
+        counts = self.scope.counts(members, due)
+        chosen = [self.granularity.part(part, module) for part, module in zip(parts, modules, strict=True)]
+        self.scope.select(chosen, modules, counts)
+        for selected, part, module in zip(chosen, parts, modules, strict=True):
+            self.granularity.apply(selected, part, module)
+        return Fraction(sum(map(count_of, counts)), max(1, sum(member.size for member in members)))
+
+
+def count_of(count: int | Tensor) -> int:
+    """Return a count, or the sum of a tensor of counts."""
+    return int(count.sum()) if isinstance(count, Tensor) else count

@@ -1,0 +1,147 @@
+"""What a model costs, and what the removal of a group of channels saves: multiply-adds, parameters or milliseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .unchanged import unchanged
+
+if TYPE_CHECKING:
+    from ..surgery.channels import Channels
+
+_TIMED_RUNS = 3
+
+
+class Term(NamedTuple):
+    """A part of the cost: `amount` times, for each axis, the kept share of it.
+
+    `axes` hold the group of each index, int64, -1 = stays.
+    """
+
+    amount: float
+    axes: tuple[Tensor, ...]
+
+
+def multiply_adds(model: nn.Module, channels: Channels) -> list[Term]:
+    """Return the multiply-adds of every operation."""
+    return [Term(one.multiply_adds, _flat(one.axes)) for one in channels.operations]
+
+
+def parameters(model: nn.Module, channels: Channels) -> list[Term]:
+    """Return the entries of every parameter; one with several names counts once."""
+    return [
+        Term(parameter.numel(), _flat(channels.labels.get(name, {}).values()))
+        for name, parameter in model.named_parameters()
+    ]
+
+
+def at_prices(channels: Channels, prices: Mapping[str, float]) -> list[Term]:
+    """Return what every operation costs, of a price by operation name that operations of one name share.
+
+    They share it in proportion to their multiply-adds; one without a price costs nothing.
+    """
+    shared: dict[str, int] = {}
+    for one in channels.operations:
+        shared[one.name] = shared.get(one.name, 0) + one.multiply_adds
+    return [
+        Term(prices.get(one.name, 0.0) * one.multiply_adds / max(1, shared[one.name]), _flat(one.axes))
+        for one in channels.operations
+    ]
+
+
+def _flat(axes: Any) -> tuple[Tensor, ...]:
+    return tuple(axis.reshape(-1) for axis in axes)
+
+
+# What a cost of a recipe counts -> its terms. Milliseconds are measured: see `forward_milliseconds`.
+COSTS: dict[str, Callable[[nn.Module, Channels], list[Term]]] = {"flops": multiply_adds, "parameters": parameters}
+
+
+def total(terms: Sequence[Term], kept: Tensor) -> Fraction:
+    """Return what is left of the cost when the groups in `kept`, bool by group, are; exact for whole amounts."""
+    with_rest = torch.cat([kept, kept.new_ones(1)])
+    cost = Fraction(0)
+    for amount, axes in terms:
+        left = prod(int(with_rest[axis].count_nonzero()) for axis in axes)
+        cost += Fraction(amount) * Fraction(left, max(1, prod(len(axis) for axis in axes)))
+    return cost
+
+
+def savings(terms: Sequence[Term], kept: Tensor) -> Tensor:
+    """Return what the removal of each group saves where the others are as in `kept`, float64 [groups].
+
+    It counts on both sides of a channel: in what produces it and in what reads it.
+    """
+    saved = torch.zeros(len(kept), dtype=torch.float64)
+    for amount, axes in terms:
+        with_group = torch.full_like(saved, amount)
+        without = with_group.clone()
+        for axis in axes:
+            sizes = torch.bincount(axis[axis >= 0], minlength=len(kept)).to(torch.float64)
+            others = len(axis) - float(sizes[~kept].sum()) - sizes * kept
+            with_group *= (others + sizes) / len(axis)
+            without *= others / len(axis)
+        saved += with_group - without
+    return saved
+
+
+def forward_milliseconds(model: nn.Module, names: Sequence[str], example_input: Any) -> dict[str, float]:
+    """Return the time that one forward pass spends in each named module, the others among them not counted.
+
+    The model runs in eval mode, once to warm up; of some runs after that the shortest time counts.
+    """
+    clock = _Clock(model, set(names))
+    inputs = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
+    try:
+        with unchanged(model, [], training=False), torch.no_grad():
+            model(*inputs)
+            runs = [clock.run(inputs) for _ in range(_TIMED_RUNS)]
+    finally:
+        clock.remove()
+    return {name: 1000 * min(run.get(name, 0.0) for run in runs) for name in dict.fromkeys(names)}
+
+
+class _Clock:
+    """Hooks that measure how long modules run, without the time of measured modules within them."""
+
+    def __init__(self, model: nn.Module, names: set[str]) -> None:
+        self.model = model
+        self.seconds: dict[str, float] = {}
+        self.running: list[list[float]] = []  # start, seconds of measured modules within
+        self.handles: list[Any] = []
+        for name, module in model.named_modules():
+            if name in names:
+                self.handles.append(module.register_forward_pre_hook(lambda *_: self._enter()))
+                self.handles.append(module.register_forward_hook(lambda *_, name=name: self._leave(name)))
+
+    def run(self, inputs: Sequence[Any]) -> dict[str, float]:
+        """Return the seconds of one forward pass, by name."""
+        self.seconds, self.running = {}, []
+        self.model(*inputs)
+        return self.seconds
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _enter(self) -> None:
+        self.running.append([self._now(), 0.0])
+
+    def _leave(self, name: str) -> None:
+        start, within = self.running.pop()
+        elapsed = self._now() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - within
+        if self.running:
+            self.running[-1][1] += elapsed
+
+    def _now(self) -> float:
+        if next(self.model.parameters()).is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()

@@ -1,0 +1,139 @@
+"""Groups of channels as the choices of a pruning: by count or by what they cost, and never the last of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SparsifyError
+from .choices import Masks, count_of
+from .costs import Term, savings, total
+from .scopes import Due, Member, Scope
+from .selection import Part
+from .unit_scores import group_scores, keep_groups, kept_groups
+from .units import Groups
+
+
+@dataclass(frozen=True)
+class UnitChoices:
+    """Groups of channels. `aggregate` makes their scores, which are divided by what they save of `per`, if given.
+
+    With `of` the sparsity is the fraction of that cost which goes, else that of the groups which can be pruned. Of a
+    coupled layer one group always stays, the best: without any it would cut the network in two.
+    """
+
+    groups: Groups
+    scope: Scope
+    aggregate: str
+    per: Sequence[Term] | None = None
+    of: Sequence[Term] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.groups.produced)
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.groups.scored)
+
+    @property
+    def prices(self) -> Tensor:
+        """The amounts of the cost that scores are divided by, float64, one for each of its terms."""
+        return torch.tensor([float(term.amount) for term in self.per or ()], dtype=torch.float64)
+
+    def at_prices(self, prices: Tensor) -> UnitChoices:
+        """Return the same choices at other `prices`. Raises SparsifyError if they are those of another model."""
+        if len(prices) != len(self.per or ()):
+            raise SparsifyError("pruner state: 'prices' fits no operations of this model")
+        terms = zip(prices.tolist(), self.per or (), strict=True)
+        return replace(self, per=tuple(Term(price, term.axes) for price, term in terms))
+
+    def members(self, masks: Masks) -> list[Member]:
+        kept = kept_groups(self.groups, masks)
+        return [Member(layer.weights[0], kept[layer.groups], layer.shapes) for layer in self.groups.layers]
+
+    def removed(self, masks: Masks) -> Fraction:
+        return self._removed(kept_groups(self.groups, masks))
+
+    def _removed(self, kept: Tensor) -> Fraction:
+        if self.of is None:
+            return Fraction(int((~kept).sum()), max(1, int(self.groups.prunable.sum())))
+        return 1 - total(self.of, kept) / (total(self.of, torch.ones_like(kept)) or Fraction(1))
+
+    def due(self, masks: Masks, sparsity: Fraction) -> int:
+        kept = kept_groups(self.groups, masks)
+        if self.of is None:
+            return sum(map(count_of, self.scope.counts(self.members(masks), Due(sparsity))))
+        # As many as it takes: those that went, or, where they do not suffice, all that there are.
+        return int((~kept if self._removed(kept) >= sparsity else self.groups.prunable).sum())
+
+    def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
+        may_stay = None if alive is None else kept_groups(self.groups, alive)
+        scores = group_scores(self.groups, parts, self.aggregate, may_stay)
+        if self.per is not None:
+            saved = savings(self.per, kept_groups(self.groups, masks))
+            scores = torch.where(saved > 0, scores / saved, torch.inf)
+        kept, part_due = self._chosen(scores, may_stay, due, self.members(masks))
+        keep_groups(self.groups, kept, masks, alive)
+        return part_due
+
+    def _chosen(
+        self, scores: Tensor, may_stay: Tensor | None, due: Due, members: list[Member]
+    ) -> tuple[Tensor, Fraction]:
+        """Return which groups stay, bool [groups], and the part that was due to go."""
+        candidates = [self._candidates(scores, may_stay, layer.groups, layer.spare) for layer in self.groups.layers]
+        kept = torch.ones(self.groups.count, dtype=torch.bool)
+        if self.of is not None:
+            share = self._share_due(due)
+            return self._cheapest(scores, may_stay, torch.cat(candidates), share), share
+        counts = self.scope.counts(members, due)
+        parts = [
+            Part(member.name, scores[ids], kept[ids], alive=None if may_stay is None else may_stay[ids])
+            for member, ids in zip(members, candidates, strict=True)
+        ]
+        self.scope.select(parts, [nn.Identity()] * len(parts), counts)
+        for part, ids in zip(parts, candidates, strict=True):
+            kept[ids] = part.mask
+        return kept, Fraction(sum(map(count_of, counts)), max(1, int(self.groups.prunable.sum())))
+
+    def _candidates(self, scores: Tensor, may_stay: Tensor | None, ids: Tensor, spare: bool) -> Tensor:
+        """Return the groups of a layer that may go: all but the best, unless others stay anyway."""
+        if spare:
+            return ids
+        ranked = [(may_stay is None or bool(may_stay[group]), float(scores[group]), group) for group in ids.tolist()]
+        return ids[ids != max(ranked)[2]]
+
+    def _share_due(self, due: Due) -> Fraction:
+        """Return the part of the cost that is to go by now, counted from what had gone at the start."""
+        if due.start is None:
+            return due.sparsity
+        kept = torch.ones(self.groups.count, dtype=torch.bool)
+        for layer in self.groups.layers:
+            kept[layer.groups] = due.start[layer.weights[0]]
+        gone = self._removed(kept)
+        return max(gone, gone + (due.sparsity - gone) * due.progress)
+
+    def _cheapest(self, scores: Tensor, may_stay: Tensor | None, candidates: Tensor, share: Fraction) -> Tensor:
+        """Return what stays when the fewest groups go, in order of their scores, that are `share` of the cost."""
+        candidates = candidates.sort().values
+        order = candidates[scores[candidates].sort(stable=True).indices]
+        least = 0
+        if may_stay is not None:  # what may not stay goes first, and goes in any case
+            order = torch.cat([order[~may_stay[order]], order[may_stay[order]]])
+            least = int((~may_stay[order]).sum())
+
+        def without(count: int) -> Tensor:
+            kept = torch.ones(self.groups.count, dtype=torch.bool)
+            kept[order[:count]] = False
+            return kept
+
+        most = len(order)
+        while least < most:  # the more go, the less is left
+            middle = (least + most) // 2
+            enough = self._removed(without(middle)) >= share
+            least, most = (least, middle) if enough else (middle + 1, most)
+        return without(least)

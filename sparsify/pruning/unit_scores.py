@@ -1,0 +1,75 @@
+"""From scores and masks of entries to those of groups of channels, and back to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .selection import Part, not_a_number
+from .units import Groups
+
+
+def kept_groups(groups: Groups, masks: Mapping[str, Tensor]) -> Tensor:
+    """Return for each group whether `masks`, by parameter name, keep anything of what scores it, bool [groups]."""
+    kept = torch.zeros(groups.count + 1, dtype=torch.int32)
+    for one in groups.scored:
+        alive = one.over_units(masks[one.name]).any(1).to("cpu", torch.int32)
+        kept.scatter_reduce_(0, one.labels % (groups.count + 1), alive, "amax")
+    return kept[:-1].bool() | ~groups.prunable
+
+
+def keep_groups(groups: Groups, kept: Tensor, masks: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None) -> None:
+    """Write masks, in place, that remove the groups not in `kept`; elsewhere what `alive` keeps is kept (None: all)."""
+    with_rest = torch.cat([kept, kept.new_ones(1)])
+    for one in groups.produced:
+        mask = masks[one.name]
+        sizes = [1] * mask.dim()
+        sizes[one.dimension] = -1
+        rows = with_rest[one.labels].to(mask.device).reshape(sizes)
+        mask.copy_((rows if alive is None else alive[one.name] & rows).expand_as(mask))
+
+
+# aggregate -> (what an index of a parameter comes to, how a group's indices are put together). The mean and the
+# maximum are of units' means, as rows are scored; the sum and the norm are over all entries.
+_AGGREGATES: dict[str, tuple[Callable[[Tensor, bool], Tensor], str]] = {
+    "mean": (lambda entries, absolute: _sums(entries, absolute) / max(1, entries.shape[1]), "sum"),
+    "sum": (lambda entries, absolute: _sums(entries, absolute), "sum"),
+    "max": (lambda entries, absolute: _sums(entries, absolute) / max(1, entries.shape[1]), "amax"),
+    "l2": (lambda entries, _: torch.linalg.vector_norm(entries, dim=1, dtype=torch.float64).square(), "sum"),
+}
+
+
+def _sums(entries: Tensor, absolute: bool) -> Tensor:
+    if absolute:
+        entries = entries.abs()
+    return entries.sum(1, dtype=torch.float64)
+
+
+def group_scores(groups: Groups, parts: Sequence[Part], aggregate: str, alive: Tensor | None) -> Tensor:
+    """Return a score per group, float64 [groups], from the scored parts of its parameters.
+
+    `aggregate`: the mean or the maximum of the scores of its units, an index of a parameter each, which score the mean
+    of their entries; or the sum or the L2 norm over all entries. Groups that nothing scores have infinity. Raises
+    SparsifyError for a NaN score, naming the parameter, unless its group is not `alive`.
+    """
+    by_name = {part.name: part for part in parts}
+    of_index, together = _AGGREGATES[aggregate]
+    start = -torch.inf if together == "amax" else 0.0
+    totals = torch.full((groups.count + 1,), start, dtype=torch.float64)
+    counts = torch.zeros(groups.count + 1, dtype=torch.float64)
+    for one in groups.scored:
+        part = by_name[one.name]
+        values = of_index(one.over_units(part.scores), part.absolute).cpu()
+        labels = one.labels % (groups.count + 1)
+        wrong = values.isnan() & (one.labels >= 0)
+        if bool((wrong if alive is None else wrong & alive[one.labels]).any()):
+            raise not_a_number(one.name)
+        totals.scatter_reduce_(0, labels, values, together)
+        counts += torch.bincount(labels, minlength=groups.count + 1)
+    if aggregate == "mean":
+        totals /= counts
+    elif aggregate == "l2":
+        totals = totals.sqrt()
+    return torch.where(counts > 0, totals, torch.inf)[:-1]

@@ -1,0 +1,183 @@
+"""Units that span layers: groups of channels that live and die together, and what masks and scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SparsifyError
+from ..surgery.masks import masked_parameters
+from .targets import maskable_weights
+
+if TYPE_CHECKING:
+    from ..surgery.channels import Channels
+
+
+@dataclass(frozen=True)
+class Produced:
+    """A parameter that produces groups: its name, the dimension they lie along and the group of each index, or -1."""
+
+    name: str
+    dimension: int
+    labels: Tensor
+
+    def over_units(self, tensor: Tensor) -> Tensor:
+        """Return a tensor shaped like the parameter as one row per index of the dimension, [indices, entries]."""
+        return tensor.movedim(self.dimension, 0).reshape(len(self.labels), -1)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A coupled layer: weights that share groups, directly or through others; those of its groups that can be pruned.
+
+    `spare` tells whether it has further groups, which stay. `shapes` are the shapes of its weights.
+    """
+
+    weights: tuple[str, ...]
+    groups: Tensor
+    spare: bool
+    shapes: tuple[torch.Size, ...]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of a model: `count` of them, what their masks are written to, by what they are scored, their layers.
+
+    `scored` labels only the groups that a parameter takes part in scoring. `notes` says which units stay, and why.
+    """
+
+    count: int
+    produced: tuple[Produced, ...]
+    scored: tuple[Produced, ...]
+    layers: tuple[Layer, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def prunable(self) -> Tensor:
+        """Which of them can be pruned, bool [count]."""
+        return _marked(self.count, self.scored)
+
+
+def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> Groups:
+    """Return the groups of `model`, whose parameters all carry masks from then on: biases, norms and tables as well.
+
+    `names` are the masked weights that may be pruned. A group stays if one of the weights that produce it may not be
+    pruned or carries no mask; it is scored by its weights, or, where it has none, by what else produces it. Raises
+    SparsifyError if no group is left.
+    """
+    wanted, maskable = set(names), {id(model.get_parameter(name)) for name in maskable_weights(model)}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(weight.parameter): name for name, weight in masked_parameters(model).items()}
+    found: dict[str, Produced] = {}
+    weights: dict[str, Produced] = {}
+    kept: dict[str, Tensor] = {}  # reason -> groups
+    for name, dimension in channels.produced.items():
+        labels = channels.labels[name][dimension]
+        own = first.get(id(parameters.get(name)), name)
+        if name not in parameters:
+            kept[f"{name} is no parameter and takes no mask"] = labels
+        elif id(parameters[name]) not in maskable:
+            found.setdefault(own, Produced(own, dimension, labels))
+        else:
+            weights.setdefault(own, Produced(own, dimension, labels))
+            if own not in wanted:
+                kept[f"{own} is ignored" if own in first.values() else f"{own} carries no mask"] = labels
+    for name, reason in _mask_further(model, [name for name in found if name not in first.values()]).items():
+        kept[reason] = found.pop(name).labels
+    prunable = torch.ones(channels.groups + 1, dtype=torch.bool)
+    for labels in kept.values():
+        prunable[labels] = False
+    # The last stood for the label -1.
+    prunable = prunable[:-1] & _marked(channels.groups, [*weights.values(), *found.values()])
+    if not prunable.any():
+        reason = next(iter([*channels.barriers, *kept]), "no group of channels was found in it")
+        raise SparsifyError(f"Pruner: no unit of this model can be removed: {reason}")
+    order = {name: index for index, name in enumerate(masked_parameters(model))}
+    produced = sorted((p for n, p in {**weights, **found}.items() if n in order), key=lambda one: order[one.name])
+    weighed = _marked(channels.groups, weights.values())
+    scored = [_only(one, prunable & (~weighed | (one.name in weights))) for one in produced]
+    layers = _layers(parameters, channels.groups, [*weights.values(), *_unweighed(found.values(), weighed)], prunable)
+    notes = [*channels.barriers, *(f"{len(_ids(labels))} units stay: {reason}" for reason, labels in kept.items())]
+    written = (_only(one, prunable) for one in produced)
+    return Groups(
+        channels.groups,
+        tuple(one for one in written if (one.labels >= 0).any()),
+        tuple(one for one in scored if (one.labels >= 0).any()),
+        layers,
+        tuple(notes),
+    )
+
+
+def _mask_further(model: nn.Module, names: list[str]) -> dict[str, str]:
+    """Put masks on further parameters; return those that take none, with the reason."""
+    from ..surgery.also import mask_also
+
+    if not names:
+        return {}
+    try:
+        mask_also(model, names)
+    except SparsifyError as error:
+        if len(names) == 1:
+            return {names[0]: str(error)}
+        return {name: reason for one in names for name, reason in _mask_further(model, [one]).items()}
+    return {}
+
+
+def _marked(count: int, producers: Iterable[Produced]) -> Tensor:
+    """Return for each group whether one of these produces it."""
+    marked = torch.zeros(count + 1, dtype=torch.bool)
+    for one in producers:
+        marked[one.labels] = True
+    return marked[:-1]
+
+
+def _ids(labels: Tensor) -> list[int]:
+    return sorted(set(labels[labels >= 0].tolist()))
+
+
+def _only(one: Produced, groups: Tensor) -> Produced:
+    """Return the same with the labels of these groups (bool, by group) alone."""
+    chosen = torch.cat([groups, groups.new_zeros(1)])[one.labels]
+    return Produced(one.name, one.dimension, torch.where(chosen, one.labels, -1))
+
+
+def _unweighed(found: Iterable[Produced], weighed: Tensor) -> list[Produced]:
+    others = (_only(one, ~weighed) for one in found)
+    return [one for one in others if (one.labels >= 0).any()]
+
+
+def _layers(
+    parameters: Mapping[str, nn.Parameter], count: int, producers: Sequence[Produced], prunable: Tensor
+) -> tuple[Layer, ...]:
+    """Return the coupled layers, in order of their first groups: two groups of one producer are in one layer."""
+    root = list(range(count))
+
+    def find(group: int) -> int:
+        while root[group] != group:
+            root[group] = root[root[group]]
+            group = root[group]
+        return group
+
+    for one in producers:
+        ids = [find(group) for group in _ids(one.labels)]
+        for group in ids:
+            root[find(group)] = find(min(ids))
+    of_layer: dict[int, list[int]] = {}
+    for group in range(count):
+        of_layer.setdefault(find(group), []).append(group)
+    weights: dict[int, list[str]] = {}
+    for one in producers:
+        for group in one.labels[one.labels >= 0][:1].tolist():
+            weights.setdefault(find(group), []).append(one.name)
+    layers = []
+    for first, groups in of_layer.items():
+        ids = [group for group in groups if prunable[group]]
+        if ids:
+            names = tuple(weights.get(first, ()))
+            shapes = tuple(parameters[name].shape for name in names)
+            layers.append(Layer(names, torch.tensor(ids), len(ids) < len(groups), shapes))
+    return tuple(layers)
