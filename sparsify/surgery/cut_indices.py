@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -76,6 +76,12 @@ def one_after_another(first: Sequence[int], second: Sequence[int]) -> tuple[int,
     # r_j - j <= i.
     shifts = [position - rank for rank, position in enumerate(first)]
     return tuple(sorted([*first, *(position + bisect_right(shifts, position) for position in second)]))
+
+
+def what_follows(first: Sequence[int], both: Sequence[int]) -> tuple[int, ...]:
+    """Return the indices, of what `first` left, that are to go so that all in all `both` do; all ascending."""
+    gone = set(first)
+    return tuple(position - bisect_left(first, position) for position in both if position not in gone)
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import SparsifyError
 from .cut_indices import Axes, check_axes, checked, without
-from .cuts import Cuts
+from .cuts import Cuts, beyond, cuts_of
 from .wrappers import unwrap
 
 # DistributedDataParallel, AveragedModel and timm's ModelEmaV3; torch.compile.
@@ -66,10 +66,14 @@ def cut_optimizer(
     Parameters of other models are left alone. Wrappers (accelerate's, Lookahead) hold the same optimiser as before.
     On the entries that are kept, the next step is the one that the masked model would have made, provided that the
     optimiser works entry by entry; one that takes the norm of a whole parameter (LAMB) sees the removed entries too.
+    Where `before` had been cut already, `cuts` may be what was cut since or altogether (`cuts_of(after)`).
     Raises SparsifyError, nothing changed, if the models and the optimiser do not belong together and for state of
     another shape (the factored averages of Adafactor, preconditioners), which cannot be cut.
     """
     cuts = checked(cuts, "cut_optimizer")
+    earlier = None if isinstance(before, Mapping) else cuts_of(unwrap(before))
+    if earlier is not None and cuts == cuts_of(unwrap(after)):
+        cuts = beyond(earlier, cuts)
     chain = list(_chain(optimizer))
     groups = list({id(group): group for one in chain for group in one.param_groups}.values())
     own = before if isinstance(before, Mapping) else dict(unwrap(before).named_parameters(remove_duplicate=False))

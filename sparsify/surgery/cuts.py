@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import SparsifyError, nearest
 from .cut_attributes import new_attributes, set_attributes
-from .cut_indices import Axes, check_axes, checked, one_after_another, without
+from .cut_indices import Axes, check_axes, checked, one_after_another, what_follows, without
 from .masks import all_masked_parameters
 
 Slot: TypeAlias = tuple[nn.Module, str, Tensor]  # a module, and the name of a parameter or buffer there
@@ -68,6 +68,18 @@ def compose(first: Cuts, second: Cuts) -> Cuts:
         before.update({d: one_after_another(before.get(d, ()), indices) for d, indices in axes.items()})
     kept = {path: value for path, value in first.attributes.items() if path not in second.attributes}
     return Cuts(removed, {**kept, **second.attributes}, (*first.added, *second.added))
+
+
+def beyond(first: Cuts, both: Cuts) -> Cuts:
+    """Return what is to follow `first` so that both together are `both`; relative to the model that `first` left."""
+    removed: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, axes in both.removed.items():
+        for dimension, indices in axes.items():
+            more = what_follows(first.removed.get(name, {}).get(dimension, ()), indices)
+            if more:
+                removed.setdefault(name, {})[dimension] = more
+    attributes = {path: value for path, value in both.attributes.items() if first.attributes.get(path) != value}
+    return Cuts(removed, attributes, tuple(name for name in both.added if name not in first.added))
 
 
 def cut(model: nn.Module, cuts: Cuts) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.surgery.cut_training import cut_optimizer, cut_state
-from sparsify.surgery.cuts import Cuts, apply_cuts
+from sparsify.surgery.cuts import Cuts, apply_cuts, cuts_of
 from sparsify.surgery.masks import set_masks
 
 from .cut_models import OWN, dead, own, tokens
@@ -154,6 +154,27 @@ def test_a_model_cut_in_place_is_followed_by_its_parameters_of_before() -> None:
     cut_optimizer(optimizer, before, model, CUTS)
     step(model, optimizer), step(twin, followed)
     assert_as_masked(model, twin)
+
+
+@pytest.mark.parametrize("altogether", [False, True])
+def test_the_optimiser_follows_a_second_cut(altogether: bool) -> None:
+    # The units 1 and 4 go one after the other: when 1 is gone, 4 is the third.
+    first, second = (
+        Cuts({name: {d: indices for d in axes} for name, axes in CUTS.removed.items()}) for indices in ((1,), (3,))
+    )
+    model = masked()
+    optimizer = OPTIMIZERS["sgd"](groups_of(model))
+    step(model, optimizer)
+    once = apply_cuts(sparsify.fold(model), first)
+    cut_optimizer(optimizer, model, once, first)
+    twice = apply_cuts(copy.deepcopy(once), second)
+    cut_optimizer(optimizer, once, twice, cuts_of(twice) if altogether else second)
+    twin = masked()
+    followed = OPTIMIZERS["sgd"](groups_of(twin))
+    step(twin, followed)
+    for _ in range(2):
+        step(twice, optimizer), step(twin, followed)
+        assert_as_masked(twice, twin)
 
 
 def test_accelerates_optimiser_and_scheduler_stay_and_go_on() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.surgery.cuts import Cuts, apply_cuts, compose, cut, cuts_of
+from sparsify.surgery.cuts import Cuts, apply_cuts, beyond, compose, cut, cuts_of
 
 from .cut_models import MODELS, OWN, Own, dead, own, tokens
 
@@ -280,6 +280,15 @@ def test_composed_cuts_do_what_the_two_do_one_after_the_other(three: tuple[Cuts,
     assert torch.equal(steps.weight, at_once.weight) and torch.equal(steps.bias, at_once.bias)
     assert (steps.in_features, steps.out_features) == (at_once.in_features, at_once.out_features)
     assert cuts_of(steps) == together == cuts_of(at_once) == compose(first, compose(second, third))
+
+
+@settings(max_examples=100, deadline=None)
+@given(two_cuts())
+def test_what_is_beyond_the_first_of_two_cuts_is_the_second(three: tuple[Cuts, Cuts, Cuts]) -> None:
+    first, second, _ = three
+    rest = beyond(first, compose(first, second))
+    assert rest.removed == second.removed
+    assert compose(first, rest) == compose(first, second)
 
 
 def test_composition_by_hand() -> None:
