@@ -26,6 +26,7 @@ from coverage_shrink import MODELS, check_shrink
 from coverage_summary import summarise
 
 FOLDER = Path(__file__).parent / "coverage"
+GOOD = ("holds", "part", "shrinks")
 TOO_LARGE = "too many parameters to be run"
 
 
@@ -91,7 +92,11 @@ def append(
 ) -> None:
     """Do the work for the models that are asked for and have no row in `file`, and append their rows."""
     counted = sizes(given.folder)
-    again = {model for model, row in rows(file).items() if wanting(row) or fnmatchcase(model, given.redo)}
+    again = {
+        model
+        for model, row in rows(file).items()
+        if wanting(row) or fnmatchcase(model, given.redo) or given.redo_failed and row["verdict"] not in GOOD
+    }
     done = rows(file).keys() - again
     models = [model for model in models if fnmatchcase(model, given.only) and model not in done]
     limits = {"jobs": given.jobs, "memory": given.memory, "seconds": given.seconds}
@@ -108,6 +113,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["conversion", "shrink"], default="conversion")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="models to look at: a glob over zoo:name")
     parser.add_argument("--redo", default="", metavar="PATTERN", help="models to look at again")
+    parser.add_argument("--redo-failed", action="store_true", help="look again at all that failed")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the rows are")
     parser.add_argument("--largest", type=float, default=4e8, help="parameters of a model that is run with values")
     parser.add_argument("--jobs", type=int, default=1)

@@ -150,6 +150,8 @@ def test_rows_are_kept_and_the_rest_is_done(tmp_path: Path, monkeypatch: pytest.
     try:
         assert go("--only", "*:c", "--largest", "100") == {"timm:a": "fails", "torchvision:c": "part"}
         assert go("--largest", "1000") == {"timm:a": "fails", "timm:b": "holds", "torchvision:c": "holds"}
+        assert go("--redo-failed") == {"timm:a": "holds", "timm:b": "holds", "torchvision:c": "holds"}
+        (tmp_path / "conversion.jsonl").write_text(json.dumps({"model": "timm:a", "verdict": "part"}) + "\n")
         assert go("--redo", "*:a") == {"timm:a": "holds", "timm:b": "holds", "torchvision:c": "holds"}
     finally:
         torch.set_num_threads(threads)
