@@ -18,7 +18,7 @@ from . import axes as forms
 from .coupling import Coupling, constants, varying
 from .liveness import Liveness, spread
 from .products import PRODUCTS
-from .tape import Step, Value
+from .tape import SCALED_BY_SIZE, Step, Value
 
 
 class Rule(NamedTuple):
@@ -421,6 +421,15 @@ def _flow_embedding(live: Liveness, step: Step) -> None:
     live.set(result, spread(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
 
 
+def _couple_scaled(coupling: Coupling, step: Step) -> None:
+    for value in step.inputs:
+        coupling.depend(value, [len(value.shape) - 1])
+
+
+def _flow_nothing(live: Liveness, step: Step) -> None:
+    pass
+
+
 _BATCH_NORM = Rule(_couple_batch_norm, _flow_batch_norm)
 _SOFTMAX = Rule(_couple_softmax, _flow_softmax)
 _LIKE = Rule(_couple_like, _flow_like)
@@ -430,11 +439,12 @@ RULES: dict[str, Rule] = {
     **{name: Rule(*rule) for name, rule in PRODUCTS.items()},
     **dict.fromkeys(("sum", "linalg_vector_norm", "norm"), _reduction(counts=False)),
     **dict.fromkeys(("mean", "amax", "amin", "max", "min", "var", "var_mean", "std", "logsumexp"), _reduction(counts=True)),
-    **dict.fromkeys(("_softmax", "_log_softmax", "cumsum"), _SOFTMAX),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "cumsum"), _SOFTMAX),
     **dict.fromkeys(
         ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
         _BATCH_NORM,
     ),
+    SCALED_BY_SIZE: Rule(_couple_scaled, _flow_nothing),
     "native_layer_norm": Rule(_couple_layer_norm, _flow_layer_norm),
     "native_group_norm": Rule(_couple_group_norm, _flow_group_norm),
     **dict.fromkeys(("constant_pad_nd",), Rule(_couple_pad, _flow_pad)),

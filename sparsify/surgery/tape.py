@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 STALE = "stale"
+SCALED_BY_SIZE = "scaled_by_size"
 
 
 @dataclass(eq=False)
@@ -57,17 +60,18 @@ class Tape:
     state: dict[str, Value] = field(default_factory=dict)
 
 
-def record(model: nn.Module, example_input: Any) -> Tape:
+def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Tape:
     """Return the operations of `model(example_input)` in eval mode; a tuple holds several arguments.
 
-    The model is left as it was. Errors of the model's own forward are passed on.
+    `results`, if given, is filled with copies of every step's results. The model is left as it was. Errors of the
+    model's own forward are passed on.
     """
     args = example_input if isinstance(example_input, tuple) else (example_input,)
-    recorder = _Recorder(model)
+    recorder = _Recorder(model, results)
     for tensor in tree_flatten(args)[0]:
         if isinstance(tensor, Tensor):
             recorder.enter(tensor, Value(tuple(tensor.shape)))
-    with _eval_mode(model), _module_names(model, recorder), torch.no_grad(), recorder:
+    with _eval_mode(model), _module_names(model, recorder), torch.no_grad(), recorder, _AttentionScales(recorder):
         outputs = model(*args)
     found = [recorder.value_of(leaf) for leaf in tensors_in(outputs)]
     return Tape(tuple(recorder.steps), tuple(found), recorder.state)
@@ -85,9 +89,10 @@ def tensors_in(outputs: Any) -> list[Tensor]:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None) -> None:
         super().__init__()
         self.steps: list[Step] = []
+        self.results = results
         self.module: list[str] = []
         self.state: dict[str, Value] = {}
         self.values: Any = WeakIdKeyDictionary()
@@ -113,12 +118,13 @@ class _Recorder(TorchDispatchMode):
             value = Value(tuple(tensor.shape), tensor.detach())
             self.values[tensor] = value
         if isinstance(value, _Stale):
-            step = Step(STALE, None, (value.old, value.new), {}, (Value(tuple(tensor.shape)),), self._where())
+            step = Step(STALE, None, (value.old, value.new), {}, (Value(tuple(tensor.shape)),), self.where())
             self.steps.append(step)
             value = self.values[tensor] = step.results[0]
         return value
 
-    def _where(self) -> str:
+    def where(self) -> str:
+        """Return the path of the module whose forward is running."""
         return self.module[-1] if self.module else ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -139,7 +145,11 @@ class _Recorder(TorchDispatchMode):
             self.enter(tensor, value)
             results.append(value)
         if not constant or results:
-            self.steps.append(Step(name, func, tuple(given), given_kwargs, tuple(results), self._where()))
+            self.steps.append(Step(name, func, tuple(given), given_kwargs, tuple(results), self.where()))
+            if self.results is not None:
+                # Other steps, which only note something, have no results.
+                self.results += [()] * (len(self.steps) - 1 - len(self.results))
+                self.results.append(tuple(tensor.detach().clone() for tensor in tensors))
         return outcome
 
     def _changed(self, tensor: Tensor, value: Value) -> None:
@@ -154,6 +164,22 @@ class _Recorder(TorchDispatchMode):
         if base is not None and base is not tensor and not isinstance(self.values.get(base), _Stale):
             old = self.values.get(base) or Value(tuple(base.shape), base.detach())
             self.values[base] = _Stale(old.shape, None, (), old, value)
+
+
+class _AttentionScales(TorchFunctionMode):
+    """Notes where attention divides by the root of its operands' last size, which the basic operations do not show."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
+            operands = [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2]
+            values = tuple(self.recorder.value_of(tensor) for tensor in operands)
+            self.recorder.steps.append(Step(SCALED_BY_SIZE, None, values, {}, (), self.recorder.where()))
+        return func(*args, **kwargs)
 
 
 @dataclass(eq=False)

@@ -1,0 +1,122 @@
+"""Whether a cut model gives the outputs of the one that it was cut from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .channels import Study
+from .cuts import Cuts, cut
+from .sizes import Kept
+from .tape import record, tensors_in
+
+# The largest difference allowed, as a share of the largest output. In float32 sums are taken in another order.
+LIMIT_64 = 1e-10
+LIMIT_32 = 1e-4
+
+
+class Proof:
+    """Compares cut models with the outputs of the whole one, in float64 and in the model's own precision."""
+
+    def __init__(self, whole: nn.Module, example_input: Any, *, wanted: bool) -> None:
+        self.wanted = wanted
+        self.difference: tuple[float, float] | None = None
+        self._example = example_input
+        self._double = None
+        if wanted:
+            self._single_outputs = outputs(whole, example_input)
+            self._double = copy.deepcopy(whole).double()
+            self._double_example = _doubles(example_input)
+            self._double_outputs = outputs(self._double, self._double_example)
+
+    def check(self, small: nn.Module, cuts: Cuts, found: Study, kept: Kept) -> tuple[str, str]:
+        """Return what is wrong with a model that was cut, and in which module; nothing if it is right."""
+        with _running(small) as modules:
+            try:
+                outcome = outputs(small, self._example)
+            except Exception as error:  # noqa: BLE001 - the model's own code meets sizes it was not written for
+                first = (str(error).strip().splitlines() or [""])[0][:160]
+                return f"its forward does not take fewer channels ({type(error).__name__}: {first})", modules[-1]
+        if self._double is None:
+            return "", ""
+        shapes, expected = ([tuple(t.shape) for t in side] for side in (outcome, self._single_outputs))
+        if shapes != expected:
+            return f"outputs have the shapes {shapes} instead of {expected}", self._first(cuts, found, kept)
+        single = apart(outcome, self._single_outputs)
+        double = float("inf")
+        if single <= LIMIT_32:
+            undo = cut(self._double, cuts)
+            double = apart(outputs(self._double, self._double_example), self._double_outputs)
+            undo()
+        if single <= LIMIT_32 and double <= LIMIT_64:
+            self.difference = (double, single)
+            return "", ""
+        return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cuts, found, kept)
+
+    def _first(self, cuts: Cuts, found: Study, kept: Kept) -> str:
+        """Return the module with the first operation whose results are not what is left of the whole model's."""
+        assert self._double is not None
+        whole: list[tuple[Tensor, ...]] = []
+        small: list[tuple[Tensor, ...]] = []
+        record(self._double, self._double_example, whole)
+        undo = cut(self._double, cuts)
+        record(self._double, self._double_example, small)
+        undo()
+        for step, before, after in zip(found.tape.steps, whole, small, strict=False):
+            for value, a, b in zip(step.results, before, after, strict=False):
+                for d in range(a.dim()):
+                    a = a.index_select(d, torch.from_numpy(np.flatnonzero(kept.along(value, d))))
+                if a.shape != b.shape or (a.is_floating_point() and apart([b], [a]) > LIMIT_64):
+                    return step.module
+        return ""
+
+
+def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
+    """Return the tensors in the output of a model in eval mode."""
+    with torch.no_grad():
+        return tensors_in(model(*(example_input if isinstance(example_input, tuple) else (example_input,))))
+
+
+def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Return max |difference| / max |theirs| over all tensors; entries that are not numbers in both are equal."""
+    largest = max((float(t.abs().nan_to_num().max()) for t in theirs if t.numel()), default=0.0)
+    difference = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        same = (a == b) | ((a != a) & (b != b))
+        if a.numel():
+            difference = max(difference, float(torch.where(same, 0, (a - b).abs()).nan_to_num(nan=float("inf")).max()))
+    return difference / largest if largest else difference
+
+
+def _doubles(example_input: Any) -> Any:
+    def widen(leaf: Any) -> Any:
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return tree_map(widen, example_input)
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[list[str]]:
+    """Give a list that holds, after an error, the modules that were running, the innermost last."""
+    running = [""]
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
+            handles.append(module.register_forward_hook(leave))
+    try:
+        yield running
+    finally:
+        for handle in handles:
+            handle.remove()
