@@ -7,19 +7,17 @@ and models that no symbolic trace can follow are recorded like any other.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
+
+from .effects import changed_buffers, unchanged
+from .recording import Memory, Unseen, eval_mode, module_names
 
 STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
@@ -27,7 +25,7 @@ SCALED_BY_SIZE = "scaled_by_size"
 
 @dataclass(eq=False)
 class Value:
-    """A tensor of the recorded pass: its shape; what it holds if that does not depend on the input; its name(s) in the model."""
+    """A tensor of the recorded pass: its shape, what it holds if no input changes that, its names in the model."""
 
     shape: tuple[int, ...]
     constant: Tensor | None = None
@@ -66,15 +64,24 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
     `results`, if given, is filled with copies of every step's results. The model is left as it was. Errors of the
     model's own forward are passed on.
     """
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    recorder = _Recorder(model, results)
-    for tensor in tree_flatten(args)[0]:
-        if isinstance(tensor, Tensor):
-            recorder.enter(tensor, Value(tuple(tensor.shape)))
-    with _eval_mode(model), _module_names(model, recorder), torch.no_grad(), recorder, _AttentionScales(recorder):
-        outputs = model(*args)
-    found = [recorder.value_of(leaf) for leaf in tensors_in(outputs)]
+    args = own_inputs(example_input)
+    with unchanged(model), changed_buffers(model, []):
+        recorder = _Recorder(model, results)
+        for tensor in tree_flatten(args)[0]:
+            if isinstance(tensor, Tensor):
+                recorder.enter(tensor, Value(_shape(tensor)))
+        seen = Unseen(recorder.leave, recorder.scaled)
+        with eval_mode(model), module_names(model, recorder.module), torch.no_grad(), recorder, seen:
+            outputs = model(*args)
+        found = [recorder.value_of(leaf) for leaf in tensors_in(outputs)]
     return Tape(tuple(recorder.steps), tuple(found), recorder.state)
+
+
+def own_inputs(example_input: Any) -> tuple[Any, ...]:
+    """Return the positional arguments of an example input, with copies of its tensors: a forward may write to them."""
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    copies: tuple[Any, ...] = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
+    return copies
 
 
 def tensors_in(outputs: Any) -> list[Tensor]:
@@ -90,38 +97,51 @@ def tensors_in(outputs: Any) -> list[Tensor]:
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.results = results
         self.module: list[str] = []
         self.state: dict[str, Value] = {}
-        self.values: Any = WeakIdKeyDictionary()
-        self.sharing: dict[int, list[weakref.ref[Tensor]]] = {}
+        self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and how often its memory was written to then
+        self.memories: dict[int, Memory] = {}
+        self.left: list[Value] = []  # what went to other libraries, from where anything may come back
         named: dict[int, tuple[Tensor, list[str]]] = {}
         for items in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
             for name, tensor in items:
                 named.setdefault(id(tensor), (tensor, []))[1].append(name)
         for tensor, names in named.values():
-            value = Value(tuple(tensor.shape), tensor.detach(), tuple(names))
-            self.values[tensor] = value
-            self.state |= dict.fromkeys(names, value)
+            self.state |= dict.fromkeys(names, self.enter(tensor, Value(_shape(tensor), tensor.detach(), tuple(names))))
 
-    def enter(self, tensor: Tensor, value: Value) -> None:
-        self.values[tensor] = value
-        if value.constant is None or value.names:
-            self.sharing.setdefault(_storage(tensor), []).append(weakref.ref(tensor))
+    def enter(self, tensor: Tensor, value: Value) -> Value:
+        """Note the Value of a tensor, and return it."""
+        memory = self.memory(tensor)
+        memory.values.append(value)
+        self.values[tensor] = value, memory.writes
+        return value
+
+    def memory(self, tensor: Tensor) -> Memory:
+        """Return what is known of a tensor's memory."""
+        if tensor.layout != torch.strided:
+            return Memory(torch.UntypedStorage())  # type: ignore[no-untyped-call]
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.memories:
+            self.memories[storage._cdata] = Memory(storage)
+        return self.memories[storage._cdata]
 
     def value_of(self, tensor: Tensor) -> Value:
-        """Return the Value of a tensor; one that nothing is known of is a constant."""
-        value: Value | None = self.values.get(tensor)
-        if value is None:
-            value = Value(tuple(tensor.shape), tensor.detach())
-            self.values[tensor] = value
-        if isinstance(value, _Stale):
-            step = Step(STALE, None, (value.old, value.new), {}, (Value(tuple(tensor.shape)),), self.where())
-            self.steps.append(step)
-            value = self.values[tensor] = step.results[0]
-        return value
+        """Return the Value of a tensor; one that nothing is known of is a constant, unless its memory is another's."""
+        memory = self.memory(tensor)
+        value: Value | None
+        value, writes = self.values.get(tensor, (None, -1))
+        if value is not None and writes == memory.writes:
+            return value
+        known = list(dict.fromkeys([*memory.values, *([value] if value is not None else []), *self.left]))
+        constant = all(other.constant is not None for other in known)
+        if constant and not (memory.writes and any(_from_model(other) for other in known)):
+            return self.enter(tensor, Value(_shape(tensor), tensor.detach()))
+        made = _Derived(_shape(tensor), tensor.detach()) if constant else Value(_shape(tensor))
+        self.steps.append(Step(STALE, None, tuple(known), {}, (made,), self.where()))
+        return self.enter(tensor, made)
 
     def where(self) -> str:
         """Return the path of the module whose forward is running."""
@@ -129,8 +149,14 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given, given_kwargs = tree_map(lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+
+        def value_of(leaf: Any) -> Any:
+            return self.value_of(leaf) if isinstance(leaf, Tensor) else leaf
+
+        given, given_kwargs = tree_map(value_of, (args, kwargs))
         inputs = [leaf for leaf in tree_flatten((given, given_kwargs))[0] if isinstance(leaf, Value)]
+        if func._schema.is_mutable:
+            self._written(func, args, kwargs)
         outcome = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         tensors = [leaf for leaf in tree_flatten(outcome)[0] if isinstance(leaf, Tensor)]
@@ -139,11 +165,10 @@ class _Recorder(TorchDispatchMode):
         constant = all(value.constant is not None for value in inputs)
         results = []
         for tensor in tensors:
-            value = _Derived(tuple(tensor.shape), tensor.detach()) if constant else Value(tuple(tensor.shape))
-            if func._schema.is_mutable:
-                self._changed(tensor, value)
-            self.enter(tensor, value)
-            results.append(value)
+            value = _Derived(_shape(tensor), tensor.detach()) if constant else Value(_shape(tensor))
+            results.append(self.enter(tensor, value))
+        if any(argument.is_out for argument in func._schema.arguments):
+            name, func = f"{name}(out=)", None
         if not constant or results:
             self.steps.append(Step(name, func, tuple(given), given_kwargs, tuple(results), self.where()))
             if self.results is not None:
@@ -152,34 +177,30 @@ class _Recorder(TorchDispatchMode):
                 self.results.append(tuple(tensor.detach().clone() for tensor in tensors))
         return outcome
 
-    def _changed(self, tensor: Tensor, value: Value) -> None:
-        """Note that other tensors on the same memory changed with this one."""
-        for reference in self.sharing.get(_storage(tensor), []):
-            other = reference()
-            if other is not None and other is not tensor:
-                old = self.values.get(other)
-                if old is not None and not isinstance(old, _Stale):
-                    self.values[other] = _Stale(old.shape, None, (), old, value)
-        base = tensor._base
-        if base is not None and base is not tensor and not isinstance(self.values.get(base), _Stale):
-            old = self.values.get(base) or Value(tuple(base.shape), base.detach())
-            self.values[base] = _Stale(old.shape, None, (), old, value)
+    def _written(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Note that tensors are about to be written to; constants keep what they held."""
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.is_write:
+                given = kwargs.get(argument.name, args[i] if i < len(args) else None)
+                for tensor in tree_flatten(given)[0]:
+                    if isinstance(tensor, Tensor):
+                        memory = self.memory(tensor)
+                        memory.writes += 1
+                        for value in memory.values:
+                            if value.constant is not None:
+                                value.constant = value.constant.clone()
 
+    def leave(self, tensor: Tensor, how: str) -> None:
+        """Note that a tensor's content goes where no operation can be seen."""
+        value = self.value_of(tensor)
+        if value.constant is None:
+            self.steps.append(Step(how, None, (value,), {}, (), self.where()))
+            self.left.append(value)
 
-class _AttentionScales(TorchFunctionMode):
-    """Notes where attention divides by the root of its operands' last size, which the basic operations do not show."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
-            operands = [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2]
-            values = tuple(self.recorder.value_of(tensor) for tensor in operands)
-            self.recorder.steps.append(Step(SCALED_BY_SIZE, None, values, {}, (), self.recorder.where()))
-        return func(*args, **kwargs)
+    def scaled(self, *tensors: Tensor) -> None:
+        """Note that something is scaled by the root of the last size of tensors."""
+        values = tuple(self.value_of(tensor) for tensor in tensors)
+        self.steps.append(Step(SCALED_BY_SIZE, None, values, {}, (), self.where()))
 
 
 @dataclass(eq=False)
@@ -187,51 +208,9 @@ class _Derived(Value):
     """A constant that was made from the model's tensors."""
 
 
-@dataclass(eq=False)
-class _Stale(Value):
-    """A tensor whose memory was written to through another one."""
-
-    old: Value = None  # type: ignore[assignment]
-    new: Value = None  # type: ignore[assignment]
-
-
 def _from_model(value: Value) -> bool:
     return bool(value.names) or isinstance(value, _Derived)
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole encoder layer says nothing
-    try:
-        model.eval()
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():
-            module.training = mode
-
-
-@contextmanager
-def _module_names(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Let the recorder know which module's forward is running."""
-
-    def leave(*_: Any) -> None:
-        recorder.module.pop()
-
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: recorder.module.append(name)))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

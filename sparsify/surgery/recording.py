@@ -1,0 +1,76 @@
+"""What surrounds the recording of a forward pass: the mode, the modules that run, what no operation shows, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+
+_LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}
+
+
+class Memory:
+    """One storage: everything (`values`) that was found on it, and how often it was written to."""
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        # While this is held, no other storage gets the address.
+        self.held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        self.values: list[Any] = []
+        self.writes = 0
+
+
+class Unseen(TorchFunctionMode):
+    """Calls `leave` with a tensor that goes to another library, `scaled` with what is divided by the root of a size."""
+
+    def __init__(self, leave: Callable[[Tensor, str], None], scaled: Callable[..., None]) -> None:
+        super().__init__()
+        self.leave, self.scaled = leave, scaled
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _LEAVING:
+            self.leave(args[0], _LEAVING[func])
+        if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
+            self.scaled(*[*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2])
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run the block with the model in eval mode; every module gets its own mode back."""
+    training = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole encoder layer says nothing
+    try:
+        model.eval()
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def module_names(model: nn.Module, running: list[str]) -> Iterator[None]:
+    """Keep in `running` the paths of the modules whose forward runs, the innermost last."""
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
