@@ -31,7 +31,7 @@ def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
     """Return `where(mask, weight, 0)`, of any shape that both have; the gradient of a removed entry is exactly zero."""
     if isinstance(weight, Proxy) or isinstance(mask, Proxy):
         return _node(mask_weight, weight, mask)
-    return torch.where(mask, weight, 0)
+    return _requiring_grad_like(weight, torch.where(mask, weight, 0))
 
 
 def masked_linear(input: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None = None) -> Tensor:
@@ -101,8 +101,20 @@ def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
         and _same_dense_layout(weight, mask)
     )
     if plain:
-        return _MaskOperand.apply(weight, mask)  # type: ignore[no-any-return]
-    return torch.where(mask, weight, 0)
+        return _requiring_grad_like(weight, _MaskOperand.apply(weight, mask))
+    return _requiring_grad_like(weight, torch.where(mask, weight, 0))
+
+
+def _requiring_grad_like(weight: Tensor, masked: Tensor) -> Tensor:
+    """Return `masked`, which requires a gradient if the weight does, even where none is recorded.
+
+    torch's linear chooses its kernel by that, under no_grad as well, and other kernels give other bits.
+    """
+    outside = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if not outside and type(masked) is Tensor and weight.requires_grad and not masked.requires_grad:
+        if not torch._C._are_functorch_transforms_active():
+            masked.requires_grad_()
+    return masked
 
 
 class _MaskOperand(torch.autograd.Function):

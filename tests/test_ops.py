@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
+import sparsify
 from sparsify import ops
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -151,3 +152,24 @@ def test_under_fx_a_masked_operation_is_one_node() -> None:
     x = torch.randn(4, 2)
     traced.mask.copy_(torch.tensor([[True, False]] * 3))  # type: ignore[operator, union-attr]
     assert torch.equal(traced(x), F.linear(x, torch.where(traced.mask, traced.weight, 0)) + traced.weight[:, 0].sum())  # type: ignore[arg-type, call-overload, union-attr, index]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_same_kernels_are_chosen_where_no_gradient_is_recorded(grad: bool, training: bool) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(4, 4)
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return self.mix(x.permute(0, 2, 3, 1)), self.attention(y, y[:, :3], y[:, :3])[0]
+
+    torch.manual_seed(0)
+    model = Heads().train(training)
+    inputs = torch.randn(2, 4, 16, 16), torch.randn(2, 7, 16)
+    with torch.set_grad_enabled(grad):
+        expected = model(*inputs)
+        sparsify.convert(model)
+        assert all(torch.equal(a, b) for a, b in zip(model(*inputs), expected, strict=True))
