@@ -9,11 +9,12 @@ import click
 
 from sparsify.errors import RunError, SparsifyError
 
-from .report import conversion_lines
-from .show import byte_count, percent, say
+from .report import conversion_lines, file_line, sparsity_lines
+from .show import say
+from .shrinking import random_images, shrunk
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from sparsify.pruning.settings import Pruning
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", required=False)
 @click.option("--model", metavar="SPEC", required=True, help="timm:NAME, torchvision:NAME or cifar:NAME.")
 @click.option("--sparsity", type=float, default=0.0, show_default=True, help="Fraction removed, in [0, 1].")
-@click.option("--scope", default="global", show_default=True, help="global, layer, filter or erk.")
-@click.option("--criterion", default="magnitude", show_default=True, help="magnitude or random.")
-@click.option("--granularity", default="weight", show_default=True, help="weight or unit.")
+@click.option("--scope", help="global, layer, filter or erk.  [default: global for weights, layer for units]")
+@click.option("--criterion", default="magnitude", show_default=True, help="magnitude, random or synflow.")
+@click.option("--granularity", default="weight", show_default=True, help="weight or unit (whole channels, tied ones).")
+@click.option("--shrink", is_flag=True, help="Take channels of no influence out of the model, with proof.")
+@click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
 @click.option("--ignore", multiple=True, help="A weight or module left dense: name, glob, first or last; repeatable.")
 @click.option(
     "--num-classes", type=int, help="Size of the model's head.  [default: the checkpoint's or the model's own]"
@@ -37,9 +40,11 @@ def command(
     checkpoint: str | None,
     model: str,
     sparsity: float,
-    scope: str,
+    scope: str | None,
     criterion: str,
     granularity: str,
+    shrink: bool,
+    round_to: int | None,
     ignore: tuple[str, ...],
     num_classes: int | None,
     pretrained: bool,
@@ -62,15 +67,22 @@ def command(
         check_file(checkpoint)
     if checkpoint is not None and pretrained:
         raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
+    # Units of different layers are hard to compare by their weights: one layer would lose nearly all.
+    scope = scope or ("layer" if granularity == "unit" else "global")
     settings = {"sparsity": sparsity, "scope": scope, "criterion": criterion, "granularity": granularity}
     try:
         pruning = parse_pruning({**settings, "ignore": list(ignore), "schedule": "one_shot"})
     except SparsifyError as error:
         raise SparsifyError(re.sub(r"^pruning\.(\w+)(\.name)?:", r"--\1:", str(error))) from None
-    if criterion == "snip":
-        raise SparsifyError("convert: snip needs data; train with recipes/snip.yaml instead")
+    if criterion in ("snip", "grasp"):
+        raise SparsifyError(f"convert: {criterion} needs data; train with recipes/snip.yaml and this criterion instead")
+    if round_to is not None and not shrink:
+        raise SparsifyError("convert: --round-to belongs to --shrink")
     check_writable(out)
-    _convert(checkpoint, model, pruning, num_classes, pretrained, image_size, seed, out)
+    masked, arguments, input_shape = _convert(checkpoint, model, pruning, num_classes, pretrained, image_size, seed)
+    if shrink:
+        masked = shrunk(masked, input_shape, round_to)
+    _write(masked, model, arguments, input_shape, seed, out)
 
 
 def _convert(
@@ -81,8 +93,8 @@ def _convert(
     pretrained: bool,
     image_size: int | None,
     seed: int,
-    out: str,
-) -> None:
+) -> tuple[nn.Module, dict[str, Any], tuple[int, int, int]]:
+    """Return the masked model, what it was built with and the shape of its input."""
     import torch
 
     import sparsify
@@ -92,14 +104,28 @@ def _convert(
     model.eval()
     report = sparsify.convert(model, ignore=pruning.ignore)
     say(*conversion_lines(report))
-    verification = sparsify.verify(model, (_example(model, image_size),))
+    shape = _input_shape(model, image_size)
+    example = random_images(2, shape)
+    verification = sparsify.verify(model, (example,))
     say(str(verification), *verification.notes)
     if not verification.ok:
         raise RunError("convert: the verification found a fault (above); nothing was written")
-    pruner = sparsify.Pruner(model, pruning, total_steps=1, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    pruner = sparsify.Pruner(model, pruning, total_steps=1, generator=generator, example_input=example[:1])
     pruner.start()
-    size = sparsify.save(model, out, spec=spec, arguments=arguments, seeds={"convert": seed})
-    say(f"{out}: {percent(pruner.report().reached)} sparse, {byte_count(size)}")
+    say(*sparsity_lines(pruner.report()))
+    return model, arguments, shape
+
+
+def _write(
+    model: nn.Module, spec: str, arguments: dict[str, Any], input_shape: tuple[int, int, int], seed: int, out: str
+) -> None:
+    import sparsify
+    from sparsify.formats.inspection import inspect_file
+
+    extra = {"input_shape": list(input_shape)}
+    sparsify.save(model, out, spec=spec, arguments=arguments, seeds={"convert": seed}, extra=extra)
+    say(file_line(inspect_file(out)))
 
 
 def _build(
@@ -129,11 +155,8 @@ def _build(
     return model, arguments
 
 
-def _example(model: nn.Module, image_size: int | None) -> Tensor:
-    """Return two random images as the model takes them."""
-    import torch
-
+def _input_shape(model: nn.Module, image_size: int | None) -> tuple[int, int, int]:
     from sparsify.training.inputs import declared_size, input_for
 
     channels, size = input_for(model, (3, declared_size(model) or 32), image_size=image_size)
-    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return channels, size, size

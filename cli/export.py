@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import click
 
+from sparsify.errors import SparsifyError
+
 from .paths import saved_model
-from .show import byte_count, percent, say
+from .report import file_line
+from .show import say
+from .shrinking import shrunk
 
 
 @click.command("export")
@@ -26,18 +30,28 @@ from .show import byte_count, percent, say
     metavar="TYPE",
     help="Cast floating values: float32, float16 or bfloat16.",
 )
-def command(source: str, out: str, layout: str, dtype: str | None) -> None:
+@click.option("--shrink", is_flag=True, help="First take channels of no influence out of the model, with proof.")
+@click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
+def command(source: str, out: str, layout: str, dtype: str | None, shrink: bool, round_to: int | None) -> None:
     """Write the model of a run, or of a file, to a small safetensors file."""
     from sparsify.formats.atomic import check_writable
 
+    if round_to is not None and not shrink:
+        raise SparsifyError("export: --round-to belongs to --shrink")
     path = saved_model(source)
     check_writable(out)
     from sparsify.formats.files import inspect_file, load, save
 
     given = inspect_file(path)
     about = given.metadata
-    size = save(
-        load(path),
+    model = load(path)
+    if shrink:
+        shape = about.extra.get("input_shape")
+        if not shape:
+            raise SparsifyError(f"export: {path} does not say what its model takes (input_shape): use sparsify.shrink")
+        model = shrunk(model, tuple(shape), round_to)
+    save(
+        model,
         out,
         spec=about.spec,
         arguments=about.arguments,
@@ -48,6 +62,4 @@ def command(source: str, out: str, layout: str, dtype: str | None) -> None:
         dtype=dtype,
         format=layout,
     )
-    sparsity = "" if given.sparsity is None else f"{percent(given.sparsity)} sparse, "
-    share = percent(size / given.bytes_dense)
-    say(f"{out}: {sparsity}{byte_count(size)}, {share} of the dense {byte_count(given.bytes_dense)}")
+    say(file_line(inspect_file(out)))

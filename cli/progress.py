@@ -68,6 +68,8 @@ class Screen:
     def record(self, record: Mapping[str, Any]) -> None:
         """Show a record of the training."""
         self._test_accuracy = record.get("test_accuracy", self._test_accuracy)
+        if "shrunk" in record:
+            say(*record["shrunk"]["text"].splitlines())
         state = f"loss {record['loss']:.3f}  acc {percent(record['accuracy'])}"
         if self._test_accuracy is not None:
             state += f"  test {percent(self._test_accuracy)}"

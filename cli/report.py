@@ -62,12 +62,11 @@ def show_result(result: TrainResult) -> None:
 def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
     lines = []
     if result.report is not None:
-        lines += _sparsity_lines(result.report)
+        lines += sparsity_lines(result.report)
     accuracy = result.metrics.get("test_accuracy")
     if accuracy is not None:
         lines.append(f"test accuracy {percent(accuracy)}, loss {result.metrics['test_loss']:.4f}")
-    share = percent(saved.bytes_file / saved.bytes_dense)
-    lines.append(f"{saved.path}: {byte_count(saved.bytes_file)}, {share} of the dense {byte_count(saved.bytes_dense)}")
+    lines.append(file_line(saved))
     folder = result.folder
     return [
         *lines,
@@ -78,8 +77,11 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
     ]
 
 
-def _sparsity_lines(report: PruningReport) -> list[str]:
+def sparsity_lines(report: PruningReport) -> list[str]:
+    """Return what a pruning came to, against what was asked for."""
     reached, requested = percent(report.reached), percent(report.requested)
+    if report.of != "entries":
+        return _unit_lines(report)
     lines = [
         f"sparsity {reached}, {requested} requested: {report.removed:,} of {report.size:,} pruned weights removed",
         f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
@@ -89,3 +91,25 @@ def _sparsity_lines(report: PruningReport) -> list[str]:
     if report.chosen != report.due:
         lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
     return lines
+
+
+def file_line(saved: FileSummary) -> str:
+    """Return the size of a file next to the one of its dense model, before anything was cut out of that."""
+    dense = saved.bytes_original
+    sparsity = "" if saved.sparsity is None else f"{percent(saved.sparsity)} sparse, "
+    size = byte_count(saved.bytes_file)
+    return f"{saved.path}: {sparsity}{size}, {percent(saved.bytes_file / dense)} of the dense {byte_count(dense)}"
+
+
+def _unit_lines(report: PruningReport) -> list[str]:
+    """Return what pruning whole units came to."""
+    of = {"units": "units", "flops": "multiply-adds", "parameters": "parameters"}[report.of]
+    lines = [
+        f"units: {report.chosen:,} of {report.choices:,} removed, {percent(report.share)} of the {of} "
+        f"({percent(report.requested)} requested)",
+        f"  with them {percent(report.reached)} of the weights that were to be pruned, "
+        f"{percent(report.model_sparsity)} of all {report.parameters:,} parameters",
+    ]
+    if report.chosen != report.due:
+        lines.append(f"warning: {report.due:,} of {report.choices:,} units were to be removed, {report.chosen:,} are")
+    return [*lines, *(f"  note: {note}" for note in report.notes)]

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from .formats.files import save as save
     from .models import build_model as build_model
     from .pruning.pruner import Pruner as Pruner
+    from .surgery.channels import analyse as analyse
     from .surgery.convert import convert as convert
+    from .surgery.cut_training import cut_optimizer as cut_optimizer
+    from .surgery.cut_training import cut_state as cut_state
     from .surgery.fold import fold as fold
     from .surgery.masks import get_masks as get_masks
     from .surgery.masks import set_masks as set_masks
+    from .surgery.shrink import shrink as shrink
     from .surgery.trace import trace as trace
     from .surgery.verify import verify as verify
     from .training.recipe import Recipe as Recipe
@@ -31,14 +35,18 @@ _HOME = {
     "Pruner": ".pruning.pruner",
     "Recipe": ".training.recipe",
     "SparsifyError": ".errors",
+    "analyse": ".surgery.channels",
     "build_model": ".models",
     "convert": ".surgery.convert",
+    "cut_optimizer": ".surgery.cut_training",
+    "cut_state": ".surgery.cut_training",
     "fold": ".surgery.fold",
     "get_masks": ".surgery.masks",
     "load": ".formats.files",
     "read_recipe": ".training.recipe",
     "save": ".formats.files",
     "set_masks": ".surgery.masks",
+    "shrink": ".surgery.shrink",
     "trace": ".surgery.trace",
     "train": ".training.run",
     "verify": ".surgery.verify",

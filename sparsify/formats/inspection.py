@@ -58,6 +58,16 @@ class FileSummary:
     original_entries: int
     attributes: Mapping[str, Any]
 
+    @property
+    def bytes_original(self) -> int:
+        """The bytes of the dense tensors before the model was cut; those of biases that the cut added do not count."""
+        sizes = [
+            row.bytes_dense // max(1, math.prod(row.shape)) * math.prod(row.original or row.shape)
+            for row in self.rows
+            if not row.added and not row.encoding.startswith("alias")
+        ]
+        return sum(sizes)
+
 
 def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
     """Return what is in the safetensors file at `path`, whoever wrote it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,10 +29,12 @@ class Proof:
     def __init__(self, whole: nn.Module, example_input: Any, *, wanted: bool) -> None:
         self.wanted = wanted
         self.difference: tuple[float, float] | None = None
+        self.seconds: tuple[float, float] | None = None
         self._example = example_input
         self._double = None
         if wanted:
             self._single_outputs = outputs(whole, example_input)
+            self._whole_seconds = _seconds(whole, example_input)
             self._double = copy.deepcopy(whole).double()
             self._double_example = _doubles(example_input)
             self._double_outputs = outputs(self._double, self._double_example)
@@ -57,6 +60,7 @@ class Proof:
             undo()
         if single <= LIMIT_32 and double <= LIMIT_64:
             self.difference = (double, single)
+            self.seconds = (self._whole_seconds, _seconds(small, self._example))
             return "", ""
         return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cuts, found, kept)
 
@@ -82,6 +86,16 @@ def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
     """Return the tensors in the output of a model in eval mode."""
     with torch.no_grad():
         return tensors_in(model(*(example_input if isinstance(example_input, tuple) else (example_input,))))
+
+
+def _seconds(model: nn.Module, example_input: Any) -> float:
+    """Return the median time of three forward passes."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        outputs(model, example_input)
+        times.append(time.perf_counter() - started)
+    return sorted(times)[1]
 
 
 def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:

@@ -119,7 +119,7 @@ class Log:
         except OSError as error:
             raise RunError(f"cannot write {self._file.name}: {error.strerror}") from None
         for key, value in record.items():
-            if key not in ("step", "epoch", "seconds"):
+            if key not in ("step", "epoch", "seconds", "shrunk"):
                 self._events.add_scalar(key, value, record["step"])
 
     def sync(self) -> int:

@@ -20,6 +20,7 @@ from .data import Data, Loader
 from .evaluate import evaluate, logits_of
 from .loss import loss_of
 from .settings import TrainSettings
+from .shrinking import shrink_training
 
 if TYPE_CHECKING:
     from ..pruning.pruner import Pruner
@@ -47,6 +48,7 @@ class Training:
     steps_per_epoch: int
     step: int = 0
     seconds: float = 0.0
+    shrunk: dict[str, Any] | None = None  # what was taken out of the model, once that happened
 
     @property
     def total_steps(self) -> int:
@@ -58,12 +60,14 @@ def train_steps(training: Training) -> Iterator[Record]:
     """Train from `training.step` to the end; yield a record every `log_every` steps and at the end of each epoch.
 
     A record holds step, epoch (from 1), loss and accuracy (means since the last record), lr, sparsity, cycle and
-    seconds, and after an evaluation test_loss and test_accuracy. Raises RunError when the loss is no longer a number.
+    seconds, after an evaluation test_loss and test_accuracy, and once, after the model was shrunk, what went. Raises RunError when the loss is no longer a number.
     """
     settings, optimizer, accelerator = training.settings, training.optimizer, training.accelerator
     started = time.perf_counter() - training.seconds
     training.model.train()
     _start_pruner(training)
+    told = training.shrunk is not None
+    _shrink_if_due(training)
     tally = Tally(accelerator.device)
     while training.step < training.total_steps:
         for batches in _epoch_steps(training):
@@ -82,9 +86,12 @@ def train_steps(training: Training) -> Iterator[Record]:
             optimizer.zero_grad()
             training.step += 1
             _step_pruner(training, tally)
+            _shrink_if_due(training)
             if training.step % settings.log_every == 0 or training.step % training.steps_per_epoch == 0:
                 record = _record(training, tally, lr)
                 record |= _evaluate_if_due(training)
+                if training.shrunk is not None and not told:
+                    record, told = record | {"shrunk": training.shrunk}, True
                 training.seconds = time.perf_counter() - started
                 yield record | {"seconds": training.seconds}
                 tally = Tally(accelerator.device)
@@ -137,7 +144,7 @@ def _set_learning_rate(training: Training) -> float:
 
 
 def _start_pruner(training: Training) -> None:
-    if training.pruner is None:
+    if training.pruner is None or training.shrunk is not None:
         return
 
     def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
@@ -148,7 +155,7 @@ def _start_pruner(training: Training) -> None:
 
 
 def _step_pruner(training: Training, tally: Tally) -> None:
-    if training.pruner is None:
+    if training.pruner is None or training.shrunk is not None:
         return
     try:
         training.pruner.step()
@@ -159,6 +166,12 @@ def _step_pruner(training: Training, tally: Tally) -> None:
             where = f"after step {training.step} of {training.total_steps}"
             raise RunError(f"the weights are no longer numbers {where}; {_advice(training)}") from error
         raise
+
+
+def _shrink_if_due(training: Training) -> None:
+    pruner = training.pruner
+    if pruner is not None and pruner.pruning.shrink and pruner.finished and training.shrunk is None:
+        shrink_training(training)
 
 
 def _record(training: Training, tally: Tally, lr: float) -> Record:

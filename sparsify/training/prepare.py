@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import RunError
 from ..models import build_model
@@ -23,6 +22,7 @@ from .loop import Training
 from .lr_schedules import learning_rate_factor
 from .optimizer import make_accelerator, make_optimizer
 from .recipe import Recipe
+from .shrinking import make_forward
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
         accelerator=accelerator,
         optimizer=accelerator.prepare_optimizer(make_optimizer(model, settings.optimizer)),
         pruner=pruner,
-        forward=_forward(model, compiled=settings.compile, channels_last=settings.channels_last),
+        forward=make_forward(model, compiled=settings.compile, channels_last=settings.channels_last),
         lr_factor=learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
     )
@@ -113,10 +113,3 @@ def _verified(model: nn.Module, input_shape: tuple[int, int, int]) -> VerifyRepo
             "(leave such weights out with prune.ignore, or train without the check: --no-verify, check=False)"
         )
     return report
-
-
-def _forward(model: nn.Module, *, compiled: bool, channels_last: bool) -> Callable[[Tensor], Any]:
-    run: Callable[[Tensor], Any] = torch.compile(model) if compiled else model
-    if not channels_last:
-        return run
-    return lambda images: run(images.contiguous(memory_format=torch.channels_last))

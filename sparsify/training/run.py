@@ -15,13 +15,17 @@ from torch import nn
 
 from ..errors import SparsifyError
 from ..formats.files import save
+from ..formats.stored_cuts import cuts_from, cuts_text, read_cuts
 from ..models import FROM_PYTHON
 from ..pruning.report import PruningReport
+from ..surgery.cuts import cuts_of
+from ..surgery.masks import get_masks, set_masks
 from . import folder as folders
 from .checkpoint import random_state, read_state, set_model_state, set_optimizer_state, set_random_state, write_state
 from .loop import Record, Training, train_steps
 from .prepare import Prepared, prepare
 from .recipe import ModelSettings, Recipe, check_names, parse_recipe, read_recipe
+from .shrinking import cut_as_before
 
 # A checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of the time,
 # and within a long epoch at the first record after ten minutes.
@@ -125,6 +129,9 @@ def _restore(training: Training, folder: Path) -> dict[str, Any]:
     if not (folder / folders.LAST).exists():
         return {}
     state = read_state(folder / folders.LAST)
+    if state.get("shrunk"):
+        set_masks(training.model, state["masks"])
+        cut_as_before(training, cuts_from(read_cuts(state["cuts"])), state["shrunk"])
     set_model_state(training.model, state["model"])
     set_optimizer_state(training.optimizer.optimizer, state["optimizer"])
     if training.pruner is not None:
@@ -178,11 +185,20 @@ class _Keeper:
             "best": self._best,
             "metrics_size": self._log.sync(),
             "model": training.model.state_dict(),
+            **self._cut_state(),
             "optimizer": training.optimizer.optimizer.state_dict(),
             "pruner": training.pruner.state_dict() if training.pruner else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "random": random_state(),
         }
+
+    def _cut_state(self) -> dict[str, Any]:
+        """Return what makes the shrunk model from one that is set up anew."""
+        training = self._prepared.training
+        cuts = cuts_of(training.model)
+        if training.shrunk is None or training.pruner is None or cuts is None:
+            return {}
+        return {"shrunk": training.shrunk, "masks": get_masks(training.pruner.model), "cuts": cuts_text(cuts)}
 
 
 def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:

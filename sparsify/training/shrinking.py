@@ -1,0 +1,61 @@
+"""Shrinking a model in the middle of its training: the optimiser goes on with what is left of its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..surgery.cut_training import cut_optimizer
+from ..surgery.cuts import Cuts, apply_cuts
+from ..surgery.fold import plain_copy
+from ..surgery.remask import mask_again
+from ..surgery.shrink import shrink
+
+if TYPE_CHECKING:
+    from .loop import Training
+
+
+def shrink_training(training: Training) -> None:
+    """Take the dead channels out of the model that is trained; the optimiser keeps the state of what stays.
+
+    `training.model` and `training.forward` are new then, `training.shrunk` tells what went.
+    """
+    example = torch.zeros(1, *training.data.input_shape, device=training.accelerator.device)
+    example.normal_(generator=torch.Generator(example.device).manual_seed(0))
+    report = shrink(training.model, example)
+    _go_on_with(training, mask_again(report.model, training.model, report.cuts), report.cuts)
+    training.shrunk = {
+        "groups": report.groups,
+        "removed": report.removed,
+        "parameters": list(report.parameters),
+        "multiply_adds": list(report.multiply_adds),
+        "seconds": list(report.seconds or ()),
+        "text": str(report),
+    }
+
+
+def cut_as_before(training: Training, cuts: Cuts, shrunk: dict[str, Any]) -> None:
+    """Cut a training that was set up anew as it was cut when its checkpoint was written; its masks are set."""
+    small = apply_cuts(plain_copy(training.model), cuts)
+    _go_on_with(training, mask_again(small, training.model, cuts), cuts)
+    training.shrunk = shrunk
+
+
+def _go_on_with(training: Training, small: nn.Module, cuts: Cuts) -> None:
+    small.train()
+    cut_optimizer(training.optimizer.optimizer, training.model, small, cuts)
+    training.model = small
+    training.forward = make_forward(
+        small, compiled=training.settings.compile, channels_last=training.settings.channels_last
+    )
+
+
+def make_forward(model: nn.Module, *, compiled: bool, channels_last: bool) -> Callable[[Tensor], Any]:
+    """Return what a training step calls: the model, compiled if wanted, on images laid out as wanted."""
+    run: Callable[[Tensor], Any] = torch.compile(model) if compiled else model
+    if not channels_last:
+        return run
+    return lambda images: run(images.contiguous(memory_format=torch.channels_last))
