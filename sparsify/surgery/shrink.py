@@ -40,16 +40,18 @@ class ShrinkReport:
     def __str__(self) -> str:
         lines = [
             f"shrunk: {self.removed:,} of {self.groups:,} channel groups are gone",
-            f"  parameters     {self.parameters[0]:>15,} -> {self.parameters[1]:>15,}  {_ratio(self.parameters)}",
-            f"  multiply-adds  {self.multiply_adds[0]:>15,} -> {self.multiply_adds[1]:>15,}  {_ratio(self.multiply_adds)}",
+            _line("parameters", *(f"{size:,}" for size in self.parameters), _ratio(self.parameters)),
+            _line("multiply-adds", *(f"{cost:,}" for cost in self.multiply_adds), _ratio(self.multiply_adds)),
         ]
         if self.seconds is not None and self.difference is not None:
-            before, after = (f"{1000 * seconds:.1f} ms" for seconds in self.seconds)
-            lines.append(f"  forward pass   {before:>15} -> {after:>15}  {_ratio(self.seconds)}")
-            lines.append(
-                "  the outputs differ by {:.0e} of the largest in float64, {:.0e} in float32".format(*self.difference)
-            )
+            lines.append(_line("forward pass", *(f"{1000 * t:.1f} ms" for t in self.seconds), _ratio(self.seconds)))
+            double, single = self.difference
+            lines.append(f"  the outputs differ by {double:.0e} of the largest in float64, {single:.0e} in float32")
         return "\n".join([*lines, *(f"  kept: {reason}" for reason in self.kept)])
+
+
+def _line(what: str, before: str, after: str, ratio: str) -> str:
+    return f"  {what:13}{before:>17} -> {after:>15}  {ratio}"
 
 
 def _ratio(sizes: tuple[float, float]) -> str:
@@ -162,7 +164,7 @@ class _Attempts:
         return False
 
     def _met_in(self, module: str) -> np.ndarray[Any, Any]:
-        """Return which groups operations in a module's own forward meet, in all modules of its class after ten tries."""
+        """Return which groups a module's own forward meets; after ten tries those of all modules of its class."""
         cls = self.classes.get(module)
         every = len(self.reasons) >= 10
         met = np.zeros(len(self.held) + 1, dtype=bool)

@@ -60,7 +60,8 @@ def train_steps(training: Training) -> Iterator[Record]:
     """Train from `training.step` to the end; yield a record every `log_every` steps and at the end of each epoch.
 
     A record holds step, epoch (from 1), loss and accuracy (means since the last record), lr, sparsity, cycle and
-    seconds, after an evaluation test_loss and test_accuracy, and once, after the model was shrunk, what went. Raises RunError when the loss is no longer a number.
+    seconds, after an evaluation test_loss and test_accuracy, and once, after the model was shrunk, what went. Raises
+    RunError when the loss is no longer a number.
     """
     settings, optimizer, accelerator = training.settings, training.optimizer, training.accelerator
     started = time.perf_counter() - training.seconds
