@@ -6,6 +6,7 @@ activation [1, 64, 56, 56] are kept as [1, 64, 1, 1]. Operations that only move 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ Shape = Sequence[int]
 
 def reshape(form: Tensor, old: Shape, new: Shape) -> Tensor:
     """Return the form of a tensor of shape `old` after it was viewed as `new`; only dimensions that vary grow."""
+    if 0 in old:
+        return form.new_zeros(list(new))
     sizes: list[int] = []
     expanded: list[int] = []
     for before, after in _blocks(old, new):
@@ -60,8 +63,20 @@ def short(form: Tensor) -> Tensor:
     return form
 
 
+def ranked(form: Tensor, rank: int) -> Tensor:
+    """Return a form with dimensions of one entry put in front, as broadcasting does."""
+    return form.reshape([1] * (rank - form.dim()) + list(form.shape))
+
+
 def _plain(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
     moved: Tensor = operation(form, *args)
+    return moved
+
+
+def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def moved(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+        return function(form, *args)
+
     return moved
 
 
@@ -99,6 +114,9 @@ def _select(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> 
 def _along(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
     """Flip or roll: along the dimensions that vary."""
     *first, dims = args
+    if operation.overloadpacket is torch.ops.aten.roll and (not first or not dims):  # of the flattened tensor
+        rolled: Tensor = _full(form, old, new, args, operation)
+        return rolled
     moved = form
     for i, d in enumerate(dims):
         if form.shape[d] > 1:
@@ -115,17 +133,22 @@ def _index_select(form: Tensor, old: Shape, new: Shape, args: Any, operation: An
     return form if form.shape[args[0]] == 1 else form.index_select(args[0], args[1])
 
 
-def moves(name: str, old: Shape, new: Shape) -> bool:
+def moves(name: str, old: Shape, new: Shape, args: Sequence[Any] = ()) -> bool:
     """Whether an operation only moves the entries of one tensor of shape `old` to one of shape `new`, or to several."""
-    return name in PARTS or (name in MOVES and (name != "as_strided_" or tuple(old) == tuple(new)))
+    if name == "as_strided_":  # what pooling to one position does in channels-last memory
+        return tuple(old) == tuple(new) and len(old) == 4 and old[2:] == (1, 1) and list(args[1][:2]) == [old[1], 1]
+    if name in ("view", "_unsafe_view", "reshape", "_reshape_alias"):  # not those that cut numbers into bytes
+        return math.prod(old) == math.prod(new)
+    return name in PARTS or name in MOVES
 
 
 # Operations with one tensor in and one out that only move entries: form, shapes before and after, other arguments.
 MOVES: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _reshape),
     **dict.fromkeys(("permute", "transpose", "t", "unsqueeze", "movedim"), _plain),
+    **{f"{function.__name__}_": _in_place(function) for function in (torch.transpose, torch.t, torch.unsqueeze)},
     **dict.fromkeys(
-        ("clone", "_to_copy", "alias", "as_strided_", "detach", "contiguous", "lift_fresh", "dropout", "view_as_real_copy"), _same
+        ("clone", "_to_copy", "alias", "as_strided_", "detach", "contiguous", "lift_fresh", "dropout"), _same
     ),
     "expand": _expand,
     **dict.fromkeys(("squeeze", "squeeze_"), _squeeze),
@@ -134,7 +157,7 @@ MOVES: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("flip", "roll"), _along),
     "repeat": _repeat,
     "index_select": _index_select,
-    **dict.fromkeys(("unfold", "pixel_shuffle", "pixel_unshuffle", "diagonal", "index"), _full),
+    **dict.fromkeys(("unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "index"), _full),
 }
 
 

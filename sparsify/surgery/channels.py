@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .coupling import FIXED, Coupling, varying
 from .liveness import Liveness
-from .tape import Tape, Value, record
+from .tape import Tape, record
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Channels:
 
 @dataclass(frozen=True)
 class Study:
-    """What `analyse` worked out on the way: the recorded pass, its couplings, the group id of each number (-1: stays)."""
+    """What `analyse` worked out on the way: the pass, its couplings, the group id of each number (-1: stays)."""
 
     tape: Tape
     coupling: Coupling
@@ -129,7 +129,7 @@ def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count:
             dims = varying(axis)
             others = [d for d in range(flags.dim()) if d not in dims and flags.shape[d] > 1]
             reduced = flags.amax(others, keepdim=True) if others else flags
-            numbers, reduced = torch.broadcast_tensors(axis, reduced)
+            numbers, reduced = torch.broadcast_tensors(axis, reduced)  # type: ignore[no-untyped-call]
             alive[ids[numbers[reduced].numpy()]] = True
     return alive[:count]
 

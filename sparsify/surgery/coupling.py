@@ -36,7 +36,7 @@ class Numbers:
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Note that the numbers in `a` and `b`, broadcast together, are the same channels."""
-        a, b = torch.broadcast_tensors(a, b)
+        a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
         self._pairs.append((a.reshape(-1).numpy(), b.reshape(-1).numpy()))
 
     def fix(self, numbers: Tensor) -> None:
@@ -249,7 +249,9 @@ def move(coupling: Coupling, step: Step) -> None:
 def moves_entries(step: Step) -> bool:
     """Whether a step only moves the entries of its first argument."""
     first = step.args[0] if step.args else None
-    return isinstance(first, Value) and bool(step.results) and forms.moves(step.name, first.shape, step.results[0].shape)
+    if not isinstance(first, Value) or not step.results:
+        return False
+    return forms.moves(step.name, first.shape, step.results[0].shape, step.args)
 
 
 def constants(arguments: Any) -> Any:

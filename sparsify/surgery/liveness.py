@@ -24,7 +24,7 @@ class _Spread(torch.autograd.Function):
         return (x > 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return (gradient > 0).to(gradient.dtype)
 
 
@@ -47,7 +47,7 @@ class Liveness:
             self.ends += [self.of(value) for value in tape.outputs]
             total = sum((flag.sum() for flag in self.ends), torch.zeros(()))
             if total.requires_grad:
-                total.backward()
+                total.backward()  # type: ignore[no-untyped-call]
 
     def of(self, value: Value) -> Tensor:
         """Return a Value's flags, a form of it."""

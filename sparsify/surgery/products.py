@@ -1,67 +1,15 @@
-"""Rules of operations that multiply and add up: convolutions, matrix products, attention."""
+"""Rules of operations that multiply and add up: matrix products, attention."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
 from .tape import Step, Value
-
-
-def _couple_convolution(coupling: Coupling, step: Step) -> None:
-    value, weight, bias, *_, transposed, _, groups = step.args
-    result = step.results[0]
-    numbers = coupling.numbers
-    inputs, outputs = (0, 1) if transposed else (1, 0)
-    own = {varying(axis)[0]: axis for axis in coupling.of(weight) if len(varying(axis)) == 1}
-    if any(len(varying(axis)) > 1 for axis in coupling.of(weight)):
-        coupling.fix(weight)
-    for d in range(2, len(weight.shape)):
-        if d in own:
-            numbers.fix(own[d])
-    left = []
-    entering = None
-    for axis in coupling.of(value):
-        if varying(axis) == (1,):
-            entering = axis.reshape(-1)
-        elif varying(axis) == (0,):
-            left.append(axis)
-        else:
-            numbers.fix(axis)
-    channels = value.shape[1]
-    leaving = _numbers_along(own, outputs, weight.shape[outputs])
-    if groups == 1:
-        tie_or_fix(coupling, entering, _numbers_along(own, inputs, channels), channels)
-    else:
-        leaving = _couple_groups(coupling, entering, own, weight.shape, groups, channels, transposed=transposed)
-    if leaving is not None:
-        shape = [1] * len(result.shape)
-        shape[1] = -1
-        if bias is not None:
-            for axis in coupling.of(bias):
-                numbers.tie(axis, leaving)
-                coupling.produced.append(axis)
-            if not coupling.of(bias) and len(leaving) > 1:
-                numbers.fix(leaving)
-        left.append(leaving.reshape(shape))
-    elif bias is not None:
-        coupling.fix(bias)
-    coupling.produced += [axis for d, axis in own.items() if d == outputs or (groups > 1 and d == 0)]
-    coupling.set(result, left)
-    positions = math.prod(result.shape) if not transposed else math.prod(value.shape)
-    cost = positions * math.prod(weight.shape) // weight.shape[0]
-    coupling.operations.append((step, cost, tuple(own[d].reshape(-1) for d in sorted(own) if d < 2)))
-
-
-def _numbers_along(own: dict[int, Tensor], d: int, size: int) -> Tensor | None:
-    """Return a weight's numbers along one dimension; one of size 1 has none."""
-    return own[d].reshape(-1) if d in own else (torch.zeros(1, dtype=torch.int64) if size == 1 else None)
 
 
 def tie_or_fix(coupling: Coupling, a: Tensor | None, b: Tensor | None, size: int) -> None:
@@ -76,67 +24,6 @@ def tie_or_fix(coupling: Coupling, a: Tensor | None, b: Tensor | None, size: int
             coupling.numbers.fix(side)
 
 
-def _couple_groups(
-    coupling: Coupling,
-    entering: Tensor | None,
-    own: dict[int, Tensor],
-    shape: tuple[int, ...],
-    groups: int,
-    channels: int,
-    *,
-    transposed: bool,
-) -> Tensor | None:
-    """Couple a grouped convolution and return the numbers of its output channels.
-
-    Either whole groups go, with their inputs and outputs, or the same position of every group: whichever leaves more
-    to choose from. Depthwise convolutions are the first case with one channel to a group.
-    """
-    numbers = coupling.numbers
-    if transposed:  # weight [in, out / groups]: the second dimension is shared by all groups
-        if shape[1] == 1 and 0 in own and entering is not None:
-            numbers.tie(own[0].reshape(-1), entering)
-            return own[0].reshape(groups, -1)[:, :1].reshape(-1) if channels == groups else _fixed(coupling, own, entering)
-        return _fixed(coupling, own, entering)
-    leaving = _numbers_along(own, 0, shape[0])
-    if leaving is None or entering is None:
-        return _fixed(coupling, own, entering)
-    width = channels // groups
-    into, out = entering.reshape(groups, width), leaving.reshape(groups, -1)
-    if groups >= width:
-        numbers.tie(into, out[:, :1])
-        numbers.tie(out, out[:, :1])
-        if width > 1:
-            numbers.tie(into, into[:, :1])
-            if 1 in own:
-                numbers.fix(own[1])
-    else:
-        within = _numbers_along(own, 1, width)
-        if within is None or out.shape[1] == 1:
-            return _fixed(coupling, own, entering)
-        numbers.tie(into, within[None, :])
-        numbers.tie(out, out[:1])
-    return leaving
-
-
-def _fixed(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None) -> None:
-    for axis in [*own.values(), *([] if entering is None else [entering])]:
-        coupling.numbers.fix(axis)
-
-
-def _flow_convolution(live: Liveness, step: Step) -> None:
-    value, weight, bias, *_, transposed, _, groups = step.args
-    rank = len(value.shape)
-    flags = live.of(value)
-    flags = flags.sum([d for d in range(rank) if d > 1], keepdim=True) if rank > 2 else flags
-    flags = flags.expand(-1, value.shape[1], *[-1] * (rank - 2)).reshape(flags.shape[0], value.shape[1], 1)
-    kernel = live.of(weight)
-    kernel = kernel.expand(weight.shape[0], weight.shape[1], *[-1] * (kernel.dim() - 2)).flatten(2).sum(2, keepdim=True)
-    product = (F.conv_transpose1d if transposed else F.conv1d)(flags, kernel, groups=groups)
-    if bias is not None:
-        product = product + live.of(bias).reshape(1, -1, 1)
-    live.set(step.results[0], spread(product.reshape(product.shape[0], -1, *[1] * (rank - 2))))
-
-
 def _operands(step: Step) -> tuple[Value | None, Value, Value]:
     if step.name in ("addmm", "baddbmm", "addmv"):
         return step.args[0], step.args[1], step.args[2]
@@ -146,49 +33,55 @@ def _operands(step: Step) -> tuple[Value | None, Value, Value]:
 def _couple_matmul(coupling: Coupling, step: Step) -> None:
     """[batch, n, m] @ [batch, m, p]; channels split over batch and m (or p) follow the batch: whole attention heads."""
     added, a, b = _operands(step)
-    numbers = coupling.numbers
-    rank = len(step.results[0].shape)
+    result = step.results[0]
+    rank = len(result.shape)
     vector = len(b.shape) < len(a.shape)
-    sizes = a.shape[-1]
-    left: list[Tensor] = []
-    summed: list[Tensor | None] = [None, None]
-    batch = []
-    for side, value, dim in ((0, a, len(a.shape) - 1), (1, b, len(b.shape) - (1 if vector else 2))):
-        followed = []
-        for axis in coupling.of(value):
-            if varying(axis) == (dim,):
-                summed[side] = axis.reshape(-1)
-                continue
-            if dim in varying(axis):
-                first = axis.narrow(dim, 0, 1)
-                numbers.tie(axis, first)
-                axis = first
-            followed.append(axis)
-            if value.constant is not None and set(varying(axis)) <= {len(value.shape) - 1, len(value.shape) - 2}:
-                coupling.produced.append(axis)
-        batch.append(followed)
-    tie_or_fix(coupling, summed[0], summed[1], sizes)
+    summed_a, left = _apart(coupling, a, len(a.shape) - 1)
+    summed_b, right = _apart(coupling, b, len(b.shape) - (1 if vector else 2))
+    tie_or_fix(coupling, summed_a, summed_b, a.shape[-1])
     if vector:
-        left = [axis.squeeze(-1) for axis in batch[0]]
+        found = [axis.squeeze(-1) for axis in left]
     else:
         if rank == 3:
-            leading = [([axis for axis in side if 0 in varying(axis)], [v.shape[0], 1, 1]) for side, v in zip(batch, (a, b))]
-            short = [([axis.narrow(1, 0, 1).narrow(2, 0, 1) for axis in axes], shape) for axes, shape in leading]
-            for (axes, _), (own, _) in zip(leading, short, strict=True):
-                for axis, brief in zip(axes, own, strict=True):
-                    numbers.tie(axis, brief)
-            coupling.matched(short)
-        left = [*batch[0], *batch[1]]
+            coupling.matched([_batches(coupling, left, a), _batches(coupling, right, b)])
+        found = [*left, *right]
     if added is not None:
         ones = [1] * (rank - len(added.shape))
         extra = [axis.reshape(ones + list(axis.shape)) for axis in coupling.of(added)]
         coupling.produced += coupling.of(added) if added.constant is not None else []
-        full = [1 if size == 1 else size for size in step.results[0].shape]
-        left = coupling.matched([(left, full), (extra, [*ones, *added.shape])])
-    coupling.set(step.results[0], left)
-    cost = math.prod(step.results[0].shape) * sizes
-    everything = [*coupling.axes[step.results[0]], *([summed[0]] if summed[0] is not None else [])]
-    coupling.operations.append((step, cost, tuple(axis.reshape(-1) for axis in everything if len(varying(axis)) == 1)))
+        found = coupling.matched([(found, result.shape), (extra, [*ones, *added.shape])])
+    coupling.set(result, found)
+    axes = [*coupling.axes[result], *([summed_a] if summed_a is not None else [])]
+    cost = math.prod(result.shape) * a.shape[-1]
+    coupling.operations.append((step, cost, tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1)))
+
+
+def _apart(coupling: Coupling, value: Value, dim: int) -> tuple[Tensor | None, list[Tensor]]:
+    """Return the numbers along the dimension of a matrix that is summed over, and the axes that are left."""
+    summed = None
+    left = []
+    for axis in coupling.of(value):
+        if varying(axis) == (dim,):
+            summed = axis.reshape(-1)
+            continue
+        if dim in varying(axis):
+            first = axis.narrow(dim, 0, 1)
+            coupling.numbers.tie(axis, first)
+            axis = first
+        left.append(axis)
+        if value.constant is not None and set(varying(axis)) <= {len(value.shape) - 1, len(value.shape) - 2}:
+            coupling.produced.append(axis)
+    return summed, left
+
+
+def _batches(coupling: Coupling, axes: list[Tensor], value: Value) -> tuple[list[Tensor], list[int]]:
+    """Return the axes along the first dimension of a batch of matrices, which within a matrix do not vary."""
+    found = []
+    for axis in axes:
+        if 0 in varying(axis):
+            found.append(axis.narrow(1, 0, 1).narrow(2, 0, 1))
+            coupling.numbers.tie(axis, found[-1])
+    return found, [value.shape[0], 1, 1]
 
 
 def _flow_matmul(live: Liveness, step: Step) -> None:
@@ -227,7 +120,9 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
     mask = _attention_mask(step)
     if mask is not None:
         ones = [1] * (len(q.shape) - len(mask.shape))
-        left = [axis for axis in coupling.of(mask) if not set(varying(axis)) & {len(mask.shape) - 1, len(mask.shape) - 2}]
+        left = [
+            axis for axis in coupling.of(mask) if not set(varying(axis)) & {len(mask.shape) - 1, len(mask.shape) - 2}
+        ]
         for axis in coupling.of(mask):
             if not any(axis is kept for kept in left):
                 numbers.fix(axis)
@@ -244,10 +139,8 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
 
 
 def _attention_mask(step: Step) -> Value | None:
-    given: Any = step.kwargs.get("attn_mask")
-    if given is None and len(step.args) > 3 and isinstance(step.args[3], Value):
-        given = step.args[3]
-    return given
+    given = step.args[3] if len(step.args) > 3 else step.kwargs.get("attn_mask", step.kwargs.get("attn_bias"))
+    return given if isinstance(given, Value) else None
 
 
 def _flow_attention(live: Liveness, step: Step) -> None:
@@ -264,7 +157,6 @@ def _flow_attention(live: Liveness, step: Step) -> None:
 _MATMUL = (_couple_matmul, _flow_matmul)
 _ATTENTION = (_couple_attention, _flow_attention)
 PRODUCTS = {
-    "convolution": (_couple_convolution, _flow_convolution),
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv"), _MATMUL),
     **dict.fromkeys(
         (

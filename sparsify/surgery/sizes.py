@@ -93,8 +93,8 @@ def new_groups(step: Any, kept: Kept) -> int:
     """Return the number of groups of a convolution after the cut."""
     value, weight, transposed, groups = step.args[0], step.args[1], step.args[6], step.args[8]
     if transposed:
-        return kept.shape(value)[1] * groups // value.shape[1]
-    return kept.shape(value)[1] // kept.shape(weight)[1]
+        return int(kept.shape(value)[1] * groups // value.shape[1])
+    return int(kept.shape(value)[1] // kept.shape(weight)[1])
 
 
 def layer_attributes(model: nn.Module, study: Study, kept: Kept) -> dict[str, int]:

@@ -1,0 +1,132 @@
+"""Rules of convolutions: dense, grouped, depthwise, transposed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .coupling import Coupling, varying
+from .liveness import Liveness, spread
+from .products import tie_or_fix
+from .tape import Step
+
+
+def _couple_convolution(coupling: Coupling, step: Step) -> None:
+    value, weight, bias, *_, transposed, _, groups = step.args
+    result = step.results[0]
+    numbers = coupling.numbers
+    inputs, outputs = (0, 1) if transposed else (1, 0)
+    own = {varying(axis)[0]: axis for axis in coupling.of(weight) if len(varying(axis)) == 1}
+    if any(len(varying(axis)) > 1 for axis in coupling.of(weight)):
+        coupling.fix(weight)
+    for d in range(2, len(weight.shape)):
+        if d in own:
+            numbers.fix(own[d])
+    left = []
+    entering = None
+    for axis in coupling.of(value):
+        if varying(axis) == (1,):
+            entering = axis.reshape(-1)
+        elif varying(axis) == (0,):
+            left.append(axis)
+        else:
+            numbers.fix(axis)
+    channels = value.shape[1]
+    leaving = _numbers_along(own, outputs, weight.shape[outputs])
+    if groups == 1:
+        tie_or_fix(coupling, entering, _numbers_along(own, inputs, channels), channels)
+    else:
+        leaving = _couple_groups(coupling, entering, own, weight.shape, groups, channels, transposed=transposed)
+    if leaving is not None:
+        shape = [1] * len(result.shape)
+        shape[1] = -1
+        if bias is not None:
+            for axis in coupling.of(bias):
+                numbers.tie(axis, leaving)
+                coupling.produced.append(axis)
+            if not coupling.of(bias) and len(leaving) > 1:
+                numbers.fix(leaving)
+        left.append(leaving.reshape(shape))
+    elif bias is not None:
+        coupling.fix(bias)
+    coupling.produced += [axis for d, axis in own.items() if d == outputs or (groups > 1 and d == 0)]
+    coupling.set(result, left)
+    positions = math.prod(result.shape) if not transposed else math.prod(value.shape)
+    cost = positions * math.prod(weight.shape) // weight.shape[0]
+    coupling.operations.append((step, cost, tuple(own[d].reshape(-1) for d in sorted(own) if d < 2)))
+
+
+def _numbers_along(own: dict[int, Tensor], d: int, size: int) -> Tensor | None:
+    """Return a weight's numbers along one dimension; one of size 1 has none."""
+    return own[d].reshape(-1) if d in own else (torch.zeros(1, dtype=torch.int64) if size == 1 else None)
+
+
+def _couple_groups(
+    coupling: Coupling,
+    entering: Tensor | None,
+    own: dict[int, Tensor],
+    shape: tuple[int, ...],
+    groups: int,
+    channels: int,
+    *,
+    transposed: bool,
+) -> Tensor | None:
+    """Couple a grouped convolution and return the numbers of its output channels.
+
+    Either whole groups go, with their inputs and outputs, or the same position of every group: whichever leaves more
+    to choose from. Depthwise convolutions are the first case with one channel to a group.
+    """
+    numbers = coupling.numbers
+    if transposed:  # weight [in, out / groups]: the second dimension is shared by all groups
+        if shape[1] == 1 and 0 in own and entering is not None:
+            numbers.tie(own[0].reshape(-1), entering)
+            if channels == groups:
+                return own[0].reshape(-1)
+        _fix_all(coupling, own, entering)
+        return None
+    leaving = _numbers_along(own, 0, shape[0])
+    if leaving is None or entering is None:
+        _fix_all(coupling, own, entering)
+        return None
+    width = channels // groups
+    into, out = entering.reshape(groups, width), leaving.reshape(groups, -1)
+    if groups >= width:
+        numbers.tie(into, out[:, :1])
+        numbers.tie(out, out[:, :1])
+        if width > 1:
+            numbers.tie(into, into[:, :1])
+            if 1 in own:
+                numbers.fix(own[1])
+    else:
+        within = _numbers_along(own, 1, width)
+        if within is None or out.shape[1] == 1:
+            _fix_all(coupling, own, entering)
+        return None
+        numbers.tie(into, within[None, :])
+        numbers.tie(out, out[:1])
+    return leaving
+
+
+def _fix_all(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None) -> None:
+    for axis in [*own.values(), *([] if entering is None else [entering])]:
+        coupling.numbers.fix(axis)
+
+
+def _flow_convolution(live: Liveness, step: Step) -> None:
+    value, weight, bias, *_, transposed, _, groups = step.args
+    rank = len(value.shape)
+    flags = live.of(value)
+    flags = flags.sum([d for d in range(rank) if d > 1], keepdim=True) if rank > 2 else flags
+    flags = flags.expand(-1, value.shape[1], *[-1] * (rank - 2)).reshape(flags.shape[0], value.shape[1], 1)
+    kernel = live.of(weight)
+    kernel = kernel.expand(weight.shape[0], weight.shape[1], *[-1] * (kernel.dim() - 2)).flatten(2).sum(2, keepdim=True)
+    product = (F.conv_transpose1d if transposed else F.conv1d)(flags, kernel, groups=groups)
+    if bias is not None:
+        product = product + live.of(bias).reshape(1, -1, 1)
+    live.set(step.results[0], spread(product.reshape(product.shape[0], -1, *[1] * (rank - 2))))
+
+
+CONVOLUTIONS = {"convolution": (_couple_convolution, _flow_convolution)}
