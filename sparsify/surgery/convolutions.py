@@ -104,7 +104,7 @@ def _couple_groups(
         within = _numbers_along(own, 1, width)
         if within is None or out.shape[1] == 1:
             _fix_all(coupling, own, entering)
-        return None
+            return None
         numbers.tie(into, within[None, :])
         numbers.tie(out, out[:1])
     return leaving

@@ -107,6 +107,9 @@ class _Attempts:
             if not problem or self._without_an_attribute(gone, where):
                 return gone
             more = self._met_in(where) & gone
+            while where and not more.any():  # what the module was given comes from further out
+                where = where.rpartition(".")[0]
+                more = self._met_in(where) & gone
             if not more.any():
                 place = where or type(self.model).__name__
                 raise RunError(f"shrink: {place}: {problem}; nothing was changed")
