@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .channels import Study
-from .cuts import Cuts, cut
+from .cuts import Cuts, cut, every_tensor
+from .effects import changed_buffers, unchanged
+from .recording import all_double
 from .sizes import Kept
-from .tape import record, tensors_in
+from .tape import own_inputs, record, tensors_in
 
-# The largest difference allowed, as a share of the largest output. In float32 sums are taken in another order.
+# The largest difference allowed, as a share of the largest output. In few bits it matters in which order one adds.
 LIMIT_64 = 1e-10
-LIMIT_32 = 1e-4
+LIMITS = {torch.float64: LIMIT_64, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+NOT_A_VALUE = 1e30  # what stands for minus infinity is no measure of the other outputs
 
 
 class Proof:
@@ -35,9 +38,10 @@ class Proof:
         if wanted:
             self._single_outputs = outputs(whole, example_input)
             self._whole_seconds = _seconds(whole, example_input)
+            self._limit = max(LIMITS.get(t.dtype, 0.0) for t in [torch.zeros(()), *every_tensor(whole).values()])
             self._double = copy.deepcopy(whole).double()
             self._double_example = _doubles(example_input)
-            self._double_outputs = outputs(self._double, self._double_example)
+            self._double_outputs = self._in_double()
 
     def check(self, small: nn.Module, cuts: Cuts, found: Study, kept: Kept) -> tuple[str, str]:
         """Return what is wrong with a model that was cut, and in which module; nothing if it is right."""
@@ -54,25 +58,35 @@ class Proof:
             return f"outputs have the shapes {shapes} instead of {expected}", self._first(cuts, found, kept)
         single = apart(outcome, self._single_outputs)
         double = float("inf")
-        if single <= LIMIT_32:
+        if single <= self._limit:
             undo = cut(self._double, cuts)
-            double = apart(outputs(self._double, self._double_example), self._double_outputs)
-            undo()
-        if single <= LIMIT_32 and double <= LIMIT_64:
+            try:
+                double = apart(self._in_double(), self._double_outputs)
+            finally:
+                undo()
+        if single <= self._limit and double <= LIMIT_64:
             self.difference = (double, single)
             self.seconds = (self._whole_seconds, _seconds(small, self._example))
             return "", ""
         return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cuts, found, kept)
+
+    def _in_double(self) -> list[Tensor]:
+        assert self._double is not None
+        with all_double():
+            return outputs(self._double, self._double_example)
 
     def _first(self, cuts: Cuts, found: Study, kept: Kept) -> str:
         """Return the module with the first operation whose results are not what is left of the whole model's."""
         assert self._double is not None
         whole: list[tuple[Tensor, ...]] = []
         small: list[tuple[Tensor, ...]] = []
-        record(self._double, self._double_example, whole)
-        undo = cut(self._double, cuts)
-        record(self._double, self._double_example, small)
-        undo()
+        with all_double():
+            record(self._double, self._double_example, whole)
+            undo = cut(self._double, cuts)
+            try:
+                record(self._double, self._double_example, small)
+            finally:
+                undo()
         for step, before, after in zip(found.tape.steps, whole, small, strict=False):
             for value, a, b in zip(step.results, before, after, strict=False):
                 for d in range(a.dim()):
@@ -84,8 +98,8 @@ class Proof:
 
 def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
     """Return the tensors in the output of a model in eval mode."""
-    with torch.no_grad():
-        return tensors_in(model(*(example_input if isinstance(example_input, tuple) else (example_input,))))
+    with torch.no_grad(), unchanged(model), changed_buffers(model, []):
+        return tensors_in(model(*own_inputs(example_input)))
 
 
 def _seconds(model: nn.Module, example_input: Any) -> float:
@@ -100,11 +114,13 @@ def _seconds(model: nn.Module, example_input: Any) -> float:
 
 def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """Return max |difference| / max |theirs| over all tensors; entries that are not numbers in both are equal."""
-    largest = max((float(t.abs().nan_to_num().max()) for t in theirs if t.numel()), default=0.0)
-    difference = 0.0
+    largest = difference = 0.0
     for a, b in zip(ours, theirs, strict=True):
-        same = (a == b) | ((a != a) & (b != b))
         if a.numel():
+            a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+            size = b.abs()
+            largest = max(largest, float(torch.where(size < NOT_A_VALUE, size, 0).max()))
+            same = (a == b) | ((a != a) & (b != b))
             difference = max(difference, float(torch.where(same, 0, (a - b).abs()).nan_to_num(nan=float("inf")).max()))
     return difference / largest if largest else difference
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
 
 _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}
 
@@ -74,3 +76,35 @@ def module_names(model: nn.Module, running: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Has operations that a forward asks for in few bits done in float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in _SHORTER:
+            kwargs["dtype"] = torch.float64
+        leaves = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        if any(leaf.dtype == torch.float64 for leaf in leaves) and not func._schema.is_mutable:
+            args, kwargs = tree_map(_widened, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+_SHORTER = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _widened(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype in _SHORTER else leaf
+
+
+@contextmanager
+def all_double() -> Iterator[None]:
+    """Compute in float64 in the block, also where code asks for float32 or makes tensors of it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Doubles():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        torch.set_default_dtype(before)

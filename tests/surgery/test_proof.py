@@ -1,0 +1,86 @@
+"""How outputs are compared, and what a difference is."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.surgery.proof import apart, outputs
+from sparsify.surgery.recording import all_double
+from sparsify.surgery.shrink import shrink
+
+
+def test_the_difference_is_the_largest_over_the_largest() -> None:
+    assert apart([torch.tensor([1.0, 4.0])], [torch.tensor([2.0, 4.0])]) == 0.25
+    assert apart([torch.tensor([1.0]), torch.tensor([8.0])], [torch.tensor([2.0]), torch.tensor([8.0])]) == 0.125
+    assert apart([torch.tensor([0.5])], [torch.tensor([0.0])]) == 0.5, "of nothing it is the difference itself"
+    assert apart([torch.empty(0)], [torch.empty(0)]) == 0
+
+
+def test_equal_infinities_and_no_numbers_are_no_difference_and_no_measure() -> None:
+    inf, nan = math.inf, math.nan
+    assert apart([torch.tensor([nan, inf, 2.0])], [torch.tensor([nan, inf, 2.0])]) == 0
+    assert apart([torch.tensor([nan])], [torch.tensor([1.0])]) > 1e300
+    assert apart([torch.tensor([inf, 2.0])], [torch.tensor([-inf, 2.0])]) > 1e300
+    assert apart([torch.tensor([-inf, 2.5])], [torch.tensor([-inf, 2.0])]) == 0.25
+    lowest = torch.finfo(torch.float32).min
+    assert apart([torch.tensor([lowest, 2.5])], [torch.tensor([lowest, 2.0])]) == 0.25
+
+
+def test_whole_numbers_and_truths_are_compared() -> None:
+    assert apart([torch.tensor([True, False])], [torch.tensor([True, True])]) == 1
+    assert apart([torch.tensor([3])], [torch.tensor([4])]) == 0.25
+
+
+class Own(nn.Module):
+    """A forward that computes in float32 whatever it is given, with a constant that it makes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.last = nn.Linear(8, 2)
+        self.scale = torch.full((4,), 1.5)  # no buffer: model.double() does not reach it
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x * self.scale).float().relu()
+        x = x * torch.rsqrt(x.to(torch.float32).square().sum(-1, keepdim=True) + 1)
+        self.seen.append(x.dtype)
+        return self.last(x)
+
+
+def test_float64_is_kept_where_the_forward_asks_for_less() -> None:
+    model = Own()
+    with torch.no_grad():
+        model.first.weight[::2], model.first.bias[::2] = 0, 0
+    report = shrink(model, torch.randn(3, 4))
+    assert report.removed == 4 and report.difference is not None
+    assert report.difference[0] < 1e-14
+    with all_double():
+        assert Own().double()(torch.randn(3, 4).double()).dtype == torch.float64
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_models_in_half_precision_are_compared_by_what_it_can_tell() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).to(dtype)
+        with torch.no_grad():
+            model[0].weight[::2], model[0].bias[::2] = 0, 0
+        report = shrink(model, torch.randn(3, 64, dtype=dtype))
+        assert report.removed == 32 and report.model[0].weight.dtype == dtype
+        assert report.difference is not None and report.difference[0] < 1e-14
+
+
+def test_outputs_leave_the_input_and_the_buffers_alone() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            return x.mul_(2) + self.calls
+
+    model, x = Counts(), torch.ones(2)
+    assert [outputs(model, x)[0].tolist() for _ in range(2)] == [[3.0, 3.0]] * 2
+    assert x.tolist() == [1.0, 1.0] and model.calls == 0
