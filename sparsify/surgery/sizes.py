@@ -19,12 +19,12 @@ from .tape import Value
 
 
 class Change(NamedTuple):
-    """A number in a module's forward that becomes another one."""
+    """A number in a module's forward that becomes another one, or all the sizes of a split."""
 
     module: str
     operation: str
-    old: int
-    new: int
+    old: int | tuple[int, ...]
+    new: int | tuple[int, ...]
 
 
 class Kept:
@@ -63,17 +63,20 @@ def changes(study: Study, kept: Kept) -> list[Change]:
     return list(found)
 
 
-def _arguments(step: Any, kept: Kept) -> Iterator[tuple[int, int]]:
+def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
     value = step.args[0] if step.args and isinstance(step.args[0], Value) else None
     if step.name in ("view", "_unsafe_view", "reshape", "expand", "repeat", "new_zeros"):
         yield from zip(step.results[0].shape, kept.shape(step.results[0]), strict=True)
     elif step.name == "split_with_sizes":
         dim = step.args[2] if len(step.args) > 2 else 0
-        for result in step.results:
-            yield result.shape[dim], kept.shape(result)[dim]
-    elif step.name == "split":
+        old = tuple(result.shape[dim] for result in step.results)
+        new = tuple(kept.shape(result)[dim] for result in step.results)
+        yield old, new
+        yield from zip(old, new, strict=True)
+    elif step.name == "split" and value is not None:
         dim = step.args[2] if len(step.args) > 2 else 0
         yield step.args[1], kept.shape(step.results[0])[dim]
+        yield value.shape[dim], kept.shape(value)[dim]  # forwards divide this by the number of parts
     elif step.name == "slice" and value is not None:
         dim = step.args[1] if len(step.args) > 1 else 0
         stay = kept.along(value, dim)
@@ -85,8 +88,6 @@ def _arguments(step: Any, kept: Kept) -> Iterator[tuple[int, int]]:
     elif step.name == "native_group_norm":
         per = step.args[4] // step.args[6]
         yield step.args[6], kept.shape(step.args[0])[1] // per if step.args[6] > 1 else 1
-    elif step.name == "native_layer_norm":
-        pass
 
 
 def new_groups(step: Any, kept: Kept) -> int:
@@ -141,23 +142,25 @@ def _sizes(
 
 def own_attributes(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
     """Return {dotted path: (old, new)} of the attributes that the changed numbers may have come from."""
-    wanted: dict[str, dict[int, set[int]]] = {}
+    wanted: dict[str, dict[Any, set[Any]]] = {}
     for change in found:
         wanted.setdefault(change.module, {}).setdefault(change.old, set()).add(change.new)
-    sources = {}
+    sources: dict[str, tuple[int, int]] = {}
     for path, numbers in wanted.items():
-        module = model.get_submodule(path)
-        for attribute, held in _integers(module):
-            if len(numbers.get(held, ())) == 1:
-                sources[f"{path}.{attribute}" if path else attribute] = (held, next(iter(numbers[held])))
-    return sources
+        prefix = f"{path}." if path else ""
+        for name, held in vars(model.get_submodule(path)).items():
+            new = numbers.get(held, ()) if _is_sizes(held) else ()
+            if len(new) == 1:
+                changed = zip(held, next(iter(new)), strict=True) if isinstance(held, tuple) else [(held, *new)]
+                items = {f"{prefix}{name}.{i}": pair for i, pair in enumerate(changed)}
+                sources |= items if isinstance(held, tuple) else {f"{prefix}{name}": items.popitem()[1]}
+            elif isinstance(held, (tuple, list)):
+                for i, item in enumerate(held):
+                    if type(item) is int and len(numbers.get(item, ())) == 1:
+                        sources[f"{prefix}{name}.{i}"] = (item, next(iter(numbers[item])))
+    return {path: pair for path, pair in sources.items() if pair[0] != pair[1]}
 
 
-def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    for name, held in module.__dict__.items():
-        if type(held) is int:
-            yield name, held
-        elif isinstance(held, (tuple, list)):
-            for i, item in enumerate(held):
-                if type(item) is int:
-                    yield f"{name}.{i}", item
+def _is_sizes(held: Any) -> bool:
+    """Whether an attribute is one size, or a tuple of sizes that may be those of a split."""
+    return type(held) is int or (isinstance(held, tuple) and all(type(item) is int for item in held))
