@@ -182,6 +182,10 @@ class Coupling:
             RULES[step.name].couple(self, step)
         elif pointwise(step):
             self.combine(step.results[0], step.inputs)
+            if step.name in ("add", "add_"):  # a bias, or a table of positions
+                self.produced += [
+                    axis for value in step.inputs if value.constant is not None for axis in self.of(value)
+                ]
         else:
             self.barrier(step)
 

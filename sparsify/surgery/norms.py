@@ -56,6 +56,12 @@ def _flow_batch_norm(live: Liveness, step: Step) -> None:
     scale = nonzero(weight, 1.0)
     mean = nonzero(statistics[0] if statistics else None, 0.0)
     live.set(step.results[0], spread(live.of(value) * scale + mean * scale + nonzero(bias, 0.0)))
+    _set_statistics(live, step)
+
+
+def _set_statistics(live: Liveness, step: Step) -> None:
+    for result in step.results[1:]:
+        live.set(result, torch.ones([1] * len(result.shape)))
 
 
 def _couple_layer_norm(coupling: Coupling, step: Step) -> None:
@@ -94,6 +100,7 @@ def _flow_normalised(
     if bias is not None:
         flags = flags + placed(bias)
     live.set(step.results[0], spread(flags))
+    _set_statistics(live, step)
 
 
 def _couple_group_norm(coupling: Coupling, step: Step) -> None:
@@ -123,7 +130,27 @@ def _flow_group_norm(live: Liveness, step: Step) -> None:
     _flow_normalised(live, step, spread(whole), weight, bias, rank, dim=1)
 
 
+def _couple_weight_norm(coupling: Coupling, step: Step) -> None:
+    """weight * length / |weight|, taken along all dimensions but one."""
+    weight, length, *rest = step.args
+    dim = rest[0] if rest else 0
+    left = coupling.depend(weight, [d for d in range(len(weight.shape)) if d != dim])
+    _couple_affine(coupling, step, left, [], dim)
+    for own in coupling.of(length):
+        for axis in left:
+            coupling.numbers.tie(own, axis)
+
+
+def _flow_weight_norm(live: Liveness, step: Step) -> None:
+    weight, length, *_ = step.args
+    for result in step.results:
+        live.set(
+            result, spread(live.of(weight).sum() + live.of(length).sum() + 1).expand([1] * len(result.shape)).clone()
+        )
+
+
 NORMS = {
+    "_weight_norm_interface": (_couple_weight_norm, _flow_weight_norm),
     **dict.fromkeys(
         ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
         (_couple_batch_norm, _flow_batch_norm),

@@ -93,8 +93,8 @@ def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
 def new_groups(step: Any, kept: Kept) -> int:
     """Return the number of groups of a convolution after the cut."""
     value, weight, transposed, groups = step.args[0], step.args[1], step.args[6], step.args[8]
-    if transposed:
-        return int(kept.shape(value)[1] * groups // value.shape[1])
+    if transposed:  # a whole number of groups goes, or none
+        return 1 if groups == 1 else int(kept.shape(value)[1] * groups // value.shape[1])
     return int(kept.shape(value)[1] // kept.shape(weight)[1])
 
 
