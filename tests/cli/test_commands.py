@@ -196,3 +196,33 @@ def test_convert_of_weights_that_do_not_fit_lists_the_keys(sparsify: Run, tmp_pa
     code, _, err = sparsify("convert", tmp_path / "other.safetensors", *args)
     assert code == 2 and err.count("\n") == 1 and "unexpected: conv.weight" in err
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_units_are_pruned_shrunk_and_loaded_from_the_file_alone(sparsify: Run, tmp_path: Path) -> None:
+    out = tmp_path / "small.safetensors"
+    code, out_text, _ = sparsify(
+        "convert", "--model", "cifar:resnet20", "--granularity", "unit", "--sparsity", "0.5", "--shrink", "--out", out
+    )
+    assert code == 0
+    assert "50.0 % of the units" in out_text and "channel groups are gone" in out_text
+    small = library.load(out)
+    whole = library.build_model("cifar:resnet20")
+    count = [sum(parameter.numel() for parameter in model.parameters()) for model in (small, whole)]
+    assert count[0] < 0.3 * count[1]
+    shown = sparsify("inspect", out)
+    assert "128x64x1x1" in shown.out  # the original shape of a cut weight
+
+
+@pytest.mark.filterwarnings("ignore:filters lost all their weights")
+def test_a_masked_file_is_shrunk_on_the_way_out(sparsify: Run, tmp_path: Path) -> None:
+    masked, small = tmp_path / "masked.safetensors", tmp_path / "small.safetensors"
+    assert sparsify("convert", "--model", "cifar:resnet20", "--sparsity", "0.99", "--out", masked).code == 0
+    code, out_text, _ = sparsify("export", masked, "--shrink", "--round-to", "4", "--out", small)
+    assert code == 0
+    x = torch.randn(2, 3, 32, 32)
+    whole, cut = library.load(masked), library.load(small)
+    assert torch.allclose(whole(x), cut(x), atol=1e-5)
+    for name, weight in library.build_model("cifar:resnet20").state_dict().items():
+        if name in cut.state_dict() and weight.dim() == 4 and name != "conv1.weight":
+            assert cut.state_dict()[name].shape[1] % 4 == 0
+    assert library.get_masks(cut)

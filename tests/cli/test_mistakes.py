@@ -57,6 +57,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["convert", "--model", "timm:resnet18", "--scope", "globl", "--out", "x"],
         ["--scope: ", "'global'"],
     ),
+    "convert round": (
+        ["convert", "--model", "timm:resnet18", "--round-to", "8", "--out", "x"],
+        ["--round-to belongs to --shrink"],
+    ),
+    "convert grasp": (["convert", "--model", "timm:resnet18", "--criterion", "grasp", "--out", "x"], ["needs data"]),
     "convert snip": (["convert", "--model", "timm:resnet18", "--criterion", "snip", "--out", "x"], ["snip needs data"]),
     "pattern": (["models", "no-such-network"], ["no model matches"]),
 }
