@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .coupling import FIXED, Coupling, varying
+from .foldable import Foldable
 from .liveness import Liveness
-from .tape import Tape, record
+from .tape import Step, Tape, record
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,18 @@ class Channels:
 
 @dataclass(frozen=True)
 class Study:
-    """What `analyse` worked out on the way: the pass, its couplings, the group id of each number (-1: stays)."""
+    """What `analyse` worked out on the way: the pass, its couplings, the group id of each number (-1: stays).
+
+    `constant` tells which channels that enter a step hold one nonzero value whatever the input, for the steps in
+    `foldable`, which can take them into a bias, if there are any.
+    """
 
     tape: Tape
     coupling: Coupling
     ids: np.ndarray[Any, Any]
     channels: Channels
+    foldable: dict[Step, Foldable]
+    constant: dict[Step, Tensor]
 
 
 def analyse(model: nn.Module, example_input: Any) -> Channels:
@@ -88,14 +95,15 @@ def study(tape: Tape, *, killable: bool = True) -> Study:
         ids = np.where(ids >= 0, np.cumsum(able)[ids] - 1, -1) if count else ids
         count = int(able.sum())
     labels = _labels(coupling, ids)
-    dead = ~_alive(Liveness(tape), coupling, ids, count)
+    live = Liveness(tape)
+    dead = ~_alive(live, coupling, ids, count)
     operations = tuple(
         Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
         for step, cost, axes in coupling.operations
     )
     kept = {name: dim for name, dim in produced.items() if dim in labels.get(name, {})}
     channels = Channels(labels, kept, count, torch.from_numpy(dead), operations, tuple(coupling.barriers))
-    return Study(tape, coupling, ids, channels)
+    return Study(tape, coupling, ids, channels, live.foldable, live.still)
 
 
 def _labels(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:

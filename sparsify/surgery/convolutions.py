@@ -12,6 +12,7 @@ from .coupling import Coupling, varying
 from .liveness import Liveness, spread
 from .products import tie_or_fix
 from .tape import Step
+from .varying import hold_sum, still
 
 
 def _couple_convolution(coupling: Coupling, step: Step) -> None:
@@ -123,7 +124,14 @@ def _flow_convolution(live: Liveness, step: Step) -> None:
     flags = flags.expand(-1, value.shape[1], *[-1] * (rank - 2)).reshape(flags.shape[0], value.shape[1], 1)
     kernel = live.of(weight)
     kernel = kernel.expand(weight.shape[0], weight.shape[1], *[-1] * (kernel.dim() - 2)).flatten(2).sum(2, keepdim=True)
-    product = (F.conv_transpose1d if transposed else F.conv1d)(flags, kernel, groups=groups)
+    entering = still(live, step)
+    if entering is None:
+        product = moving = (F.conv_transpose1d if transposed else F.conv1d)(flags, kernel, groups=groups)
+    else:
+        entering = entering.reshape(1, -1, 1)
+        moving = F.conv1d(flags * (1 - entering), kernel)
+        product = moving + F.conv1d((flags * entering).detach(), kernel)
+    hold_sum(live, step, moving.reshape(moving.shape[0], -1, *[1] * (rank - 2)), bias, 1)
     if bias is not None:
         product = product + live.of(bias).reshape(1, -1, 1)
     live.set(step.results[0], spread(product.reshape(product.shape[0], -1, *[1] * (rank - 2))))

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from . import axes as forms
 from .coupling import constants, moves_entries
+from .foldable import foldable_steps
 from .tape import Step, Tape, Value
+from .varying import enter
 
 
 class _Spread(torch.autograd.Function):
@@ -41,6 +43,10 @@ class Liveness:
         self.kept = kept or {}
         self.flags: dict[Value, Tensor] = {}
         self.ends: list[Tensor] = []
+        self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see varying.py
+        self.foldable = foldable_steps(tape)
+        self.still: dict[Step, Tensor] = {}  # of foldable steps: which channels that enter are constant, not zero
+        self.made = {value: step for step in tape.steps for value in step.results if value.constant is not None}
         with torch.enable_grad():
             for step in tape.steps:
                 self.follow(step)
@@ -87,6 +93,7 @@ class Liveness:
             self.set(step.results[0], pointwise_flags(self, step))
         else:
             self.barrier(step)
+        enter(self, step)
 
     def barrier(self, step: Step) -> None:
         """Everything that goes in matters, everything that comes out may be nonzero."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
 from .tape import Step, Value
+from .varying import hold_sum, still
 
 
 def tie_or_fix(coupling: Coupling, a: Tensor | None, b: Tensor | None, size: int) -> None:
@@ -93,6 +94,12 @@ def _flow_matmul(live: Liveness, step: Step) -> None:
         product = torch.matmul(left, right.expand(inner))
     else:
         product = torch.matmul(left, right.expand(*right.shape[:-2], inner, right.shape[-1]))
+    moving = product
+    entering = still(live, step)
+    if entering is not None:
+        moving = torch.matmul(left * (1 - entering), right.expand(inner, right.shape[-1]))
+        product = moving + torch.matmul((left * entering).detach(), right.expand(inner, right.shape[-1]))
+    hold_sum(live, step, moving, added, len(step.results[0].shape) - 1)
     if added is not None:
         product = product + live.of(added)
     live.set(step.results[0], spread(product))

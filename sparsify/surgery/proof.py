@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .channels import Study
-from .cuts import Cuts, cut, every_tensor
+from .cuts import every_tensor
 from .effects import changed_buffers, unchanged
 from .recording import all_double
 from .sizes import Kept
@@ -24,6 +24,10 @@ from .tape import own_inputs, record, tensors_in
 LIMIT_64 = 1e-10
 LIMITS = {torch.float64: LIMIT_64, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 NOT_A_VALUE = 1e30  # what stands for minus infinity is no measure of the other outputs
+
+
+# Cuts a model, and returns a function that takes that back.
+Cutting: TypeAlias = Callable[[nn.Module], Callable[[], None]]
 
 
 class Proof:
@@ -40,10 +44,10 @@ class Proof:
             self._whole_seconds = _seconds(whole, example_input)
             self._limit = max(LIMITS.get(t.dtype, 0.0) for t in [torch.zeros(()), *every_tensor(whole).values()])
             self._double = copy.deepcopy(whole).double()
-            self._double_example = _doubles(example_input)
+            self._double_example = doubles(example_input)
             self._double_outputs = self._in_double()
 
-    def check(self, small: nn.Module, cuts: Cuts, found: Study, kept: Kept) -> tuple[str, str]:
+    def check(self, small: nn.Module, cutting: Cutting, found: Study, kept: Kept) -> tuple[str, str]:
         """Return what is wrong with a model that was cut, and in which module; nothing if it is right."""
         with _running(small) as modules:
             try:
@@ -55,11 +59,11 @@ class Proof:
             return "", ""
         shapes, expected = ([tuple(t.shape) for t in side] for side in (outcome, self._single_outputs))
         if shapes != expected:
-            return f"outputs have the shapes {shapes} instead of {expected}", self._first(cuts, found, kept)
+            return f"outputs have the shapes {shapes} instead of {expected}", self._first(cutting, found, kept)
         single = apart(outcome, self._single_outputs)
         double = float("inf")
         if single <= self._limit:
-            undo = cut(self._double, cuts)
+            undo = cutting(self._double)
             try:
                 double = apart(self._in_double(), self._double_outputs)
             finally:
@@ -68,21 +72,21 @@ class Proof:
             self.difference = (double, single)
             self.seconds = (self._whole_seconds, _seconds(small, self._example))
             return "", ""
-        return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cuts, found, kept)
+        return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, kept)
 
     def _in_double(self) -> list[Tensor]:
         assert self._double is not None
         with all_double():
             return outputs(self._double, self._double_example)
 
-    def _first(self, cuts: Cuts, found: Study, kept: Kept) -> str:
+    def _first(self, cutting: Cutting, found: Study, kept: Kept) -> str:
         """Return the module with the first operation whose results are not what is left of the whole model's."""
         assert self._double is not None
         whole: list[tuple[Tensor, ...]] = []
         small: list[tuple[Tensor, ...]] = []
         with all_double():
             record(self._double, self._double_example, whole)
-            undo = cut(self._double, cuts)
+            undo = cutting(self._double)
             try:
                 record(self._double, self._double_example, small)
             finally:
@@ -125,7 +129,9 @@ def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return difference / largest if largest else difference
 
 
-def _doubles(example_input: Any) -> Any:
+def doubles(example_input: Any) -> Any:
+    """Return an example input with its floating tensors in float64."""
+
     def widen(leaf: Any) -> Any:
         return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 

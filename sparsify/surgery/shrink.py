@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from ..errors import RunError, SparsifyError
+from .absorb import absorbed, constant_inputs, cut_and_absorb
 from .channels import Channels, Study, study
-from .cuts import Cuts, cut, cuts_of
+from .cuts import Cuts, cuts_of
 from .fold import fold
 from .proof import Proof
 from .sizes import Kept, changes, layer_attributes, own_attributes
@@ -61,8 +63,9 @@ def _ratio(sizes: tuple[float, float]) -> str:
 def shrink(model: nn.Module, example_input: Any, *, round_to: int | None = None, verify: bool = True) -> ShrinkReport:
     """Return a smaller plain model of the same class, with every channel gone that has no influence on the outputs.
 
-    A channel is dead if it is zero whatever the input, or if nothing reads it; it goes with the channels that it is
-    tied to, if they are dead as well. `example_input` is a tensor, or a tuple of arguments. Sizes are left multiples
+    A channel is dead if it is zero whatever the input, if nothing reads it, or if it holds one other value everywhere
+    that the biases of its readers can take in; it goes with the channels that it is tied to, if they are dead as well.
+    `example_input` is a tensor, or a tuple of arguments. Sizes are left multiples
     of `round_to` where enough dead channels are there to stay. Unless `verify` is False the result is compared with
     `model` on the example input, in float64 and float32. `model` is not changed. Raises RunError, naming the module
     that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1.
@@ -72,7 +75,7 @@ def shrink(model: nn.Module, example_input: Any, *, round_to: int | None = None,
     small = fold(model).eval()
     found = study(record(small, example_input), killable=False)
     count = sum(parameter.numel() for parameter in small.parameters())
-    attempt = _Attempts(small, found, Proof(small, example_input, wanted=verify))
+    attempt = _Attempts(small, example_input, found, Proof(small, example_input, wanted=verify))
     gone = attempt.until_proved(round_to)
     small.train(model.training)
     none = np.zeros_like(gone)
@@ -92,8 +95,9 @@ def shrink(model: nn.Module, example_input: Any, *, round_to: int | None = None,
 class _Attempts:
     """Cuts one model until its outputs are right: attributes are guesses, and some forwards take no smaller sizes."""
 
-    def __init__(self, model: nn.Module, found: Study, proof: Proof) -> None:
+    def __init__(self, model: nn.Module, example_input: Any, found: Study, proof: Proof) -> None:
         self.model, self.found, self.proof = model, found, proof
+        self.inputs = constant_inputs(model, example_input, found)
         self.classes = {name: type(module) for name, module in model.named_modules()}
         self.held = np.zeros(found.channels.groups, dtype=bool)
         self.spared: set[tuple[type, str]] = set()  # attributes that are not the source of a size after all
@@ -119,9 +123,12 @@ class _Attempts:
     def _cut(self, gone: np.ndarray[Any, Any]) -> tuple[str, str]:
         """Cut the model; if it is not right, take that back and return what was wrong and in which module."""
         kept = Kept(self.found, gone)
-        cuts = Cuts(self._removed(kept), self._attributes(kept))
-        undo = cut(self.model, cuts)
-        problem, where = self.proof.check(self.model, cuts, self.found, kept)
+        amounts = absorbed(self.found, kept, self.inputs)
+        added = tuple(one.bias for one in amounts if one.bias not in self.found.tape.state)
+        cuts = Cuts(self._removed(kept), self._attributes(kept), added)
+        cutting = partial(cut_and_absorb, cuts=cuts, amounts=amounts)
+        undo = cutting(self.model)
+        problem, where = self.proof.check(self.model, cutting, self.found, kept)
         if problem:
             undo()
         return problem, where

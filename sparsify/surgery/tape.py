@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .effects import changed_buffers, unchanged
+from .foldable import addable_biases
 from .recording import Memory, Unseen, eval_mode, module_names
 
 STALE = "stale"
@@ -51,11 +52,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Tape:
-    """All steps of a pass that depend on its input or on the model's tensors, and the Values that it returned."""
+    """All steps of a pass that depend on its input or on the model's tensors, and the Values that it returned.
+
+    `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add.
+    """
 
     steps: tuple[Step, ...]
     outputs: tuple[Value, ...]
     state: dict[str, Value] = field(default_factory=dict)
+    biases: frozenset[str] = frozenset()
 
 
 def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Tape:
@@ -74,7 +79,7 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
         with eval_mode(model), module_names(model, recorder.module), torch.no_grad(), recorder, seen:
             outputs = model(*args)
         found = [recorder.value_of(leaf) for leaf in tensors_in(outputs)]
-    return Tape(tuple(recorder.steps), tuple(found), recorder.state)
+    return Tape(tuple(recorder.steps), tuple(found), recorder.state, addable_biases(model))
 
 
 def own_inputs(example_input: Any) -> tuple[Any, ...]:

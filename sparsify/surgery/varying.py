@@ -1,0 +1,211 @@
+"""What entries hold whatever the input is, as far as that can be told: the constant channels among others.
+
+Next to its flags, every Value of a pass gets a float64 form that holds the value of entries on which no input has
+influence, and NaN for all others. It is conservative: an operation that is not known here makes entries that depend on
+the input of all that may be nonzero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from . import axes as forms
+from .axes import ranked
+from .coupling import constants, moves_entries
+from .tape import Step, Value
+
+if TYPE_CHECKING:
+    from .liveness import Liveness
+
+_ENTRYWISE = frozenset(
+    "add sub rsub mul div pow neg abs square sqrt rsqrt reciprocal exp expm1 log log1p sin cos erf sigmoid tanh relu "
+    "gelu silu mish elu celu selu leaky_relu softplus softshrink hardshrink log_sigmoid hardswish hardsigmoid hardtanh "
+    "clamp clamp_min clamp_max maximum minimum _prelu_kernel".split()
+)
+_NORMS = "native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split()
+_AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+# With one value at every position, this is what comes out: over space, over the dimensions that they name.
+_OVER_SPACE = frozenset(
+    "max_pool1d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d "
+    "adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d".split()
+)
+_OVER_DIMENSIONS = ("mean", "amax", "amin")
+
+
+def enter(live: Liveness, step: Step) -> None:
+    """Enter in `live.held` what the results of a step hold, whose flags are there."""
+    if not step.results or all(value.constant is not None for value in step.results):
+        return
+    known = [live.held[value] for value in step.results] if step.results[0] in live.held else _known(live, step)
+    for value, form in zip(step.results, known or [None] * len(step.results), strict=False):
+        if value not in live.flags:
+            continue
+        flags = live.flags[value].detach()
+        form = torch.full((1,) * flags.dim(), math.nan, dtype=torch.float64) if form is None else form
+        live.held[value] = torch.where(flags > 0, form, 0.0)
+
+
+def held(live: Liveness, value: Value) -> Tensor:
+    """Return the form of a Value that says what its entries hold whatever the input; NaN where that is not known."""
+    if value in live.held:
+        return live.held[value]
+    if value.constant is None:
+        return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64)
+    if value.names or not live.kept or value not in live.made:
+        return live.constant(value).to(torch.float64)
+    # Made of parameters, which are masked: rarely asked for, and then too large to keep.
+    known = _known(live, live.made[value]) or [None]
+    return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64) if known[0] is None else known[0]
+
+
+def _known(live: Liveness, step: Step) -> list[Tensor | None] | None:
+    name = step.name.rstrip("_")
+    if moves_entries(step):
+        return _moved(live, step)
+    if name == "copy":
+        return [ranked(held(live, step.args[1]), len(step.results[0].shape))]
+    if name in _ENTRYWISE:
+        return _entry_by_entry(live, step)
+    if step.name in ("cat", "stack"):
+        return [_joined(live, step)]
+    if step.name in _NORMS:
+        return [_normalised(live, step), *[None] * (len(step.results) - 1)]
+    if step.name in _OVER_SPACE or (step.name in _AVERAGES and _plain_average(step)):
+        space = next(int(c) for c in step.name if c in "123")
+        rank = len(step.args[0].shape)
+        form = uniform(held(live, step.args[0]), range(rank - space, rank))
+        return [form, *[None] * (len(step.results) - 1)]
+    if step.name in _OVER_DIMENSIONS:
+        return [_reduced(live, step)]
+    return None
+
+
+def uniform(form: Tensor, dims: range | list[int]) -> Tensor:
+    """Return a form reduced along `dims` to what its entries hold there, NaN if they are not all the same."""
+    if not dims or all(form.shape[d] == 1 for d in dims):
+        return form
+    low, high = form.amin(list(dims), keepdim=True), form.amax(list(dims), keepdim=True)
+    return torch.where(low == high, low, math.nan)
+
+
+def _moved(live: Liveness, step: Step) -> list[Tensor | None] | None:
+    rest = constants(step.args[1:])
+    value = step.args[0]
+    form = held(live, value)
+    if rest is None or form.isnan().all():
+        return None
+    if step.name in forms.PARTS:
+        return list(forms.parts(step.name, form, value.shape, rest, step.operation, len(step.results)))
+    return [forms.MOVES[step.name](form, value.shape, step.results[0].shape, rest, step.operation)]
+
+
+def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
+    rank = len(step.results[0].shape)
+    given = {value: ranked(held(live, value), rank) for value in step.inputs}
+    lost = torch.stack(torch.broadcast_tensors(*(form.isnan() for form in given.values()))).any(0)  # type: ignore[no-untyped-call]
+    # Operations in place would write to the forms.
+    family = getattr(torch.ops.aten, step.name.rstrip("_"), None)
+    operation = getattr(family, step.operation._overloadname, None)
+    if operation is None or lost.all():
+        return None
+
+    def form_of(leaf: Any) -> Any:
+        return given[leaf] if isinstance(leaf, Value) else leaf
+
+    outcome = operation(*tree_map(form_of, step.args), **tree_map(form_of, step.kwargs))
+    return [torch.where(lost, math.nan, outcome)]
+
+
+def _joined(live: Liveness, step: Step) -> Tensor:
+    values = [value for value in step.args[0] if value.shape != (0,)]
+    rank = len(step.results[0].shape)
+    dim = (step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)) % rank
+    if step.name == "cat":
+        return forms.joined([held(live, v) for v in values], [v.shape for v in values], dim)
+    shapes = [(*v.shape[:dim], 1, *v.shape[dim:]) for v in values]
+    return forms.joined([held(live, v).unsqueeze(dim) for v in values], shapes, dim)
+
+
+def _normalised(live: Liveness, step: Step) -> Tensor | None:
+    value, weight, bias, mean, variance, *rest = step.args
+    if not isinstance(mean, Value) or not isinstance(variance, Value) or rest[0] is True:
+        return None
+
+    def along(v: Value) -> Tensor:
+        return held(live, v).expand(v.shape).reshape([1, -1] + [1] * (len(value.shape) - 2))
+
+    scale = (along(variance) + rest[-1]).rsqrt() * (1.0 if weight is None else along(weight))
+    form = torch.where(scale == 0, 0.0, (held(live, value) - along(mean)) * scale)
+    return form if bias is None else form + along(bias)
+
+
+def _plain_average(step: Step) -> bool:
+    """Whether every mean is taken over as many entries: no padding, no rounding up, no divisor of its own."""
+    padding, ceiled, divisor = ([*step.args[3:], *[0] * 4][i] for i in (0, 1, 3))
+    return not (any(padding) if isinstance(padding, (list, tuple)) else padding) and not ceiled and not divisor
+
+
+def _reduced(live: Liveness, step: Step) -> Tensor | None:
+    from .reductions import dims_of
+
+    value, result = step.args[0], step.results[0]
+    dims = dims_of(step, value)
+    form = uniform(held(live, value), dims)
+    return (
+        form
+        if len(result.shape) == form.dim()
+        else form.reshape([n for d, n in enumerate(form.shape) if d not in dims])
+    )
+
+
+def still(live: Liveness, step: Step) -> Tensor | None:
+    """Return which channels entering a foldable step hold one value, not zero, everywhere (float 0/1); None if none.
+
+    What reads them is the step's bias, once they are folded into it; they are noted in `live.still`.
+    """
+    fold = live.foldable.get(step)
+    if fold is None:
+        return None
+    values = _entering(live, step)
+    constant = ~values.isnan() & (values != 0)
+    if not constant.any():
+        return None
+    live.still[step] = constant
+    return constant.to(torch.float32)
+
+
+def _entering(live: Liveness, step: Step) -> Tensor:
+    """Return what each channel that enters a foldable step holds at all positions."""
+    fold = live.foldable[step]
+    form = held(live, fold.value)
+    form = uniform(form, [d for d in range(form.dim()) if d != fold.dim])
+    return form.reshape(-1).expand(fold.value.shape[fold.dim])
+
+
+def hold_sum(live: Liveness, step: Step, moving: Tensor, added: Value | None, dim: int) -> None:
+    """Enter what a weighted sum of channels holds, along `dim`: nothing that is known where `moving` is positive."""
+    result = step.results[0]
+    moving = moving.detach() > 0
+    if moving.all() or result.constant is not None:
+        return
+    total = torch.zeros([1] * len(result.shape), dtype=torch.float64)
+    if added is not None:
+        sizes = [1] * len(result.shape)
+        sizes[dim] = -1
+        form = held(live, added)
+        total = ranked(form, len(sizes)) if len(added.shape) != 1 else form.reshape(sizes)
+    if step in live.still:
+        constant = live.still[step]
+        kernel = live.constant(live.foldable[step].weight)[:, constant].to(torch.float64)
+        sums = kernel.flatten(2).sum(2) if kernel.dim() > 2 else kernel
+        sizes = [1] * len(result.shape)
+        sizes[dim] = -1
+        total = total + (sums @ _entering(live, step)[constant]).reshape(sizes)
+    live.held[result] = torch.where(moving, math.nan, total)
