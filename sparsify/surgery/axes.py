@@ -147,9 +147,7 @@ MOVES: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _reshape),
     **dict.fromkeys(("permute", "transpose", "t", "unsqueeze", "movedim"), _plain),
     **{f"{function.__name__}_": _in_place(function) for function in (torch.transpose, torch.t, torch.unsqueeze)},
-    **dict.fromkeys(
-        ("clone", "_to_copy", "alias", "as_strided_", "detach", "contiguous", "lift_fresh", "dropout"), _same
-    ),
+    **dict.fromkeys(("clone", "_to_copy", "alias", "as_strided_", "detach", "contiguous", "lift_fresh"), _same),
     "expand": _expand,
     **dict.fromkeys(("squeeze", "squeeze_"), _squeeze),
     **dict.fromkeys(("slice", "narrow"), _slice),

@@ -28,7 +28,7 @@ def _couple_convolution(coupling: Coupling, step: Step) -> None:
             numbers.fix(own[d])
     left = []
     entering = None
-    for axis in coupling.of(value):
+    for axis in coupling.depend(value, range(2, len(value.shape))):
         if varying(axis) == (1,):
             entering = axis.reshape(-1)
         elif varying(axis) == (0,):

@@ -112,6 +112,7 @@ class Coupling:
         kept: list[Tensor] = []
         for axis in axes:
             if not varying(axis):
+                self.numbers.fix(axis)  # what is left of a dimension when a part of one entry was taken
                 continue
             apart = []
             for other in kept:
@@ -237,13 +238,17 @@ def move(coupling: Coupling, step: Step) -> None:
     for axis in coupling.of(value):
         if step.name in forms.PARTS:
             moved = forms.parts(step.name, axis, value.shape, rest, step.operation, len(step.results))
-            if step.name == "split" and len({part.shape for part in moved}) == 1 and moved[0] is not axis:
+            if (
+                step.name in ("split", "unsafe_split")
+                and len({part.shape for part in moved}) == 1
+                and moved[0] is not axis
+            ):
                 for part in moved[1:]:  # parts of one size stay of one size
                     coupling.numbers.tie(part, moved[0])
         else:
             shape = step.results[0].shape
             outcome = forms.MOVES[step.name](axis, value.shape, shape, rest, step.operation)
-            moved = [forms.short(outcome.to(torch.int64)) if outcome.dtype != torch.int64 else outcome]
+            moved = [forms.short(outcome.to(torch.int64)) if len(varying(outcome)) > 1 else outcome.to(torch.int64)]
         for result, form in zip(results, moved, strict=True):
             result.append(form)
     for value, axes in zip(step.results, results, strict=True):

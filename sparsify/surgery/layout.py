@@ -132,9 +132,9 @@ def _couple_like(coupling: Coupling, step: Step) -> None:
 
 
 def _flow_like(live: Liveness, step: Step) -> None:
-    result = step.results[0]
-    zeros = "zero" in step.name and "index" not in step.name
-    live.set(result, torch.full([1] * len(result.shape), 0.0 if zeros else 1.0))
+    value, result = step.inputs[0], step.results[0]
+    flags = live.of(value) if value.shape == result.shape else torch.empty([1] * len(result.shape))
+    live.set(result, torch.full(flags.shape, 0.0 if step.name == "zeros_like" else 1.0))
 
 
 def _couple_embedding(coupling: Coupling, step: Step) -> None:

@@ -52,7 +52,8 @@ class ShrinkReport:
         return "\n".join([*lines, *(f"  kept: {reason}" for reason in self.kept)])
 
 
-def _line(what: str, before: str, after: str, ratio: str) -> str:
+def _line(what: str, *columns: str) -> str:
+    before, after, ratio = columns
     return f"  {what:13}{before:>17} -> {after:>15}  {ratio}"
 
 

@@ -73,7 +73,7 @@ def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
         new = tuple(kept.shape(result)[dim] for result in step.results)
         yield old, new
         yield from zip(old, new, strict=True)
-    elif step.name == "split" and value is not None:
+    elif step.name in ("split", "unsafe_split") and value is not None:
         dim = step.args[2] if len(step.args) > 2 else 0
         yield step.args[1], kept.shape(step.results[0])[dim]
         yield value.shape[dim], kept.shape(value)[dim]  # forwards divide this by the number of parts
