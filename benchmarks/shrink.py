@@ -38,7 +38,7 @@ def compare_models(given: argparse.Namespace) -> None:
     file = given.folder / "models.jsonl"
     done = {row["model"] for row in shrink_summary.rows(file) if not fnmatchcase(row["model"], given.redo)}
     asked = [model for model in MODELS if fnmatchcase(model, given.only) and model not in done]
-    sizes = {model: sum(p.numel() for p in create(model, {}, "meta").parameters()) for model in asked}
+    known = counts(given.folder / "sizes.json")
     torch.set_num_threads(1)
     # What is imported on first use is no part of the work: every process starts with it.
     shrink_models.compare(*shrink_models.tiny(), rounds=1, seconds=60)
@@ -49,12 +49,20 @@ def compare_models(given: argparse.Namespace) -> None:
         return lambda: shrink_models.compare_model(model, rounds=given.rounds, seconds=given.seconds)
 
     # Each side has its own limit of time within the process; this one ends what hangs.
-    limits = {"jobs": given.jobs, "memory": given.memory, "seconds": 6 * given.seconds}
-    models = sorted(asked, key=sizes.__getitem__)
+    limits = {"jobs": given.jobs, "memory": given.memory, "seconds": 20 * given.seconds}
+    models = sorted(asked, key=known.__getitem__)
     for done_now, (model, row) in enumerate(work_through(models, work, lambda model, row: None, **limits), 1):
         with file.open("a") as out:
             out.write(json.dumps({"model": model} | row) + "\n")
         print(f"{done_now}/{len(models)} {model}: {shrink_summary.line(row)}", flush=True)
+
+
+def counts(file: Path) -> dict[str, int]:
+    """Return the number of parameters of every model; counted once and kept in a file."""
+    if not file.exists():
+        file.write_text(json.dumps({model: shrink_models.count(create(model, {}, "meta")) for model in MODELS}))
+    known: dict[str, int] = json.loads(file.read_text())
+    return known
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ Their claim is that the smaller networks train twice as fast and infer three tim
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,7 +17,7 @@ from statistics import mean
 import torch
 import torch.nn.functional as F
 from record import environment, record
-from shrink_latency import alternate, figures, forward
+from shrink_latency import alternate, clock, figures, forward, kind_of_time
 from torch import Tensor, nn
 
 import sparsify
@@ -69,6 +68,7 @@ def measure(folder: Path, only: str, rounds: int, steps: int, seeds: int) -> Non
         environment("torch", threads=torch.get_num_threads()),
         f"CIFAR-100. Channels that are {REMOVED:.0%} of the multiply-adds go before training, by |w dL/dw| of a group,",
         f"per multiply-add that its removal saves; gradients of {SCORED} batches of {TRAINING}. Rounds alternate.",
+        kind_of_time(),
         "",
         f"| {' | '.join(HEADER)} |",
         "|---" * len(HEADER) + "|",
@@ -132,9 +132,9 @@ def training_step(model: nn.Module, images: Tensor, classes: Tensor) -> Callable
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def step() -> float:
-        started = time.perf_counter()
+        started = clock()
         learn(model, optimizer, images, classes)
-        return time.perf_counter() - started
+        return clock() - started
 
     return step
 
@@ -153,9 +153,9 @@ def short_runs(spec: str, folder: Path, steps: int, seeds: int) -> str:
     for seed in range(1, seeds + 1):
         both, data = pair(spec, folder, seed)
         for name, model in (("dense", both.dense), ("shrunk", both.small)):
-            started = time.perf_counter()
+            started = clock()
             train(model, data, steps)
-            minutes[name].append((time.perf_counter() - started) / 60)
+            minutes[name].append((clock() - started) / 60)
             accuracies[name].append(100 * evaluate(model, data.test).accuracy)
             print(
                 f"{spec} {name}, seed {seed}: {accuracies[name][-1]:.2f} % in {minutes[name][-1]:.1f} min", flush=True
