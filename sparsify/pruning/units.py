@@ -164,8 +164,9 @@ def _layers(
 
     for one in producers:
         ids = [find(group) for group in _ids(one.labels)]
+        lowest = min(ids, default=0)
         for group in ids:
-            root[find(group)] = find(min(ids))
+            root[group] = lowest
     of_layer: dict[int, list[int]] = {}
     for group in range(count):
         of_layer.setdefault(find(group), []).append(group)

@@ -40,6 +40,7 @@ class Liveness:
     """The flags of every Value of a pass; `kept` masks entries of the model's tensors, by their first name."""
 
     def __init__(self, tape: Tape, kept: Mapping[str, Tensor] | None = None) -> None:
+        self.tape = tape
         self.kept = kept or {}
         self.flags: dict[Value, Tensor] = {}
         self.ends: list[Tensor] = []
@@ -61,7 +62,9 @@ class Liveness:
             if value.constant is None:
                 flags = torch.ones([1] * len(value.shape))
             else:
-                flags = (self.constant(value) != 0).to(torch.float32)
+                flags = self.tape.nonzero_entries(value)
+                kept = self.kept.get(value.names[0]) if value.names else None
+                flags = flags if kept is None else flags * kept
             self.flags[value] = flags
         return self.flags[value]
 
@@ -74,7 +77,7 @@ class Liveness:
     def set(self, value: Value, flags: Tensor) -> None:
         """Give a Value its flags."""
         if value.constant is not None and value.constant.dtype.is_floating_point and not self.kept:
-            flags = (value.constant != 0).to(torch.float32)
+            flags = self.tape.nonzero_entries(value)
         if value.constant is None:
             flags = flags if flags.requires_grad else flags.detach().clone().requires_grad_()
             flags.retain_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -59,18 +61,32 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def not_compiled() -> Iterator[None]:
+    """Run what was compiled as it was written."""
+    if "torch._dynamo" not in sys.modules:  # nothing was; to load it takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
 def module_names(model: nn.Module, running: list[str]) -> Iterator[None]:
     """Keep in `running` the paths of the modules whose forward runs, the innermost last."""
+    # Hooks on all modules at once: putting one on each takes longer than many a model's forward.
+    names = {
+        id(module): name for name, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)
+    }
 
-    def leave(*_: Any) -> None:
-        running.pop()
+    def enter(module: nn.Module, _: Any) -> None:
+        if id(module) in names:
+            running.append(names[id(module)])
 
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
-        handles.append(module.register_forward_hook(leave, always_call=True))
+    def leave(module: nn.Module, *_: Any) -> None:
+        if id(module) in names:
+            running.pop()
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
     try:
         yield
     finally:

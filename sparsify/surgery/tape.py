@@ -8,6 +8,7 @@ and models that no symbolic trace can follow are recorded like any other.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .effects import changed_buffers, unchanged
 from .foldable import addable_biases
-from .recording import Memory, Unseen, eval_mode, module_names
+from .recording import Memory, Unseen, eval_mode, module_names, not_compiled
 
 STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
@@ -44,7 +45,7 @@ class Step:
     results: tuple[Value, ...]
     module: str
 
-    @property
+    @cached_property
     def inputs(self) -> list[Value]:
         """The Values among the arguments, in order."""
         return [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Value)]
@@ -61,6 +62,14 @@ class Tape:
     outputs: tuple[Value, ...]
     state: dict[str, Value] = field(default_factory=dict)
     biases: frozenset[str] = frozenset()
+    nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
+
+    def nonzero_entries(self, value: Value) -> Tensor:
+        """Return where a constant is not zero, as float32; made once."""
+        if value not in self.nonzero:
+            assert value.constant is not None
+            self.nonzero[value] = (value.constant != 0).to(torch.float32)
+        return self.nonzero[value]
 
 
 def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Tape:
@@ -76,7 +85,7 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
             if isinstance(tensor, Tensor):
                 recorder.enter(tensor, Value(_shape(tensor)))
         seen = Unseen(recorder.leave, recorder.scaled)
-        with eval_mode(model), module_names(model, recorder.module), torch.no_grad(), recorder, seen:
+        with eval_mode(model), not_compiled(), module_names(model, recorder.module), torch.no_grad(), recorder, seen:
             outputs = model(*args)
         found = [recorder.value_of(leaf) for leaf in tensors_in(outputs)]
     return Tape(tuple(recorder.steps), tuple(found), recorder.state, addable_biases(model))
@@ -101,6 +110,10 @@ def tensors_in(outputs: Any) -> list[Tensor]:
 
 
 class _Recorder(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # a wrapper around every operation, which takes longer than many of them
+
     def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
