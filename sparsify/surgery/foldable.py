@@ -28,7 +28,7 @@ def addable_biases(model: nn.Module) -> frozenset[str]:
     """Return the names of the biases, there or not, that layers add to what their weight makes."""
     found = set()
     for path, module in model.named_modules(remove_duplicate=False):
-        for cls in _LAYERS:
+        for cls in _LAYERS if isinstance(module, _LAYERS) else ():
             inner = "forward" if cls is nn.Linear else "_conv_forward"
             if type(module).forward is cls.forward and getattr(type(module), inner) is getattr(cls, inner):
                 found.add(f"{path}.bias" if path else "bias")

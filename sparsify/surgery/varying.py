@@ -61,8 +61,9 @@ def held(live: Liveness, value: Value) -> Tensor:
     if value.names or not live.kept or value not in live.made:
         return live.constant(value).to(torch.float64)
     # Made of parameters, which are masked: rarely asked for, and then too large to keep.
-    known = _known(live, live.made[value]) or [None]
-    return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64) if known[0] is None else known[0]
+    step = live.made[value]
+    known = (_known(live, step) or [None] * len(step.results))[step.results.index(value)]
+    return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64) if known is None else known
 
 
 def _known(live: Liveness, step: Step) -> list[Tensor | None] | None:
