@@ -11,6 +11,8 @@ from sparsify.training.plan import TrainingPlan, plan_training
 from .show import count, percent, print_table, say
 
 if TYPE_CHECKING:
+    from sparsify.pruning.sections import CriterionSettings
+    from sparsify.pruning.settings import Pruning
     from sparsify.training.recipe import Recipe
 
 _WORDS = {
@@ -37,9 +39,11 @@ def show_plan(recipe: Recipe) -> None:
     cycles = len({update.cycle for update in planned.updates})
     prune = recipe.prune
     say(
-        f"prune to {percent(prune.sparsity)} by {_name(prune.criterion)}, scope {prune.scope}: "
+        f"prune {percent(prune.sparsity)} {_of(prune)} by {_name(prune.criterion)}, scope {prune.scope}: "
         f"{count(len(planned.updates), 'update')} in {count(cycles, 'cycle')}"
     )
+    if prune.shrink:
+        say("then take what is of no influence any more out of the model")
     print_table(_updates_table(planned))
 
 
@@ -48,8 +52,17 @@ def _batch(recipe: Recipe) -> str:
     return f"{accumulate} x {size}" if accumulate > 1 else str(size)
 
 
-def _name(criterion: object) -> str:
-    return str(getattr(criterion, "name", None) or getattr(criterion, "__name__", criterion))
+def _of(prune: Pruning) -> str:
+    """Return what the sparsity is a fraction of."""
+    if prune.granularity.name == "weight":
+        return "of the weights"
+    return {"flops": "of the multiply-adds, in whole units,", "parameters": "of the parameters, in whole units,"}.get(
+        prune.of or "", "of the units"
+    )
+
+
+def _name(criterion: CriterionSettings) -> str:
+    return criterion.name + (f" per {criterion.per}" if criterion.per else "")
 
 
 def _updates_table(planned: TrainingPlan) -> Table:
