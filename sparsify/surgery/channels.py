@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .coupling import FIXED, Coupling, varying
+from ..errors import unknown
+from .coupling import FIXED, Coupling, Heads, varying
 from .foldable import Foldable
 from .liveness import Liveness
 from .tape import Step, Tape, record
@@ -65,17 +66,25 @@ class Study:
     constant: dict[Step, Tensor]
 
 
-def analyse(model: nn.Module, example_input: Any) -> Channels:
+def analyse(model: nn.Module, example_input: Any, *, heads: Heads = "whole") -> Channels:
     """Return the groups of a plain model's channels, found by running it once, in eval mode, on `example_input`.
 
-    Errors of the model's forward are passed on. The model is not changed.
+    In attention a group is a whole head, or, with `heads` "size", one of the entries of every head's queries and keys,
+    or values. SparsifyError for another word. Errors of the model's forward are passed on. The model is not changed.
     """
-    return study(record(model, example_input)).channels
+    check_heads("analyse", heads)
+    return study(record(model, example_input), heads=heads).channels
 
 
-def study(tape: Tape, *, killable: bool = True) -> Study:
+def check_heads(where: str, heads: str) -> None:
+    """Raise SparsifyError unless `heads` is one of the two words."""
+    if heads not in get_args(Heads):
+        raise unknown("heads", heads, get_args(Heads), where=where)
+
+
+def study(tape: Tape, *, killable: bool = True, heads: Heads = "whole") -> Study:
     """Return the groups of channels in a recorded pass; with `killable` only those that zeros can make dead."""
-    coupling = Coupling(tape)
+    coupling = Coupling(tape, heads)
     roots = coupling.numbers.roots()
     on_activations = np.zeros(len(roots), dtype=bool)
     for value, axes in coupling.axes.items():
@@ -83,7 +92,9 @@ def study(tape: Tape, *, killable: bool = True) -> Study:
             for axis in axes:
                 on_activations[roots[axis.numpy()].reshape(-1)] = True
     candidates = np.unique(roots[np.flatnonzero(on_activations)])
-    candidates = candidates[candidates != FIXED]
+    # What is all of a dimension stays: nothing would be left.
+    everything = [roots[first] for first, end, *_ in coupling.ranges if (roots[first:end] == roots[first]).all()]
+    candidates = candidates[~np.isin(candidates, [FIXED, *everything])]
     ids = np.full(len(roots), -1, dtype=np.int64)
     ids[candidates] = np.arange(len(candidates))
     ids = ids[roots]

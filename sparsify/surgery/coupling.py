@@ -9,7 +9,7 @@ in two where a dimension was split, (heads * size) into (heads, size), until som
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from . import axes as forms
 from .tape import STALE, Step, Tape, Value
 
 FIXED = 0
+Heads: TypeAlias = Literal["whole", "size"]
 
 
 class Numbers:
@@ -77,9 +78,13 @@ def varying(axis: Tensor) -> tuple[int, ...]:
 
 
 class Coupling:
-    """The axes of every Value of a pass, built up step by step."""
+    """The axes of every Value of a pass, built up step by step.
 
-    def __init__(self, tape: Tape) -> None:
+    Where attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
+    """
+
+    def __init__(self, tape: Tape, heads: Heads = "whole") -> None:
+        self.heads = heads
         self.numbers = Numbers()
         self.axes: dict[Value, list[Tensor]] = {}
         self.ranges: list[tuple[int, int, Value, int]] = []  # first number, one past the last, tensor, dimension
@@ -149,6 +154,14 @@ class Coupling:
                 axis = first
             left.append(axis)
         return left
+
+    def tied(self, axis: Tensor, dims: Iterable[int]) -> Tensor:
+        """Note that channels do not differ along `dims`, and return the axis without these."""
+        for d in set(varying(axis)) & set(dims):
+            first = axis.narrow(d, 0, 1)
+            self.numbers.tie(axis, first)
+            axis = first
+        return axis
 
     def combine(self, result: Value, operands: Sequence[Value]) -> None:
         """Set the axes of an element-wise operation's result, its operands broadcast."""

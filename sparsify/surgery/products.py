@@ -32,7 +32,10 @@ def _operands(step: Step) -> tuple[Value | None, Value, Value]:
 
 
 def _couple_matmul(coupling: Coupling, step: Step) -> None:
-    """[batch, n, m] @ [batch, m, p]; channels split over batch and m (or p) follow the batch: whole attention heads."""
+    """[batch, n, m] @ [batch, m, p]; channels split over batch and m (or p) follow the batch: whole attention heads.
+
+    With head sizes they follow m (or p), and are the same in every head.
+    """
     added, a, b = _operands(step)
     result = step.results[0]
     rank = len(result.shape)
@@ -62,6 +65,11 @@ def _apart(coupling: Coupling, value: Value, dim: int) -> tuple[Tensor | None, l
     summed = None
     left = []
     for axis in coupling.of(value):
+        if coupling.heads == "size" and 0 in varying(axis) and len(value.shape) == 3:
+            if varying(axis) == (0,):  # all heads stay
+                coupling.numbers.fix(axis)
+                continue
+            axis = coupling.tied(axis, (0,))
         if varying(axis) == (dim,):
             summed = axis.reshape(-1)
             continue
@@ -109,6 +117,9 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
     """softmax(q @ k) @ v over [batch, heads, tokens, size]: heads go whole, or, with one head, sizes of v."""
     q, k, v = step.args[:3]
     numbers = coupling.numbers
+    if coupling.heads == "size":
+        _couple_head_sizes(coupling, step)
+        return
     heads: list[tuple[list[Tensor], list[int]]] = []
     for value in (q, k, v):
         last = len(value.shape) - 1
@@ -143,6 +154,32 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
     cost = 2 * math.prod(q.shape) * k.shape[-2]
     axes = coupling.axes[step.results[0]]
     coupling.operations.append((step, cost, tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1)))
+
+
+def _couple_head_sizes(coupling: Coupling, step: Step) -> None:
+    """The same with every head whole: sizes of q and k go together, in all heads, sizes of v likewise."""
+    q, k, v = step.args[:3]
+    sizes: list[Tensor | None] = []
+    for value in (q, k, v):
+        last = len(value.shape) - 1
+        own = None
+        for axis in coupling.of(value):
+            if last in varying(axis):
+                own = coupling.tied(axis, range(last))
+            else:
+                coupling.numbers.fix(axis)
+        sizes.append(own)
+    mask = _attention_mask(step)
+    if mask is not None:
+        coupling.fix(mask)
+    ends = [None if axis is None else axis.reshape(-1) for axis in sizes]
+    tie_or_fix(coupling, ends[0], ends[1], q.shape[-1])
+    coupling.set(step.results[0], [] if sizes[2] is None else [sizes[2]])
+    for value in step.results[1:]:
+        coupling.set(value, [])
+    rows = math.prod(q.shape[:-1]) * k.shape[-2]
+    for value, end in ((q, ends[0]), (v, ends[2])):
+        coupling.operations.append((step, rows * value.shape[-1], () if end is None else (end,)))
 
 
 def _attention_mask(step: Step) -> Value | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .convolutions import CONVOLUTIONS
-from .coupling import Coupling
+from .coupling import Coupling, varying
 from .entrywise import pointwise, pointwise_flags
 from .layout import LAYOUT
 from .liveness import Liveness
@@ -32,7 +32,15 @@ class Rule(NamedTuple):
 
 def _couple_scaled(coupling: Coupling, step: Step) -> None:
     for value in step.inputs:
-        coupling.depend(value, [len(value.shape) - 1])
+        last = len(value.shape) - 1
+        if coupling.heads == "whole":
+            coupling.depend(value, [last])
+        elif any(last in varying(axis) for axis in coupling.of(value)):
+            coupling.fix(value, [last])
+            where = step.module or "the model"
+            coupling.barriers[f"{where}: attention divides by the root of the size of its heads, so that it stays"] = (
+                None
+            )
 
 
 def _flow_scaled(live: Liveness, step: Step) -> None:

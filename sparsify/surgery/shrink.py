@@ -11,7 +11,8 @@ from torch import nn
 
 from ..errors import RunError, SparsifyError
 from .absorb import absorbed, constant_inputs, cut_and_absorb
-from .channels import Channels, Study, study
+from .channels import Channels, Study, check_heads, study
+from .coupling import Heads
 from .cuts import Cuts, cuts_of
 from .fold import fold
 from .proof import Proof
@@ -61,7 +62,14 @@ def _ratio(sizes: tuple[float, float]) -> str:
     return f"{100 * sizes[1] / sizes[0]:5.1f} %" if sizes[0] else ""
 
 
-def shrink(model: nn.Module, example_input: Any, *, round_to: int | None = None, verify: bool = True) -> ShrinkReport:
+def shrink(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    round_to: int | None = None,
+    verify: bool = True,
+    heads: Heads = "whole",
+) -> ShrinkReport:
     """Return a smaller plain model of the same class, with every channel gone that has no influence on the outputs.
 
     A channel is dead if it is zero whatever the input, if nothing reads it, or if it holds one other value everywhere
@@ -70,11 +78,13 @@ def shrink(model: nn.Module, example_input: Any, *, round_to: int | None = None,
     of `round_to` where enough dead channels are there to stay. Unless `verify` is False the result is compared with
     `model` on the example input, in float64 and float32. `model` is not changed. Raises RunError, naming the module
     that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1.
+    `heads`: as for `analyse`; what was pruned with sizes of heads is to be shrunk with them.
     """
     if round_to is not None and round_to < 1:
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
+    check_heads("shrink", heads)
     small = fold(model).eval()
-    found = study(record(small, example_input), killable=False)
+    found = study(record(small, example_input), killable=False, heads=heads)
     count = sum(parameter.numel() for parameter in small.parameters())
     attempt = _Attempts(small, example_input, found, Proof(small, example_input, wanted=verify))
     gone = attempt.until_proved(round_to)

@@ -406,8 +406,8 @@ def rolled_space() -> Case:
 
 @case
 def rolled_as_one_row() -> Case:
-    """By six, a row of the image: entries of every channel go to the next one, so all are one group."""
-    return between(lambda x: x.roll(6), image(), "aaa")
+    """By six, a row of the image: entries of every channel go to the next one: all are one group, which has to stay."""
+    return between(lambda x: x.roll(6), image(), "---", "---")
 
 
 @case
