@@ -35,11 +35,12 @@ def make_choices(model: nn.Module, pruning: Pruning, example_input: Any, channel
         if channels is None:
             from ..surgery.channels import analyse
 
-            channels = analyse(fold(model), example_input)
+            channels = analyse(fold(model), example_input, heads=settings.heads or "whole")
         per = _per(model, pruning, example_input, channels)
         of = None if pruning.of in (None, "units") else COSTS[str(pruning.of)](model, channels)
         return UnitChoices(learn_groups(model, channels, names), scope, settings.aggregate or "mean", per, of)
-    needing = {"criterion.per": pruning.criterion.per, "of": pruning.of, "granularity.aggregate": settings.aggregate}
+    needing: dict[str, str | None] = {"criterion.per": pruning.criterion.per, "of": pruning.of}
+    needing |= {"granularity.aggregate": settings.aggregate, "granularity.heads": settings.heads}
     for key, value in needing.items():
         if value is not None and value != "units":
             raise SparsifyError(

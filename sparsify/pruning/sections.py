@@ -137,11 +137,14 @@ class GranularitySettings(_Named):
     aggregate: Literal["mean", "sum", "max", "l2"] | None = None
     """unit: a unit's score: the mean (default) or maximum of the mean scores of its rows in each weight, or the sum or
     L2 norm over all entries of these"""
+    heads: Literal["whole", "size"] | None = None
+    """unit: what goes of attention: whole heads (default), or entries of all heads' queries and keys, or values"""
 
     @model_validator(mode="after")
     def _keys_of_this_granularity(self) -> GranularitySettings:
-        if self.aggregate is not None and self.name != "unit":
-            raise ValueError(f"'aggregate' belongs to granularity unit, not to {self.name}")
+        for key in ("aggregate", "heads"):
+            if getattr(self, key) is not None and self.name != "unit":
+                raise ValueError(f"'{key}' belongs to granularity unit, not to {self.name}")
         return self
 
 

@@ -25,7 +25,9 @@ def shrink_training(training: Training) -> None:
     """
     example = torch.zeros(1, *training.data.input_shape, device=training.accelerator.device)
     example.normal_(generator=torch.Generator(example.device).manual_seed(0))
-    report = shrink(training.model, example)
+    pruner = training.pruner
+    heads = pruner.pruning.granularity.heads if pruner is not None else None
+    report = shrink(training.model, example, heads=heads or "whole")
     _go_on_with(training, mask_again(report.model, training.model, report.cuts), report.cuts)
     training.shrunk = {
         "groups": report.groups,

@@ -78,6 +78,14 @@ def test_a_function_is_a_criterion_under_its_own_name() -> None:
             {"sparsity": 0.5, "granularity": {"name": "weight", "aggregate": "l2"}},
             "granularity: 'aggregate' belongs to granularity unit, not to weight",
         ),
+        (
+            {"sparsity": 0.5, "granularity": {"name": "weight", "heads": "size"}},
+            "granularity: 'heads' belongs to granularity unit, not to weight",
+        ),
+        (
+            {"sparsity": 0.5, "granularity": {"name": "unit", "heads": "sizes"}},
+            "granularity.heads: Input should be 'whole' or 'size'",
+        ),
         ({"sparsity": 0.5, "granularity": {"name": "unit", "aggregat": "l2"}}, "did you mean 'aggregate'?"),
         ({"sparsity": 0.5, "shrink": "yes"}, "pruning.shrink: Input should be a valid boolean"),
         ({"sparsity": 0.5, "criterion": "magnitud"}, "unknown criterion 'magnitud'; did you mean 'magnitude'?"),

@@ -18,7 +18,9 @@ from sparsify.pruning.units import Groups, learn_groups
 from sparsify.surgery.channels import Channels
 from sparsify.surgery.convert import convert
 from sparsify.surgery.masks import get_masks, masked_parameters, masked_weights
+from sparsify.surgery.shrink import shrink
 from tests.pruning.examples import chain, tied
+from tests.surgery.test_heads import Attention
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")
 
@@ -318,6 +320,7 @@ def test_without_an_example_a_unit_is_a_row() -> None:
     "settings",
     [
         {"granularity": {"name": "unit", "aggregate": "l2"}},
+        {"granularity": {"name": "unit", "heads": "size"}},
         {"granularity": "unit", "of": "flops", "scope": "global"},
         {"granularity": "unit", "criterion": {"name": "magnitude", "per": "flops"}},
     ],
@@ -325,6 +328,20 @@ def test_without_an_example_a_unit_is_a_row() -> None:
 def test_settings_that_need_groups_are_refused_without_an_example(settings: dict[str, Any]) -> None:
     with pytest.raises(SparsifyError, match="needs to know which units belong together: give Pruner an example_input"):
         Pruner(chain()[0], {"sparsity": 0.5, **settings}, 0)
+
+
+def test_sizes_of_heads_are_pruned_in_all_heads_alike() -> None:
+    torch.manual_seed(0)
+    model, x = Attention(), torch.randn(2, 4, 5)
+    convert(model)
+    settings = {"granularity": {"name": "unit", "heads": "size"}, "sparsity": 0.5, "scope": "layer", "ignore": "proj"}
+    pruner = Pruner(model, settings, 0, example_input=x)
+    pruner.start()
+    q, k, v = (rows(get_masks(model)[f"{name}.weight"]) for name in "qkv")
+    assert q == k == q[:3] * 2 and sum(q) == 2 * 2 and v == v[:2] * 2 and sum(v) == 2
+    report = shrink(model, x, heads="size")
+    assert report.removed == 2 and report.model.proj.in_features == 2
+    torch.testing.assert_close(report.model(x), model(x))
 
 
 def test_sparsities_are_exact_decimals() -> None:
