@@ -65,10 +65,13 @@ class Tape:
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
 
     def nonzero_entries(self, value: Value) -> Tensor:
-        """Return where a constant is not zero, as float32; made once."""
+        """Return where a constant is not zero, as a float32 form; made once."""
         if value not in self.nonzero:
             assert value.constant is not None
-            self.nonzero[value] = (value.constant != 0).to(torch.float32)
+            flags = (value.constant != 0).to(torch.float32)
+            if flags.dim() == 3 and flags.shape[0] == 1 and bool((flags == flags[:, :1]).all()):
+                flags = flags[:, :1]  # a table of positions: or else whatever it is added to is as long from there on
+            self.nonzero[value] = flags
         return self.nonzero[value]
 
 
