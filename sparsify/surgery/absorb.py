@@ -15,6 +15,7 @@ from .channels import Study
 from .cut_indices import without
 from .cuts import Cuts, cut, every_tensor
 from .foldable import foldable_steps
+from .masks import masked_parameters
 from .proof import doubles
 from .recording import all_double
 from .sizes import Kept
@@ -28,6 +29,22 @@ class Absorbed:
     weight: str
     bias: str
     amounts: Tensor
+
+
+def held_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
+    """Return the biases that have removed entries in rows of weights that are not removed as a whole.
+
+    Masks go on such a model again, and would remove what was folded into these entries.
+    """
+    tensors = every_tensor(plain)
+    found = set()
+    for name, parameter in masked_parameters(masked).items():
+        weight = tensors.get(name.removesuffix("bias") + "weight")
+        if name.endswith("bias") and parameter.mask.dim() == 1 and not parameter.mask.all():
+            rows = None if weight is None or len(weight) != len(parameter.mask) else weight.flatten(1).any(1)
+            if rows is None or (rows & ~parameter.mask).any():
+                found.add(name)
+    return frozenset(found)
 
 
 def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[Step, Tensor]:

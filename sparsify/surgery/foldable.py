@@ -46,7 +46,7 @@ def foldable_steps(tape: Tape) -> dict[Step, Foldable]:
     found = {}
     for step in tape.steps:
         fold = _convolution(step, tape) if step.name == "convolution" else _product(step, tape, made)
-        if fold is None or fold.value.constant is not None:
+        if fold is None or fold.value.constant is not None or fold.bias in tape.held_biases:
             continue
         chain = [fold.weight, *(value for value in step.inputs if value.constant is not None)]
         if fold.bias in tape.state:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 from torch import nn
 
 from ..errors import RunError, SparsifyError
-from .absorb import absorbed, constant_inputs, cut_and_absorb
+from .absorb import absorbed, constant_inputs, cut_and_absorb, held_biases
 from .channels import Channels, Study, check_heads, study
 from .coupling import Heads
 from .cuts import Cuts, cuts_of
 from .fold import fold
 from .proof import Proof
-from .sizes import Kept, changes, layer_attributes, own_attributes
+from .sizes import Kept, changed_numbers, changes, layer_attributes, own_attributes
 from .tape import record
 
 
@@ -84,7 +84,8 @@ def shrink(
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
     check_heads("shrink", heads)
     small = fold(model).eval()
-    found = study(record(small, example_input), killable=False, heads=heads)
+    tape = replace(record(small, example_input), held_biases=held_biases(model, small))
+    found = study(tape, killable=False, heads=heads)
     count = sum(parameter.numel() for parameter in small.parameters())
     attempt = _Attempts(small, example_input, found, Proof(small, example_input, wanted=verify))
     gone = attempt.until_proved(round_to)
@@ -111,6 +112,7 @@ class _Attempts:
         self.inputs = constant_inputs(model, example_input, found)
         self.classes = {name: type(module) for name, module in model.named_modules()}
         self.held = np.zeros(found.channels.groups, dtype=bool)
+        self.tried: set[str] = set()  # modules of which the operations that are given numbers were held
         self.spared: set[tuple[type, str]] = set()  # attributes that are not the source of a size after all
         self.reasons: list[str] = []
 
@@ -121,10 +123,14 @@ class _Attempts:
             problem, where = self._cut(gone)
             if not problem or self._without_an_attribute(gone, where):
                 return gone
-            more = self._met_in(where) & gone
-            while where and not more.any():  # what the module was given comes from further out
-                where = where.rpartition(".")[0]
+            kept = Kept(self.found, gone)
+            more = (self._met_in(where, kept) & gone) if where not in self.tried else np.zeros_like(gone)
+            self.tried.add(where)
+            while not more.any():
                 more = self._met_in(where) & gone
+                if more.any() or not where:
+                    break
+                where = where.rpartition(".")[0]  # what the module was given comes from further out
             if not more.any():
                 place = where or type(self.model).__name__
                 raise RunError(f"shrink: {place}: {problem}; nothing was changed")
@@ -184,13 +190,17 @@ class _Attempts:
                 return self._without_an_attribute(gone, place)
         return False
 
-    def _met_in(self, module: str) -> np.ndarray[Any, Any]:
-        """Return which groups a module's own forward meets; after ten tries those of all modules of its class."""
+    def _met_in(self, module: str, kept: Kept | None = None) -> np.ndarray[Any, Any]:
+        """Return which groups a module's own forward meets; after ten tries those of all modules of its class.
+
+        With `kept`, only operations count that are given numbers that would have to change: views, splits.
+        """
         cls = self.classes.get(module)
         every = len(self.reasons) >= 10
         met = np.zeros(len(self.held) + 1, dtype=bool)
         for step in self.found.tape.steps:
-            if step.module == module or (every and self.classes.get(step.module) is cls):
+            inside = step.module == module or (every and self.classes.get(step.module) is cls)
+            if inside and (kept is None or changed_numbers(step, kept)):
                 for value in (*step.inputs, *step.results):
                     for axis in self.found.coupling.axes.get(value, []):
                         met[self.found.ids[axis.numpy()].reshape(-1)] = True

@@ -55,13 +55,15 @@ class Step:
 class Tape:
     """All steps of a pass that depend on its input or on the model's tensors, and the Values that it returned.
 
-    `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add.
+    `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add; those in
+    `held_biases` are not to be changed.
     """
 
     steps: tuple[Step, ...]
     outputs: tuple[Value, ...]
     state: dict[str, Value] = field(default_factory=dict)
     biases: frozenset[str] = frozenset()
+    held_biases: frozenset[str] = frozenset()
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
 
     def nonzero_entries(self, value: Value) -> Tensor:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.surgery.absorb import absorbed, constant_inputs, cut_and_absorb
+from sparsify.surgery.also import mask_also
 from sparsify.surgery.channels import analyse, study
 from sparsify.surgery.cuts import Cuts
+from sparsify.surgery.remask import mask_again
 from sparsify.surgery.shrink import shrink
 from sparsify.surgery.sizes import Kept
 from sparsify.surgery.tape import record
@@ -196,6 +198,20 @@ def test_rows_emptied_by_masks_go_though_their_bias_stays() -> None:
     small = shrink(model, x).model
     assert small.first.weight.shape == (3, 3)
     torch.testing.assert_close(small.last.bias, model.last.bias + 0.7 * model.last.weight[:, 2])
+
+
+@pytest.mark.parametrize("whole_row", [False, True])
+def test_a_bias_whose_mask_would_hide_the_constants_takes_in_none(whole_row: bool) -> None:
+    model = zeroed(Two(nn.Linear(3, 4), torch.sigmoid, nn.Linear(4, 2)), 1)
+    sparsify.convert(model)
+    mask_also(model, ["last.bias"])
+    masks = {**sparsify.get_masks(model), "last.bias": torch.tensor([True, False])}
+    masks["last.weight"][1] = not whole_row
+    sparsify.set_masks(model, masks)
+    x = torch.randn(5, 3)
+    report = shrink(model, x)
+    assert report.removed == (1 if whole_row else 0)
+    torch.testing.assert_close(mask_again(report.model, model, report.cuts)(x), model(x))
 
 
 def test_constants_of_constants_go_together() -> None:
