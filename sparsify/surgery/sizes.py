@@ -15,7 +15,7 @@ from torch import nn
 
 from .channels import Study
 from .coupling import varying
-from .tape import Value
+from .tape import Step, Value
 
 
 class Change(NamedTuple):
@@ -57,10 +57,14 @@ def changes(study: Study, kept: Kept) -> list[Change]:
     """Return the numbers given to operations that have to change, in order, each once."""
     found: dict[Change, None] = {}
     for step in study.tape.steps:
-        for old, new in _arguments(step, kept):
-            if old != new:
-                found[Change(step.module, step.name, old, new)] = None
+        for old, new in changed_numbers(step, kept):
+            found[Change(step.module, step.name, old, new)] = None
     return list(found)
+
+
+def changed_numbers(step: Step, kept: Kept) -> list[tuple[Any, Any]]:
+    """Return the numbers, (old, new), that one operation is given and that have to change."""
+    return [(old, new) for old, new in _arguments(step, kept) if old != new]
 
 
 def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
