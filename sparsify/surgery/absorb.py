@@ -32,17 +32,19 @@ class Absorbed:
 
 
 def held_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
-    """Return the biases that have removed entries in rows of weights that are not removed as a whole.
+    """Return the biases (and other vectors) that have removed entries in rows of weights that are not all zero.
 
     Masks go on such a model again, and would remove what was folded into these entries.
     """
     tensors = every_tensor(plain)
     found = set()
     for name, parameter in masked_parameters(masked).items():
-        weight = tensors.get(name.removesuffix("bias") + "weight")
-        if name.endswith("bias") and parameter.mask.dim() == 1 and not parameter.mask.all():
-            rows = None if weight is None or len(weight) != len(parameter.mask) else weight.flatten(1).any(1)
-            if rows is None or (rows & ~parameter.mask).any():
+        removed = ~parameter.mask
+        if removed.dim() == 1:
+            weight = tensors.get(name.removesuffix("bias") + "weight")
+            if weight is not None and weight.dim() > 1 and len(weight) == len(removed):
+                removed = removed & weight.flatten(1).any(1)
+            if removed.any():
                 found.add(name)
     return frozenset(found)
 

@@ -318,3 +318,13 @@ def test_poolformerv2_shrinks_when_half_of_its_units_are_zero() -> None:
     report = shrink(model, x)
     assert report.removed == int(kill.sum()) and not report.kept
     assert report.parameters[1] < 0.65 * report.parameters[0]
+
+
+def test_norms_with_masked_biases_do_not_stand_in_the_way() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    x = torch.randn(1, 3, 8, 8)
+    sparsify.convert(model, ignore=["last"])
+    pruning = {"granularity": "unit", "scope": "layer", "sparsity": 0.5}
+    sparsify.Pruner(model, pruning, total_steps=1, example_input=x).start()
+    small = sparsify.shrink(model, x).model
+    assert small[0].weight.shape == (3, 3, 3, 3) and small[1].weight.shape == (3,)
