@@ -70,7 +70,8 @@ def analyse(model: nn.Module, example_input: Any, *, heads: Heads = "whole") -> 
     """Return the groups of a plain model's channels, found by running it once, in eval mode, on `example_input`.
 
     In attention a group is a whole head, or, with `heads` "size", one of the entries of every head's queries and keys,
-    or values; a model that lost such must go on computing attention as it does here, not fused. SparsifyError for another word. Errors of the model's forward are passed on. The model is not changed.
+    or values; a model that lost such must go on computing attention as it does here, not fused. SparsifyError for
+    another word. Errors of the model's forward are passed on. The model is not changed.
     """
     check_heads("analyse", heads)
     return study(record(model, example_input), heads=heads).channels
