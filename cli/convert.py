@@ -104,7 +104,7 @@ def _convert(
     model.eval()
     report = sparsify.convert(model, ignore=pruning.ignore)
     say(*conversion_lines(report))
-    shape = _input_shape(model, image_size)
+    shape = _input_shape(model, spec, image_size)
     example = random_images(2, shape)
     verification = sparsify.verify(model, (example,))
     say(str(verification), *verification.notes)
@@ -155,8 +155,10 @@ def _build(
     return model, arguments
 
 
-def _input_shape(model: nn.Module, image_size: int | None) -> tuple[int, int, int]:
+def _input_shape(model: nn.Module, spec: str, image_size: int | None) -> tuple[int, int, int]:
+    """Return the shape of an image as the model takes it; torchvision's models do not say their size themselves."""
     from sparsify.training.inputs import declared_size, input_for
 
-    channels, size = input_for(model, (3, declared_size(model) or 32), image_size=image_size)
+    usual = 224 if spec.startswith("torchvision:") else 32
+    channels, size = input_for(model, (3, declared_size(model) or usual), image_size=image_size)
     return channels, size, size

@@ -23,5 +23,6 @@ def shrunk(model: nn.Module, input_shape: tuple[int, ...], round_to: int | None)
     from sparsify.surgery.shrink import shrink
 
     report = shrink(model, random_images(1, input_shape), round_to=round_to)
-    say(*str(report).splitlines())
+    first, *rest = str(report).splitlines()
+    say(f"{first}; for one input of {'x'.join(map(str, input_shape))}:", *rest)
     return mask_again(report.model, model, report.cuts)
