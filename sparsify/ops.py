@@ -108,12 +108,13 @@ def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
 def _requiring_grad_like(weight: Tensor, masked: Tensor) -> Tensor:
     """Return `masked`, which requires a gradient if the weight does, even where none is recorded.
 
-    torch's linear chooses its kernel by that, under no_grad as well, and other kernels give other bits.
+    torch's linear chooses its kernel by that, under no_grad as well, and by whether the weight is a view, and other
+    kernels give other bits.
     """
     outside = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if not outside and type(masked) is Tensor and weight.requires_grad and not masked.requires_grad:
         if not torch._C._are_functorch_transforms_active():
-            masked.requires_grad_()
+            return masked.detach().requires_grad_()
     return masked
 
 

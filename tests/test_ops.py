@@ -161,10 +161,12 @@ def test_the_same_kernels_are_chosen_where_no_gradient_is_recorded(grad: bool, t
         def __init__(self) -> None:
             super().__init__()
             self.mix = nn.Linear(4, 4)
+            self.large = nn.Linear(512, 1024)  # its effective weight lies in memory that is used again
             self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
 
-        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            return self.mix(x.permute(0, 2, 3, 1)), self.attention(y, y[:, :3], y[:, :3])[0]
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            attended = self.attention(y, y[:, :3], y[:, :3])[0]
+            return self.mix(x.permute(0, 2, 3, 1)), attended, self.large(x.reshape(2, 2, 512)[:, :1])
 
     torch.manual_seed(0)
     model = Heads().train(training)
