@@ -164,13 +164,13 @@ def test_the_same_kernels_are_chosen_where_no_gradient_is_recorded(grad: bool, t
             self.large = nn.Linear(512, 1024)  # its effective weight lies in memory that is used again
             self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
 
-        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        def forward(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
             attended = self.attention(y, y[:, :3], y[:, :3])[0]
-            return self.mix(x.permute(0, 2, 3, 1)), attended, self.large(x.reshape(2, 2, 512)[:, :1])
+            return self.mix(x.permute(0, 2, 3, 1)), attended, self.large(z[:, :2])
 
     torch.manual_seed(0)
     model = Heads().train(training)
-    inputs = torch.randn(2, 4, 16, 16), torch.randn(2, 7, 16)
+    inputs = torch.randn(2, 4, 16, 16), torch.randn(2, 7, 16), torch.randn(2, 258, 512)
     with torch.set_grad_enabled(grad):
         expected = model(*inputs)
         sparsify.convert(model)
