@@ -191,12 +191,12 @@ class _Attempts:
         return False
 
     def _met_in(self, module: str, kept: Kept | None = None) -> np.ndarray[Any, Any]:
-        """Return which groups a module's own forward meets; after ten tries those of all modules of its class.
+        """Return which groups a module's own forward meets; after three tries those of all modules of its class.
 
         With `kept`, only operations count that are given numbers that would have to change: views, splits.
         """
         cls = self.classes.get(module)
-        every = len(self.reasons) >= 10
+        every = len(self.reasons) >= 3
         met = np.zeros(len(self.held) + 1, dtype=bool)
         for step in self.found.tape.steps:
             inside = step.module == module or (every and self.classes.get(step.module) is cls)
