@@ -20,8 +20,8 @@ Every model of timm and every torchvision model that is not quantized, with rand
 statistics of batch norms moved off 0 and 1), the smallest input that it takes, batches of two, dropout and drop path at
 0.1 where timm takes them. *Same bits*: outputs in eval mode, and in train mode with the same seed outputs, gradients
 and buffers, equal those before the conversion. *No dense weight*: with random half masks no conv, linear, attention or
-recurrent operation sees a weight past its mask. A model of more than 400 M parameters, or past the limits of memory and
-time, is converted on the meta device, where there are no bits to compare. Row by row: [coverage.csv](coverage.csv).
+recurrent operation sees a weight past its mask. A model past the run's limits of parameters, memory or
+time is converted on the meta device, where there are no bits to compare. Row by row: [coverage.csv](coverage.csv).
 """
 
 COLUMNS = (
