@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import unknown
-from .coupling import FIXED, Coupling, Heads, varying
+from .coupling import Coupling, Heads, varying
 from .foldable import Foldable
 from .liveness import Liveness
+from .numbers import FIXED
 from .tape import Step, Tape, record
 
 
