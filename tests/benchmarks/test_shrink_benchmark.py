@@ -12,12 +12,6 @@ from torch import nn
 pytest.importorskip("torch_pruning")
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the scripts import each other as they do when they are run."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-
-
 def script(name: str) -> Any:
     return importlib.import_module(name)
 

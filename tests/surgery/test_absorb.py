@@ -22,6 +22,8 @@ from sparsify.surgery.shrink import shrink
 from sparsify.surgery.sizes import Kept
 from sparsify.surgery.tape import record
 
+from .halves import zero_half
+
 
 class Star(nn.Module):
     """s * relu(x)^2 + b, as in MetaFormers."""
@@ -307,16 +309,9 @@ def test_poolformerv2_shrinks_when_half_of_its_units_are_zero() -> None:
     model = timm.create_model("poolformerv2_s24").eval()
     x = torch.randn(1, 3, 224, 224)
     found = analyse(model, x)
-    kill = torch.rand(found.groups) < 0.5
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, d in found.produced.items():
-            labels = found.labels[name][d]
-            sizes = [1] * parameters[name].dim()
-            sizes[d] = -1
-            parameters[name].masked_fill_(((labels >= 0) & kill[labels.clamp(min=0)]).reshape(sizes), 0)
+    killed = zero_half(model, found)
     report = shrink(model, x)
-    assert report.removed == int(kill.sum()) and not report.kept
+    assert report.removed == killed and not report.kept
     assert report.parameters[1] < 0.65 * report.parameters[0]
 
 

@@ -14,6 +14,8 @@ from sparsify import SparsifyError
 from sparsify.surgery.channels import Channels, analyse
 from sparsify.surgery.shrink import ShrinkReport, shrink
 
+from .halves import zero_half
+
 
 class Attention(nn.Module):
     """Two heads with queries and keys of size 3, values of size 2, each with a layer of its own."""
@@ -106,14 +108,7 @@ def half_shrunk(model: nn.Module) -> tuple[Channels, ShrinkReport]:
     """Make half of a model's groups zero and shrink it."""
     x = torch.randn(1, 3, 224, 224)
     found = analyse(model, x, heads="size")
-    gone = torch.rand(found.groups) < 0.5
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, d in found.produced.items():
-            labels = found.labels[name][d]
-            sizes = [1] * parameters[name].dim()
-            sizes[d] = -1
-            parameters[name].masked_fill_(((labels >= 0) & gone[labels.clamp(min=0)]).reshape(sizes), 0)
+    zero_half(model, found)
     return found, shrink(model, x, heads="size")
 
 
