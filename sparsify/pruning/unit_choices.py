@@ -72,6 +72,7 @@ class UnitChoices:
         return int((~kept if self._removed(kept) >= sparsity else self.groups.prunable).sum())
 
     def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
+        """Write the masks of the groups that stay, and return the part that was due to go; `alive`: what may stay."""
         may_stay = None if alive is None else kept_groups(self.groups, alive)
         scores = group_scores(self.groups, parts, self.aggregate, may_stay)
         if self.per is not None:
