@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from sparsify.errors import SparsifyError
+from sparsify.formats.ways_out import WAYS, check_place, check_way
 
 from .paths import saved_model
-from .report import file_line
+from .report import written_line
 from .show import say
-from .shrinking import shrunk
+from .shrinking import random_images, shrunk
+
+if TYPE_CHECKING:
+    from sparsify.formats.inspection import FileSummary
 
 
-@click.command("export")
+class _WithFormats(click.Command):
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Formats"):
+            formatter.write_dl([(name, way.help) for name, way in WAYS.items()])
+
+
+@click.command("export", cls=_WithFormats)
 @click.argument("source", metavar="RUN|FILE")
-@click.option("--out", required=True, metavar="FILE", help="Where the file goes.")
+@click.option("--out", required=True, metavar="PATH", help="Where the file, or a format's folder, goes.")
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["sparse", "dense"]),
+    type=click.Choice(list(WAYS)),
     default="sparse",
     show_default=True,
     metavar="NAME",
-    help="sparse: masks and kept values; dense: the dense model's own keys with zeros, for any reader.",
+    help="One of the formats below.",
 )
 @click.option(
     "--dtype",
@@ -30,36 +42,43 @@ from .shrinking import shrunk
     metavar="TYPE",
     help="Cast floating values: float32, float16 or bfloat16.",
 )
+@click.option("--batch-size", type=click.IntRange(min=1), help="Fix the size of the batch, which may vary otherwise.")
 @click.option("--shrink", is_flag=True, help="First take channels of no influence out of the model, with proof.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
-def command(source: str, out: str, layout: str, dtype: str | None, shrink: bool, round_to: int | None) -> None:
-    """Write the model of a run, or of a file, to a small safetensors file."""
-    from sparsify.formats.atomic import check_writable
-
+def command(
+    source: str,
+    out: str,
+    layout: str,
+    dtype: str | None,
+    batch_size: int | None,
+    shrink: bool,
+    round_to: int | None,
+) -> None:
+    """Write the model of a run, or of a file, in a format of your choice."""
     if round_to is not None and not shrink:
         raise SparsifyError("export: --round-to belongs to --shrink")
+    options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
+    given = [name for name, value in options.items() if value is not None]
+    way = check_way(layout, given, where="export", spelled=lambda name: f"--{name.replace('_', '-')}")
     path = saved_model(source)
-    check_writable(out)
-    from sparsify.formats.files import inspect_file, load, save
+    check_place(way, out)
+    from sparsify.formats.files import inspect_file, load, write
 
-    given = inspect_file(path)
-    about = given.metadata
+    known = inspect_file(path)
     model = load(path)
     if shrink:
-        shape = about.extra.get("input_shape")
-        if not shape:
-            raise SparsifyError(f"export: {path} does not say what its model takes (input_shape): use sparsify.shrink")
-        model = shrunk(model, tuple(shape), round_to)
-    save(
-        model,
-        out,
-        spec=about.spec,
-        arguments=about.arguments,
-        recipe=about.recipe,
-        seeds=about.seeds,
-        metrics=about.metrics,
-        extra=about.extra,
-        dtype=dtype,
-        format=layout,
-    )
-    say(file_line(inspect_file(out)))
+        model = shrunk(model, _input_shape(known, "use sparsify.shrink"), round_to)
+    if "example_input" in way.takes:
+        shape = _input_shape(known, f"use sparsify.save(model, path, format='{layout}', example_input=...)")
+        options["example_input"] = random_images(1, shape)
+    told = ("spec", "arguments", "recipe", "seeds", "metrics", "extra")
+    about = {name: getattr(known.metadata, name) for name in told}
+    written = write(model, out, layout, about, options)
+    say(written_line(out, written.size, known.bytes_original, model), *written.notes)
+
+
+def _input_shape(known: FileSummary, instead: str) -> tuple[int, ...]:
+    shape = known.metadata.extra.get("input_shape")
+    if not shape:
+        raise SparsifyError(f"export: {known.path} does not say what its model takes (input_shape): {instead}")
+    return tuple(shape)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from .show import Layer, byte_count, count, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sparsify.formats.inspection import FileSummary
     from sparsify.pruning.report import PruningReport
     from sparsify.surgery.convert import ConversionReport
@@ -95,10 +97,21 @@ def sparsity_lines(report: PruningReport) -> list[str]:
 
 def file_line(saved: FileSummary) -> str:
     """Return the size of a file next to the one of its dense model, before anything was cut out of that."""
-    dense = saved.bytes_original
-    sparsity = "" if saved.sparsity is None else f"{percent(saved.sparsity)} sparse, "
-    size = byte_count(saved.bytes_file)
-    return f"{saved.path}: {sparsity}{size}, {percent(saved.bytes_file / dense)} of the dense {byte_count(dense)}"
+    return _size_line(saved.path, saved.sparsity, saved.bytes_file, saved.bytes_original)
+
+
+def written_line(path: str, size: int, dense: int, model: nn.Module) -> str:
+    """Return the same of anything that was written of `model`: `size` bytes, `dense` ones as it was before."""
+    from sparsify.surgery.masks import masked_weights
+
+    masks = [weight.mask for weight in masked_weights(model).values()]
+    total, kept = sum(mask.numel() for mask in masks), sum(int(mask.sum()) for mask in masks)
+    return _size_line(path, (total - kept) / total if total else None, size, dense)
+
+
+def _size_line(path: str, sparsity: float | None, size: int, dense: int) -> str:
+    share = "" if sparsity is None else f"{percent(sparsity)} sparse, "
+    return f"{path}: {share}{byte_count(size)}, {percent(size / dense)} of the dense {byte_count(dense)}"
 
 
 def _unit_lines(report: PruningReport) -> list[str]:

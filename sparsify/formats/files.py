@@ -1,4 +1,4 @@
-"""Saving a model to one safetensors file; docs/format.md specifies the bytes. loading.py is the way back."""
+"""Saving a model in any of the formats of ways_out.py. loading.py is the way back."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ from torch import nn
 from ..errors import unknown
 from ..surgery.cuts import Cuts
 from ..surgery.wrappers import unwrap
-from .atomic import atomic_write
-from .container import container_chunks
 from .inspection import FileSummary as FileSummary
 from .inspection import TensorRow as TensorRow
 from .inspection import inspect_file as inspect_file
 from .loading import load as load
-from .metadata import NOT_ARGUMENTS, Metadata, metadata_text
-from .parts import dense_parts, encodings_of, sparse_parts
+from .metadata import NOT_ARGUMENTS, Metadata
 from .reading import FileState as FileState
 from .reading import read_state as read_state
-from .state import collect, text_of_cuts
 from .tensors import CASTS
-
-FORMATS = ("sparse", "dense")
+from .ways_out import Outgoing, Written, check_way
 
 
 def save(
@@ -41,50 +36,48 @@ def save(
     format: str = "sparse",
     extra: Mapping[str, Any] | None = None,
     cuts: Cuts | None = None,
+    example_input: Any = None,
+    batch_size: int | None = None,
 ) -> int:
-    """Write `model` to `path` and return the file's size in bytes; an old file is replaced only by a whole new one.
+    """Write `model` to `path` and return the bytes written; an old file is replaced only by a whole new one.
 
     `format="sparse"` stores each masked weight as its mask and its kept values: values under the mask are not stored.
     Effective weights and masks come back bit for bit. `format="dense"` stores the dense model's own names with removed
-    entries as +0.0, which any safetensors reader loads.
+    entries as +0.0, which any safetensors reader loads. docs/export.md tells of the other formats (`ways_out.WAYS`).
     `spec` names the model ("timm:resnet18") and `arguments` what it was built with (`num_classes`), so that `load`
     needs only the file. `recipe` (a Recipe, or text), `seeds`, `metrics` and `extra` are kept in the metadata.
     A model that was cut remembers that; `cuts` tells it of one that does not: what is missing of a fresh model of the
     class, so that `load` can cut one alike.
     `dtype` ("float16", "bfloat16", "float32", or torch's own) casts floating values, which rounds them.
-    Raises SparsifyError for a state that no file can hold and for a path that cannot be written, RunError for a full
-    disk.
+    `example_input`, a tensor or a tuple of positional arguments, is what formats that hold the model's computation run
+    it on; its first dimension, the batch, may be of any size in the file unless `batch_size` fixes it.
+    Raises SparsifyError for an option that the format does not take, a model that it cannot hold and a path that cannot
+    be written, RunError for a full disk.
     """
+    about = {"spec": spec, "arguments": arguments, "recipe": recipe, "seeds": seeds, "metrics": metrics, "extra": extra}
+    options = {"dtype": dtype, "cuts": cuts, "example_input": example_input, "batch_size": batch_size}
+    return write(model, path, format, about, options).size
+
+
+def write(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    format: str,
+    about: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Written:
+    """Do what `save` does, its arguments in tables, and return what was written."""
     from .. import __version__
 
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS, where="save")
-    cast = None if dtype is None else str(dtype).removeprefix("torch.")
-    if cast is not None and cast not in CASTS:
-        raise unknown("dtype", cast, CASTS, where="save")
-    metadata = Metadata(
-        format=format,
-        spec=spec,
-        arguments={key: value for key, value in (arguments or {}).items() if key not in NOT_ARGUMENTS},
-        recipe=recipe.to_yaml() if hasattr(recipe, "to_yaml") else recipe,
-        seeds=seeds or {},
-        metrics=metrics or {},
-        cast=cast,
-        writer=__version__,
-        extra=extra or {},
-    )
-    inner = unwrap(model)
-    state = collect(inner)
-    cut = text_of_cuts(inner, cuts)
-    if format == "dense" and state.raw:
-        # The forward computes with something else than these values: only folding can put the zeros in.
-        from ..surgery.fold import fold
-
-        state = collect(fold(inner))
-    if format == "dense":
-        parts, text = dense_parts(state, cast), metadata_text(metadata, {}, {}, cut)
-    else:
-        encodings = encodings_of(state, cast)
-        parts = sparse_parts(state, encodings, cast)
-        text = metadata_text(metadata, encodings, state.aliases, cut, sorted(state.also))
-    return atomic_write(path, container_chunks(parts, text))
+    given = {name: value for name, value in options.items() if value is not None}
+    way = check_way(format, given, where="save")
+    if "dtype" in given:
+        given["dtype"] = str(given["dtype"]).removeprefix("torch.")
+        if given["dtype"] not in CASTS:
+            raise unknown("dtype", given["dtype"], CASTS, where="save")
+    told = {key: value for key, value in about.items() if value is not None}
+    if hasattr(told.get("recipe"), "to_yaml"):
+        told["recipe"] = told["recipe"].to_yaml()
+    told["arguments"] = {k: v for k, v in told.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
+    metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **told)
+    return way.write(Outgoing(unwrap(model), path, metadata, **given))

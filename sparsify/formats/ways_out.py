@@ -1,0 +1,108 @@
+"""The ways out: a format's name -> what writes it, one row each. Needs no torch until a model is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import SparsifyError, unknown
+from .metadata import Metadata
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..surgery.cuts import Cuts
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A model on its way out: unwrapped, with its metadata and the options its format takes (None: not given).
+
+    `dtype` names the type that floating values are cast to; `example_input`, a tensor or a tuple of positional
+    arguments, is what an exporter runs the model on; `batch_size` fixes the batch that otherwise may vary.
+    """
+
+    model: nn.Module
+    path: str | os.PathLike[str]
+    metadata: Metadata
+    dtype: str | None = None
+    example_input: Any = None
+    batch_size: int | None = None
+    cuts: Cuts | None = None
+
+
+class Written(NamedTuple):
+    """What a way out wrote: bytes on the disk, and what a user should know of it beside that, a line each."""
+
+    size: int
+    notes: tuple[str, ...] = ()
+
+
+class Way(NamedTuple):
+    """One way out: its writer, one sentence of help, and which options of `Outgoing` it takes.
+
+    The writer writes whole or not at all, and raises SparsifyError for a model that the format cannot hold. `needs`
+    are the modules it imports beside what sparsify depends on, `extra` the name under which they are installed;
+    `folder` tells that the path is a folder's.
+    """
+
+    write: Callable[[Outgoing], Written]
+    help: str
+    takes: frozenset[str] = frozenset()
+    folder: bool = False
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+
+def check_way(format: str, given: Iterable[str], *, where: str, spelled: Callable[[str], str] = str) -> Way:
+    """Return the way out called `format`; SparsifyError, one line, unless it is known and takes the options `given`.
+
+    The packages it needs must be installed as well. `where` begins the line, `spelled` writes an option as the user
+    would.
+    """
+    from importlib.util import find_spec
+
+    if format not in WAYS:
+        raise unknown("format", format, WAYS, where=where)
+    way = WAYS[format]
+    for option in given:
+        if option not in way.takes:
+            others = ", ".join(name for name, other in WAYS.items() if option in other.takes)
+            raise SparsifyError(f"{where}: {format} takes no {spelled(option)} (those that do: {others})")
+    missing = [name for name in way.needs if find_spec(name) is None]
+    if missing:
+        raise SparsifyError(
+            f"{where}: {format} needs {' and '.join(missing)}: pip install {' '.join(missing)} "
+            f"(or sparsify-torch[{way.extra}])"
+        )
+    return way
+
+
+def check_place(way: Way, path: str | os.PathLike[str]) -> None:
+    """Raise SparsifyError if it is plain already that `way` cannot write `path`; nothing is touched."""
+    from .atomic import check_writable
+    from .folders import check_folder
+
+    (check_folder if way.folder else check_writable)(path)
+
+
+def _sparse(outgoing: Outgoing) -> Written:
+    from .saving import write_sparse
+
+    return write_sparse(outgoing)
+
+
+def _dense(outgoing: Outgoing) -> Written:
+    from .saving import write_dense
+
+    return write_dense(outgoing)
+
+
+_OWN = frozenset({"dtype", "cuts"})
+
+WAYS: dict[str, Way] = {
+    "sparse": Way(_sparse, "Masks and kept values in a small safetensors file.", _OWN),
+    "dense": Way(_dense, "The dense model's own keys with zeros in safetensors, for any reader.", _OWN),
+}
