@@ -9,6 +9,7 @@ import click
 
 from sparsify.errors import RunError, SparsifyError
 
+from .paths import saved_model
 from .report import conversion_lines, file_line, sparsity_lines
 from .show import say
 from .shrinking import random_images, shrunk
@@ -54,17 +55,15 @@ def command(
 ) -> None:
     """Put masks on a model, prune it in one shot and save it.
 
-    The weights come from CHECKPOINT (safetensors, or a torch file of tensors: plain, wrapped or EMA), from the model's
-    library with --pretrained, or are fresh. The conversion is verified before anything is written.
+    The weights come from CHECKPOINT (safetensors, or a torch file of tensors: plain, wrapped or EMA; also a folder with
+    model.safetensors, or hf:OWNER/NAME), from the model's library with --pretrained, or are fresh. The conversion is
+    verified before anything is written.
     """
     from sparsify.formats.atomic import check_writable
     from sparsify.models import check_model_name
     from sparsify.pruning.settings import parse_pruning
-    from sparsify.training.names import check_file
 
     check_model_name(model, where="--model")
-    if checkpoint is not None:
-        check_file(checkpoint)
     if checkpoint is not None and pretrained:
         raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
     # Units of different layers are hard to compare by their weights: one layer would lose nearly all.
@@ -79,6 +78,8 @@ def command(
     if round_to is not None and not shrink:
         raise SparsifyError("convert: --round-to belongs to --shrink")
     check_writable(out)
+    if checkpoint is not None:
+        checkpoint = str(saved_model(checkpoint))
     masked, arguments, input_shape = _convert(checkpoint, model, pruning, num_classes, pretrained, image_size, seed)
     if shrink:
         masked = shrunk(masked, input_shape, round_to)

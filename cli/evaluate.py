@@ -9,7 +9,7 @@ from .show import percent, say
 
 
 @click.command("eval")
-@click.argument("source", metavar="RUN|FILE")
+@click.argument("source", metavar="RUN|FILE|hf:OWNER/NAME")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the one the model was trained on]")
 @click.option("--data-dir", metavar="DIR", help="Folder that holds the data, or into which they are downloaded.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")

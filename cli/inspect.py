@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("source", metavar="[RUN|FILE]", required=False)
+@click.argument("source", metavar="[RUN|FILE|hf:OWNER/NAME]", required=False)
 @click.option("--model", metavar="SPEC", help="Show this model as it would be masked, instead of a file.")
 @click.option("--graph", is_flag=True, help="Print the model's torch.fx graph instead of the table.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")

@@ -14,6 +14,7 @@ from ..surgery.masks import all_masked_parameters
 from ..surgery.wrappers import unwrap
 from .metadata import NOT_ARGUMENTS, Contents, Metadata
 from .reading import read_file
+from .sources import model_file
 from .state import adopt_dtypes, check_names, put
 from .stored_cuts import cuts_from
 
@@ -21,6 +22,8 @@ from .stored_cuts import cuts_from
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: bool = False) -> nn.Module:
     """Return the model with the tensors and masks of the file at `path`.
 
+    `path` may also be a folder with a `model.safetensors` (a run's, or one as on the hub) or "hf:OWNER/NAME", with or
+    without "@REVISION", a repository on the Hugging Face hub.
     Without `model` the file must name its model, which is built and returned in evaluation mode. A given `model` is
     loaded in place and keeps its dtypes and mode; a plain one is converted first, so that exactly what is masked in the
     file carries masks, and one already converted keeps the masks it has (all ones where the file has none). Every
@@ -32,6 +35,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     tensors are then as they were. The file of a model that was cut cuts the model that is built, or a given one if it
     is a fresh one of the class (in place; it must be plain); one that was cut before is only loaded.
     """
+    path = model_file(path)
     (state, masks, metadata), contents = read_file(path)
     target = model
     if target is None:
