@@ -6,120 +6,108 @@ A new encoding is one more row of ENCODINGS; those that were released stay.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from .bits import count as count
+from .bits import gather, scatter
+from .bits import pack as pack
+from .bits import packed_size as packed_size
+from .bits import unpack as unpack
 from .container import Array, Shape
+from .positions import ALL, BITMASK, GAPS, GROUPS, UNITS, Positions
 
-Source: TypeAlias = Callable[[], Array]
-
-# The longer names of "bitmask" and ".kept" cost the header this much: to save less, whole values make a smaller file.
-_HEADER_COST = 8
-_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
+# What a stored tensor adds to the header beside its name, shape and two offsets: 49 bytes of JSON, 9 of a checksum.
+_HEADER_OF_TENSOR = 58
 
 
 class Encoding(NamedTuple):
     """One way to store a masked weight, as tensors named by the weight's name and a suffix.
 
-    `encode`: suffix -> function that returns that tensor's elements; it calls for the values and the mask it needs.
-    `layout`: the weight's shape -> suffix -> (dtype, shape) that a file must show before anything is read; dtype "" is
-    the weight's own, and a size of None is free.
-    `decode`: the stored elements by suffix and the number of entries -> values and mask; ValueError if they disagree.
+    `values`: which are stored, "kept" (in C order, as `.kept`), "effective" or "all" (in the weight's own name and
+    shape). `suffix`: that of the bytes of `positions`, None where there are none. `since`: the first version of the
+    format that has it.
     """
 
-    encode: Mapping[str, Callable[[Source, Source], Array]]
-    layout: Callable[[Shape], dict[str, tuple[str, tuple[int | None, ...]]]]
-    decode: Callable[[Mapping[str, Array], int], tuple[Array, Array]]
+    values: str
+    suffix: str | None
+    positions: Positions
+    since: int
+
+    def layout(self, shape: Shape) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+        """Return what a file must show before anything is read: suffix -> (dtype, shape).
+
+        dtype "" is the weight's own, and a size of None is free.
+        """
+        found: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+        found[".kept" if self.values == "kept" else ""] = ("", (None,) if self.values == "kept" else shape)
+        if self.suffix is not None:
+            found[self.suffix] = ("U8", (self.positions.size(shape),))
+        return found
+
+    def content(self, values: Array, mask: Array) -> Array:
+        """Return the values that are stored of a weight."""
+        if self.values == "kept":
+            return gather(values, mask, int(np.count_nonzero(mask)))
+        return with_zeros(values, mask) if self.values == "effective" else values
+
+    def decode(self, parts: Mapping[str, Array], shape: Shape) -> tuple[Array, Array]:
+        """Return values and mask of the stored tensors by suffix. Raises ValueError if they disagree."""
+        kept = parts.get(".kept")
+        stream = np.empty(0, np.uint8) if self.suffix is None else parts[self.suffix]
+        mask = self.positions.decode(stream, shape, None if kept is None else kept.size)
+        if kept is not None:
+            return scatter(kept, mask), mask
+        if self.values == "effective" and ((parts[""] != 0) > mask).any():
+            raise ValueError("its mask removes entries that are not zero")
+        return parts[""], mask
 
 
-def choose(size: int, kept: int, width: int, *, raw: bool) -> str:
-    """Return the name of the smallest encoding for `size` entries of `width` bytes, `kept` of them kept.
+ENCODINGS: dict[str, Encoding] = {
+    "bitmask": Encoding("kept", ".mask", BITMASK, since=1),
+    "whole": Encoding("effective", ".mask", BITMASK, since=1),
+    "raw": Encoding("all", ".mask", BITMASK, since=1),
+    "full": Encoding("effective", None, ALL, since=3),
+    "delta": Encoding("kept", ".gaps", GAPS, since=3),
+    "n:m": Encoding("kept", ".groups", GROUPS, since=3),
+    "units": Encoding("kept", ".units", UNITS, since=3),
+}
 
+
+class Choice(NamedTuple):
+    """How a weight is stored: a row of ENCODINGS, the weight's shape and the bytes of its positions (None: none)."""
+
+    encoding: str
+    shape: Shape
+    stream: Array | None
+
+
+def choose(name: str, mask: Array, shape: Shape, width: int, *, raw: bool = False) -> Choice:
+    """Return the encoding that makes the smallest file of a weight with entries of `width` bytes.
+
+    Each row of ENCODINGS is tried, and its part of the header counts, to within the digits of its offsets.
     `raw` asks for the values under the mask as well.
     """
-    if raw:
-        return "raw"
-    return "bitmask" if (size - kept) * width > _HEADER_COST else "whole"
-
-
-def pack(mask: Array) -> Array:
-    """Return a mask's bits, eight to a byte: entry i is bit i mod 8 (lowest first) of byte i // 8, padding is zero."""
-    return np.packbits(mask, bitorder="little")
-
-
-def unpack(packed: Array, size: int) -> Array:
-    """Return the mask of `size` entries that `pack` packed. Raises ValueError if a padding bit is set."""
-    bits = np.unpackbits(packed, bitorder="little").view(np.bool_)
-    if bits[size:].any():
-        raise ValueError("its mask has bits beyond its last entry")
-    return bits[:size]
-
-
-def count(packed: Array) -> int:
-    """Return the number of set bits."""
-    return int(_BITS_OF_BYTE[packed].sum(dtype=np.int64))
-
-
-def packed_size(shape: Shape) -> int:
-    """Return the bytes that a mask of this shape takes."""
-    return (math.prod(shape) + 7) // 8
+    kept = int(np.count_nonzero(mask))
+    rows = {encoding: row for encoding, row in ENCODINGS.items() if raw == (row.values == "all")}
+    streams = {row.suffix: row.positions for row in rows.values()}
+    told = {suffix: positions.encode(mask, shape) for suffix, positions in streams.items()}
+    best: tuple[int, Choice] | None = None
+    for encoding, row in rows.items():
+        stream = told[row.suffix]
+        if stream is None:
+            continue
+        size = len(encoding) + stream.size + (kept if row.values == "kept" else mask.size) * width
+        for suffix, (_, sizes) in row.layout(shape).items():
+            size += _HEADER_OF_TENSOR + len(name + suffix) + len(str(sizes)) + 2 * len(str(mask.size * width))
+        if best is None or size < best[0]:
+            best = size, Choice(encoding, shape, None if row.suffix is None else stream)
+    assert best is not None  # a bitmask tells any mask
+    return best[1]
 
 
 def with_zeros(values: Array, mask: Array) -> Array:
     """Return the effective weight: removed entries are +0.0. `values` itself where all are kept."""
     return values if mask.all() else np.where(mask, values, values.dtype.type(0))
-
-
-def _from_kept(parts: Mapping[str, Array], size: int) -> tuple[Array, Array]:
-    if count(parts[".mask"]) != parts[".kept"].size:
-        raise ValueError(f"its mask keeps {count(parts['.mask'])} entries, {parts['.kept'].size} are stored")
-    mask = unpack(parts[".mask"], size)
-    values = np.zeros(size, dtype=parts[".kept"].dtype)
-    values[mask] = parts[".kept"]
-    return values, mask
-
-
-def _from_whole(parts: Mapping[str, Array], size: int) -> tuple[Array, Array]:
-    mask = unpack(parts[".mask"], size)
-    if ((parts[""] != 0) > mask).any():
-        raise ValueError("its mask removes entries that are not zero")
-    return parts[""], mask
-
-
-def _from_raw(parts: Mapping[str, Array], size: int) -> tuple[Array, Array]:
-    return parts[""], unpack(parts[".mask"], size)
-
-
-def _whole_layout(shape: Shape) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-    return {"": ("", shape), ".mask": ("U8", (packed_size(shape),))}
-
-
-def _bitmask_layout(shape: Shape) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-    return {".kept": ("", (None,)), ".mask": ("U8", (packed_size(shape),))}
-
-
-def _mask(_: Source, mask: Source) -> Array:
-    return pack(mask())
-
-
-def _kept(values: Source, mask: Source) -> Array:
-    content: Array = values()[mask()]
-    return content
-
-
-def _effective(values: Source, mask: Source) -> Array:
-    return with_zeros(values(), mask())
-
-
-def _everything(values: Source, _: Source) -> Array:
-    return values()
-
-
-ENCODINGS: dict[str, Encoding] = {
-    "bitmask": Encoding({".kept": _kept, ".mask": _mask}, _bitmask_layout, _from_kept),
-    "whole": Encoding({"": _effective, ".mask": _mask}, _whole_layout, _from_whole),
-    "raw": Encoding({"": _everything, ".mask": _mask}, _whole_layout, _from_raw),
-}

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SparsifyError
+from .bits import count
 from .container import DTYPES, Entry, Shape, checksums, open_file, read_part
-from .encoding import count
 from .metadata import Contents, MaskedEntry, Metadata, read_contents
 
 
@@ -18,8 +18,9 @@ from .metadata import Contents, MaskedEntry, Metadata, read_contents
 class TensorRow:
     """One tensor of the model. `kept` and `sparsity` (fraction removed) are None for a tensor without a mask.
 
-    `encoding`: "bitmask", "whole" or "raw" for a masked weight, "plain" for any other tensor, "alias of NAME" for a
-    further name of a tensor stored once. `bytes_stored` counts values and mask, `bytes_dense` the same tensor dense.
+    `encoding`: a name of `encoding.ENCODINGS` for a masked weight, "plain" for any other tensor, "alias of NAME" for a
+    further name of a tensor stored once. `bytes_stored` counts values and mask, `bytes_dense` the same tensor dense,
+    `bytes_limit` is what no encoding goes below (`limit`), None for a tensor without a mask.
     `original` is the shape that the tensor had before the model was cut, None if it was not cut; `added` tells that the
     cut made it.
     """
@@ -34,6 +35,7 @@ class TensorRow:
     bytes_dense: int
     original: Shape | None = None
     added: bool = False
+    bytes_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class FileSummary:
     `entries` and `masked_entries` count numbers, aliases once; `sparsity` is of the masked weights (None without any),
     `bytes_file` the size on disk, `bytes_dense` that of the same tensors as they would be dense. Further parameters
     with masks have rows, but do not count as masked here. `original_entries` counts the numbers before the model was
-    cut (`entries` if it was not), `attributes` are those that the cut changed.
+    cut (`entries` if it was not), `attributes` are those that the cut changed. `bytes_masked` is what the masked
+    weights take in the file, headers aside, and `bytes_limit` what they would take at least.
     """
 
     path: str
@@ -57,6 +60,8 @@ class FileSummary:
     bytes_dense: int
     original_entries: int
     attributes: Mapping[str, Any]
+    bytes_masked: int
+    bytes_limit: int
 
     @property
     def bytes_original(self) -> int:
@@ -100,7 +105,19 @@ def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
         bytes_dense=sum(row.bytes_dense for row in everything),
         original_entries=sum(math.prod(row.original or row.shape) for row in everything if not row.added),
         attributes=contents.cuts.attributes,
+        bytes_masked=sum(rows[name].bytes_stored for name in weights),
+        bytes_limit=sum(rows[name].bytes_limit or 0 for name in weights),
     )
+
+
+def limit(size: int, kept: int, width: int) -> float:
+    """Return the bytes that `size` entries take at least: `kept` of `width` bytes, and size * H(kept / size) bits.
+
+    H is the binary entropy: no code does with less where each entry is kept independently with the same probability
+    (Shannon 1948, A Mathematical Theory of Communication). Where the mask has a pattern, one may.
+    """
+    shares = [share / size for share in (kept, size - kept) if share]
+    return kept * width + size * sum(-share * math.log2(share) for share in shares) / 8
 
 
 def stored_names(contents: Contents) -> list[str]:
@@ -110,14 +127,18 @@ def stored_names(contents: Contents) -> list[str]:
 
 
 def _kept(path: str | os.PathLike[str], contents: Contents) -> dict[str, int]:
-    """Return the number of kept entries of each masked weight."""
+    """Return the number of kept entries of each masked weight: of its values stored, or of a bitmask's ones."""
     wanted = checksums(contents.header)
     kept = {}
     with open_file(path) as file:
         for name, entry in contents.masked.items():
-            kept[name] = count(read_part(file, contents.header, f"{name}.mask", wanted[f"{name}.mask"]))
             stored = entry.parts.get(".kept")
-            if stored is not None and stored.shape != (kept[name],):
+            kept[name] = stored.shape[0] if stored is not None else math.prod(entry.shape)
+            if ".mask" not in entry.parts:
+                continue
+            ones = count(read_part(file, contents.header, f"{name}.mask", wanted[f"{name}.mask"]))
+            kept[name], told = ones, kept[name]
+            if stored is not None and ones != told:
                 raise SparsifyError(f"{os.fspath(path)}: altered: {name}: its mask and its kept values disagree")
     return kept
 
@@ -131,7 +152,11 @@ def _masked(name: str, entry: MaskedEntry, kept: int) -> TensorRow:
     size = math.prod(entry.shape)
     sparsity = (size - kept) / size if size else 0.0
     stored = sum(part.end - part.begin for part in entry.parts.values())
-    return TensorRow(name, entry.shape, entry.dtype, entry.encoding, kept, sparsity, stored, size * DTYPES[entry.dtype])
+    width = DTYPES[entry.dtype]
+    least = math.ceil(limit(size, kept, width))
+    return TensorRow(
+        name, entry.shape, entry.dtype, entry.encoding, kept, sparsity, stored, size * width, bytes_limit=least
+    )
 
 
 def _with_cuts(row: TensorRow, contents: Contents) -> TensorRow:

@@ -11,11 +11,13 @@ from typing import Any
 
 from ..errors import SparsifyError
 from .container import Entry, Header, Shape, is_shape, read_header
-from .encoding import ENCODINGS
+from .encoding import ENCODINGS, Choice
+from .positions import MOST_ENTRIES_A_BYTE
 from .stored_cuts import StoredCuts, read_cuts
 
-# A file is of version 2 if its model was cut, so that a reader of version 1 does not take it for a whole one.
-VERSIONS = ("1", "2")
+# A file is of the first version that can say what it says, so that an older reader reads what it can and refuses the
+# rest: 2 tells of cuts, 3 has more encodings.
+VERSIONS = ("1", "2", "3")
 _TEXTS = ("spec", "recipe", "cast", "writer")
 _TABLES = ("arguments", "seeds", "metrics", "extra")
 # A file rebuilds the model it names, it never chooses what else is read or downloaded.
@@ -88,18 +90,18 @@ class Contents:
 
 def metadata_text(
     metadata: Metadata,
-    masked: Mapping[str, tuple[str, Shape]],
+    masked: Mapping[str, Choice],
     aliases: Mapping[str, str],
     cuts: str = "",
     also: Collection[str] = (),
 ) -> dict[str, str]:
     """Return the metadata as the container holds them, text by key.
 
-    `masked`: name -> encoding and shape, `also`: those of them that are no weights; `cuts`: the text of what was cut
-    out of the model, "" for nothing.
+    `masked`: how each masked weight is stored, `also`: those of them that are no weights; `cuts`: the text of what was
+    cut out of the model, "" for nothing.
     """
     # Other tools read the dense file by its own keys, and some of them insist on this word.
-    text = {"format": "sparsify" if metadata.format == "sparse" else "pt", "version": VERSIONS[bool(cuts)]}
+    text = {"format": "sparsify" if metadata.format == "sparse" else "pt", "version": _version(masked, cuts)}
     for key in _TEXTS:
         if getattr(metadata, key) is not None:
             text[key] = getattr(metadata, key)
@@ -107,7 +109,7 @@ def metadata_text(
         if getattr(metadata, key):
             text[key] = _json(key, getattr(metadata, key))
     if metadata.format == "sparse":
-        table: dict[str, Any] = {name: {"encoding": encoding, "shape": s} for name, (encoding, s) in masked.items()}
+        table: dict[str, Any] = {name: {"encoding": encoding, "shape": s} for name, (encoding, s, _) in masked.items()}
         for name in also:
             table[name]["also"] = True
         text["masked"] = _json("masked", table)
@@ -131,7 +133,7 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
     if not header.sealed:
         raise SparsifyError(f"{os.fspath(path)}: altered: the header does not agree with its checksum")
     if text.get("version", VERSIONS[0]) not in VERSIONS:
-        known = " and ".join(VERSIONS)
+        known = f"{', '.join(VERSIONS[:-1])} and {VERSIONS[-1]}"
         raise SparsifyError(
             f"{os.fspath(path)}: format version {text['version']!r:.20}; this sparsify reads versions {known}"
         )
@@ -146,7 +148,7 @@ def _contents(header: Header) -> Contents:
     tables = {key: _table(text, key) for key in (*_TABLES, "masked", "aliases")}
     if "version" not in text or len(text.get("crc32", "").split()) != len(header.entries):
         raise ValueError("it has no version, or not one checksum for each tensor")
-    masked = {name: _masked(header, name, value) for name, value in tables["masked"].items()}
+    masked = {name: _masked(header, name, value, int(text["version"])) for name, value in tables["masked"].items()}
     taken = [f"{name}{suffix}" for name, entry in masked.items() for suffix in entry.parts]
     used = set(taken)
     plain = tuple(name for name in header.entries if name not in used)
@@ -162,6 +164,11 @@ def _contents(header: Header) -> Contents:
     return replace(contents, cuts=_cuts(text, contents.shapes)) if "cuts" in text else contents
 
 
+def _version(masked: Mapping[str, Choice], cuts: str) -> str:
+    needed = max((ENCODINGS[choice.encoding].since for choice in masked.values()), default=1)
+    return str(max(needed, 2 if cuts else 1))
+
+
 def _cuts(text: Mapping[str, str], shapes: Mapping[str, Shape]) -> StoredCuts:
     if text["version"] == VERSIONS[0]:
         raise ValueError("its model was cut, which version 1 does not know")
@@ -174,11 +181,13 @@ def _cuts(text: Mapping[str, str], shapes: Mapping[str, Shape]) -> StoredCuts:
     return cuts
 
 
-def _masked(header: Header, name: str, value: Any) -> MaskedEntry:
+def _masked(header: Header, name: str, value: Any, version: int) -> MaskedEntry:
     found: dict[str, Any] = value if isinstance(value, dict) else {}
     encoding = found.get("encoding")
     if not isinstance(encoding, str) or encoding not in ENCODINGS or not is_shape(found.get("shape")):
         raise ValueError(f"the masked weight {name!r} has no known encoding and shape")
+    if ENCODINGS[encoding].since > version:
+        raise ValueError(f"the encoding {encoding!r} of {name!r} is one that version {version} does not know")
     if not isinstance(found.get("also", False), bool):
         raise ValueError(f"the masked weight {name!r} has 'also' neither true nor false")
     shape = tuple(found["shape"])
@@ -190,10 +199,12 @@ def _masked(header: Header, name: str, value: Any) -> MaskedEntry:
         fits = len(entry.shape) == len(sizes) and all(
             size in (None, got) for size, got in zip(sizes, entry.shape, strict=True)
         )
-        if not fits or wanted not in ("", entry.dtype) or math.prod(entry.shape) > math.prod(shape):
+        if not fits or wanted not in ("", entry.dtype) or (not wanted and math.prod(entry.shape) > math.prod(shape)):
             raise ValueError(f"the tensor {name + suffix!r} does not fit a weight of shape {shape}")
         parts[suffix] = entry
         dtype = dtype if wanted else entry.dtype
+    if math.prod(shape) > MOST_ENTRIES_A_BYTE * sum(entry.end - entry.begin for entry in parts.values()):
+        raise ValueError(f"too little is stored for a weight of shape {shape}: {name!r}")
     return MaskedEntry(encoding, dtype, shape, parts, found.get("also", False))
 
 

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
 
-from .container import DTYPES, Array, Part, Shape
-from .encoding import ENCODINGS, Source, choose, with_zeros
+from .container import DTYPES, Array, Part
+from .encoding import ENCODINGS, Choice, Encoding, choose, with_zeros
 from .state import ModelState
 from .tensors import bits, stored_bits, stored_dtype
 
+Source: TypeAlias = Callable[[], Array]
 
-def encodings_of(state: ModelState, to: str | None) -> dict[str, tuple[str, Shape]]:
-    """Return the encoding and the shape of each masked weight; `to` is the cast asked for."""
+
+def encodings_of(state: ModelState, to: str | None) -> dict[str, Choice]:
+    """Return how each masked weight is stored, its mask's bytes included; `to` is the cast asked for."""
     found = {}
     for name, mask in state.masks.items():
         tensor = state.tensors[name]
         width = DTYPES[stored_dtype(name, tensor, to)]
-        encoding = choose(tensor.numel(), _kept(mask), width, raw=name in state.raw)
-        found[name] = (encoding, tuple(tensor.shape))
+        found[name] = choose(name, _mask_bits(mask), tuple(tensor.shape), width, raw=name in state.raw)
     return found
 
 
-def sparse_parts(state: ModelState, encodings: Mapping[str, tuple[str, Shape]], to: str | None) -> list[Part]:
+def sparse_parts(state: ModelState, encodings: Mapping[str, Choice], to: str | None) -> list[Part]:
     """Return what the sparse format stores, in the model's order; each shared tensor once."""
     parts = []
     for name, tensor in state.tensors.items():
@@ -34,11 +36,14 @@ def sparse_parts(state: ModelState, encodings: Mapping[str, tuple[str, Shape]], 
         if name not in encodings:
             parts.append(Part(name, dtype, shape, values))
             continue
-        encoding = ENCODINGS[encodings[name][0]]
-        mask, kept = partial(_mask_bits, state.masks[name]), _kept(state.masks[name])
+        chosen, mask = encodings[name], state.masks[name]
+        encoding = ENCODINGS[chosen.encoding]
         for suffix, (wanted, sizes) in encoding.layout(shape).items():
-            known = tuple(kept if size is None else size for size in sizes)
-            parts.append(Part(name + suffix, wanted or dtype, known, partial(encoding.encode[suffix], values, mask)))
+            if suffix == encoding.suffix and chosen.stream is not None:
+                parts.append(Part(name + suffix, wanted, chosen.stream.shape, partial(_itself, chosen.stream)))
+            else:
+                known = tuple(_kept(mask) if size is None else size for size in sizes)
+                parts.append(Part(name + suffix, dtype, known, partial(_stored_values, encoding, values, mask)))
     return parts
 
 
@@ -62,6 +67,14 @@ def _mask_bits(mask: Tensor) -> Array:
 def _kept(mask: Tensor) -> int:
     # A sum in torch would widen the mask to eight bytes an entry.
     return int(np.count_nonzero(_mask_bits(mask)))
+
+
+def _itself(stream: Array) -> Array:
+    return stream
+
+
+def _stored_values(encoding: Encoding, values: Source, mask: Tensor) -> Array:
+    return encoding.content(values(), _mask_bits(mask))
 
 
 def _effective_bits(values: Source, mask: Tensor) -> Array:

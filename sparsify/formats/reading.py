@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from functools import partial
 from typing import NamedTuple
@@ -52,7 +51,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[FileState, Contents]:
                 if name in contents.masked:
                     entry = contents.masked[name]
                     stored = {suffix: read(name + suffix, wanted[name + suffix]) for suffix in entry.parts}
-                    values, mask = ENCODINGS[entry.encoding].decode(stored, math.prod(entry.shape))
+                    values, mask = ENCODINGS[entry.encoding].decode(stored, entry.shape)
                     masks[name] = from_bits(mask.view(np.uint8), "BOOL", entry.shape)
                     state[name] = from_bits(values, entry.dtype, entry.shape)
                 else:

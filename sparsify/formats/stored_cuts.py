@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import SparsifyError
+from .bits import count
 from .container import MAX_RANK, Array, Shape
-from .encoding import count
 
 if TYPE_CHECKING:
     from ..surgery.cuts import Cuts

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +17,19 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from sparsify.errors import SparsifyError
+from sparsify.formats.encoding import ENCODINGS
 from sparsify.formats.files import inspect_file, load, read_state, save
 
-from .toys import holder, network
+from .toys import every_encoding, holder
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A file with every encoding, an alias-free network's plain tensors and metadata."""
+    """A file with every encoding, plain tensors and metadata."""
     path = tmp_path_factory.mktemp("whole") / "model"
-    save(network(), path, spec="timm:x", recipe="a: 1\n", seeds={"train": 1})
+    model = every_encoding()
+    save(model, path, spec="timm:x", recipe="a: 1\n", seeds={"train": 1})
+    assert {row.encoding for row in inspect_file(path).rows} == {*ENCODINGS, "plain"}
     return path.read_bytes()
 
 
@@ -119,7 +123,7 @@ def change_table(key: str, change: Callable[[dict[str, Any]], None]) -> Callable
 
 def test_the_liar_is_believed_when_nothing_is_changed(whole: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(rewritten(whole, lambda header: None))
-    assert len(read_state(tmp_path / "a").masks) == 3
+    assert len(read_state(tmp_path / "a").masks) == 8
     assert "checksum" in refused(tmp_path / "a", rewritten(whole, lambda header: None, seal=False))
 
 
@@ -134,32 +138,32 @@ def _set(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a newer version": (
-        _set("__metadata__", "version", value="3"),
-        "format version '3'; this sparsify reads versions 1 and 2",
+        _set("__metadata__", "version", value="4"),
+        "format version '4'; this sparsify reads versions 1, 2 and 3",
     ),
-    "an unknown encoding": (change_table("masked", _set("0.weight", "encoding", value="rice")), "no known encoding"),
-    "an encoding that is a list": (change_table("masked", _set("0.weight", "encoding", value=[])), "no known encoding"),
+    "an unknown encoding": (change_table("masked", _set("4.weight", "encoding", value="rice")), "no known encoding"),
+    "an encoding that is a list": (change_table("masked", _set("4.weight", "encoding", value=[])), "no known encoding"),
     "a shape too large for the mask": (
-        change_table("masked", _set("0.weight", "shape", value=[2**30, 2**29])),
+        change_table("masked", _set("4.weight", "shape", value=[2**30, 2**29])),
         "does not fit a weight of shape",
     ),
-    "a truth value that is a number": (change_table("masked", _set("0.weight", "also", value=1)), "neither true"),
-    "a shape beyond all numbers": (change_table("masked", _set("0.weight", "shape", value=[2**62, 0])), "shape"),
-    "a shape that is smaller": (change_table("masked", _set("0.weight", "shape", value=[8, 4, 3])), "does not fit"),
-    "a shape with a negative size": (change_table("masked", _set("0.weight", "shape", value=[-8, -36])), "shape"),
-    "a shape of truth values": (change_table("masked", _set("0.weight", "shape", value=[True])), "shape"),
+    "a truth value that is a number": (change_table("masked", _set("4.weight", "also", value=1)), "neither true"),
+    "a shape beyond all numbers": (change_table("masked", _set("4.weight", "shape", value=[2**62, 0])), "shape"),
+    "a shape that is smaller": (change_table("masked", _set("4.weight", "shape", value=[8, 4, 3])), "does not fit"),
+    "a shape with a negative size": (change_table("masked", _set("4.weight", "shape", value=[-8, -36])), "shape"),
+    "a shape of truth values": (change_table("masked", _set("4.weight", "shape", value=[True])), "shape"),
     "another rank for whole values": (change_table("masked", _set("1.weight", "shape", value=[16])), "does not fit"),
     "a weight without parts": (change_table("masked", _set("x", value={"encoding": "raw", "shape": [1]})), "missing"),
     "a masked table of another kind": (_set("__metadata__", "masked", value="[]"), "not a JSON object"),
     "a masked table that is no JSON": (_set("__metadata__", "masked", value="{"), "altered"),
     "an alias to nothing": (change_table("aliases", _set("b", value="a")), "alias"),
     "an alias to no name": (change_table("aliases", _set("b", value=[])), "alias"),
-    "an alias of an alias": (change_table("aliases", lambda t: t.update(b="0.weight", c="b")), "alias"),
+    "an alias of an alias": (change_table("aliases", lambda t: t.update(b="4.weight", c="b")), "alias"),
     "an alias that is stored": (change_table("aliases", _set("3.bias", value="3.weight")), "alias"),
     "no version": (lambda header: header["__metadata__"].pop("version"), "no version"),
     "too few checksums": (_set("__metadata__", "crc32", value="00000000"), "one checksum for each"),
     "no checksums": (lambda header: header["__metadata__"].pop("crc32"), "one checksum for each"),
-    "wrong checksums": (_set("__metadata__", "crc32", value=" ".join(["00000000"] * 11)), "checksum"),
+    "wrong checksums": (_set("__metadata__", "crc32", value=" ".join(["00000000"] * 20)), "checksum"),
     "overlapping tensors": (_set("3.bias", "data_offsets", value=[8, 20]), "starts at"),
     "a tensor beyond the end": (_set("3.bias", "data_offsets", value=[2**40, 2**40 + 12]), "starts at"),
     "a tensor of a huge shape": (_set("3.bias", "shape", value=[2**50, 2**50]), "shape"),
@@ -170,15 +174,41 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a type that is a list": (_set("3.bias", "dtype", value=["F32"]), "unknown dtype"),
     "a description that is a list": (_set("3.bias", value=[]), "not described"),
     "metadata that are numbers": (_set("__metadata__", "version", value=1), "not text"),
-    "a mask of another type": (_set("0.weight.mask", "dtype", value="I8"), "does not fit"),
+    "a mask of another type": (_set("4.weight.mask", "dtype", value="I8"), "does not fit"),
     "a name with a line break": (_set("a\nb", value=1), "not described"),
+    "an encoding of a later version": (_set("__metadata__", "version", value="1"), "one that version 1 does not know"),
+    "another encoding": (change_table("masked", _set("0.weight", "encoding", value="bitmask")), "is missing"),
+    "more values than entries": (change_table("masked", _set("0.weight", "shape", value=[8])), "does not fit"),
+    "a few gaps for a huge shape": (change_table("masked", _set("0.weight", "shape", value=[2**40])), "too little"),
+    "a few gaps for a large shape": (change_table("masked", _set("0.weight", "shape", value=[2**19])), "do not add up"),
+    "gaps for another shape": (change_table("masked", _set("0.weight", "shape", value=[8, 4, 3, 4])), "do not add up"),
+    "gaps of another type": (_set("0.weight.gaps", "dtype", value="I8"), "does not fit"),
+    "gaps of another rank": (
+        lambda header: header["0.weight.gaps"].update(shape=[*header["0.weight.gaps"]["shape"], 1]),
+        "does not fit",
+    ),
+    "all of a larger weight": (change_table("masked", _set("1.weight", "shape", value=[4, 5])), "does not fit"),
+    "groups for another shape": (change_table("masked", _set("6.weight", "shape", value=[12, 25])), "is not 2:4"),
+    "groups of a scalar": (change_table("masked", _set("6.weight", "shape", value=[2**9])), "is not 2:4"),
+    "units of a huge shape": (change_table("masked", _set("7.weight", "shape", value=[20, 30, 2**40])), "too little"),
+    "units of a large shape": (change_table("masked", _set("7.weight", "shape", value=[20, 30, 2**9])), "keeps all of"),
+    "more units": (change_table("masked", _set("7.weight", "shape", value=[30, 30, 3])), "told in an unknown way"),
+    "fewer units": (change_table("masked", _set("7.weight", "shape", value=[16, 30, 3])), "told in an unknown way"),
+    "units of a scalar": (change_table("masked", _set("7.weight", "shape", value=[])), "does not fit"),
+    "units without values": (change_table("masked", _set("7.weight", "shape", value=[0, 30, 3])), "does not fit"),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lying_header_is_refused(whole: bytes, tmp_path: Path, lie: str) -> None:
     change, message = LIES[lie]
-    assert message in refused(tmp_path / "a", rewritten(whole, change))
+    content = rewritten(whole, change)
+    tracemalloc.start()
+    line = refused(tmp_path / "a", content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert message in line
+    assert peak < 2**21 + 8 * len(content)
 
 
 def test_a_repeated_name_is_refused(tmp_path: Path) -> None:

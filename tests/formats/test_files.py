@@ -162,7 +162,7 @@ def test_metadata_come_back_as_they_were_given(tmp_path: Path) -> None:
     assert metadata.writer == sparsify.__version__
     with safe_open(tmp_path / "a", "np") as file:
         assert file.metadata()["format"] == "sparsify"
-        assert json.loads(file.metadata()["masked"])["0.weight"] == {"encoding": "bitmask", "shape": [8, 4, 3, 3]}
+        assert json.loads(file.metadata()["masked"])["0.weight"] == {"encoding": "delta", "shape": [8, 4, 3, 3]}
 
 
 @pytest.mark.parametrize("metrics", [{"loss": float("nan")}, {"model": object()}, {"many": torch.zeros(2)}])

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sparsify.formats.files import TensorRow, inspect_file, save
+from sparsify.formats.inspection import limit
 
 from .toys import Holder
 
@@ -43,13 +44,17 @@ def test_rows_are_in_the_order_of_the_model(path: Path) -> None:
         "last.weight",
         "again.weight",
     ]
-    assert rows["first.weight"] == TensorRow("first.weight", (4, 6), "F32", "bitmask", 3, 0.875, 12 + 3, 96)
+    assert rows["first.weight"] == TensorRow(
+        "first.weight", (4, 6), "F32", "bitmask", 3, 0.875, 12 + 3, 96, bytes_limit=12 + 2
+    )
     assert rows["norm.bias"] == TensorRow("norm.bias", (2,), "F32", "plain", None, None, 8, 8)
     assert rows["norm.num_batches_tracked"] == TensorRow(
         "norm.num_batches_tracked", (), "I64", "plain", None, None, 8, 8
     )
-    assert rows["last.weight"] == TensorRow("last.weight", (2, 3), "F16", "whole", 6, 0.0, 12 + 1, 12)
-    assert rows["again.weight"] == TensorRow("again.weight", (2, 3), "F16", "alias of last.weight", 6, 0.0, 0, 12)
+    assert rows["last.weight"] == TensorRow("last.weight", (2, 3), "F16", "full", 6, 0.0, 12, 12, bytes_limit=12)
+    assert rows["again.weight"] == TensorRow(
+        "again.weight", (2, 3), "F16", "alias of last.weight", 6, 0.0, 0, 12, bytes_limit=12
+    )
 
 
 def test_totals_count_shared_tensors_once(path: Path) -> None:
@@ -61,8 +66,16 @@ def test_totals_count_shared_tensors_once(path: Path) -> None:
     assert summary.sparsity == 0.7
     assert summary.bytes_file == path.stat().st_size
     assert summary.bytes_dense == 96 + 32 + 8 + 12
+    assert (summary.bytes_masked, summary.bytes_limit) == (12 + 3 + 12, 12 + 2 + 12)
     assert summary.metadata.spec == "timm:x"
     assert summary.metadata.metrics == {"accuracy": 0.5}
+
+
+def test_the_limit_is_kept_values_and_the_entropy_of_the_mask() -> None:
+    assert limit(800, 400, 4) == 1600 + 100  # a fair coin has one bit of entropy
+    assert limit(800, 800, 2) == 1600 and limit(800, 0, 2) == 0 and limit(0, 0, 4) == 0
+    # H(1/4) = 1/4 * log2(4) + 3/4 * log2(4/3) = 0.811278
+    assert limit(8000, 2000, 4) == pytest.approx(8000 + 811.278, abs=1e-3)
 
 
 def test_a_plain_file_of_another_writer_has_its_tensors_shown(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""docs/format.md is enough to write a reader from: one is written here, without sparsify and torch, and agrees."""
+"""docs/format.md is enough to write a reader from: the one it quotes, without sparsify and torch, agrees."""
 
 import json
-import math
 import re
-import zlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +13,15 @@ import torch
 from torch import nn
 
 import sparsify
+from sparsify.formats.encoding import ENCODINGS
 from sparsify.formats.files import load, read_state, save
 from sparsify.surgery.cuts import Cuts, apply_cuts
 
+from .example_reader import EXAMPLE, read_sparsify
 from .test_round_trip import Tied
-from .toys import Holder, network, same_bits
+from .toys import Holder, every_encoding, network, same_bits
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
-TYPES = {"BOOL": "u1", "U8": "u1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
-
-
-def independent_reader(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Return tensors, masks and metadata, from what the page says and nothing else."""
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    text, data = content[8 : 8 + length], content[8 + length :]
-    header = json.loads(text)
-    meta = header.pop("__metadata__")
-    assert meta["format"] in ("sparsify", "pt")
-    assert meta["version"] == ("2" if "cuts" in meta else "1")
-    blank = text.replace(f'"header_crc32":"{meta["header_crc32"]}"'.encode(), b'"header_crc32":"00000000"')
-    assert f"{zlib.crc32(blank):08x}" == meta["header_crc32"]
-    stored = {}
-    for name, checksum in zip(sorted(header), meta["crc32"].split(" "), strict=True):
-        begin, end = header[name]["data_offsets"]
-        assert f"{zlib.crc32(data[begin:end]):08x}" == checksum
-        stored[name] = np.frombuffer(data[begin:end], TYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
-    tensors, masks = {}, {}
-    for name, entry in json.loads(meta.get("masked", "{}")).items():
-        size, packed = math.prod(entry["shape"]), stored.pop(f"{name}.mask")
-        mask = np.array([packed[i // 8] >> (i % 8) & 1 for i in range(size)], bool).reshape(entry["shape"])
-        if entry["encoding"] == "bitmask":
-            kept = stored.pop(f"{name}.kept")
-            tensors[name] = np.zeros(entry["shape"], kept.dtype)
-            tensors[name][mask] = kept
-        else:
-            tensors[name] = stored.pop(name)
-        masks[name] = mask
-    tensors.update(stored)
-    for alias, name in json.loads(meta.get("aliases", "{}")).items():
-        tensors[alias] = tensors[name]
-    return tensors, masks, meta
 
 
 def cut_by_the_page(model: nn.Module, cuts: dict[str, Any]) -> None:
@@ -78,11 +46,11 @@ def test_a_reader_written_from_the_page_agrees_with_the_writer(tmp_path: Path, d
     model = (
         nn.Sequential(network()[:2], Tied(), nn.BatchNorm1d(3))
         if format == "dense"
-        else nn.Sequential(network(), Tied())
+        else nn.Sequential(every_encoding(), Tied())
     )
     model = model.to(dtype)
     save(model, tmp_path / "a", format=format)
-    tensors, masks, _ = independent_reader(tmp_path / "a")
+    tensors, masks, _ = read_sparsify.read(tmp_path / "a")
     state, own_masks, _ = read_state(tmp_path / "a")
     assert set(tensors) == set(state)
     assert set(masks) == set(own_masks)
@@ -98,7 +66,7 @@ def test_the_reader_reads_the_recipe_and_the_model_from_the_metadata(tmp_path: P
     save(
         network(), tmp_path / "a", spec="timm:x", arguments={"num_classes": 3}, recipe="train: {}\n", metrics={"a": 0.5}
     )
-    meta = independent_reader(tmp_path / "a")[2]
+    meta = read_sparsify.read(tmp_path / "a")[2]
     assert meta["spec"] == "timm:x"
     assert meta["arguments"] == '{"num_classes":3}'
     assert meta["recipe"] == "train: {}\n"
@@ -141,7 +109,7 @@ def test_the_example_of_a_cut_model_is_what_the_writer_writes(tmp_path: Path) ->
     torch.manual_seed(0)
     model = apply_cuts(Perceptron(), Cuts(removed, {"fc1.out_features": 7, "fc2.in_features": 7}))
     save(model, tmp_path / "a")
-    tensors, _, meta = independent_reader(tmp_path / "a")
+    tensors, _, meta = read_sparsify.read(tmp_path / "a")
     _, example = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert meta["cuts"] == example.replace("\n", "")
     fresh = Perceptron()
@@ -152,3 +120,34 @@ def test_the_example_of_a_cut_model_is_what_the_writer_writes(tmp_path: Path) ->
     fresh.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, strict=True)
     assert repr(fresh) == repr(model) == repr(load(tmp_path / "a", Perceptron()))
     assert all(same_bits(value, model.state_dict()[name]) for name, value in fresh.state_dict().items())
+
+
+def test_the_page_quotes_the_reader() -> None:
+    (quoted,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert quoted == EXAMPLE.read_text()
+
+
+def test_the_reader_runs_without_sparsify_and_torch(tmp_path: Path) -> None:
+    save(every_encoding(), tmp_path / "a")
+    guard = "import runpy, sys; sys.modules.update(torch=None, sparsify=None)"
+    command = [sys.executable, "-c", f"{guard}; runpy.run_path(sys.argv.pop(1), run_name='__main__')"]
+    done = subprocess.run([*command, EXAMPLE, tmp_path / "a"], capture_output=True, text=True, check=True)
+    assert "8.weight float32 (20, 30, 3)" in done.stdout.splitlines()
+    assert len(done.stdout.splitlines()) == len(every_encoding().state_dict()) - 8  # the masks
+
+
+def test_every_encoding_is_on_the_page_with_its_bytes() -> None:
+    page = PAGE.read_text()
+    for name, row in ENCODINGS.items():
+        assert f"| `{name}` | {row.since} | " in page
+    examples = dict(re.findall(r"`W\.(\w+)`(?: is)? `((?:[0-9a-f]{2} ?)+)`", page))
+    kept = np.zeros((4, 6), bool)
+    kept.flat[[0, 9, 23]] = True
+    two_of_four = np.array([[1, 1, 0, 0, 0, 1, 0, 1], [1, 0, 1, 0, 0, 0, 1, 1]], bool)
+    corner = np.zeros((4, 6), bool)
+    corner[np.ix_([1, 3], [0, 2, 5])] = True
+    masks = {"delta": kept, "n:m": two_of_four, "units": corner}
+    assert len(examples) == len(masks)
+    for name, mask in masks.items():
+        stream = ENCODINGS[name].positions.encode(mask.reshape(-1), mask.shape)
+        assert stream is not None and stream.tobytes() == bytes.fromhex(examples[f"{ENCODINGS[name].suffix}"[1:]])
