@@ -22,6 +22,7 @@ _COMMANDS = {
     "train": ("train", "Train and prune a model as a recipe says."),
     "convert": ("convert", "Put masks on a model or checkpoint, pruned in one shot."),
     "export": ("export", "Write a trained model to a small file."),
+    "import": ("import_", "Make others' sparse files dense."),
     "inspect": ("inspect", "Show what a file or a model holds, layer by layer."),
     "eval": ("evaluate", "Measure a saved model's accuracy."),
     "models": ("models", "List the models that can be named."),

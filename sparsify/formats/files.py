@@ -20,7 +20,7 @@ from .metadata import NOT_ARGUMENTS, Metadata
 from .reading import FileState as FileState
 from .reading import read_state as read_state
 from .tensors import CASTS
-from .ways_out import Outgoing, Written, check_way
+from .ways_out import Outgoing, Written, check_place, check_way
 
 
 def save(
@@ -80,4 +80,5 @@ def write(
         told["recipe"] = told["recipe"].to_yaml()
     told["arguments"] = {k: v for k, v in told.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
     metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **told)
+    check_place(way, path)
     return way.write(Outgoing(unwrap(model), path, metadata, **given))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SparsifyError, unknown
-from .metadata import Metadata
+from .metadata import Metadata, metadata_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,8 +44,8 @@ class Way(NamedTuple):
     """One way out: its writer, one sentence of help, and which options of `Outgoing` it takes.
 
     The writer writes whole or not at all, and raises SparsifyError for a model that the format cannot hold. `needs`
-    are the modules it imports beside what sparsify depends on, `extra` the name under which they are installed;
-    `folder` tells that the path is a folder's.
+    are the modules it imports beside what sparsify depends on, `install` what to install for them; `folder` tells that
+    the path is a folder's.
     """
 
     write: Callable[[Outgoing], Written]
@@ -53,7 +53,7 @@ class Way(NamedTuple):
     takes: frozenset[str] = frozenset()
     folder: bool = False
     needs: tuple[str, ...] = ()
-    extra: str = ""
+    install: str = ""
 
 
 def check_way(format: str, given: Iterable[str], *, where: str, spelled: Callable[[str], str] = str) -> Way:
@@ -73,10 +73,7 @@ def check_way(format: str, given: Iterable[str], *, where: str, spelled: Callabl
             raise SparsifyError(f"{where}: {format} takes no {spelled(option)} (those that do: {others})")
     missing = [name for name in way.needs if find_spec(name) is None]
     if missing:
-        raise SparsifyError(
-            f"{where}: {format} needs {' and '.join(missing)}: pip install {' '.join(missing)} "
-            f"(or sparsify-torch[{way.extra}])"
-        )
+        raise SparsifyError(f"{where}: {format} needs {' and '.join(missing)}: pip install {way.install}")
     return way
 
 
@@ -86,6 +83,12 @@ def check_place(way: Way, path: str | os.PathLike[str]) -> None:
     from .folders import check_folder
 
     (check_folder if way.folder else check_writable)(path)
+
+
+def about_text(metadata: Metadata) -> dict[str, str]:
+    """Return the metadata as text by key (`sparsify.spec`, ...), for formats that have a place for some."""
+    text = metadata_text(metadata, {}, {})
+    return {f"sparsify.{key}": value for key, value in text.items() if key not in ("format", "version")}
 
 
 def _sparse(outgoing: Outgoing) -> Written:
@@ -100,9 +103,42 @@ def _dense(outgoing: Outgoing) -> Written:
     return write_dense(outgoing)
 
 
+def _onnx(outgoing: Outgoing) -> Written:
+    from .onnx_file import write_onnx
+
+    return write_onnx(outgoing)
+
+
+def _pt2(outgoing: Outgoing) -> Written:
+    from .pt2 import write_pt2
+
+    return write_pt2(outgoing)
+
+
+def _compressed_tensors(outgoing: Outgoing) -> Written:
+    from .compressed_tensors import write_compressed_tensors
+
+    return write_compressed_tensors(outgoing)
+
+
 _OWN = frozenset({"dtype", "cuts"})
+_RUN = frozenset({"example_input", "batch_size"})
 
 WAYS: dict[str, Way] = {
     "sparse": Way(_sparse, "Masks and kept values in a small safetensors file.", _OWN),
     "dense": Way(_dense, "The dense model's own keys with zeros in safetensors, for any reader.", _OWN),
+    "onnx": Way(
+        _onnx,
+        "An ONNX graph, checked in ONNX Runtime.",
+        _RUN,
+        needs=("onnx", "onnxscript"),
+        install="onnx onnxscript onnxruntime",
+    ),
+    "pt2": Way(_pt2, "A torch.export program, which PyTorch runs without the model's code.", _RUN),
+    "compressed-tensors": Way(
+        _compressed_tensors,
+        "Bitmasks and kept values in a folder that this library, up to 0.14, reads.",
+        frozenset({"dtype"}),
+        folder=True,
+    ),
 }

@@ -51,6 +51,28 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "export format": (["export", "LICENSE", "--out", "x", "--format", "spares"], ["--format", "'sparse'"]),
     "export dtype": (["export", "LICENSE", "--out", "x", "--dtype", "float12"], ["--dtype", "float16"]),
     "export nowhere": (["export", "LICENSE", "--out", "nowhere/x"], ["cannot write nowhere/x", "no folder"]),
+    "export onto a folder": (["export", "LICENSE", "--out", "tests"], ["cannot write tests", "not a file"]),
+    "export a folder onto a file": (
+        ["export", "LICENSE", "--out", "README.md", "--format", "compressed-tensors"],
+        ["cannot write README.md", "not a folder"],
+    ),
+    "export a folder onto a full one": (
+        ["export", "LICENSE", "--out", "tests", "--format", "compressed-tensors"],
+        ["cannot write tests", "not empty"],
+    ),
+    "export onnx cast": (
+        ["export", "LICENSE", "--out", "x", "--format", "pt2", "--dtype", "float16"],
+        ["export: pt2 takes no --dtype", "sparse, dense"],
+    ),
+    "export sparse of a batch": (
+        ["export", "LICENSE", "--out", "x", "--batch-size", "2"],
+        ["export: sparse takes no --batch-size", "onnx, pt2"],
+    ),
+    "import nothing": (["import", "missing.safetensors", "--out", "x"], ["cannot read missing.safetensors"]),
+    "import a foreign file": (["import", "LICENSE", "--out", "x"], ["LICENSE: not a safetensors file"]),
+    "import a folder": (["import", "tests", "--out", "x"], ["tests: a folder with no safetensors file"]),
+    "import nowhere": (["import", "LICENSE", "--out", "nowhere/x"], ["cannot write nowhere/x"]),
+    "import without out": (["import", "LICENSE"], ["--out"]),
     "convert nowhere": (["convert", "--model", "timm:resnet18", "--out", "nowhere/x"], ["cannot write nowhere/x"]),
     "convert onto a folder": (["convert", "--model", "timm:resnet18", "--out", "tests"], ["cannot write tests"]),
     "convert a folder": (["convert", "tests", "--model", "timm:resnet18", "--out", "x"], ["tests: a folder without"]),
@@ -105,7 +127,7 @@ def test_help_of_every_command_fits_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     names = [line.split()[0] for line in sparsify("--help").out.partition("Commands:\n")[2].splitlines()]
-    assert names == ["train", "convert", "export", "inspect", "eval", "models", "recipe-schema"]
+    assert names == ["train", "convert", "export", "import", "inspect", "eval", "models", "recipe-schema"]
     for name in names:
         code, out, _ = sparsify(name, "--help")
         assert code == 0 and max(map(len, out.splitlines())) <= 80

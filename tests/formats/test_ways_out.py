@@ -2,20 +2,134 @@
 
 import errno
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import SparsifyError
+from sparsify.formats.way_in import import_weights
 from sparsify.formats.ways_out import WAYS
 
 from .toys import network
 
 
+class Net(nn.Module):
+    """A convolution, a norm, a linear layer, and a weight by another name than `weight`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2)
+        self.norm = nn.BatchNorm2d(16)
+        self.mix = nn.Parameter(torch.randn(16, 16) / 4)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x))).mean((2, 3))
+        return self.head(F.relu(F.linear(x, self.mix)))
+
+
+@pytest.fixture
+def masked() -> nn.Module:
+    """Return a converted model in training mode, whose norm has seen some data."""
+    torch.manual_seed(0)
+    model = Net()
+    model(torch.randn(8, 3, 16, 16))
+    sparsify.convert(model)
+    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.3 for name, mask in sparsify.get_masks(model).items()})
+    return model
+
+
+def _filled(state: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    model = Net()
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def _in_onnx_runtime(path: Path) -> Callable[[Tensor], Tensor]:
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    return lambda x: torch.as_tensor(session.run(None, {"x": x.numpy()})[0])
+
+
+def _imported(path: Path) -> Callable[[Tensor], Tensor]:
+    import_weights(path, path / "dense")
+    return _filled(load_file(path / "dense"))
+
+
+# format -> path -> what runs the model that was written, without the masked one.
+READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
+    "sparse": lambda path: sparsify.load(path, Net()).eval(),
+    "dense": lambda path: _filled(load_file(path)),
+    "onnx": _in_onnx_runtime,
+    "pt2": lambda path: torch.export.load(path).module(),
+    "compressed-tensors": _imported,
+}
+
+
+def options(format: str) -> dict[str, Any]:
+    if WAYS[format].needs:
+        for name in WAYS[format].needs:
+            pytest.importorskip(name)
+    return {"example_input": torch.randn(1, 3, 16, 16)} if "example_input" in WAYS[format].takes else {}
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("format", READERS)
+def test_what_is_written_gives_the_masked_models_outputs(format: str, masked: nn.Module, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in masked.state_dict().items()}
+    given = options(format)
+    size = sparsify.save(masked, tmp_path / "out", format=format, **given)
+    assert size == sum(map(len, tree(tmp_path).values())) and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "out").is_dir() == WAYS[format].folder
+    assert masked.training and all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
+    run = READERS[format](tmp_path / "out")
+    masked.eval()
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 16, 16)
+        with torch.no_grad():
+            wanted, found = masked(x), run(x)
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_every_way_out_has_a_reader_here() -> None:
+    assert READERS.keys() == WAYS.keys()
+
+
+@pytest.mark.parametrize("format", WAYS)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    format: str, masked: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = options(format)
+    monkeypatch.setattr(Net, "forward", None)
+    with pytest.raises(SparsifyError, match="^cannot write [^\n]*nowhere"):
+        sparsify.save(masked, tmp_path / "nowhere" / "out", format=format, **given)
+
+
+@pytest.mark.parametrize("format", WAYS)
+def test_a_write_that_fails_leaves_nothing_and_what_was_there(
+    format: str, masked: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not WAYS[format].folder:
+        (tmp_path / "out").write_bytes(b"old")
+    before = tree(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    given = options(format)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SparsifyError, match="^cannot write [^\n]* no space left [^\n]*$"):
+        sparsify.save(masked, tmp_path / "out", format=format, **given)
+    assert tree(tmp_path) == before and len(list(tmp_path.iterdir())) == len(before)
 
 
 @pytest.mark.parametrize("format", WAYS)

@@ -1,0 +1,23 @@
+"""sparsify import"""
+
+from __future__ import annotations
+
+import click
+
+from .show import byte_count, count, percent, say
+
+
+@click.command("import")
+@click.argument("source", metavar="FILE|FOLDER")
+@click.option("--out", required=True, metavar="FILE", help="Where the dense safetensors file goes.")
+def command(source: str, out: str) -> None:
+    """Make sparse weights of compressed-tensors dense, for any reader of safetensors.
+
+    It takes the sparse-bitmask and sparse-24-bitmask weights of all its releases: a file, or a folder with one or with
+    shards. Today's libraries load random weights from these without an error.
+    """
+    from sparsify.formats.way_in import import_weights
+
+    done = import_weights(source, out)
+    share = percent(done.zeros / done.entries) if done.entries else "0.0 %"
+    say(f"{out}: {byte_count(done.size)}; {count(len(done.weights), 'weight')} made dense, {share} of them zeros")

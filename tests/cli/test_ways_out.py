@@ -1,0 +1,80 @@
+"""`sparsify export --format ...` and `sparsify import`, by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sparsify as library
+from sparsify.formats.ways_out import WAYS
+
+from .conftest import Outcome
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a small model, pruned to 80 %."""
+    path = tmp_path_factory.mktemp("models") / "m.safetensors"
+    model = library.build_model("timm:test_resnet", num_classes=10)
+    library.convert(model)
+    generator = torch.Generator().manual_seed(0)
+    masks = {name: torch.rand(mask.shape, generator=generator) < 0.2 for name, mask in library.get_masks(model).items()}
+    library.set_masks(model, masks)
+    about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}}
+    library.save(model, path, **about, extra={"input_shape": [3, 32, 32]})  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("format", WAYS)
+def test_export_writes_every_format_and_says_what_it_costs(
+    format: str, sparsify: Run, pruned: Path, tmp_path: Path
+) -> None:
+    for name in WAYS[format].needs:
+        pytest.importorskip(name)
+    code, out, err = sparsify("export", pruned, "--format", format, "--out", tmp_path / "out")
+    assert (code, err) == (0, "") and "% of the dense 1.5 MB" in out.splitlines()[0]
+    assert "checked" in out or format not in ("onnx", "pt2")
+
+
+def test_shrink_first_works_with_a_program(sparsify: Run, tmp_path: Path) -> None:
+    masked = library.build_model("timm:test_resnet", num_classes=10).eval()
+    library.convert(masked)
+    masks = {name: torch.ones_like(mask) for name, mask in library.get_masks(masked).items()}
+    masks["layer4.0.conv1.weight"][1:] = False
+    library.set_masks(masked, masks)
+    about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}, "extra": {"input_shape": [3, 16, 16]}}
+    library.save(masked, tmp_path / "m", **about)  # type: ignore[arg-type]
+    code, out, _ = sparsify("export", tmp_path / "m", "--format", "pt2", "--shrink", "--out", tmp_path / "out")
+    assert code == 0 and "channel groups are gone" in out
+    kept = sum(value.numel() for value in torch.export.load(tmp_path / "out").state_dict.values())
+    assert kept < 0.6 * sum(value.numel() for value in library.fold(masked).state_dict().values())
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(torch.export.load(tmp_path / "out").module()(x), masked(x), atol=1e-5)
+
+
+def test_a_file_that_does_not_say_its_input_is_one_line(sparsify: Run, tmp_path: Path) -> None:
+    library.save(library.build_model("timm:test_resnet"), tmp_path / "m", spec="timm:test_resnet")
+    code, out, err = sparsify("export", tmp_path / "m", "--format", "pt2", "--out", tmp_path / "out")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "input_shape" in err and "example_input=" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_lists_the_formats_in_its_help(sparsify: Run) -> None:
+    shown = sparsify("export", "--help").out.partition("Formats:")[2].split()
+    for name, way in WAYS.items():
+        assert name in shown and " ".join(way.help.split()) in " ".join(shown)
+
+
+def test_import_makes_an_export_dense_again(sparsify: Run, pruned: Path, tmp_path: Path) -> None:
+    for args in (["--format", "compressed-tensors", "--out", tmp_path / "ct"], ["--format", "dense", "--out", "d"]):
+        place = [tmp_path / arg if arg == "d" else arg for arg in args]
+        assert sparsify("export", pruned, *place).code == 0
+    code, out, err = sparsify("import", tmp_path / "ct", "--out", tmp_path / "dense")
+    assert (code, err) == (0, "") and "16 weights made dense, 80.0 % of them zeros" in out
+    found, wanted = load_file(tmp_path / "dense"), load_file(tmp_path / "d")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in found)
