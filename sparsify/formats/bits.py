@@ -10,7 +10,7 @@ import numpy as np
 from .container import Array, Shape
 
 _BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
-# Entries worked on at once: what is held beside the tensor stays small, and in the processor's cache.
+# Entries worked on at once: what is held beside the tensor stays small, and in the processor's cache. At most 2^16.
 BLOCK = 1 << 16
 
 

@@ -10,23 +10,30 @@ i, the one that ends rest i stands at bit r_0 + ... + r_i + i, and entry i at ((
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
-from .bits import BLOCK, check_planes, count, from_planes, ones, pack, packed_size, to_planes
+from .bits import BLOCK, check_planes, count, from_planes, pack, packed_size, to_planes
 from .container import Array, Shape
 
 _MOST_DIGITS = 8
 _REMOVED = 0x80
 
 
-def encode_gaps(mask: Array, _: Shape) -> Array:
-    """Return the bytes that tell a mask by the gaps between its kept entries, or its removed ones if they are fewer."""
+def encode_gaps(mask: Array, _: Shape) -> Array | None:
+    """Return the bytes that tell a mask by the gaps between its kept entries, or its removed ones if they are fewer.
+
+    None where a bitmask is shorter.
+    """
     kept = int(np.count_nonzero(mask))
     removed = 2 * kept > mask.size
     marked = ~mask if removed else mask
     total = (mask.size - kept if removed else kept) + 1
-    low = _low(marked, total)
+    # Places within a block take two bytes each.
+    starts = range(0, mask.size, BLOCK)
+    found = [np.flatnonzero(marked[start : start + BLOCK]).astype(np.uint16) for start in starts]
+    low = _low(found, mask.size, total)
     planes = to_planes(low, _MOST_DIGITS)
     in_planes = [0]
     for digit in range(_MOST_DIGITS):
@@ -34,8 +41,10 @@ def encode_gaps(mask: Array, _: Shape) -> Array:
     lengths = [total + ((mask.size + 1 - total - told) >> digits) for digits, told in enumerate(in_planes)]
     sizes = [digits * planes.shape[1] + packed_size((length,)) for digits, length in enumerate(lengths)]
     digits = sizes.index(min(sizes))
+    if not digits:
+        return None  # the unary code alone is a bitmask, and longer
     first = np.array([digits | (_REMOVED if removed else 0)], np.uint8)
-    return np.concatenate([first, planes[:digits].reshape(-1), _unary(marked, low, digits, lengths[digits])])
+    return np.concatenate([first, planes[:digits].reshape(-1), _unary(found, low, digits, lengths[digits])])
 
 
 def decode_gaps(stream: Array, shape: Shape, kept: int | None) -> Array:
@@ -69,21 +78,26 @@ def decode_gaps(stream: Array, shape: Shape, kept: int | None) -> Array:
     return mask
 
 
-def _low(marked: Array, total: int) -> Array:
+def _blocks(found: list[Array]) -> Iterator[Array]:
+    for number, within in enumerate(found):
+        yield within.astype(np.int64) + number * BLOCK
+
+
+def _low(found: list[Array], size: int, total: int) -> Array:
     """Return the lowest eight digits of each gap before a marked entry and of the one after the last."""
     low, done, previous = np.empty(total, np.uint8), 0, -1
-    for positions in ones(marked):
+    for positions in _blocks(found):
         if positions.size:
             low[done : done + positions.size] = np.diff(positions, prepend=previous) - 1
             done, previous = done + positions.size, int(positions[-1])
-    low[done] = (marked.size - previous - 1) & 0xFF
+    low[done] = (size - previous - 1) & 0xFF
     return low
 
 
-def _unary(marked: Array, low: Array, digits: int, length: int) -> Array:
+def _unary(found: list[Array], low: Array, digits: int, length: int) -> Array:
     """Return the rests of the gaps, packed: that many zeros each, and a one."""
     unary, done, before = np.zeros(length, np.bool_), 0, 0
-    for positions in ones(marked):
+    for positions in _blocks(found):
         index = np.arange(done, done + positions.size)
         told = low[done : done + positions.size] & np.uint8((1 << digits) - 1)
         sums = np.cumsum(told, dtype=np.int64) + before

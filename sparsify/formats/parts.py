@@ -12,7 +12,7 @@ from torch import Tensor
 from .container import DTYPES, Array, Part
 from .encoding import ENCODINGS, Choice, Encoding, choose, with_zeros
 from .state import ModelState
-from .tensors import bits, stored_bits, stored_dtype
+from .tensors import bits, dtype_name, from_bits, stored_bits, stored_dtype
 
 Source: TypeAlias = Callable[[], Array]
 
@@ -32,9 +32,8 @@ def sparse_parts(state: ModelState, encodings: Mapping[str, Choice], to: str | N
     parts = []
     for name, tensor in state.tensors.items():
         dtype, shape = stored_dtype(name, tensor, to), tuple(tensor.shape)
-        values = partial(stored_bits, name, tensor, dtype)
         if name not in encodings:
-            parts.append(Part(name, dtype, shape, values))
+            parts.append(Part(name, dtype, shape, partial(stored_bits, name, tensor, dtype)))
             continue
         chosen, mask = encodings[name], state.masks[name]
         encoding = ENCODINGS[chosen.encoding]
@@ -43,7 +42,9 @@ def sparse_parts(state: ModelState, encodings: Mapping[str, Choice], to: str | N
                 parts.append(Part(name + suffix, wanted, chosen.stream.shape, partial(_itself, chosen.stream)))
             else:
                 known = tuple(_kept(mask) if size is None else size for size in sizes)
-                parts.append(Part(name + suffix, dtype, known, partial(_stored_values, encoding, values, mask)))
+                parts.append(
+                    Part(name + suffix, dtype, known, partial(_stored_values, encoding, mask, name, tensor, dtype))
+                )
     return parts
 
 
@@ -73,8 +74,10 @@ def _itself(stream: Array) -> Array:
     return stream
 
 
-def _stored_values(encoding: Encoding, values: Source, mask: Tensor) -> Array:
-    return encoding.content(values(), _mask_bits(mask))
+def _stored_values(encoding: Encoding, mask: Tensor, name: str, tensor: Tensor, dtype: str) -> Array:
+    content = encoding.content(bits(tensor), _mask_bits(mask))
+    # A cast comes last: it is slow, and there is little left to cast.
+    return stored_bits(name, from_bits(content, dtype_name(tensor), content.shape), dtype)
 
 
 def _effective_bits(values: Source, mask: Tensor) -> Array:

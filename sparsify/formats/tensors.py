@@ -67,11 +67,17 @@ def from_bits(content: Array, dtype: str, shape: Shape) -> Tensor:
     return signed.view(TORCH_DTYPES[dtype]).reshape(shape)
 
 
+def dtype_name(tensor: Tensor) -> str:
+    """Return the container's name of a tensor's own type."""
+    return _NAMES[tensor.dtype]
+
+
 def stored_bits(name: str, tensor: Tensor, dtype: str) -> Array:
     """Return the bits of a tensor in the type it is stored in. Raises SparsifyError if a finite value overflows."""
     if tensor.dtype == TORCH_DTYPES[dtype]:
         return bits(tensor)
     done = tensor.detach().to(TORCH_DTYPES[dtype])
-    if bool((done.isinf() & ~tensor.isinf()).any()):
+    infinite = done.isinf()
+    if bool(infinite.any()) and bool((infinite & ~tensor.isinf()).any()):
         raise SparsifyError(f"save: {name} has values too large for {done.dtype}".replace("torch.", ""))
     return bits(done)

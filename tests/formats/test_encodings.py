@@ -102,9 +102,8 @@ def test_every_type_and_memory_layout_comes_back(
 ) -> None:
     force(monkeypatch, encoding)
     shape = (8, 6, 2, 2)
-    name = (
-        "all kept" if encoding == "full" else "a quarter of the units" if encoding == "units" else "every second column"
-    )
+    told = {"full": "all kept", "units": "a quarter of the units", "delta": "few kept"}
+    name = told.get(encoding, "every second column")
     weight = random_bits((2, 2, 6, 8), dtype, 3).permute(3, 2, 0, 1)
     mask = torch.from_numpy(mask_of(name, shape)).contiguous(memory_format=torch.channels_last)
     model = (Standardised if encoding == "raw" else Holder)(weight, mask)
@@ -128,7 +127,7 @@ def test_the_smallest_of_all_encodings_is_chosen(
                 sizes.append(save(model, tmp_path / encoding))
                 monkeypatch.undo()
         # A header is padded to 8 bytes; how many digits the offsets have is not known beforehand.
-        assert len(sizes) > 2 and chosen <= min(sizes) + 16, shape
+        assert len(sizes) > 1 and chosen <= min(sizes) + 16, shape
 
 
 def test_hand_worked_choices() -> None:
@@ -215,8 +214,8 @@ def test_blocks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("bits", "gaps"):
         monkeypatch.setattr(f"sparsify.formats.{module}.BLOCK", 16)
     generator = np.random.default_rng(0)
-    for size in (1, 15, 16, 17, 200, 333):
-        for keep in (0.0, 0.02, 0.3, 0.98, 1.0):
+    for size in (63, 64, 65, 200, 333):
+        for keep in (0.0, 0.02, 0.1, 0.98, 1.0):
             mask, values = generator.random(size) < keep, generator.integers(1, 9, size, dtype=np.uint32)
             row = ENCODINGS["delta"]
             stream = row.positions.encode(mask, (size,))
