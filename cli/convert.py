@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sparsify.errors import RunError, SparsifyError
 
 from .paths import saved_model
-from .report import conversion_lines, file_line, sparsity_lines
+from .report import conversion_lines, file_line, masks_line, sparsity_lines
 from .show import say
 from .shrinking import random_images, shrunk
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--scope", help="global, layer, filter or erk.  [default: global for weights, layer for units]")
 @click.option("--criterion", default="magnitude", show_default=True, help="magnitude, random or synflow.")
 @click.option("--granularity", default="weight", show_default=True, help="weight or unit (whole channels, tied ones).")
+@click.option("--masks", metavar="RUN|FILE", help="Take the masks of this run or file, in place of pruning.")
 @click.option("--shrink", is_flag=True, help="Take channels of no influence out of the model, with proof.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
 @click.option("--ignore", multiple=True, help="A weight or module left dense: name, glob, first or last; repeatable.")
@@ -44,6 +47,7 @@ def command(
     scope: str | None,
     criterion: str,
     granularity: str,
+    masks: str | None,
     shrink: bool,
     round_to: int | None,
     ignore: tuple[str, ...],
@@ -53,7 +57,7 @@ def command(
     seed: int,
     out: str,
 ) -> None:
-    """Put masks on a model, prune it in one shot and save it.
+    """Put masks on a model, prune it in one shot (or take given masks) and save it.
 
     The weights come from CHECKPOINT (safetensors, or a torch file of tensors: plain, wrapped or EMA; also a folder with
     model.safetensors, or hf:OWNER/NAME), from the model's library with --pretrained, or are fresh. The conversion is
@@ -77,19 +81,29 @@ def command(
         raise SparsifyError(f"convert: {criterion} needs data; train with recipes/snip.yaml and this criterion instead")
     if round_to is not None and not shrink:
         raise SparsifyError("convert: --round-to belongs to --shrink")
+    if masks is not None:
+        _refuse_beside_masks()
     check_writable(out)
-    if checkpoint is not None:
-        checkpoint = str(saved_model(checkpoint))
-    masked, arguments, input_shape = _convert(checkpoint, model, pruning, num_classes, pretrained, image_size, seed)
+    checkpoint = None if checkpoint is None else str(saved_model(checkpoint))
+    how = pruning if masks is None else saved_model(masks)
+    masked, arguments, input_shape = _convert(checkpoint, model, how, num_classes, pretrained, image_size, seed)
     if shrink:
         masked = shrunk(masked, input_shape, round_to)
     _write(masked, model, arguments, input_shape, seed, out)
 
 
+def _refuse_beside_masks() -> None:
+    """Raise SparsifyError if an option was given that --masks leaves nothing to say."""
+    context = click.get_current_context()
+    for name in ("sparsity", "scope", "criterion", "granularity", "ignore"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise SparsifyError(f"convert: --masks tells already which weights to keep; leave out --{name}")
+
+
 def _convert(
     checkpoint: str | None,
     spec: str,
-    pruning: Pruning,
+    how: Pruning | Path,
     num_classes: int | None,
     pretrained: bool,
     image_size: int | None,
@@ -103,18 +117,22 @@ def _convert(
     torch.manual_seed(seed)
     model, arguments = _build(checkpoint, spec, num_classes, pretrained)
     model.eval()
-    report = sparsify.convert(model, ignore=pruning.ignore)
-    say(*conversion_lines(report))
+    if isinstance(how, Path):
+        sparsify.load_masks(how, model)
+        say(masks_line(model, how))
+    else:
+        say(*conversion_lines(sparsify.convert(model, ignore=how.ignore)))
     shape = _input_shape(model, spec, image_size)
     example = random_images(2, shape)
     verification = sparsify.verify(model, (example,))
     say(str(verification), *verification.notes)
     if not verification.ok:
         raise RunError("convert: the verification found a fault (above); nothing was written")
-    generator = torch.Generator().manual_seed(seed)
-    pruner = sparsify.Pruner(model, pruning, total_steps=1, generator=generator, example_input=example[:1])
-    pruner.start()
-    say(*sparsity_lines(pruner.report()))
+    if not isinstance(how, Path):
+        generator = torch.Generator().manual_seed(seed)
+        pruner = sparsify.Pruner(model, how, total_steps=1, generator=generator, example_input=example[:1])
+        pruner.start()
+        say(*sparsity_lines(pruner.report()))
     return model, arguments, shape
 
 

@@ -25,7 +25,7 @@ class _WithFormats(click.Command):
 
 
 @click.command("export", cls=_WithFormats)
-@click.argument("source", metavar="RUN|FILE")
+@click.argument("source", metavar="RUN|FILE|hf:OWNER/NAME")
 @click.option("--out", required=True, metavar="PATH", help="Where the file, or a format's folder, goes.")
 @click.option(
     "--format",
@@ -36,6 +36,7 @@ class _WithFormats(click.Command):
     metavar="NAME",
     help="One of the formats below.",
 )
+@click.option("--masks-only", is_flag=True, help="The same as --format masks.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -49,6 +50,7 @@ def command(
     source: str,
     out: str,
     layout: str,
+    masks_only: bool,
     dtype: str | None,
     batch_size: int | None,
     shrink: bool,
@@ -57,6 +59,10 @@ def command(
     """Write the model of a run, or of a file, in a format of your choice."""
     if round_to is not None and not shrink:
         raise SparsifyError("export: --round-to belongs to --shrink")
+    if masks_only:
+        if layout not in ("sparse", "masks"):
+            raise SparsifyError(f"export: either --masks-only or --format {layout}")
+        layout = "masks"
     options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
     given = [name for name, value in options.items() if value is not None]
     way = check_way(layout, given, where="export", spelled=lambda name: f"--{name.replace('_', '-')}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -12,12 +13,13 @@ from sparsify.errors import SparsifyError
 
 from .paths import saved_model
 from .report import conversion_lines
-from .show import Layer, byte_count, count, layer_table, percent, print_table, say
+from .show import Layer, byte_count, count, fits, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sparsify.formats.inspection import FileSummary
+    from sparsify.formats.inspection import FileSummary, TensorRow
+    from sparsify.formats.mask_table import MaskSummary
 
 
 @click.command("inspect")
@@ -54,15 +56,45 @@ def _print_graph(source: str | None, spec: str | None) -> None:
 
 def _print_file(source: str, as_json: bool) -> None:
     from sparsify.formats.inspection import inspect_file
+    from sparsify.formats.mask_table import inspect_masks
 
-    summary = inspect_file(saved_model(source))
+    path = saved_model(source)
+    masks = inspect_masks(path)
+    if masks is not None:
+        _print_masks(masks, as_json)
+        return
+    summary = inspect_file(path)
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=2))
         return
     told = [row for row in summary.rows if row.kept is not None or row.original is not None or row.added]
     told = [row for row in told if not row.encoding.startswith("alias")]
     say(*_file_lines(summary))
-    print_table(layer_table(Layer(row.name, row.shape, row.kept, row.original) for row in told or summary.rows))
+    layers = [Layer(row.name, row.shape, row.kept, row.original, _encoding(row)) for row in told or summary.rows]
+    headings = ("encoding", "bits/limit")
+    tables = [
+        layer_table([replace(layer, more=layer.more[:shown]) for layer in layers], headings[:shown])
+        for shown in (2, 1, 0)
+    ]
+    print_table(next((table for table in tables if fits(table)), tables[-1]))
+
+
+def _encoding(row: TensorRow) -> tuple[str, str]:
+    """Return how a tensor is stored, and the bits that each entry takes beside those it would take at least."""
+    size = math.prod(row.shape)
+    if row.bytes_limit is None or not size:
+        return row.encoding, "-"
+    return row.encoding, f"{8 * row.bytes_stored / size:.2f}/{8 * row.bytes_limit / size:.2f}"
+
+
+def _print_masks(masks: MaskSummary, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(masks), indent=2))
+        return
+    say(f"{masks.path}: masks alone, of {masks.metadata.spec or 'a model it does not name'}")
+    share = "" if masks.sparsity is None else f": {percent(masks.sparsity)} sparse"
+    say(f"{byte_count(masks.bytes_file)}, {masks.kept:,} of {masks.masked_entries:,} masked weights kept{share}")
+    print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masks.rows))
 
 
 def _file_lines(summary: FileSummary) -> list[str]:
@@ -85,6 +117,10 @@ def _file_lines(summary: FileSummary) -> list[str]:
             f"{summary.kept:,} of {summary.masked_entries:,} masked weights kept: {percent(summary.sparsity)} sparse; "
             f"{summary.entries:,} numbers in all"
         )
+    if summary.masked_entries and summary.bytes_limit:
+        bits = 8 * summary.bytes_masked / summary.masked_entries
+        times = summary.bytes_masked / summary.bytes_limit
+        lines.append(f"{bits:.2f} bits for each masked weight, {times:.3f} times what their masks and values must take")
     return lines
 
 

@@ -34,7 +34,8 @@ def show_plan(recipe: Recipe) -> None:
     say(f"learning rate ({recipe.train.lr_schedule.name}) at every tenth of training:")
     say("  " + "  ".join(f"{value:.3g}" for value in tenths))
     if recipe.prune is None:
-        say("no pruning")
+        under = f"; the masks of {recipe.model.masks} stay as they are" if recipe.model.masks else ""
+        say(f"no pruning{under}")
         return
     cycles = len({update.cycle for update in planned.updates})
     prune = recipe.prune

@@ -31,6 +31,18 @@ def conversion_lines(report: ConversionReport) -> list[str]:
     return lines
 
 
+def masks_line(model: nn.Module, path: str | Path) -> str:
+    """Return what the masks that `model` took from a file are on, and what they remove."""
+    from sparsify.surgery.masks import get_masks, masked_weights
+
+    masks = [weight.mask for weight in masked_weights(model).values()]
+    size, kept = sum(mask.numel() for mask in masks), sum(int(mask.sum()) for mask in masks)
+    further = len(get_masks(model)) - len(masks)
+    beside = f" and {count(further, 'further parameter')}" if further else ""
+    share = f": {size - kept:,} of {count(size, 'number')} removed, {percent((size - kept) / size)}" if size else ""
+    return f"masks: from {path}, on {count(len(masks), 'weight')}{beside}{share}"
+
+
 def start_lines(prepared: Prepared, folder: Path) -> list[str]:
     """Return what is about to run: model, data, weights loaded, masks, verification, folder."""
     training, name = prepared.training, prepared.spec or type(prepared.training.model).__name__
@@ -42,6 +54,8 @@ def start_lines(prepared: Prepared, folder: Path) -> list[str]:
             lines.append(f"  left as initialised, of another size there: {', '.join(prepared.loaded.reinitialised)}")
         if prepared.loaded.ignored:
             lines.append(f"  ignored there: {', '.join(prepared.loaded.ignored)}")
+    if prepared.recipe.model.masks is not None:
+        lines.append(masks_line(training.model, prepared.recipe.model.masks))
     if prepared.conversion is not None:
         lines += conversion_lines(prepared.conversion)
     if prepared.verification is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .errors import SparsifyError as SparsifyError
     from .formats.files import load as load
     from .formats.files import save as save
+    from .formats.masks_only import load_masks as load_masks
     from .models import build_model as build_model
     from .pruning.pruner import Pruner as Pruner
     from .surgery.channels import analyse as analyse
@@ -43,6 +44,7 @@ _HOME = {
     "fold": ".surgery.fold",
     "get_masks": ".surgery.masks",
     "load": ".formats.files",
+    "load_masks": ".formats.masks_only",
     "read_recipe": ".training.recipe",
     "save": ".formats.files",
     "set_masks": ".surgery.masks",

@@ -142,6 +142,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                     f"{path}: a sparse file, not plain weights; read it with sparsify.load, or make it plain with: "
                     f"sparsify export {path} --format dense --out FILE"
                 )
+            if metadata.get("format") == "sparsify-masks":
+                raise SparsifyError(f"{path}: masks alone, without weights; to put them on a model: convert --masks")
             return {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise SparsifyError(f"{path}: not a safetensors file, or a damaged one ({_one_line(error)})") from None

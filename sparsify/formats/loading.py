@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import SparsifyError
 from ..surgery.cuts import Cuts, cut, cuts_of, every_tensor
 from ..surgery.masks import all_masked_parameters
 from ..surgery.wrappers import unwrap
+from .mask_table import are_masks_alone
 from .metadata import NOT_ARGUMENTS, Contents, Metadata
 from .reading import read_file
 from .sources import model_file
@@ -37,6 +38,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     """
     path = model_file(path)
     (state, masks, metadata), contents = read_file(path)
+    if are_masks_alone(contents):
+        raise SparsifyError(f"{path}: holds masks alone, without weights: put them on a model with sparsify.load_masks")
     target = model
     if target is None:
         target = _build(path, metadata)
@@ -50,7 +53,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
         if fold and not any(entry.encoding == "raw" for entry in contents.masked.values()):
             masks = {}  # the effective weights are all that a plain model needs
         if masks:
-            _ensure_masked(path, inner, masks, contents)
+            further = [name for name, entry in contents.masked.items() if entry.also]
+            aliases = {alias for alias, name in contents.aliases.items() if name in further}
+            ensure_masked(os.fspath(path), inner, masks.keys() - aliases - {*further}, further)
         put(inner, state, masks)
     except BaseException:
         undo()
@@ -108,30 +113,26 @@ def _remember(model: nn.Module, cuts: Cuts | None) -> None:
         del model.__dict__["sparsify_cuts"]
 
 
-def _ensure_masked(
-    path: str | os.PathLike[str], model: nn.Module, masks: Mapping[str, Tensor], contents: Contents
-) -> None:
-    """Convert a plain model so that the file's weights are masked, and have the file's further parameters masked too.
+def ensure_masked(where: str, model: nn.Module, weights: Collection[str], further: Collection[str]) -> None:
+    """Have `weights` and `further` parameters carry masks: a plain model is converted so that nothing else does.
 
-    Raises SparsifyError unless all that the file masks then carries masks.
+    Raises SparsifyError, which `where` begins, unless all of them carry masks then.
     """
     from ..surgery.also import mask_also
     from ..surgery.convert import convert
 
     skipped: Mapping[str, str] = {}
-    further = [name for name, entry in contents.masked.items() if entry.also]
     if next(all_masked_parameters(model), None) is None:
-        aliases = {alias for alias, name in contents.aliases.items() if name in further}
-        wanted = masks.keys() - aliases - {*further}
-        skipped = convert(model, ignore=[name for name in _weights(model) if name not in wanted]).skipped
+        skipped = convert(model, ignore=[name for name in _weights(model) if name not in weights]).skipped
     try:
         mask_also(model, further)
     except SparsifyError as error:
-        raise SparsifyError(f"{os.fspath(path)}: {error}") from error
+        raise SparsifyError(f"{where}: {error}") from error
     live = {weight.name for weight in all_masked_parameters(model)}
-    lost = [f"{name} ({skipped[name]})" if name in skipped else name for name in contents.masked if name not in live]
+    wanted = [*weights, *further]
+    lost = [f"{name} ({skipped[name]})" if name in skipped else name for name in wanted if name not in live]
     if lost:
-        raise SparsifyError(f"{os.fspath(path)}: the model carries no mask on {', '.join(lost)}, the file does")
+        raise SparsifyError(f"{where}: the model carries no mask on {', '.join(lost)}, the file does")
 
 
 def _weights(model: nn.Module) -> list[str]:

@@ -121,12 +121,19 @@ def _compressed_tensors(outgoing: Outgoing) -> Written:
     return write_compressed_tensors(outgoing)
 
 
+def _masks(outgoing: Outgoing) -> Written:
+    from .masks_only import write_masks
+
+    return write_masks(outgoing)
+
+
 _OWN = frozenset({"dtype", "cuts"})
 _RUN = frozenset({"example_input", "batch_size"})
 
 WAYS: dict[str, Way] = {
     "sparse": Way(_sparse, "Masks and kept values in a small safetensors file.", _OWN),
     "dense": Way(_dense, "The dense model's own keys with zeros in safetensors, for any reader.", _OWN),
+    "masks": Way(_masks, "The masks alone, for another checkpoint of the same model (convert --masks)."),
     "onnx": Way(
         _onnx,
         "An ONNX graph, checked in ONNX Runtime.",

@@ -48,6 +48,7 @@ class Training:
     steps_per_epoch: int
     step: int = 0
     seconds: float = 0.0
+    sparsity: float = 0.0  # of the masks that the model came with, which stay where there is no pruner
     shrunk: dict[str, Any] | None = None  # what was taken out of the model, once that happened
 
     @property
@@ -185,7 +186,7 @@ def _record(training: Training, tally: Tally, lr: float) -> Record:
         "loss": loss,
         "accuracy": accuracy,
         "lr": lr,
-        "sparsity": pruner.sparsity if pruner else 0.0,
+        "sparsity": pruner.sparsity if pruner else training.sparsity,
         "cycle": pruner.cycle if pruner else 0,
     }
 

@@ -12,9 +12,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..errors import RunError
+from ..formats.masks_only import load_masks
 from ..models import build_model
 from ..pruning.pruner import Pruner
 from ..surgery.convert import ConversionReport, convert
+from ..surgery.masks import masked_weights
 from ..surgery.verify import VerifyReport, verify
 from ..weights import LoadReport, load_checkpoint
 from .data import Data, count_classes, load_data
@@ -57,11 +59,14 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, check: bool = Tru
         model = build_model(spec, pretrained=recipe.model.pretrained, **arguments)
         if recipe.model.checkpoint is not None:
             loaded = load_checkpoint(model, recipe.model.checkpoint)
+        if recipe.model.masks is not None:
+            load_masks(recipe.model.masks, model)
     data = load_data(recipe.data, model, seed=settings.seed, device=accelerator.device)
     conversion = verification = None
     if recipe.prune is not None:
         conversion = convert(model, ignore=recipe.prune.ignore)
-        verification = _verified(model, data.input_shape) if check else None
+    if (recipe.prune is not None or recipe.model.masks is not None) and check:
+        verification = _verified(model, data.input_shape)
     model.to(accelerator.device).train()
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -93,7 +98,14 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
         forward=make_forward(model, compiled=settings.compile, channels_last=settings.channels_last),
         lr_factor=learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
+        sparsity=_sparsity(model),
     )
+
+
+def _sparsity(model: nn.Module) -> float:
+    masks = [weight.mask for weight in masked_weights(model).values()]
+    size = sum(mask.numel() for mask in masks)
+    return 1 - sum(int(mask.sum()) for mask in masks) / size if size else 0.0
 
 
 def _seed(seed: int) -> None:

@@ -102,6 +102,8 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
     check_optimizer_name(recipe.train.optimizer.name, where=where(("train", "optimizer", "name")))
     if recipe.model.checkpoint is not None:
         check_file(recipe.model.checkpoint, where=where(("model", "checkpoint")))
+    if recipe.model.masks is not None:
+        check_file(recipe.model.masks, where=where(("model", "masks")))
 
 
 def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, name: str, check: bool = True) -> Recipe:
@@ -112,6 +114,10 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, n
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise first_problem(error, Recipe, tree, source) from None
+    if recipe.model.masks is not None and recipe.prune is not None:
+        raise SparsifyError(
+            f"{source.where(('model', 'masks'))}: given masks stay as they are; leave out the key 'prune'"
+        )
     if check:
         check_names(recipe, source)
     return recipe

@@ -64,6 +64,8 @@ class ModelSettings(Settings):
     """start from the weights that the model's library publishes"""
     checkpoint: str | None = None
     """file of weights to start from: safetensors, or a torch file that holds tensors only"""
+    masks: str | None = None
+    """file of masks (masks alone, or a sparse model's) under which it is trained; they stay, so there is no prune"""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """further arguments of the model's constructor, e.g. {drop_rate: 0.1}"""
 

@@ -91,6 +91,22 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "convert grasp": (["convert", "--model", "timm:resnet18", "--criterion", "grasp", "--out", "x"], ["needs data"]),
     "convert snip": (["convert", "--model", "timm:resnet18", "--criterion", "snip", "--out", "x"], ["snip needs data"]),
+    "convert masks and sparsity": (
+        ["convert", "--model", "timm:resnet18", "--masks", "runs/a", "--sparsity", "0.5", "--out", "x"],
+        ["convert: --masks tells already which weights to keep; leave out --sparsity"],
+    ),
+    "convert masks and ignore": (
+        ["convert", "--model", "timm:resnet18", "--masks", "runs/a", "--ignore", "last", "--out", "x"],
+        ["leave out --ignore"],
+    ),
+    "convert missing masks": (
+        ["convert", "--model", "timm:resnet18", "--masks", "runs/nothing-here", "--out", "x"],
+        ["runs/nothing-here: no such file or run"],
+    ),
+    "export masks in another format": (
+        ["export", "LICENSE", "--masks-only", "--format", "dense", "--out", "x"],
+        ["either --masks-only or --format dense"],
+    ),
     "pattern": (["models", "no-such-network"], ["no model matches"]),
 }
 

@@ -101,7 +101,7 @@ def test_what_is_written_gives_the_masked_models_outputs(format: str, masked: nn
 
 
 def test_every_way_out_has_a_reader_here() -> None:
-    assert READERS.keys() == WAYS.keys()
+    assert READERS.keys() == WAYS.keys() - {"masks"}  # which hold no weights
 
 
 @pytest.mark.parametrize("format", WAYS)

@@ -195,10 +195,17 @@ def test_override_makes_the_sections_it_needs(tmp_path: Path) -> None:
         ("train.epochs=[", "1: not YAML: "),
         ("data=digts", "data.name: unknown data set 'digts'; did you mean 'digits'?"),
         ("model.checkpoint=/nowhere/a.pt", "model.checkpoint: no such file '/nowhere/a.pt'"),
+        ("model.masks=a.safetensors", "model.masks: given masks stay as they are; leave out the key 'prune'"),
     ],
 )
 def test_wrong_override_is_named_by_its_text(file: Path, override: str, expected: str) -> None:
     assert problem(file, override).startswith(f"--set {override}: {expected}".replace(": 1: not", ":1: not"))
+
+
+def test_masks_of_a_dense_recipe_must_be_there(file: Path) -> None:
+    overrides = ["prune=null", "model.masks=/nowhere/a.safetensors"]
+    with pytest.raises(SparsifyError, match="model.masks: no such file '/nowhere/a.safetensors'"):
+        read_recipe(file, overrides)
 
 
 def test_recipe_is_frozen(file: Path) -> None:

@@ -7,10 +7,15 @@ import torch
 from torch import nn
 
 from sparsify.errors import RunError, SparsifyError
-from sparsify.formats.files import inspect_file, load
-from sparsify.surgery.masks import get_masks
+from sparsify.formats.files import inspect_file, load, save
+from sparsify.formats.masks_only import load_masks
+from sparsify.models import build_model
+from sparsify.surgery.convert import convert
+from sparsify.surgery.masks import get_masks, set_masks
 from sparsify.training import run
 from sparsify.training.checkpoint import read_state
+from sparsify.training.prepare import prepare
+from sparsify.training.recipe import parse_recipe
 from sparsify.training.run import TrainResult, train
 
 UNION = {
@@ -257,3 +262,33 @@ def test_a_criterion_of_the_users_own_trains_and_goes_on(tmp_path: Path, monkeyp
     with pytest.raises(Killed):
         train(declared, out=tmp_path / "cut", model=small_model(), on_record=kill)
     assert_same(whole, train(declared, out=tmp_path / "cut", resume=True, model=small_model()))
+
+
+def test_the_masks_that_a_model_came_with_stay_through_a_run_without_pruning(tmp_path: Path) -> None:
+    found = train(recipe(), out=tmp_path / "found", model=small_model())
+    masks = get_masks(found.model)
+    save(found.model, tmp_path / "masks", format="masks")
+    model = small_model()
+    load_masks(tmp_path / "masks", model)
+    whole = train(recipe(prune=None), out=tmp_path / "whole", model=model)
+    assert all(torch.equal(mask, masks[name]) for name, mask in get_masks(whole.model).items())
+    assert all(record["sparsity"] == pytest.approx(0.5) for record in records(tmp_path / "whole"))
+    assert inspect_file(tmp_path / "whole" / "model.safetensors").sparsity == pytest.approx(0.5)
+
+
+def test_a_recipe_s_masks_are_put_on_its_model_after_its_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model("timm:test_resnet", num_classes=10)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save(weights, tmp_path / "weights.pt")
+    convert(model, ignore=["last"])
+    set_masks(model, {name: torch.rand(mask.shape) < 0.2 for name, mask in get_masks(model).items()})
+    save(model, tmp_path / "masks", format="masks")
+    section = {"name": "timm:test_resnet", "checkpoint": str(tmp_path / "weights.pt"), "masks": str(tmp_path / "masks")}
+    prepared = prepare(parse_recipe({**recipe(prune=None), "model": section}))
+    trained = prepared.training.model
+    assert prepared.verification is not None and prepared.verification.ok and prepared.training.pruner is None
+    assert list(get_masks(trained)) == list(get_masks(model))
+    assert all(torch.equal(mask, get_masks(model)[name]) for name, mask in get_masks(trained).items())
+    assert all(torch.equal(trained.state_dict()[name], value) for name, value in weights.items())
+    assert prepared.training.sparsity == pytest.approx(0.8, abs=0.01)
