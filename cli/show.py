@@ -1,4 +1,4 @@
-"""How numbers, tables and sizes look on the screen. Sparsity is per cent here and nowhere else."""
+"""How tables and lines look on the screen."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sparsify.quantities import byte_count as byte_count
+from sparsify.quantities import count as count
+from sparsify.quantities import percent as percent
+
 
 @dataclass(frozen=True)
 class Layer:
     """A row of the per-layer table; `kept` is None for a tensor without a mask.
 
-    `original` is the shape before the model was cut, None where nothing was cut.
+    `original` is the shape before the model was cut, None where nothing was cut. `more` has the cells of the further
+    columns that the table was asked for.
     """
 
     name: str
     shape: Sequence[int]
     kept: int | None
     original: Sequence[int] | None = None
+    more: Sequence[str] = ()
 
     @property
     def size(self) -> int:
@@ -34,31 +40,6 @@ class Layer:
         return size
 
 
-def percent(fraction: float) -> str:
-    """Return a fraction as per cent with as many digits as still say something: 90 %, 99.95 %, 99.9988 %."""
-    value = 100 * fraction
-    for digits in (1, 2, 3, 4, 5):
-        text = f"{value:.{digits}f}"
-        if float(text) not in (0.0, 100.0) or value in (0.0, 100.0):
-            break
-    return f"{text} %"
-
-
-def byte_count(size: int) -> str:
-    """Return a number of bytes in powers of ten: 512 B, 1.3 kB, 574.6 MB."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.95 or unit == "GB":
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number of things: 1 epoch, 2,000 epochs."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def duration(seconds: float) -> str:
     """Return whole seconds as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
@@ -66,8 +47,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def layer_table(layers: Iterable[Layer]) -> Table:
-    """Return the table layer, shape, kept, sparsity; it folds long names to fit the console.
+def layer_table(layers: Iterable[Layer], more: Sequence[str] = ()) -> Table:
+    """Return the table layer, shape, kept, sparsity, and `more` columns; it folds long names to fit the console.
 
     Where a tensor was cut, a column tells the shape that it had before.
     """
@@ -80,13 +61,15 @@ def layer_table(layers: Iterable[Layer]) -> Table:
         table.add_column("cut from", no_wrap=True)
     table.add_column("kept", justify="right", no_wrap=True)
     table.add_column("sparsity", justify="right", no_wrap=True)
+    for heading in more:
+        table.add_column(heading, no_wrap=True)
     for layer in layers:
         shapes = [_sizes(layer.shape), _sizes(layer.original or ())] if cut else [_sizes(layer.shape)]
         if layer.kept is None:
-            table.add_row(layer.name, *shapes, f"{layer.size:,}", "-")
+            table.add_row(layer.name, *shapes, f"{layer.size:,}", "-", *layer.more)
         else:
             sparsity = 1 - layer.kept / layer.size if layer.size else 0.0
-            table.add_row(layer.name, *shapes, f"{layer.kept:,}", percent(sparsity))
+            table.add_row(layer.name, *shapes, f"{layer.kept:,}", percent(sparsity), *layer.more)
     return table
 
 
@@ -105,6 +88,16 @@ def say(*lines: str) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table to standard output, as wide as the terminal, at least 80 columns."""
+    _console().print(table)
+
+
+def fits(table: Table) -> bool:
+    """Return whether a table is printed without a line that is folded or cut."""
+    console = _console()
+    return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
+
+
+def _console() -> Console:
     console = Console(highlight=False, markup=False)
     console.width = max(80, console.width) if console.is_terminal else 80
-    console.print(table)
+    return console
