@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SparsifyError, unknown
+from .folders import Ours, check_folder, nothing_is_ours
 from .metadata import Metadata, metadata_text
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Way(NamedTuple):
 
     The writer writes whole or not at all, and raises SparsifyError for a model that the format cannot hold. `needs`
     are the modules it imports beside what sparsify depends on, `install` what to install for them; `folder` tells that
-    the path is a folder's.
+    the path is a folder's, and `ours` which older one may be replaced, beside an empty one.
     """
 
     write: Callable[[Outgoing], Written]
@@ -54,6 +56,7 @@ class Way(NamedTuple):
     folder: bool = False
     needs: tuple[str, ...] = ()
     install: str = ""
+    ours: Ours = nothing_is_ours
 
 
 def check_way(format: str, given: Iterable[str], *, where: str, spelled: Callable[[str], str] = str) -> Way:
@@ -80,9 +83,11 @@ def check_way(format: str, given: Iterable[str], *, where: str, spelled: Callabl
 def check_place(way: Way, path: str | os.PathLike[str]) -> None:
     """Raise SparsifyError if it is plain already that `way` cannot write `path`; nothing is touched."""
     from .atomic import check_writable
-    from .folders import check_folder
 
-    (check_folder if way.folder else check_writable)(path)
+    if way.folder:
+        check_folder(path, way.ours)
+    else:
+        check_writable(path)
 
 
 def about_text(metadata: Metadata) -> dict[str, str]:
@@ -121,6 +126,18 @@ def _compressed_tensors(outgoing: Outgoing) -> Written:
     return write_compressed_tensors(outgoing)
 
 
+def _hub(outgoing: Outgoing) -> Written:
+    from .hub import write_hub
+
+    return write_hub(outgoing)
+
+
+def _is_of_hub(folder: Path) -> bool:
+    from .hub import is_as_written
+
+    return is_as_written(folder)
+
+
 def _masks(outgoing: Outgoing) -> Written:
     from .masks_only import write_masks
 
@@ -134,6 +151,13 @@ WAYS: dict[str, Way] = {
     "sparse": Way(_sparse, "Masks and kept values in a small safetensors file.", _OWN),
     "dense": Way(_dense, "The dense model's own keys with zeros in safetensors, for any reader.", _OWN),
     "masks": Way(_masks, "The masks alone, for another checkpoint of the same model (convert --masks)."),
+    "hub": Way(
+        _hub,
+        "A folder for the Hugging Face hub: the sparse file, config.json and a model card.",
+        _OWN,
+        folder=True,
+        ours=_is_of_hub,
+    ),
     "onnx": Way(
         _onnx,
         "An ONNX graph, checked in ONNX Runtime.",

@@ -69,6 +69,7 @@ READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
     "onnx": _in_onnx_runtime,
     "pt2": lambda path: torch.export.load(path).module(),
     "compressed-tensors": _imported,
+    "hub": lambda path: sparsify.load(path, Net()).eval(),
 }
 
 
