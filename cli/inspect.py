@@ -120,7 +120,7 @@ def _file_lines(summary: FileSummary) -> list[str]:
     if summary.masked_entries and summary.bytes_limit:
         bits = 8 * summary.bytes_masked / summary.masked_entries
         times = summary.bytes_masked / summary.bytes_limit
-        lines.append(f"{bits:.2f} bits for each masked weight, {times:.3f} times what their masks and values must take")
+        lines.append(f"{bits:.2f} bits for each of them, {times:.3f} times what masks and values must take")
     return lines
 
 

@@ -147,6 +147,7 @@ def test_inspect_lists_layers_and_totals(sparsify: Run, trained: Path) -> None:
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines()[1:])) <= 80
     assert "layer4.0.conv1.weight" in out and "96x192x3x3" in out and "of 370,608 masked weights kept" in out
+    assert "encoding  bits/limit" in out and "bits for each of them, 1.0" in out
 
 
 def test_inspect_json_is_json(sparsify: Run, trained: Path) -> None:

@@ -45,9 +45,9 @@ def test_inspect_shows_the_sizes_before_and_after_the_cut(sparsify: Run, path: P
     gone = 4 * (32 * 9 + 4 + 48 * 9)
     assert f"cut: 6 tensors smaller, {parameters:,} of {parameters + gone:,} numbers left" in out
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith("layer")}
-    assert rows["layer"] == ["shape", "cut", "from", "kept", "sparsity"]
-    assert rows["layer2.0.conv1.weight"] == ["44x32x3x3", "48x32x3x3", "12,672", "-"]
-    assert rows["layer2.0.bn1.running_var"] == ["44", "48", "44", "-"]
+    assert rows["layer"] == ["shape", "cut", "from", "kept", "sparsity", "encoding"]
+    assert rows["layer2.0.conv1.weight"] == ["44x32x3x3", "48x32x3x3", "12,672", "-", "plain"]
+    assert rows["layer2.0.bn1.running_var"] == ["44", "48", "44", "-", "plain"]
     assert rows["layer1.0.conv1.weight"][1] == "-"
     summary = json.loads(sparsify("inspect", path, "--json").out)
     [row] = [row for row in summary["rows"] if row["name"] == "layer2.0.conv2.weight"]

@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from cli.show import Layer, byte_count, count, duration, layer_table, percent
+from cli.show import Layer, byte_count, count, duration, fits, layer_table, percent
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,16 @@ def test_a_table_of_long_names_fits_80_columns_and_loses_no_letter() -> None:
     assert "".join(line.split("  ")[0].strip() for line in lines[1:-1]) == name
     assert "89.4 %" in lines[1] and "2048x512x3x3" in lines[1] and "1,000,000" in lines[1]
     assert lines[-1].split() == ["head.bias", "10", "10", "-"]
+
+
+def test_further_columns_are_shown_and_it_is_told_whether_they_fit() -> None:
+    console = Console(width=80)
+    table = layer_table([Layer("a.weight", (4, 2), 3, more=("delta", "1.2/1.1"))], ("encoding", "bits/limit"))
+    with console.capture() as capture:
+        console.print(table)
+    headings, row = (line.split() for line in capture.get().splitlines())
+    assert headings == ["layer", "shape", "kept", "sparsity", "encoding", "bits/limit"]
+    assert row == ["a.weight", "4x2", "3", "62.5", "%", "delta", "1.2/1.1"]
+    assert fits(table)
+    long = layer_table([Layer("a" * 33, (4, 2), 3, more=("delta", "1.2/1.1"))], ("encoding", "bits/limit"))
+    assert fits(long) and not fits(layer_table([Layer("a" * 60, (4, 2), 3, more=("delta", ""))], ("encoding", "")))
