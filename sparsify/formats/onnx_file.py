@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from ..errors import SparsifyError
@@ -42,8 +44,7 @@ def _graph(exported: Exported, outgoing: Outgoing) -> bytes:
 
     with quiet():
         try:
-            program: Any = torch.onnx.export(exported.program, dynamo=True, opset_version=OPSET, verbose=False)
-            model = program.model_proto
+            model = _translated(exported.program)
         except Exception as error:  # noqa: BLE001 - an operator without a translation, mostly
             raise SparsifyError(f"save: onnx cannot hold this model: {reason_of(error.__cause__ or error)}") from error
         _name_batch(model)
@@ -58,6 +59,16 @@ def _graph(exported: Exported, outgoing: Outgoing) -> bytes:
             raise SparsifyError(f"save: the exporter made an invalid ONNX graph: {reason_of(error)}") from error
     content: bytes = model.SerializeToString()
     return content
+
+
+def _translated(program: ExportedProgram) -> Any:
+    try:
+        done: Any = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    except Exception:  # noqa: BLE001 - tried again in another way
+        # The translation of fused attention knows not all its dimensions and strides; as plain products it goes.
+        with sdpa_kernel(SDPBackend.MATH):
+            done = torch.onnx.export(program.run_decompositions(), dynamo=True, opset_version=OPSET, verbose=False)
+    return done.model_proto
 
 
 def _nodes(model: Any) -> list[Any]:

@@ -53,6 +53,18 @@ class Branching(nn.Module):
         return self.fc(x) if x.sum() > 0 else -self.fc(x)
 
 
+class Windows(nn.Module):
+    """Attention with a dimension of windows, more than ONNX's translation of fused attention takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], 2, 2, 3, 24).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
 def masked(model: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     sparsify.convert(model)
@@ -107,6 +119,12 @@ def test_onnx_has_constant_weights_with_zeros_a_free_batch_and_says_what_it_is(t
         found = found if found.shape == mask.shape else found.T
         assert torch.equal(found, folded[name]) and int((found != 0).sum()) == int(mask.sum())
     assert str(Path(__file__).parent).encode() not in (tmp_path / "a").read_bytes()
+
+
+def test_attention_in_five_dimensions_goes_to_onnx_as_plain_products(tmp_path: Path) -> None:
+    needed("onnx")
+    written = write(masked(Windows()), tmp_path / "a", "onnx", {}, {"example_input": torch.randn(1, 12, 6)})
+    assert "batches of any size; checked in ONNX Runtime" in written.notes[0]
 
 
 @pytest.mark.parametrize("format", FORMATS)
