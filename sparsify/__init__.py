@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .formats.files import load as load
     from .formats.files import save as save
     from .formats.masks_only import load_masks as load_masks
+    from .formats.semi_structured import to_semi_structured as to_semi_structured
+    from .formats.way_in import import_weights as import_weights
     from .models import build_model as build_model
     from .pruning.pruner import Pruner as Pruner
     from .surgery.channels import analyse as analyse
@@ -43,12 +45,14 @@ _HOME = {
     "cut_state": ".surgery.cut_training",
     "fold": ".surgery.fold",
     "get_masks": ".surgery.masks",
+    "import_weights": ".formats.way_in",
     "load": ".formats.files",
     "load_masks": ".formats.masks_only",
     "read_recipe": ".training.recipe",
     "save": ".formats.files",
     "set_masks": ".surgery.masks",
     "shrink": ".surgery.shrink",
+    "to_semi_structured": ".formats.semi_structured",
     "trace": ".surgery.trace",
     "train": ".training.run",
     "verify": ".surgery.verify",

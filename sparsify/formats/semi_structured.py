@@ -1,0 +1,93 @@
+"""A 2:4 sparse model with its linear weights as torch's semi-structured tensors, which CUDA multiplies faster."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..surgery.fold import fold
+from ..surgery.masks import MaskedWeight, masked_weights, original_class
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.int8)
+
+
+@dataclass(frozen=True)
+class SemiStructured:
+    """What `to_semi_structured` made: a plain `model`, the weights it `converted`, and why others were `skipped`.
+
+    The names are those of the weights with masks.
+    """
+
+    model: nn.Module
+    converted: tuple[str, ...]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        """Return what was converted, and what was not with its reason, a line each."""
+        total = len(self.converted) + len(self.skipped)
+        lines = [f"semi-structured: {len(self.converted)} of {total} masked weights"]
+        return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.skipped.items())])
+
+
+def to_semi_structured(model: nn.Module) -> SemiStructured:
+    """Return a folded copy of `model`, its linear weights that are 2:4 sparse as torch's semi-structured tensors.
+
+    2:4 means at most two values other than 0 in each four neighbours of a row, along the input features. torch takes
+    float16, bfloat16 and int8 on CUDA, of sizes that are multiples of its blocks; what it does not take stays a dense
+    weight with zeros, and is named with the reason. Move and cast the model first: `model.half().cuda()`. The copy is
+    for inference: these weights have no gradients and no place in a safetensors file, for which `format="dense"` keeps
+    the zeros.
+    """
+    folded = fold(model)
+    converted: list[str] = []
+    skipped: dict[str, str] = {}
+    for name, weight in masked_weights(model).items():
+        path = name.rpartition(".")[0]
+        owner = folded.get_submodule(path)
+        reason = _reason(weight, owner)
+        if not reason:
+            with _prototype():
+                try:
+                    tensor = torch.sparse.to_sparse_semi_structured(owner.get_parameter("weight").detach())
+                except RuntimeError as error:
+                    reason = f"torch does not take it: {str(error).strip().splitlines()[0]}"
+        if reason:
+            skipped[name] = reason
+            continue
+        owner.register_parameter("weight", nn.Parameter(tensor, requires_grad=False))
+        converted.append(name)
+    return SemiStructured(folded, tuple(converted), skipped)
+
+
+def is_two_of_four(weight: Tensor) -> bool:
+    """Return whether each four neighbours along the last dimension have at most two values other than 0."""
+    if not weight.dim() or weight.shape[-1] % 4:
+        return False
+    return bool(((weight != 0).reshape(-1, 4).sum(1) <= 2).all())
+
+
+def _reason(weight: MaskedWeight, owner: nn.Module) -> str:
+    """Return why a weight cannot be converted, "" if it can as far as is known without torch's word."""
+    kind = original_class(weight.module)
+    # A subclass may lend its weight to another module, as that of torch's attention does, which needs a plain one.
+    if kind is not nn.Linear or weight.parameter_name != "weight":
+        return f"{kind.__name__}: only the weights of nn.Linear are multiplied so"
+    values = owner.get_parameter("weight")
+    if not is_two_of_four(values):
+        return "not 2:4: more than two of four neighbours along the input features are left"
+    if values.dtype not in _DTYPES:
+        return f"{values.dtype}: torch takes float16, bfloat16 and int8".replace("torch.", "", 1)
+    return ""
+
+
+@contextlib.contextmanager
+def _prototype() -> Iterator[None]:
+    """Let torch's announcement that these tensors are a prototype pass in silence."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The PyTorch API of SparseSemiStructuredTensor", category=UserWarning)
+        yield
