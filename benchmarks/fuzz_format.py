@@ -1,0 +1,222 @@
+"""Read mutated files for some seconds: anything but SparsifyError, or a state that holds together, is a failure.
+
+    python benchmarks/fuzz_format.py SECONDS [--seed 0] [--atheris]
+
+The files hold a weight of every encoding. Half of the mutations come with good checksums, so that they get past these:
+bytes of streams and values, and the header's shapes, offsets, encodings and counts. A mutation without them must be
+refused. `--atheris` has that library choose the mutations by the code that they reach; without it they are random. A
+failure leaves fuzz-failure.safetensors behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import StdConv2d
+from torch import nn
+
+import sparsify
+from sparsify.formats.encoding import ENCODINGS
+from sparsify.formats.files import inspect_file, read_state, save
+from sparsify.surgery.masks import get_masks, set_masks
+
+SIZES = (0, 1, 2, 7, 8, 9, 31, 255, 256, 2**20, 2**31, 2**40, 2**59, 2**63, -1)
+# A weight has at most 2048 entries of up to 8 bytes for each byte stored, and its mask; some of it is held twice.
+MEMORY = 1 << 24
+MEMORY_OF_BYTE = 2048 * 20
+
+
+class Bytes:
+    """Decisions, drawn from some bytes; zeros follow when they are used up."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.position = data, 0
+
+    def number(self, below: int) -> int:
+        """Return a number from 0 to below - 1."""
+        chunk = self.data[self.position : self.position + 4]
+        self.position += 4
+        return int.from_bytes(chunk, "little") % max(1, below)
+
+    def one_of(self, choices: Any) -> Any:
+        """Return one of the choices."""
+        return choices[self.number(len(choices))]
+
+
+def valid_file(folder: Path) -> bytes:
+    """Return a file with a weight of every encoding."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(30, 20), nn.Linear(4, 4), nn.Linear(9, 9), nn.Linear(40, 1), nn.Linear(24, 12)]
+    model = nn.Sequential(*layers, nn.Conv2d(30, 20, 3), StdConv2d(3, 5, 3))
+    sparsify.convert(model)
+    masks = {name: torch.rand(mask.shape) for name, mask in get_masks(model).items()}
+    corner = torch.zeros(20, 30, 3, 3, dtype=torch.bool)
+    corner[1::5, 2::6] = True
+    set_masks(
+        model,
+        {
+            "0.weight": masks["0.weight"] < 0.1,
+            "1.weight": masks["1.weight"] < 2,
+            "2.weight": masks["2.weight"] < 0.5,
+            "3.weight": torch.arange(40).view(1, 40) != 7,
+            "4.weight": (masks["4.weight"].view(12, 6, 4).argsort(dim=2) < 2).view(12, 24),
+            "5.weight": corner & (masks["5.weight"] < 0.4),
+            "6.weight": masks["6.weight"] < 0.5,
+        },
+    )
+    save(model, folder / "valid", spec="timm:x", arguments={"a": 1})
+    found = {row.encoding for row in inspect_file(folder / "valid").rows}
+    assert found == {*ENCODINGS, "plain"}, found
+    return (folder / "valid").read_bytes()
+
+
+def mutated(whole: bytes, draw: Bytes) -> tuple[bytes, bool]:
+    """Return a mutation of a file, and whether its checksums are good."""
+    start = 8 + int.from_bytes(whole[:8], "little")
+    if draw.number(2):
+        content = bytearray(whole)
+        for _ in range(1 + draw.number(3)):
+            position = draw.number(len(content)) if draw.number(2) else draw.number(start)
+            content[position] = draw.number(256)
+        return bytes(content[: len(content) - draw.one_of((0, 0, 0, 1, 8, 100, len(content) // 2))]), False
+    header, data = json.loads(whole[8:start]), bytearray(whole[start:])
+    for _ in range(1 + draw.number(3)):
+        draw.one_of((_change_data, _change_data, _change_shape, _change_entry))(header, data, draw)
+    if draw.number(8) == 0:
+        _change_text(header, draw)
+    return sealed(header, bytes(data)), True
+
+
+def _change_data(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
+    entry = header[draw.one_of([name for name in header if name.endswith((".mask", ".gaps", ".groups", ".units"))])]
+    begin, end = _range(entry)
+    if end > begin and data:
+        data[min(begin + draw.number(end - begin), len(data) - 1)] = draw.number(256)
+
+
+def _change_shape(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
+    masked = json.loads(header["__metadata__"]["masked"])
+    entry = masked[draw.one_of(list(masked))]
+    if draw.number(4) == 0:
+        entry["encoding"] = draw.one_of([*ENCODINGS, "rice", None])
+    elif entry["shape"] and draw.number(4):
+        entry["shape"][draw.number(len(entry["shape"]))] = draw.one_of((*SIZES, draw.number(100)))
+    else:
+        entry["shape"] = [draw.one_of(SIZES) for _ in range(draw.number(4))]
+    header["__metadata__"]["masked"] = json.dumps(masked)
+
+
+def _change_entry(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
+    """Lengthen or shorten a stored tensor, moving all that follow, or write nonsense into its description."""
+    name = draw.one_of([name for name in header if name != "__metadata__"])
+    if draw.number(3) == 0:
+        header[name][draw.one_of(("dtype", "shape", "data_offsets"))] = draw.one_of(("U8", [3], [0, 8], None, "F64"))
+        return
+    begin, end = _range(header[name])
+    size = draw.one_of((0, 1, max(0, end - begin - 1), end - begin + 1, end - begin + 8))
+    data[begin:end] = (data[begin:end] + bytes(draw.number(256) for _ in range(8)))[:size]
+    for entry in header.values():
+        if "data_offsets" in entry and _range(entry)[0] >= end:
+            entry["data_offsets"] = [offset + begin + size - end for offset in _range(entry)]
+    header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
+
+
+def _change_text(header: dict[str, Any], draw: Bytes) -> None:
+    key = draw.one_of(("version", "masked", "aliases", "cuts", "arguments", "format"))
+    header["__metadata__"][key] = draw.one_of(
+        ("1", "2", "3", "4", "{}", "[]", '{"a":"0.weight"}', '{"removed":[]}', "{")
+    )
+
+
+def _range(entry: dict[str, Any]) -> list[int]:
+    offsets = entry["data_offsets"]
+    return offsets if isinstance(offsets, list) and len(offsets) == 2 else [0, 0]
+
+
+def sealed(header: dict[str, Any], data: bytes) -> bytes:
+    """Return a file of that header and data with good checksums."""
+    ranges = {name: _range(entry) for name, entry in header.items() if name != "__metadata__"}
+    sums = [f"{zlib.crc32(data[slice(*ranges[name])]):08x}" for name in sorted(ranges)]
+    header["__metadata__"] |= {"crc32": " ".join(sums), "header_crc32": "00000000"}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.replace(b'"header_crc32":"00000000"', b'"header_crc32":"%08x"' % zlib.crc32(text))
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def check(path: Path, whole: bytes, content: bytes, good: bool) -> bool:
+    """Read a file and return whether it was accepted. Raises whatever is wrong with that."""
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        state, masks, _ = read_state(path)
+        summary = inspect_file(path)
+    except sparsify.SparsifyError as error:
+        assert "\n" not in str(error), error
+        return False
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < MEMORY + MEMORY_OF_BYTE * len(content), f"{peak} bytes for a file of {len(content)}"
+    assert good or content == whole, "an altered file was accepted"
+    for row in summary.rows:
+        assert tuple(state[row.name].shape) == row.shape, row
+        if row.kept is not None and row.name in masks:
+            assert masks[row.name].shape == state[row.name].shape, row
+            assert int(masks[row.name].sum()) == row.kept, row
+            if row.encoding != "raw":
+                # The bits, so that a NaN or a negative zero under the mask would show.
+                removed = state[row.name][~masks[row.name]].contiguous()
+                assert not removed.view(torch.uint8).any(), row
+    return True
+
+
+def target(folder: Path) -> tuple[Callable[[bytes], None], dict[str, int]]:
+    """Return the function that turns bytes into a mutation and reads it, and what it counts."""
+    whole, counts = valid_file(folder), {"accepted": 0, "refused": 0}
+    assert check(folder / "a", whole, whole, True)
+
+    def one_input(data: bytes) -> None:
+        content, good = mutated(whole, Bytes(data))
+        try:
+            counts["accepted" if check(folder / "a", whole, content, good) else "refused"] += 1
+        except BaseException:
+            Path("fuzz-failure.safetensors").write_bytes(content)
+            raise
+
+    return one_input, counts
+
+
+def main() -> None:
+    """Fuzz for the seconds asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--atheris", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        one_input, counts = target(Path(folder))
+        if given.atheris:
+            import atheris
+
+            # Ends the process by itself.
+            atheris.Setup([sys.argv[0], f"-max_total_time={given.seconds:.0f}", f"-seed={given.seed}"], one_input)
+            atheris.Fuzz()
+        generator, until = random.Random(given.seed), time.monotonic() + given.seconds
+        while time.monotonic() < until:
+            one_input(generator.randbytes(80))
+    print(f"{counts['refused']:,} mutated files refused, {counts['accepted']:,} accepted that hold together")
+
+
+if __name__ == "__main__":
+    main()
