@@ -1,0 +1,84 @@
+"""What docs/export.md shows is run here."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsify
+from cli import main
+from sparsify.formats.ways_out import WAYS
+
+TEXT = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which all commands of the page were run, those of tools that are missing aside."""
+    folder = tmp_path_factory.mktemp("export")
+    model = sparsify.build_model("timm:test_resnet", num_classes=10).eval()
+    sparsify.convert(model)
+    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.2 for name, mask in sparsify.get_masks(model).items()})
+    (folder / "runs" / "a").mkdir(parents=True)
+    sparsify.save(
+        model,
+        folder / "runs" / "a" / "model.safetensors",
+        spec="timm:test_resnet",
+        arguments={"num_classes": 10},
+        extra={"input_shape": [3, 32, 32]},
+    )
+    [commands] = blocks("sh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for line in commands.splitlines():
+            if "onnx" in line and not _installed("onnx", "onnxscript"):
+                continue
+            with pytest.raises(SystemExit) as caught:
+                main(shlex.split(line)[1:])
+            assert caught.value.code == 0, line
+    return folder
+
+
+def _installed(*names: str) -> bool:
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in names)
+
+
+def test_the_python_shown_runs_and_gives_the_masked_models_outputs(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(exported)
+    names: dict[str, Any] = {}
+    for code in blocks("python"):
+        if not _installed(*re.findall(r"^(?:import|from) (onnxruntime|compressed_tensors)", code, re.MULTILINE)):
+            continue
+        exec(compile(code, "export.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("semi-structured: 0 of 16 masked weights\n")
+    x = torch.zeros(4, 3, 32, 32)
+    with torch.no_grad():
+        wanted = sparsify.load("model.safetensors")(x)
+        found = [names["model"].eval()(x), names["program"].module()(x), torch.export.load("mine.pt2").module()(x)]
+        if "session" in names:
+            found.append(torch.as_tensor(names["logits"]))
+    for logits in found:
+        assert (logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_what_was_imported_is_the_dense_export(exported: Path) -> None:
+    from safetensors.torch import load_file
+
+    found, wanted = load_file(exported / "again.safetensors"), load_file(exported / "dense.safetensors")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in found)
+
+
+def test_every_way_out_is_told_of_here_or_on_its_own_page() -> None:
+    for name in WAYS:
+        assert f"`{name}`" in TEXT or f"[{name}]({name}.md)" in TEXT
