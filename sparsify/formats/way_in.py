@@ -153,7 +153,8 @@ def _tensors(path: Path) -> dict[str, _Stored]:
     for file in _files(path):
         header = read_header(file)
         if header.metadata.get("format") == "sparsify":
-            raise SparsifyError(f"{file}: sparsify's own; make it dense with: sparsify export {file} --format dense")
+            dense = f"sparsify export {file} --format dense --out FILE"
+            raise SparsifyError(f"{file}: sparsify's own; make it dense with: {dense}")
         try:
             wanted = checksums(header)
         except ValueError:
