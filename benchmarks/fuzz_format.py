@@ -20,6 +20,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -209,6 +210,10 @@ def main() -> None:
         if given.atheris:
             import atheris
 
+            for name in [name for name in sys.modules if name.startswith("sparsify.formats.")]:
+                for function in vars(sys.modules[name]).values():
+                    if isinstance(function, FunctionType) and function.__module__ == name:
+                        atheris.instrument_func(function)
             # Ends the process by itself.
             atheris.Setup([sys.argv[0], f"-max_total_time={given.seconds:.0f}", f"-seed={given.seed}"], one_input)
             atheris.Fuzz()
