@@ -11,11 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bits import count as count
 from .bits import gather, scatter
-from .bits import pack as pack
-from .bits import packed_size as packed_size
-from .bits import unpack as unpack
 from .container import Array, Shape
 from .positions import ALL, BITMASK, GAPS, GROUPS, UNITS, Positions
 
