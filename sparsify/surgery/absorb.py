@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from .channels import Study
 from .cut_indices import without
 from .cuts import Cuts, cut, every_tensor
-from .foldable import foldable_steps
 from .masks import masked_parameters
 from .proof import doubles
 from .recording import all_double
@@ -60,7 +59,7 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
     results: list[tuple[Tensor, ...]] = []
     with all_double():
         tape = record(wide, doubles(example_input), results)
-    folds = {fold.weight.names: fold for fold in foldable_steps(tape).values()}
+    folds = {fold.weight.names: fold for fold in tape.foldable.values()}
     seen = {
         value: tensor
         for step, tensors in zip(tape.steps, results, strict=False)

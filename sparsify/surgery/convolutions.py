@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .axes import reshape
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
 from .products import tie_or_fix
@@ -118,23 +118,36 @@ def _fix_all(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None
 
 def _flow_convolution(live: Liveness, step: Step) -> None:
     value, weight, bias, *_, transposed, _, groups = step.args
-    rank = len(value.shape)
-    flags = live.of(value)
-    flags = flags.sum([d for d in range(rank) if d > 1], keepdim=True) if rank > 2 else flags
-    flags = flags.expand(-1, value.shape[1], *[-1] * (rank - 2)).reshape(flags.shape[0], value.shape[1], 1)
-    kernel = live.of(weight)
-    kernel = kernel.expand(weight.shape[0], weight.shape[1], *[-1] * (kernel.dim() - 2)).flatten(2).sum(2, keepdim=True)
+    space = list(range(2, len(value.shape)))
+    batch, channels = value.shape[:2]
+    leaving = step.results[0].shape[1]
+    rows, columns = weight.shape[:2]
+    flags = live.of(value).sum(space)
+    kernel = reshape(live.short(weight).sum(space), (rows, columns), (groups, rows // groups, columns))
+    kernel = kernel.transpose(1, 2) if transposed else kernel
+
+    def through(entering: Tensor) -> Tensor:
+        grouped = reshape(entering, (batch, channels), (batch, groups, channels // groups))
+        form = reshape(_weighted(grouped, kernel), (batch, groups, leaving // groups), (batch, leaving))
+        return form.expand(-1, leaving)
+
     entering = still(live, step)
     if entering is None:
-        product = moving = (F.conv_transpose1d if transposed else F.conv1d)(flags, kernel, groups=groups)
+        product = moving = through(flags)
     else:
-        entering = entering.reshape(1, -1, 1)
-        moving = F.conv1d(flags * (1 - entering), kernel)
-        product = moving + F.conv1d((flags * entering).detach(), kernel)
-    hold_sum(live, step, moving.reshape(moving.shape[0], -1, *[1] * (rank - 2)), bias, 1)
+        moving = through(flags * (1 - entering))
+        product = moving + through((flags * entering).detach())
+    hold_sum(live, step, moving.reshape([*moving.shape, *[1] * len(space)]), bias, 1)
     if bias is not None:
-        product = product + live.of(bias).reshape(1, -1, 1)
-    live.set(step.results[0], spread(product.reshape(product.shape[0], -1, *[1] * (rank - 2))))
+        product = product + live.of(bias)
+    live.set(step.results[0], spread(product.reshape([*product.shape, *[1] * len(space)])))
+
+
+def _weighted(flags: Tensor, kernel: Tensor) -> Tensor:
+    """Return a form [batch, groups, out] from those of flags [batch, groups, in] and of a kernel [groups, out, in]."""
+    if kernel.shape[2] == 1:
+        return flags.sum(2, keepdim=True) * kernel[:, :, 0]
+    return torch.matmul(kernel, flags.expand(-1, -1, kernel.shape[2]).unsqueeze(3)).squeeze(3)
 
 
 CONVOLUTIONS = {"convolution": (_couple_convolution, _flow_convolution)}

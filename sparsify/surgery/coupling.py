@@ -140,7 +140,7 @@ class Coupling:
         """Enter what one step says."""
         from .rules import RULES, pointwise
 
-        if moves_entries(step):
+        if step.moves:
             move(self, step)
         elif step.name in RULES:
             RULES[step.name].couple(self, step)
@@ -216,14 +216,6 @@ def move(coupling: Coupling, step: Step) -> None:
             result.append(form)
     for value, axes in zip(step.results, results, strict=True):
         coupling.set(value, axes)
-
-
-def moves_entries(step: Step) -> bool:
-    """Whether a step only moves the entries of its first argument."""
-    first = step.args[0] if step.args else None
-    if not isinstance(first, Value) or not step.results:
-        return False
-    return forms.moves(step.name, first.shape, step.results[0].shape, step.args)
 
 
 def constants(arguments: Any) -> Any:

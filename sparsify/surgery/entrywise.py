@@ -48,7 +48,7 @@ def pointwise_flags(live: Liveness, step: Step) -> Tensor:
     if name == "where":
         condition, *branches = flags
         return spread(sum(branches, torch.zeros(())) * (condition + 1))
-    if len(flags) == 1 and _zero_stays(name, step):
+    if len(flags) == 1 and zero_stays(step):
         return first.clone()
     return spread(sum(flags[1:], first) + 1)
 
@@ -75,8 +75,9 @@ def _product(live: Liveness, step: Step, flags: list[Tensor], name: str) -> Tens
     return spread(first * (second + 1 if name == "_prelu_kernel" else second) + wild)
 
 
-def _zero_stays(name: str, step: Step) -> bool:
+def zero_stays(step: Step) -> bool:
     """Whether an operation of one tensor makes zero of zero."""
+    name = step.name.rstrip("_")
     if name == "pow":
         power = step.args[1] if len(step.args) > 1 else None
         return isinstance(step.args[0], Value) and isinstance(power, (int, float)) and power > 0

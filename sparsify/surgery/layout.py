@@ -88,7 +88,7 @@ def _flow_joined(live: Liveness, step: Step) -> None:
     _, dim, placed = _joined_operands(step)
     operands = placed(lambda value: [live.of(value)])
     first = operands[0][0][0]
-    if first.shape[dim] == 1 and all(torch.equal(f[0], first) for f, _ in operands):  # tokens before others
+    if all(f[0].shape[dim] == 1 and bool((f[0] == first).all()) for f, _ in operands):  # tokens before others
         live.set(step.results[0], spread(sum((f[0] for f, _ in operands[1:]), first)))
         return
     live.set(step.results[0], forms.joined([f[0] for f, _ in operands], [shape for _, shape in operands], dim))

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from . import axes as forms
-from .coupling import constants, moves_entries
-from .foldable import foldable_steps
+from .coupling import constants
 from .tape import Step, Tape, Value
 from .varying import enter
 
@@ -45,9 +44,8 @@ class Liveness:
         self.flags: dict[Value, Tensor] = {}
         self.ends: list[Tensor] = []
         self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see varying.py
-        self.foldable = foldable_steps(tape)
+        self.foldable = tape.foldable
         self.still: dict[Step, Tensor] = {}  # of foldable steps: which channels that enter are constant, not zero
-        self.made = {value: step for step in tape.steps for value in step.results if value.constant is not None}
         with torch.enable_grad():
             for step in tape.steps:
                 self.follow(step)
@@ -57,7 +55,16 @@ class Liveness:
                 total.backward()  # type: ignore[no-untyped-call]
 
     def of(self, value: Value) -> Tensor:
-        """Return a Value's flags, a form of it."""
+        """Return a Value's flags, a form of it that has its full size wherever a channel may lie."""
+        flags = self.short(value)
+        if value.constant is None:
+            return flags
+        # Of a table of positions, whatever it is added to would be as long from there on.
+        positions = 1 if len(value.shape) == 3 and value.shape[0] == 1 else None
+        return flags.expand([-1 if d == positions else size for d, size in enumerate(value.shape)])
+
+    def short(self, value: Value) -> Tensor:
+        """Return a Value's flags; those of a constant, a form as short as it can be."""
         if value not in self.flags:
             if value.constant is None:
                 flags = torch.ones([1] * len(value.shape))
@@ -87,7 +94,7 @@ class Liveness:
         """Enter the flags of one step's results."""
         from .rules import RULES, pointwise, pointwise_flags
 
-        rest = constants(step.args[1:]) if moves_entries(step) else None
+        rest = constants(step.args[1:]) if step.moves else None
         if rest is not None:
             self._move(step, rest)
         elif step.name in RULES:
@@ -108,15 +115,17 @@ class Liveness:
 
     def _move(self, step: Step, rest: Any) -> None:
         value = step.args[0]
-        flags = self.of(value)
+        flags = self.short(value)
         if step.name in forms.PARTS:
             moved = forms.parts(step.name, flags, value.shape, rest, step.operation, len(step.results))
         else:
             shape = step.results[0].shape
             moved = [forms.MOVES[step.name](flags, value.shape, shape, rest, step.operation).to(torch.float32)]
         for result, form in zip(step.results, moved, strict=True):
-            # A tensor of its own: the gradient of each is that of what reads this Value.
-            self.set(result, form.clone() if form is flags else form)
+            if result.constant is not None:
+                self.flags[result] = form
+            else:  # a tensor of its own: the gradient of each is that of what reads this Value
+                self.set(result, form.clone() if form is flags else form)
 
     def alive(self, value: Value) -> Tensor:
         """Return a bool form of a Value: True where an entry may be nonzero and is read."""

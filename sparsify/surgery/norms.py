@@ -51,7 +51,7 @@ def _flow_batch_norm(live: Liveness, step: Step) -> None:
     def nonzero(v: Value | None, otherwise: float) -> Tensor:
         if v is None:
             return torch.full([1] * len(value.shape), otherwise)
-        return live.of(v).expand(v.shape).reshape(shape)
+        return live.of(v).reshape(shape)
 
     scale = nonzero(weight, 1.0)
     mean = nonzero(statistics[0] if statistics else None, 0.0)

@@ -95,22 +95,32 @@ def _batches(coupling: Coupling, axes: list[Tensor], value: Value) -> tuple[list
 
 def _flow_matmul(live: Liveness, step: Step) -> None:
     added, a, b = _operands(step)
-    left, right = live.of(a), live.of(b)
-    inner = a.shape[-1]
-    left = left.expand(*left.shape[:-1], inner)
-    if len(b.shape) < len(a.shape):
-        product = torch.matmul(left, right.expand(inner))
-    else:
-        product = torch.matmul(left, right.expand(*right.shape[:-2], inner, right.shape[-1]))
-    moving = product
+    left, right = live.short(a), live.short(b)
+    product = moving = _multiplied(left, right, a, b)
     entering = still(live, step)
     if entering is not None:
-        moving = torch.matmul(left * (1 - entering), right.expand(inner, right.shape[-1]))
-        product = moving + torch.matmul((left * entering).detach(), right.expand(inner, right.shape[-1]))
+        moving = _multiplied(left * (1 - entering), right, a, b)
+        product = moving + _multiplied((left * entering).detach(), right, a, b)
     hold_sum(live, step, moving, added, len(step.results[0].shape) - 1)
     if added is not None:
         product = product + live.of(added)
     live.set(step.results[0], spread(product))
+
+
+def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
+    """Return a form of the product of two matrices, or of one and a vector, from those of their flags."""
+    vector = len(b.shape) < len(a.shape)
+    right = right.unsqueeze(-1) if vector else right
+    if left.shape[-1] == 1 or right.shape[-2] == 1:
+        product = left.sum(-1, keepdim=True) * right.sum(-2, keepdim=True)
+    else:
+        product = torch.matmul(left, right)
+    sizes = list(product.shape)
+    for value, shape, dim in ((a, a.shape, -2), (b, (*b.shape, 1) if vector else b.shape, -1)):
+        if value.constant is not None:  # its channels are apart from here on
+            sizes[:-2], sizes[dim] = shape[:-2], shape[dim]
+    product = product.expand(sizes)
+    return product.squeeze(-1) if vector else product
 
 
 def _couple_attention(coupling: Coupling, step: Step) -> None:

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .axes import moves, nonzero
 from .effects import changed_buffers, unchanged
-from .foldable import addable_biases
+from .foldable import Foldable, addable_biases, foldable_steps
 from .recording import Memory, Unseen, eval_mode, module_names, not_compiled
 
 STALE = "stale"
@@ -50,6 +51,14 @@ class Step:
         """The Values among the arguments, in order."""
         return [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Value)]
 
+    @cached_property
+    def moves(self) -> bool:
+        """Whether it only moves the entries of its first argument."""
+        first = self.args[0] if self.args else None
+        if not isinstance(first, Value) or not self.results:
+            return False
+        return moves(self.name, first.shape, self.results[0].shape, self.args)
+
 
 @dataclass(frozen=True)
 class Tape:
@@ -66,14 +75,21 @@ class Tape:
     held_biases: frozenset[str] = frozenset()
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
 
+    @cached_property
+    def made(self) -> dict[Value, Step]:
+        """The step that made each constant that the pass computed."""
+        return {value: step for step in self.steps for value in step.results if value.constant is not None}
+
+    @cached_property
+    def foldable(self) -> dict[Step, Foldable]:
+        """What constant channels may be folded into."""
+        return foldable_steps(self)
+
     def nonzero_entries(self, value: Value) -> Tensor:
-        """Return where a constant is not zero, as a float32 form; made once."""
+        """Return where a constant is not zero, as a float32 form, as short as it can be; made once."""
         if value not in self.nonzero:
             assert value.constant is not None
-            flags = (value.constant != 0).to(torch.float32)
-            if flags.dim() == 3 and flags.shape[0] == 1 and bool((flags == flags[:, :1]).all()):
-                flags = flags[:, :1]  # a table of positions: or else whatever it is added to is as long from there on
-            self.nonzero[value] = flags
+            self.nonzero[value] = nonzero(value.constant).to(torch.float32)
         return self.nonzero[value]
 
 

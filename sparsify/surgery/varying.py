@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from . import axes as forms
 from .axes import ranked
-from .coupling import constants, moves_entries
+from .coupling import constants
 from .tape import Step, Value
 
 if TYPE_CHECKING:
@@ -40,16 +40,13 @@ _OVER_DIMENSIONS = ("mean", "amax", "amin")
 
 
 def enter(live: Liveness, step: Step) -> None:
-    """Enter in `live.held` what the results of a step hold, whose flags are there."""
+    """Enter in `live.held` what the results of a step hold, whose flags are there, if these do not say it all."""
     if not step.results or all(value.constant is not None for value in step.results):
         return
     known = [live.held[value] for value in step.results] if step.results[0] in live.held else _known(live, step)
-    for value, form in zip(step.results, known or [None] * len(step.results), strict=False):
-        if value not in live.flags:
-            continue
-        flags = live.flags[value].detach()
-        form = torch.full((1,) * flags.dim(), math.nan, dtype=torch.float64) if form is None else form
-        live.held[value] = torch.where(flags > 0, form, 0.0)
+    for value, form in zip(step.results, known or (), strict=False):
+        if form is not None and value in live.flags:
+            live.held[value] = torch.where(live.flags[value].detach() > 0, form, 0.0)
 
 
 def held(live: Liveness, value: Value) -> Tensor:
@@ -57,27 +54,40 @@ def held(live: Liveness, value: Value) -> Tensor:
     if value in live.held:
         return live.held[value]
     if value.constant is None:
-        return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64)
-    if value.names or not live.kept or value not in live.made:
+        return torch.where(live.of(value).detach() > 0, math.nan, 0.0).to(torch.float64)
+    if value.names or not live.kept or value not in live.tape.made:
         return live.constant(value).to(torch.float64)
     # Made of parameters, which are masked: rarely asked for, and then too large to keep.
-    step = live.made[value]
+    step = live.tape.made[value]
     known = (_known(live, step) or [None] * len(step.results))[step.results.index(value)]
     return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64) if known is None else known
 
 
+def _flags_say_all(live: Liveness, value: Value) -> bool:
+    """Whether of the entries of a Value only those without a flag are known: they hold zero."""
+    return value.constant is None and value not in live.held
+
+
+def _unknown(live: Liveness, value: Value) -> bool:
+    """Whether nothing is known of any entry of a Value."""
+    return _flags_say_all(live, value) and bool(live.of(value).all())
+
+
 def _known(live: Liveness, step: Step) -> list[Tensor | None] | None:
+    """Return forms of a step's results; None for one, or for all, where its flags say all that is known."""
     name = step.name.rstrip("_")
-    if moves_entries(step):
-        return _moved(live, step)
+    if step.moves:
+        return None if _flags_say_all(live, step.args[0]) else _moved(live, step)
     if name == "copy":
         return [ranked(held(live, step.args[1]), len(step.results[0].shape))]
     if name in _ENTRYWISE:
         return _entry_by_entry(live, step)
     if step.name in ("cat", "stack"):
-        return [_joined(live, step)]
+        return _joined(live, step)
     if step.name in _NORMS:
         return [_normalised(live, step), *[None] * (len(step.results) - 1)]
+    if not isinstance(step.args[0], Value) or _flags_say_all(live, step.args[0]):
+        return None
     if step.name in _OVER_SPACE or (step.name in _AVERAGES and _plain_average(step)):
         space = next(int(c) for c in step.name if c in "123")
         rank = len(step.args[0].shape)
@@ -108,7 +118,13 @@ def _moved(live: Liveness, step: Step) -> list[Tensor | None] | None:
 
 
 def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
+    from .entrywise import zero_stays
+
     rank = len(step.results[0].shape)
+    if any(_unknown(live, value) for value in step.inputs):
+        return None
+    if len(step.inputs) == 1 and zero_stays(step) and _flags_say_all(live, step.inputs[0]):
+        return None
     given = {value: ranked(held(live, value), rank) for value in step.inputs}
     lost = torch.stack(torch.broadcast_tensors(*(form.isnan() for form in given.values()))).any(0)  # type: ignore[no-untyped-call]
     # Operations in place would write to the forms.
@@ -124,19 +140,23 @@ def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
     return [torch.where(lost, math.nan, outcome)]
 
 
-def _joined(live: Liveness, step: Step) -> Tensor:
+def _joined(live: Liveness, step: Step) -> list[Tensor | None] | None:
     values = [value for value in step.args[0] if value.shape != (0,)]
+    if all(_flags_say_all(live, value) for value in values):
+        return None
     rank = len(step.results[0].shape)
     dim = (step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)) % rank
     if step.name == "cat":
-        return forms.joined([held(live, v) for v in values], [v.shape for v in values], dim)
+        return [forms.joined([held(live, v) for v in values], [v.shape for v in values], dim)]
     shapes = [(*v.shape[:dim], 1, *v.shape[dim:]) for v in values]
-    return forms.joined([held(live, v).unsqueeze(dim) for v in values], shapes, dim)
+    return [forms.joined([held(live, v).unsqueeze(dim) for v in values], shapes, dim)]
 
 
 def _normalised(live: Liveness, step: Step) -> Tensor | None:
     value, weight, bias, mean, variance, *rest = step.args
     if not isinstance(mean, Value) or not isinstance(variance, Value) or rest[0] is True:
+        return None
+    if _unknown(live, value) and (weight is None or bool(live.of(weight).all())):
         return None
 
     def along(v: Value) -> Tensor:
@@ -172,7 +192,7 @@ def still(live: Liveness, step: Step) -> Tensor | None:
     What reads them is the step's bias, once they are folded into it; they are noted in `live.still`.
     """
     fold = live.foldable.get(step)
-    if fold is None:
+    if fold is None or _flags_say_all(live, fold.value):
         return None
     values = _entering(live, step)
     constant = ~values.isnan() & (values != 0)
