@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -94,7 +93,7 @@ def unchanged(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
     """
     saved = []
     for path, module in model.named_modules():
-        containers = {k: copy.copy(v) for k, v in module.__dict__.items() if isinstance(v, (dict, list))}
+        containers = {k: _content(v) for k, v in module.__dict__.items() if isinstance(v, (dict, list))}
         saved.append((f"{path}." if path else "", module, dict(module.__dict__), containers))
 
     def changes() -> list[str]:
@@ -113,12 +112,19 @@ def unchanged(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
             module.__dict__.update(attributes)
             for name, content in containers.items():
                 container = attributes[name]
-                container.clear()
-                container.update(content) if isinstance(container, dict) else container.extend(content)
+                if not _same(container, content):
+                    container.clear()
+                    container.update(content) if isinstance(container, dict) else container.extend(content)
 
 
-def _same(container: Any, before: Any) -> bool:
-    """Whether a dict or list holds the very objects that its copy `before` holds."""
+def _content(container: Any) -> list[Any]:
+    return list(container.items()) if isinstance(container, dict) else list(container)
+
+
+def _same(container: Any, content: list[Any]) -> bool:
+    """Whether a dict or list holds the very objects of `content`, those that it held before."""
+    if not content or len(container) != len(content):
+        return len(container) == len(content)
     if isinstance(container, dict):
-        return list(container) == list(before) and all(container[key] is before[key] for key in before)
-    return len(container) == len(before) and all(a is b for a, b in zip(container, before, strict=True))
+        return all(a == b and x is y for (a, x), (b, y) in zip(container.items(), content, strict=True))
+    return all(a is b for a, b in zip(container, content, strict=True))

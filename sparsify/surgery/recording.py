@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
+_Leaf = TypeVar("_Leaf")
 _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}
 
 
@@ -27,6 +28,17 @@ class Memory:
         self.held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self.values: list[Any] = []
         self.writes = 0
+
+
+def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
+    """Return what is of one type among an operation's arguments or results, in order."""
+    if isinstance(arguments, kind):
+        return [arguments]
+    if isinstance(arguments, dict):
+        arguments = arguments.values()
+    elif not isinstance(arguments, (tuple, list)):
+        return []
+    return [leaf for argument in arguments for leaf in leaves(argument, kind)]
 
 
 class Unseen(TorchFunctionMode):
@@ -52,12 +64,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole encoder layer says nothing
     try:
-        model.eval()
+        model.eval()  # also where it is: some classes drop what they cached then
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in training.items():
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 @contextmanager
@@ -101,8 +114,7 @@ class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = dict(kwargs or {})
         if kwargs.get("dtype") in _SHORTER:
             kwargs["dtype"] = torch.float64
-        leaves = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        if any(leaf.dtype == torch.float64 for leaf in leaves) and not func._schema.is_mutable:
+        if any(leaf.dtype == torch.float64 for leaf in leaves((args, kwargs), Tensor)) and not func._schema.is_mutable:
             args, kwargs = tree_map(_widened, (args, kwargs))
         return func(*args, **kwargs)
 

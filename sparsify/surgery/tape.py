@@ -20,7 +20,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .axes import moves, nonzero
 from .effects import changed_buffers, unchanged
 from .foldable import Foldable, addable_biases, foldable_steps
-from .recording import Memory, Unseen, eval_mode, module_names, not_compiled
+from .recording import Memory, Unseen, eval_mode, leaves, module_names, not_compiled
+from .tracing import map_leaves
 
 STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
@@ -49,7 +50,7 @@ class Step:
     @cached_property
     def inputs(self) -> list[Value]:
         """The Values among the arguments, in order."""
-        return [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Value)]
+        return leaves((self.args, self.kwargs), Value)
 
     @cached_property
     def moves(self) -> bool:
@@ -192,13 +193,13 @@ class _Recorder(TorchDispatchMode):
         def value_of(leaf: Any) -> Any:
             return self.value_of(leaf) if isinstance(leaf, Tensor) else leaf
 
-        given, given_kwargs = tree_map(value_of, (args, kwargs))
-        inputs = [leaf for leaf in tree_flatten((given, given_kwargs))[0] if isinstance(leaf, Value)]
+        given, given_kwargs = map_leaves((args, kwargs), value_of)
+        inputs = leaves((given, given_kwargs), Value)
         if func._schema.is_mutable:
             self._written(func, args, kwargs)
         outcome = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        tensors = [leaf for leaf in tree_flatten(outcome)[0] if isinstance(leaf, Tensor)]
+        tensors = leaves(outcome, Tensor)
         if name.startswith("new_") or all(v.constant is not None and not _from_model(v) for v in inputs):
             return outcome
         constant = all(value.constant is not None for value in inputs)
@@ -221,13 +222,12 @@ class _Recorder(TorchDispatchMode):
         for i, argument in enumerate(func._schema.arguments):
             if argument.is_write:
                 given = kwargs.get(argument.name, args[i] if i < len(args) else None)
-                for tensor in tree_flatten(given)[0]:
-                    if isinstance(tensor, Tensor):
-                        memory = self.memory(tensor)
-                        memory.writes += 1
-                        for value in memory.values:
-                            if value.constant is not None:
-                                value.constant = value.constant.clone()
+                for tensor in leaves(given, Tensor):
+                    memory = self.memory(tensor)
+                    memory.writes += 1
+                    for value in memory.values:
+                        if value.constant is not None:
+                            value.constant = value.constant.clone()
 
     def leave(self, tensor: Tensor, how: str) -> None:
         """Note that a tensor's content goes where no operation can be seen."""

@@ -219,3 +219,30 @@ def test_the_model_stays_as_it_was_when_its_forward_fails() -> None:
     with pytest.raises(ValueError, match="no"):
         record(model, torch.randn(3, 4))
     assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Caching(nn.Module):
+    """Keeps a tensor that it made of a parameter until its mode is set, as some attention does with its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(4))
+        self.cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> "Caching":
+        self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "shift" not in self.cache:
+            self.cache["shift"] = self.shift * 2
+        return x + self.cache["shift"]
+
+
+def test_what_a_model_in_eval_mode_has_in_a_cache_is_made_anew() -> None:
+    model = Caching().eval()
+    with torch.no_grad():
+        model(torch.ones(4))
+    cached = model.cache["shift"]
+    assert names(record(model, torch.ones(4))) == ["mul", "add"]
+    assert model.cache == {"shift": cached}
