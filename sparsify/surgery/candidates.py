@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from types import CodeType
 from typing import Any
@@ -64,6 +64,11 @@ def mentions(module: nn.Module, names: frozenset[str]) -> bool:
     classes = {original_class(below) for below in module.modules() if below is not module}
     below = frozenset(cls for cls in classes if not is_torch(cls))
     return bool(names & _attributes_read(original_class(module), below))  # type: ignore[arg-type]
+
+
+def mentions_own(module: nn.Module, paths: Iterable[str]) -> bool:
+    """Whether these paths are all names of the module's own parameters, and its forward's code mentions each."""
+    return set(paths) <= module._parameters.keys() & _attributes_read(original_class(module))  # type: ignore[arg-type]
 
 
 @cache

@@ -95,12 +95,12 @@ def apply(model: nn.Module, weights: list[Owner], further: list[Owner], plan: Pl
         if kind in ("lent", "rewritten"):
             module.__dict__["masked_reads"] = _with_all_masks(module, plan.reads[id(module)])
         if kind == "rewritten":
-            module.__dict__["masked_forwards"] = Rewritten()
+            module.__dict__["masked_forwards"] = Rewritten(late=id(module) not in plan.traced)
             names = module.__dict__.get("masked_names", ())
             module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")
         module.__class__ = masked_class(cls, kind)  # type: ignore[arg-type]
     for module in changed:
-        if plan.kinds.get(id(module)) == "rewritten":
+        if plan.kinds.get(id(module)) == "rewritten" and id(module) in plan.traced:
             prepare(module, plan.traced[id(module)].graphs)
 
 

@@ -35,16 +35,20 @@ _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 
 @dataclass
 class Rewritten:
-    """The compiled forwards of one module by kind of call, and the computation of its effective weights."""
+    """The compiled forwards of one module by kind of call, and the computation of its effective weights.
+
+    While a `late` one has none, the original forward runs on a stand-in, unless something traces it.
+    """
 
     functions: dict[Any, tuple[Any, Callable[..., Any]]] = field(default_factory=dict)
     effective: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    late: bool = False
 
     def __deepcopy__(self, memo: Any) -> Rewritten:
-        return Rewritten(dict(self.functions), dict(self.effective))
+        return Rewritten(dict(self.functions), dict(self.effective), self.late)
 
     def __reduce__(self) -> Any:
-        return Rewritten, ()  # generated functions do not pickle; they are made again when called
+        return Rewritten, ({}, {}, self.late)  # generated functions do not pickle; they are made again when called
 
 
 def rewritten_members(original: type[nn.Module]) -> dict[str, Any]:
@@ -58,6 +62,11 @@ def rewritten_members(original: type[nn.Module]) -> dict[str, Any]:
         except _NoKind as error:
             _refuse_if_computed(self, error)
             return run_on_stand_in(original.forward, self, args, kwargs)
+        if self.masked_forwards.late:
+            if torch.compiler.is_compiling() or any(isinstance(tensor, fx.Proxy) for tensor in tensors):
+                _make_functions(self)
+            if not self.masked_forwards.functions:
+                return run_on_stand_in(original.forward, self, args, kwargs)
         settings, function = self.masked_forwards.functions.get(key, (None, None))
         # torch.compile watches the settings itself: it would only be slowed down by reading all of them.
         if function is None or (not torch.compiler.is_compiling() and settings != _settings(self)):
@@ -114,6 +123,16 @@ def prepare(module: nn.Module, graphs: dict[bool, fx.Graph]) -> None:
     call = default_call(original_class(module).forward)
     for training, graph in graphs.items():
         _add_function(module, graph, (training, _kind(call.args, []), _kind(call.kwargs, [])))
+
+
+def _make_functions(module: Any) -> None:
+    """Make the functions for the plainest call, if there are none yet."""
+    if not module.masked_forwards.functions:
+        prepare(module, plain_graphs(module).graphs)
+
+
+# What torch.compiler.assume_constant_result says, without loading torch._dynamo: call it, do not look into it.
+_make_functions._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _NoKind(Exception):
