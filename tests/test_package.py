@@ -13,12 +13,14 @@ ROOT = Path(sparsify.__file__).parent
 ALLOWED = {
     "errors": set(),
     "ops": {"errors"},
+    "quantities": set(),
     "cifar": {"errors"},
     "surgery": {"errors", "ops"},
     "models": {"errors", "cifar", "weights"},
     "weights": {"errors", "formats", "surgery"},
     "pruning": {"errors", "ops", "surgery"},
-    "formats": {"errors", "ops", "surgery", "models"},
+    "formats": {"errors", "ops", "surgery", "models", "quantities"},
+    "runtime": {"errors", "surgery"},
     "training": {"errors", "ops", "surgery", "models", "weights", "formats", "pruning"},
 }
 

@@ -1,0 +1,71 @@
+"""A model's forward as a flat graph of aten operations without side effects, its constants known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from ..errors import RunError
+
+
+def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Any]:
+    """Return the graph of `model(*unflatten(inputs))` for inputs of these shapes, and the structure of its outputs.
+
+    The graph takes the tensors one by one and returns a flat list. The model is in evaluation mode and plain. Whatever
+    PyTorch raises where a forward cannot be recorded goes to the caller, and RunError where its control flow depends on
+    values.
+    """
+    structure: list[Any] = []
+
+    def flat(*tensors: Tensor) -> list[Any]:
+        outputs, spec = pytree.tree_flatten(model(*unflatten(tensors)))
+        structure[:] = [spec]
+        return outputs
+
+    with torch.no_grad():
+        graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
+    _refuse_values(graph)
+    graph.graph.eliminate_dead_code()
+    return graph, structure[0]
+
+
+def _refuse_values(graph: fx.GraphModule) -> None:
+    """Raise RunError if the forward looks at a value that depends on its inputs: the next call may need other steps."""
+    varying: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):
+            varying.add(node)
+            tags = getattr(node.target, "tags", ())
+            if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+                raise RunError(f"the forward depends on values ({node.target})")
+
+
+def constants(graph: fx.GraphModule) -> dict[fx.Node, Any]:
+    """Return what every node that depends on no input is, computed once."""
+    known: dict[fx.Node, Any] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            value: Any = graph
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            known[node] = value.detach() if isinstance(value, Tensor) else value
+        elif node.op == "call_function" and all(source in known for source in node.all_input_nodes):
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                continue
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)
+    return known
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Return the sizes of a node's tensor, None if it is no tensor of float32."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        return None
+    return tuple(value.shape)

@@ -1,0 +1,65 @@
+"""Where the pixels of an activation lie in a buffer of planes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ALIGNMENT = 16  # floats
+
+
+def rounded(count: int) -> int:
+    """Return the next multiple of the alignment."""
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Planes of `lanes` images: [channel, row, column, image], with a border of `pad` pixels of zeros all around.
+
+    The right border of a row is the left one of the next. All sizes but height, width and pad count floats.
+    """
+
+    channels: int
+    height: int
+    width: int
+    pad: int
+    lanes: int
+
+    @property
+    def row(self) -> int:
+        """The pixels of one row."""
+        return self.width * self.lanes
+
+    @property
+    def pitch(self) -> int:
+        """From row to row."""
+        return (self.width + self.pad) * self.lanes
+
+    @property
+    def first(self) -> int:
+        """From a plane's beginning to its first pixel: the rows above, aligned."""
+        return rounded((self.pad * (self.width + self.pad) + self.pad) * self.lanes) if self.pad else 0
+
+    @property
+    def span(self) -> int:
+        """From the first pixel to the end of the last row."""
+        return self.height * self.pitch
+
+    @property
+    def size(self) -> int:
+        """From plane to plane. One number each where there is one pixel of one image."""
+        if self.is_vector:
+            return 1
+        below = (self.pad * (self.width + self.pad) + self.pad) * self.lanes
+        # What is computed beyond the last row's end, in whole vectors, must not reach the next plane.
+        return rounded(self.first + self.span + max(below, -self.span % ALIGNMENT, -self.row % ALIGNMENT))
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether there is one number for each channel."""
+        return self.height == self.width == self.lanes == 1 and self.pad == 0
+
+    @property
+    def floats(self) -> int:
+        """Of all planes, and a block of slack: whole vectors are read beyond the last."""
+        return rounded(self.channels * self.size) + 2 * 8 * ALIGNMENT

@@ -1,0 +1,178 @@
+"""From a graph of operations to steps: those with a kernel on planes, everything else as torch has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+
+from .graph import constants, shape_of
+from .layout import Planes
+from .rows import Rows
+
+aten = torch.ops.aten
+UNBOUNDED = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Planes somewhere, which torch knows as a tensor of this shape; its elements come in the planes' order."""
+
+    number: int
+    planes: Planes
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel's work. `reads` and `writes` are numbers of buffers; `at` is the plane of `writes` it begins at."""
+
+    kind: str
+    name: str
+    planes: Planes  # of the output
+    source: Planes
+    reads: tuple[int, ...]
+    writes: int
+    at: int = 0
+    rows: Rows | None = None
+    limits: tuple[float, float] = UNBOUNDED
+    tensor: fx.Node | None = None  # PACK, UNPACK: the node
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation as torch has it, on torch's tensors."""
+
+    node: fx.Node
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Return an operation's positional arguments: nodes and plain values."""
+    return tuple(node.args)
+
+
+class Lowering:
+    """What is known while the steps of a graph are written down, in order."""
+
+    def __init__(self, graph: fx.GraphModule, rules: Mapping[Any, Rule], native: Callable[[fx.Node], bool]) -> None:
+        self.graph = graph
+        self.rules = rules
+        self.native = native
+        self.constants = constants(graph)
+        self.steps: list[Step | Call] = []
+        self.planes: dict[int, Planes] = {}
+        self.buffers: dict[fx.Node, Buffer] = {}
+        self.tensors: set[fx.Node] = set()  # nodes that torch's tensors hold
+        self.done: set[fx.Node] = set()
+        self.pads = pads(graph, self.constants)
+
+    def all(self) -> list[Step | Call]:
+        """Return the steps of the whole graph; its outputs are torch's tensors."""
+        for node in self.graph.graph.nodes:
+            if node.op == "placeholder":
+                self.tensors.add(node)
+            elif node.op == "output":
+                for source in node.all_input_nodes:
+                    self.tensor(source)
+            elif node not in self.constants and node not in self.done:
+                rule = self.rules.get(node.target)
+                if rule is None or not self.native(node) or not rule(self, node):
+                    self.call(node)
+        return self.steps
+
+    def call(self, node: fx.Node) -> None:
+        """Leave an operation to torch."""
+        for source in node.all_input_nodes:
+            self.tensor(source)
+        self.steps.append(Call(node))
+        self.tensors.add(node)
+
+    def tensor(self, node: fx.Node) -> None:
+        """See to it that a node's value is there as torch's tensor."""
+        if node in self.tensors or node in self.constants:
+            return
+        buffer = self.buffers[node]
+        planes = buffer.planes
+        self.steps.append(Step("UNPACK", node.name, planes, planes, (buffer.number,), -1, tensor=node))
+        self.tensors.add(node)
+
+    def new(self, planes: Planes) -> int:
+        """Return the number of a new buffer."""
+        self.planes[len(self.planes)] = planes
+        return len(self.planes) - 1
+
+    def image(self, node: fx.Node) -> Buffer | None:
+        """Return planes with the pixels of a tensor [image, channel, row, column]; None if it is no such tensor."""
+        shape = shape_of(node)
+        if shape is None or len(shape) != 4 or 0 in shape or node in self.constants:
+            return None
+        found = self.buffers.get(node)
+        if found is not None:
+            planes = found.planes
+            fits = (planes.lanes, planes.channels, planes.height, planes.width) == shape
+            return found if fits else None
+        return self.packed(node, self.of_image(shape), shape)
+
+    def rows(self, node: fx.Node) -> Buffer | None:
+        """Return planes with the columns of a matrix [row, column], a lane for each row; None if it is no matrix."""
+        shape = shape_of(node)
+        if shape is None or len(shape) != 2 or 0 in shape or node in self.constants:
+            return None
+        found = self.buffers.get(node)
+        if found is not None:
+            return found if found.planes.lanes == shape[0] else None
+        return self.packed(node, Planes(shape[1], 1, 1, 0, shape[0]), shape)
+
+    def of_image(self, shape: tuple[int, ...]) -> Planes:
+        """Return the layout of images of this shape, [image, channel, row, column]."""
+        lanes, channels, height, width = shape
+        return Planes(channels, height, width, self.pads.get((height, width), 0), lanes)
+
+    def packed(self, node: fx.Node, planes: Planes, shape: tuple[int, ...]) -> Buffer:
+        """Return new planes that are written from torch's tensor."""
+        self.tensor(node)
+        buffer = Buffer(self.new(planes), planes, shape)
+        self.steps.append(Step("PACK", node.name, planes, planes, (), buffer.number, tensor=node))
+        self.buffers[node] = buffer
+        return buffer
+
+    def give(self, node: fx.Node, number: int, planes: Planes) -> bool:
+        """Say that a node's value is in these planes."""
+        shape = shape_of(node)
+        assert shape is not None
+        self.buffers[node] = Buffer(number, planes, shape)
+        self.done.add(node)
+        return True
+
+    def only_user(self, node: fx.Node) -> fx.Node | None:
+        """Return the one operation that uses a node's value, None if there are others or none."""
+        users = list(node.users)
+        return users[0] if len(users) == 1 and users[0].op == "call_function" else None
+
+
+def first_result(lowering: Lowering, node: fx.Node) -> fx.Node | None:
+    """Return the node of the first of an operation's results, None if others are used as well."""
+    user = lowering.only_user(node)
+    return user if user is not None and user.target is getitem and arguments(user)[1] == 0 else None
+
+
+def pads(graph: fx.GraphModule, known: Mapping[fx.Node, Any]) -> dict[tuple[int, int], int]:
+    """Return the border that images of each size have: what the widest convolution on them reads of it."""
+    widest: dict[tuple[int, int], int] = {}
+    for node in graph.graph.nodes:
+        if node.target is aten.convolution.default and not arguments(node)[6]:
+            shape = shape_of(arguments(node)[0])
+            if shape is not None and len(shape) == 4 and set(arguments(node)[3]) == {1}:
+                size = (shape[2], shape[3])
+                widest[size] = max(widest.get(size, 0), *arguments(node)[4])
+    return widest
+
+
+# Writes the steps of an operation, and of those behind it that are done with it; False leaves it to torch.
+Rule = Callable[[Lowering, fx.Node], bool]

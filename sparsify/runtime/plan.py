@@ -1,0 +1,141 @@
+"""A model traced for one shape of inputs, lowered and assembled: everything that one thread needs to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from . import kernels
+from .graph import trace
+from .layout import ALIGNMENT
+from .lower import Call, Lowering, Step
+from .program import Array, Program, Segment, assemble
+from .rules import RULES
+
+Unflatten = Callable[[Sequence[Tensor]], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A program with what its calls of torch need: constants, inputs, outputs and when each value is done with."""
+
+    program: Program
+    planes: int  # buffers
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[Any, ...]  # nodes, or values that depend on no input
+    structure: Any
+    known: dict[fx.Node, Any]
+    done_with: dict[int, tuple[fx.Node, ...]]  # by the number of a part: values that no later one reads
+    longest: int  # steps of the longest segment
+
+    @property
+    def steps(self) -> list[Step | Call]:
+        """All steps in order."""
+        parts = self.program.parts
+        return [step for part in parts for step in (part.steps if isinstance(part, Segment) else (part,))]
+
+
+def everything(node: fx.Node) -> bool:
+    """Ask for a kernel wherever there is one."""
+    return True
+
+
+def make_plan(
+    model: nn.Module, inputs: Sequence[Tensor], unflatten: Unflatten, native: Callable[[fx.Node], bool] = everything
+) -> Plan:
+    """Return the plan of a plain model in evaluation mode for inputs of these shapes.
+
+    `native` says which operations may have a kernel. Raises what PyTorch raises if the forward cannot be traced.
+    """
+    return lower(*trace(model, inputs, unflatten), native)
+
+
+def lower(graph: fx.GraphModule, structure: Any, native: Callable[[fx.Node], bool]) -> Plan:
+    """Return the plan of a graph."""
+    lowering = Lowering(graph, RULES, native)
+    program = assemble(lowering.all(), lowering.planes)
+    nodes = list(graph.graph.nodes)
+    outputs = tuple(nodes[-1].args[0])
+    return Plan(
+        program=program,
+        planes=len(lowering.planes),
+        inputs=tuple(node for node in nodes if node.op == "placeholder"),
+        outputs=outputs,
+        structure=structure,
+        known=lowering.constants,
+        done_with=_last_uses(program, outputs),
+        longest=max((len(part.table) for part in program.parts if isinstance(part, Segment)), default=0),
+    )
+
+
+def _last_uses(program: Program, outputs: Sequence[Any]) -> dict[int, tuple[fx.Node, ...]]:
+    last: dict[fx.Node, int] = {}
+    for number, part in enumerate(program.parts):
+        read = part.reads if isinstance(part, Segment) else part.node.all_input_nodes
+        last |= dict.fromkeys(read, number)
+    kept = {node for node in outputs if isinstance(node, fx.Node)}
+    found: dict[int, list[fx.Node]] = {}
+    for node, number in last.items():
+        if node not in kept:
+            found.setdefault(number, []).append(node)
+    return {number: tuple(nodes) for number, nodes in found.items()}
+
+
+def memory(floats: int) -> Array:
+    """Return that many floats that begin on a cache line."""
+    raw = np.zeros(floats + ALIGNMENT, dtype=np.float32)
+    skip = -(raw.ctypes.data // raw.itemsize) % ALIGNMENT
+    return raw[skip : skip + floats]
+
+
+Run = Callable[[Segment, Array, Array, Array], None]
+
+
+def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> list[Any]:
+    """Return the outputs for these inputs; `run(segment, buffers, addresses, counters)` does the segments."""
+    values: dict[fx.Node, Any] = dict(zip(plan.inputs, inputs, strict=True))
+    counters = np.zeros(plan.longest, dtype=np.int64)
+    for number, part in enumerate(plan.program.parts):
+        if isinstance(part, Segment):
+            held = [contiguous(values, plan.known, node) for node in part.reads]
+            for node in part.writes:
+                values[node] = torch.empty(node.meta["val"].shape)
+                held.append(values[node])
+            addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
+            counters[:] = 0
+            run(part, buffers, addresses, counters)
+        else:
+            node = part.node
+            args, kwargs = fx.node.map_arg(
+                (node.args, node.kwargs), lambda one: values[one] if one in values else plan.known[one]
+            )
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        for node in plan.done_with.get(number, ()):
+            values.pop(node, None)
+    return [
+        (values[one] if one in values else plan.known[one]) if isinstance(one, fx.Node) else one for one in plan.outputs
+    ]
+
+
+def contiguous(values: dict[fx.Node, Any], known: dict[fx.Node, Any], node: fx.Node) -> Tensor:
+    """Return a value without gaps, which it is from then on."""
+    tensor: Tensor = values[node] if node in values else known[node]
+    if not tensor.is_contiguous():
+        tensor = values[node] = tensor.contiguous()
+    return tensor
+
+
+def part_of(plan: Plan, segment: Segment, part: int, parts: int) -> Callable[[Array, Array, Array], None]:
+    """Return what one of several threads does of a segment."""
+    program = plan.program
+    arrays = (program.offsets, program.weights, program.pointers, program.biases, program.limits)
+
+    def run(buffers: Array, addresses: Array, counters: Array) -> None:
+        kernels.run(segment.table, buffers, *arrays, addresses, counters, part, parts)
+
+    return run

@@ -1,0 +1,201 @@
+"""The arrays that `kernels.run` goes through: a table of steps, the weights of all, and where each buffer lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from . import columns
+from .layout import ALIGNMENT, Planes
+from .lower import Call, Step
+from .simd import TILE
+
+Array = np.ndarray[Any, Any]
+_COLUMN = {name: index for index, name in enumerate(columns.COLUMNS)}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps with kernels that follow each other: rows of the table, and the torch tensors they read and write."""
+
+    table: Array
+    steps: tuple[Step, ...]
+    reads: tuple[fx.Node, ...]
+    writes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Segments and calls in order, the arrays that all segments share, and the floats that its buffers take."""
+
+    parts: tuple[Segment | Call, ...]
+    offsets: Array
+    weights: Array
+    pointers: Array
+    biases: Array
+    limits: Array
+    floats: int
+
+
+def assemble(steps: Sequence[Step | Call], planes: Mapping[int, Planes]) -> Program:
+    """Return the program of these steps; buffers share memory where one is done with before the other begins."""
+    places, floats = place_buffers(steps, planes)
+    pool = _Pool()
+    parts: list[Segment | Call] = []
+    run: list[Step] = []
+    for step in [*steps, None]:
+        if isinstance(step, Step):
+            run.append(step)
+            continue
+        if run:
+            parts.append(_segment(run, places, pool))
+            run = []
+        if step is not None:
+            parts.append(step)
+    return Program(tuple(parts), *pool.arrays(), floats)
+
+
+def place_buffers(steps: Sequence[Step | Call], planes: Mapping[int, Planes]) -> tuple[dict[int, int], int]:
+    """Return where each buffer begins, and the end of all: each takes the first gap among those alive with it."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for index, step in enumerate(steps):
+        if isinstance(step, Step):
+            for number in (*step.reads, step.writes):
+                if number >= 0:
+                    first.setdefault(number, index)
+                    last[number] = index
+    places: dict[int, int] = {}
+    end = 0
+    for number in sorted(first, key=lambda one: first[one]):
+        alive = sorted(
+            (places[other], places[other] + planes[other].floats)
+            for other in places
+            if first[other] <= last[number] and last[other] >= first[number]
+        )
+        at = 0
+        for begin, finish in alive:
+            if at + planes[number].floats <= begin:
+                break
+            at = max(at, finish)
+        places[number] = at
+        end = max(end, at + planes[number].floats)
+    return places, end + ALIGNMENT
+
+
+class _Pool:
+    """The weights of all steps, one after the other."""
+
+    def __init__(self) -> None:
+        self.offsets: list[Array] = []
+        self.weights: list[Array] = []
+        self.pointers: list[Array] = []
+        self.biases: list[Array] = []
+        self.limits: list[float] = []
+        self.entries = self.values = self.rows = self.outputs = 0
+
+    def add(self, step: Step) -> dict[str, int]:
+        """Append a step's weights and return the columns that say where they are."""
+        self.limits += step.limits
+        found = {"LIMITS": len(self.limits) - 2}
+        if step.rows is not None:
+            found |= {"POINTERS": self.rows, "BIASES": self.outputs, "CHANNELS": len(step.rows.biases)}
+            # The pointers count offsets; tiles have more weights than those, so that weights lie elsewhere.
+            each = TILE if step.kind == "CONVOLVE_TILES" else 1
+            found["WEIGHTS"] = self.values - each * self.entries
+            self.pointers.append(step.rows.pointers + self.entries)
+            self.offsets.append(step.rows.offsets)
+            self.weights.append(step.rows.weights)
+            self.biases.append(step.rows.biases)
+            self.entries += len(step.rows.offsets)
+            self.values += len(step.rows.weights)
+            self.rows += len(step.rows.pointers)
+            self.outputs += len(step.rows.biases)
+        return found
+
+    def arrays(self) -> tuple[Array, Array, Array, Array, Array]:
+        return (
+            np.concatenate([*self.offsets, np.zeros(1, np.uint32)]),
+            np.concatenate([*self.weights, np.zeros(1, np.float32)]),
+            np.concatenate([*self.pointers, np.zeros(1, np.int64)]),
+            np.concatenate([*self.biases, np.zeros(1, np.float32)]),
+            np.array(self.limits, dtype=np.float32),
+        )
+
+
+def _segment(steps: Sequence[Step], places: Mapping[int, int], pool: _Pool) -> Segment:
+    reads = [step.tensor for step in steps if step.kind == "PACK" and step.tensor is not None]
+    writes = [step.tensor for step in steps if step.kind == "UNPACK" and step.tensor is not None]
+    nodes = [*reads, *writes]
+    table = np.zeros((len(steps), len(columns.COLUMNS)), dtype=np.int64)
+    for row, step in zip(table, steps, strict=True):
+        found = _columns(step, places) | pool.add(step)
+        if step.tensor is not None:
+            found["TENSOR"] = nodes.index(step.tensor)
+        for name, value in found.items():
+            row[_COLUMN[name]] = value
+    return Segment(table, tuple(steps), tuple(reads), tuple(writes))
+
+
+def _columns(step: Step, places: Mapping[int, int]) -> dict[str, int]:
+    """Return the columns of a step but those of its weights and tensors."""
+    out, source = step.planes, step.source
+    found = {
+        "KIND": columns.KINDS.index(step.kind),
+        "CHANNELS": out.channels,
+        "LANES": out.lanes,
+        "IN_SIZE": source.size,
+        "IN_LINE": source.pitch,
+        "IN_HEIGHT": source.height,
+        "IN_WIDTH": source.width,
+        "OUT_SIZE": out.size,
+        "FIRST": out.first,
+        "HEIGHT": out.height,
+        "ROW": out.row,
+        "PITCH": out.pitch,
+        "RESIDUAL": -1,
+    }
+    if step.reads:
+        found["IN"] = places[step.reads[0]] + source.first
+    if step.writes >= 0:
+        found["OUT"] = places[step.writes] + step.at * out.size
+    if len(step.reads) > 1:
+        found["RESIDUAL"] = places[step.reads[1]] + step.at * out.size
+    own = _OWN[step.kind](step, found) if step.kind in _OWN else {}
+    return found | own | {name: value for name, value in step.numbers.items() if name in _COLUMN}
+
+
+def _of_sums(step: Step, found: Mapping[str, int]) -> dict[str, int]:
+    assert step.rows is not None
+    out, source = step.planes, step.source
+    begins = {"IN": found["IN"] + step.rows.base}
+    if out.pitch == source.pitch:
+        return begins | {"LINES": 1, "SPAN": out.span}
+    return begins | {"LINES": out.height, "SPAN": out.row, "OUT_LINE": out.pitch}
+
+
+def _of_split(step: Step, found: Mapping[str, int]) -> dict[str, int]:
+    out, source, n = step.planes, step.source, step.numbers
+    row, column = n["ROW_SHIFT"], n["COLUMN_SHIFT"]
+    height = min(out.height, -(-(source.height - row) // n["STRIDE_ROWS"]))
+    width = min(out.width, -(-(source.width - column) // n["STRIDE"]))
+    begin = found["IN"] + row * source.pitch + column * source.lanes
+    return {"CHANNELS": source.channels, "IN": begin, "HEIGHT": height, "ROW": width * out.lanes}
+
+
+def _from_the_beginning(step: Step, found: Mapping[str, int]) -> dict[str, int]:
+    return {"CHANNELS": step.source.channels, "IN": found["IN"] - step.source.first}
+
+
+_OWN: dict[str, Callable[[Step, Mapping[str, int]], dict[str, int]]] = {
+    "CONVOLVE": _of_sums,
+    "CONVOLVE_TILES": _of_sums,
+    "DOT": _of_sums,
+    "SPLIT": _of_split,
+    "ADD": _from_the_beginning,
+    "COPY": _from_the_beginning,
+}

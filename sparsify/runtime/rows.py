@@ -1,0 +1,163 @@
+"""The weights of a step as rows of kept entries: for each output channel, where its inputs lie and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .layout import Planes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Compressed rows: entries pointers[i] .. pointers[i + 1] are output channel i's. Offsets count floats from `base`.
+
+    `base` is where the first entry of the first window lies, counted from the input buffer's first pixel.
+    """
+
+    pointers: np.ndarray[Any, np.dtype[np.int64]]
+    offsets: np.ndarray[Any, np.dtype[np.uint32]]
+    weights: np.ndarray[Any, np.dtype[np.float32]]
+    biases: np.ndarray[Any, np.dtype[np.float32]]
+    base: int
+    entries: int  # of the dense weight
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a convolution's inputs lie: `shifts[ky][kx]` counts floats from `base`, of plane 0 of the phase read.
+
+    `planes` is the layout read; with strides it is made of the input's pixels of each of `phases`, one after the other.
+    """
+
+    planes: Planes
+    phases: tuple[tuple[int, int], ...]
+    shifts: np.ndarray[Any, np.dtype[np.int64]]
+    base: int
+
+
+def split_for_strides(
+    source: Planes,
+    out: Planes,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Place:
+    """Return where each entry of the kernel reads. Strides become a choice among phases, each read with stride 1."""
+    steps = [[k * dilation[d] - padding[d] for k in range(kernel[d])] for d in (0, 1)]
+    if set(stride) == {1}:
+        shifts = np.add.outer(np.array(steps[0]) * source.pitch, np.array(steps[1]) * source.lanes)
+        return Place(source, (), shifts - shifts.min(), int(shifts.min()))
+    phase = [[step % stride[d] for step in steps[d]] for d in (0, 1)]
+    moved = [[step // stride[d] for step in steps[d]] for d in (0, 1)]
+    sizes, ends = (source.height, source.width), (out.height, out.width)
+    extent, pad = [], 0
+    for d in (0, 1):
+        there = max(-(-(sizes[d] - part) // stride[d]) for part in phase[d])
+        extent.append(min(there, ends[d] + max(moved[d])))
+        pad = max(pad, -min(moved[d]), ends[d] + max(moved[d]) - extent[d])
+    # With the output's distance from row to row the whole plane is one stretch.
+    pad = max(pad, out.width + out.pad - extent[1])
+    phases = sorted({(a, b) for a in phase[0] for b in phase[1]})
+    planes = Planes(source.channels * len(phases), extent[0], extent[1], pad, source.lanes)
+    shifts = np.empty((kernel[0], kernel[1]), dtype=np.int64)
+    for y in range(kernel[0]):
+        for x in range(kernel[1]):
+            plane = phases.index((phase[0][y], phase[1][x])) * source.channels
+            shifts[y, x] = plane * planes.size + moved[0][y] * planes.pitch + moved[1][x] * planes.lanes
+    return Place(planes, tuple(phases), shifts - shifts.min(), int(shifts.min()))
+
+
+def convolution_rows(
+    weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, place: Place, groups: int
+) -> Rows:
+    """Return the rows of a convolution's weight [out, in / groups, row, column], a norm behind it folded in."""
+    outputs, inputs = weight.shape[:2]
+    group = np.arange(outputs) // (outputs // groups)
+    values, offset = _scaled(weight, bias, scale, shift)
+    # A weight that is zero stays so, whatever a norm would make of it.
+    kept = (weight != 0).numpy().reshape(outputs, -1)
+    row, column = np.nonzero(kept)
+    channel, entry = np.divmod(column, place.shifts.size)
+    offsets = (group[row] * inputs + channel) * place.planes.size + place.shifts.reshape(-1)[entry]
+    chosen = values.numpy().reshape(outputs, -1)[row, column]
+    return _rows(kept, offsets, chosen, offset, place.base)
+
+
+def linear_rows(
+    weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, source: Planes
+) -> Rows:
+    """Return the rows of a linear layer's weight [out, in] for inputs that are flattened pixels, channel by channel.
+
+    A norm behind it is folded in.
+    """
+    channel, pixel = np.divmod(np.arange(weight.shape[1]), source.height * source.width)
+    y, x = np.divmod(pixel, source.width)
+    place = channel * source.size + y * source.pitch + x * source.lanes
+    values, offset = _scaled(weight, bias, scale, shift)
+    kept = (weight != 0).numpy()
+    row, column = np.nonzero(kept)
+    return _rows(kept, place[column], values.numpy()[row, column], offset, 0)
+
+
+def one_per_plane(scale: Tensor, shift: Tensor, source: Planes) -> Rows:
+    """Return the rows of a scale and a shift for each plane."""
+    count = source.channels
+    offsets = (np.arange(count) * source.size).astype(np.uint32)
+    pointers = np.arange(count + 1, dtype=np.int64)
+    return Rows(pointers, offsets, scale.float().numpy(), shift.float().numpy(), 0, count)
+
+
+def tiled(rows: Rows, tile: int) -> tuple[Rows, Rows] | None:
+    """Return rows in tiles, and the rows that are left over; None if sharing what is read saves no time.
+
+    `tile` neighbouring output channels share the offsets of all their entries; the weights of an offset lie side by
+    side. An entry that is not in one channel is a zero in the tile.
+    """
+    outputs = len(rows.biases)
+    tiles = outputs // tile
+    whole = tiles * tile
+    owner = np.repeat(np.arange(outputs), np.diff(rows.pointers))
+    ours = owner < whole
+    keys = (owner[ours] // tile) * 2**32 + rows.offsets[ours]
+    shared, inverse = np.unique(keys, return_inverse=True)
+    # Each multiply-add of a tile takes about half as long: one value is read for all.
+    if 2 * len(keys) < tile * len(shared):
+        return None
+    weights = np.zeros((len(shared), tile), dtype=np.float32)
+    weights[inverse, owner[ours] % tile] = rows.weights[ours]
+    pointers = np.searchsorted(shared, np.arange(tiles + 1) * 2**32).astype(np.int64)
+    offsets = (shared % 2**32).astype(np.uint32)
+    each = rows.entries // outputs
+    front = Rows(pointers, offsets, weights.reshape(-1), rows.biases[:whole], rows.base, each * whole)
+    cut = int(rows.pointers[whole])
+    rest, left = rows.pointers[whole:] - cut, each * (outputs - whole)
+    return front, Rows(rest, rows.offsets[cut:], rows.weights[cut:], rows.biases[whole:], rows.base, left)
+
+
+def _scaled(weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return weight and bias with a norm's scale and shift folded in, rounded once."""
+    offset = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()
+    if scale is None or shift is None:
+        return weight, offset.float()
+    return (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).float(), (offset * scale + shift).float()
+
+
+def _rows(kept: Any, offsets: Any, weights: Any, biases: Tensor, base: int) -> Rows:
+    if offsets.size and offsets.max() >= 2**32:
+        raise ValueError("an activation is too large for offsets of 32 bits")
+    pointers = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
+    return Rows(
+        pointers,
+        offsets.astype(np.uint32),
+        np.ascontiguousarray(weights, dtype=np.float32),
+        biases.float().numpy(),
+        base,
+        kept.size,
+    )

@@ -1,0 +1,169 @@
+"""Vector code that Numba's own loops do not give: sums held in registers, raw pointers, a barrier of threads."""
+
+# mypy: ignore-errors
+# Numba's and llvmlite's code generation has no types to check against.
+
+from __future__ import annotations
+
+import os
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_FLOAT, _LONG, _INT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+
+
+def _width() -> int:
+    """Return the number of floats in one vector register of this machine."""
+    found = llvm.get_host_cpu_features()
+    return 16 if found.get("avx512f") else 8 if found.get("avx2") else 4
+
+
+WIDTH = _width()
+# Planes and vectors at once where weights have few zeros: with the registers of AVX-512, 32, or half as many.
+TILE, TILE_VECTORS = 4, 4 if WIDTH == 16 else 2
+_VECTOR = ir.VectorType(_FLOAT, WIDTH)
+
+
+def _splat(builder, scalar):
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT, WIDTH), [0] * WIDTH))
+
+
+def _load(builder, pointer):
+    loaded = builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()))
+    loaded.align = 4
+    return loaded
+
+
+def _clamp(builder, value, low, high):
+    # Ordered comparisons are false for NaN, which so goes through, as torch lets it.
+    value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+    return builder.select(builder.fcmp_ordered(">", value, high), high, value)
+
+
+def weighted_sums(vectors: int, planes: int = 1):
+    """Return a function for `vectors` neighbouring vectors of `planes` output planes that read the same inputs.
+
+    out[p * size + i] = clamp(biases[p] + sum over j of weights[j * planes + p] * x[offsets[j] + i] + residual[p * size
+    + i], low, high), for j from `begin` to `end` and i over vectors * WIDTH floats; `residual` counts only if `adds`.
+    The sums stay in registers.
+    """
+
+    @intrinsic
+    def sums(typing, x, offsets, weights, begin, end, biases, out, residual, size, adds, low, high):
+        floats, long, real = types.CPointer(types.float32), types.int64, types.float32
+        given = (floats, types.CPointer(types.uint32), floats, long, long, floats, floats, floats, long)
+        return types.void(*given, types.boolean, real, real), generate
+
+    def generate(context, builder, signature, args):
+        x, offsets, weights, begin, end, biases, out, residual, size, adds, low, high = args
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
+        number = [ir.Constant(_LONG, n) for n in range(max(planes, vectors * WIDTH) + 1)]
+        starts = [_splat(builder, builder.load(builder.gep(biases, [number[p]]))) for p in range(planes)]
+        before = builder.block
+        head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        j = builder.phi(_LONG)
+        j.add_incoming(begin, before)
+        held = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(planes)]
+        for ones, start in zip(held, starts, strict=True):
+            for one in ones:
+                one.add_incoming(start, before)
+        builder.cbranch(builder.icmp_signed("<", j, end), body, done)
+
+        builder.position_at_end(body)
+        # Unsigned: a sign extension would come with a check for wrap-around.
+        source = builder.gep(x, [builder.zext(builder.load(builder.gep(offsets, [j])), _LONG)])
+        read = [_load(builder, builder.gep(source, [number[v * WIDTH]])) for v in range(vectors)]
+        row = builder.gep(weights, [builder.mul(j, number[planes])])
+        for p, ones in enumerate(held):
+            weight = _splat(builder, builder.load(builder.gep(row, [number[p]])))
+            for one, value in zip(ones, read, strict=True):
+                one.add_incoming(builder.call(multiply_add, [weight, value, one]), body)
+        j.add_incoming(builder.add(j, number[1]), body)
+        builder.branch(head)
+
+        builder.position_at_end(done)
+        lows, highs = _splat(builder, low), _splat(builder, high)
+        for p, ones in enumerate(held):
+            plane = builder.mul(size, number[p])
+            for v, one in enumerate(ones):
+                place = builder.add(plane, number[v * WIDTH])
+                with builder.if_else(adds) as (then, otherwise):
+                    with then:
+                        both = builder.fadd(one, _load(builder, builder.gep(residual, [place])))
+                        _store(builder, _clamp(builder, both, lows, highs), builder.gep(out, [place]))
+                    with otherwise:
+                        _store(builder, _clamp(builder, one, lows, highs), builder.gep(out, [place]))
+        return context.get_dummy_value()
+
+    return sums
+
+
+def _store(builder, value, pointer):
+    stored = builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()))
+    stored.align = 4
+
+
+@intrinsic
+def pointer(typing, array, index):
+    """Return the address of array[index], whatever its bounds."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.gep(data, [args[1]])
+
+    return types.CPointer(array.dtype)(array, types.int64), generate
+
+
+@intrinsic
+def floats_at(typing, address):
+    """Return a number as the address of floats."""
+
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], _FLOAT.as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
+@intrinsic
+def arrive(typing, counters, index):
+    """Add one to counters[index], seen by all threads."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        one = ir.Constant(_LONG, 1)
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), one, "acq_rel")
+
+    return types.int64(counters, types.int64), generate
+
+
+@intrinsic
+def seen(typing, counters, index):
+    """Return counters[index] as the other threads have left it."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
+
+    return types.int64(counters, types.int64), generate
+
+
+@intrinsic
+def give_way(typing):
+    """Let another thread of this machine run, where the system can be asked to."""
+
+    def generate(context, builder, signature, args):
+        if os.name == "posix":
+            kind = ir.FunctionType(_INT, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate

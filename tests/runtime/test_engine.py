@@ -1,0 +1,247 @@
+"""The engine as its users meet it: any model, any shape, several threads, and what it says of itself."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsify
+from sparsify import SparsifyError
+from sparsify.runtime.engine import compile
+from sparsify.runtime.tuning import TORCH, Way, difference
+
+
+def pruned(spec: str, sparsity: float = 0.9) -> nn.Module:
+    torch.manual_seed(0)
+    model = sparsify.build_model(spec).eval()
+    sparsify.convert(model, ignore=["first", "last"])
+    settings = {"criterion": "magnitude", "sparsity": sparsity, "scope": "filter"}
+    sparsify.Pruner(model, settings, total_steps=0).start()
+    return model
+
+
+def close(found: Tensor, model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(x.double())
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+class Residual(nn.Module):
+    """What a residual network has, and little of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.down = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.short = nn.Conv2d(8, 16, 1, stride=2)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        y: Tensor = self.fc((self.down(x) + self.short(x)).relu().mean((2, 3)))
+        return y
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    sparsify.convert(model)
+    sparsify.Pruner(model, {"criterion": "random", "sparsity": 0.6, "scope": "layer"}, total_steps=0).start()
+    return model
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_every_way_gives_the_model_s_outputs(resnet: nn.Module, images: int, threads: int) -> None:
+    x = torch.randn(images, 3, 32, 32)
+    engine = compile(resnet, x, threads=threads, tune=False)
+    mixed = Way("split", dense=frozenset({"convolution_1"}))
+    for way in (TORCH, Way("split"), Way("chunks", 1), Way("chunks", 2), mixed):
+        engine.ways = {(tuple(x.shape),): way}
+        close(engine(x), resnet, x)
+
+
+def test_other_shapes_are_compiled_when_they_come(resnet: nn.Module) -> None:
+    engine = compile(resnet, torch.randn(1, 3, 32, 32), threads=2, tune=False)
+    for shape in ((4, 3, 32, 32), (1, 3, 40, 24), (7, 3, 32, 32)):
+        x = torch.randn(shape)
+        close(engine(x), resnet, x)
+        close(engine(x), resnet, x)
+    assert len(engine.ways) == 4
+
+
+def test_the_engine_keeps_its_weights(resnet: nn.Module) -> None:
+    model, x = copy.deepcopy(resnet), torch.randn(2, 3, 32, 32)
+    engine = compile(model, x, threads=1, tune=False)
+    before = engine(x)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert torch.equal(engine(x), before)
+    assert model.training == resnet.training
+
+
+def test_outputs_are_the_caller_s_own(resnet: nn.Module) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    engine = compile(resnet, x, threads=1, tune=False)
+    first = engine(x)
+    kept = first.clone()
+    engine(torch.randn(2, 3, 32, 32))
+    assert torch.equal(first, kept)
+
+
+def test_several_threads_may_call(resnet: nn.Module) -> None:
+    inputs = [torch.randn(2, 3, 32, 32) for _ in range(6)]
+    engine = compile(resnet, inputs[0], threads=2, tune=False)
+    expected = [engine(x) for x in inputs]
+    found: list[Tensor | None] = [None] * len(inputs)
+
+    def call(index: int) -> None:
+        found[index] = engine(inputs[index])
+
+    callers = [threading.Thread(target=call, args=(index,)) for index in range(len(inputs))]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None and torch.equal(one, other)
+
+
+class Branching(nn.Module):
+    """Its control flow depends on values: no record of one call holds for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y if float(y.detach().sum()) > 0 else y.neg()
+
+
+def test_a_forward_that_depends_on_values_is_torch_s() -> None:
+    model = Branching()
+    x = torch.randn(2, 1, 4, 4)
+    engine = compile(model, x)
+    for sign in (1, -1):
+        assert torch.equal(engine(sign * x), model(sign * x))
+    assert "PyTorch" in str(engine)
+
+
+class Mixing(nn.Module):
+    """Its images are not independent of each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y - y.mean(0, keepdim=True)
+
+
+def test_images_that_depend_on_each_other_are_not_computed_apart() -> None:
+    model, x = Mixing(), torch.randn(4, 1, 6, 6)
+    engine = compile(model, x, threads=2, tune=False)
+    assert next(iter(engine.ways.values())).kind == "split"
+    assert difference([engine(x)], [model(x).detach()]) < 1e-5
+
+
+class Several(nn.Module):
+    """Two inputs, and outputs of several kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, object]:
+        z = self.conv(x + y)
+        return {"z": z, "both": (z.relu(), y), "constant": torch.arange(3), "number": 7}
+
+
+def test_inputs_and_outputs_may_be_of_any_structure() -> None:
+    model = Several()
+    x, y = torch.randn(2, 1, 5, 5), torch.randn(2, 1, 5, 5)
+    found, expected = compile(model, (x, y), threads=2, tune=False)(x, y), model(x, y)
+    assert found.keys() == expected.keys()
+    assert found["number"] == 7
+    assert torch.equal(found["constant"], torch.arange(3))
+    torch.testing.assert_close(found["both"], expected["both"])
+
+
+def test_tuning_keeps_the_fastest_way_and_says_what_it_timed(resnet: nn.Module) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    engine = compile(resnet, x, threads=1)
+    way = next(iter(engine.ways.values()))
+    assert {"PyTorch", "all threads on all images", "each thread on 1 image at a time"} <= way.seconds.keys()
+    assert way.seconds[str(way)] == min(way.seconds.values())
+    assert "down" in str(engine)
+    close(engine(x), resnet, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_are_torch_s(dtype: torch.dtype) -> None:
+    model = nn.Conv2d(1, 1, 1).to(dtype)
+    x = torch.randn(1, 1, 2, 2, dtype=dtype)
+    assert torch.equal(compile(model, x)(x), model(x))
+
+
+def test_an_empty_batch_is_torch_s(resnet: nn.Module) -> None:
+    engine = compile(resnet, torch.randn(1, 3, 32, 32), threads=1, tune=False)
+    assert engine(torch.randn(0, 3, 32, 32)).shape == (0, 10)
+
+
+def test_gaps_in_an_input_do_not_matter(resnet: nn.Module) -> None:
+    x = torch.randn(2, 3, 64, 64)[:, :, ::2, ::2]
+    engine = compile(resnet, x, threads=1, tune=False)
+    close(engine(x), resnet, x)
+    close(engine(x.contiguous(memory_format=torch.channels_last)), resnet, x)
+
+
+def test_errors_are_one_line(resnet: nn.Module) -> None:
+    with pytest.raises(SparsifyError, match=r"threads: 0 is given, at least 1"):
+        compile(resnet, torch.randn(1, 3, 32, 32), threads=0)
+    with torch.device("meta"):
+        model = nn.Linear(2, 2)
+    with pytest.raises(SparsifyError, match="no values yet"):
+        compile(model, torch.randn(1, 2))
+
+
+def test_an_error_of_the_model_is_the_caller_s(resnet: nn.Module) -> None:
+    engine = compile(resnet, torch.randn(1, 3, 32, 32), threads=2, tune=False)
+    with pytest.raises(RuntimeError, match="channels"):
+        engine(torch.randn(1, 4, 32, 32))
+    x = torch.randn(1, 3, 32, 32)
+    close(engine(x), resnet, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "timm:resnet18",
+        "timm:mobilenetv3_small_050",
+        "timm:vit_tiny_patch16_224",
+        "timm:convnext_atto",
+        "timm:regnetx_002",
+        "timm:efficientnet_b0",
+        "timm:swin_tiny_patch4_window7_224",
+        "timm:mixer_s32_224",
+        "timm:nf_regnet_b0",
+        "torchvision:densenet121",
+        "torchvision:googlenet",
+        "torchvision:shufflenet_v2_x0_5",
+        "torchvision:squeezenet1_1",
+        "torchvision:vit_b_32",
+    ],
+)
+def test_models_of_the_zoos(spec: str) -> None:
+    model = pruned(spec)
+    x = torch.randn(2, 3, 224, 224)
+    engine = compile(model, x, threads=2, tune=False)
+    assert next(iter(engine.ways.values())).kind != "torch"
+    close(engine(x), model, x)

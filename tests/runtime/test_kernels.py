@@ -1,0 +1,196 @@
+"""Every kernel against torch in double precision, for whatever shape torch takes."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sparsify.runtime.engine import Engine, compile
+from sparsify.runtime.plan import Plan
+from sparsify.runtime.program import Segment
+
+QUICK = settings(max_examples=40, deadline=None)
+
+
+class Calls(nn.Module):
+    """A function of one input with the parameters that it needs."""
+
+    def __init__(self, function: Callable[..., Tensor], *tensors: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.tensors = nn.ParameterList(tensors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.tensors)
+
+
+def plan_of(engine: Engine) -> Plan:
+    return next(iter(engine._plans.values()))
+
+
+def check(model: nn.Module, x: Tensor, threads: int = 1, calls: int = 0) -> Engine:
+    """Hold the engine's outputs against float64's; all but `calls` operations must have kernels."""
+    engine = compile(model, x, threads=threads, tune=False)
+    way = next(iter(engine.ways.values()))
+    assert way.kind != "torch", way.why
+    parts = plan_of(engine).program.parts
+    assert sum(not isinstance(part, Segment) for part in parts) == calls
+    with torch.no_grad():
+        expected = model.double().eval()(x.double())
+    found = engine(x)
+    assert found.shape == expected.shape
+    largest = expected.abs().max().clamp_min(1e-30) if expected.numel() else torch.ones(())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=float(1e-5 * largest))
+    return engine
+
+
+def sparse(shape: tuple[int, ...], keep: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < keep)
+
+
+@QUICK
+@given(
+    images=st.integers(1, 18),
+    groups=st.integers(1, 3),
+    channels=st.integers(1, 5),
+    outputs=st.integers(1, 6),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    keep=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
+    bias=st.booleans(),
+    threads=st.integers(1, 2),
+)
+def test_convolutions_are_those_of_torch(
+    images: int,
+    groups: int,
+    channels: int,
+    outputs: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    size: tuple[int, int],
+    keep: float,
+    bias: bool,
+    threads: int,
+) -> None:
+    reach = [dilation[d] * (kernel[d] - 1) + 1 for d in (0, 1)]
+    size = tuple(max(size[d], reach[d] - 2 * padding[d]) for d in (0, 1))  # type: ignore[assignment]
+    layer = nn.Conv2d(groups * channels, groups * outputs, kernel, stride, padding, dilation, groups, bias)
+    layer.weight.data = sparse(tuple(layer.weight.shape), keep)
+    check(layer, sparse((images, groups * channels, *size), 1, 1), threads)
+
+
+@QUICK
+@given(
+    rows=st.integers(1, 40),
+    inputs=st.integers(1, 40),
+    outputs=st.integers(1, 40),
+    keep=st.sampled_from([0.0, 0.1, 1.0]),
+    threads=st.integers(1, 3),
+)
+def test_linear_layers_are_those_of_torch(rows: int, inputs: int, outputs: int, keep: float, threads: int) -> None:
+    layer = nn.Linear(inputs, outputs)
+    layer.weight.data = sparse((outputs, inputs), keep)
+    check(layer, sparse((rows, inputs), 1, 1), threads)
+
+
+@QUICK
+@given(
+    images=st.sampled_from([1, 2, 8, 17]),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 2),
+    size=st.tuples(st.integers(4, 11), st.integers(4, 11)),
+    rounded_up=st.booleans(),
+    counted=st.booleans(),
+    kind=st.sampled_from(["max", "mean"]),
+)
+def test_poolings_are_those_of_torch(
+    images: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    size: tuple[int, int],
+    rounded_up: bool,
+    counted: bool,
+    kind: str,
+) -> None:
+    padding = min(padding, kernel // 2)
+    if kind == "max":
+        pool: nn.Module = nn.MaxPool2d(kernel, stride, padding, ceil_mode=rounded_up)
+    else:
+        pool = nn.AvgPool2d(kernel, stride, padding, count_include_pad=counted)
+    check(nn.Sequential(nn.Conv2d(2, 3, 1), pool), sparse((images, 2, *size), 1))
+
+
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "relu": lambda x, v, w: F.relu(F.conv2d(x, v)),
+    "clamp": lambda x, v, w: F.conv2d(x, v).clamp(-0.5, 0.25),
+    "clamp from above": lambda x, v, w: F.conv2d(x, v).clamp(max=0.25),
+    "clamp behind torch": lambda x, v, w: (F.conv2d(x, v).clamp(min=0.1) * 1).relu(),
+    "relu6": lambda x, v, w: F.relu6(F.conv2d(x, v)),
+    "sum": lambda x, v, w: F.conv2d(x, v) + F.conv2d(x, w),
+    "sum and relu": lambda x, v, w: F.relu(F.conv2d(x, v) + F.conv2d(x, w)),
+    "sum of itself": lambda x, v, w: (lambda y: y + y)(F.conv2d(x, v)),
+    "sum of sums": lambda x, v, w: (lambda a, b: F.relu(a.relu() + b.relu()))(F.conv2d(x, v), F.conv2d(x, w)),
+    "concatenation": lambda x, v, w: torch.cat([F.conv2d(x, v), F.conv2d(x, w).relu()], 1),
+    "mean": lambda x, v, w: F.conv2d(x, v).mean((2, 3)),
+    "mean that keeps its dimensions": lambda x, v, w: F.conv2d(x, v).mean((-1, -2), keepdim=True),
+    "classifier of pixels": lambda x, v, w: F.linear(F.conv2d(x, v).flatten(1), v.view(-1)[:3, None].expand(3, 100)),
+    "in place": lambda x, v, w: F.conv2d(x, v).mul_(2).relu_(),
+}
+
+
+@pytest.mark.parametrize("images", [1, 3, 16])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_follows_a_convolution_is_done_with_it(name: str, images: int) -> None:
+    weights = sparse((4, 2, 1, 1), 1), sparse((4, 2, 1, 1), 1, 1)
+    function = FUNCTIONS[name]
+    check(
+        Calls(function, *weights),
+        sparse((images, 2, 5, 5), 1, 2),
+        calls=2 * (name in ("clamp behind torch", "in place")),
+    )
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_norms_are_folded_wherever_they_stand(images: int) -> None:
+    def norm(count: int) -> nn.BatchNorm2d:
+        made = nn.BatchNorm2d(count)
+        made.running_mean.normal_()
+        made.running_var.uniform_(0.5, 2)
+        made.weight.data.normal_()
+        made.bias.data.normal_()
+        return made
+
+    torch.manual_seed(0)
+    one, two = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 4, 1)
+    behind = nn.BatchNorm1d(2)
+    behind.running_mean.fill_(3)
+    layers = (one, norm(5), nn.ReLU(), norm(5), norm(5), nn.ReLU(), two, nn.Flatten(), nn.Linear(4 * 36, 2), behind)
+    check(nn.Sequential(*layers).eval(), torch.randn(images, 3, 6, 6))
+
+
+def test_a_number_that_is_none_goes_through_as_in_torch() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2))
+    x = torch.ones(1, 1, 4, 4)
+    engine = compile(model, x, threads=1, tune=False)
+    x[0, 0, 0, 1] = torch.nan
+    found = engine(x)
+    assert torch.equal(found.isnan(), model(x).isnan())
+    assert found.isnan().sum() == 1
+
+
+def test_many_weights_are_done_in_tiles_and_the_rest_singly() -> None:
+    layer = nn.Conv2d(3, 6, 3, padding=1)
+    engine = check(layer, torch.randn(2, 3, 8, 8))
+    assert [step.kind for step in plan_of(engine).steps] == ["PACK", "CONVOLVE_TILES", "CONVOLVE", "UNPACK"]
