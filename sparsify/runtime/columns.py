@@ -18,6 +18,8 @@ COLUMNS = (
     "HEIGHT",  # rows of the output
     "ROW",  # floats of one row's pixels
     "PITCH",  # from row to row
+    "CHUNKS",  # of input channels: a row of weights for each and each output channel
+    "BLOCK",  # floats of an output plane that are computed before the next ones
     "LINES",  # stretches without a gap that are computed, a row each or one in all
     "SPAN",  # floats of one
     "OUT_LINE",  # from stretch to stretch
@@ -50,6 +52,8 @@ COLUMNS = (
     HEIGHT,
     ROW,
     PITCH,
+    CHUNKS,
+    BLOCK,
     LINES,
     SPAN,
     OUT_LINE,

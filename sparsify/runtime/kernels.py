@@ -107,39 +107,46 @@ def clear(buffers, start, step, low, high):
 def convolve(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
     """Write planes that are weighted sums of shifted input planes, and a bias; then a residual, then a clamp."""
     x, out, residual, size = step[at.IN], step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE]
-    low, high = share_of_rows(pointers, step[at.POINTERS], step[at.CHANNELS], part, parts)
-    least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
-    adds = residual >= 0
-    other = residual if adds else out
+    count, chunks, first = step[at.CHANNELS], step[at.CHUNKS], step[at.POINTERS]
+    low, high = share_of_rows(pointers, first, count, part, parts)
     where, values = pointer(offsets, 0), pointer(weights, step[at.WEIGHTS])
+    other = residual if residual >= 0 else out
     for line in range(step[at.LINES]):
         source, target = x + line * step[at.IN_LINE], step[at.FIRST] + line * step[at.OUT_LINE]
-        for block in range(0, step[at.SPAN], 8 * WIDTH):
-            left = (step[at.SPAN] - block + WIDTH - 1) // WIDTH
-            for channel in range(low, high):
-                begin, end = pointers[step[at.POINTERS] + channel], pointers[step[at.POINTERS] + channel + 1]
-                bias, place = pointer(biases, step[at.BIASES] + channel), target + block + channel * size
-                read, write, extra = (
-                    pointer(buffers, source + block),
-                    pointer(buffers, out + place),
-                    pointer(buffers, other + place),
-                )
-                if left >= 8:
-                    _sums8(read, where, values, begin, end, bias, write, extra, size, adds, least, most)
-                    continue
-                i = 0
-                if left >= 4:
-                    _sums4(read, where, values, begin, end, bias, write, extra, size, adds, least, most)
-                    i = 4 * WIDTH
-                if left & 2:
-                    read, write = pointer(buffers, source + block + i), pointer(buffers, out + place + i)
-                    extra = pointer(buffers, other + place + i)
-                    _sums2(read, where, values, begin, end, bias, write, extra, size, adds, least, most)
-                    i += 2 * WIDTH
-                if left & 1:
-                    read, write = pointer(buffers, source + block + i), pointer(buffers, out + place + i)
-                    extra = pointer(buffers, other + place + i)
-                    _sums1(read, where, values, begin, end, bias, write, extra, size, adds, least, most)
+        for block in range(0, step[at.SPAN], step[at.BLOCK]):
+            left = (min(step[at.SPAN] - block, step[at.BLOCK]) + WIDTH - 1) // WIDTH
+            for chunk in range(chunks):
+                # What a chunk of input channels has in this block stays in the cache for all outputs.
+                resumes, ends = chunk > 0, chunk == chunks - 1
+                adds = ends and residual >= 0
+                least = limits[step[at.LIMITS]] if ends else np.float32(-np.inf)
+                most = limits[step[at.LIMITS] + 1] if ends else np.float32(np.inf)
+                for channel in range(low, high):
+                    row = first + chunk * count + channel
+                    begin, end = pointers[row], pointers[row + 1]
+                    if begin == end and resumes and not ends:
+                        continue
+                    bias, place = pointer(biases, step[at.BIASES] + channel), target + block + channel * size
+                    i = 0
+                    if left >= 8:
+                        read, write = pointer(buffers, source + block), pointer(buffers, out + place)
+                        more = pointer(buffers, other + place)
+                        _sums8(read, where, values, begin, end, bias, write, more, size, resumes, adds, least, most)
+                        continue
+                    if left & 4:
+                        read, write = pointer(buffers, source + block), pointer(buffers, out + place)
+                        more = pointer(buffers, other + place)
+                        _sums4(read, where, values, begin, end, bias, write, more, size, resumes, adds, least, most)
+                        i = 4 * WIDTH
+                    if left & 2:
+                        read, write = pointer(buffers, source + block + i), pointer(buffers, out + place + i)
+                        more = pointer(buffers, other + place + i)
+                        _sums2(read, where, values, begin, end, bias, write, more, size, resumes, adds, least, most)
+                        i += 2 * WIDTH
+                    if left & 1:
+                        read, write = pointer(buffers, source + block + i), pointer(buffers, out + place + i)
+                        more = pointer(buffers, other + place + i)
+                        _sums1(read, where, values, begin, end, bias, write, more, size, resumes, adds, least, most)
     clear(buffers, out, step, low, high)
 
 
@@ -162,12 +169,12 @@ def convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, pa
                 if left >= TILE_VECTORS:
                     read, write = pointer(buffers, source + block), pointer(buffers, out + place)
                     extra = pointer(buffers, other + place)
-                    _tiles(read, where, values, begin, end, bias, write, extra, size, adds, least, most)
+                    _tiles(read, where, values, begin, end, bias, write, extra, size, False, adds, least, most)
                 else:
                     for i in range(0, left * WIDTH, WIDTH):
                         read, write = pointer(buffers, source + block + i), pointer(buffers, out + place + i)
                         extra = pointer(buffers, other + place + i)
-                        _tile(read, where, values, begin, end, bias, write, extra, size, adds, least, most)
+                        _tile(read, where, values, begin, end, bias, write, extra, size, False, adds, least, most)
     clear(buffers, out, step, low * TILE, high * TILE)
 
 

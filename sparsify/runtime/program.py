@@ -12,7 +12,7 @@ from torch import fx
 from . import columns
 from .layout import ALIGNMENT, Planes
 from .lower import Call, Step
-from .simd import TILE
+from .simd import BLOCK, CHUNKED_BLOCK, TILE
 
 Array = np.ndarray[Any, Any]
 _COLUMN = {name: index for index, name in enumerate(columns.COLUMNS)}
@@ -172,7 +172,8 @@ def _columns(step: Step, places: Mapping[int, int]) -> dict[str, int]:
 def _of_sums(step: Step, found: Mapping[str, int]) -> dict[str, int]:
     assert step.rows is not None
     out, source = step.planes, step.source
-    begins = {"IN": found["IN"] + step.rows.base}
+    chunks = step.rows.chunks
+    begins = {"IN": found["IN"] + step.rows.base, "CHUNKS": chunks, "BLOCK": CHUNKED_BLOCK if chunks > 1 else BLOCK}
     if out.pitch == source.pitch:
         return begins | {"LINES": 1, "SPAN": out.span}
     return begins | {"LINES": out.height, "SPAN": out.row, "OUT_LINE": out.pitch}

@@ -25,6 +25,7 @@ def _width() -> int:
 WIDTH = _width()
 # Planes and vectors at once where weights have few zeros: with the registers of AVX-512, 32, or half as many.
 TILE, TILE_VECTORS = 4, 4 if WIDTH == 16 else 2
+BLOCK, CHUNKED_BLOCK = 8 * WIDTH, 4 * WIDTH
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)
 
 
@@ -51,31 +52,40 @@ def weighted_sums(vectors: int, planes: int = 1):
 
     out[p * size + i] = clamp(biases[p] + sum over j of weights[j * planes + p] * x[offsets[j] + i] + residual[p * size
     + i], low, high), for j from `begin` to `end` and i over vectors * WIDTH floats; `residual` counts only if `adds`.
-    The sums stay in registers.
+    The sums stay in registers. If `resumes`, they begin with what is in `out` instead of the biases.
     """
 
     @intrinsic
-    def sums(typing, x, offsets, weights, begin, end, biases, out, residual, size, adds, low, high):
+    def sums(typing, x, offsets, weights, begin, end, biases, out, residual, size, resumes, adds, low, high):
         floats, long, real = types.CPointer(types.float32), types.int64, types.float32
         given = (floats, types.CPointer(types.uint32), floats, long, long, floats, floats, floats, long)
-        return types.void(*given, types.boolean, real, real), generate
+        return types.void(*given, types.boolean, types.boolean, real, real), generate
 
     def generate(context, builder, signature, args):
-        x, offsets, weights, begin, end, biases, out, residual, size, adds, low, high = args
+        x, offsets, weights, begin, end, biases, out, residual, size, resumes, adds, low, high = args
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
         number = [ir.Constant(_LONG, n) for n in range(max(planes, vectors * WIDTH) + 1)]
         starts = [_splat(builder, builder.load(builder.gep(biases, [number[p]]))) for p in range(planes)]
+        places = [
+            [builder.add(builder.mul(size, number[p]), number[v * WIDTH]) for v in range(vectors)]
+            for p in range(planes)
+        ]
         before = builder.block
-        head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
+        again, head, body, done = (builder.append_basic_block(name) for name in ("again", "head", "body", "done"))
+        builder.cbranch(resumes, again, head)
+        builder.position_at_end(again)
+        sums = [[_load(builder, builder.gep(out, [place])) for place in row] for row in places]
         builder.branch(head)
         builder.position_at_end(head)
         j = builder.phi(_LONG)
         j.add_incoming(begin, before)
+        j.add_incoming(begin, again)
         held = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(planes)]
-        for ones, start in zip(held, starts, strict=True):
-            for one in ones:
+        for ones, start, earlier in zip(held, starts, sums, strict=True):
+            for one, old in zip(ones, earlier, strict=True):
                 one.add_incoming(start, before)
+                one.add_incoming(old, again)
         builder.cbranch(builder.icmp_signed("<", j, end), body, done)
 
         builder.position_at_end(body)
@@ -91,20 +101,22 @@ def weighted_sums(vectors: int, planes: int = 1):
         builder.branch(head)
 
         builder.position_at_end(done)
-        lows, highs = _splat(builder, low), _splat(builder, high)
-        for p, ones in enumerate(held):
-            plane = builder.mul(size, number[p])
-            for v, one in enumerate(ones):
-                place = builder.add(plane, number[v * WIDTH])
-                with builder.if_else(adds) as (then, otherwise):
-                    with then:
-                        both = builder.fadd(one, _load(builder, builder.gep(residual, [place])))
-                        _store(builder, _clamp(builder, both, lows, highs), builder.gep(out, [place]))
-                    with otherwise:
-                        _store(builder, _clamp(builder, one, lows, highs), builder.gep(out, [place]))
+        _finish(builder, held, places, out, residual, adds, _splat(builder, low), _splat(builder, high))
         return context.get_dummy_value()
 
     return sums
+
+
+def _finish(builder, held, places, out, residual, adds, low, high):
+    """Store the sums, with what is added, clamped."""
+    for sums, row in zip(held, places, strict=True):
+        for one, place in zip(sums, row, strict=True):
+            with builder.if_else(adds) as (then, otherwise):
+                with then:
+                    both = builder.fadd(one, _load(builder, builder.gep(residual, [place])))
+                    _store(builder, _clamp(builder, both, low, high), builder.gep(out, [place]))
+                with otherwise:
+                    _store(builder, _clamp(builder, one, low, high), builder.gep(out, [place]))
 
 
 def _store(builder, value, pointer):

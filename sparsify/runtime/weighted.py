@@ -12,8 +12,8 @@ from .entrywise import CLAMPS
 from .graph import shape_of
 from .layout import Planes
 from .lower import UNBOUNDED, Buffer, Lowering, Step, arguments, first_result
-from .rows import Rows, convolution_rows, linear_rows, one_per_plane, split_for_strides, tiled
-from .simd import TILE
+from .rows import Rows, chunked, convolution_rows, linear_rows, one_per_plane, split_for_strides, tiled
+from .simd import CHUNKED_BLOCK, TILE
 
 aten = torch.ops.aten
 NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
@@ -84,7 +84,7 @@ def weighted(
         if len(both[1].biases):
             lowering.steps.append(replace(step, rows=both[1], at=len(both[0].biases)))
     else:
-        lowering.steps.append(step)
+        lowering.steps.append(replace(step, rows=chunked(rows, source.planes, CHUNKED_BLOCK)))
     while node is not after.node:
         node = next(iter(node.users))
         lowering.done.add(node)

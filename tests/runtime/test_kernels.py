@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparsify.runtime.engine import Engine, compile
+from sparsify.runtime.lower import Step
 from sparsify.runtime.plan import Plan
 from sparsify.runtime.program import Segment
 
@@ -194,3 +195,13 @@ def test_many_weights_are_done_in_tiles_and_the_rest_singly() -> None:
     layer = nn.Conv2d(3, 6, 3, padding=1)
     engine = check(layer, torch.randn(2, 3, 8, 8))
     assert [step.kind for step in plan_of(engine).steps] == ["PACK", "CONVOLVE_TILES", "CONVOLVE", "UNPACK"]
+
+
+@pytest.mark.parametrize(("groups", "stride", "images"), [(1, 1, 16), (1, 2, 3), (2, 1, 1), (1, 1, 1)])
+def test_many_input_channels_are_summed_in_chunks(groups: int, stride: int, images: int) -> None:
+    layer = nn.Conv2d(192 * groups, 6 * groups, 3, stride, 1, groups=groups)
+    layer.weight.data = sparse(tuple(layer.weight.shape), 0.25)
+    follows = nn.Sequential(layer, nn.ReLU())
+    engine = check(follows, sparse((images, 192 * groups, 7, 9), 1, 1), threads=2)
+    chunks = [step.rows.chunks for step in plan_of(engine).steps if isinstance(step, Step) and step.rows is not None]
+    assert chunks[0] > 1

@@ -1,0 +1,64 @@
+"""Where planes and buffers lie."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsify.runtime.layout import ALIGNMENT, Planes
+from sparsify.runtime.lower import Step
+from sparsify.runtime.program import place_buffers
+
+SIZES = st.integers(1, 9)
+
+
+@given(height=SIZES, width=SIZES, pad=st.integers(0, 3), lanes=st.sampled_from([1, 2, 5, 8, 16, 17]))
+def test_no_pixel_lies_where_another_or_a_border_is(height: int, width: int, pad: int, lanes: int) -> None:
+    planes = Planes(2, height, width, pad, lanes)
+    pixels = {
+        channel * planes.size + planes.first + y * planes.pitch + x * lanes + image: (channel, y, x, image)
+        for channel in range(2)
+        for y in range(height)
+        for x in range(width)
+        for image in range(lanes)
+    }
+    assert len(pixels) == 2 * height * width * lanes
+    assert max(pixels) < 2 * planes.size <= planes.floats
+    # What a kernel reads of the border is within the planes, and no pixel.
+    for y in (-pad, height - 1 + pad):
+        for x in (-pad, width - 1 + pad):
+            for image in range(lanes):
+                place = planes.first + y * planes.pitch + x * lanes + image
+                assert 0 <= place < planes.size
+                assert pad == 0 or place not in pixels
+
+
+def test_one_pixel_of_one_image_is_a_number_each() -> None:
+    assert Planes(5, 1, 1, 0, 1).size == 1
+    assert Planes(5, 1, 1, 0, 3).size == ALIGNMENT
+
+
+@given(
+    lives=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(1, 40)), min_size=1, max_size=8),
+)
+def test_buffers_that_are_alive_together_share_no_memory(lives: list[tuple[int, int, int]]) -> None:
+    planes = {number: Planes(channels, 2, 2, 1, 1) for number, (_, _, channels) in enumerate(lives)}
+    steps = []
+    for time in range(9):
+        for number, (one, other, _) in enumerate(lives):
+            if time in (min(one, other), max(one, other)):
+                steps.append(Step("ADD", "", planes[number], planes[number], (number,), number))
+    places, end = place_buffers(steps, planes)
+    used = {number: [index for index, step in enumerate(steps) if step.writes == number] for number in planes}
+    for one in planes:
+        assert places[one] + planes[one].floats <= end
+        for other in planes:
+            if one < other and used[one][0] <= used[other][-1] and used[other][0] <= used[one][-1]:
+                first, second = sorted((one, other), key=places.__getitem__)
+                assert places[first] + planes[first].floats <= places[second]
+
+
+def test_buffers_that_follow_each_other_share_memory() -> None:
+    planes = {number: Planes(4, 3, 3, 1, 2) for number in range(4)}
+    steps = [Step("ADD", "", planes[n], planes[n - 1], (n - 1,), n) for n in range(1, 4)]
+    places, _ = place_buffers(steps, planes)
+    assert places[0] == places[2]
+    assert places[1] == places[3]
