@@ -102,21 +102,24 @@ def study(tape: Tape, *, killable: bool = True, heads: Heads = "whole") -> Study
     ids = ids[roots]
     count = len(candidates)
     produced = _produced(coupling)
+    alive = np.zeros(count, dtype=bool)
     if killable:
-        able = _killable(tape, coupling, ids, count, _labels(coupling, ids), produced)
+        able, alive = _killable(tape, coupling, ids, count, _labels(coupling, ids), produced)
         ids = np.where((ids >= 0) & able[ids], ids, -1) if count else ids
         ids = np.where(ids >= 0, np.cumsum(able)[ids] - 1, -1) if count else ids
-        count = int(able.sum())
+        count, alive = int(able.sum()), alive[able]
     labels = _labels(coupling, ids)
-    live = Liveness(tape)
-    dead = ~_alive(live, coupling, ids, count)
+    still: dict[Step, Tensor] = {}
+    if not killable or not alive.all():
+        live = Liveness(tape)
+        alive, still = _alive(live, coupling, ids, count), live.still
     operations = tuple(
         Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
         for step, cost, axes in coupling.operations
     )
     kept = {name: dim for name, dim in produced.items() if dim in labels.get(name, {})}
-    channels = Channels(labels, kept, count, torch.from_numpy(dead), operations, tuple(coupling.barriers))
-    return Study(tape, coupling, ids, channels, live.foldable, live.still)
+    channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, tuple(coupling.barriers))
+    return Study(tape, coupling, ids, channels, tape.foldable, still)
 
 
 def _labels(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:
@@ -162,9 +165,12 @@ def _killable(
     count: int,
     labels: Mapping[str, Mapping[int, Tensor]],
     produced: Mapping[str, int],
-) -> np.ndarray[Any, Any]:
-    """Return for each group whether zeros in what produces it make it dead: tried on one half, then on the other."""
-    killable = np.zeros(count, dtype=bool)
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return for each group whether zeros in what produces it make it dead, and whether it was seen alive otherwise.
+
+    That is tried on one half of the groups, then on the other: with nothing zero, what is alive in either is.
+    """
+    killable, alive = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
     halves = np.random.default_rng(0).permutation(count) % 2 == 0
     for half in (halves, ~halves):
         kept = {}
@@ -175,5 +181,7 @@ def _killable(
                 sizes = [1] * len(value.shape)
                 sizes[produced[name]] = -1
                 kept[name] = torch.from_numpy((numbers < 0) | ~half[numbers]).reshape(sizes)
-        killable |= half & ~_alive(Liveness(tape, kept), coupling, ids, count)
-    return killable
+        found = _alive(Liveness(tape, kept), coupling, ids, count)
+        killable |= half & ~found
+        alive |= found
+    return killable, alive
