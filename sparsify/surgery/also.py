@@ -8,10 +8,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..errors import SparsifyError, nearest
-from .convert import apply, make_plan
+from .convert import apply
+from .forwards import Masked
 from .masks import all_masked_weights, names_of_masked
-from .plan import Key, Plan
-from .readers import unmaskable
+from .plan import Key, Plan, plan_module
+from .readers import at_or_below, masked_further, may_read, plan_further, unmaskable
 
 
 class _Place(NamedTuple):
@@ -41,10 +42,21 @@ def mask_also(model: nn.Module, names: Iterable[str]) -> None:
     wanted = _wanted([names] if isinstance(names, str) else list(names), places)
     if not wanted:
         return
-    plan = make_plan(model, [place.key for place in wanted.values()])
+    plan = _make_plan(model, {place.key for place in wanted.values()})
     _refuse_unreached(wanted, plan)
     weights = [(weight.module, weight.parameter_name) for weight in all_masked_weights(model)]
     apply(model, weights, [(place.module, place.name) for place in wanted.values()], plan)
+
+
+def _make_plan(model: nn.Module, new: set[Key]) -> Plan:
+    """Decide how the modules that may read one of these parameters mask it, and all else that they mask already."""
+    plan = Plan({id(module): name for name, module in model.named_modules()}, further=new | masked_further(model))
+    for module in model.modules():
+        if may_read(module, at_or_below(module, new)):
+            if isinstance(module, Masked):
+                plan_module(module, plan)
+            plan_further(module, plan)
+    return plan
 
 
 def _places(model: nn.Module) -> dict[str, _Place]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from .adopt import pruned_parameters, take_over
-from .forwards import attach_mask, masked_class
+from .forwards import Masked, attach_mask, masked_class
 from .masks import all_masked_parameters, names_of_masked, original_class
 from .names import ignored_names
 from .plan import Key, Plan, plan_module, settle_shared, weight_owners
-from .readers import plan_further
+from .readers import masked_further, plan_further
 from .rewrite import Rewritten, prepare
 
 Owner = tuple[nn.Module, str]  # a module and the name of one of its parameters
@@ -48,7 +48,7 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
     registration). Masks set by torch.nn.utils.prune are taken over. Converting again adds the masks that are missing.
     Raises SparsifyError if an ignore pattern matches nothing; then nothing was changed.
     """
-    plan = make_plan(model)
+    plan = _make_plan(model)
     owners = weight_owners(model)
     maskable = [name for name, (module, key) in owners.items() if (id(module), key) in plan.how]
     ignored = ignored_names(maskable, ignore, others=[name for name in owners if name not in maskable])
@@ -67,10 +67,9 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
     return ConversionReport(model, masked, skipped, plan.notes)
 
 
-def make_plan(model: nn.Module, further: Iterable[Key] = ()) -> Plan:
-    """Decide how weights, the further parameters that carry masks, and those asked for are masked in `model`."""
-    masked = {(id(module), name) for module in model.modules() for name in module.__dict__.get("masked_also", ())}
-    plan = Plan({id(module): name for name, module in model.named_modules()}, further={*further, *masked})
+def _make_plan(model: nn.Module) -> Plan:
+    """Decide how weights, and the further parameters that carry masks, are masked in `model`."""
+    plan = Plan({id(module): name for name, module in model.named_modules()}, further=masked_further(model))
     for module in model.modules():
         plan_module(module, plan)
         plan_further(module, plan)
@@ -81,7 +80,10 @@ def make_plan(model: nn.Module, further: Iterable[Key] = ()) -> Plan:
 
 
 def apply(model: nn.Module, weights: list[Owner], further: list[Owner], plan: Plan) -> None:
-    """Put the missing masks on `weights` and `further` parameters and give every module the class that it needs."""
+    """Put the missing masks on `weights` and `further` parameters and give modules the classes that they need.
+
+    A module with a masked class keeps it if the plan says nothing of it.
+    """
     masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)}
     for module, name in weights:
         _attach(module, name, masks, also=False)
@@ -135,7 +137,7 @@ def _with_all_masks(module: nn.Module, reads: list[str]) -> tuple[str, ...]:
 
 
 def _needs_class(module: nn.Module, wanted: set[Key], plan: Plan) -> bool:
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, torch.jit.ScriptModule) or (isinstance(module, Masked) and id(module) not in plan.reads):
         return False
     reads = plan.reads.get(id(module), [])
     owners = [(id(module.get_submodule(path.rpartition(".")[0])), path.rpartition(".")[2]) for path in reads]

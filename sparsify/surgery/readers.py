@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Set
+
 import torch
 from torch import nn
 
@@ -16,8 +18,8 @@ from .rewrite import plain_graphs
 
 def plan_further(module: nn.Module, plan: Plan) -> None:
     """Enter how the further parameters of the plan that one module's forward reads are masked in it."""
-    wanted = _at_or_below(module, plan)
-    if not wanted:
+    wanted = at_or_below(module, plan.further)
+    if not may_read(module, wanted):
         return
     own = [path for path in wanted if "." not in path]
     cls = original_class(module)
@@ -29,20 +31,41 @@ def plan_further(module: nn.Module, plan: Plan) -> None:
         _read_by(module, "lent", [*fused, *own], wanted, plan)
     elif is_direct(cls) and module._parameters.get("weight") is not None:
         _read_by(module, "direct", [path for path in own if path in ("weight", "bias")], wanted, plan)
-    elif has_forward(cls) and is_torch(cls):
+    elif is_torch(cls):
         _read_by(module, "lent", own, wanted, plan)
-    elif has_forward(cls) and (own or mentions(module, frozenset(path.rpartition(".")[2] for path in wanted))):
+    else:
         _plan_own_forward(module, wanted, plan)
 
 
-def _at_or_below(module: nn.Module, plan: Plan) -> dict[str, Key]:
-    """Return the wanted parameters of a module and all below it, by path."""
+def masked_further(model: nn.Module) -> set[Key]:
+    """Return the further parameters that carry masks."""
+    return {(id(module), name) for module in model.modules() for name in module.__dict__.get("masked_also", ())}
+
+
+def at_or_below(module: nn.Module, keys: Set[Key]) -> dict[str, Key]:
+    """Return those of some parameters that a module and all below it own, by path."""
     found = {}
-    for prefix, owner in module.named_modules(remove_duplicate=False) if plan.further else ():
+    for prefix, owner in module.named_modules(remove_duplicate=False) if keys else ():
         for name in () if isinstance(owner, torch.jit.ScriptModule) else owner._parameters:
-            if (id(owner), name) in plan.further:
+            if (id(owner), name) in keys:
                 found[f"{prefix}.{name}" if prefix else name] = (id(owner), name)
     return found
+
+
+def may_read(module: nn.Module, wanted: Mapping[str, Key]) -> bool:
+    """Whether a module's forward may read one of these parameters, which it or a module below it owns."""
+    if not wanted or replaced_forward(module):
+        return bool(wanted)
+    cls = original_class(module)
+    if not has_forward(cls):
+        return False
+    if any("." not in path for path in wanted) or not wanted.keys().isdisjoint(lent_parameters(module)):
+        return True
+    return not is_torch(cls) and mentions(module, _last_parts(wanted))
+
+
+def _last_parts(paths: Iterable[str]) -> frozenset[str]:
+    return frozenset(path.rpartition(".")[2] for path in paths)
 
 
 def _read_by(module: nn.Module, kind: str, paths: list[str], wanted: dict[str, Key], plan: Plan) -> None:
@@ -54,9 +77,11 @@ def _read_by(module: nn.Module, kind: str, paths: list[str], wanted: dict[str, K
 
 def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: Plan) -> None:
     """Find what a traced forward of the module's own reads; of one that cannot be traced, what its code mentions."""
-    if id(module) not in plan.traced and mentions_own(module, wanted):
+    own = [path for path in wanted if "." not in path]
+    below = _last_parts(path for path in wanted if "." in path)
+    if id(module) not in plan.traced and mentions_own(module, own) and not (below and mentions(module, below)):
         # Norms: there are many, a trace of each takes long, and on a stand-in they run as fast.
-        _read_by(module, "rewritten", [*wanted], wanted, plan)
+        _read_by(module, "rewritten", own, wanted, plan)
         return
     traced = plan.traced.get(id(module)) or plain_graphs(module)
     graphs = [*traced.graphs.values(), *traced.partial.values()]
@@ -64,7 +89,7 @@ def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: Plan) -> 
         read = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
         paths = [path for path in wanted if path in read]
     else:
-        paths = [path for path in wanted if "." not in path or mentions(module, frozenset([path.rpartition(".")[2]]))]
+        paths = [path for path in wanted if path in own or mentions(module, _last_parts([path]))]
     plan.traced[id(module)] = traced
     _read_by(module, "rewritten" if traced.graphs else "lent", paths, wanted, plan)
 
