@@ -105,8 +105,9 @@ class UnitChoices:
         """Return the groups of a layer that may go: all but the best, unless others stay anyway."""
         if spare:
             return ids
-        ranked = [(may_stay is None or bool(may_stay[group]), float(scores[group]), group) for group in ids.tolist()]
-        return ids[ids != max(ranked)[2]]
+        able = ids if may_stay is None or not may_stay[ids].any() else ids[may_stay[ids]]
+        best = able.flip(0)[scores[able].flip(0).argmax()]  # of equal ones the last
+        return ids[ids != best]
 
     def _share_due(self, due: Due) -> Fraction:
         """Return the part of the cost that is to go by now, counted from what had gone at the start."""

@@ -15,7 +15,9 @@ def kept_groups(groups: Groups, masks: Mapping[str, Tensor]) -> Tensor:
     """Return for each group whether `masks`, by parameter name, keep anything of what scores it, bool [groups]."""
     kept = torch.zeros(groups.count + 1, dtype=torch.int32)
     for one in groups.scored:
-        alive = one.over_units(masks[one.name]).any(1).to("cpu", torch.int32)
+        units = one.over_units(masks[one.name])
+        # As bytes, for which torch finds the largest forty times faster than whether any is True.
+        alive = (units.view(torch.uint8).amax(1) if units.numel() else units.any(1)).to("cpu", torch.int32)
         kept.scatter_reduce_(0, one.labels % (groups.count + 1), alive, "amax")
     return kept[:-1].bool() | ~groups.prunable
 

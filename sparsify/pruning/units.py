@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
 from ..surgery.masks import masked_parameters
+from ..surgery.numbers import lowest_connected
 from .targets import maskable_weights
 
 if TYPE_CHECKING:
@@ -154,31 +156,20 @@ def _layers(
     parameters: Mapping[str, nn.Parameter], count: int, producers: Sequence[Produced], prunable: Tensor
 ) -> tuple[Layer, ...]:
     """Return the coupled layers, in order of their first groups: two groups of one producer are in one layer."""
-    root = list(range(count))
-
-    def find(group: int) -> int:
-        while root[group] != group:
-            root[group] = root[root[group]]
-            group = root[group]
-        return group
-
-    for one in producers:
-        ids = [find(group) for group in _ids(one.labels)]
-        lowest = min(ids, default=0)
-        for group in ids:
-            root[group] = lowest
-    of_layer: dict[int, list[int]] = {}
-    for group in range(count):
-        of_layer.setdefault(find(group), []).append(group)
+    produced = [(one.name, one.labels[one.labels >= 0].numpy()) for one in producers]
+    produced = [(name, ids) for name, ids in produced if len(ids)]
+    left = np.concatenate([np.zeros(0, dtype=np.int64), *(ids for _, ids in produced)])
+    right = np.concatenate([np.zeros(0, dtype=np.int64), *(np.full_like(ids, ids[0]) for _, ids in produced)])
+    roots = lowest_connected(np.arange(count), left, right)
     weights: dict[int, list[str]] = {}
-    for one in producers:
-        for group in one.labels[one.labels >= 0][:1].tolist():
-            weights.setdefault(find(group), []).append(one.name)
+    for name, ids in produced:
+        weights.setdefault(roots[ids[0]], []).append(name)
     layers = []
-    for first, groups in of_layer.items():
-        ids = [group for group in groups if prunable[group]]
-        if ids:
+    for first in np.unique(roots):
+        groups = torch.from_numpy(np.flatnonzero(roots == first))
+        able = groups[prunable[groups]]
+        if len(able):
             names = tuple(weights.get(first, ()))
             shapes = tuple(parameters[name].shape for name in names)
-            layers.append(Layer(names, torch.tensor(ids), len(ids) < len(groups), shapes))
+            layers.append(Layer(names, able, len(able) < len(groups), shapes))
     return tuple(layers)
