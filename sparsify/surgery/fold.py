@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .forwards import detach_masks
 from .graphs import computed_operands
-from .masks import all_masked_parameters, effective_weight, is_computed
+from .masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
 from .tracing import default_call, trace_forward
 
 _LOG = logging.getLogger("sparsify")
@@ -24,17 +25,18 @@ def fold(model: nn.Module) -> nn.Module:
     A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter: there
     the computed, masked weight is stored, in a plain convolution say, which is logged. `model` is not changed.
     """
-    folded = plain_copy(model)
     computed: dict[str, dict[str, Tensor]] = {}
+    copies: dict[int, Any] = {}
+    for weight in all_masked_parameters(model):
+        path, _, name = weight.name.rpartition(".")
+        effective = effective_weight(weight).masked_fill(~weight.mask, 0)
+        if is_computed(weight):
+            computed.setdefault(path, {})[name] = effective
+        else:
+            parameter = weight.parameter
+            copies[id(parameter)] = type(parameter)(effective, parameter.requires_grad)
+    folded = plain_copy(model, copies)
     modules = dict(folded.named_modules(remove_duplicate=False))
-    with torch.no_grad():
-        for weight in all_masked_parameters(model):
-            path, _, name = weight.name.rpartition(".")
-            effective = torch.where(weight.mask, effective_weight(weight), 0)
-            if is_computed(weight):
-                computed.setdefault(path, {})[name] = effective
-            else:
-                modules[path].get_parameter(name).copy_(effective)
     for path, weights in computed.items():
         folded = _replace(folded, path, _with_weights(modules[path], weights))
     if computed:
@@ -46,9 +48,17 @@ def fold(model: nn.Module) -> nn.Module:
     return folded
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` as it was before the conversion, values under the masks included."""
-    plain = copy.deepcopy(model)
+def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return a copy of `model` as it was before the conversion, values under the masks included.
+
+    `copies` holds, by the id of the original, what is to stand in the copy for objects in the model.
+    """
+    memo = dict(copies or {})
+    for module in model.modules():
+        # deepcopy takes longer for the empty dicts of hooks than for all else.
+        memo |= {id(held): type(held)() for held in module.__dict__.values() if type(held) is OrderedDict and not held}
+        memo |= {id(mask): mask for mask in (module._buffers[f"{name}_mask"] for name in names_of_masked(module))}
+    plain = copy.deepcopy(model, memo)
     for module in plain.modules():
         detach_masks(module)
     return plain
