@@ -48,7 +48,7 @@ def test_every_command_of_the_program_is_shown() -> None:
     assert {args[0] for args in commands()} == set(command_group.list_commands(click.Context(command_group)))
 
 
-@pytest.mark.parametrize(("index", "sparsity"), [(0, 0.797), (2, 0.5)], ids=["loop", "criterion"])
+@pytest.mark.parametrize(("index", "sparsity"), [(0, 0.797), (3, 0.5)], ids=["loop", "criterion"])
 def test_python_shown_runs(index: int, sparsity: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def test_python_shown_runs(index: int, sparsity: float, tmp_path: Path, monkeypa
 
 
 def test_the_criterion_shown_has_at_most_ten_lines_and_decides() -> None:
-    code = blocks("python")[2]
+    code = blocks("python")[3]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     scope: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), scope)
@@ -96,3 +96,12 @@ def test_the_channels_shown_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert torch.allclose(small(x), scope["model"].eval()(x), atol=1e-5)
     held = {id(parameter) for group in scope["optimizer"].param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in scope["report"].model.parameters()}
+
+
+def test_the_engine_shown_gives_the_models_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, Any] = {}
+    exec(compile(blocks("python")[2], "README.md", "exec"), scope)
+    with torch.no_grad():
+        wanted = scope["model"](scope["images"])
+    assert (scope["logits"] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert "stages.0.0.conv1" in capsys.readouterr().out

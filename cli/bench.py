@@ -1,0 +1,197 @@
+"""sparsify bench"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsify.errors import RunError, SparsifyError
+
+from .paths import saved_model
+from .show import count, percent, print_table, say
+from .shrinking import random_images
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+_USUAL_SIZE = 32
+_CHARTS = (".pdf", ".png", ".svg")
+
+
+@click.command("bench")
+@click.argument("source", metavar="[RUN|FILE|hf:OWNER/NAME]", required=False)
+@click.option("--model", "spec", metavar="SPEC", help="A fresh model in place of a file: timm:NAME, cifar:NAME, ...")
+@click.option(
+    "--sparsity",
+    metavar="S",
+    type=click.FloatRange(0, 1),
+    help="With --model: fraction of each layer that is removed.  [default: 0.9]",
+)
+@click.option(
+    "--batch", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Images in one pass."
+)
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), help="Threads of everything timed.  [default: torch's number]"
+)
+@click.option(
+    "--image-size", metavar="N", type=click.IntRange(min=1), help="Pixels.  [default: the file's, or the model's own]"
+)
+@click.option(
+    "--rounds", metavar="N", type=click.IntRange(min=2), default=15, show_default=True, help="Turns that each one gets."
+)
+@click.option(
+    "--skip",
+    metavar="NAME",
+    type=click.Choice(["torch.compile", "onnxruntime"]),
+    multiple=True,
+    help="Leave out torch.compile, which takes long to get ready, or onnxruntime; repeatable.",
+)
+@click.option("--plan", is_flag=True, help="Show how the engine runs each layer, and how long that takes.")
+@click.option("--plot", metavar="FILE", help="Draw the time of each layer: .png, .svg or .pdf.")
+def command(
+    source: str | None,
+    spec: str | None,
+    sparsity: float | None,
+    batch: int,
+    threads: int | None,
+    image_size: int | None,
+    rounds: int,
+    skip: tuple[str, ...],
+    plan: bool,
+    plot: str | None,
+) -> None:
+    """Time a model on sparsify's engine, and on PyTorch and ONNX Runtime beside it.
+
+    All take turns in one process, on the same images of noise and the same number of threads. The weights are a file's,
+    or with --model fresh ones, pruned by magnitude layer by layer, the first and the last left dense.
+    """
+    if (source is None) == (spec is None):
+        raise SparsifyError("bench: give either a RUN or FILE, or --model SPEC")
+    if source is not None and sparsity is not None:
+        raise SparsifyError("bench: --sparsity belongs to --model; a file has its own")
+    if spec is not None:
+        from sparsify.models import check_model_name
+
+        check_model_name(spec, where="--model")
+    if plot is not None:
+        _check_chart(plot)
+    path = None if source is None else saved_model(source)
+    import torch
+
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    if path is not None:
+        model, shape = _from_file(str(path), image_size)
+    else:
+        assert spec is not None
+        model, shape = _fresh(spec, 0.9 if sparsity is None else sparsity, image_size)
+    _bench(model, (batch, *shape), threads, rounds, skip, plan, plot)
+
+
+def _check_chart(plot: str) -> None:
+    """Raise SparsifyError unless a chart can be drawn and written there."""
+    from sparsify.formats.atomic import check_writable
+
+    if not plot.lower().endswith(_CHARTS):
+        raise SparsifyError(f"--plot {plot}: the name has to end in one of {', '.join(_CHARTS)}")
+    if find_spec("matplotlib") is None:
+        raise SparsifyError("--plot needs matplotlib: pip install matplotlib")
+    check_writable(plot)
+
+
+def _from_file(path: str, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a file's model, folded, and the shape of one of its inputs."""
+    import sparsify
+    from sparsify.formats.inspection import inspect_file
+
+    about = inspect_file(path).metadata
+    model = sparsify.load(path, fold=True).eval()
+    say(f"{path}: {about.spec or type(model).__name__}")
+    shape = tuple(about.extra.get("input_shape") or ())
+    if image_size is None and shape:
+        return model, shape
+    channels, size = (shape[0], shape[-1]) if len(shape) == 3 else (3, _size(model, about.spec or ""))
+    return model, _images(model, (channels, size), image_size)
+
+
+def _fresh(spec: str, sparsity: float, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a pruned model of fresh weights, folded, and the shape of one of its inputs."""
+    import torch
+
+    import sparsify
+
+    torch.manual_seed(1)
+    model = sparsify.build_model(spec).eval()
+    shape = _images(model, (3, _size(model, spec)), image_size)
+    sparsify.convert(model, ignore=["first", "last"])
+    settings = {"criterion": "magnitude", "scope": "layer", "sparsity": sparsity}
+    sparsify.Pruner(model, settings, total_steps=0).start()
+    say(
+        f"{spec}: fresh weights, as the model initialises them; {percent(sparsity)} of each layer's removed by "
+        "magnitude, the first and the last left dense"
+    )
+    return sparsify.fold(model).eval(), shape
+
+
+def _size(model: nn.Module, spec: str) -> int:
+    """Return the size of the images that a model was made for; torchvision's do not say it themselves."""
+    from sparsify.training.inputs import declared_size
+
+    return declared_size(model) or (224 if spec.startswith("torchvision:") else _USUAL_SIZE)
+
+
+def _images(model: nn.Module, own: tuple[int, int], image_size: int | None) -> tuple[int, int, int]:
+    from sparsify.training.inputs import input_for
+
+    try:
+        channels, size = input_for(model, own, image_size=image_size)
+    except SparsifyError as error:
+        raise SparsifyError(re.sub(r"^data\.image_size:", "--image-size:", str(error))) from None
+    return channels, size, size
+
+
+def _bench(
+    model: nn.Module,
+    shape: Sequence[int],
+    threads: int,
+    rounds: int,
+    skip: Sequence[str],
+    plan: bool,
+    plot: str | None,
+) -> None:
+    from .bench_runtimes import alternated, ready, result_table
+
+    x = random_images(shape[0], tuple(shape[1:]))
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    zeros, size = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    images = f"{count(shape[0], 'image')} of {'x'.join(map(str, shape[1:]))}"
+    share = f"{percent(zeros / size)} of {count(size, 'weight')} are zero" if size else "no weights"
+    say(f"{share}; {images}, {count(threads, 'thread')}")
+    engine, runtimes, notes = ready(model, x, threads, skip)
+    seconds = alternated({runtime.name: runtime.run for runtime in runtimes}, rounds)
+    print_table(result_table(runtimes, seconds, len(x)))
+    say(*notes)
+    if not plan and plot is None:
+        say("--plan shows how the engine runs each layer, and why")
+        return
+    from .bench_steps import draw, plan_lines, step_table, timed_steps
+
+    way = engine.ways[(tuple(x.shape),)]
+    say(*plan_lines(way))
+    if way.kind == "torch":
+        if plot is not None:
+            raise RunError(f"--plot: no steps to draw: the engine leaves the model to PyTorch ({way.why})")
+        return
+    images_at_once, steps = timed_steps(engine, x, way)
+    title = f"{count(images_at_once, 'image')}, one thread"
+    if plan:
+        say(f"each step by itself, {title}:")
+        print_table(step_table(steps))
+    if plot is not None:
+        draw(steps, f"{type(model).__name__}, {title}", plot)
+        say(f"{plot}: milliseconds of each step")

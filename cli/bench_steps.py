@@ -1,0 +1,147 @@
+"""How long each step of an engine's plan takes, as a table and as a chart."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, fx
+
+from sparsify.formats.atomic import atomic_write
+from sparsify.runtime.describe import Line, lines
+from sparsify.runtime.lower import Step
+from sparsify.runtime.plan import Plan, contiguous, make_plan, memory, part_of
+from sparsify.runtime.program import Segment
+
+from .bench_runtimes import figures
+from .show import percent
+
+if TYPE_CHECKING:
+    from sparsify.runtime.engine import Engine
+    from sparsify.runtime.tuning import Way
+
+ENOUGH = 0.02  # seconds of timing for each step
+_LEAST, _MOST = 3, 50  # passes
+_COLOURS = {"sparse kernel": "tab:blue", "dense kernel": "tab:orange", "torch": "tab:red", "other kernels": "tab:gray"}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A step, or several alike that follow each other, and the least seconds that it takes."""
+
+    line: Line
+    seconds: float
+
+
+def plan_lines(way: Way) -> list[str]:
+    """Return which way the engine chose for a shape, and how long each one took."""
+    found = [f"engine: {way}{f': {way.why}' if way.why else ''}"]
+    return [*found, *(f"  {figures(1e3 * seconds):>9} ms  {name}" for name, seconds in way.seconds.items())]
+
+
+def timed_steps(engine: Engine, x: Tensor, way: Way) -> tuple[int, list[Timed]]:
+    """Return how many images one thread works on at once, and the steps of that with the time of one thread."""
+    part = x[: way.images] if way.kind == "chunks" else x
+    with torch.no_grad():
+        plan = make_plan(engine.model, [part], tuple, lambda node: node.name not in way.dense)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            seconds = _seconds_of_steps(plan, [part])
+        finally:
+            torch.set_num_threads(threads)
+    # The plan tells of no operation without a value.
+    told = [
+        one
+        for one, step in zip(seconds, plan.steps, strict=True)
+        if isinstance(step, Step) or step.node.meta.get("val") is not None
+    ]
+    found: list[Timed] = []
+    for line, one in zip(lines(plan, engine.model, way.dense), told, strict=True):
+        if found and (found[-1].line.name, found[-1].line.how) == (line.name, line.how):
+            found[-1] = Timed(line, found[-1].seconds + one)
+        else:
+            found.append(Timed(line, one))
+    return len(part), found
+
+
+def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
+    """Return the least seconds of every step, each repeated by itself on what the steps before it have made."""
+    values: dict[fx.Node, Any] = dict(zip(plan.inputs, inputs, strict=True))
+    buffers, none = memory(plan.program.floats), np.zeros(1, dtype=np.int64)
+    found: list[float] = []
+    for part in plan.program.parts:
+        if isinstance(part, Segment):
+            held = [contiguous(values, plan.known, node) for node in part.reads]
+            values.update((node, torch.empty(node.meta["val"].shape)) for node in part.writes)
+            held += [values[node] for node in part.writes]
+            addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
+            for index in range(len(part.steps)):
+                one = replace(part, table=part.table[index : index + 1])
+                found.append(_least(partial(part_of(plan, one, 0, 1), buffers, addresses, none)))
+        else:
+            args, kwargs = fx.node.map_arg(
+                (part.node.args, part.node.kwargs), lambda one: values[one] if one in values else plan.known[one]
+            )
+            operation: Any = part.node.target
+            call = partial(operation, *args, **kwargs)
+            values[part.node] = call()
+            found.append(_least(call))
+    return found
+
+
+def _least(work: Callable[[], object]) -> float:
+    times: list[float] = []
+    while len(times) < _LEAST or len(times) < _MOST and sum(times) < ENOUGH:
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def step_table(steps: Sequence[Timed]) -> Table:
+    """Return the table of steps in order: what comes out, the weights kept, the time, and how it runs."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("step", overflow="fold", ratio=3)
+    for heading in ("output", "kept", "ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("how", ratio=4)
+    for step in steps:
+        line = step.line
+        kept = percent(line.kept / line.entries) if line.entries else ""
+        table.add_row(line.name, line.output, kept, f"{1e3 * step.seconds:.3f}", line.how)
+    table.add_row("all steps", "", "", f"{1e3 * sum(step.seconds for step in steps):.3f}", "")
+    return table
+
+
+def draw(steps: Sequence[Timed], title: str, path: str) -> None:
+    """Write a chart with a bar for every step."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(8, 1.5 + 0.2 * len(steps)), layout="constrained")
+    axes = figure.add_subplot()
+    colours = [_COLOURS[kind(step.line.how)] for step in steps]
+    axes.barh(range(len(steps)), [1e3 * step.seconds for step in steps], color=colours)
+    axes.set_yticks(range(len(steps)), [step.line.name for step in steps], fontsize=7)
+    axes.set_ylim(len(steps) - 0.4, -0.6)
+    axes.set_xlabel("milliseconds")
+    axes.set_title(title, fontsize=10)
+    shown = [name for name, colour in _COLOURS.items() if colour in colours]
+    axes.legend(handles=[Patch(color=_COLOURS[name], label=name) for name in shown])
+    content = io.BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:].lower(), dpi=150)
+    atomic_write(path, content.getvalue())
+
+
+def kind(how: str) -> str:
+    """Return which of the kinds of steps in the chart's legend a step is of."""
+    return next((name for name in _COLOURS if how.startswith(name)), "other kernels")
