@@ -25,10 +25,15 @@ if TYPE_CHECKING:
 @click.command("convert")
 @click.argument("checkpoint", required=False)
 @click.option("--model", metavar="SPEC", required=True, help="timm:NAME, torchvision:NAME or cifar:NAME.")
-@click.option("--sparsity", type=float, default=0.0, show_default=True, help="Fraction removed, in [0, 1].")
-@click.option("--scope", help="global, layer, filter or erk.  [default: global for weights, layer for units]")
+@click.option("--sparsity", type=float, help="Fraction removed, in [0, 1].  [default: 0, or what 2:4 comes to]")
+@click.option("--scope", help="global, layer, filter or erk.  [default: global; layer for unit and 2:4]")
 @click.option("--criterion", default="magnitude", show_default=True, help="magnitude, random or synflow.")
-@click.option("--granularity", default="weight", show_default=True, help="weight or unit (whole channels, tied ones).")
+@click.option(
+    "--granularity",
+    default="weight",
+    show_default=True,
+    help="weight, unit (whole channels, tied ones), 2:4 (or other n:m, along the inputs) or 4x1 (or other blocks).",
+)
 @click.option("--masks", metavar="RUN|FILE", help="Take the masks of this run or file, in place of pruning.")
 @click.option("--shrink", is_flag=True, help="Take channels of no influence out of the model, with proof.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
 def command(
     checkpoint: str | None,
     model: str,
-    sparsity: float,
+    sparsity: float | None,
     scope: str | None,
     criterion: str,
     granularity: str,
@@ -71,12 +76,14 @@ def command(
     if checkpoint is not None and pretrained:
         raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
     # Units of different layers are hard to compare by their weights: one layer would lose nearly all.
-    scope = scope or ("layer" if granularity == "unit" else "global")
-    settings = {"sparsity": sparsity, "scope": scope, "criterion": criterion, "granularity": granularity}
+    scope = scope or ("layer" if granularity == "unit" or ":" in granularity else "global")
+    settings: dict[str, Any] = {"scope": scope, "criterion": criterion, "granularity": granularity}
+    if sparsity is not None or ":" not in granularity:
+        settings["sparsity"] = sparsity or 0.0
     try:
         pruning = parse_pruning({**settings, "ignore": list(ignore), "schedule": "one_shot"})
     except SparsifyError as error:
-        raise SparsifyError(re.sub(r"^pruning\.(\w+)(\.name)?:", r"--\1:", str(error))) from None
+        raise SparsifyError(re.sub(r"^pruning\.(\w+)[.\w]*:", r"--\1:", str(error))) from None
     if criterion in ("snip", "grasp"):
         raise SparsifyError(f"convert: {criterion} needs data; train with recipes/snip.yaml and this criterion instead")
     if round_to is not None and not shrink:

@@ -40,7 +40,7 @@ def show_plan(recipe: Recipe) -> None:
     cycles = len({update.cycle for update in planned.updates})
     prune = recipe.prune
     say(
-        f"prune {percent(prune.sparsity)} {_of(prune)} by {_name(prune.criterion)}, scope {prune.scope}: "
+        f"prune {percent(float(prune.target))} {_of(prune)} by {_name(prune.criterion)}, scope {prune.scope}: "
         f"{count(len(planned.updates), 'update')} in {count(cycles, 'cycle')}"
     )
     if prune.shrink:
@@ -55,11 +55,11 @@ def _batch(recipe: Recipe) -> str:
 
 def _of(prune: Pruning) -> str:
     """Return what the sparsity is a fraction of."""
-    if prune.granularity.name == "weight":
-        return "of the weights"
-    return {"flops": "of the multiply-adds, in whole units,", "parameters": "of the parameters, in whole units,"}.get(
-        prune.of or "", "of the units"
-    )
+    kind = prune.granularity
+    if prune.of in ("flops", "parameters"):
+        return f"of the {'multiply-adds' if prune.of == 'flops' else 'parameters'}, in whole units,"
+    choices = {"weight": "weights", "unit": "units", "block": f"{kind.short} blocks", "n:m": f"weights, {kind.short},"}
+    return f"of the {choices[kind.name]}"
 
 
 def _name(criterion: CriterionSettings) -> str:

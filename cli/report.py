@@ -96,17 +96,18 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
 def sparsity_lines(report: PruningReport) -> list[str]:
     """Return what a pruning came to, against what was asked for."""
     reached, requested = percent(report.reached), percent(report.requested)
+    notes = [f"  note: {note}" for note in report.notes]
     if report.of != "entries":
-        return _unit_lines(report)
+        return _choice_lines(report) + notes
     lines = [
         f"sparsity {reached}, {requested} requested: {report.removed:,} of {report.size:,} pruned weights removed",
         f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
     ]
-    if report.chosen == report.due and reached != requested:
+    if report.chosen == report.due and reached != requested and not notes:
         lines.append("  (exactly what was due: every group of the scope is rounded down to whole weights)")
     if report.chosen != report.due:
         lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
-    return lines
+    return lines + notes
 
 
 def file_line(saved: FileSummary) -> str:
@@ -128,15 +129,16 @@ def _size_line(path: str, sparsity: float | None, size: int, dense: int) -> str:
     return f"{path}: {share}{byte_count(size)}, {percent(size / dense)} of the dense {byte_count(dense)}"
 
 
-def _unit_lines(report: PruningReport) -> list[str]:
-    """Return what pruning whole units came to."""
-    of = {"units": "units", "flops": "multiply-adds", "parameters": "parameters"}[report.of]
+def _choice_lines(report: PruningReport) -> list[str]:
+    """Return what pruning whole units or blocks came to."""
+    of = "multiply-adds" if report.of == "flops" else report.of
+    kind = "blocks" if of == "blocks" else "units"
     lines = [
-        f"units: {report.chosen:,} of {report.choices:,} removed, {percent(report.share)} of the {of} "
+        f"{kind}: {report.chosen:,} of {report.choices:,} removed, {percent(report.share)} of the {of} "
         f"({percent(report.requested)} requested)",
         f"  with them {percent(report.reached)} of the weights that were to be pruned, "
         f"{percent(report.model_sparsity)} of all {report.parameters:,} parameters",
     ]
     if report.chosen != report.due:
-        lines.append(f"warning: {report.due:,} of {report.choices:,} units were to be removed, {report.chosen:,} are")
-    return [*lines, *(f"  note: {note}" for note in report.notes)]
+        lines.append(f"warning: {report.due:,} of {report.choices:,} {kind} were to be removed, {report.chosen:,} are")
+    return lines

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..surgery.masks import MaskedWeight
 from .granularity import Granularity
@@ -47,17 +47,21 @@ class Choices(Protocol):
 
 
 class EntryChoices:
-    """Each entry of each weight, or each row of each weight, by itself."""
+    """Entries, blocks or rows of each weight by itself; `notes` says what stays and why."""
 
-    def __init__(self, granularity: Granularity, scope: Scope, weights: Mapping[str, MaskedWeight]) -> None:
+    def __init__(
+        self, granularity: Granularity, scope: Scope, weights: Mapping[str, MaskedWeight], notes: Sequence[str] = ()
+    ) -> None:
         self.names = self.scored = tuple(weights)
-        self.granularity, self.scope = granularity, scope
+        self.granularity, self.scope, self.notes = granularity, scope, tuple(notes)
         self.modules = {name: weight.module for name, weight in weights.items()}
+        rows = nn.Identity()  # for scopes: the output units of what it owns are the rows
+        self.owners = [module if granularity.keeps_shape else rows for module in self.modules.values()]
 
     def members(self, masks: Masks) -> list[Member]:
         return [
-            Member(name, self.granularity.mask(masks[name], module), (masks[name].shape,), module)
-            for name, module in self.modules.items()
+            Member(name, self.granularity.mask(masks[name], module), (masks[name].shape,), owner)
+            for (name, module), owner in zip(self.modules.items(), self.owners, strict=True)
         ]
 
     def removed(self, masks: Masks) -> Fraction:
@@ -72,7 +76,7 @@ class EntryChoices:
         members, modules = self.members(masks), list(self.modules.values())
         counts = self.scope.counts(members, due)
         chosen = [self.granularity.part(part, module) for part, module in zip(parts, modules, strict=True)]
-        self.scope.select(chosen, modules, counts)
+        self.scope.select(chosen, self.owners, counts)
         for selected, part, module in zip(chosen, parts, modules, strict=True):
             self.granularity.apply(selected, part, module)
         return Fraction(sum(map(count_of, counts)), max(1, sum(member.size for member in members)))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..errors import SparsifyError
 from ..surgery.fold import fold
-from ..surgery.masks import masked_weights
+from ..surgery.masks import MaskedWeight, masked_weights
 from .choices import Choices, EntryChoices
 from .costs import COSTS, Term, at_prices, forward_milliseconds
-from .granularity import GRANULARITIES
+from .granularity import GRANULARITIES, along_inputs
 from .scopes import SCOPES
 from .settings import Pruning
 from .targets import pruned_weights
@@ -47,7 +47,23 @@ def make_choices(model: nn.Module, pruning: Pruning, example_input: Any, channel
                 f"pruning.{key}: '{value}' needs to know which units belong together: give Pruner an example_input"
             )
     masked = masked_weights(model)
-    return EntryChoices(GRANULARITIES[settings.name], scope, {name: masked[name] for name in names})
+    weights = {name: masked[name] for name in names}
+    granularity = GRANULARITIES[settings.name](settings)
+    if settings.m is None:
+        return EntryChoices(granularity, scope, weights)
+    # The groups are the rows of what is selected from, and each loses as many.
+    return EntryChoices(granularity, SCOPES["filter"], weights, _left_dense(weights, settings.m))
+
+
+def _left_dense(weights: Mapping[str, MaskedWeight], m: int) -> list[str]:
+    """Return a line for the weights without a whole group, and one for each that has inputs left at the end."""
+    inputs = {name: along_inputs(weight.mask, weight.module).shape[2] for name, weight in weights.items()}
+    short = [name for name, count in inputs.items() if count < m]
+    if len(short) == len(inputs):
+        raise SparsifyError(f"pruning.granularity: none of the {len(inputs)} weights has {m} inputs to a unit, or more")
+    notes = [f"left dense, with fewer than {m} inputs to a unit: {', '.join(short)}"] if short else []
+    rest = {name: count % m for name, count in inputs.items() if count > m and count % m}
+    return notes + [f"{name}: the last {rest[name]} of {inputs[name]} inputs stay dense" for name in rest]
 
 
 def _per(model: nn.Module, pruning: Pruning, example_input: Any, channels: Channels) -> Sequence[Term] | None:

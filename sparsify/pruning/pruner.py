@@ -186,7 +186,7 @@ class Pruner:
         self._held.keep(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
-            for line in losses(self.report(), filters=self.pruning.granularity.name == "weight"):
+            for line in losses(self.report(), filters=self.pruning.granularity.name != "unit"):
                 warnings.warn(line, SparsityWarning, stacklevel=3)
 
     def _apply(self, update: Update, weights: Mapping[str, MaskedWeight]) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..surgery.masks import MaskedWeight, masked_parameters, masked_weights
-from .choices import Choices
+from .choices import Choices, EntryChoices
 from .granularity import rows
 from .selection import kept_in_rows
-from .settings import Pruning, decimal
+from .settings import Pruning
 from .unit_choices import UnitChoices
 
 
@@ -54,9 +54,9 @@ class PruningReport:
     """Reached sparsity against requested.
 
     `requested` is the recipe's sparsity, `due` the sum over the scope's groups of what it comes to, each rounded down,
-    out of `choices`, the entries that could be removed: weights, or units. `chosen` of them are removed. `parameters`
-    counts the whole model's. Where units span layers, `coupled` lists the layers that they span, `notes` says which
-    units stay and why, and `of` what the sparsity is a fraction of, of which `share` is gone.
+    out of `choices`, all that could be removed: weights, units or blocks. `chosen` of them are removed. `parameters`
+    counts the whole model's. `of` is what the sparsity is a fraction of, and `share` is gone of that. `notes`
+    says what stays and why. Where units span layers, `coupled` lists the layers that they span.
     """
 
     requested: float
@@ -96,19 +96,18 @@ def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices) -> Prun
     parameters, weights = masked_parameters(model), masked_weights(model)
     masks = {name: parameters[name].mask for name in choices.names}
     members = choices.members(masks)
-    target = decimal(pruning.sparsity)
     report = PruningReport(
-        requested=pruning.sparsity,
-        due=choices.due(masks, target),
+        requested=float(pruning.target),
+        due=choices.due(masks, pruning.target),
         chosen=sum(member.size - int(member.mask.count_nonzero()) for member in members),
         choices=sum(member.size for member in members),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=tuple(_layer(weights[name]) for name in choices.names if name in weights),
-        of="entries" if pruning.granularity.name == "weight" else pruning.of or "units",
+        of=pruning.of or pruning.granularity.choices,
         share=float(choices.removed(masks)),
     )
     if not isinstance(choices, UnitChoices):
-        return report
+        return replace(report, notes=choices.notes) if isinstance(choices, EntryChoices) else report
     coupled = [
         CoupledLayer(layer.weights, member.size, member.size - int(member.mask.count_nonzero()))
         for layer, member in zip(choices.groups.layers, members, strict=True)

@@ -48,23 +48,23 @@ class Cycle(NamedTuple):
 
 def one_shot(progress: Fraction, pruning: Pruning) -> Fraction:
     """Return the target: everything is removed at once, at `begin`."""
-    return decimal(pruning.sparsity)
+    return pruning.target
 
 
 def constant(progress: Fraction, pruning: Pruning) -> Fraction:
     """Return the target at any time; which weights are removed still changes from update to update."""
-    return decimal(pruning.sparsity)
+    return pruning.target
 
 
 def linear(progress: Fraction, pruning: Pruning) -> Fraction:
     """Return s_i + (s_f - s_i) * t."""
-    initial, final = decimal(pruning.schedule.initial_sparsity or 0), decimal(pruning.sparsity)
+    initial, final = decimal(pruning.schedule.initial_sparsity or 0), pruning.target
     return initial + (final - initial) * progress
 
 
 def cubic(progress: Fraction, pruning: Pruning) -> Fraction:
     """Return s_f + (s_i - s_f) * (1 - t)^3. Zhu and Gupta 2017, equation 1."""
-    initial, final = decimal(pruning.schedule.initial_sparsity or 0), decimal(pruning.sparsity)
+    initial, final = decimal(pruning.schedule.initial_sparsity or 0), pruning.target
     return final + (initial - final) * (1 - progress) ** 3
 
 
@@ -78,7 +78,7 @@ def cyclic(progress: Fraction, pruning: Pruning) -> Fraction:
     falling = pruning.schedule.ramp == "full" and number % 2 == 0
     sine = math.sin(math.pi / 2 * float(1 - part if falling else part))
     # Twelve decimals: sin(pi/6) is then one half, and counts do not hang on the last bit of a C library's sine.
-    return decimal(pruning.sparsity) * Fraction(f"{sine:.12f}")
+    return pruning.target * Fraction(f"{sine:.12f}")
 
 
 # name -> function of the progress from `begin` to `end`, in [0, 1] (cyclic: of the cycles elapsed), to the sparsity.
@@ -188,7 +188,7 @@ def _updates(pruning: Pruning, parts: list[Cycle], every: int) -> Iterator[Updat
         if cycle.end - cycle.begin < cycle.length:
             continue  # cut off by the last cycle: it never reached the target, so it ends without an update
         due = None if depends else schedule(cycle.elapsed + Fraction(1), pruning)
-        peak = due == decimal(pruning.sparsity)
+        peak = due == pruning.target
         event: Event = "save" if union and not last and peak else "update"
         yield Update(cycle.end, due, number, event, Fraction(1))
 

@@ -86,9 +86,10 @@ def filter_counts(members: Sequence[Member], due: Due) -> Counts:
         if due.start is None:
             counts.append(torch.full((units,), due.count(width)))
             continue
-        removed = (width - kept_in_rows(rows(due.start[member.name], member.module))).tolist()
-        table = {count: due.count(width, count) for count in set(removed)}
-        counts.append(torch.tensor([table[count] for count in removed], dtype=torch.int64))
+        removed = width - kept_in_rows(rows(due.start[member.name], member.module))
+        values, places = torch.unique(removed, return_inverse=True)
+        table = [due.count(width, count) for count in values.tolist()]
+        counts.append(torch.tensor(table, dtype=torch.int64)[places.cpu()])
     return counts
 
 

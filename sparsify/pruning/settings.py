@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import SparsifyError, nearest
+from .granularity_settings import GRANULARITY_NAMES, GranularitySettings
 from .sections import (
     CRITERION_NAMES,
-    GRANULARITY_NAMES,
     SCHEDULE_NAMES,
     SCOPE_NAMES,
     CriterionSettings,
-    GranularitySettings,
     Names,
     Schedule,
     ScopeName,
@@ -45,17 +45,25 @@ DEFAULT_EVERY = 0.005
 SYNFLOW_ROUNDS = 100  # as in the experiments of Tanaka et al. 2020
 
 
+def _sparsity_or_granularity(schema: dict[str, Any]) -> None:
+    """Let the JSON schema of the section take a granularity for the sparsity, as one may tell it."""
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["granularity"]}]
+
+
 class Pruning(Section):
     """The `prune` section of a recipe: which weights are removed, by which criterion, how many and when."""
+
+    model_config = ConfigDict(json_schema_extra=_sparsity_or_granularity)
 
     criterion: CriterionSettings = CriterionSettings(name="magnitude")
     """by what weights are compared"""
     granularity: GranularitySettings = GranularitySettings(name="weight")
     """what is kept or removed together"""
     scope: ScopeName = "layer"
-    """over which set the sparsity holds: global, each layer, each filter (output unit), or Erdos-Renyi-Kernel shares"""
+    """over which set the sparsity holds: global, each layer, each filter (output unit; of blocks each row of them), or
+    Erdos-Renyi-Kernel shares"""
     sparsity: Sparsity
-    """the fraction removed at the end, in [0, 1]"""
+    """the fraction removed at the end, in [0, 1]; granularity n:m tells it by itself"""
     of: Literal["units", "flops", "parameters"] | None = None
     """granularity unit: what the sparsity is a fraction of: units (default), or the model's multiply-adds or parameters
     (scope global), of which the fewest units that are enough go"""
@@ -79,10 +87,23 @@ class Pruning(Section):
     shrink: Annotated[bool, Field(strict=True)] = False
     """whether channels that are of no influence any more are taken out of the model right after the last update"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sparsity_of_a_pattern(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "sparsity" in value or "granularity" not in value:
+            return value
+        try:
+            share = GranularitySettings.model_validate(value["granularity"]).share
+        except ValidationError:  # is the mistake to tell, and no missing sparsity, which it might have told
+            return {**value, "sparsity": 0}
+        return value if share is None else {**value, "sparsity": float(share)}
+
     @model_validator(mode="after")
     def _settings_that_fit_together(self) -> Pruning:
         if self.granularity.name == "unit" and self.scope == "filter":
             raise ValueError("granularity 'unit' with scope 'filter' makes no sense: a unit is a filter; use 'layer'")
+        if self.granularity.share is not None:
+            self._settings_that_fit_a_pattern(self.granularity.share)
         for key, value in (("criterion.per", self.criterion.per), ("of", self.of)):
             if value is not None and self.granularity.name != "unit":
                 raise ValueError(f"'{key}' belongs to granularity unit, not to {self.granularity.name}")
@@ -106,6 +127,23 @@ class Pruning(Section):
         if self.after_cycles == "union" and self.schedule.cycles is not None and self.schedule.cycles < least:
             raise ValueError(f"a union needs at least {least} cycles, the last included; {self.schedule.cycles} given")
         return self
+
+    def _settings_that_fit_a_pattern(self, share: Fraction) -> None:
+        pattern = self.granularity.short
+        if self.scope != "layer":
+            raise ValueError(
+                f"granularity {pattern} holds in every group of a layer, not in scope '{self.scope}'; use 'layer'"
+            )
+        if abs(self.sparsity - share) >= Fraction(1, 200):  # two decimals are enough of 2/3
+            raise ValueError(
+                f"granularity {pattern} removes {float(share):.4g}, not {self.sparsity:g}; leave 'sparsity' out"
+            )
+
+    @property
+    def target(self) -> Fraction:
+        """The fraction removed at the end, exactly: the decimal that was written, or what n:m comes to."""
+        share = self.granularity.share
+        return decimal(self.sparsity) if share is None else share
 
     @property
     def rounds(self) -> int:

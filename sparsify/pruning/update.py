@@ -14,7 +14,7 @@ from .criteria import Context, Criterion
 from .schedules import Update
 from .scopes import Due
 from .scores import scored_parts
-from .settings import Pruning, decimal
+from .settings import Pruning
 
 
 def round_targets(sparsity: Fraction, rounds: int) -> list[Fraction]:
@@ -49,7 +49,7 @@ def update_masks(
     start = None
     if update.sparsity is None:
         start = {member.name: member.mask for member in choices.members(union)}
-    target = decimal(pruning.sparsity) if update.sparsity is None else update.sparsity
+    target = pruning.target if update.sparsity is None else update.sparsity
     masks = {name: weight.mask for name, weight in weights.items()}
     scored = {name: weights[name] for name in choices.scored}
     generator = context.generator.get_state()

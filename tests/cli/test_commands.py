@@ -94,6 +94,21 @@ def test_dry_run_shows_every_update_and_builds_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["granularity=2:4", "sparsity=0.5"], "prune 50.0 % of the weights, 2:4, by magnitude, scope layer: 1 update"),
+        (["granularity=4x1", "sparsity=0.3"], "prune 30.0 % of the 4x1 blocks by magnitude"),
+        (["granularity=unit", "sparsity=0.3"], "prune 30.0 % of the units by magnitude"),
+        (["granularity=unit", "sparsity=0.3", "of=flops", "scope=global"], "of the multiply-adds, in whole units, by"),
+    ],
+)
+def test_dry_run_tells_what_the_sparsity_is_a_fraction_of(sparsify: Run, settings: list[str], told: str) -> None:
+    given = [word for setting in ["scope=layer", *settings] for word in ("--set", f"prune.{setting}")]
+    shown = sparsify("train", RECIPE.with_name("one_shot.yaml"), *given, "--dry-run").out
+    assert told in " ".join(shown.split())
+
+
 def test_export_sparse_and_dense_hold_the_same_weights(sparsify: Run, trained: Path, tmp_path: Path) -> None:
     code, out, err = sparsify("export", trained, "--out", tmp_path / "s.safetensors")
     assert (code, err) == (0, "") and "% of the dense 1.5 MB" in out
@@ -212,6 +227,25 @@ def test_units_are_pruned_shrunk_and_loaded_from_the_file_alone(sparsify: Run, t
     assert count[0] < 0.3 * count[1]
     shown = sparsify("inspect", out)
     assert "128x64x1x1" in shown.out  # the original shape of a cut weight
+
+
+@pytest.mark.parametrize(
+    ("granularity", "sparsity", "told"),
+    [
+        ("2:4", None, "note: left dense, with fewer than 4 inputs to a unit: conv1.weight"),
+        ("4x1", 0.75, "blocks: 202,818 of 270,424 removed, 75.0 % of the blocks (75.0 % requested)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:filters lost all their weights")
+def test_patterns_and_blocks_are_pruned_by_their_short_forms(
+    sparsify: Run, tmp_path: Path, granularity: str, sparsity: float | None, told: str
+) -> None:
+    out = tmp_path / "masked.safetensors"
+    given = [] if sparsity is None else ["--sparsity", str(sparsity)]
+    code, text, _ = sparsify("convert", "--model", "cifar:resnet20", "--granularity", granularity, *given, "--out", out)
+    assert code == 0 and told in text
+    encodings = {row["name"]: row["encoding"] for row in json.loads(sparsify("inspect", out, "--json").out)["rows"]}
+    assert (encodings["fc.weight"] == "n:m") == (granularity == "2:4")
 
 
 @pytest.mark.filterwarnings("ignore:filters lost all their weights")

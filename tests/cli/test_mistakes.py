@@ -28,6 +28,12 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "override without value": (["train", RECIPE, "--set", "prune.sparsity"], ["section.key=value"]),
     "sparsity": (["train", RECIPE, "--set", "prune.sparsity=1.5"], ["prune.sparsity", "1.5", "[0, 1]"]),
     "optimiser": (["train", RECIPE, "--set", "train.optimizer.name=sdg"], ["sdg"]),
+    "n:m": (["train", RECIPE, "--set", "prune.granularity=4:2"], ["n is less than m", "did you mean 2:4?"]),
+    "n:m and scope": (["train", RECIPE, "--set", "prune.granularity=2:4"], ["not in scope 'filter'; use 'layer'"]),
+    "block": (
+        ["convert", "--model", "cifar:resnet20", "--granularity", "0x4", "--out", "x"],
+        ["--granularity: (0, 4)"],
+    ),
     "criterion": (["train", RECIPE, "--set", "prune.criterion=magnitud"], ["magnitud", "did you mean 'magnitude'"]),
     "missing weights": (["train", RECIPE, "--set", "model.checkpoint=missing.pt"], ["missing.pt"]),
     "resume nothing": (["train", "--resume", "runs/nothing-here"], ["no such run"]),

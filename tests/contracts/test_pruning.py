@@ -28,7 +28,18 @@ SCHEDULE_SETTINGS: dict[str, list[dict[str, Any]]] = {
     "cyclic": [{"cycles": 3}, {"cycles": 3, "ramp": "full"}, {"cycle_length": "10it"}],
 }
 EVERY_SCHEDULE = [{"name": name} | given for name, variants in SCHEDULE_SETTINGS.items() for given in variants]
-EVERY_SELECTION = [(s, g) for s in SCOPES for g in (*GRANULARITIES, "groups") if s != "filter" or g == "weight"]
+
+
+def _scopes_of(granularity: str) -> list[str]:
+    return (
+        ["layer"]
+        if granularity == "n:m"
+        else [s for s in SCOPES if s != "filter" or granularity in ("weight", "block")]
+    )
+
+
+GRANULARITY_SETTINGS = {"weight": "weight", "unit": "unit", "block": "3x2", "n:m": "2:4", "groups": "unit"}
+EVERY_SELECTION = [(s, g) for s in SCOPES for g in GRANULARITY_SETTINGS if s in _scopes_of(g)]
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +57,11 @@ def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
     return F.cross_entropy(model(batch), torch.arange(3))
 
 
-def settings_of(granularity: str) -> dict[str, Any]:
-    return {"granularity": "unit" if granularity == "groups" else granularity}
+def settings_of(granularity: str, sparsity: float = 0.6) -> dict[str, Any]:
+    """Return the settings of a granularity; of n:m those that are nearest to the sparsity."""
+    if granularity == "n:m":
+        return {"granularity": "2:4" if sparsity > 0.4 else "3:4"}
+    return {"granularity": GRANULARITY_SETTINGS[granularity], "sparsity": sparsity}
 
 
 def example_of(granularity: str) -> Tensor | None:
@@ -62,7 +76,7 @@ def removed(model: nn.Module) -> int:
 def test_the_names_a_recipe_knows_are_those_of_the_tables() -> None:
     assert settings.CRITERION_NAMES == tuple(CRITERIA)
     assert settings.SCOPE_NAMES == tuple(SCOPES)
-    assert settings.GRANULARITY_NAMES == tuple(GRANULARITIES)
+    assert settings.GRANULARITY_NAMES == tuple(GRANULARITIES) == tuple(GRANULARITY_SETTINGS)[:-1]
     assert settings.SCHEDULE_NAMES == tuple(SCHEDULES) == tuple(SCHEDULE_SETTINGS)
 
 
@@ -110,7 +124,7 @@ def test_a_plan_reaches_the_target_at_its_end(schedule: dict[str, Any]) -> None:
 def test_any_selection_removes_exactly_what_is_due_and_the_same_again(
     criterion: str, scope: str, granularity: str
 ) -> None:
-    pruning = {"sparsity": 0.6, "scope": scope, "criterion": criterion} | settings_of(granularity)
+    pruning = {"scope": scope, "criterion": criterion} | settings_of(granularity)
     found = []
     for _ in range(2):
         model = small_network()
@@ -118,7 +132,7 @@ def test_any_selection_removes_exactly_what_is_due_and_the_same_again(
         pruner.start(batches(), loss_fn)
         report = pruner.report()
         assert report.chosen == report.due
-        assert granularity != "weight" or report.removed == report.due == removed(model)
+        assert granularity not in ("weight", "n:m") or report.removed == report.due == removed(model)
         found.append(get_masks(model))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
@@ -127,7 +141,7 @@ def test_any_selection_removes_exactly_what_is_due_and_the_same_again(
 @pytest.mark.parametrize(("scope", "granularity"), EVERY_SELECTION)
 def test_any_schedule_ends_with_exactly_what_is_due(schedule: dict[str, Any], scope: str, granularity: str) -> None:
     model = small_network()
-    pruning: dict[str, Any] = {"sparsity": 0.6, "scope": scope, "schedule": schedule} | settings_of(granularity)
+    pruning: dict[str, Any] = {"scope": scope, "schedule": schedule} | settings_of(granularity)
     if schedule["name"] != "one_shot":
         pruning |= {"end": "30it", "every": "4it"}
     if schedule["name"] == "cyclic":
@@ -148,7 +162,7 @@ def test_more_sparsity_removes_a_superset_of_the_same_scores(scope: str, granula
     masks = []
     for sparsity in (0.3, 0.6):
         model = small_network()
-        pruning = {"sparsity": sparsity, "scope": scope} | settings_of(granularity)
+        pruning = {"scope": scope} | settings_of(granularity, sparsity)
         Pruner(model, pruning, 0, example_input=example_of(granularity)).start()
         masks.append(get_masks(model))
     assert all(not (masks[1][name] & ~masks[0][name]).any() for name in masks[0])

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.pruning.granularity import rows, set_rows, unit_mask, unit_scores
+from sparsify.pruning.granularity import GRANULARITIES, rows, set_rows
+from sparsify.pruning.granularity_settings import GranularitySettings
 from sparsify.pruning.selection import Part
 
+UNITS = GRANULARITIES["unit"](GranularitySettings(name="unit"))
 CASES = [
     (nn.Linear(3, 4), "weight"),
     (nn.Conv2d(4, 6, 3, groups=2), "weight"),
@@ -50,22 +52,22 @@ def test_a_unit_scores_the_mean_of_its_weights(absolute: bool) -> None:
     scores = torch.tensor([[1.0, -2.0, 3.0], [-4.0, 0.0, 1.0]])
     part = Part("w", scores, torch.ones(2, 3, dtype=torch.bool), absolute)
     means = [2.0, 5 / 3] if absolute else [2 / 3, -1.0]
-    assert unit_scores(part, nn.Linear(3, 2)).scores.tolist() == pytest.approx(means)
+    assert UNITS.part(part, nn.Linear(3, 2)).scores.flatten().tolist() == pytest.approx(means)
 
 
 def test_units_are_scored_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     scores: Tensor = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
     part = Part("w", scores, torch.ones(50, 7, dtype=torch.bool))
-    whole = unit_scores(part, nn.Linear(7, 50)).scores
+    whole = UNITS.part(part, nn.Linear(7, 50)).scores
     monkeypatch.setattr("sparsify.pruning.granularity._ENTRIES_AT_ONCE", 20)
-    assert torch.equal(unit_scores(part, nn.Linear(7, 50)).scores, whole)
+    assert torch.equal(UNITS.part(part, nn.Linear(7, 50)).scores, whole)
 
 
 def test_a_unit_is_kept_if_anything_of_it_is() -> None:
     mask = torch.tensor([[True, False], [False, False]])
-    assert unit_mask(mask, nn.Linear(2, 2)).tolist() == [True, False]
+    assert UNITS.mask(mask, nn.Linear(2, 2)).tolist() == [[True], [False]]
 
 
 def test_a_unit_of_half_precision_weights_does_not_overflow() -> None:
     part = Part("w", torch.full((2, 100), 60000.0).half(), torch.ones(2, 100, dtype=torch.bool), True)
-    assert unit_scores(part, nn.Linear(100, 2)).scores.tolist() == [60000.0, 60000.0]
+    assert UNITS.part(part, nn.Linear(100, 2)).scores.tolist() == [[60000.0], [60000.0]]

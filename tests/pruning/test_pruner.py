@@ -273,10 +273,20 @@ def snapshot(model: nn.Module, pruner: Pruner) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
-@pytest.mark.parametrize("held", ["decay", "freeze"])
-def test_a_run_resumed_at_any_step_equals_one_that_was_not_interrupted(criterion: str, held: str) -> None:
+@pytest.mark.parametrize(
+    ("held", "selection"),
+    [
+        ("decay", {"scope": "global"}),
+        ("freeze", {"scope": "global"}),
+        ("freeze", {"granularity": "1:2", "sparsity": 0.5}),
+        ("decay", {"granularity": "2x3"}),
+    ],
+)
+def test_a_run_resumed_at_any_step_equals_one_that_was_not_interrupted(
+    criterion: str, held: str, selection: dict[str, Any]
+) -> None:
     torch.manual_seed(0)
-    settings = UNION | {"criterion": criterion, "masked_weights": held, "scope": "global"}
+    settings = UNION | {"criterion": criterion, "masked_weights": held} | selection
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3), nn.Linear(3, 4))
     convert(model)
     optimizer, pruner = sgd(model), Pruner(model, settings, 11, generator=torch.Generator().manual_seed(4))

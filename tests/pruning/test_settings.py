@@ -1,5 +1,6 @@
 """The prune section: what it accepts, what it means, and the one line that a mistake gets."""
 
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -31,6 +32,21 @@ def test_settings_survive_their_own_dump() -> None:
     )
     assert pruning.ignore == ("last",)
     assert parse_pruning(pruning.model_dump(mode="json")) == pruning
+
+
+def test_patterns_and_sizes_of_blocks_have_short_forms() -> None:
+    short = [parse_pruning({"sparsity": 0.5, "granularity": form}) for form in ("2:4", "4x1")]
+    long = [{"name": "n:m", "n": 2, "m": 4}, {"name": "block", "size": [4, 1]}]
+    assert short == [parse_pruning({"sparsity": 0.5, "granularity": form}) for form in long]
+    assert [pruning.granularity.short for pruning in short] == ["2:4", "4x1"]
+    assert all(parse_pruning(pruning.model_dump(mode="json")) == pruning for pruning in short)
+
+
+def test_a_pattern_tells_the_sparsity() -> None:
+    for settings in ({}, {"sparsity": 2 / 3}, {"sparsity": 0.67}):
+        assert parse_pruning({"granularity": "1:3"} | settings).target == Fraction(2, 3)
+    assert parse_pruning({"granularity": {"name": "n:m", "n": 7, "m": 8}}).sparsity == 0.125
+    assert parse_pruning({"sparsity": 0.67}).target == Fraction(67, 100)
 
 
 def test_a_function_is_a_criterion_under_its_own_name() -> None:
@@ -92,6 +108,33 @@ def test_a_function_is_a_criterion_under_its_own_name() -> None:
         ({"sparsity": 0.5, "scope": "glob"}, "unknown scope 'glob'; did you mean 'global'?"),
         ({"sparsity": 0.5, "granularity": "units"}, "unknown granularity 'units'; did you mean 'unit'?"),
         ({"sparsity": 0.5, "granularity": "unit", "scope": "filter"}, "a unit is a filter"),
+        (
+            {"granularity": "n:m"},
+            "granularity n:m needs n and m, {name: 'n:m', n: 2, m: 4} or in short '2:4'",
+        ),
+        ({"granularity": {"name": "n:m", "n": 2}}, "granularity n:m needs n and m"),
+        ({"granularity": {"name": "n:m", "n": "2", "m": 4}}, "granularity.n: Input should be a valid integer"),
+        ({"granularity": "4:2"}, "4:2 removes nothing: n of each m are kept, so n is less than m; did you mean 2:4?"),
+        ({"granularity": "4:4"}, "4:4 removes nothing: n of each m are kept, so n is less than m"),
+        ({"granularity": "0:4"}, "granularity.n: Input should be greater than or equal to 1"),
+        ({"granularity": "2:4", "sparsity": 0.9}, "granularity 2:4 removes 0.5, not 0.9; leave 'sparsity' out"),
+        ({"granularity": "1:3", "sparsity": 0.66}, "granularity 1:3 removes 0.6667, not 0.66; leave 'sparsity' out"),
+        (
+            {"granularity": "2:4", "scope": "global"},
+            "holds in every group of a layer, not in scope 'global'",
+        ),
+        ({"granularity": {"name": "n:m", "n": 2, "k": 4}}, "granularity.k: unknown key"),
+        ({"granularity": {"name": "weight", "m": 4}}, "'m' belongs to granularity n:m, not to weight"),
+        (
+            {"granularity": "block", "sparsity": 0.5},
+            "granularity block needs a size, {name: block, size: [4, 1]} or",
+        ),
+        ({"granularity": "4x", "sparsity": 0.5}, "unknown granularity '4x'"),
+        ({"granularity": "0x4", "sparsity": 0.5}, "granularity.size: (0, 4) is no block size; it is rows by columns"),
+        ({"granularity": {"name": "block", "size": 4}, "sparsity": 0.5}, "granularity.size: 4 is no block size"),
+        ({"granularity": {"name": "block", "size": [4, 1, 1]}, "sparsity": 0.5}, "[4, 1, 1] is no block size"),
+        ({"granularity": {"name": "unit", "size": [4, 1]}, "sparsity": 0.5}, "'size' belongs to granularity block"),
+        ({"granularity": "4x1"}, "pruning.sparsity: missing key"),
         ({"sparsity": 0.5, "schedule": {"name": "linear", "cycles": 3}}, "'cycles' belongs to schedule cyclic"),
         ({"sparsity": 0.5, "schedule": "cyclic"}, "takes either 'cycles' (their number) or 'cycle_length'"),
         ({"sparsity": 0.5, "schedule": CYCLIC | {"ramp": "full"}}, "4 given, 3 or 5 would do"),
@@ -167,3 +210,6 @@ def test_the_schema_offers_short_forms_and_names() -> None:
     assert set(long["properties"]) == {"name", "initial_sparsity", "ramp", "cycles", "cycle_length"}
     assert "function" not in schema["$defs"]["CriterionSettings"]["anyOf"][1]["properties"]
     assert all("description" in entry for entry in schema["properties"].values())
+    *_, pattern = schema["$defs"]["GranularitySettings"]["anyOf"]
+    assert all(re.fullmatch(pattern["pattern"], form) for form in ("2:4", "16x16"))
+    assert schema["anyOf"] == [{"required": ["sparsity"]}, {"required": ["granularity"]}]
