@@ -51,10 +51,15 @@ def unpack(
     return {key: state[key] for key in plain}, found
 
 
+def _set(settings: Any) -> Any:
+    """Return settings without those that are None: a version that did not know them meant the same."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: _set(value) for key, value in settings.items() if value is not None}
+
+
 def _same_settings(saved: str, present: str) -> None:
-    if saved == present:
-        return
-    was, now = json.loads(saved), json.loads(present)
+    was, now = _set(json.loads(saved)), _set(json.loads(present))
     for key in sorted({*was, *now}):
         if was.get(key) != now.get(key):
             raise SparsifyError(

@@ -1,6 +1,7 @@
 """The pruner: what happens at which step, to masks and to stored values, and going on from a saved state."""
 
 import copy
+import json
 import warnings
 from typing import Any
 
@@ -365,6 +366,18 @@ def test_a_state_of_other_settings_is_refused(settings: dict[str, Any], total: i
     state = Pruner(small_network(), UNION, 11).state_dict()
     with pytest.raises(SparsifyError, match=message):
         Pruner(small_network(), settings, total).load_state_dict(state)
+
+
+def test_a_state_from_before_a_setting_was_known_is_of_the_same_settings() -> None:
+    model = linear_model(torch.randn(4, 4))
+    pruner = Pruner(model, LINEAR, total_steps=20)
+    state = pruner.state_dict()
+    settings = json.loads(state["settings"])
+    del settings["granularity"]["m"], settings["after_cycles"]
+    pruner.load_state_dict(state | {"settings": json.dumps(settings)})
+    settings["granularity"]["m"] = 4
+    with pytest.raises(SparsifyError, match="it was saved with granularity .*'m': 4"):
+        pruner.load_state_dict(state | {"settings": json.dumps(settings)})
 
 
 def test_after_loading_start_only_hands_over_data() -> None:
