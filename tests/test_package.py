@@ -20,7 +20,7 @@ ALLOWED = {
     "weights": {"errors", "formats", "surgery"},
     "pruning": {"errors", "ops", "surgery"},
     "formats": {"errors", "ops", "surgery", "models", "quantities"},
-    "runtime": {"errors", "surgery"},
+    "runtime": {"errors", "surgery", "formats"},
     "training": {"errors", "ops", "surgery", "models", "weights", "formats", "pruning"},
 }
 

@@ -12,10 +12,11 @@ from torch.utils import _pytree as pytree
 
 from ..errors import SparsifyError
 from ..surgery.fold import fold
+from . import remembered
 from .describe import text
 from .plan import Plan, execute, make_plan, memory, part_of
 from .program import Array, Segment
-from .tuning import CHUNKS, TORCH, Way, choose
+from .tuning import CHUNKS, TORCH, Way, checked, choose
 from .workers import Workers
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -70,10 +71,17 @@ class Engine:
         def plan(way: Way) -> Plan:
             return self._plan(way, [x[: way.images] for x in flat] if way.kind == "chunks" else flat, structure)
 
+        name = remembered.key(self.model, flat, self.threads) if self._tune else ""
+        before = remembered.recall(name) if self._tune else None
+        if before is not None and (before.kind == "torch" or not checked(run, before, run(TORCH))):
+            return before
         images = _images([*flat, *run(TORCH)])
         most = -(-images // self.threads)
         chunks = sorted({min(most, size) for size in CHUNKS}, reverse=True) if images > 1 else []
-        return choose(run, plan, [*(Way("chunks", size) for size in chunks), Way("split")], self._tune)
+        way = choose(run, plan, [*(Way("chunks", size) for size in chunks), Way("split")], self._tune)
+        if self._tune:
+            remembered.keep(name, way)
+        return way
 
     def _run(self, way: Way, flat: Sequence[Tensor], structure: Any) -> Any:
         """Return the outputs for flat inputs by one way."""
@@ -164,9 +172,10 @@ def compile(model: nn.Module, example_input: Any, *, threads: int | None = None,
     """Return an engine for `model` (masked, folded, shrunk or any other) that was run once on `example_input`.
 
     `example_input` is a tensor or a tuple of positional arguments. `threads` is torch's own number unless given. With
-    `tune` every way to run the example's shape is timed and the fastest kept, PyTorch's own among them; without it
-    nothing is timed and kernels are used wherever there are some. Every way is compared with the model's outputs first
-    and left out if they differ by more than 1e-5 of the largest. Raises SparsifyError for a model in a state that has
+    `tune` every way to run the example's shape is timed and the fastest kept, PyTorch's own among them; it is also kept
+    on the disk, for the next engine of the same weights (tuning.json in the folder SPARSIFY_CACHE, by default sparsify
+    in the user's folder for caches). Without it nothing is timed and kernels are used wherever there are some. Every
+    way is compared with the model's outputs first and left out if they differ by more than 1e-5 of the largest. Raises SparsifyError for a model in a state that has
     no outputs to compare (no parameters' values yet) and for a number of threads below one.
     """
     count = torch.get_num_threads() if threads is None else threads

@@ -2,6 +2,8 @@
 
 import copy
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from sparsify.runtime.tuning import TORCH, Way, difference
 def pruned(spec: str, sparsity: float = 0.9) -> nn.Module:
     torch.manual_seed(0)
     model = sparsify.build_model(spec).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            parameter.data.normal_(0, 0.02)  # a head that begins with zeros says nothing
     sparsify.convert(model, ignore=["first", "last"])
     settings = {"criterion": "magnitude", "sparsity": sparsity, "scope": "filter"}
     sparsify.Pruner(model, settings, total_steps=0).start()
@@ -26,6 +31,13 @@ def close(found: Tensor, model: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
         expected = copy.deepcopy(model).double()(x.double())
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing that is tuned here is kept, or known from before."""
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 class Residual(nn.Module):
@@ -181,6 +193,24 @@ def test_tuning_keeps_the_fastest_way_and_says_what_it_timed(resnet: nn.Module) 
     assert way.seconds[str(way)] == min(way.seconds.values())
     assert "down" in str(engine)
     close(engine(x), resnet, x)
+
+
+def test_what_was_tuned_is_known_to_the_next_engine(resnet: nn.Module, cache: Path) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    first = next(iter(compile(resnet, x, threads=1).ways.values()))
+    again = compile(resnet, x, threads=1)
+    way = next(iter(again.ways.values()))
+    assert (way, way.why, way.seconds) == (replace(first, why="tuned before"), "tuned before", {})
+    close(again(x), resnet, x)
+    assert next(iter(compile(resnet, x[:1], threads=1).ways.values())).seconds
+    (cache / "tuning.json").write_text('{"half": ')
+    assert next(iter(compile(resnet, x, threads=1).ways.values())).seconds
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(resnet: nn.Module, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    x = torch.randn(1, 3, 32, 32)
+    close(compile(resnet, x, threads=1)(x), resnet, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
