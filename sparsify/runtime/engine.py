@@ -174,9 +174,9 @@ def compile(model: nn.Module, example_input: Any, *, threads: int | None = None,
     `example_input` is a tensor or a tuple of positional arguments. `threads` is torch's own number unless given. With
     `tune` every way to run the example's shape is timed and the fastest kept, PyTorch's own among them; it is also kept
     on the disk, for the next engine of the same weights (tuning.json in the folder SPARSIFY_CACHE, by default sparsify
-    in the user's folder for caches). Without it nothing is timed and kernels are used wherever there are some. Every
-    way is compared with the model's outputs first and left out if they differ by more than 1e-5 of the largest. Raises SparsifyError for a model in a state that has
-    no outputs to compare (no parameters' values yet) and for a number of threads below one.
+    in the user's folder for caches). Without it nothing is timed and kernels are used wherever there are some.
+    Every way is compared with the model's outputs first and left out if they differ by more than 1e-5 of the largest.
+    Raises SparsifyError for a model whose parameters have no values yet and for a number of threads below one.
     """
     count = torch.get_num_threads() if threads is None else threads
     if count < 1:
