@@ -62,7 +62,8 @@ def rates(rows: Sequence[Row]) -> str:
     lines = [
         f"The peak is that of torch's product of two matrices of {_SIZE} x {_SIZE} float32, the fastest of",
         f"{_PASSES} on {_threads(threads)}: {peak / 1e9:.0f} GFLOP/s. *Kept* counts multiplications and",
-        "additions with weights that are not 0, *all* those of the dense network, in the engine's median time and in torch's.",
+        "additions with weights that are not 0, *all* those of the dense network, in the engine's median time and in",
+        "torch's.",
         "",
         "| network | batch | sparsity | engine, kept, GFLOP/s | of the peak | engine, all | of the peak | torch, all "
         "| of the peak |",
@@ -130,8 +131,10 @@ def _draw(rows: Sequence[Row], chart: Path) -> None:
             right.plot([row["batch"] for row in chosen], rate, style, color=colour, marker="o", ms=4, label=label)
     left.axhline(1, color="tab:gray", lw=0.8)
     left.set(xlabel="sparsity, %", ylabel="torch's time / the engine's", ylim=(0, None))
-    right.set(xlabel="batch", ylabel="images per second, 90 % sparse", xscale="log", ylim=(0, None))
+    right.set(xlabel="batch", ylabel="images per second, 90 % sparse", ylim=(0, None))
     right.set_xscale("log", base=2)
+    batches = sorted({row["batch"] for row in rows})
+    right.set_xticks(batches, [str(batch) for batch in batches])
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
