@@ -77,6 +77,9 @@ def _build(path: str | os.PathLike[str], metadata: Metadata) -> nn.Module:
     foreign = [key for key in metadata.arguments if key in NOT_ARGUMENTS]
     if foreign:
         raise SparsifyError(f"{os.fspath(path)}: the file's model arguments may not contain {', '.join(foreign)}")
+    if metadata.spec.count(":") > 1:
+        # timm would follow such a name to a repository or a folder: a file does not choose what is fetched.
+        raise SparsifyError(f"{os.fspath(path)}: the file's model, {metadata.spec!r}, is no name of a zoo's model")
     return build_model(metadata.spec, **metadata.arguments)
 
 

@@ -388,3 +388,10 @@ def test_a_model_of_the_zoo_is_rebuilt_from_its_file_alone(tmp_path: Path, name:
             target = sparsify.build_model(name).eval()
             target.load_state_dict(load_file(tmp_path / "dense"), strict=True)
             assert torch.equal(target(images), expected)
+
+
+@pytest.mark.parametrize("spec", ["timm:hf-hub:someone/something", "timm:local-dir:/somewhere"])
+def test_a_file_does_not_choose_what_is_fetched(tmp_path: Path, spec: str) -> None:
+    save(network(), tmp_path / "model.safetensors", spec=spec)
+    with pytest.raises(SparsifyError, match="is no name of a zoo's model"):
+        load(tmp_path / "model.safetensors")
