@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import time
 import warnings
@@ -48,7 +49,7 @@ def ready(
     found: list[Runtime] = []
     notes: list[str] = []
     started = time.perf_counter()
-    with _doing("compiling the engine"):
+    with _doing("compiling the engine"), _nothing_remembered():
         engine = sparsify.compile(model, x, threads=threads)
     found.append(Runtime(ENGINE, partial(engine, x), time.perf_counter() - started))
     for name, make in _OTHERS.items():
@@ -74,6 +75,20 @@ def _doing(what: str) -> Iterator[None]:
     """Say on a terminal what takes so long."""
     with Console(stderr=True).status(f"{what} …"):
         yield
+
+
+@contextmanager
+def _nothing_remembered() -> Iterator[None]:
+    """Have every way timed anew, so that there is something to show."""
+    before = os.environ.get("SPARSIFY_CACHE")
+    with TemporaryDirectory() as folder:
+        os.environ["SPARSIFY_CACHE"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["SPARSIFY_CACHE"]
+            if before is not None:
+                os.environ["SPARSIFY_CACHE"] = before
 
 
 def _torch(model: nn.Module, x: Tensor, threads: int) -> Callable[[], object]:

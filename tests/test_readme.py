@@ -98,7 +98,10 @@ def test_the_channels_shown_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert held == {id(parameter) for parameter in scope["report"].model.parameters()}
 
 
-def test_the_engine_shown_gives_the_models_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_engine_shown_gives_the_models_outputs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
     scope: dict[str, Any] = {}
     exec(compile(blocks("python")[2], "README.md", "exec"), scope)
     with torch.no_grad():

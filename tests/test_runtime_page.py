@@ -18,7 +18,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
-def test_the_python_shown_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_shown_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
     [code] = blocks("python")
     names: dict[str, Any] = {}
     exec(compile(code, "runtime.md", "exec"), names)
@@ -26,7 +29,8 @@ def test_the_python_shown_runs(capsys: pytest.CaptureFixture[str]) -> None:
         wanted = names["model"](names["images"])
     assert (names["logits"] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     out = capsys.readouterr().out
-    assert out.startswith("engine of ResNet") and "input 8x3x32x32: " in out
+    assert out.startswith("engine of ResNet") and "input 8x3x32x32: " in out and " ms  PyTorch" in out
+    assert (tmp_path / "tuning.json").is_file()  # as the page says
 
 
 @pytest.mark.parametrize("line", "".join(blocks("sh")).splitlines())
