@@ -51,7 +51,7 @@ def lines(plan: Plan, model: nn.Module, dense: frozenset[str] = frozenset()) -> 
         for value in held:
             if isinstance(value, Tensor) and value.dim() > 1 and value.untyped_storage().data_ptr() in owners:
                 return owners[value.untyped_storage().data_ptr()]
-        return name
+        return "input" if nodes[name].op == "placeholder" else name
 
     for step in plan.steps:
         if isinstance(step, Step):

@@ -31,9 +31,11 @@ def folder() -> Path:
 
 def key(model: nn.Module, inputs: Sequence[Tensor], threads: int) -> str:
     """Return what a way depends on: machine, libraries, threads, sizes of inputs, sizes and zeros of weights."""
+    from .. import __version__
+
     weights = [(name, list(p.shape), int(p.count_nonzero())) for name, p in model.named_parameters()]
     text = [
-        [llvm.get_host_cpu_name(), os.cpu_count(), torch.__version__, numba.__version__, threads],
+        [llvm.get_host_cpu_name(), os.cpu_count(), __version__, torch.__version__, numba.__version__, threads],
         [list(x.shape) for x in inputs],
         repr(model),
         weights,

@@ -44,7 +44,8 @@ class Way:
             "split": "all threads on all images",
             "chunks": f"each thread on {self.images} image{'s' if self.images > 1 else ''} at a time",
         }[self.kind]
-        return text + (f", {len(self.dense)} layers left to PyTorch" if self.dense else "")
+        left = len(self.dense)
+        return text + (f", {left} layer{'s' if left > 1 else ''} left to PyTorch" if left else "")
 
 
 TORCH = Way("torch")
