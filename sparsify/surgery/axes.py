@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def reshape(form: Tensor, old: Shape, new: Shape) -> Tensor:
         return form.new_zeros(list(new))
     sizes: list[int] = []
     expanded: list[int] = []
-    for before, after in _blocks(old, new):
+    for before, after in _blocks(tuple(old), tuple(new)):
         if all(form.shape[d] == 1 for d in before):
             expanded += [1] * len(before)
             sizes += [1] * len(after)
@@ -32,6 +33,7 @@ def reshape(form: Tensor, old: Shape, new: Shape) -> Tensor:
     return form.expand(expanded).reshape(sizes)
 
 
+@lru_cache(maxsize=1 << 12)
 def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
     """Return the shortest runs of old and new dimensions that hold the same number of entries."""
     blocks = []

@@ -145,16 +145,20 @@ def _produced(coupling: Coupling) -> dict[str, int]:
 def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
     """Return for each group whether an activation that may be nonzero and is read carries it."""
     alive = np.zeros(count + 1, dtype=bool)  # the last is for entries that stay
+    carried = [np.zeros(0, dtype=np.int64)]
     for value, axes in coupling.axes.items():
         if value.constant is not None or not axes or value not in live.flags:
             continue
         flags = live.alive(value)
         for axis in axes:
             dims = varying(axis)
-            others = [d for d in range(flags.dim()) if d not in dims and flags.shape[d] > 1]
-            reduced = flags.amax(others, keepdim=True) if others else flags
-            numbers, reduced = torch.broadcast_tensors(axis, reduced)  # type: ignore[no-untyped-call]
-            alive[ids[numbers[reduced].numpy()]] = True
+            others = tuple(d for d in range(flags.ndim) if d not in dims and flags.shape[d] > 1)
+            reduced = flags.any(axis=others, keepdims=True) if others else flags
+            numbers = axis.numpy()
+            if numbers.shape != reduced.shape:
+                numbers, reduced = np.broadcast_arrays(numbers, reduced)
+            carried.append(numbers[reduced])
+    alive[ids[np.concatenate(carried)]] = True
     return alive[:count]
 
 

@@ -193,7 +193,7 @@ def _channels(numbers: np.ndarray[Any, Any], dim: int) -> int:
 
 def move(coupling: Coupling, step: Step) -> None:
     """Carry axes through an operation that only moves entries of one tensor."""
-    value, rest = step.args[0], constants(step.args[1:])
+    value, rest = step.args[0], step.rest
     if rest is None:
         coupling.barrier(step, f"operation '{step.name}' moves entries as the input says")
         return
@@ -216,15 +216,3 @@ def move(coupling: Coupling, step: Step) -> None:
             result.append(form)
     for value, axes in zip(step.results, results, strict=True):
         coupling.set(value, axes)
-
-
-def constants(arguments: Any) -> Any:
-    """Return arguments with the tensors that Values stand for, None if one of them depends on the input."""
-    if isinstance(arguments, Value):
-        return arguments.constant
-    if isinstance(arguments, (tuple, list)):
-        found = [constants(argument) for argument in arguments]
-        if any(new is None and old is not None for new, old in zip(found, arguments, strict=True)):
-            return None
-        return type(arguments)(found)
-    return arguments

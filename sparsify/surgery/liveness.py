@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import axes as forms
-from .coupling import constants
 from .tape import Step, Tape, Value
 from .varying import enter
 
@@ -94,9 +94,8 @@ class Liveness:
         """Enter the flags of one step's results."""
         from .rules import RULES, pointwise, pointwise_flags
 
-        rest = constants(step.args[1:]) if step.moves else None
-        if rest is not None:
-            self._move(step, rest)
+        if step.moves and step.rest is not None:
+            self._move(step)
         elif step.name in RULES:
             RULES[step.name].flow(self, step)
         elif pointwise(step):
@@ -113,8 +112,8 @@ class Liveness:
         for value in step.results:
             self.set(value, spread(total + 1).expand([1] * len(value.shape)).clone())
 
-    def _move(self, step: Step, rest: Any) -> None:
-        value = step.args[0]
+    def _move(self, step: Step) -> None:
+        value, rest = step.args[0], step.rest
         flags = self.short(value)
         if step.name in forms.PARTS:
             moved = forms.parts(step.name, flags, value.shape, rest, step.operation, len(step.results))
@@ -127,9 +126,10 @@ class Liveness:
             else:  # a tensor of its own: the gradient of each is that of what reads this Value
                 self.set(result, form.clone() if form is flags else form)
 
-    def alive(self, value: Value) -> Tensor:
+    def alive(self, value: Value) -> np.ndarray[Any, Any]:
         """Return a bool form of a Value: True where an entry may be nonzero and is read."""
-        flags = self.of(value)
+        flags = self.flags[value]
         if flags.grad is None:
-            return torch.zeros_like(flags, dtype=torch.bool)
-        return (flags.detach() > 0) & (flags.grad > 0)
+            return np.zeros(flags.shape, dtype=bool)
+        found: np.ndarray[Any, Any] = (flags.detach() * flags.grad).numpy() > 0
+        return found

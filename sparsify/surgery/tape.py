@@ -60,6 +60,23 @@ class Step:
             return False
         return moves(self.name, first.shape, self.results[0].shape, self.args)
 
+    @cached_property
+    def rest(self) -> Any:
+        """The arguments after the first, with tensors in place of constants; None if one depends on the input."""
+        return _constants(self.args[1:])
+
+
+def _constants(arguments: Any) -> Any:
+    """Return arguments with the tensors that Values stand for, None if one of them depends on the input."""
+    if isinstance(arguments, Value):
+        return arguments.constant
+    if isinstance(arguments, (tuple, list)):
+        found = [_constants(argument) for argument in arguments]
+        if any(new is None and old is not None for new, old in zip(found, arguments, strict=True)):
+            return None
+        return type(arguments)(found)
+    return arguments
+
 
 @dataclass(frozen=True)
 class Tape:

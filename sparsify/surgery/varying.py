@@ -7,17 +7,17 @@ the input of all that may be nonzero.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from . import axes as forms
 from .axes import ranked
-from .coupling import constants
 from .tape import Step, Value
+from .tracing import map_leaves
 
 if TYPE_CHECKING:
     from .liveness import Liveness
@@ -107,8 +107,7 @@ def uniform(form: Tensor, dims: range | list[int]) -> Tensor:
 
 
 def _moved(live: Liveness, step: Step) -> list[Tensor | None] | None:
-    rest = constants(step.args[1:])
-    value = step.args[0]
+    value, rest = step.args[0], step.rest
     form = held(live, value)
     if rest is None or form.isnan().all():
         return None
@@ -118,26 +117,29 @@ def _moved(live: Liveness, step: Step) -> list[Tensor | None] | None:
 
 
 def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
-    from .entrywise import zero_stays
-
-    rank = len(step.results[0].shape)
-    if any(_unknown(live, value) for value in step.inputs):
-        return None
-    if len(step.inputs) == 1 and zero_stays(step) and _flags_say_all(live, step.inputs[0]):
-        return None
-    given = {value: ranked(held(live, value), rank) for value in step.inputs}
-    lost = torch.stack(torch.broadcast_tensors(*(form.isnan() for form in given.values()))).any(0)  # type: ignore[no-untyped-call]
     # Operations in place would write to the forms.
     family = getattr(torch.ops.aten, step.name.rstrip("_"), None)
     operation = getattr(family, step.operation._overloadname, None)
-    if operation is None or lost.all():
+    if operation is None or any(_unknown(live, value) for value in step.inputs):
         return None
 
-    def form_of(leaf: Any) -> Any:
-        return given[leaf] if isinstance(leaf, Value) else leaf
+    def outcome(given: dict[Value, Tensor]) -> Tensor:
+        def form_of(leaf: Any) -> Any:
+            return given[leaf] if isinstance(leaf, Value) else leaf
 
-    outcome = operation(*tree_map(form_of, step.args), **tree_map(form_of, step.kwargs))
-    return [torch.where(lost, math.nan, outcome)]
+        made: Tensor = operation(*map_leaves(step.args, form_of), **map_leaves(step.kwargs, form_of))
+        return made
+
+    rank = len(step.results[0].shape)
+    if all(_flags_say_all(live, value) for value in step.inputs):
+        of_zeros = outcome({value: torch.zeros((), dtype=torch.float64) for value in step.inputs})
+        if not of_zeros:
+            return None
+        moving = [ranked(live.of(value).detach(), rank) > 0 for value in step.inputs]
+        return [torch.where(functools.reduce(torch.logical_or, moving), math.nan, of_zeros)]
+    given = {value: ranked(held(live, value), rank) for value in step.inputs}
+    lost = functools.reduce(torch.logical_or, [form.isnan() for form in given.values()])
+    return None if lost.all() else [torch.where(lost, math.nan, outcome(given))]
 
 
 def _joined(live: Liveness, step: Step) -> list[Tensor | None] | None:
@@ -156,11 +158,14 @@ def _normalised(live: Liveness, step: Step) -> Tensor | None:
     value, weight, bias, mean, variance, *rest = step.args
     if not isinstance(mean, Value) or not isinstance(variance, Value) or rest[0] is True:
         return None
-    if _unknown(live, value) and (weight is None or bool(live.of(weight).all())):
-        return None
+    shape = [1, -1] + [1] * (len(value.shape) - 2)
+    if _flags_say_all(live, value):
+        moving = live.of(value) if weight is None else live.of(value) * live.of(weight).reshape(shape)
+        if not bool((live.flags[step.results[0]] > moving).any()):
+            return None
 
     def along(v: Value) -> Tensor:
-        return held(live, v).expand(v.shape).reshape([1, -1] + [1] * (len(value.shape) - 2))
+        return held(live, v).expand(v.shape).reshape(shape)
 
     scale = (along(variance) + rest[-1]).rsqrt() * (1.0 if weight is None else along(weight))
     form = torch.where(scale == 0, 0.0, (held(live, value) - along(mean)) * scale)
