@@ -22,6 +22,7 @@ from .effects import changed_buffers, unchanged
 from .foldable import Foldable, addable_biases, foldable_steps
 from .recording import Memory, Unseen, eval_mode, leaves, module_names, not_compiled
 from .tracing import map_leaves
+from .uncomputed import ValuesNeededError, in_shape
 
 STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
@@ -115,11 +116,20 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
     """Return the operations of `model(example_input)` in eval mode; a tuple holds several arguments.
 
     `results`, if given, is filled with copies of every step's results. The model is left as it was. Errors of the
-    model's own forward are passed on.
+    model's own forward are passed on. Activations are computed only if they are asked for, or decide what happens.
     """
+    if results is None:
+        try:
+            return _record(model, example_input, None, computed=False)
+        except Exception:  # noqa: BLE001 - the model's own code, or an operation, may raise anything on zeros
+            pass
+    return _record(model, example_input, results, computed=True)
+
+
+def _record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> Tape:
     args = own_inputs(example_input)
     with unchanged(model), changed_buffers(model, []):
-        recorder = _Recorder(model, results)
+        recorder = _Recorder(model, results, computed=computed)
         for tensor in tree_flatten(args)[0]:
             if isinstance(tensor, Tensor):
                 recorder.enter(tensor, Value(_shape(tensor)))
@@ -153,8 +163,9 @@ class _Recorder(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # a wrapper around every operation, which takes longer than many of them
 
-    def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None) -> None:
+    def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.computed = computed
         self.steps: list[Step] = []
         self.results = results
         self.module: list[str] = []
@@ -214,7 +225,7 @@ class _Recorder(TorchDispatchMode):
         inputs = leaves((given, given_kwargs), Value)
         if func._schema.is_mutable:
             self._written(func, args, kwargs)
-        outcome = func(*args, **kwargs)
+        outcome = func(*args, **kwargs) if self.computed else in_shape(func, args, kwargs, inputs)
         name = func._schema.name.removeprefix("aten::")
         tensors = leaves(outcome, Tensor)
         if name.startswith("new_") or all(v.constant is not None and not _from_model(v) for v in inputs):
@@ -250,6 +261,8 @@ class _Recorder(TorchDispatchMode):
         """Note that a tensor's content goes where no operation can be seen."""
         value = self.value_of(tensor)
         if value.constant is None:
+            if not self.computed:
+                raise ValuesNeededError
             self.steps.append(Step(how, None, (value,), {}, (), self.where()))
             self.left.append(value)
 
