@@ -114,6 +114,7 @@ class _Attempts:
         self.held = np.zeros(found.channels.groups, dtype=bool)
         self.tried: set[str] = set()  # modules of which the operations that are given numbers were held
         self.spared: set[tuple[type, str]] = set()  # attributes that are not the source of a size after all
+        self.needed: set[tuple[type, str]] = set()  # those that it did not help to spare
         self.reasons: list[str] = []
 
     def until_proved(self, round_to: int | None) -> np.ndarray[Any, Any]:
@@ -179,13 +180,14 @@ class _Attempts:
         kept = Kept(self.found, gone)
         sources = own_attributes(self.model, changes(self.found, kept))
         names = dict.fromkeys(self._names(path) for path in sources)
-        for name in [name for name in names if name[0] is cls and name not in self.spared]:
+        for name in [name for name in names if name[0] is cls and name not in self.spared | self.needed]:
             self.spared.add(name)
             problem, place = self._cut(gone)
             if not problem:
                 return True
             if self.classes.get(place) is cls:
                 self.spared.discard(name)
+                self.needed.add(name)
             else:
                 return self._without_an_attribute(gone, place)
         return False
