@@ -22,6 +22,10 @@ from .tape import STALE, Step, Tape, Value
 Heads: TypeAlias = Literal["whole", "size"]
 
 
+# Of torch.nn's attention.
+_ROWS_OF_HEADS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
 def varying(axis: Tensor) -> tuple[int, ...]:
     """Return the dimensions along which an axis varies."""
     return tuple(d for d, size in enumerate(axis.shape) if size > 1)
@@ -46,6 +50,8 @@ class Coupling:
             self.follow(step)
         for value in tape.outputs:
             self.fix(value)
+        for path in tape.attentions:
+            self._keep_heads(tape, path)
         self._settle_joint()
 
     def of(self, value: Value) -> list[Tensor]:
@@ -161,6 +167,18 @@ class Coupling:
             self.axes.setdefault(value, [])
         what = "memory written through another tensor" if step.name == STALE else f"operation '{step.name}'"
         self.barriers[f"{step.module or 'the model'}: {why or what + ' has no rule'}"] = None
+
+    def _keep_heads(self, tape: Tape, path: str) -> None:
+        """Note that one of torch.nn's attention modules keeps its heads and their sizes."""
+        own = [tape.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
+        rows = [value for value in own if value in self.axes]
+        for value in rows:
+            self.fix(value, [0])
+        if rows:
+            where = path or "the model"
+            self.barriers[
+                f"{where}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
+            ] = None
 
     def _settle_joint(self) -> None:
         """Decide for every split dimension which of its parts the channels follow: that with the most channels."""

@@ -57,6 +57,11 @@ class Unseen(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def whole_attentions(model: nn.Module) -> tuple[str, ...]:
+    """Return the paths of torch.nn's attention modules, which take no fewer heads: all together are as wide as x."""
+    return tuple(path for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run the block with the model in eval mode; every module gets its own mode back."""

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .axes import moves, nonzero
 from .effects import changed_buffers, unchanged
 from .foldable import Foldable, addable_biases, foldable_steps
-from .recording import Memory, Unseen, eval_mode, leaves, module_names, not_compiled
+from .recording import Memory, Unseen, eval_mode, leaves, module_names, not_compiled, whole_attentions
 from .tracing import map_leaves
 from .uncomputed import ValuesNeededError, in_shape
 
@@ -84,13 +84,14 @@ class Tape:
     """All steps of a pass that depend on its input or on the model's tensors, and the Values that it returned.
 
     `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add; those in
-    `held_biases` are not to be changed.
+    `held_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads.
     """
 
     steps: tuple[Step, ...]
     outputs: tuple[Value, ...]
     state: dict[str, Value] = field(default_factory=dict)
     biases: frozenset[str] = frozenset()
+    attentions: tuple[str, ...] = ()
     held_biases: frozenset[str] = frozenset()
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
 
@@ -137,7 +138,7 @@ def _record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ..
         with eval_mode(model), not_compiled(), module_names(model, recorder.module), torch.no_grad(), recorder, seen:
             outputs = model(*args)
         found = [recorder.value_of(leaf) for leaf in tensors_in(outputs)]
-    return Tape(tuple(recorder.steps), tuple(found), recorder.state, addable_biases(model))
+    return Tape(tuple(recorder.steps), tuple(found), recorder.state, addable_biases(model), whole_attentions(model))
 
 
 def own_inputs(example_input: Any) -> tuple[Any, ...]:
