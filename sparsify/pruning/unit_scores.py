@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..surgery.axes import row_pieces
 from .selection import Part, not_a_number
 from .units import Groups
 
@@ -63,7 +64,8 @@ def group_scores(groups: Groups, parts: Sequence[Part], aggregate: str, alive: T
     counts = torch.zeros(groups.count + 1, dtype=torch.float64)
     for one in groups.scored:
         part = by_name[one.name]
-        values = of_index(one.over_units(part.scores), part.absolute).cpu()
+        pieces = row_pieces(one.over_units(part.scores))
+        values = torch.cat([of_index(piece, part.absolute) for piece in pieces]).cpu()
         labels = one.labels % (groups.count + 1)
         wrong = values.isnan() & (one.labels >= 0)
         if bool((wrong if alive is None else wrong & alive[one.labels]).any()):

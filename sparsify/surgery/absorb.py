@@ -41,8 +41,9 @@ def held_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
         removed = ~parameter.mask
         if removed.dim() == 1:
             weight = tensors.get(name.removesuffix("bias") + "weight")
-            if weight is not None and weight.dim() > 1 and len(weight) == len(removed):
-                removed = removed & weight.flatten(1).any(1)
+            if weight is not None and weight.dim() > 1 and len(weight) == len(removed) and weight.numel():
+                rows = weight.flatten(1)
+                removed = removed & ((rows.amax(1) != 0) | (rows.amin(1) != 0))
             if removed.any():
                 found.add(name)
     return frozenset(found)

@@ -68,12 +68,22 @@ def short(form: Tensor) -> Tensor:
 def nonzero(tensor: Tensor) -> Tensor:
     """Return where a tensor is not zero, as a bool form as short as it can be."""
     if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel():
-        # Several times faster than to compare each entry: often a row has no zeros, or nothing else. None with a NaN.
-        sizes = tensor.abs().flatten(1)
-        largest = sizes.amax(1)
-        if bool(((largest == 0) | (sizes.amin(1) > 0)).all()):
-            return short((largest > 0).reshape([-1] + [1] * (tensor.dim() - 1)))
+        # Much faster than to compare each entry: often a row has no zeros, or nothing else. None with a NaN.
+        pieces = [_extremes(piece) for piece in row_pieces(tensor.flatten(1))]
+        least, most = (torch.cat(sides) for sides in zip(*pieces, strict=True))
+        if bool(((most == 0) | (least > 0)).all()):
+            return short((most > 0).reshape([-1] + [1] * (tensor.dim() - 1)))
     return short(tensor != 0)
+
+
+def _extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    sizes = rows.abs()
+    return sizes.amin(1), sizes.amax(1)
+
+
+def row_pieces(matrix: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of a matrix in pieces that fit into caches: what is made of one is no burden then."""
+    return torch.split(matrix, max(1, (1 << 18) // max(1, matrix.shape[1])))
 
 
 def ranked(form: Tensor, rank: int) -> Tensor:
