@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from .adopt import pruned_parameters, unreachable_weights
+from .alike import graphs_like
 from .candidates import CONV_AND_LINEAR, has_forward, is_torch, reads_weights_of_children
 from .forwards import is_direct
 from .graphs import Use, parameter_uses
 from .lent import lent_weights
 from .masks import original_class
-from .rewrite import PlainGraphs, plain_graphs
+from .rewrite import PlainGraphs
 
 Key = tuple[int, str]  # id of the owning module, parameter name
 
@@ -29,6 +31,7 @@ class Plan:
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
     reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
     traced: dict[int, PlainGraphs] = field(default_factory=dict)  # the forwards that were traced
+    alike: dict[Any, PlainGraphs] = field(default_factory=dict)  # by what makes modules alike
     notes: list[str] = field(default_factory=list)
     further: set[Key] = field(default_factory=set)  # parameters that shall be masked although they are no weights
     reached: set[Key] = field(default_factory=set)  # those of them that a forward reads through its mask
@@ -115,7 +118,7 @@ def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: Pla
 
 def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
     """Trace a forward of the module's own in train and eval mode and find what goes into conv and linear operations."""
-    traced = plan.traced[id(module)] = plain_graphs(module)
+    traced = plan.traced[id(module)] = graphs_like(module, plan.alike)
     uses: dict[str, Use] = {}
     for graph in [*traced.graphs.values(), *traced.partial.values()]:
         found = parameter_uses(traced.module, graph)

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from .adopt import pruned_parameters, unreachable_weights
+from .alike import graphs_like
 from .candidates import has_forward, is_torch, mentions, mentions_own
 from .forwards import is_direct
 from .lent import lent_parameters
 from .masks import original_class
 from .plan import Key, Plan, read_by_replaced, replaced_forward
-from .rewrite import plain_graphs
 
 
 def plan_further(module: nn.Module, plan: Plan) -> None:
@@ -83,7 +83,7 @@ def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: Plan) -> 
         # Norms: there are many, a trace of each takes long, and on a stand-in they run as fast.
         _read_by(module, "rewritten", own, wanted, plan)
         return
-    traced = plan.traced.get(id(module)) or plain_graphs(module)
+    traced = plan.traced.get(id(module)) or graphs_like(module, plan.alike)
     graphs = [*traced.graphs.values(), *traced.partial.values()]
     if graphs:
         read = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}

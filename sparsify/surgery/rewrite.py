@@ -27,10 +27,10 @@ from .tracing import Call, Placeholder, TraceFailure, default_call, map_leaves, 
 _TENSORS = (Tensor, fx.Proxy, Placeholder)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum)
 # What a graph may hold as a constant of a call: it cannot change later.
-_CONSTANT = (*_PLAIN, type, FunctionType, torch.dtype, torch.device, torch.layout, torch.memory_format)
+CONSTANT = (*_PLAIN, type, FunctionType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _KINDS = 64  # of calls that are kept for one module: an argument that always differs must not fill the memory
 _LONGEST = 64  # list among a module's settings that is looked at
-_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
+OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 
 
 @dataclass
@@ -148,7 +148,7 @@ def _kind(value: Any, tensors: list[Any]) -> Any:
         return (type(value), *[_kind(item, tensors) for item in value])
     if isinstance(value, dict):
         return (dict, *[(key, _kind(item, tensors)) for key, item in value.items()])
-    if isinstance(value, _CONSTANT):
+    if isinstance(value, CONSTANT):
         return (type(value), value)
     raise _NoKind(f"an argument of type {type(value).__name__}")
 
@@ -167,15 +167,15 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
 
     Those in lists, dicts and objects among the attributes, such as a configuration, are plain attributes too.
     """
-    own = [value for name, value in module.__dict__.items() if name not in _OF_EVERY_MODULE and name != "training"]
+    own = [value for name, value in module.__dict__.items() if name not in OF_EVERY_MODULE and name != "training"]
     children = [
-        value for child in module.children() for name, value in child.__dict__.items() if name not in _OF_EVERY_MODULE
+        value for child in module.children() for name, value in child.__dict__.items() if name not in OF_EVERY_MODULE
     ]
     return tuple(_setting(value, depth=3) for value in own + children)
 
 
 def _setting(value: Any, depth: int) -> Any:
-    if isinstance(value, _CONSTANT):
+    if isinstance(value, CONSTANT):
         return value
     if depth == 0 or isinstance(value, (Tensor, nn.Module, Rewritten)):
         return None

@@ -1,0 +1,70 @@
+"""Modules that are alike, blocks of one size say: one trace of their forward serves them all."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .rewrite import CONSTANT, OF_EVERY_MODULE, PlainGraphs, as_original, plain_graphs
+
+_LARGEST = 1 << 22  # bytes of a buffer that is looked at
+
+
+class _UnknownError(Exception):
+    """Something that a forward may depend on and that cannot be compared."""
+
+
+def graphs_like(module: nn.Module, known: dict[Any, PlainGraphs]) -> PlainGraphs:
+    """Return the traced forwards of a module, copied if `known` has them of one that is alike; add them if not."""
+    try:
+        key = _described(module, {})
+    except _UnknownError:
+        return plain_graphs(module)
+    if key in known:
+        graphs = {training: copy.deepcopy(graph) for training, graph in known[key].graphs.items()}
+        return PlainGraphs(as_original(module), graphs, {}, "")
+    traced = plain_graphs(module)
+    if not traced.failure:
+        known[key] = traced
+    return traced
+
+
+def _described(module: nn.Module, seen: dict[int, int]) -> Any:
+    """Return all that a forward can depend on but the values of parameters: equal ones make equal graphs."""
+    plain = [(name, _value(value)) for name, value in module.__dict__.items() if name not in OF_EVERY_MODULE]
+    parameters = [(name, _tensor(tensor, seen)) for name, tensor in module._parameters.items()]
+    buffers = [(name, _tensor(tensor, seen), _content(tensor)) for name, tensor in module._buffers.items()]
+    children = [(n, None if child is None else _described(child, seen)) for n, child in module._modules.items()]
+    return type(module), tuple(plain), tuple(parameters), tuple(buffers), tuple(children)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, CONSTANT):
+        return type(value), value
+    if isinstance(value, (tuple, list)):
+        return type(value), *map(_value, value)
+    if isinstance(value, dict):
+        return dict, *((_value(key), _value(item)) for key, item in value.items())
+    raise _UnknownError
+
+
+def _tensor(tensor: Tensor | None, seen: dict[int, int]) -> Any:
+    if tensor is None:
+        return None
+    if is_lazy(tensor):
+        raise _UnknownError
+    number = seen.setdefault(id(tensor), len(seen))  # which of them are one
+    return number, type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _content(buffer: Tensor | None) -> bytes:
+    """Return what a buffer holds: code may branch on it."""
+    if buffer is None:
+        return b""
+    if buffer.device.type != "cpu" or buffer.nbytes > _LARGEST or type(buffer) is not Tensor:
+        raise _UnknownError
+    return buffer.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
