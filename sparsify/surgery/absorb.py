@@ -18,7 +18,8 @@ from .masks import masked_parameters
 from .proof import doubles
 from .recording import all_double
 from .sizes import Kept
-from .tape import Step, record
+from .steps import Step
+from .tape import record
 
 
 @dataclass(frozen=True, eq=False)

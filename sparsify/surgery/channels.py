@@ -19,7 +19,8 @@ from .coupling import Coupling, Heads, varying
 from .foldable import Foldable
 from .liveness import Liveness
 from .numbers import FIXED
-from .tape import Step, Tape, record
+from .steps import Step, Tape
+from .tape import record
 
 
 @dataclass(frozen=True)

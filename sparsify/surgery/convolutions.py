@@ -11,7 +11,7 @@ from .axes import reshape
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
 from .products import tie_or_fix
-from .tape import Step
+from .steps import Step
 from .varying import hold_sum, still
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import axes as forms
 from .numbers import FIXED, Numbers, lowest_connected
-from .tape import STALE, Step, Tape, Value
+from .steps import STALE, Step, Tape, Value
 
 Heads: TypeAlias = Literal["whole", "size"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .axes import ranked
 from .liveness import Liveness, spread
-from .tape import Step, Value
+from .steps import Step, Value
 
 _ALSO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
 # f(0) = 0

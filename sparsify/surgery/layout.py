@@ -11,7 +11,7 @@ from torch import Tensor
 from . import axes as forms
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
-from .tape import Step, Value
+from .steps import Step, Value
 
 
 def _couple_pad(coupling: Coupling, step: Step) -> None:

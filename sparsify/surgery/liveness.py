@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import axes as forms
-from .tape import Step, Tape, Value
+from .steps import Step, Tape, Value
 from .varying import enter
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .axes import ranked
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
-from .tape import Step, Value
+from .steps import Step, Value
 
 
 def _batch_norm_operands(step: Step) -> tuple[Value, Value | None, Value | None, list[Value]]:

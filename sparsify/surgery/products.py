@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
-from .tape import Step, Value
+from .steps import Step, Value
 from .varying import hold_sum, still
 
 

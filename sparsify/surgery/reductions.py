@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
-from .tape import Step, Value
+from .steps import Step, Value
 
 Couple = Callable[[Coupling, Step], None]
 Flow = Callable[[Liveness, Step], None]

@@ -18,7 +18,7 @@ from .liveness import Liveness
 from .norms import NORMS
 from .products import PRODUCTS
 from .reductions import REDUCTIONS
-from .tape import SCALED_BY_SIZE, Step
+from .steps import SCALED_BY_SIZE, Step
 
 __all__ = ["RULES", "Rule", "pointwise", "pointwise_flags"]
 

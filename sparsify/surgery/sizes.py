@@ -15,7 +15,7 @@ from torch import nn
 
 from .channels import Study
 from .coupling import varying
-from .tape import Step, Value
+from .steps import Step, Value
 
 
 class Change(NamedTuple):

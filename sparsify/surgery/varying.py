@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import axes as forms
 from .axes import ranked
-from .tape import Step, Value
+from .steps import Step, Value
 from .tracing import map_leaves
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.surgery.channels import analyse
-from sparsify.surgery.tape import STALE, Tape, record, tensors_in
+from sparsify.surgery.steps import STALE, Tape
+from sparsify.surgery.tape import record, tensors_in
 
 
 class Calls(nn.Module):
