@@ -46,8 +46,13 @@ class Coupling:
         self.operations: list[tuple[Step, int, tuple[Tensor, ...]]] = []
         self.barriers: dict[str, None] = {}
         self._joint: dict[bytes, Tensor] = {}
-        for step in tape.steps:
+        self.barriers |= dict.fromkeys(tape.problems)
+        for step in tape.steps[: tape.evaluated]:
             self.follow(step)
+        costly = len(self.operations)
+        for step in tape.steps[tape.evaluated :]:
+            self.follow(step)
+        del self.operations[costly:]  # what only runs in training is no cost
         for value in tape.outputs:
             self.fix(value)
         for path in tape.attentions:

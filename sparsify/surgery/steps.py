@@ -73,7 +73,9 @@ class Tape:
     """All steps of a pass that depend on its input or on the model's tensors, and the Values that it returned.
 
     `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add; those in
-    `held_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads.
+    `held_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads. The first
+    `evaluated` steps are of the pass in eval mode; the others are of one in which what only runs in training ran too.
+    `problems` says why there is none of those although some layers did not run.
     """
 
     steps: tuple[Step, ...]
@@ -82,6 +84,8 @@ class Tape:
     biases: frozenset[str] = frozenset()
     attentions: tuple[str, ...] = ()
     held_biases: frozenset[str] = frozenset()
+    evaluated: int = 0
+    problems: tuple[str, ...] = ()
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
 
     @cached_property

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .candidates import CONV_AND_LINEAR
 from .effects import changed_buffers, unchanged
 from .foldable import addable_biases
 from .recording import Memory, Unseen, eval_mode, leaves, module_names, not_compiled, whole_attentions
@@ -39,17 +40,46 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
 
 
 def _record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> Tape:
-    args = own_inputs(example_input)
-    with unchanged(model), changed_buffers(model, []):
+    with unchanged(model), changed_buffers(model, []), eval_mode(model):
         recorder = _Recorder(model, results, computed=computed)
-        for tensor in tree_flatten(args)[0]:
-            if isinstance(tensor, Tensor):
-                recorder.enter(tensor, Value(_shape(tensor)))
-        seen = Unseen(recorder.leave, recorder.scaled)
-        with eval_mode(model), not_compiled(), module_names(model, recorder.module), torch.no_grad(), recorder, seen:
-            outputs = model(*args)
-        found = [recorder.value_of(leaf) for leaf in tensors_in(outputs)]
-    return Tape(tuple(recorder.steps), tuple(found), recorder.state, addable_biases(model), whole_attentions(model))
+        outputs = recorder.run(model, example_input)
+        count, problem = len(recorder.steps), ""
+        idle = recorder.idle_layers(model)
+        if idle:
+            more, problem = _run_in_training(recorder, model, example_input, idle)
+            if len(recorder.idle_layers(model)) < len(idle):
+                outputs += more
+            else:
+                del recorder.steps[count:]
+    return Tape(
+        tuple(recorder.steps),
+        tuple(outputs),
+        recorder.state,
+        addable_biases(model),
+        whole_attentions(model),
+        evaluated=count,
+        problems=(problem,) if problem else (),
+    )
+
+
+def _run_in_training(
+    recorder: _Recorder, model: nn.Module, example_input: Any, idle: list[str]
+) -> tuple[list[Value], str]:
+    """Run a model again with the modules around idle layers in train mode; return its outputs, and what went wrong.
+
+    Auxiliary heads only run then. Layers, dropout and norms among them, stay in eval mode.
+    """
+    around = {path.rpartition(".")[0] for path in idle}
+    for path, module in model.named_modules():
+        if any(path == outer or not path or outer.startswith(f"{path}.") for outer in around):
+            module.training = True
+    try:
+        return recorder.run(model, example_input), ""
+    except Exception as error:
+        if not recorder.computed:
+            raise
+        where = f"{idle[0]}: it runs neither in eval mode nor, with this input, in train mode"
+        return [], f"{where} ({type(error).__name__}), and is not cut"
 
 
 def own_inputs(example_input: Any) -> tuple[Any, ...]:
@@ -91,6 +121,24 @@ class _Recorder(TorchDispatchMode):
                 named.setdefault(id(tensor), (tensor, []))[1].append(name)
         for tensor, names in named.values():
             self.state |= dict.fromkeys(names, self.enter(tensor, Value(_shape(tensor), tensor.detach(), tuple(names))))
+
+    def run(self, model: nn.Module, example_input: Any) -> list[Value]:
+        """Note what a model does with copies of an example input; return its outputs."""
+        args = own_inputs(example_input)
+        for tensor in tree_flatten(args)[0]:
+            if isinstance(tensor, Tensor):
+                self.enter(tensor, Value(_shape(tensor)))
+        seen = Unseen(self.leave, self.scaled)
+        with not_compiled(), module_names(model, self.module), torch.no_grad(), self, seen:
+            outputs = model(*args)
+        return [self.value_of(leaf) for leaf in tensors_in(outputs)]
+
+    def idle_layers(self, model: nn.Module) -> list[str]:
+        """Return the paths of convolutions and linear layers whose weight no step has read."""
+        read = {value for step in self.steps for value in step.inputs}
+        layers = (path for path, module in model.named_modules() if isinstance(module, CONV_AND_LINEAR))
+        weights = ((path, self.state.get(f"{path}.weight" if path else "weight")) for path in layers)
+        return [path for path, value in weights if value is not None and value not in read]
 
     def enter(self, tensor: Tensor, value: Value) -> Value:
         """Note the Value of a tensor, and return it."""
