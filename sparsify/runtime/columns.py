@@ -19,7 +19,7 @@ COLUMNS = (
     "ROW",  # floats of one row's pixels
     "PITCH",  # from row to row
     "CHUNKS",  # of input channels: a row of weights for each and each output channel
-    "BLOCK",  # floats of an output plane that are computed before the next ones
+    "BLOCK",  # floats of each row of a tile, which is computed before the next one
     "LINES",  # stretches without a gap that are computed, a row each or one in all
     "SPAN",  # floats of one
     "OUT_LINE",  # from stretch to stretch
@@ -35,6 +35,8 @@ COLUMNS = (
     "MARGIN_ROWS",  # padding of a pooling
     "MARGIN",
     "DIVISOR",
+    "SHAPE",  # CONVOLVE: number of the tile's shape
+    "TILE_ROWS",  # rows of a tile
     "TENSOR",  # which of the addresses holds the torch tensor
 )
 (
@@ -69,5 +71,7 @@ COLUMNS = (
     MARGIN_ROWS,
     MARGIN,
     DIVISOR,
+    SHAPE,
+    TILE_ROWS,
     TENSOR,
 ) = range(len(COLUMNS))

@@ -16,7 +16,8 @@ from numba import carray, njit
 from . import columns as at
 from .simd import TILE, TILE_VECTORS, WIDTH, arrive, floats_at, give_way, pointer, seen, weighted_sums
 
-_sums8, _sums4, _sums2, _sums1 = (weighted_sums(count) for count in (8, 4, 2, 1))
+_sums8, _sums7, _sums4, _sums2, _sums1 = (weighted_sums(count) for count in (8, 7, 4, 2, 1))
+_sums2x4, _sums2x2 = weighted_sums(4, rows=2), weighted_sums(2, rows=2)
 _tiles, _tile = weighted_sums(TILE_VECTORS, TILE), weighted_sums(1, TILE)
 PATIENCE = 4096  # looks at whether the other threads are done, before one of them may need this core
 _FAST = {"nogil": True, "cache": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
@@ -103,50 +104,81 @@ def clear(buffers, start, step, low, high):
         fill(buffers, plane + first + height * pitch, size - first - height * pitch, 0)
 
 
+@njit(**_FAST, inline="always")
+def tile_sums(shape, x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most):
+    """Do one tile of rows.SHAPES."""
+    if shape == 0:
+        _sums8(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+    elif shape == 1:
+        _sums7(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+    elif shape == 2:
+        _sums2x4(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+    else:
+        _sums2x2(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+
+
+@njit(**_FAST, inline="always")
+def piece_sums(vectors, x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most):
+    """Do as many vectors of one row as there is a function for, and return how many."""
+    if vectors >= 4:
+        _sums4(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        return 4
+    if vectors >= 2:
+        _sums2(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        return 2
+    _sums1(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+    return 1
+
+
 @njit(**_FAST)
 def convolve(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
-    """Write planes that are weighted sums of shifted input planes, and a bias; then a residual, then a clamp."""
-    x, out, residual, size = step[at.IN], step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE]
-    count, chunks, first = step[at.CHANNELS], step[at.CHUNKS], step[at.POINTERS]
+    """Write planes that are weighted sums of shifted input planes, and a bias; then a residual, then a clamp.
+
+    A residual in the output's own place is what the sums begin with.
+    """
+    out, residual, size, first = step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE], step[at.POINTERS]
+    count, chunks, rows, wide = step[at.CHANNELS], step[at.CHUNKS], step[at.TILE_ROWS], step[at.BLOCK]
+    pitch, pace, lines, span = step[at.IN_LINE], step[at.OUT_LINE], step[at.LINES], step[at.SPAN]
     low, high = share_of_rows(pointers, first, count, part, parts)
-    where, values = pointer(offsets, 0), pointer(weights, step[at.WEIGHTS])
+    where, values, nothing = pointer(offsets, 0), pointer(weights, step[at.WEIGHTS]), pointer(biases, biases.size - 1)
+    inside = residual == out
     other = residual if residual >= 0 else out
-    for line in range(step[at.LINES]):
-        source, target = x + line * step[at.IN_LINE], step[at.FIRST] + line * step[at.OUT_LINE]
-        for block in range(0, step[at.SPAN], step[at.BLOCK]):
-            left = (min(step[at.SPAN] - block, step[at.BLOCK]) + WIDTH - 1) // WIDTH
+    for line in range(0, lines, rows):
+        for block in range(0, span, wide):
+            source, target = step[at.IN] + line * pitch + block, step[at.FIRST] + line * pace + block
+            whole = line + rows <= lines and block + wide < span + WIDTH
+            left = (min(span - block, wide) + WIDTH - 1) // WIDTH
             for chunk in range(chunks):
                 # What a chunk of input channels has in this block stays in the cache for all outputs.
-                resumes, ends = chunk > 0, chunk == chunks - 1
-                adds = ends and residual >= 0
+                ends = chunk == chunks - 1
+                resumes, adds = inside or chunk > 0, ends and residual >= 0 and not inside
                 least = limits[step[at.LIMITS]] if ends else np.float32(-np.inf)
                 most = limits[step[at.LIMITS] + 1] if ends else np.float32(np.inf)
                 for channel in range(low, high):
                     row = first + chunk * count + channel
                     begin, end = pointers[row], pointers[row + 1]
-                    if begin == end and resumes and not ends:
+                    if begin == end and chunk > 0 and not ends:
                         continue
-                    bias, place = pointer(biases, step[at.BIASES] + channel), target + block + channel * size
-                    i = 0
-                    if left >= 8:
-                        read, write = pointer(buffers, source + block), pointer(buffers, out + place)
+                    bias = nothing if chunk else pointer(biases, step[at.BIASES] + channel)
+                    place = target + channel * size
+                    if whole:
+                        x, near = pointer(buffers, source), pointer(buffers, out + place)
                         more = pointer(buffers, other + place)
-                        _sums8(read, where, values, begin, end, bias, write, more, size, resumes, adds, least, most)
+                        tile_sums(
+                            step[at.SHAPE], x, where, values, begin, end, bias, near, more,
+                            size, pitch, pace, resumes, adds, least, most,
+                        )  # fmt: skip
                         continue
-                    if left & 4:
-                        read, write = pointer(buffers, source + block), pointer(buffers, out + place)
-                        more = pointer(buffers, other + place)
-                        _sums4(read, where, values, begin, end, bias, write, more, size, resumes, adds, least, most)
-                        i = 4 * WIDTH
-                    if left & 2:
-                        read, write = pointer(buffers, source + block + i), pointer(buffers, out + place + i)
-                        more = pointer(buffers, other + place + i)
-                        _sums2(read, where, values, begin, end, bias, write, more, size, resumes, adds, least, most)
-                        i += 2 * WIDTH
-                    if left & 1:
-                        read, write = pointer(buffers, source + block + i), pointer(buffers, out + place + i)
-                        more = pointer(buffers, other + place + i)
-                        _sums1(read, where, values, begin, end, bias, write, more, size, resumes, adds, least, most)
+                    for r in range(min(rows, lines - line)):
+                        i = 0
+                        while i < left:
+                            to = place + r * pace + i * WIDTH
+                            x = pointer(buffers, source + r * pitch + i * WIDTH)
+                            near, more = pointer(buffers, out + to), pointer(buffers, other + to)
+                            i += piece_sums(
+                                left - i, x, where, values, begin, end, bias, near, more,
+                                size, pitch, pace, resumes, adds, least, most,
+                            )  # fmt: skip
     clear(buffers, out, step, low, high)
 
 
@@ -156,7 +188,8 @@ def convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, pa
     x, out, residual, size = step[at.IN], step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE]
     low, high = share(step[at.CHANNELS] // TILE, part, parts)
     least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
-    adds = residual >= 0
+    inside = residual == out
+    adds = residual >= 0 and not inside
     other = residual if adds else out
     where, values = pointer(offsets, 0), pointer(weights, step[at.WEIGHTS])
     for line in range(step[at.LINES]):
@@ -165,16 +198,19 @@ def convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, pa
             left = (step[at.SPAN] - block + WIDTH - 1) // WIDTH
             for tile in range(low, high):
                 begin, end = pointers[step[at.POINTERS] + tile], pointers[step[at.POINTERS] + tile + 1]
-                bias, place = pointer(biases, step[at.BIASES] + tile * TILE), target + block + tile * TILE * size
+                bias = pointer(biases, step[at.BIASES] + tile * TILE)
+                place = target + block + tile * TILE * size
                 if left >= TILE_VECTORS:
                     read, write = pointer(buffers, source + block), pointer(buffers, out + place)
                     extra = pointer(buffers, other + place)
-                    _tiles(read, where, values, begin, end, bias, write, extra, size, False, adds, least, most)
+                    _tiles(read, where, values, begin, end, bias, write, extra, size, 0, 0, inside, adds, least, most)
                 else:
                     for i in range(0, left * WIDTH, WIDTH):
                         read, write = pointer(buffers, source + block + i), pointer(buffers, out + place + i)
                         extra = pointer(buffers, other + place + i)
-                        _tile(read, where, values, begin, end, bias, write, extra, size, False, adds, least, most)
+                        _tile(
+                            read, where, values, begin, end, bias, write, extra, size, 0, 0, inside, adds, least, most
+                        )
     clear(buffers, out, step, low * TILE, high * TILE)
 
 
@@ -241,8 +277,8 @@ def pool(step, buffers, part, parts):
             step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST],
         )
         for r in range(step[at.HEIGHT]):
-            top = r * step[at.STRIDE_ROWS] - step[at.MARGIN_ROWS]
-            y0, y1 = max(top, 0), min(top + step[at.KERNEL_ROWS], step[at.IN_HEIGHT])
+            y = r * step[at.STRIDE_ROWS] - step[at.MARGIN_ROWS]
+            y0, y1 = max(y, 0), min(y + step[at.KERNEL_ROWS], step[at.IN_HEIGHT])
             move(line, margin, 1, buffers, plane + y0 * pitch, 1, width * lanes)
             for y in range(y0 + 1, y1):
                 reduce(line, margin, buffers, plane + y * pitch, 1, width * lanes, largest)

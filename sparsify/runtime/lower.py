@@ -150,6 +150,11 @@ class Lowering:
         self.done.add(node)
         return True
 
+    def last_use(self, number: int, user: fx.Node) -> bool:
+        """Return whether `user` is the last operation that reads a buffer; all others are done already."""
+        written = {user, *self.done, *self.buffers, *self.tensors}
+        return all(written.issuperset(node.users) for node, held in self.buffers.items() if held.number == number)
+
     def only_user(self, node: fx.Node) -> fx.Node | None:
         """Return the one operation that uses a node's value, None if there are others or none."""
         users = list(node.users)

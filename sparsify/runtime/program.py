@@ -12,7 +12,8 @@ from torch import fx
 from . import columns
 from .layout import ALIGNMENT, Planes
 from .lower import Call, Step
-from .simd import BLOCK, CHUNKED_BLOCK, TILE
+from .rows import TILES, tiling
+from .simd import TILE, WIDTH
 
 Array = np.ndarray[Any, Any]
 _COLUMN = {name: index for index, name in enumerate(columns.COLUMNS)}
@@ -171,12 +172,19 @@ def _columns(step: Step, places: Mapping[int, int]) -> dict[str, int]:
 
 def _of_sums(step: Step, found: Mapping[str, int]) -> dict[str, int]:
     assert step.rows is not None
-    out, source = step.planes, step.source
-    chunks = step.rows.chunks
-    begins = {"IN": found["IN"] + step.rows.base, "CHUNKS": chunks, "BLOCK": CHUNKED_BLOCK if chunks > 1 else BLOCK}
-    if out.pitch == source.pitch:
+    out = step.planes
+    tile = tiling(out, step.source) if step.kind == "CONVOLVE" else TILES
+    begins = {
+        "IN": found["IN"] + step.rows.base,
+        "CHUNKS": step.rows.chunks,
+        "SHAPE": tile.shape,
+        "TILE_ROWS": tile.rows,
+        "BLOCK": tile.vectors * WIDTH,
+        "OUT_LINE": out.pitch,
+    }
+    if out.pitch == step.source.pitch and (tile.linear or step.kind != "CONVOLVE"):
         return begins | {"LINES": 1, "SPAN": out.span}
-    return begins | {"LINES": out.height, "SPAN": out.row, "OUT_LINE": out.pitch}
+    return begins | {"LINES": out.height, "SPAN": out.row}
 
 
 def _of_split(step: Step, found: Mapping[str, int]) -> dict[str, int]:

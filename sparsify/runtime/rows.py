@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from .layout import Planes
+from .simd import WIDTH
 
-CACHE = 40_000  # bytes of inputs that a chunk may read for one block; measured, on 32 KB of first cache
-LEAST = 12  # entries of an output channel in a chunk: fewer, and keeping sums costs more than the cache gives
+CACHE = 40_000  # bytes of inputs that a chunk may read for one tile; measured, on 32 KB of first cache
+LEAST = 16  # entries of an output channel in a chunk: fewer, and keeping sums costs more than the cache gives
+SHAPES = ((1, 8), (1, 7), (2, 4), (2, 2))  # of tiles: rows, and vectors of each
+VISIT = 1.5  # what it costs to begin and end the sums of one tile and output, in multiply-adds of vectors
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,65 @@ def one_per_plane(scale: Tensor, shift: Tensor, source: Planes) -> Rows:
     return Rows(pointers, offsets, scale.float().numpy(), shift.float().numpy(), 0, count)
 
 
-def chunked(rows: Rows, source: Planes, block: int) -> Rows:
-    """Return the rows in chunks of input channels whose part of a block of `block` floats stays in the first cache.
+@dataclass(frozen=True)
+class Tiling:
+    """What of an output plane is computed before the next output's: a number of SHAPES.
 
-    The sums of a block are kept from chunk to chunk, which pays if enough entries are left for each: otherwise, and
+    `linear` tells that the plane counts as one row, its borders included, which then are computed as well.
+    """
+
+    shape: int
+    linear: bool
+
+    @property
+    def rows(self) -> int:
+        return SHAPES[self.shape][0]
+
+    @property
+    def vectors(self) -> int:
+        """Of one row."""
+        return SHAPES[self.shape][1]
+
+
+TILES = Tiling(0, False)  # what CONVOLVE_TILES takes
+
+
+def tiling(out: Planes, source: Planes) -> Tiling:
+    """Return the cheapest tiling of an output's planes. Without gaps on both sides a plane may count as one row."""
+    # A row's last vector reaches into the next row, which must not be in the same tile then.
+    ways = [Tiling(number, False) for number, (rows, _) in enumerate(SHAPES) if rows == 1 or out.row % WIDTH == 0]
+    if out.pitch == source.pitch:
+        ways += [Tiling(number, True) for number, (rows, _) in enumerate(SHAPES) if rows == 1]
+    return min(ways, key=lambda way: _cost(way, out))
+
+
+def _cost(way: Tiling, out: Planes) -> float:
+    """Return what one weight costs in all tiles, and what the tiles cost, in multiply-adds of vectors."""
+    lines, span = (1, out.span) if way.linear else (out.height, out.row)
+    vectors = -(-span // WIDTH)
+    whole, left = divmod(vectors, way.vectors)
+    groups, single = divmod(lines, way.rows)
+    visits = groups * (whole + way.rows * _pieces(left)) + single * (whole * _pieces(way.vectors) + _pieces(left))
+    return lines * vectors + VISIT * visits
+
+
+def _pieces(vectors: int) -> int:
+    """Return how many tiles of 4, 2 or 1 vectors make up this many."""
+    return vectors // 4 + (vectors % 4).bit_count()
+
+
+def chunked(rows: Rows, source: Planes, tile: Tiling) -> Rows:
+    """Return the rows in chunks of input channels whose part of a tile stays in the first cache.
+
+    The sums of a tile are kept from chunk to chunk, which pays if enough entries are left for each: otherwise, and
     where one chunk holds all, the rows are as they were.
     """
     outputs, count = len(rows.biases), len(rows.offsets)
     if not count:
         return rows
     shift = rows.offsets % source.size
-    lines = len(np.unique(shift // source.pitch))
-    read = lines * (block + int((shift % source.pitch).max())) * rows.weights.itemsize
+    lines = len(np.unique(shift // source.pitch)) + tile.rows - 1
+    read = lines * (tile.vectors * WIDTH + int((shift % source.pitch).max())) * rows.weights.itemsize
     channels = max(CACHE // read, -(-LEAST * outputs * source.channels // count))
     chunks = -(-source.channels // channels)
     if chunks == 1:

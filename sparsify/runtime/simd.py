@@ -25,7 +25,6 @@ def _width() -> int:
 WIDTH = _width()
 # Planes and vectors at once where weights have few zeros: with the registers of AVX-512, 32, or half as many.
 TILE, TILE_VECTORS = 4, 4 if WIDTH == 16 else 2
-BLOCK, CHUNKED_BLOCK = 8 * WIDTH, 4 * WIDTH
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)
 
 
@@ -47,41 +46,47 @@ def _clamp(builder, value, low, high):
     return builder.select(builder.fcmp_ordered(">", value, high), high, value)
 
 
-def weighted_sums(vectors: int, planes: int = 1):
-    """Return a function for `vectors` neighbouring vectors of `planes` output planes that read the same inputs.
+def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
+    """Return a function for `rows` times `vectors` neighbouring vectors of `planes` output planes that read the same.
 
-    out[p * size + i] = clamp(biases[p] + sum over j of weights[j * planes + p] * x[offsets[j] + i] + residual[p * size
-    + i], low, high), for j from `begin` to `end` and i over vectors * WIDTH floats; `residual` counts only if `adds`.
-    The sums stay in registers. If `resumes`, they begin with what is in `out` instead of the biases.
+    out[p * size + r * pace + i] = clamp(biases[p] + sum over j of weights[j * planes + p] * x[offsets[j] + r * pitch +
+    i] + residual[p * size + r * pace + i], low, high), for j from `begin` to `end`, r over the rows and i over vectors
+    * WIDTH floats; `residual` counts only if `adds`, and if `resumes`, so does what is in `out`. The sums stay in
+    registers.
     """
 
     @intrinsic
-    def sums(typing, x, offsets, weights, begin, end, biases, out, residual, size, resumes, adds, low, high):
+    def sums(
+        typing, x, offsets, weights, begin, end, biases, out, residual, size, pitch, pace, resumes, adds, low, high
+    ):
         floats, long, real = types.CPointer(types.float32), types.int64, types.float32
-        given = (floats, types.CPointer(types.uint32), floats, long, long, floats, floats, floats, long)
+        given = (floats, types.CPointer(types.uint32), floats, long, long, floats, floats, floats, long, long, long)
         return types.void(*given, types.boolean, types.boolean, real, real), generate
 
     def generate(context, builder, signature, args):
-        x, offsets, weights, begin, end, biases, out, residual, size, resumes, adds, low, high = args
+        x, offsets, weights, begin, end, biases, out, residual, size, pitch, pace, resumes, adds, low, high = args
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
-        number = [ir.Constant(_LONG, n) for n in range(max(planes, vectors * WIDTH) + 1)]
+        number = [ir.Constant(_LONG, n) for n in range(max(planes, rows, vectors * WIDTH) + 1)]
         starts = [_splat(builder, builder.load(builder.gep(biases, [number[p]]))) for p in range(planes)]
-        places = [
-            [builder.add(builder.mul(size, number[p]), number[v * WIDTH]) for v in range(vectors)]
-            for p in range(planes)
+        steps = [
+            builder.add(builder.mul(pace, number[r]), number[v * WIDTH]) for r in range(rows) for v in range(vectors)
         ]
+        places = [[builder.add(builder.mul(size, number[p]), step) for step in steps] for p in range(planes)]
         before = builder.block
         again, head, body, done = (builder.append_basic_block(name) for name in ("again", "head", "body", "done"))
         builder.cbranch(resumes, again, head)
         builder.position_at_end(again)
-        sums = [[_load(builder, builder.gep(out, [place])) for place in row] for row in places]
+        sums = [
+            [builder.fadd(start, _load(builder, builder.gep(out, [place]))) for place in row]
+            for row, start in zip(places, starts, strict=True)
+        ]
         builder.branch(head)
         builder.position_at_end(head)
         j = builder.phi(_LONG)
         j.add_incoming(begin, before)
         j.add_incoming(begin, again)
-        held = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(planes)]
+        held = [[builder.phi(_VECTOR) for _ in range(rows * vectors)] for _ in range(planes)]
         for ones, start, earlier in zip(held, starts, sums, strict=True):
             for one, old in zip(ones, earlier, strict=True):
                 one.add_incoming(start, before)
@@ -91,7 +96,8 @@ def weighted_sums(vectors: int, planes: int = 1):
         builder.position_at_end(body)
         # Unsigned: a sign extension would come with a check for wrap-around.
         source = builder.gep(x, [builder.zext(builder.load(builder.gep(offsets, [j])), _LONG)])
-        read = [_load(builder, builder.gep(source, [number[v * WIDTH]])) for v in range(vectors)]
+        sources = [builder.gep(source, [builder.mul(pitch, number[r])]) for r in range(rows)]
+        read = [_load(builder, builder.gep(one, [number[v * WIDTH]])) for one in sources for v in range(vectors)]
         row = builder.gep(weights, [builder.mul(j, number[planes])])
         for p, ones in enumerate(held):
             weight = _splat(builder, builder.load(builder.gep(row, [number[p]])))

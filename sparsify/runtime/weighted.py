@@ -12,8 +12,8 @@ from .entrywise import CLAMPS
 from .graph import shape_of
 from .layout import Planes
 from .lower import UNBOUNDED, Buffer, Lowering, Step, arguments, first_result
-from .rows import Rows, chunked, convolution_rows, linear_rows, one_per_plane, split_for_strides, tiled
-from .simd import CHUNKED_BLOCK, TILE
+from .rows import Rows, chunked, convolution_rows, linear_rows, one_per_plane, split_for_strides, tiled, tiling
+from .simd import TILE, WIDTH
 
 aten = torch.ops.aten
 NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
@@ -26,6 +26,7 @@ class Tail:
     scale: Tensor | None
     shift: Tensor | None
     residual: int | None
+    last: bool  # whether nothing else reads what is added, so that the result may take its place
     limits: tuple[float, float]
     node: fx.Node  # whose value the result is
 
@@ -33,7 +34,7 @@ class Tail:
 def tail(lowering: Lowering, node: fx.Node, planes: Planes) -> Tail:
     """Return the operations behind a convolution that its kernel can do with it."""
     scale = shift = residual = None
-    limits = UNBOUNDED
+    last, limits = False, UNBOUNDED
     user = lowering.only_user(node)
     if user is not None and user.target in NORMS:
         affine = norm(lowering, user)
@@ -45,13 +46,13 @@ def tail(lowering: Lowering, node: fx.Node, planes: Planes) -> Tail:
         other = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
         held = lowering.buffers.get(other) if isinstance(other, fx.Node) else None
         if held is not None and other is not node and held.planes == planes and shape_of(user) == shape_of(node):
-            residual, node = held.number, user
+            residual, last, node = held.number, lowering.last_use(held.number, user), user
             user = lowering.only_user(node)
     if user is not None and user.target in CLAMPS and shape_of(user) == shape_of(node):
         found = CLAMPS[user.target](*arguments(user)[1:])
         if found is not None:
             limits, node = found, user
-    return Tail(scale, shift, residual, limits, node)
+    return Tail(scale, shift, residual, last, limits, node)
 
 
 def norm(lowering: Lowering, node: fx.Node) -> tuple[Tensor, Tensor] | None:
@@ -73,7 +74,10 @@ def weighted(
 ) -> bool:
     """Write the step of a convolution or a linear layer, with what follows it."""
     after = tail(lowering, node, out)
-    number = lowering.new(out)
+    tile = tiling(out, source.planes)
+    # What is added may be overwritten by the sums, unless a row's last vector reaches into the next row.
+    inside = after.last and after.residual != source.number and (tile.linear or out.row % WIDTH == 0)
+    number = after.residual if inside and after.residual is not None else lowering.new(out)
     rows = make(after.scale, after.shift)
     reads = (source.number,) if after.residual is None else (source.number, after.residual)
     step = Step("CONVOLVE", node.name, out, source.planes, reads, number, rows=rows, limits=after.limits)
@@ -84,7 +88,8 @@ def weighted(
         if len(both[1].biases):
             lowering.steps.append(replace(step, rows=both[1], at=len(both[0].biases)))
     else:
-        lowering.steps.append(replace(step, rows=chunked(rows, source.planes, CHUNKED_BLOCK)))
+        lowering.steps.append(replace(step, rows=chunked(rows, source.planes, tile)))
+    lowering.done.add(node)
     while node is not after.node:
         node = next(iter(node.users))
         lowering.done.add(node)

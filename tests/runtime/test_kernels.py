@@ -205,3 +205,45 @@ def test_many_input_channels_are_summed_in_chunks(groups: int, stride: int, imag
     engine = check(follows, sparse((images, 192 * groups, 7, 9), 1, 1), threads=2)
     chunks = [step.rows.chunks for step in plan_of(engine).steps if isinstance(step, Step) and step.rows is not None]
     assert chunks[0] > 1
+
+
+@pytest.mark.parametrize("keep", [0.1, 1.0])
+@pytest.mark.parametrize("images", [1, 16])
+@pytest.mark.parametrize("size", [(5, 5), (4, 8)])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_is_added_is_overwritten_only_if_nothing_else_reads_it(
+    ahead: bool, size: tuple[int, int], images: int, keep: float
+) -> None:
+    def block(x: Tensor, one: Tensor, two: Tensor, three: Tensor) -> Tensor:
+        begun = F.conv2d(x, one, padding=1)
+        ended = F.relu(F.conv2d(F.conv2d(begun, two, padding=1).relu(), three) + begun)
+        return ended + begun if ahead else ended * 1
+
+    weights = [sparse((64, count, k, k), keep, seed) for seed, (count, k) in enumerate([(3, 3), (64, 3), (64, 1)])]
+    engine = check(Calls(block, *weights), sparse((images, 3, *size), 1, 5), threads=2, calls=not ahead)
+    sums = [step for step in plan_of(engine).steps if isinstance(step, Step) and len(step.reads) > 1]
+    in_place = [step.reads[1] == step.writes for step in sums if step.rows is not None]
+    assert in_place == [not ahead] * len(in_place) != []
+
+
+def test_a_layer_that_adds_its_own_input_does_not_overwrite_it() -> None:
+    model = Calls(
+        lambda x, one, two: F.conv2d(F.conv2d(x, one), two) + F.conv2d(x, one), *[sparse((4, 4, 1, 1), 1)] * 2
+    )
+    check(model, sparse((2, 4, 6, 6), 1, 1))
+
+    def recurrent(x: Tensor, weight: Tensor) -> Tensor:
+        y = F.conv2d(x, weight)
+        return F.conv2d(y, weight) + y
+
+    engine = check(Calls(recurrent, sparse((4, 4, 1, 1), 1)), sparse((2, 4, 6, 6), 1, 1))
+    last = [step for step in plan_of(engine).steps if isinstance(step, Step) and step.rows is not None][-1]
+    assert last.reads[0] == last.reads[1] != last.writes
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 4), (3, 4), (8, 8), (7, 7), (14, 14), (5, 20), (1, 9)])
+@pytest.mark.parametrize("images", [1, 16, 17])
+def test_tiles_of_every_shape_cover_the_output(images: int, size: tuple[int, int]) -> None:
+    layer = nn.Conv2d(5, 3, 3, padding=1)
+    layer.weight.data = sparse(tuple(layer.weight.shape), 0.3)
+    check(layer, sparse((images, 5, *size), 1, 1))

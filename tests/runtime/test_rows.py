@@ -1,0 +1,43 @@
+"""Which part of an output is computed before the next one's."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsify.runtime.layout import Planes
+from sparsify.runtime.rows import SHAPES, Tiling, _cost, tiling
+from sparsify.runtime.simd import WIDTH
+
+SIZES = st.integers(1, 30)
+
+
+@pytest.mark.skipif(WIDTH != 16, reason="counts vectors of AVX-512")
+@pytest.mark.parametrize(
+    ("height", "width", "lanes", "shape", "linear"),
+    [
+        (2, 2, 16, (2, 2), False),
+        (4, 4, 16, (2, 4), False),
+        (8, 8, 16, (1, 8), False),
+        (7, 7, 16, (1, 7), False),
+        (14, 14, 1, (1, 7), True),  # 14 rows of 15 floats, 13.1 vectors
+        (56, 56, 1, (1, 8), True),  # 199.5 vectors, 25 tiles
+    ],
+)
+def test_borders_are_computed_only_where_that_saves_something(
+    height: int, width: int, lanes: int, shape: tuple[int, int], linear: bool
+) -> None:
+    planes = Planes(1, height, width, 1, lanes)
+    assert tiling(planes, planes) == Tiling(SHAPES.index(shape), linear)
+
+
+@given(height=SIZES, width=SIZES, pad=st.integers(0, 2), lanes=st.integers(1, 33), gap=st.booleans())
+def test_a_tiling_is_allowed_and_the_cheapest(height: int, width: int, pad: int, lanes: int, gap: bool) -> None:
+    out = Planes(1, height, width, pad, lanes)
+    source = Planes(1, height + gap, width + gap, pad, lanes)
+    found = tiling(out, source)
+    assert not (found.linear and gap)
+    # Rows that end inside a vector go one after the other.
+    assert found.rows == 1 or (out.row % WIDTH == 0 and not found.linear)
+    rows = [Tiling(number, False) for number in range(len(SHAPES)) if SHAPES[number][0] == 1]
+    assert _cost(found, out) <= min(_cost(one, out) for one in rows)
+    assert _cost(found, out) >= (height * width * lanes) / WIDTH
