@@ -66,6 +66,7 @@ def test_the_python_shown_runs_and_gives_the_masked_models_outputs(
     with torch.no_grad():
         wanted = sparsify.load("model.safetensors")(x)
         found = [names["model"].eval()(x), names["program"].module()(x), torch.export.load("mine.pt2").module()(x)]
+        found += [names["outputs"], names["engine"](x)]
         if "session" in names:
             found.append(torch.as_tensor(names["logits"]))
     for logits in found:
