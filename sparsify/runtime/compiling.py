@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import SparsifyError
 from ..formats.loading import load
 from ..surgery.fold import fold
+from .cuda import for_cuda, on_cuda
 from .engine import Engine
 from .stored import Stored, read
 
@@ -39,6 +40,8 @@ def compile(
     another machine, with other versions or for another number of threads: then it is tuned here, and the log and
     `print(engine)` say so.
     Every way is compared with the model's outputs first and left out if they differ by more than 1e-5 of the largest.
+    A model on CUDA is run by PyTorch there, its linear weights that are 2:4 sparse by semi-structured kernels if their
+    type is float16 or bfloat16 (`to_semi_structured`), all others dense; `print(engine)` says which.
     Raises SparsifyError for a model whose parameters have no values yet, for a number of threads below one, for what
     `load` refuses, and where an example is needed.
     """
@@ -60,10 +63,17 @@ def _started(model: nn.Module, example_input: Any, threads: int, tune: bool, fil
     """Return the engine after its first run."""
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise SparsifyError("compile: the model's parameters have no values yet (meta device)")
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if on_cuda(model):
+        folded, note = for_cuda(model, inputs)
+        engine = Engine(folded, threads, tune)
+        engine.note = note
+        engine(*inputs)
+        return engine
     engine = Engine(fold(model).eval().requires_grad_(False), threads, tune)
     if file is not None and file.way is not None:
         engine.known[file.shapes] = file.way
-    engine(*(example_input if isinstance(example_input, tuple) else (example_input,)))
+    engine(*inputs)
     if file is not None:
         wrong = file.way is not None and engine.ways.get(file.shapes, file.way) != file.way
         unfit = "it does not give the model's outputs" if wrong else file.unfit

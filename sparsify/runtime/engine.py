@@ -34,6 +34,7 @@ class Engine:
         self.ways: dict[Shapes, Way] = {}
         self.known: dict[Shapes, Way] = {}  # of a file: taken in place of what tuning finds, if they are right
         self.note = ""
+        self._left: set[str] = set()
         self._tune = tune
         self._plans: dict[tuple[Shapes, frozenset[str]], Plan] = {}
         self._buffers: dict[int, Array] = {}
@@ -44,6 +45,8 @@ class Engine:
         flat, structure = pytree.tree_flatten(args)
         usable = all(isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu" for x in flat)
         with torch.no_grad():
+            if not usable:
+                self._left.add(_kinds(flat))
             if not usable or not flat or any(x.numel() == 0 for x in flat):
                 return self.model(*args)
             with self._lock:
@@ -56,6 +59,7 @@ class Engine:
         """Return how each shape that came so far is run: way, seconds of those timed, steps."""
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
         found += [self.note] if self.note else []
+        found += [f"input of {kinds}: PyTorch: kernels are for float32 on the CPU" for kinds in sorted(self._left)]
         for shapes, way in self.ways.items():
             size = ", ".join("x".join(map(str, shape)) for shape in shapes)
             found.append(f"input {size}: {way}{f': {way.why}' if way.why else ''}")
@@ -148,6 +152,12 @@ class Engine:
         if thread not in self._buffers or len(self._buffers[thread]) < plan.program.floats:
             self._buffers[thread] = memory(plan.program.floats)
         return self._buffers[thread]
+
+
+def _kinds(values: Sequence[Any]) -> str:
+    """Return of which types inputs are, and where: "float16 on cuda:0"."""
+    kinds = [f"{x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__ for x in values]
+    return ", ".join(dict.fromkeys(kinds)).replace("torch.", "")
 
 
 def _chunk(shapes: Shapes, way: Way) -> Shapes:
