@@ -71,7 +71,7 @@ def read(source: str | os.PathLike[str], threads: int) -> Stored:
     shapes = tuple(map(tuple, sizes))
     here = {**machine(), "threads": threads}
     there = {**made, "threads": count}
-    apart = [f"{key} {there.get(key, '-')} (here {here[key]})" for key in here if there.get(key) != here[key]]
+    apart = [f"{key} {_short(there.get(key))} (here {here[key]})" for key in here if there.get(key) != here[key]]
     if apart:
         return Stored(path, shapes, unfit=f"it was tuned for {', '.join(apart)}")
     way = way_of(about.engine.get("way"), "tuned when the file was written")
@@ -90,6 +90,11 @@ def _are_shapes(value: Any) -> bool:
     if not isinstance(value, list) or not value:
         return False
     return all(is_shape(one) and 0 < math.prod(one) <= _MOST for one in value)
+
+
+def _short(value: Any) -> str:
+    """Return a file's word for one line."""
+    return " ".join(str(value).split())[:40]
 
 
 def _broken(path: Path, lacks: str) -> SparsifyError:

@@ -129,6 +129,7 @@ ELSEWHERE = {
     "cpu": ({"cpu": "z80"}, 2, "cpu z80 (here "),
     "version": ({"torch": "1.0"}, 2, "torch 1.0 (here "),
     "unknown": ({"numba": None}, 2, "numba None (here "),
+    "lines": ({"cpu": "z\n" + 99 * "8"}, 2, f"cpu z {38 * '8'} (here "),
 }
 
 
