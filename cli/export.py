@@ -43,7 +43,14 @@ class _WithFormats(click.Command):
     metavar="TYPE",
     help="Cast floating values: float32, float16 or bfloat16.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Fix the size of the batch, which may vary otherwise.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Fix the size of the batch, which may vary otherwise; engine: tune for it.  [default: 1]",
+)
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), help="engine: tune for N threads.  [default: torch's number]"
+)
 @click.option("--shrink", is_flag=True, help="First take channels of no influence out of the model, with proof.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
 def command(
@@ -53,6 +60,7 @@ def command(
     masks_only: bool,
     dtype: str | None,
     batch_size: int | None,
+    threads: int | None,
     shrink: bool,
     round_to: int | None,
 ) -> None:
@@ -63,7 +71,7 @@ def command(
         if layout not in ("sparse", "masks"):
             raise SparsifyError(f"export: either --masks-only or --format {layout}")
         layout = "masks"
-    options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
+    options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "threads": threads}
     given = [name for name, value in options.items() if value is not None]
     way = check_way(layout, given, where="export", spelled=lambda name: f"--{name.replace('_', '-')}")
     path = saved_model(source)

@@ -121,6 +121,8 @@ def _file_lines(summary: FileSummary) -> list[str]:
         bits = 8 * summary.bytes_masked / summary.masked_entries
         times = summary.bytes_masked / summary.bytes_limit
         lines.append(f"{bits:.2f} bits for each of them, {times:.3f} times what masks and values must take")
+    if about.engine:
+        lines.append(f"tuned for an engine: inputs {about.engine.get('shapes')}, threads {about.engine.get('threads')}")
     return lines
 
 

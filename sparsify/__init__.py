@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .formats.way_in import import_weights as import_weights
     from .models import build_model as build_model
     from .pruning.pruner import Pruner as Pruner
-    from .runtime.engine import compile as compile
+    from .runtime.compiling import compile as compile
     from .surgery.channels import analyse as analyse
     from .surgery.convert import convert as convert
     from .surgery.cut_training import cut_optimizer as cut_optimizer
@@ -41,7 +41,7 @@ _HOME = {
     "SparsifyError": ".errors",
     "analyse": ".surgery.channels",
     "build_model": ".models",
-    "compile": ".runtime.engine",
+    "compile": ".runtime.compiling",
     "convert": ".surgery.convert",
     "cut_optimizer": ".surgery.cut_training",
     "cut_state": ".surgery.cut_training",

@@ -61,11 +61,12 @@ def test_the_python_shown_runs_and_gives_the_masked_models_outputs(
         if not _installed(*re.findall(r"^(?:import|from) (onnxruntime|compressed_tensors)", code, re.MULTILINE)):
             continue
         exec(compile(code, "export.md", "exec"), names)
-    assert capsys.readouterr().out.startswith("semi-structured: 0 of 16 masked weights\n")
+    assert capsys.readouterr().out.startswith("semi-structured: 0 of 16 weights\n")
     x = torch.zeros(4, 3, 32, 32)
     with torch.no_grad():
         wanted = sparsify.load("model.safetensors")(x)
         found = [names["model"].eval()(x), names["program"].module()(x), torch.export.load("mine.pt2").module()(x)]
+        found += [names["outputs"], names["engine"](x)]
         if "session" in names:
             found.append(torch.as_tensor(names["logits"]))
     for logits in found:

@@ -50,21 +50,19 @@ def export_folded(outgoing: Outgoing, dtype: torch.dtype | None = None) -> Expor
     changed. Raises SparsifyError, one line, without an example input, for a model that does not take it and for one
     that torch.export does not take.
     """
-    if outgoing.example_input is None:
-        raise SparsifyError(f"save: {outgoing.metadata.format} needs an example_input to run the model on")
     masked = copy.deepcopy(outgoing.model).cpu().eval()
     if dtype is not None:
         masked = masked.to(dtype)
-    example = _example(masked, outgoing.example_input)
+    example = example_of(outgoing, masked)
     fixed = outgoing.batch_size
     # Two, since torch.export takes a batch of one for a constant; and other sizes than that to check by.
     sizes = (1, 3) if fixed is None else (fixed,)
-    cases = tuple(_case(masked, _of_size(example, size)) for size in sizes)
+    cases = tuple(case_of(masked, of_size(example, size)) for size in sizes)
     folded = fold(masked)
     del masked
     if fixed is not None:
-        return Exported(_program(folded, _of_size(example, fixed), False), cases, f"a batch of {fixed}")
-    return Exported(_program(folded, _of_size(example, 2), True), cases, "batches of any size")
+        return Exported(_program(folded, of_size(example, fixed), False), cases, f"a batch of {fixed}")
+    return Exported(_program(folded, of_size(example, 2), True), cases, "batches of any size")
 
 
 def check_outputs(format: str, run: Callable[[Inputs], Sequence[Tensor]], cases: Sequence[Case]) -> str:
@@ -152,7 +150,11 @@ def _fresh(inputs: Inputs) -> Inputs:
     return copied
 
 
-def _example(model: nn.Module, given: Any) -> Inputs:
+def example_of(outgoing: Outgoing, model: nn.Module) -> Inputs:
+    """Return the example as positional arguments on the CPU, in the model's type; SparsifyError without a batch."""
+    given = outgoing.example_input
+    if given is None:
+        raise SparsifyError(f"save: {outgoing.metadata.format} needs an example_input to run the model on")
     inputs = tuple(given) if isinstance(given, (tuple, list)) else (given,)
     floating = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
 
@@ -167,7 +169,7 @@ def _example(model: nn.Module, given: Any) -> Inputs:
     return fitted
 
 
-def _of_size(inputs: Inputs, size: int) -> Inputs:
+def of_size(inputs: Inputs, size: int) -> Inputs:
     """Return a batch of `size` made of the example's rows, floating ones a little different each time."""
 
     def rows(tensor: Tensor) -> Tensor:
@@ -183,7 +185,8 @@ def _of_size(inputs: Inputs, size: int) -> Inputs:
     return batch
 
 
-def _case(model: nn.Module, inputs: Inputs) -> Case:
+def case_of(model: nn.Module, inputs: Inputs) -> Case:
+    """Return the inputs with a model's outputs for them; SparsifyError if it does not take them."""
     try:
         with torch.no_grad():
             outputs = model(*_fresh(inputs))

@@ -19,7 +19,7 @@ from .stored_cuts import StoredCuts, read_cuts
 # rest: 2 tells of cuts, 3 has more encodings.
 VERSIONS = ("1", "2", "3")
 _TEXTS = ("spec", "recipe", "cast", "writer")
-_TABLES = ("arguments", "seeds", "metrics", "extra")
+_TABLES = ("arguments", "seeds", "metrics", "extra", "engine")
 # A file rebuilds the model it names, it never chooses what else is read or downloaded.
 NOT_ARGUMENTS = (
     "pretrained",
@@ -37,7 +37,8 @@ class Metadata:
 
     `format`: "sparse" or "dense" as sparsify wrote it, "plain" for a safetensors file of another writer. `spec` names
     the model ("timm:resnet18") that `arguments` complete; `recipe` is the merged recipe's YAML; `cast` is the type that
-    floating values were cast to on request; `writer` the version of sparsify that wrote the file.
+    floating values were cast to on request; `writer` the version of sparsify that wrote the file. `engine` is the way
+    of running the model that was found to be the fastest where the file was written (`runtime.stored`).
     """
 
     format: str = "plain"
@@ -49,6 +50,7 @@ class Metadata:
     cast: str | None = None
     writer: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _masked(header: Header, name: str, value: Any, version: int) -> MaskedEntry:
 def _table(text: Mapping[str, str], key: str) -> dict[str, Any]:
     value = json.loads(text.get(key, "{}"))
     if not isinstance(value, dict):
-        raise ValueError(f"its {key} are not a JSON object")
+        raise ValueError(f"{key!r} in it is not a JSON object")
     return value
 
 

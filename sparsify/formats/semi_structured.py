@@ -20,7 +20,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 class SemiStructured:
     """What `to_semi_structured` made: a plain `model`, the weights it `converted`, and why others were `skipped`.
 
-    The names are those of the weights with masks.
+    The names are those of the weights with masks; of a model without any, those of its linear layers.
     """
 
     model: nn.Module
@@ -30,23 +30,24 @@ class SemiStructured:
     def __str__(self) -> str:
         """Return what was converted, and what was not with its reason, a line each."""
         total = len(self.converted) + len(self.skipped)
-        lines = [f"semi-structured: {len(self.converted)} of {total} masked weights"]
+        lines = [f"semi-structured: {len(self.converted)} of {total} weights"]
         return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.skipped.items())])
 
 
 def to_semi_structured(model: nn.Module) -> SemiStructured:
     """Return a folded copy of `model`, its linear weights that are 2:4 sparse as torch's semi-structured tensors.
 
-    2:4 means at most two values other than 0 in each four neighbours of a row, along the input features. torch takes
-    float16, bfloat16 and int8 on CUDA, of sizes that are multiples of its blocks; what it does not take stays a dense
-    weight with zeros, and is named with the reason. Move and cast the model first: `model.half().cuda()`. The copy is
-    for inference: these weights have no gradients and no place in a safetensors file, for which `format="dense"` keeps
+    A model without masks, folded before, is looked through for linear weights whose zeros are so. 2:4 means at most
+    two values other than 0 in each four neighbours of a row, along the input features. torch takes float16, bfloat16
+    and int8 on CUDA, of sizes that are multiples of its blocks; what it does not take stays a dense weight with
+    zeros, and is named with the reason. Move and cast the model first: `model.half().cuda()`. The copy is for
+    inference: these weights have no gradients and no place in a safetensors file, for which `format="dense"` keeps
     the zeros.
     """
     folded = fold(model)
     converted: list[str] = []
     skipped: dict[str, str] = {}
-    for name, weight in masked_weights(model).items():
+    for name, weight in (masked_weights(model) or _linear_weights(model)).items():
         path = name.rpartition(".")[0]
         owner = folded.get_submodule(path)
         reason = _reason(weight, owner)
@@ -62,6 +63,13 @@ def to_semi_structured(model: nn.Module) -> SemiStructured:
         owner.register_parameter("weight", nn.Parameter(tensor, requires_grad=False))
         converted.append(name)
     return SemiStructured(folded, tuple(converted), skipped)
+
+
+def _linear_weights(model: nn.Module) -> dict[str, MaskedWeight]:
+    """Return the weights of a plain model's linear layers, as if they carried masks."""
+    linear = [(path, module) for path, module in model.named_modules() if type(module) is nn.Linear]
+    named = [(f"{path}.weight" if path else "weight", module) for path, module in linear]
+    return {name: MaskedWeight(name, module, "weight") for name, module in named}
 
 
 def is_two_of_four(weight: Tensor) -> bool:

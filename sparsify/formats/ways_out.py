@@ -23,7 +23,8 @@ class Outgoing:
     """A model on its way out: unwrapped, with its metadata and the options its format takes (None: not given).
 
     `dtype` names the type that floating values are cast to; `example_input`, a tensor or a tuple of positional
-    arguments, is what an exporter runs the model on; `batch_size` fixes the batch that otherwise may vary.
+    arguments, is what an exporter runs the model on; `batch_size` fixes the batch that otherwise may vary. `threads`
+    are those that the engine is tuned for.
     """
 
     model: nn.Module
@@ -33,6 +34,7 @@ class Outgoing:
     example_input: Any = None
     batch_size: int | None = None
     cuts: Cuts | None = None
+    threads: int | None = None
 
 
 class Written(NamedTuple):
@@ -102,6 +104,12 @@ def _sparse(outgoing: Outgoing) -> Written:
     return write_sparse(outgoing)
 
 
+def _engine(outgoing: Outgoing) -> Written:
+    from ..runtime.engine_file import write_engine
+
+    return write_engine(outgoing)
+
+
 def _dense(outgoing: Outgoing) -> Written:
     from .saving import write_dense
 
@@ -149,6 +157,11 @@ _RUN = frozenset({"example_input", "batch_size"})
 
 WAYS: dict[str, Way] = {
     "sparse": Way(_sparse, "Masks and kept values in a small safetensors file.", _OWN),
+    "engine": Way(
+        _engine,
+        "The sparse file with the way of running it that is the fastest here, for sparsify.compile.",
+        _OWN | _RUN | {"threads"},
+    ),
     "dense": Way(_dense, "The dense model's own keys with zeros in safetensors, for any reader.", _OWN),
     "masks": Way(_masks, "The masks alone, for another checkpoint of the same model (convert --masks)."),
     "hub": Way(

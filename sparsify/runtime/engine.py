@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import SparsifyError
-from ..surgery.fold import fold
 from . import remembered
 from .describe import text
 from .plan import Plan, execute, make_plan, memory, part_of
@@ -34,6 +32,9 @@ class Engine:
         self.model = model
         self.threads = threads
         self.ways: dict[Shapes, Way] = {}
+        self.known: dict[Shapes, Way] = {}  # of a file: taken in place of what tuning finds, if they are right
+        self.note = ""
+        self._left: set[str] = set()
         self._tune = tune
         self._plans: dict[tuple[Shapes, frozenset[str]], Plan] = {}
         self._buffers: dict[int, Array] = {}
@@ -44,6 +45,8 @@ class Engine:
         flat, structure = pytree.tree_flatten(args)
         usable = all(isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu" for x in flat)
         with torch.no_grad():
+            if not usable:
+                self._left.add(_kinds(flat))
             if not usable or not flat or any(x.numel() == 0 for x in flat):
                 return self.model(*args)
             with self._lock:
@@ -55,6 +58,8 @@ class Engine:
     def __str__(self) -> str:
         """Return how each shape that came so far is run: way, seconds of those timed, steps."""
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
+        found += [self.note] if self.note else []
+        found += [f"input of {kinds}: PyTorch: kernels are for float32 on the CPU" for kinds in sorted(self._left)]
         for shapes, way in self.ways.items():
             size = ", ".join("x".join(map(str, shape)) for shape in shapes)
             found.append(f"input {size}: {way}{f': {way.why}' if way.why else ''}")
@@ -72,7 +77,8 @@ class Engine:
             return self._plan(way, [x[: way.images] for x in flat] if way.kind == "chunks" else flat, structure)
 
         name = remembered.key(self.model, flat, self.threads) if self._tune else ""
-        before = remembered.recall(name) if self._tune else None
+        shapes = tuple(tuple(x.shape) for x in flat)
+        before = self.known.get(shapes) or (remembered.recall(name) if self._tune else None)
         if before is not None and (before.kind == "torch" or not checked(run, before, run(TORCH))):
             return before
         images = _images([*flat, *run(TORCH)])
@@ -148,6 +154,12 @@ class Engine:
         return self._buffers[thread]
 
 
+def _kinds(values: Sequence[Any]) -> str:
+    """Return of which types inputs are, and where: "float16 on cuda:0"."""
+    kinds = [f"{x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__ for x in values]
+    return ", ".join(dict.fromkeys(kinds)).replace("torch.", "")
+
+
 def _chunk(shapes: Shapes, way: Way) -> Shapes:
     """Return the shapes of the first chunk."""
     if way.kind != "chunks":
@@ -166,23 +178,3 @@ def _alone(plan: Plan) -> Callable[[Segment, Array, Array, Array], None]:
         part_of(plan, segment, 0, 1)(buffers, addresses, counters)
 
     return run
-
-
-def compile(model: nn.Module, example_input: Any, *, threads: int | None = None, tune: bool = True) -> Engine:
-    """Return an engine for `model` (masked, folded, shrunk or any other) that was run once on `example_input`.
-
-    `example_input` is a tensor or a tuple of positional arguments. `threads` is torch's own number unless given. With
-    `tune` every way to run the example's shape is timed and the fastest kept, PyTorch's own among them; it is also kept
-    on the disk, for the next engine of the same weights (tuning.json in the folder SPARSIFY_CACHE, by default sparsify
-    in the user's folder for caches). Without it nothing is timed and kernels are used wherever there are some.
-    Every way is compared with the model's outputs first and left out if they differ by more than 1e-5 of the largest.
-    Raises SparsifyError for a model whose parameters have no values yet and for a number of threads below one.
-    """
-    count = torch.get_num_threads() if threads is None else threads
-    if count < 1:
-        raise SparsifyError(f"compile: threads: {threads} is given, at least 1 is needed")
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        raise SparsifyError("compile: the model's parameters have no values yet (meta device)")
-    engine = Engine(fold(model).eval().requires_grad_(False), count, tune)
-    engine(*(example_input if isinstance(example_input, tuple) else (example_input,)))
-    return engine

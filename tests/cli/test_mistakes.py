@@ -68,7 +68,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "export onnx cast": (
         ["export", "LICENSE", "--out", "x", "--format", "pt2", "--dtype", "float16"],
-        ["export: pt2 takes no --dtype", "sparse, dense"],
+        ["export: pt2 takes no --dtype", "sparse, engine, dense"],
     ),
     "export sparse of a batch": (
         ["export", "LICENSE", "--out", "x", "--batch-size", "2"],

@@ -57,6 +57,20 @@ def test_shrink_first_works_with_a_program(sparsify: Run, tmp_path: Path) -> Non
         assert torch.allclose(torch.export.load(tmp_path / "out").module()(x), masked(x), atol=1e-5)
 
 
+def test_a_tuned_file_says_for_what_and_runs(sparsify: Run, pruned: Path, tmp_path: Path) -> None:
+    args = ("export", pruned, "--format", "engine", "--batch-size", 2, "--threads", 1, "--out", tmp_path / "e")
+    code, out, err = sparsify(*args)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].startswith("tuned for 2x3x32x32 on 1 thread of this machine: ")
+    assert "tuned for an engine: inputs [[2, 3, 32, 32]], threads 1" in sparsify("inspect", tmp_path / "e").out
+    x = torch.randn(2, 3, 32, 32)
+    engine = library.compile(tmp_path / "e", threads=1)
+    with torch.no_grad():
+        wanted = library.load(pruned)(x)
+    assert engine.ways[((2, 3, 32, 32),)].why == "tuned when the file was written"
+    assert (engine(x) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
 def test_a_file_that_does_not_say_its_input_is_one_line(sparsify: Run, tmp_path: Path) -> None:
     library.save(library.build_model("timm:test_resnet"), tmp_path / "m", spec="timm:test_resnet")
     code, out, err = sparsify("export", tmp_path / "m", "--format", "pt2", "--out", tmp_path / "out")

@@ -72,7 +72,18 @@ def test_each_weight_is_converted_or_named_with_the_reason(model: nn.Module, mon
     assert torch.equal(report.model["fc"].weight, 2 * folded["fc"].weight)
     assert torch.equal(report.model["loose"].weight, folded["loose"].weight)
     assert sparsify.get_masks(model) and not sparsify.get_masks(report.model)
-    assert str(report).splitlines()[0] == "semi-structured: 1 of 5 masked weights" and str(report).count("\n") == 4
+    assert str(report).splitlines()[0] == "semi-structured: 1 of 5 weights" and str(report).count("\n") == 4
+
+
+def test_a_folded_model_is_looked_through_for_its_linear_weights(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: weight * 2)
+    folded = sparsify.fold(model)
+    report = sparsify.to_semi_structured(folded)
+    assert report.converted == ("fc.weight",) and report.skipped.keys() == {"loose.weight"}
+    assert torch.equal(report.model["fc"].weight, 2 * folded["fc"].weight)
+    assert sparsify.to_semi_structured(folded["fc"]).converted == ("weight",)
 
 
 def test_what_torch_refuses_stays_dense_and_is_named() -> None:

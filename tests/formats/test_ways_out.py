@@ -65,6 +65,7 @@ def _imported(path: Path) -> Callable[[Tensor], Tensor]:
 # format -> path -> what runs the model that was written, without the masked one.
 READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
     "sparse": lambda path: sparsify.load(path, Net()).eval(),
+    "engine": lambda path: sparsify.compile(path, model=Net()),
     "dense": lambda path: _filled(load_file(path)),
     "onnx": _in_onnx_runtime,
     "pt2": lambda path: torch.export.load(path).module(),
@@ -140,7 +141,7 @@ def test_help_is_one_sentence(format: str) -> None:
 
 @pytest.mark.parametrize("format", WAYS)
 def test_an_option_that_a_format_does_not_take_is_one_line(format: str, tmp_path: Path) -> None:
-    for option, value in {"dtype": "float16", "batch_size": 2, "example_input": torch.zeros(1)}.items():
+    for option, value in {"dtype": "float16", "batch_size": 2, "example_input": torch.zeros(1), "threads": 1}.items():
         if option not in WAYS[format].takes:
             with pytest.raises(SparsifyError, match=f"^save: {format} takes no {option} [^\n]*$"):
                 sparsify.save(network(), tmp_path / "x", format=format, **{option: value})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify import SparsifyError
-from sparsify.runtime.engine import compile
+from sparsify.runtime.compiling import compile
 from sparsify.runtime.tuning import TORCH, Way, difference
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsify.runtime.engine import Engine, compile
+from sparsify.runtime.compiling import compile
+from sparsify.runtime.engine import Engine
 from sparsify.runtime.lower import Step
 from sparsify.runtime.plan import Plan
 from sparsify.runtime.program import Segment

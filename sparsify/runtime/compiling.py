@@ -1,0 +1,83 @@
+"""compile(): a model, or a file of one, made an engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import SparsifyError
+from ..formats.loading import load
+from ..surgery.fold import fold
+from .cuda import for_cuda, on_cuda
+from .engine import Engine
+from .stored import Stored, read
+
+_LOG = logging.getLogger("sparsify")
+
+
+def compile(
+    source: nn.Module | str | os.PathLike[str],
+    example_input: Any = None,
+    *,
+    model: nn.Module | None = None,
+    threads: int | None = None,
+    tune: bool = True,
+) -> Engine:
+    """Return an engine for a model (masked, folded, shrunk or any other) or a file, run once on `example_input`.
+
+    `source` is the model, or what `load` takes: a file's path, a run or "hf:OWNER/NAME"; `model` is then what the file
+    is loaded into, in place, if it does not name its own. `example_input` is a tensor or a tuple of positional
+    arguments; for a file it may be left out if the file says what its model takes. `threads` is torch's own number
+    unless given.
+    With `tune` every way to run the example's shape is timed and the fastest kept, PyTorch's own among them; it is also
+    kept on the disk, for the next engine of the same weights (tuning.json in the folder SPARSIFY_CACHE, by default
+    sparsify in the user's folder for caches). Without it nothing is timed and kernels are used wherever there are some.
+    Nor is anything timed for the shape that a file holds a way for (`save(format="engine")`), unless that was found on
+    another machine, with other versions or for another number of threads: then it is tuned here, and the log and
+    `print(engine)` say so.
+    Every way is compared with the model's outputs first and left out if they differ by more than 1e-5 of the largest.
+    A model on CUDA is run by PyTorch there, its linear weights that are 2:4 sparse by semi-structured kernels if their
+    type is float16 or bfloat16 (`to_semi_structured`), all others dense; `print(engine)` says which.
+    Raises SparsifyError for a model whose parameters have no values yet, for a number of threads below one, for what
+    `load` refuses, and where an example is needed.
+    """
+    count = torch.get_num_threads() if threads is None else threads
+    if count < 1:
+        raise SparsifyError(f"compile: threads: {threads} is given, at least 1 is needed")
+    if isinstance(source, nn.Module):
+        if model is not None:
+            raise SparsifyError("compile: model= is for a file to be loaded into; here a model is given in its place")
+        if example_input is None:
+            raise SparsifyError("compile: a model needs an example_input to be run on")
+        return _started(source, example_input, count, tune)
+    file = read(source, count)
+    loaded = load(file.path, model, fold=True)
+    return _started(loaded, file.example(loaded) if example_input is None else example_input, count, tune, file)
+
+
+def _started(model: nn.Module, example_input: Any, threads: int, tune: bool, file: Stored | None = None) -> Engine:
+    """Return the engine after its first run."""
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise SparsifyError("compile: the model's parameters have no values yet (meta device)")
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if on_cuda(model):
+        folded, note = for_cuda(model, inputs)
+        engine = Engine(folded, threads, tune)
+        engine.note = note
+        engine(*inputs)
+        return engine
+    engine = Engine(fold(model).eval().requires_grad_(False), threads, tune)
+    if file is not None and file.way is not None:
+        engine.known[file.shapes] = file.way
+    engine(*inputs)
+    if file is not None:
+        wrong = file.way is not None and engine.ways.get(file.shapes, file.way) != file.way
+        unfit = "it does not give the model's outputs" if wrong else file.unfit
+        if unfit:
+            engine.note = f"{file.path}: its way is not used: {unfit}"
+            _LOG.warning("compile: %s", engine.note)
+    return engine

@@ -1,0 +1,53 @@
+"""A sparse file that holds the fastest way of running its model, so that an engine of it needs no tuning."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import SparsifyError
+from ..formats.exported import case_of, example_of, of_size
+from ..formats.saving import write_sparse
+from ..formats.ways_out import Outgoing, Written
+from ..surgery.fold import fold
+from .compiling import compile
+from .stored import entry
+
+
+def write_engine(outgoing: Outgoing) -> Written:
+    """Write what `write_sparse` does, with the way that is the fastest here for inputs like the example.
+
+    It is found by timing as `compile` does, or known from before. Raises SparsifyError for a model that does not take
+    the example, and for one with no way to choose: the engine leaves to PyTorch whatever is not float32.
+    """
+    plain = fold(outgoing.model).cpu().eval()
+    example = example_of(outgoing, plain)
+    if outgoing.batch_size is not None:
+        example = of_size(example, outgoing.batch_size)
+    case_of(plain, example)
+    threads = torch.get_num_threads() if outgoing.threads is None else outgoing.threads
+    with _of_torch(threads):
+        engine = compile(plain, example, threads=threads)
+    if not engine.ways or not all(isinstance(value, Tensor) for value in example):
+        raise SparsifyError("save: engine takes models whose inputs are float32 tensors; this one's are others")
+    [(shapes, way)] = engine.ways.items()
+    about = replace(outgoing.metadata, format="sparse", engine=entry(shapes, threads, way))
+    size = write_sparse(replace(outgoing, metadata=about)).size
+    inputs = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    on = f"{threads} thread{'s' if threads > 1 else ''} of this machine"
+    return Written(size, (f"tuned for {inputs} on {on}: {way}",))
+
+
+@contextlib.contextmanager
+def _of_torch(threads: int) -> Iterator[None]:
+    """Let PyTorch have as many threads as the engine that it is compared with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,103 @@
+"""The way that a file holds: what tuning found when the file was written, and whether it is of use here."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SparsifyError
+from ..formats.container import is_shape
+from ..formats.metadata import Metadata, read_contents
+from ..formats.sources import model_file
+from .remembered import as_table, machine, way_of
+from .tuning import Way
+
+Shapes = tuple[tuple[int, ...], ...]
+_MOST = 2**28  # numbers in an example: a file's word does not fill the memory
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the file at `path` says of engines: shapes of its model's inputs, and the way that it holds for them.
+
+    There is none in most files (`way` is None and `unfit` ""), and none that is of use here if `unfit` says why.
+    """
+
+    path: Path
+    shapes: Shapes
+    way: Way | None = None
+    unfit: str = ""
+
+    def example(self, model: nn.Module) -> tuple[Tensor, ...]:
+        """Return inputs of these shapes, normal noise in the model's type, the same every time.
+
+        Raises SparsifyError for a file that says no shapes.
+        """
+        if not self.shapes:
+            raise SparsifyError(
+                f"compile: {self.path} does not say what its model takes (input_shape): give an example_input"
+            )
+        weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        generator = torch.Generator().manual_seed(0)
+        return tuple(torch.randn(shape, generator=generator).to(weight) for shape in self.shapes)
+
+
+def entry(shapes: Shapes, threads: int, way: Way) -> dict[str, Any]:
+    """Return what a file says of a way that was found here, plain JSON (docs/format.md)."""
+    sizes = [list(shape) for shape in shapes]
+    return {"machine": machine(), "threads": threads, "shapes": sizes, "way": as_table(way)}
+
+
+def read(source: str | os.PathLike[str], threads: int) -> Stored:
+    """Return what the file that `source` leads to says of engines, for one of so many threads.
+
+    A way of another machine, of other versions or for another number of threads is not taken, nor looked at. Raises
+    SparsifyError for a file that cannot be read, and for one whose words on engines cannot.
+    """
+    path = model_file(source)
+    about = read_contents(path).metadata
+    if not about.engine:
+        return Stored(path, _of_one_image(about))
+    sizes: Any = about.engine.get("shapes")
+    made, count = about.engine.get("machine"), about.engine.get("threads")
+    if not _are_shapes(sizes) or not isinstance(made, dict) or type(count) is not int:
+        raise _broken(path, "shapes, machine and threads")
+    shapes = tuple(map(tuple, sizes))
+    here = {**machine(), "threads": threads}
+    there = {**made, "threads": count}
+    apart = [f"{key} {_short(there.get(key))} (here {here[key]})" for key in here if there.get(key) != here[key]]
+    if apart:
+        return Stored(path, shapes, unfit=f"it was tuned for {', '.join(apart)}")
+    way = way_of(about.engine.get("way"), "tuned when the file was written")
+    if way is None:
+        raise _broken(path, "a way that this version knows")
+    return Stored(path, shapes, way)
+
+
+def _of_one_image(about: Metadata) -> Shapes:
+    size = about.extra.get("input_shape")
+    return ((1, *size),) if size and _are_shapes([size]) else ()
+
+
+def _are_shapes(value: Any) -> bool:
+    """Return whether a decoded JSON value is a list of shapes of tensors that are not empty, and not huge."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(is_shape(one) and 0 < math.prod(one) <= _MOST for one in value)
+
+
+def _short(value: Any) -> str:
+    """Return a file's word for one line."""
+    return " ".join(str(value).split())[:40]
+
+
+def _broken(path: Path, lacks: str) -> SparsifyError:
+    return SparsifyError(
+        f"{path}: its entry 'engine' does not hold {lacks}: write the file again (sparsify export --format engine)"
+    )
