@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from sparsify.formats.atomic import atomic_write
 from sparsify.runtime.describe import Line, lines
 from sparsify.runtime.lower import Step
-from sparsify.runtime.plan import Plan, contiguous, make_plan, memory, part_of
+from sparsify.runtime.plan import Plan, alone, arrays_of, contiguous, make_plan, memory
 from sparsify.runtime.program import Segment
 
 from .bench_runtimes import figures
@@ -76,7 +76,7 @@ def timed_steps(engine: Engine, x: Tensor, way: Way) -> tuple[int, list[Timed]]:
 def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
     """Return the least seconds of every step, each repeated by itself on what the steps before it have made."""
     values: dict[fx.Node, Any] = dict(zip(plan.inputs, inputs, strict=True))
-    buffers, none = memory(plan.program.floats), np.zeros(1, dtype=np.int64)
+    buffers = memory(plan.program.floats)
     found: list[float] = []
     for part in plan.program.parts:
         if isinstance(part, Segment):
@@ -86,7 +86,7 @@ def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
             addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
             for index in range(len(part.steps)):
                 one = replace(part, table=part.table[index : index + 1])
-                found.append(_least(partial(part_of(plan, one, 0, 1), buffers, addresses, none)))
+                found.append(_least(partial(alone, arrays_of(plan.program, one, buffers, addresses))))
         else:
             args, kwargs = fx.node.map_arg(
                 (part.node.args, part.node.kwargs), lambda one: values[one] if one in values else plan.known[one]

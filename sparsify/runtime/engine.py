@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from . import remembered
 from .describe import text
-from .plan import Plan, execute, make_plan, memory, part_of
-from .program import Array, Segment
+from .plan import Plan, alone, execute, make_plan, memory
+from .program import Array
 from .tuning import CHUNKS, TORCH, Way, checked, choose
 from .workers import Workers
 
@@ -95,18 +95,9 @@ class Engine:
             return self.model(*pytree.tree_unflatten(flat, structure))
         if way.kind == "split":
             plan = self._plan(way, flat, structure)
-            outputs = execute(plan, flat, self._memory(0, plan), self._in_all(plan))
+            outputs = execute(plan, flat, self._memory(0, plan), self._workers.split)
             return pytree.tree_unflatten(outputs, plan.structure)
         return self._chunks(way, flat, structure)
-
-    def _in_all(self, plan: Plan) -> Callable[[Segment, Array, Array, Array], None]:
-        def run(segment: Segment, buffers: Array, addresses: Array, counters: Array) -> None:
-            def task(part: int) -> None:
-                part_of(plan, segment, part, self.threads)(buffers, addresses, counters)
-
-            self._workers.run(task) if self.threads > 1 else task(0)
-
-        return run
 
     def _chunks(self, way: Way, flat: Sequence[Tensor], structure: Any) -> Any:
         """Return the outputs, computed chunk by chunk: each thread takes the next one until there is none."""
@@ -129,7 +120,7 @@ class Engine:
                         return
                     part = [x[begins[index] : begins[index] + images] for x in flat]
                     plan = plans[len(part[0])]
-                    found[index] = execute(plan, part, self._memory(thread, plan), _alone(plan))
+                    found[index] = execute(plan, part, self._memory(thread, plan), alone)
 
         self._workers.run(task)
         joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
@@ -171,10 +162,3 @@ def _images(values: Sequence[Any]) -> int:
     """Return the size of the first dimension that all values have alike, 1 if they have none."""
     sizes = {len(value) if isinstance(value, Tensor) and value.dim() else 0 for value in values}
     return max(1, *sizes) if len(sizes) == 1 else 1
-
-
-def _alone(plan: Plan) -> Callable[[Segment, Array, Array, Array], None]:
-    def run(segment: Segment, buffers: Array, addresses: Array, counters: Array) -> None:
-        part_of(plan, segment, 0, 1)(buffers, addresses, counters)
-
-    return run

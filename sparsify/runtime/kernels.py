@@ -14,11 +14,27 @@ import numpy as np
 from numba import carray, njit
 
 from . import columns as at
-from .simd import TILE, TILE_VECTORS, WIDTH, arrive, floats_at, give_way, pointer, seen, weighted_sums
+from .simd import (
+    TILE,
+    TILE_VECTORS,
+    WIDTH,
+    arrive,
+    exchange,
+    floats_at,
+    give_way,
+    longs_at,
+    offsets_at,
+    pointer,
+    seen,
+    weighted_sums,
+)
 
 _sums8, _sums7, _sums4, _sums2, _sums1 = (weighted_sums(count) for count in (8, 7, 4, 2, 1))
 _sums2x4, _sums2x2 = weighted_sums(4, rows=2), weighted_sums(2, rows=2)
 _tiles, _tile = weighted_sums(TILE_VECTORS, TILE), weighted_sums(1, TILE)
+# Counters that all threads see, each on a cache line of its own: jobs given, steps ended, and who sleeps.
+GIVEN, ENDED, ASLEEP = 0, 16, 32
+LOOKS = 1_000_000  # for a job, about a millisecond, before a thread goes to sleep, from which it wakes slowly
 PATIENCE = 4096  # looks at whether the other threads are done, before one of them may need this core
 _FAST = {"nogil": True, "cache": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
@@ -392,8 +408,11 @@ def unpack(step, buffers, addresses, part, parts):
 
 
 @njit(**_FAST)
-def run(steps, buffers, offsets, weights, pointers, biases, limits, addresses, counters, part, parts):
-    """Go through all steps, as `part` of `parts` threads that do so at once on the same buffers."""
+def run(steps, buffers, offsets, weights, pointers, biases, limits, addresses, signals, base, part, parts):
+    """Go through all steps, as `part` of `parts` threads that do so at once on the same buffers.
+
+    Each step begins when all threads have ended the one before it: `base` is how many ends the signals told before.
+    """
     for number in range(steps.shape[0]):
         step = steps[number]
         kind = step[at.KIND]
@@ -418,9 +437,58 @@ def run(steps, buffers, offsets, weights, pointers, biases, limits, addresses, c
         elif kind == at.UNPACK:
             unpack(step, buffers, addresses, part, parts)
         if parts > 1:
-            arrive(counters, number)
+            arrive(signals, ENDED)
             waits = 0
-            while seen(counters, number) < parts:
+            while seen(signals, ENDED) < base + (number + 1) * parts:
                 waits += 1
                 if waits % PATIENCE == 0:
                     give_way()
+
+
+@njit(**_FAST)
+def give(signals):
+    """Say that a new job is there."""
+    arrive(signals, GIVEN)
+
+
+@njit(**_FAST)
+def wake(signals, part):
+    """Return whether a thread is asleep, and take it as awake from now on."""
+    return exchange(signals, ASLEEP + part, 0) == 1
+
+
+@njit(**_FAST)
+def serve(signals, job, part, parts, done):
+    """Do a thread's part of every job that is given until none has come for a while; return how many were done.
+
+    A job is what `run` takes, addresses and sizes of the arrays one after the other, and `base`. It stays as it is
+    until all threads have ended its last step.
+    """
+    while True:
+        looks = 0
+        while seen(signals, GIVEN) == done:
+            looks += 1
+            if looks % PATIENCE == 0:
+                give_way()
+            if looks == LOOKS:
+                exchange(signals, ASLEEP + part, 1)
+                # A job that came in between may or may not have been told to a thread asleep.
+                if seen(signals, GIVEN) == done:
+                    return done
+                exchange(signals, ASLEEP + part, 0)
+        columns = len(at.COLUMNS)
+        run(
+            carray(longs_at(job[0]), (job[1] // columns, columns)),
+            carray(floats_at(job[2]), job[3]),
+            carray(offsets_at(job[4]), job[5]),
+            carray(floats_at(job[6]), job[7]),
+            carray(longs_at(job[8]), job[9]),
+            carray(floats_at(job[10]), job[11]),
+            carray(floats_at(job[12]), job[13]),
+            carray(longs_at(job[14]), job[15]),
+            signals,
+            job[16],
+            part,
+            parts,
+        )
+        done += 1

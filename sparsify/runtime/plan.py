@@ -31,7 +31,6 @@ class Plan:
     structure: Any
     known: dict[fx.Node, Any]
     done_with: dict[int, tuple[fx.Node, ...]]  # by the number of a part: values that no later one reads
-    longest: int  # steps of the longest segment
 
     @property
     def steps(self) -> list[Step | Call]:
@@ -69,7 +68,6 @@ def lower(graph: fx.GraphModule, structure: Any, native: Callable[[fx.Node], boo
         structure=structure,
         known=lowering.constants,
         done_with=_last_uses(program, outputs),
-        longest=max((len(part.table) for part in program.parts if isinstance(part, Segment)), default=0),
     )
 
 
@@ -93,13 +91,12 @@ def memory(floats: int) -> Array:
     return raw[skip : skip + floats]
 
 
-Run = Callable[[Segment, Array, Array, Array], None]
+Run = Callable[[Sequence[Array]], None]
 
 
 def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> list[Any]:
-    """Return the outputs for these inputs; `run(segment, buffers, addresses, counters)` does the segments."""
+    """Return the outputs for these inputs; `run` does a segment, and is given the arrays of `kernels.run`."""
     values: dict[fx.Node, Any] = dict(zip(plan.inputs, inputs, strict=True))
-    counters = np.zeros(plan.longest, dtype=np.int64)
     for number, part in enumerate(plan.program.parts):
         if isinstance(part, Segment):
             held = [contiguous(values, plan.known, node) for node in part.reads]
@@ -107,8 +104,7 @@ def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> l
                 values[node] = torch.empty(node.meta["val"].shape)
                 held.append(values[node])
             addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
-            counters[:] = 0
-            run(part, buffers, addresses, counters)
+            run(arrays_of(plan.program, part, buffers, addresses))
         else:
             node = part.node
             args, kwargs = fx.node.map_arg(
@@ -130,12 +126,15 @@ def contiguous(values: dict[fx.Node, Any], known: dict[fx.Node, Any], node: fx.N
     return tensor
 
 
-def part_of(plan: Plan, segment: Segment, part: int, parts: int) -> Callable[[Array, Array, Array], None]:
-    """Return what one of several threads does of a segment."""
-    program = plan.program
-    arrays = (program.offsets, program.weights, program.pointers, program.biases, program.limits)
+def arrays_of(program: Program, segment: Segment, buffers: Array, addresses: Array) -> tuple[Array, ...]:
+    """Return the arrays of `kernels.run`."""
+    weights = (program.offsets, program.weights, program.pointers, program.biases, program.limits)
+    return (segment.table, buffers, *weights, addresses)
 
-    def run(buffers: Array, addresses: Array, counters: Array) -> None:
-        kernels.run(segment.table, buffers, *arrays, addresses, counters, part, parts)
 
-    return run
+def alone(arrays: Sequence[Array]) -> None:
+    """Do the steps of a segment on this thread."""
+    kernels.run(*arrays, _NOBODY, 0, 0, 1)
+
+
+_NOBODY = np.zeros(1, dtype=np.int64)

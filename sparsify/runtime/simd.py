@@ -141,14 +141,20 @@ def pointer(typing, array, index):
     return types.CPointer(array.dtype)(array, types.int64), generate
 
 
-@intrinsic
-def floats_at(typing, address):
-    """Return a number as the address of floats."""
+def address_of(kind):
+    """Return a function that takes a number as the address of values of a kind."""
 
-    def generate(context, builder, signature, args):
-        return builder.inttoptr(args[0], _FLOAT.as_pointer())
+    @intrinsic
+    def convert(typing, address):
+        def generate(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(types.float32)(types.int64), generate
+        return types.CPointer(kind)(types.int64), generate
+
+    return convert
+
+
+floats_at, longs_at, offsets_at = address_of(types.float32), address_of(types.int64), address_of(types.uint32)
 
 
 @intrinsic
@@ -158,9 +164,20 @@ def arrive(typing, counters, index):
     def generate(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         one = ir.Constant(_LONG, 1)
-        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), one, "acq_rel")
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), one, "seq_cst")
 
     return types.int64(counters, types.int64), generate
+
+
+@intrinsic
+def exchange(typing, counters, index, value):
+    """Set counters[index], seen by all threads, and return what it was."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("xchg", builder.gep(data, [args[1]]), args[2], "seq_cst")
+
+    return types.int64(counters, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -169,7 +186,7 @@ def seen(typing, counters, index):
 
     def generate(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
+        return builder.load_atomic(builder.gep(data, [args[1]]), "seq_cst", 8)
 
     return types.int64(counters, types.int64), generate
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from ..errors import RunError, SparsifyError
 from .lower import Step
-from .plan import Plan, memory, part_of
+from .plan import Plan, alone, arrays_of, memory
 from .program import Segment, assemble
 
 TOLERANCE = 1e-5  # of the largest output
@@ -120,7 +120,7 @@ def faster_dense(plan: Plan) -> frozenset[str]:
                 if step.rows is not None or step.kind == "SPLIT":
                     one = replace(part, table=part.table[index : index + 1])
                     none = np.zeros(1, dtype=np.int64)
-                    seconds = _least(partial(part_of(plan, one, 0, 1), buffers, none, none))
+                    seconds = _least(partial(alone, arrays_of(plan.program, one, buffers, none)))
                     took[step.name] = took.get(step.name, 0) + seconds
     return frozenset(
         name for name, seconds in took.items() if nodes[name].target in WEIGHTED and _dense(plan, nodes[name]) < seconds
@@ -156,8 +156,7 @@ def _moving(steps: Sequence[Step]) -> float:
     addresses = np.array([tensor.ctypes.data], dtype=np.int64)
     segment, buffers = program.parts[0], memory(program.floats)
     assert isinstance(segment, Segment)
-    plan = Plan(program, 2, (), (), None, {}, {}, 2)
-    return _least(partial(part_of(plan, segment, 0, 1), buffers, addresses, np.zeros(2, dtype=np.int64)))
+    return _least(partial(alone, arrays_of(program, segment, buffers, addresses)))
 
 
 def _least(work: Callable[[], Any]) -> float:
