@@ -31,7 +31,8 @@ from .simd import (
 
 _sums8, _sums7, _sums4, _sums2, _sums1 = (weighted_sums(count) for count in (8, 7, 4, 2, 1))
 _sums2x4, _sums2x2 = weighted_sums(4, rows=2), weighted_sums(2, rows=2)
-_tiles, _tile = weighted_sums(TILE_VECTORS, TILE), weighted_sums(1, TILE)
+_shared, _shared1 = weighted_sums(TILE_VECTORS, TILE), weighted_sums(1, TILE)
+_shared_rows = weighted_sums(TILE_VECTORS // 2, TILE, rows=2)
 # Counters that all threads see, each on a cache line of its own: jobs given, steps ended, and who sleeps.
 GIVEN, ENDED, ASLEEP = 0, 16, 32
 LOOKS = 1_000_000  # for a job, about a millisecond, before a thread goes to sleep, from which it wakes slowly
@@ -134,6 +135,17 @@ def tile_sums(shape, x, where, values, begin, end, bias, out, other, size, pitch
 
 
 @njit(**_FAST, inline="always")
+def shared_sums(shape, x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most):
+    """Do one tile of rows.SHARED_SHAPES, or one vector."""
+    if shape == 0:
+        _shared(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+    elif shape == 1:
+        _shared_rows(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+    else:
+        _shared1(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+
+
+@njit(**_FAST, inline="always")
 def piece_sums(vectors, x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most):
     """Do as many vectors of one row as there is a function for, and return how many."""
     if vectors >= 4:
@@ -201,32 +213,33 @@ def convolve(step, buffers, offsets, weights, pointers, biases, limits, part, pa
 @njit(**_FAST)
 def convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
     """Do what `convolve` does for weights with few zeros: TILE output planes at once share what they read."""
-    x, out, residual, size = step[at.IN], step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE]
+    out, residual, size = step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE]
+    pitch, pace, lines, span = step[at.IN_LINE], step[at.OUT_LINE], step[at.LINES], step[at.SPAN]
+    rows, wide = step[at.TILE_ROWS], step[at.BLOCK]
     low, high = share(step[at.CHANNELS] // TILE, part, parts)
     least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
     inside = residual == out
     adds = residual >= 0 and not inside
     other = residual if adds else out
     where, values = pointer(offsets, 0), pointer(weights, step[at.WEIGHTS])
-    for line in range(step[at.LINES]):
-        source, target = x + line * step[at.IN_LINE], step[at.FIRST] + line * step[at.OUT_LINE]
-        for block in range(0, step[at.SPAN], TILE_VECTORS * WIDTH):
-            left = (step[at.SPAN] - block + WIDTH - 1) // WIDTH
+    for line in range(0, lines, rows):
+        for block in range(0, span, wide):
+            source, target = step[at.IN] + line * pitch + block, step[at.FIRST] + line * pace + block
+            whole = line + rows <= lines and block + wide < span + WIDTH
+            left = (min(span - block, wide) + WIDTH - 1) // WIDTH
             for tile in range(low, high):
                 begin, end = pointers[step[at.POINTERS] + tile], pointers[step[at.POINTERS] + tile + 1]
                 bias = pointer(biases, step[at.BIASES] + tile * TILE)
-                place = target + block + tile * TILE * size
-                if left >= TILE_VECTORS:
-                    read, write = pointer(buffers, source + block), pointer(buffers, out + place)
-                    extra = pointer(buffers, other + place)
-                    _tiles(read, where, values, begin, end, bias, write, extra, size, 0, 0, inside, adds, least, most)
-                else:
-                    for i in range(0, left * WIDTH, WIDTH):
-                        read, write = pointer(buffers, source + block + i), pointer(buffers, out + place + i)
-                        extra = pointer(buffers, other + place + i)
-                        _tile(
-                            read, where, values, begin, end, bias, write, extra, size, 0, 0, inside, adds, least, most
-                        )
+                place = target + tile * TILE * size
+                for r in range(1 if whole else min(rows, lines - line)):
+                    for i in range(1 if whole else left):
+                        to = place + r * pace + i * WIDTH
+                        x = pointer(buffers, source + r * pitch + i * WIDTH)
+                        near, more = pointer(buffers, out + to), pointer(buffers, other + to)
+                        shared_sums(
+                            step[at.SHAPE] if whole else -1, x, where, values, begin, end, bias, near, more,
+                            size, pitch, pace, inside, adds, least, most,
+                        )  # fmt: skip
     clear(buffers, out, step, low * TILE, high * TILE)
 
 

@@ -12,7 +12,7 @@ from torch import fx
 from . import columns
 from .layout import ALIGNMENT, Planes
 from .lower import Call, Step
-from .rows import TILES, tiling
+from .rows import SHAPES, SHARED_SHAPES, tiling
 from .simd import TILE, WIDTH
 
 Array = np.ndarray[Any, Any]
@@ -172,19 +172,17 @@ def _columns(step: Step, places: Mapping[int, int]) -> dict[str, int]:
 
 def _of_sums(step: Step, found: Mapping[str, int]) -> dict[str, int]:
     assert step.rows is not None
-    out = step.planes
-    tile = tiling(out, step.source) if step.kind == "CONVOLVE" else TILES
-    begins = {
+    out, shapes = step.planes, SHARED_SHAPES if step.kind == "CONVOLVE_TILES" else SHAPES
+    tile = tiling(out, step.source, shapes)
+    lines = {"LINES": 1, "SPAN": out.span} if tile.linear else {"LINES": out.height, "SPAN": out.row}
+    return lines | {
         "IN": found["IN"] + step.rows.base,
         "CHUNKS": step.rows.chunks,
-        "SHAPE": tile.shape,
+        "SHAPE": shapes.index((tile.rows, tile.vectors)),
         "TILE_ROWS": tile.rows,
         "BLOCK": tile.vectors * WIDTH,
         "OUT_LINE": out.pitch,
     }
-    if out.pitch == step.source.pitch and (tile.linear or step.kind != "CONVOLVE"):
-        return begins | {"LINES": 1, "SPAN": out.span}
-    return begins | {"LINES": out.height, "SPAN": out.row}
 
 
 def _of_split(step: Step, found: Mapping[str, int]) -> dict[str, int]:

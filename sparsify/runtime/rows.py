@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .layout import Planes
-from .simd import WIDTH
+from .simd import TILE_VECTORS, WIDTH
 
 CACHE = 40_000  # bytes of inputs that a chunk may read for one tile; measured, on 32 KB of first cache
 LEAST = 16  # entries of an output channel in a chunk: fewer, and keeping sums costs more than the cache gives
-SHAPES = ((1, 8), (1, 7), (2, 4), (2, 2))  # of tiles: rows, and vectors of each
+SHAPES = ((1, 8), (1, 7), (2, 4), (2, 2))  # of tiles of one output channel: rows, and vectors of each
+SHARED_SHAPES = ((1, TILE_VECTORS), (2, TILE_VECTORS // 2))  # of tiles of several that read the same inputs
 VISIT = 1.5  # what it costs to begin and end the sums of one tile and output, in multiply-adds of vectors
 
 
@@ -123,34 +124,28 @@ def one_per_plane(scale: Tensor, shift: Tensor, source: Planes) -> Rows:
 
 @dataclass(frozen=True)
 class Tiling:
-    """What of an output plane is computed before the next output's: a number of SHAPES.
+    """What of an output plane is computed before the next output's: `rows` rows of `vectors` vectors.
 
     `linear` tells that the plane counts as one row, its borders included, which then are computed as well.
     """
 
-    shape: int
+    rows: int
+    vectors: int
     linear: bool
 
-    @property
-    def rows(self) -> int:
-        return SHAPES[self.shape][0]
 
-    @property
-    def vectors(self) -> int:
-        """Of one row."""
-        return SHAPES[self.shape][1]
-
-
-TILES = Tiling(0, False)  # what CONVOLVE_TILES takes
-
-
-def tiling(out: Planes, source: Planes) -> Tiling:
+def tiling(out: Planes, source: Planes, shapes: Sequence[tuple[int, int]] = SHAPES) -> Tiling:
     """Return the cheapest tiling of an output's planes. Without gaps on both sides a plane may count as one row."""
     # A row's last vector reaches into the next row, which must not be in the same tile then.
-    ways = [Tiling(number, False) for number, (rows, _) in enumerate(SHAPES) if rows == 1 or out.row % WIDTH == 0]
+    ways = [Tiling(rows, vectors, False) for rows, vectors in shapes if rows == 1 or out.row % WIDTH == 0]
     if out.pitch == source.pitch:
-        ways += [Tiling(number, True) for number, (rows, _) in enumerate(SHAPES) if rows == 1]
+        ways += [Tiling(rows, vectors, True) for rows, vectors in shapes if rows == 1]
     return min(ways, key=lambda way: _cost(way, out))
+
+
+def keeps_within(out: Planes, source: Planes) -> bool:
+    """Return whether no vector of a row reaches into the next one, so that sums may overwrite what they begin with."""
+    return out.row % WIDTH == 0 or all(tiling(out, source, shapes).linear for shapes in (SHAPES, SHARED_SHAPES))
 
 
 def _cost(way: Tiling, out: Planes) -> float:

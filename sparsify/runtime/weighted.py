@@ -12,8 +12,18 @@ from .entrywise import CLAMPS
 from .graph import shape_of
 from .layout import Planes
 from .lower import UNBOUNDED, Buffer, Lowering, Step, arguments, first_result
-from .rows import Rows, chunked, convolution_rows, linear_rows, one_per_plane, split_for_strides, tiled, tiling
-from .simd import TILE, WIDTH
+from .rows import (
+    Rows,
+    chunked,
+    convolution_rows,
+    keeps_within,
+    linear_rows,
+    one_per_plane,
+    split_for_strides,
+    tiled,
+    tiling,
+)
+from .simd import TILE
 
 aten = torch.ops.aten
 NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
@@ -74,21 +84,20 @@ def weighted(
 ) -> bool:
     """Write the step of a convolution or a linear layer, with what follows it."""
     after = tail(lowering, node, out)
-    tile = tiling(out, source.planes)
-    # What is added may be overwritten by the sums, unless a row's last vector reaches into the next row.
-    inside = after.last and after.residual != source.number and (tile.linear or out.row % WIDTH == 0)
-    number = after.residual if inside and after.residual is not None else lowering.new(out)
     rows = make(after.scale, after.shift)
+    both = None if out.is_vector else tiled(rows, TILE)
+    inside = after.last and after.residual != source.number and keeps_within(out, source.planes)
+    number = after.residual if inside and after.residual is not None else lowering.new(out)
     reads = (source.number,) if after.residual is None else (source.number, after.residual)
     step = Step("CONVOLVE", node.name, out, source.planes, reads, number, rows=rows, limits=after.limits)
     if out.is_vector:
         lowering.steps.append(replace(step, kind="DOT"))
-    elif (both := tiled(rows, TILE)) is not None:
+    elif both is not None:
         lowering.steps.append(replace(step, kind="CONVOLVE_TILES", rows=both[0]))
         if len(both[1].biases):
             lowering.steps.append(replace(step, rows=both[1], at=len(both[0].biases)))
     else:
-        lowering.steps.append(replace(step, rows=chunked(rows, source.planes, tile)))
+        lowering.steps.append(replace(step, rows=chunked(rows, source.planes, tiling(out, source.planes))))
     lowering.done.add(node)
     while node is not after.node:
         node = next(iter(node.users))

@@ -244,7 +244,8 @@ def test_a_layer_that_adds_its_own_input_does_not_overwrite_it() -> None:
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 4), (3, 4), (8, 8), (7, 7), (14, 14), (5, 20), (1, 9)])
 @pytest.mark.parametrize("images", [1, 16, 17])
-def test_tiles_of_every_shape_cover_the_output(images: int, size: tuple[int, int]) -> None:
-    layer = nn.Conv2d(5, 3, 3, padding=1)
-    layer.weight.data = sparse(tuple(layer.weight.shape), 0.3)
+@pytest.mark.parametrize("keep", [0.3, 1])
+def test_tiles_of_every_shape_cover_the_output(keep: float, images: int, size: tuple[int, int]) -> None:
+    layer = nn.Conv2d(5, 4, 3, padding=1)
+    layer.weight.data = sparse(tuple(layer.weight.shape), keep)
     check(layer, sparse((images, 5, *size), 1, 1))

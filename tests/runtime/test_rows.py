@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsify.runtime.layout import Planes
-from sparsify.runtime.rows import SHAPES, Tiling, _cost, tiling
+from sparsify.runtime.rows import SHAPES, SHARED_SHAPES, Tiling, _cost, keeps_within, tiling
 from sparsify.runtime.simd import WIDTH
 
 SIZES = st.integers(1, 30)
@@ -27,17 +27,28 @@ def test_borders_are_computed_only_where_that_saves_something(
     height: int, width: int, lanes: int, shape: tuple[int, int], linear: bool
 ) -> None:
     planes = Planes(1, height, width, 1, lanes)
-    assert tiling(planes, planes) == Tiling(SHAPES.index(shape), linear)
+    assert tiling(planes, planes) == Tiling(*shape, linear)
 
 
-@given(height=SIZES, width=SIZES, pad=st.integers(0, 2), lanes=st.integers(1, 33), gap=st.booleans())
-def test_a_tiling_is_allowed_and_the_cheapest(height: int, width: int, pad: int, lanes: int, gap: bool) -> None:
+@given(
+    height=SIZES,
+    width=SIZES,
+    pad=st.integers(0, 2),
+    lanes=st.integers(1, 33),
+    gap=st.booleans(),
+    shapes=st.sampled_from([SHAPES, SHARED_SHAPES]),
+)
+def test_a_tiling_is_allowed_and_the_cheapest(
+    height: int, width: int, pad: int, lanes: int, gap: bool, shapes: tuple[tuple[int, int], ...]
+) -> None:
     out = Planes(1, height, width, pad, lanes)
     source = Planes(1, height + gap, width + gap, pad, lanes)
-    found = tiling(out, source)
+    found = tiling(out, source, shapes)
     assert not (found.linear and gap)
     # Rows that end inside a vector go one after the other.
     assert found.rows == 1 or (out.row % WIDTH == 0 and not found.linear)
-    rows = [Tiling(number, False) for number in range(len(SHAPES)) if SHAPES[number][0] == 1]
+    rows = [Tiling(*shape, False) for shape in shapes if shape[0] == 1]
     assert _cost(found, out) <= min(_cost(one, out) for one in rows)
+    if keeps_within(out, source) and out.row % WIDTH:
+        assert found.linear
     assert _cost(found, out) >= (height * width * lanes) / WIDTH
