@@ -179,11 +179,14 @@ def _scaled(weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Te
 def _rows(kept: Any, offsets: Any, weights: Any, biases: Tensor, base: int) -> Rows:
     if offsets.size and offsets.max() >= 2**32:
         raise ValueError("an activation is too large for offsets of 32 bits")
-    pointers = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
+    counts = kept.sum(axis=1)
+    pointers = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    # Rising in each row, so that its last and its first tell whether there is a gap.
+    order = np.lexsort((offsets, np.repeat(np.arange(len(counts)), counts)))
     return Rows(
         pointers,
-        offsets.astype(np.uint32),
-        np.ascontiguousarray(weights, dtype=np.float32),
+        offsets[order].astype(np.uint32),
+        np.ascontiguousarray(weights[order], dtype=np.float32),
         biases.float().numpy(),
         base,
         kept.size,

@@ -90,6 +90,10 @@ def test_convolutions_are_those_of_torch(
     check(layer, sparse((images, groups * channels, *size), 1, 1), threads)
 
 
+def test_inputs_of_a_single_number_need_not_lie_in_the_order_of_the_weights() -> None:
+    check(nn.Conv2d(1, 1, (3, 1), (2, 1), (1, 0)), sparse((1, 1, 1, 1), 1))
+
+
 @QUICK
 @given(
     rows=st.integers(1, 40),
