@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from .entrywise import CLAMPS
+from .entrywise import CLAMPS, Affine, affine
 from .graph import shape_of
 from .layout import Planes
-from .lower import UNBOUNDED, Buffer, Lowering, Step, arguments, first_result
-from .rows import Rows, chunked, convolution_rows, linear_rows, one_per_plane, split_for_strides, tiled
+from .looks import VIEWS, look
+from .lower import UNBOUNDED, Buffer, Lowering, Rule, Step, arguments, first_result
+from .rows import Place, Rows, chunked, convolution_rows, linear_rows, one_per_plane, split_for_strides, tiled
 from .simd import CHUNKED_BLOCK, TILE
 
 aten = torch.ops.aten
@@ -28,30 +30,50 @@ class Tail:
     residual: int | None
     limits: tuple[float, float]
     node: fx.Node  # whose value the result is
+    last: bool  # whether torch has its channels last
 
 
-def tail(lowering: Lowering, node: fx.Node, planes: Planes) -> Tail:
-    """Return the operations behind a convolution that its kernel can do with it."""
-    scale = shift = residual = None
-    limits = UNBOUNDED
-    user = lowering.only_user(node)
-    if user is not None and user.target in NORMS:
-        affine = norm(lowering, user)
-        result = first_result(lowering, user)
-        if affine is not None and arguments(user)[0] is node and result is not None:
-            (scale, shift), node = affine, result
-            user = lowering.only_user(node)
-    if user is not None and user.target is aten.add.Tensor and not user.kwargs:
-        other = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
-        held = lowering.buffers.get(other) if isinstance(other, fx.Node) else None
-        if held is not None and other is not node and held.planes == planes and shape_of(user) == shape_of(node):
-            residual, node = held.number, user
-            user = lowering.only_user(node)
-    if user is not None and user.target in CLAMPS and shape_of(user) == shape_of(node):
-        found = CLAMPS[user.target](*arguments(user)[1:])
-        if found is not None:
-            limits, node = found, user
-    return Tail(scale, shift, residual, limits, node)
+def tail(lowering: Lowering, node: fx.Node, planes: Planes, last: bool) -> Tail:
+    """Return the operations behind a weighted sum that its kernel can do with it."""
+    change: Affine | None = None
+    residual, limits = None, UNBOUNDED
+    shape = shape_of(node)
+    assert shape is not None
+    held = Buffer(-1, planes, shape, last)
+    while (user := lowering.only_user(node)) is not None:
+        if (other := look(user, node, held)) is not None:
+            held, node = other, user
+        elif residual is None and (found := _change(lowering, user, node, held)) is not None:
+            node, change = found[0], found[1] if change is None else after_each_other(change, found[1])
+        elif residual is None and (added := _added(lowering, user, node, held)) is not None:
+            residual, node = added.number, user
+        else:
+            clamped = CLAMPS[user.target](*arguments(user)[1:]) if user.target in CLAMPS else None
+            if clamped is not None:
+                limits, node = clamped, user
+            break
+    scale, shift = change or (None, None)
+    return Tail(scale, shift, residual, limits, node, held.last)
+
+
+def _change(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> tuple[fx.Node, Affine] | None:
+    """Return the node whose value a norm or an operation with constants makes of a buffer, and how."""
+    if user.target in NORMS:
+        affected, result = norm(lowering, user), first_result(lowering, user)
+        fits = arguments(user)[0] is node and held.begins_with_channels
+        return (result, affected) if affected is not None and result is not None and fits else None
+    found = affine(lowering, user, node, held)
+    return None if found is None else (user, found)
+
+
+def _added(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> Buffer | None:
+    """Return the planes that a sum adds to a buffer."""
+    if user.target is not aten.add.Tensor or user.kwargs:
+        return None
+    other = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
+    if not isinstance(other, fx.Node) or other is node or shape_of(user) != held.shape:
+        return None
+    return lowering.like(other, held)
 
 
 def norm(lowering: Lowering, node: fx.Node) -> tuple[Tensor, Tensor] | None:
@@ -69,10 +91,15 @@ def norm(lowering: Lowering, node: fx.Node) -> tuple[Tensor, Tensor] | None:
 
 
 def weighted(
-    lowering: Lowering, node: fx.Node, source: Buffer, make: Callable[[Tensor | None, Tensor | None], Rows], out: Planes
+    lowering: Lowering,
+    node: fx.Node,
+    source: Buffer,
+    make: Callable[[Tensor | None, Tensor | None], Rows],
+    out: Planes,
+    last: bool = False,
 ) -> bool:
     """Write the step of a convolution or a linear layer, with what follows it."""
-    after = tail(lowering, node, out)
+    after = tail(lowering, node, out, last)
     number = lowering.new(out)
     rows = make(after.scale, after.shift)
     reads = (source.number,) if after.residual is None else (source.number, after.residual)
@@ -88,7 +115,7 @@ def weighted(
     while node is not after.node:
         node = next(iter(node.users))
         lowering.done.add(node)
-    return lowering.give(node, number, out)
+    return lowering.give(node, number, out, after.last)
 
 
 def convolution(lowering: Lowering, node: fx.Node) -> bool:
@@ -139,10 +166,26 @@ def linear(lowering: Lowering, node: fx.Node) -> bool:
         return False
     if isinstance(bias, fx.Node) and (offset is None or offset.dim() != 1):
         return False
-    source, shape = lowering.rows(x), shape_of(node)
-    if source is None or shape is None:
+    shape = shape_of(node)
+    if shape is None:
         return False
-    out = Planes(shape[1], 1, 1, 0, shape[0])
+    held = lowering.buffers.get(x)
+    if held is not None and held.last:
+        if held.channel_dim != len(held.shape) - 1:
+            return False
+        # A convolution of one pixel.
+        place = Place(held.planes, (), np.zeros((1, 1), dtype=np.int64), 0)
+        weight_of = values.t()[:, :, None, None]
+
+        def rows(scale: Tensor | None, shift: Tensor | None) -> Rows:
+            return convolution_rows(weight_of, offset, scale, shift, place, 1)
+
+        return weighted(lowering, node, held, rows, replace(held.planes, channels=shape[1]), last=True)
+    source = lowering.rows(x)
+    if source is None:
+        return False
+    one_pixel = source.planes.height * source.planes.width == 1
+    out = replace(source.planes, channels=shape[1]) if one_pixel else Planes(shape[1], 1, 1, 0, shape[0])
     return weighted(
         lowering, node, source, lambda scale, shift: linear_rows(values.t(), offset, scale, shift, source.planes), out
     )
@@ -150,23 +193,70 @@ def linear(lowering: Lowering, node: fx.Node) -> bool:
 
 def alone(lowering: Lowering, node: fx.Node) -> bool:
     """A batch norm that follows no convolution: one weight for each plane."""
-    affine, result = norm(lowering, node), first_result(lowering, node)
+    change, result = norm(lowering, node), first_result(lowering, node)
     source = lowering.buffers.get(arguments(node)[0])
-    if affine is None or source is None or result is None or lowering.image(arguments(node)[0]) is None:
+    if change is None or source is None or result is None or lowering.image(arguments(node)[0]) is None:
         return False
     lowering.done |= {node, result}
-    return weighted(
-        lowering,
-        result,
-        source,
-        lambda factor, more: one_per_plane(*after_each_other(affine, (factor, more)), source.planes),
-        source.planes,
+    return _by_channel(lowering, result, source, change)
+
+
+def _by_channel(lowering: Lowering, node: fx.Node, source: Buffer, change: Affine) -> bool:
+    def rows(scale: Tensor | None, shift: Tensor | None) -> Rows:
+        all_in_all = change if scale is None or shift is None else after_each_other(change, (scale, shift))
+        return one_per_plane(*all_in_all, source.planes)
+
+    return weighted(lowering, node, source, rows, source.planes, source.last)
+
+
+def with_constants(otherwise: Rule | None = None) -> Rule:
+    """Return the rule of a sum, product or the like with constants, and `otherwise` where none of its inputs is one."""
+
+    def rule(lowering: Lowering, node: fx.Node) -> bool:
+        for source in arguments(node)[:2]:
+            held = lowering.buffers.get(source) if isinstance(source, fx.Node) else None
+            if held is not None and (change := affine(lowering, node, source, held)) is not None:
+                return _by_channel(lowering, node, held, change)
+        return otherwise is not None and otherwise(lowering, node)
+
+    return rule
+
+
+def norm_of_channels(lowering: Lowering, node: fx.Node) -> bool:
+    """A layer norm over the channels of each pixel, where planes are read or wanted."""
+    x, sizes, *constants, eps = arguments(node)
+    result = first_result(lowering, node)
+    values = [None if one is None else lowering.constants.get(one) for one in constants]
+    missing = any(value is None and one is not None for value, one in zip(values, constants, strict=True))
+    if result is None or missing or len(sizes) != 1:
+        return False
+    if x not in lowering.buffers and not _feeds_weights(lowering, result):
+        return False
+    source = lowering.of_features(x)
+    if source is None:
+        return False
+    count = source.planes.channels
+    weight = torch.ones(count) if values[0] is None else values[0]
+    bias = torch.zeros(count) if values[1] is None else values[1]
+    number, rows = lowering.new(source.planes), one_per_plane(weight, bias, source.planes)
+    step = Step("NORM", node.name, source.planes, source.planes, (source.number,), number, rows=rows)
+    lowering.steps.append(replace(step, limits=(float(eps), 0.0)))
+    lowering.done |= {node, result}
+    return lowering.give(result, number, source.planes, source.last)
+
+
+def _feeds_weights(lowering: Lowering, node: fx.Node) -> bool:
+    """Return whether a linear layer with a kernel reads a value, as it is or with another shape."""
+    users = [user for user in node.users if user.op == "call_function"]
+    return any(
+        lowering.native(user)
+        if user.target in (aten.addmm.default, aten.mm.default)
+        else _feeds_weights(lowering, user)
+        for user in users
+        if user.target in (aten.addmm.default, aten.mm.default, *VIEWS)
     )
 
 
-def after_each_other(
-    first: tuple[Tensor, Tensor], second: tuple[Tensor | None, Tensor | None]
-) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of one norm after another, or of the first alone."""
-    scale, shift = second
-    return first if scale is None or shift is None else (first[0] * scale, first[1] * scale + shift)
+def after_each_other(first: Affine, second: Affine) -> Affine:
+    """Return scale and shift of one after another."""
+    return first[0] * second[0], first[1] * second[0] + second[1]
