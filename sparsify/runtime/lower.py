@@ -35,10 +35,14 @@ class Buffer:
     def channel_dim(self) -> int | None:
         """The dimension of the tensor that is the channels alone, None if there is none."""
         planes, shape = self.planes, self.shape
-        pixels = planes.height * planes.width
-        if len(shape) > 1 and shape[-1] == planes.channels and (self.last or pixels == 1):
+        if len(shape) > 1 and shape[-1] == planes.channels and self.channels_last:
             return len(shape) - 1
         return 1 if self.begins_with_channels else None
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels of each pixel are neighbours in the tensor, as they are of images of one pixel."""
+        return self.last or self.planes.height * self.planes.width == 1
 
     @property
     def begins_with_channels(self) -> bool:
@@ -125,7 +129,7 @@ class Lowering:
         if node in self.tensors or node in self.constants:
             return
         buffer = self.buffers[node]
-        planes, kind = buffer.planes, "UNPACK_CHANNELS_LAST" if buffer.last else "UNPACK"
+        planes, kind = buffer.planes, "UNPACK_CHANNELS_LAST" if buffer.channels_last else "UNPACK"
         self.steps.append(Step(kind, node.name, planes, planes, (buffer.number,), -1, tensor=node))
         self.tensors.add(node)
 
@@ -186,7 +190,7 @@ class Lowering:
         """Return new planes that are written from torch's tensor."""
         self.tensor(node)
         buffer = Buffer(self.new(planes), planes, shape, last)
-        kind = "PACK_CHANNELS_LAST" if last else "PACK"
+        kind = "PACK_CHANNELS_LAST" if buffer.channels_last else "PACK"
         self.steps.append(Step(kind, node.name, planes, planes, (), buffer.number, tensor=node))
         self.buffers[node] = buffer
         return buffer

@@ -98,8 +98,11 @@ def combine(step, buffers, limits, part, parts):
         if scales:
             source = step[at.FACTORS] + (low + stretch) * step[at.FACTORS_SIZE]
             filled = min(size, length)
-            for i in range(0, filled, lanes):
-                move(factors, i, 1, buffers, source, 1, min(lanes, filled - i))
+            move(factors, 0, 1, buffers, source, 1, min(lanes, filled))
+            there = lanes
+            while there < filled:
+                move(factors, there, 1, factors, 0, 1, min(there, filled - there))
+                there *= 2
         for block in range(place, place + length, size):
             floats = min(size, place + length - block)
             if out != step[at.IN]:

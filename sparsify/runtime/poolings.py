@@ -70,20 +70,24 @@ def pool(step, buffers, part, parts):
 def mean(step, buffers, part, parts):
     """Write the mean of each plane's pixels."""
     low, high = share(step[at.CHANNELS], part, parts)
-    lanes = step[at.LANES]
+    lanes, row = step[at.LANES], step[at.IN_WIDTH] * step[at.LANES]
     factor = np.float32(1) / np.float32(step[at.IN_HEIGHT] * step[at.IN_WIDTH])
-    sums = np.empty(lanes, np.float32)
+    sums = np.empty(row, np.float32)
     for channel in range(low, high):
-        fill(sums, 0, lanes, 0)
+        source = step[at.IN] + channel * step[at.IN_SIZE]
+        fill(sums, 0, row, 0)
         for y in range(step[at.IN_HEIGHT]):
-            source = step[at.IN] + channel * step[at.IN_SIZE] + y * step[at.IN_LINE]
-            if lanes == 1:
-                first, total = np.uint64(source), np.float32(0)
-                for x in range(np.uint64(step[at.IN_WIDTH])):
-                    total += buffers[first + x]
-                sums[0] += total
-            else:
-                for x in range(step[at.IN_WIDTH]):
-                    reduce(sums, 0, buffers, source + x * lanes, 1, lanes, False)
-        multiply(buffers, step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST], sums, 0, lanes, factor)
+            reduce(sums, 0, buffers, source + y * step[at.IN_LINE], 1, row, False)
+        # Rows are long, pixels are not: the columns of their sum come last.
+        target = step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST]
+        fill(buffers, target, lanes, 0)
+        if lanes == 1:
+            total = np.float32(0)
+            for x in range(np.uint64(row)):
+                total += sums[x]
+            buffers[target] = total * factor
+        else:
+            for x in range(0, row, lanes):
+                reduce(buffers, target, sums, x, 1, lanes, False)
+            multiply(buffers, target, buffers, target, lanes, factor)
     clear(buffers, step[at.OUT], step, low, high)

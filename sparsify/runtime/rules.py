@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import entrywise, looks, pooled, weighted
+from . import entrywise, looks, pooled, tails, weighted
 from .columns import DIFFERENCE, PRODUCT, SUM
 from .lower import Rule
 
@@ -36,7 +36,7 @@ RULES: dict[Any, Rule] = {
     aten._adaptive_avg_pool2d.default: pooled.adaptive,
     aten.mean.dim: pooled.mean,
     **dict.fromkeys(looks.VIEWS, looks.view),
-    **dict.fromkeys(weighted.NORMS, weighted.alone),
+    **dict.fromkeys(tails.NORMS, weighted.alone),
     **dict.fromkeys(entrywise.CLAMPS, entrywise.clamp),
     **entrywise.FUNCTION_OF,
 }

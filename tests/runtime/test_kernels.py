@@ -92,6 +92,10 @@ def test_convolutions_are_those_of_torch(
 
 def test_inputs_of_a_single_number_need_not_lie_in_the_order_of_the_weights() -> None:
     check(nn.Conv2d(1, 1, (3, 1), (2, 1), (1, 0)), sparse((1, 1, 1, 1), 1))
+    # Two weights for one place of the border.
+    layer = nn.Conv2d(1, 1, (3, 2), 1, (0, 1), (1, 2))
+    layer.weight.data = torch.tensor([[0.0, 2.0], [3.0, 0.0], [5.0, 0.0]]).view(1, 1, 3, 2)
+    check(nn.Sequential(nn.Conv2d(1, 1, 1), layer), sparse((1, 1, 3, 1), 1))
 
 
 @QUICK
