@@ -19,10 +19,16 @@ HOW = {
     "LARGEST": "max pooling",
     "AVERAGE": "mean pooling",
     "MEAN": "mean of each plane",
-    "ADD": "sum, clamp",
-    "COPY": "concatenation",
+    "COMBINE": "sum, product, clamp",
+    "FUNCTION_OF": "function of each pixel",
+    "NORM": "norm over channels",
+    "COPY": "copy of planes",
+    "PLACE": "more or fewer pixels around",
+    "ENLARGE": "each pixel several times",
     "PACK": "from torch's layout",
     "UNPACK": "to torch's layout",
+    "PACK_CHANNELS_LAST": "from torch's layout",
+    "UNPACK_CHANNELS_LAST": "to torch's layout",
 }
 
 

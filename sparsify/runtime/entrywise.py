@@ -1,19 +1,21 @@
-"""Operations without weights: sums, clamps, poolings, concatenations, other shapes."""
+"""Operations on each pixel by itself: functions, clamps, sums and products of two activations or with constants."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from .columns import DIFFERENCE, FUNCTIONS, PRODUCT
 from .graph import shape_of
-from .layout import Planes
-from .lower import UNBOUNDED, Lowering, Step, arguments, first_result
+from .lower import UNBOUNDED, Buffer, Lowering, Step, arguments
 
 aten = torch.ops.aten
+Affine = tuple[Tensor, Tensor]  # a scale and a shift for each channel, in float64
 
 
 def clamp(lowering: Lowering, node: fx.Node) -> bool:
@@ -21,109 +23,152 @@ def clamp(lowering: Lowering, node: fx.Node) -> bool:
     limits = CLAMPS[node.target](*arguments(node)[1:])
     if source is None or limits is None:
         return False
-    number = lowering.new(source.planes)
-    lowering.steps.append(Step("ADD", node.name, source.planes, source.planes, (source.number,), number, limits=limits))
-    return lowering.give(node, number, source.planes)
+    return combine(lowering, node, node, source, limits=limits)
 
 
-def add(lowering: Lowering, node: fx.Node) -> bool:
-    held = [lowering.buffers.get(arg) for arg in arguments(node) if isinstance(arg, fx.Node)]
-    if node.kwargs or len(held) != 2 or held[0] is None or held[1] is None:
-        return False
-    planes = held[0].planes
-    if held[1].planes != planes or held[0].shape != held[1].shape:
-        return False
-    number, limits, last = lowering.new(planes), UNBOUNDED, node
+def combine(
+    lowering: Lowering, node: fx.Node, last: fx.Node, source: Buffer, other: Buffer | None = None, **columns: Any
+) -> bool:
+    """Write the step that makes the value of `last` of the pixels that `node` reads, and of another buffer's."""
+    apart = other is None or lowering.lies(other.number)[0] != lowering.lies(source.number)[0]
+    number = source.number if apart and lowering.reusable(node, source) else lowering.new(source.planes)
+    reads = (source.number,) if other is None else (source.number, other.number)
+    lowering.steps.append(Step("COMBINE", node.name, source.planes, source.planes, reads, number, **columns))
+    return lowering.give(last, number, source.planes, source.last)
+
+
+def clamped(lowering: Lowering, node: fx.Node) -> tuple[fx.Node, tuple[float, float]]:
+    """Return the clamp that follows a node, which is then done, and its limits; the node itself if none follows."""
     user = lowering.only_user(node)
-    found = CLAMPS[user.target](*arguments(user)[1:]) if user is not None and user.target in CLAMPS else None
-    if user is not None and found is not None:
-        limits, last = found, user
-        lowering.done.add(node)
-    reads = (held[0].number, held[1].number)
-    lowering.steps.append(Step("ADD", node.name, planes, planes, reads, number, limits=limits))
-    return lowering.give(last, number, planes)
+    limits = CLAMPS[user.target](*arguments(user)[1:]) if user is not None and user.target in CLAMPS else None
+    if user is None or limits is None:
+        return node, UNBOUNDED
+    lowering.done.add(node)
+    return user, limits
 
 
-def view(lowering: Lowering, node: fx.Node) -> bool:
-    """Another shape of the same elements in the same order: nothing is to be done."""
-    source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
-    if source is None or shape is None:
-        return False
-    return lowering.give(node, source.number, source.planes)
+def joined(how: int) -> Callable[[Lowering, fx.Node], bool]:
+    """Return the rule of a sum, a difference or a product of two activations of one shape."""
 
-
-def pooling(kind: str) -> Callable[[Lowering, fx.Node], bool]:
     def rule(lowering: Lowering, node: fx.Node) -> bool:
-        source = lowering.buffers.get(arguments(node)[0])
-        target = first_result(lowering, node) if kind == "LARGEST" else node
-        shape = None if target is None else shape_of(target)
-        if source is None or target is None:
+        one, two = arguments(node)[:2]
+        if node.kwargs or not isinstance(one, fx.Node) or not isinstance(two, fx.Node):
             return False
-        if lowering.image(arguments(node)[0]) is None or shape is None:
+        held = lowering.buffers.get(one) or lowering.buffers.get(two)
+        if held is None or shape_of(one) != shape_of(two):
+            return how == PRODUCT and scaled(lowering, node, one, two)
+        first, second = lowering.like(one, held), lowering.like(two, held)
+        if first is None or second is None:
             return False
-        numbers = _pool_numbers(kind, [*arguments(node)[1:]])
-        if numbers is None:
-            return False
-        planes = lowering.of_image(shape)
-        number = lowering.new(planes)
-        lowering.steps.append(Step(kind, node.name, planes, source.planes, (source.number,), number, numbers=numbers))
-        lowering.done.add(node)
-        return lowering.give(target, number, planes)
+        if how != DIFFERENCE and not lowering.reusable(node, first):
+            first, second = second, first
+        last, limits = clamped(lowering, node)
+        return combine(lowering, node, last, first, second, limits=limits, numbers={"FUNCTION": how})
 
     return rule
 
 
-def _pool_numbers(kind: str, given: list[Any]) -> dict[str, int] | None:
-    """Return the columns of a pooling; None for one that is rounded up or dilated."""
-    kernel = _pair(given[0])
-    stride = _pair(given[1]) if len(given) > 1 and given[1] else kernel
-    margin = _pair(given[2]) if len(given) > 2 else (0, 0)
-    rest = given[3:]
-    divisor = 0
-    if kind == "LARGEST":
-        if rest and set(_pair(rest[0])) != {1}:
-            return None
-    else:
-        if rest and rest[0]:
-            return None
-        counts_border = rest[1] if len(rest) > 1 else True
-        divisor = rest[2] if len(rest) > 2 and rest[2] else kernel[0] * kernel[1] if counts_border else 0
-    names = ("KERNEL_ROWS", "KERNEL", "STRIDE_ROWS", "STRIDE", "MARGIN_ROWS", "MARGIN", "DIVISOR")
-    return dict(zip(names, (*kernel, *stride, *margin, divisor), strict=True))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    both = [value] * 2 if isinstance(value, int) else list(value) * (2 // len(value))
-    return both[0], both[1]
-
-
-def mean(lowering: Lowering, node: fx.Node) -> bool:
-    source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
-    dims = {dim % 4 for dim in (arguments(node)[1] if len(arguments(node)) > 1 and arguments(node)[1] else ())}
-    if source is None or shape is None or lowering.image(arguments(node)[0]) is None or dims != {2, 3} or node.kwargs:
+def scaled(lowering: Lowering, node: fx.Node, one: fx.Node, two: fx.Node) -> bool:
+    """A product with a number for each plane and image, and a sum with the planes behind it."""
+    if shape_of(node) != shape_of(one):
+        one, two = two, one
+    shape, factors = shape_of(one), shape_of(two)
+    if shape is None or len(shape) != 4 or factors != (*shape[:2], 1, 1) or shape_of(node) != shape:
         return False
-    planes = Planes(source.planes.channels, 1, 1, lowering.pads.get((1, 1), 0) if len(shape) == 4 else 0, shape[0])
-    number = lowering.new(planes)
-    lowering.steps.append(Step("MEAN", node.name, planes, source.planes, (source.number,), number))
-    return lowering.give(node, number, planes)
+    if one not in lowering.buffers and two not in lowering.buffers:
+        return False
+    source, each = lowering.image(one), lowering.image(two)
+    if source is None or each is None:
+        return False
+    other, last = None, node
+    user = lowering.only_user(node)
+    if user is not None and user.target is aten.add.Tensor and not user.kwargs and shape_of(user) == shape:
+        added = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
+        if isinstance(added, fx.Node) and added is not node and (found := lowering.like(added, source)) is not None:
+            other, last = found, user
+    end, limits = clamped(lowering, last)
+    if last is not node:
+        lowering.done.add(node)
+    return combine(lowering, node, end, source, other, limits=limits, factors=each)
 
 
-def concatenation(lowering: Lowering, node: fx.Node) -> bool:
-    parts, shape = list(arguments(node)[0]), shape_of(node)
-    dim = arguments(node)[1] if len(arguments(node)) > 1 else 0
-    held = [lowering.buffers.get(part) for part in parts]
-    if dim not in (1, -3) or shape is None or len(shape) != 4 or any(one is None for one in held):
-        return False
-    images = [lowering.image(part) for part in parts]
-    planes = lowering.of_image(shape)
-    if any(one is None or one.planes.pitch != planes.pitch or one.planes.pad != planes.pad for one in images):
-        return False
-    number, at = lowering.new(planes), 0
-    for one in images:
-        assert one is not None
-        lowering.steps.append(Step("COPY", node.name, planes, one.planes, (one.number,), number, at=at))
-        at += one.planes.channels
-    return lowering.give(node, number, planes)
+def function(name: str, parameter: float = 0.0) -> Callable[[Lowering, fx.Node], bool]:
+    """Return the rule of a function of one number; the operation's own parameter comes before the one given."""
+
+    def rule(lowering: Lowering, node: fx.Node) -> bool:
+        source, given = lowering.buffers.get(arguments(node)[0]), arguments(node)[1:]
+        if source is None or any(isinstance(value, fx.Node) for value in given):
+            return False
+        kind, slope, factor = name, float(given[0]) if given and name != "gelu" else parameter, 1.0
+        if name == "gelu" and node.kwargs.get("approximate", "none") == "tanh":
+            kind = "gelu_tanh"
+        if name == "elu":
+            factor, inner = (float(given[1]) if len(given) > 1 else 1.0), given[2] if len(given) > 2 else 1
+            if inner != 1:
+                return False
+        number = source.number if lowering.reusable(node, source) else lowering.new(source.planes)
+        last = node
+        while (user := lowering.only_user(last)) is not None and (times := _number(user, last)) is not None:
+            lowering.done.add(last)
+            factor, last = factor * times, user
+        numbers, planes = {"FUNCTION": FUNCTIONS.index(kind)}, source.planes
+        step = Step("FUNCTION_OF", node.name, planes, planes, (source.number,), number, numbers=numbers)
+        lowering.steps.append(replace(step, limits=(slope, factor)))
+        return lowering.give(last, number, planes, source.last)
+
+    return rule
+
+
+def _number(node: fx.Node, source: fx.Node) -> float | None:
+    """Return the number that an operation multiplies its source by, None if it does something else."""
+    args = arguments(node)
+    if node.target is not aten.mul.Tensor or args[0] is not source or not isinstance(args[1], int | float):
+        return None
+    return float(args[1])
+
+
+def affine(lowering: Lowering, node: fx.Node, source: fx.Node, buffer: Buffer) -> Affine | None:
+    """Return what a sum, difference, product or quotient with constants makes of each channel; None if it is none."""
+    if node.target not in AFFINE or shape_of(node) != buffer.shape or set(node.kwargs) - {"alpha"}:
+        return None
+    one, two = arguments(node)[:2]
+    alpha = node.kwargs.get("alpha", 1)
+    if not isinstance(alpha, int | float) or (one is source) == (two is source):
+        return None
+    values = _per_channel(lowering, two if one is source else one, buffer)
+    return None if values is None else AFFINE[node.target](values, alpha, one is source)
+
+
+def _per_channel(lowering: Lowering, value: Any, buffer: Buffer) -> Tensor | None:
+    """Return a constant as one number for each channel, None if it is none or differs within one."""
+    count = buffer.planes.channels
+    if isinstance(value, fx.Node):
+        value = lowering.constants.get(value)
+    if isinstance(value, int | float):
+        return torch.full((count,), float(value), dtype=torch.float64)
+    if (
+        not isinstance(value, Tensor)
+        or value.dtype not in (torch.float32, torch.int64)
+        or value.dim() > len(buffer.shape)
+    ):
+        return None
+    sizes = [1] * (len(buffer.shape) - value.dim()) + list(value.shape)
+    if any(size != 1 and dim != buffer.channel_dim for dim, size in enumerate(sizes)):
+        return None
+    return value.double().reshape(-1).expand(count)
+
+
+AFFINE: dict[Any, Callable[[Tensor, float, bool], Affine | None]] = {
+    aten.mul.Tensor: lambda c, alpha, first: (c, torch.zeros_like(c)),
+    aten.div.Tensor: lambda c, alpha, first: (1 / c, torch.zeros_like(c)) if first else None,
+    aten.add.Tensor: lambda c, alpha, first: (
+        (torch.ones_like(c), alpha * c) if first else (torch.full_like(c, alpha), c)
+    ),
+    aten.sub.Tensor: lambda c, alpha, first: (
+        (torch.ones_like(c), -alpha * c) if first else (torch.full_like(c, -alpha), c)
+    ),
+    aten.rsub.Scalar: lambda c, alpha, first: (torch.full_like(c, -alpha), c),
+}
 
 
 def _between(low: Any = None, high: Any = None) -> tuple[float, float] | None:
@@ -139,4 +184,16 @@ CLAMPS: dict[Any, Callable[..., tuple[float, float] | None]] = {
     aten.clamp.default: _between,
     aten.clamp_min.default: lambda low: _between(low),
     aten.clamp_max.default: lambda high: _between(None, high),
+}
+
+FUNCTION_OF: dict[Any, Callable[[Lowering, fx.Node], bool]] = {
+    aten.sigmoid.default: function("sigmoid"),
+    aten.silu.default: function("silu"),
+    aten.gelu.default: function("gelu"),
+    aten.tanh.default: function("tanh"),
+    aten.hardsigmoid.default: function("hardsigmoid"),
+    aten.hardswish.default: function("hardswish"),
+    aten.leaky_relu.default: function("leaky_relu", 0.01),
+    aten.elu.default: function("elu", 1.0),
+    aten.mish.default: function("mish"),
 }

@@ -14,6 +14,12 @@ import numpy as np
 from numba import carray, njit
 
 from . import columns as at
+from .moving import copy, enlarge, pack, pack_channels_last, place, split, unpack, unpack_channels_last
+from .norms import norm_of_channels
+from .pointwise import combine, function
+from .poolings import mean, pool
+from .primitives import FAST as _FAST
+from .primitives import clear, share
 from .simd import (
     TILE,
     TILE_VECTORS,
@@ -37,57 +43,6 @@ _shared_rows = weighted_sums(TILE_VECTORS // 2, TILE, rows=2)
 GIVEN, ENDED, ASLEEP = 0, 16, 32
 LOOKS = 1_000_000  # for a job, about a millisecond, before a thread goes to sleep, from which it wakes slowly
 PATIENCE = 4096  # looks at whether the other threads are done, before one of them may need this core
-_FAST = {"nogil": True, "cache": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
-
-
-# Numba looks for negative indices, from the end, unless they are unsigned; and then nothing is vectorised.
-
-
-@njit(**_FAST, inline="always")
-def fill(into, begin, count, value):
-    """Set `count` floats to a value."""
-    first = np.uint64(begin)
-    for i in range(np.uint64(max(count, 0))):
-        into[first + i] = value
-
-
-@njit(**_FAST, inline="always")
-def move(into, place, pace, source, begin, stride, count):
-    """Copy `count` floats, every stride-th of the source, to every pace-th place."""
-    first, other, near, far = np.uint64(place), np.uint64(begin), np.uint64(pace), np.uint64(stride)
-    if pace == 1 and stride == 1:
-        for i in range(np.uint64(count)):
-            into[first + i] = source[other + i]
-    else:
-        for i in range(np.uint64(count)):
-            into[first + i * near] = source[other + i * far]
-
-
-@njit(**_FAST, inline="always")
-def reduce(into, place, source, begin, stride, count, largest):
-    """Take the larger of into[place + i] and source[begin + i * stride], or the sum. A NaN stays."""
-    first, other, far = np.uint64(place), np.uint64(begin), np.uint64(stride)
-    if largest:
-        for i in range(np.uint64(count)):
-            one, two = into[first + i], source[other + i * far]
-            into[first + i] = one if one > two or one != one else two
-    else:
-        for i in range(np.uint64(count)):
-            into[first + i] += source[other + i * far]
-
-
-@njit(**_FAST, inline="always")
-def multiply(into, place, source, begin, count, factor):
-    """Write `count` floats of the source times a factor."""
-    first, other = np.uint64(place), np.uint64(begin)
-    for i in range(np.uint64(count)):
-        into[first + i] = source[other + i] * factor
-
-
-@njit(**_FAST)
-def share(count, part, parts):
-    """Return the first and the last plus one of `count` items that are `part`'s."""
-    return count * part // parts, count * (part + 1) // parts
 
 
 @njit(**_FAST)
@@ -106,19 +61,6 @@ def share_of_rows(pointers, first, count, part, parts):
                 high = middle
         edges = (edges[1], low)
     return edges
-
-
-@njit(**_FAST)
-def clear(buffers, start, step, low, high):
-    """Set the borders of the output's planes low..high to zero: whatever is no pixel."""
-    height, row, pitch, size, first = step[at.HEIGHT], step[at.ROW], step[at.PITCH], step[at.OUT_SIZE], step[at.FIRST]
-    for channel in range(low, high):
-        plane = start + channel * size
-        fill(buffers, plane, first, 0)
-        if pitch > row:
-            for r in range(height):
-                fill(buffers, plane + first + r * pitch + row, pitch - row, 0)
-        fill(buffers, plane + first + height * pitch, size - first - height * pitch, 0)
 
 
 @njit(**_FAST, inline="always")
@@ -268,156 +210,32 @@ def dot(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
 
 
 @njit(**_FAST)
-def split(step, buffers, part, parts):
-    """Write every STRIDE-th pixel of each input plane as a plane."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, stride = step[at.LANES], step[at.STRIDE]
-    for channel in range(low, high):
-        plane, target = (
-            step[at.IN] + channel * step[at.IN_SIZE],
-            step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST],
-        )
-        for r in range(step[at.HEIGHT]):
-            source, place = plane + r * step[at.STRIDE_ROWS] * step[at.IN_LINE], target + r * step[at.PITCH]
-            if lanes == 1 and stride == 2:
-                move(buffers, place, 1, buffers, source, 2, step[at.ROW])
-            elif lanes == 1:
-                move(buffers, place, 1, buffers, source, stride, step[at.ROW])
-            else:
-                for c in range(step[at.ROW] // lanes):
-                    move(buffers, place + c * lanes, 1, buffers, source + c * stride * lanes, 1, lanes)
-    clear(buffers, step[at.OUT], step, low, high)
-
-
-@njit(**_FAST)
-def pool(step, buffers, part, parts):
-    """Write the largest pixel of each window, or its mean: divided by DIVISOR, or, if that is 0, by its pixels."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, pitch, width, row = step[at.LANES], step[at.IN_LINE], step[at.IN_WIDTH], step[at.ROW]
-    columns, stride, largest = row // lanes, step[at.STRIDE], step[at.KIND] == at.LARGEST
-    start = np.float32(-np.inf) if largest else np.float32(0)
-    # One row of windows: reduced over its rows first, which are read without a gap, then over its columns.
-    margin = step[at.MARGIN] * lanes
-    line = np.full(margin + max(width, (columns - 1) * stride + step[at.KERNEL]) * lanes, start)
-    best = np.empty(row, np.float32)
-    for channel in range(low, high):
-        plane, target = (
-            step[at.IN] + channel * step[at.IN_SIZE],
-            step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST],
-        )
-        for r in range(step[at.HEIGHT]):
-            y = r * step[at.STRIDE_ROWS] - step[at.MARGIN_ROWS]
-            y0, y1 = max(y, 0), min(y + step[at.KERNEL_ROWS], step[at.IN_HEIGHT])
-            move(line, margin, 1, buffers, plane + y0 * pitch, 1, width * lanes)
-            for y in range(y0 + 1, y1):
-                reduce(line, margin, buffers, plane + y * pitch, 1, width * lanes, largest)
-            fill(best, 0, row, start)
-            for k in range(step[at.KERNEL]):
-                if lanes == 1 and stride == 2:
-                    reduce(best, 0, line, k, 2, columns, largest)
-                elif stride == 1:
-                    reduce(best, 0, line, k * lanes, 1, row, largest)
-                elif lanes == 1:
-                    reduce(best, 0, line, k, stride, columns, largest)
-                else:
-                    for c in range(columns):
-                        reduce(best, c * lanes, line, (c * stride + k) * lanes, 1, lanes, largest)
-            place = target + r * step[at.PITCH]
-            if largest:
-                move(buffers, place, 1, best, 0, 1, row)
-            else:
-                for c in range(columns):
-                    x0 = c * stride - step[at.MARGIN]
-                    inside = (y1 - y0) * (min(x0 + step[at.KERNEL], width) - max(x0, 0))
-                    factor = np.float32(1) / np.float32(step[at.DIVISOR] if step[at.DIVISOR] > 0 else inside)
-                    multiply(buffers, place + c * lanes, best, c * lanes, lanes, factor)
-    clear(buffers, step[at.OUT], step, low, high)
-
-
-@njit(**{**_FAST, "fastmath": True})
-def mean(step, buffers, part, parts):
-    """Write the mean of each plane's pixels."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes = step[at.LANES]
-    factor = np.float32(1) / np.float32(step[at.IN_HEIGHT] * step[at.IN_WIDTH])
-    sums = np.empty(lanes, np.float32)
-    for channel in range(low, high):
-        fill(sums, 0, lanes, 0)
-        for y in range(step[at.IN_HEIGHT]):
-            source = step[at.IN] + channel * step[at.IN_SIZE] + y * step[at.IN_LINE]
-            if lanes == 1:
-                first, total = np.uint64(source), np.float32(0)
-                for x in range(np.uint64(step[at.IN_WIDTH])):
-                    total += buffers[first + x]
-                sums[0] += total
-            else:
-                for x in range(step[at.IN_WIDTH]):
-                    reduce(sums, 0, buffers, source + x * lanes, 1, lanes, False)
-        multiply(buffers, step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST], sums, 0, lanes, factor)
-    clear(buffers, step[at.OUT], step, low, high)
-
-
-@njit(**_FAST)
-def add(step, buffers, limits, part, parts):
-    """Write the sum of two buffers of one layout, or one of them, clamped."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
-    begin, count = low * step[at.OUT_SIZE], np.uint64((high - low) * step[at.OUT_SIZE])
-    out, one = np.uint64(step[at.OUT] + begin), np.uint64(step[at.IN] + begin)
-    two = np.uint64(max(step[at.RESIDUAL], 0) + begin)
-    adds = step[at.RESIDUAL] >= 0
-    for i in range(count):
-        total = buffers[one + i] + buffers[two + i] if adds else buffers[one + i]
-        total = least if total < least else total
-        buffers[out + i] = most if total > most else total
-    clear(buffers, step[at.OUT], step, low, high)
-
-
-@njit(**_FAST)
-def copy(step, buffers, part, parts):
-    """Copy planes to another place, for a concatenation."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    size = step[at.OUT_SIZE]
-    move(buffers, step[at.OUT] + low * size, 1, buffers, step[at.IN] + low * size, 1, (high - low) * size)
-
-
-@njit(**_FAST)
-def pack(step, buffers, addresses, part, parts):
-    """Write planes from images as torch has them, [image, channel, row, column] without gaps."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, height, width = step[at.LANES], step[at.HEIGHT], step[at.ROW] // step[at.LANES]
-    image = step[at.CHANNELS] * height * width
-    source = carray(floats_at(addresses[step[at.TENSOR]]), lanes * image)
-    for channel in range(low, high):
-        for r in range(height):
-            place = step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST] + r * step[at.PITCH]
-            begin = (channel * height + r) * width
-            if width >= lanes:
-                for n in range(lanes):
-                    move(buffers, place + n, lanes, source, n * image + begin, 1, width)
-            else:
-                for c in range(width):
-                    move(buffers, place + c * lanes, 1, source, begin + c, image, lanes)
-    clear(buffers, step[at.OUT], step, low, high)
-
-
-@njit(**_FAST)
-def unpack(step, buffers, addresses, part, parts):
-    """Write images as torch has them, [image, channel, row, column] without gaps, from planes."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, height, width = step[at.LANES], step[at.IN_HEIGHT], step[at.IN_WIDTH]
-    image = step[at.CHANNELS] * height * width
-    target = carray(floats_at(addresses[step[at.TENSOR]]), lanes * image)
-    for channel in range(low, high):
-        for r in range(height):
-            source = step[at.IN] + channel * step[at.IN_SIZE] + r * step[at.IN_LINE]
-            begin = (channel * height + r) * width
-            if width >= lanes:
-                for n in range(lanes):
-                    move(target, n * image + begin, 1, buffers, source + n, lanes, width)
-            else:
-                for c in range(width):
-                    move(target, begin + c, image, buffers, source + c * lanes, 1, lanes)
+def _without_weights(step, buffers, limits, addresses, part, parts):
+    kind = step[at.KIND]
+    if kind == at.SPLIT:
+        split(step, buffers, part, parts)
+    elif kind == at.LARGEST or kind == at.AVERAGE:
+        pool(step, buffers, part, parts)
+    elif kind == at.MEAN:
+        mean(step, buffers, part, parts)
+    elif kind == at.FUNCTION_OF:
+        function(step, buffers, limits, part, parts)
+    elif kind == at.COMBINE:
+        combine(step, buffers, limits, part, parts)
+    elif kind == at.PLACE:
+        place(step, buffers, limits, part, parts)
+    elif kind == at.ENLARGE:
+        enlarge(step, buffers, part, parts)
+    elif kind == at.COPY:
+        copy(step, buffers, part, parts)
+    elif kind == at.PACK:
+        pack(step, buffers, addresses, part, parts)
+    elif kind == at.UNPACK:
+        unpack(step, buffers, addresses, part, parts)
+    elif kind == at.PACK_CHANNELS_LAST:
+        pack_channels_last(step, buffers, addresses, part, parts)
+    elif kind == at.UNPACK_CHANNELS_LAST:
+        unpack_channels_last(step, buffers, addresses, part, parts)
 
 
 @njit(**_FAST)
@@ -435,20 +253,10 @@ def run(steps, buffers, offsets, weights, pointers, biases, limits, addresses, s
             convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, part, parts)
         elif kind == at.DOT:
             dot(step, buffers, offsets, weights, pointers, biases, limits, part, parts)
-        elif kind == at.SPLIT:
-            split(step, buffers, part, parts)
-        elif kind == at.LARGEST or kind == at.AVERAGE:
-            pool(step, buffers, part, parts)
-        elif kind == at.MEAN:
-            mean(step, buffers, part, parts)
-        elif kind == at.ADD:
-            add(step, buffers, limits, part, parts)
-        elif kind == at.COPY:
-            copy(step, buffers, part, parts)
-        elif kind == at.PACK:
-            pack(step, buffers, addresses, part, parts)
-        elif kind == at.UNPACK:
-            unpack(step, buffers, addresses, part, parts)
+        elif kind == at.NORM:
+            norm_of_channels(step, buffers, weights, pointers, biases, limits, part, parts)
+        else:
+            _without_weights(step, buffers, limits, addresses, part, parts)
         if parts > 1:
             arrive(signals, ENDED)
             waits = 0

@@ -21,11 +21,33 @@ UNBOUNDED = (-math.inf, math.inf)
 
 @dataclass(frozen=True)
 class Buffer:
-    """Planes somewhere, which torch knows as a tensor of this shape; its elements come in the planes' order."""
+    """Planes somewhere, which torch knows as a tensor of this shape.
+
+    Its elements come as [image, channel, row, column], or, if `last`, as [image, row, column, channel].
+    """
 
     number: int
     planes: Planes
     shape: tuple[int, ...]
+    last: bool = False
+
+    @property
+    def channel_dim(self) -> int | None:
+        """The dimension of the tensor that is the channels alone, None if there is none."""
+        planes, shape = self.planes, self.shape
+        if len(shape) > 1 and shape[-1] == planes.channels and self.channels_last:
+            return len(shape) - 1
+        return 1 if self.begins_with_channels else None
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels of each pixel are neighbours in the tensor, as they are of images of one pixel."""
+        return self.last or self.planes.height * self.planes.width == 1
+
+    @property
+    def begins_with_channels(self) -> bool:
+        """Whether the tensor's dimensions are images, channels and those of pixels."""
+        return not self.last and self.shape[:2] == (self.planes.lanes, self.planes.channels)
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,12 @@ class Step:
     limits: tuple[float, float] = UNBOUNDED
     tensor: fx.Node | None = None  # PACK, UNPACK: the node
     numbers: Mapping[str, int] = field(default_factory=dict)
+    factors: Buffer | None = None  # COMBINE: a number for each plane and image
+
+    @property
+    def touches(self) -> tuple[int, ...]:
+        """The buffers that it reads or writes, -1 for none."""
+        return (*self.reads, self.writes, -1 if self.factors is None else self.factors.number)
 
 
 @dataclass(frozen=True)
@@ -70,6 +98,8 @@ class Lowering:
         self.buffers: dict[fx.Node, Buffer] = {}
         self.tensors: set[fx.Node] = set()  # nodes that torch's tensors hold
         self.done: set[fx.Node] = set()
+        self.past: set[fx.Node] = set()  # nodes whose steps are written
+        self.within: dict[int, tuple[int, int]] = {}  # buffers that are planes of another: which, and from which on
         self.pads = pads(graph, self.constants)
 
     def all(self) -> list[Step | Call]:
@@ -84,6 +114,7 @@ class Lowering:
                 rule = self.rules.get(node.target)
                 if rule is None or not self.native(node) or not rule(self, node):
                     self.call(node)
+            self.past.add(node)
         return self.steps
 
     def call(self, node: fx.Node) -> None:
@@ -98,8 +129,8 @@ class Lowering:
         if node in self.tensors or node in self.constants:
             return
         buffer = self.buffers[node]
-        planes = buffer.planes
-        self.steps.append(Step("UNPACK", node.name, planes, planes, (buffer.number,), -1, tensor=node))
+        planes, kind = buffer.planes, "UNPACK_CHANNELS_LAST" if buffer.channels_last else "UNPACK"
+        self.steps.append(Step(kind, node.name, planes, planes, (buffer.number,), -1, tensor=node))
         self.tensors.add(node)
 
     def new(self, planes: Planes) -> int:
@@ -116,7 +147,7 @@ class Lowering:
         if found is not None:
             planes = found.planes
             fits = (planes.lanes, planes.channels, planes.height, planes.width) == shape
-            return found if fits else None
+            return found if fits and (not found.last or planes.height * planes.width == 1) else None
         return self.packed(node, self.of_image(shape), shape)
 
     def rows(self, node: fx.Node) -> Buffer | None:
@@ -126,34 +157,69 @@ class Lowering:
             return None
         found = self.buffers.get(node)
         if found is not None:
-            return found if found.planes.lanes == shape[0] else None
+            return found if found.planes.lanes == shape[0] and not found.last else None
         return self.packed(node, Planes(shape[1], 1, 1, 0, shape[0]), shape)
+
+    def like(self, node: fx.Node, other: Buffer) -> Buffer | None:
+        """Return planes of a tensor with the shape and the layout of another, None if it has another."""
+        if shape_of(node) != other.shape or node in self.constants:
+            return None
+        if node not in self.buffers and node not in self.tensors:
+            return None  # it comes later
+        if node not in self.buffers:
+            return self.packed(node, other.planes, other.shape, other.last)
+        found = self.buffers[node]
+        return found if (found.planes, found.last) == (other.planes, other.last) else None
+
+    def of_features(self, node: fx.Node) -> Buffer | None:
+        """Return planes whose channels are the last dimension of a tensor; None if it has none, or lies otherwise."""
+        shape = shape_of(node)
+        if shape is None or len(shape) < 2 or 0 in shape or node in self.constants:
+            return None
+        found = self.buffers.get(node)
+        if found is not None:
+            return found if found.channel_dim == len(shape) - 1 else None
+        return self.packed(node, Planes(shape[-1], 1, 1, 0, math.prod(shape[:-1])), shape)
 
     def of_image(self, shape: tuple[int, ...]) -> Planes:
         """Return the layout of images of this shape, [image, channel, row, column]."""
         lanes, channels, height, width = shape
         return Planes(channels, height, width, self.pads.get((height, width), 0), lanes)
 
-    def packed(self, node: fx.Node, planes: Planes, shape: tuple[int, ...]) -> Buffer:
+    def packed(self, node: fx.Node, planes: Planes, shape: tuple[int, ...], last: bool = False) -> Buffer:
         """Return new planes that are written from torch's tensor."""
         self.tensor(node)
-        buffer = Buffer(self.new(planes), planes, shape)
-        self.steps.append(Step("PACK", node.name, planes, planes, (), buffer.number, tensor=node))
+        buffer = Buffer(self.new(planes), planes, shape, last)
+        kind = "PACK_CHANNELS_LAST" if buffer.channels_last else "PACK"
+        self.steps.append(Step(kind, node.name, planes, planes, (), buffer.number, tensor=node))
         self.buffers[node] = buffer
         return buffer
 
-    def give(self, node: fx.Node, number: int, planes: Planes) -> bool:
+    def give(self, node: fx.Node, number: int, planes: Planes, last: bool = False) -> bool:
         """Say that a node's value is in these planes."""
         shape = shape_of(node)
         assert shape is not None
-        self.buffers[node] = Buffer(number, planes, shape)
+        self.buffers[node] = Buffer(number, planes, shape, last)
         self.done.add(node)
         return True
 
-    def last_use(self, number: int, user: fx.Node) -> bool:
-        """Return whether `user` is the last operation that reads a buffer; all others are done already."""
-        written = {user, *self.done, *self.buffers, *self.tensors}
-        return all(written.issuperset(node.users) for node, held in self.buffers.items() if held.number == number)
+    def lies(self, number: int) -> tuple[int, int]:
+        """Return the buffer that one is planes of, itself if of none, and from which plane on."""
+        begin = 0
+        while number in self.within:
+            number, more = self.within[number]
+            begin += more
+        return number, begin
+
+    def reusable(self, node: fx.Node, source: Buffer) -> bool:
+        """Return whether only `node` still needs what is in a buffer, which it may then overwrite."""
+        whole, _ = self.lies(source.number)
+        return all(
+            user is node or user in self.done or user in self.past  # done: steps that are written ahead of their turn
+            for other, buffer in self.buffers.items()
+            if self.lies(buffer.number)[0] == whole
+            for user in other.users
+        )
 
     def only_user(self, node: fx.Node) -> fx.Node | None:
         """Return the one operation that uses a node's value, None if there are others or none."""

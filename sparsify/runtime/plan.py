@@ -57,7 +57,8 @@ def make_plan(
 def lower(graph: fx.GraphModule, structure: Any, native: Callable[[fx.Node], bool]) -> Plan:
     """Return the plan of a graph."""
     lowering = Lowering(graph, RULES, native)
-    program = assemble(lowering.all(), lowering.planes)
+    steps = lowering.all()
+    program = assemble(steps, lowering.planes, lowering.within)
     nodes = list(graph.graph.nodes)
     outputs = tuple(nodes[-1].args[0])
     return Plan(

@@ -16,6 +16,7 @@ from .rows import SHAPES, SHARED_SHAPES, tiling
 from .simd import TILE, WIDTH
 
 Array = np.ndarray[Any, Any]
+PACKS, UNPACKS = ("PACK", "PACK_CHANNELS_LAST"), ("UNPACK", "UNPACK_CHANNELS_LAST")
 _COLUMN = {name: index for index, name in enumerate(columns.COLUMNS)}
 
 
@@ -42,9 +43,14 @@ class Program:
     floats: int
 
 
-def assemble(steps: Sequence[Step | Call], planes: Mapping[int, Planes]) -> Program:
-    """Return the program of these steps; buffers share memory where one is done with before the other begins."""
-    places, floats = place_buffers(steps, planes)
+def assemble(
+    steps: Sequence[Step | Call], planes: Mapping[int, Planes], within: Mapping[int, tuple[int, int]] | None = None
+) -> Program:
+    """Return the program of these steps; buffers share memory where one is done with before the other begins.
+
+    `within` names those that are planes of another: which, and from which plane on.
+    """
+    places, floats = place_buffers(steps, planes, within or {})
     pool = _Pool()
     parts: list[Segment | Call] = []
     run: list[Step] = []
@@ -60,16 +66,20 @@ def assemble(steps: Sequence[Step | Call], planes: Mapping[int, Planes]) -> Prog
     return Program(tuple(parts), *pool.arrays(), floats)
 
 
-def place_buffers(steps: Sequence[Step | Call], planes: Mapping[int, Planes]) -> tuple[dict[int, int], int]:
+def place_buffers(
+    steps: Sequence[Step | Call], planes: Mapping[int, Planes], within: Mapping[int, tuple[int, int]]
+) -> tuple[dict[int, int], int]:
     """Return where each buffer begins, and the end of all: each takes the first gap among those alive with it."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
+    held: dict[int, tuple[int, int]] = {}
     for index, step in enumerate(steps):
         if isinstance(step, Step):
-            for number in (*step.reads, step.writes):
+            for number in step.touches:
                 if number >= 0:
-                    first.setdefault(number, index)
-                    last[number] = index
+                    held[number] = whole, _ = _outermost(number, planes, within)
+                    first.setdefault(whole, index)
+                    last[whole] = index
     places: dict[int, int] = {}
     end = 0
     for number in sorted(first, key=lambda one: first[one]):
@@ -85,7 +95,16 @@ def place_buffers(steps: Sequence[Step | Call], planes: Mapping[int, Planes]) ->
             at = max(at, finish)
         places[number] = at
         end = max(end, at + planes[number].floats)
-    return places, end + ALIGNMENT
+    return {number: places[whole] + begin for number, (whole, begin) in held.items()}, end + ALIGNMENT
+
+
+def _outermost(number: int, planes: Mapping[int, Planes], within: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return the buffer that one lies in, and how many floats from its beginning."""
+    begin = 0
+    while number in within:
+        begin += within[number][1] * planes[number].size
+        number = within[number][0]
+    return number, begin
 
 
 class _Pool:
@@ -129,8 +148,8 @@ class _Pool:
 
 
 def _segment(steps: Sequence[Step], places: Mapping[int, int], pool: _Pool) -> Segment:
-    reads = [step.tensor for step in steps if step.kind == "PACK" and step.tensor is not None]
-    writes = [step.tensor for step in steps if step.kind == "UNPACK" and step.tensor is not None]
+    reads = [step.tensor for step in steps if step.kind in PACKS and step.tensor is not None]
+    writes = [step.tensor for step in steps if step.kind in UNPACKS and step.tensor is not None]
     nodes = [*reads, *writes]
     table = np.zeros((len(steps), len(columns.COLUMNS)), dtype=np.int64)
     for row, step in zip(table, steps, strict=True):
@@ -159,6 +178,7 @@ def _columns(step: Step, places: Mapping[int, int]) -> dict[str, int]:
         "ROW": out.row,
         "PITCH": out.pitch,
         "RESIDUAL": -1,
+        "FACTORS": -1,
     }
     if step.reads:
         found["IN"] = places[step.reads[0]] + source.first
@@ -166,6 +186,9 @@ def _columns(step: Step, places: Mapping[int, int]) -> dict[str, int]:
         found["OUT"] = places[step.writes] + step.at * out.size
     if len(step.reads) > 1:
         found["RESIDUAL"] = places[step.reads[1]] + step.at * out.size
+    if step.factors is not None:
+        found |= {"FACTORS": places[step.factors.number] + step.factors.planes.first}
+        found |= {"FACTORS_SIZE": step.factors.planes.size}
     own = _OWN[step.kind](step, found) if step.kind in _OWN else {}
     return found | own | {name: value for name, value in step.numbers.items() if name in _COLUMN}
 
@@ -195,7 +218,8 @@ def _of_split(step: Step, found: Mapping[str, int]) -> dict[str, int]:
 
 
 def _from_the_beginning(step: Step, found: Mapping[str, int]) -> dict[str, int]:
-    return {"CHANNELS": step.source.channels, "IN": found["IN"] - step.source.first}
+    channels, begin = step.source.channels, found["IN"] - step.source.first
+    return {"CHANNELS": channels, "IN": begin, "OUT_STEP": step.planes.size}
 
 
 _OWN: dict[str, Callable[[Step, Mapping[str, int]], dict[str, int]]] = {
@@ -203,6 +227,8 @@ _OWN: dict[str, Callable[[Step, Mapping[str, int]], dict[str, int]]] = {
     "CONVOLVE_TILES": _of_sums,
     "DOT": _of_sums,
     "SPLIT": _of_split,
-    "ADD": _from_the_beginning,
+    "COMBINE": _from_the_beginning,
+    "FUNCTION_OF": _from_the_beginning,
     "COPY": _from_the_beginning,
+    "PLACE": lambda step, found: {"CHANNELS": step.source.channels},
 }

@@ -225,6 +225,11 @@ def _rows(kept: Any, offsets: Any, weights: Any, biases: Tensor, base: int) -> R
     if offsets.size and offsets.max() >= 2**32:
         raise ValueError("an activation is too large for offsets of 32 bits")
     pointers = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
+    if not _rise(pointers, offsets):
+        keys = np.repeat(np.arange(len(kept)) * 2**32, np.diff(pointers)) + offsets
+        shared, inverse = np.unique(keys, return_inverse=True)
+        pointers = np.searchsorted(shared, np.arange(len(kept) + 1) * 2**32).astype(np.int64)
+        offsets, weights = shared % 2**32, np.bincount(inverse, weights)
     return Rows(
         pointers,
         offsets.astype(np.uint32),
@@ -233,3 +238,14 @@ def _rows(kept: Any, offsets: Any, weights: Any, biases: Tensor, base: int) -> R
         base,
         kept.size,
     )
+
+
+def _rise(pointers: Any, offsets: Any) -> bool:
+    """Return whether the offsets of each row rise, so that its first and last tell whether there is a gap.
+
+    With strides they may not; and two entries are for one place of the border between two rows.
+    """
+    rises = offsets[1:] > offsets[:-1]
+    begins = pointers[(pointers > 0) & (pointers < len(offsets))]
+    rises[begins - 1] = True
+    return bool(rises.all())

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from . import entrywise, weighted
+from . import entrywise, looks, pooled, tails, weighted
+from .columns import DIFFERENCE, PRODUCT, SUM
 from .lower import Rule
 
 aten = torch.ops.aten
@@ -14,14 +15,28 @@ RULES: dict[Any, Rule] = {
     aten.convolution.default: weighted.convolution,
     aten.addmm.default: weighted.linear,
     aten.mm.default: weighted.linear,
-    aten.add.Tensor: entrywise.add,
-    aten.view.default: entrywise.view,
-    aten._unsafe_view.default: entrywise.view,
-    aten.clone.default: entrywise.view,
-    aten.max_pool2d_with_indices.default: entrywise.pooling("LARGEST"),
-    aten.avg_pool2d.default: entrywise.pooling("AVERAGE"),
-    aten.mean.dim: entrywise.mean,
-    aten.cat.default: entrywise.concatenation,
-    **dict.fromkeys(weighted.NORMS, weighted.alone),
+    aten.native_layer_norm.default: weighted.norm_of_channels,
+    aten.add.Tensor: weighted.with_constants(entrywise.joined(SUM)),
+    aten.sub.Tensor: weighted.with_constants(entrywise.joined(DIFFERENCE)),
+    aten.mul.Tensor: weighted.with_constants(entrywise.joined(PRODUCT)),
+    aten.div.Tensor: weighted.with_constants(),
+    aten.rsub.Scalar: weighted.with_constants(),
+    aten.permute.default: looks.permutation,
+    aten.transpose.int: looks.permutation,
+    aten.slice.Tensor: looks.part,
+    aten.expand.default: looks.view,
+    aten.split.Tensor: looks.parts,
+    aten.split_with_sizes.default: looks.parts,
+    aten.cat.default: looks.concatenation,
+    aten.constant_pad_nd.default: looks.border,
+    aten.upsample_nearest2d.default: looks.enlarged,
+    aten.upsample_nearest2d.vec: looks.enlarged,
+    aten.max_pool2d_with_indices.default: pooled.pooling("LARGEST"),
+    aten.avg_pool2d.default: pooled.pooling("AVERAGE"),
+    aten._adaptive_avg_pool2d.default: pooled.adaptive,
+    aten.mean.dim: pooled.mean,
+    **dict.fromkeys(looks.VIEWS, looks.view),
+    **dict.fromkeys(tails.NORMS, weighted.alone),
     **dict.fromkeys(entrywise.CLAMPS, entrywise.clamp),
+    **entrywise.FUNCTION_OF,
 }

@@ -202,3 +202,15 @@ def give_way(typing):
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def half_power_of_two(typing, shifted):
+    """Return 2 ** (n - 1) for the float n + 1.5 * 2 ** 23, n whole, from -126 (given as 0) to 129."""
+
+    def generate(context, builder, signature, args):
+        # n is in the last bits of the fraction; it goes where a float has its exponent, which is biased by 127.
+        whole = builder.sub(builder.bitcast(args[0], _INT), ir.Constant(_INT, 0x4B400000 - 126))
+        return builder.bitcast(builder.shl(whole, ir.Constant(_INT, 23)), _FLOAT)
+
+    return types.float32(types.float32), generate

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from .entrywise import CLAMPS
+from .entrywise import Affine, affine
 from .graph import shape_of
 from .layout import Planes
-from .lower import UNBOUNDED, Buffer, Lowering, Step, arguments, first_result
+from .looks import VIEWS
+from .lower import Buffer, Lowering, Rule, Step, arguments, first_result
 from .rows import (
+    Place,
     Rows,
     chunked,
     convolution_rows,
@@ -24,69 +27,24 @@ from .rows import (
     tiling,
 )
 from .simd import TILE
+from .tails import after_each_other, norm, tail
 
 aten = torch.ops.aten
-NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
-
-
-@dataclass(frozen=True)
-class Tail:
-    """What follows a weighted sum and is done with it: a norm's scale and shift, something added, a clamp."""
-
-    scale: Tensor | None
-    shift: Tensor | None
-    residual: int | None
-    last: bool  # whether nothing else reads what is added, so that the result may take its place
-    limits: tuple[float, float]
-    node: fx.Node  # whose value the result is
-
-
-def tail(lowering: Lowering, node: fx.Node, planes: Planes) -> Tail:
-    """Return the operations behind a convolution that its kernel can do with it."""
-    scale = shift = residual = None
-    last, limits = False, UNBOUNDED
-    user = lowering.only_user(node)
-    if user is not None and user.target in NORMS:
-        affine = norm(lowering, user)
-        result = first_result(lowering, user)
-        if affine is not None and arguments(user)[0] is node and result is not None:
-            (scale, shift), node = affine, result
-            user = lowering.only_user(node)
-    if user is not None and user.target is aten.add.Tensor and not user.kwargs:
-        other = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
-        held = lowering.buffers.get(other) if isinstance(other, fx.Node) else None
-        if held is not None and other is not node and held.planes == planes and shape_of(user) == shape_of(node):
-            residual, last, node = held.number, lowering.last_use(held.number, user), user
-            user = lowering.only_user(node)
-    if user is not None and user.target in CLAMPS and shape_of(user) == shape_of(node):
-        found = CLAMPS[user.target](*arguments(user)[1:])
-        if found is not None:
-            limits, node = found, user
-    return Tail(scale, shift, residual, last, limits, node)
-
-
-def norm(lowering: Lowering, node: fx.Node) -> tuple[Tensor, Tensor] | None:
-    """Return scale and shift of a batch norm in evaluation mode, in float64; None if it is none."""
-    values = [lowering.constants.get(arg) if isinstance(arg, fx.Node) else arg for arg in arguments(node)]
-    legit = node.target is aten._native_batch_norm_legit_no_training.default
-    weight, bias, running_mean, running_var = values[1:5]
-    training, eps = (False, values[6]) if legit else (values[5], values[7])
-    if training or running_mean is None or running_var is None:
-        return None
-    scale = (running_var.double() + eps).rsqrt()
-    scale = scale if weight is None else scale * weight.double()
-    shift = -running_mean.double() * scale
-    return scale, shift if bias is None else shift + bias.double()
 
 
 def weighted(
-    lowering: Lowering, node: fx.Node, source: Buffer, make: Callable[[Tensor | None, Tensor | None], Rows], out: Planes
+    lowering: Lowering,
+    node: fx.Node,
+    source: Buffer,
+    make: Callable[[Tensor | None, Tensor | None], Rows],
+    out: Planes,
+    last: bool = False,
 ) -> bool:
     """Write the step of a convolution or a linear layer, with what follows it."""
-    after = tail(lowering, node, out)
+    after = tail(lowering, node, out, last)
     rows = make(after.scale, after.shift)
     both = None if out.is_vector else tiled(rows, TILE)
-    inside = after.last and after.residual != source.number and keeps_within(out, source.planes)
+    inside = after.free and keeps_within(out, source.planes)
     number = after.residual if inside and after.residual is not None else lowering.new(out)
     reads = (source.number,) if after.residual is None else (source.number, after.residual)
     step = Step("CONVOLVE", node.name, out, source.planes, reads, number, rows=rows, limits=after.limits)
@@ -98,11 +56,10 @@ def weighted(
             lowering.steps.append(replace(step, rows=both[1], at=len(both[0].biases)))
     else:
         lowering.steps.append(replace(step, rows=chunked(rows, source.planes, tiling(out, source.planes))))
-    lowering.done.add(node)
     while node is not after.node:
         node = next(iter(node.users))
         lowering.done.add(node)
-    return lowering.give(node, number, out)
+    return lowering.give(node, number, out, after.last)
 
 
 def convolution(lowering: Lowering, node: fx.Node) -> bool:
@@ -153,10 +110,26 @@ def linear(lowering: Lowering, node: fx.Node) -> bool:
         return False
     if isinstance(bias, fx.Node) and (offset is None or offset.dim() != 1):
         return False
-    source, shape = lowering.rows(x), shape_of(node)
-    if source is None or shape is None:
+    shape = shape_of(node)
+    if shape is None:
         return False
-    out = Planes(shape[1], 1, 1, 0, shape[0])
+    held = lowering.buffers.get(x)
+    if held is not None and held.last:
+        if held.channel_dim != len(held.shape) - 1:
+            return False
+        # A convolution of one pixel.
+        place = Place(held.planes, (), np.zeros((1, 1), dtype=np.int64), 0)
+        weight_of = values.t()[:, :, None, None]
+
+        def rows(scale: Tensor | None, shift: Tensor | None) -> Rows:
+            return convolution_rows(weight_of, offset, scale, shift, place, 1)
+
+        return weighted(lowering, node, held, rows, replace(held.planes, channels=shape[1]), last=True)
+    source = lowering.rows(x)
+    if source is None:
+        return False
+    one_pixel = source.planes.height * source.planes.width == 1
+    out = replace(source.planes, channels=shape[1]) if one_pixel else Planes(shape[1], 1, 1, 0, shape[0])
     return weighted(
         lowering, node, source, lambda scale, shift: linear_rows(values.t(), offset, scale, shift, source.planes), out
     )
@@ -164,23 +137,65 @@ def linear(lowering: Lowering, node: fx.Node) -> bool:
 
 def alone(lowering: Lowering, node: fx.Node) -> bool:
     """A batch norm that follows no convolution: one weight for each plane."""
-    affine, result = norm(lowering, node), first_result(lowering, node)
+    change, result = norm(lowering, node), first_result(lowering, node)
     source = lowering.buffers.get(arguments(node)[0])
-    if affine is None or source is None or result is None or lowering.image(arguments(node)[0]) is None:
+    if change is None or source is None or result is None or lowering.image(arguments(node)[0]) is None:
         return False
     lowering.done |= {node, result}
-    return weighted(
-        lowering,
-        result,
-        source,
-        lambda factor, more: one_per_plane(*after_each_other(affine, (factor, more)), source.planes),
-        source.planes,
+    return _by_channel(lowering, result, source, change)
+
+
+def _by_channel(lowering: Lowering, node: fx.Node, source: Buffer, change: Affine) -> bool:
+    def rows(scale: Tensor | None, shift: Tensor | None) -> Rows:
+        all_in_all = change if scale is None or shift is None else after_each_other(change, (scale, shift))
+        return one_per_plane(*all_in_all, source.planes)
+
+    return weighted(lowering, node, source, rows, source.planes, source.last)
+
+
+def with_constants(otherwise: Rule | None = None) -> Rule:
+    """Return the rule of a sum, product or the like with constants, and `otherwise` where none of its inputs is one."""
+
+    def rule(lowering: Lowering, node: fx.Node) -> bool:
+        for source in arguments(node)[:2]:
+            held = lowering.buffers.get(source) if isinstance(source, fx.Node) else None
+            if held is not None and (change := affine(lowering, node, source, held)) is not None:
+                return _by_channel(lowering, node, held, change)
+        return otherwise is not None and otherwise(lowering, node)
+
+    return rule
+
+
+def norm_of_channels(lowering: Lowering, node: fx.Node) -> bool:
+    """A layer norm over the channels of each pixel, where planes are read or wanted."""
+    x, sizes, *constants, eps = arguments(node)
+    result = first_result(lowering, node)
+    values = [None if one is None else lowering.constants.get(one) for one in constants]
+    missing = any(value is None and one is not None for value, one in zip(values, constants, strict=True))
+    if result is None or missing or len(sizes) != 1:
+        return False
+    if x not in lowering.buffers and not _feeds_weights(lowering, result):
+        return False
+    source = lowering.of_features(x)
+    if source is None:
+        return False
+    count = source.planes.channels
+    weight = torch.ones(count) if values[0] is None else values[0]
+    bias = torch.zeros(count) if values[1] is None else values[1]
+    number, rows = lowering.new(source.planes), one_per_plane(weight, bias, source.planes)
+    step = Step("NORM", node.name, source.planes, source.planes, (source.number,), number, rows=rows)
+    lowering.steps.append(replace(step, limits=(float(eps), 0.0)))
+    lowering.done |= {node, result}
+    return lowering.give(result, number, source.planes, source.last)
+
+
+def _feeds_weights(lowering: Lowering, node: fx.Node) -> bool:
+    """Return whether a linear layer with a kernel reads a value, as it is or with another shape."""
+    users = [user for user in node.users if user.op == "call_function"]
+    return any(
+        lowering.native(user)
+        if user.target in (aten.addmm.default, aten.mm.default)
+        else _feeds_weights(lowering, user)
+        for user in users
+        if user.target in (aten.addmm.default, aten.mm.default, *VIEWS)
     )
-
-
-def after_each_other(
-    first: tuple[Tensor, Tensor], second: tuple[Tensor | None, Tensor | None]
-) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of one norm after another, or of the first alone."""
-    scale, shift = second
-    return first if scale is None or shift is None else (first[0] * scale, first[1] * scale + shift)

@@ -45,8 +45,8 @@ def test_buffers_that_are_alive_together_share_no_memory(lives: list[tuple[int, 
     for time in range(9):
         for number, (one, other, _) in enumerate(lives):
             if time in (min(one, other), max(one, other)):
-                steps.append(Step("ADD", "", planes[number], planes[number], (number,), number))
-    places, end = place_buffers(steps, planes)
+                steps.append(Step("COMBINE", "", planes[number], planes[number], (number,), number))
+    places, end = place_buffers(steps, planes, {})
     used = {number: [index for index, step in enumerate(steps) if step.writes == number] for number in planes}
     for one in planes:
         assert places[one] + planes[one].floats <= end
@@ -58,7 +58,20 @@ def test_buffers_that_are_alive_together_share_no_memory(lives: list[tuple[int, 
 
 def test_buffers_that_follow_each_other_share_memory() -> None:
     planes = {number: Planes(4, 3, 3, 1, 2) for number in range(4)}
-    steps = [Step("ADD", "", planes[n], planes[n - 1], (n - 1,), n) for n in range(1, 4)]
-    places, _ = place_buffers(steps, planes)
+    steps = [Step("COMBINE", "", planes[n], planes[n - 1], (n - 1,), n) for n in range(1, 4)]
+    places, _ = place_buffers(steps, planes, {})
     assert places[0] == places[2]
     assert places[1] == places[3]
+
+
+def test_planes_of_another_buffer_lie_in_it() -> None:
+    planes = {number: Planes(count, 3, 3, 1, 2) for number, count in enumerate((2, 3, 5, 9, 5))}
+    # 0 and 1 are 2, one after the other, and 2 is the end of 3; 4 is written between them.
+    within = {0: (2, 0), 1: (2, 2), 2: (3, 4)}
+    order = [((), 0), ((0,), 4), ((4,), 1), ((2,), 4), ((3,), 4)]
+    steps = [Step("COMBINE", "", planes[n], planes[n], reads, n) for reads, n in order]
+    places, end = place_buffers(steps, planes, within)
+    size = planes[0].size
+    assert [places[n] - places[3] for n in (0, 1, 2)] == [4 * size, 6 * size, 4 * size]
+    assert places[4] >= places[3] + planes[3].floats or places[3] >= places[4] + planes[4].floats
+    assert end >= planes[3].floats + planes[4].floats

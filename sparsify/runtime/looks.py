@@ -1,0 +1,229 @@
+"""Operations that move nothing in planes: other shapes, channels last, parts and joined parts; and those that do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+
+from .graph import shape_of
+from .lower import Buffer, Lowering, Step, arguments
+
+aten = torch.ops.aten
+VIEWS = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+)
+
+
+def look(node: fx.Node, source: fx.Node, held: Buffer) -> Buffer | None:
+    """Return the same planes as what a node makes of its source, if it moves nothing in them."""
+    shape = shape_of(node)
+    if shape is None or arguments(node)[0] is not source:
+        return None
+    if node.target in VIEWS or (node.target in SAME_IF_NO_SMALLER and shape == held.shape):
+        return replace(held, shape=shape)
+    if node.target in (aten.permute.default, aten.transpose.int):
+        return _permuted(_order(node, len(shape)), shape, held)
+    return None
+
+
+def _order(node: fx.Node, dims: int) -> list[int]:
+    """Return which dimension of its input each of a permutation's output is."""
+    if node.target is aten.permute.default:
+        return [dim % dims for dim in arguments(node)[1]]
+    order = list(range(dims))
+    one, two = (dim % dims for dim in arguments(node)[1:3])
+    order[one], order[two] = two, one
+    return order
+
+
+def _permuted(order: Sequence[int], shape: tuple[int, ...], held: Buffer) -> Buffer | None:
+    if len(order) < 2:
+        return replace(held, shape=shape)
+    planes, dims = held.planes, len(order)
+    pixels = planes.height * planes.width
+    channels, rest = (held.shape[-1], held.shape[1:-1]) if held.last else (held.shape[1], held.shape[2:])
+    there, back = [0, *range(2, dims), 1], [0, dims - 1, *range(1, dims - 1)]
+    if pixels > 1 and (held.shape[0], channels, math.prod(rest)) == (planes.lanes, planes.channels, pixels):
+        if list(order) == (back if held.last else there):
+            return replace(held, shape=shape, last=not held.last)
+    moved = [dim for dim in order if held.shape[dim] != 1]
+    return replace(held, shape=shape) if moved == sorted(moved) else None
+
+
+SAME_IF_NO_SMALLER = (aten.slice.Tensor, aten.expand.default, aten._adaptive_avg_pool2d.default)
+
+
+def view(lowering: Lowering, node: fx.Node) -> bool:
+    """Another look at the same planes: nothing is to be done."""
+    held = lowering.buffers.get(arguments(node)[0])
+    found = None if held is None else look(node, arguments(node)[0], held)
+    return found is not None and lowering.give(node, found.number, found.planes, found.last)
+
+
+def permutation(lowering: Lowering, node: fx.Node) -> bool:
+    """Channels last or first, which move nothing, or groups of channels in turns."""
+    held, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
+    if held is None or shape is None or view(lowering, node):
+        return held is not None and shape is not None
+    planes, order = held.planes, _order(node, len(shape))
+    lanes, groups, each = held.shape[0], *(held.shape[1:3] if len(shape) > 2 else (0, 0))
+    right = (lanes, groups * each) == (planes.lanes, planes.channels) and not held.last
+    if not right or order != [0, 2, 1, *range(3, len(shape))]:
+        return False
+    number = lowering.new(planes)
+    for group in range(groups):
+        part = _part(lowering, held, group * each, each)
+        numbers = {"OUT_STEP": groups * planes.size}
+        step = Step("COPY", node.name, planes, part.planes, (part.number,), number, at=group, numbers=numbers)
+        lowering.steps.append(step)
+    return lowering.give(node, number, planes)
+
+
+def _part(lowering: Lowering, held: Buffer, begin: int, count: int) -> Buffer:
+    """Return some planes of a buffer as one."""
+    planes = replace(held.planes, channels=count)
+    number = lowering.new(planes)
+    lowering.within[number] = (held.number, begin)
+    return replace(held, number=number, planes=planes)
+
+
+def part(lowering: Lowering, node: fx.Node) -> bool:
+    """A slice: of channels, which moves nothing, or of an image."""
+    held, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
+    if held is None or shape is None or 0 in shape or view(lowering, node):
+        return held is not None and shape is not None and 0 not in shape
+    args = (*arguments(node), *(None, 0, None, None, 1)[len(arguments(node)) :])
+    dim, begin, step = args[1], args[2], args[4]
+    dim, step = dim % len(shape), 1 if step is None else step
+    begin = 0 if begin is None else max(begin + held.shape[dim] if begin < 0 else begin, 0)
+    if dim == held.channel_dim and step == 1:
+        found = _part(lowering, held, begin, shape[dim])
+        return lowering.give(node, found.number, found.planes, found.last)
+    image = lowering.image(arguments(node)[0])
+    if image is None or dim < 2:
+        return False
+    planes = lowering.of_image(shape)
+    number = lowering.new(planes)
+    row, column = (begin, 0) if dim == 2 else (0, begin)
+    if step == 1:
+        kind, numbers = "PLACE", {"MARGIN_ROWS": row, "MARGIN": column}
+    else:
+        kind, numbers = "SPLIT", {"ROW_SHIFT": row, "COLUMN_SHIFT": column}
+        numbers |= {"STRIDE_ROWS": step if dim == 2 else 1, "STRIDE": step if dim == 3 else 1}
+    made = Step(kind, node.name, planes, image.planes, (image.number,), number, numbers=numbers, limits=(0.0, 0.0))
+    lowering.steps.append(made)
+    return lowering.give(node, number, planes)
+
+
+def parts(lowering: Lowering, node: fx.Node) -> bool:
+    """Channels in parts one after the other."""
+    held, made = lowering.buffers.get(arguments(node)[0]), node.meta.get("val")
+    dim = arguments(node)[2] if len(arguments(node)) > 2 else 0
+    users = list(node.users)
+    if held is None or made is None or held.channel_dim is None or dim % len(held.shape) != held.channel_dim:
+        return False
+    if any(
+        user.target is not getitem or shape_of(user) is None or 0 in made[arguments(user)[1]].shape for user in users
+    ):
+        return False
+    counts = [one.shape[held.channel_dim] for one in made]
+    lowering.done.add(node)
+    for user in users:
+        index = arguments(user)[1]
+        found = _part(lowering, held, sum(counts[:index]), counts[index])
+        lowering.give(user, found.number, found.planes, found.last)
+    return True
+
+
+def concatenation(lowering: Lowering, node: fx.Node) -> bool:
+    """Channels of several images after each other: written there at once where that is possible, or copied."""
+    sources, shape = list(arguments(node)[0]), shape_of(node)
+    dim = arguments(node)[1] if len(arguments(node)) > 1 else 0
+    if dim not in (1, -3) or shape is None or len(shape) != 4 or not any(one in lowering.buffers for one in sources):
+        return False
+    images = [lowering.image(one) for one in sources]
+    planes = lowering.of_image(shape)
+    found = [one for one in images if one is not None and replace(one.planes, channels=shape[1]) == planes]
+    if len(found) < len(images):
+        return False
+    if len(found) == 1:
+        return lowering.give(node, found[0].number, planes)
+    number = lowering.new(planes)
+    begins = [sum(one.planes.channels for one in found[:index]) for index in range(len(found))]
+    for one, begin in zip(found, begins, strict=True):
+        if not _lies_there(lowering, one, begin, number, list(zip(found, begins, strict=True))):
+            step = Step("COPY", node.name, planes, one.planes, (one.number,), number, at=begin)
+            lowering.steps.append(step)
+    return lowering.give(node, number, planes)
+
+
+def _lies_there(
+    lowering: Lowering, one: Buffer, begin: int, number: int, all_parts: Sequence[tuple[Buffer, int]]
+) -> bool:
+    """Make a buffer planes `begin`.. of buffer `number`, with all it lies in, if it is written nowhere else."""
+    whole, inner = lowering.lies(one.number)
+    if whole == number:
+        return inner == begin
+    first = begin - inner
+    fitting = {place for part, place in all_parts if lowering.lies(part.number) == (whole, place - first)}
+    covered = sum(part.planes.channels for part, place in all_parts if place in fitting)
+    if first < 0 or covered != lowering.planes[whole].channels:
+        return False
+    lowering.within[whole] = (number, first)
+    return True
+
+
+def border(lowering: Lowering, node: fx.Node) -> bool:
+    """More pixels, or channels, of one value around an image; fewer where their number is negative."""
+    amounts, value = arguments(node)[1], float(arguments(node)[2]) if len(arguments(node)) > 2 else 0.0
+    shape = shape_of(node)
+    if arguments(node)[0] not in lowering.buffers or shape is None or 0 in shape or len(amounts) not in (2, 4, 6):
+        return False
+    source = lowering.image(arguments(node)[0])
+    left, _, top, _, before, after = (*amounts, 0, 0, 0, 0)[:6]
+    if source is None or before < 0 or after < 0:
+        return False
+    planes = lowering.of_image(shape)
+    number = lowering.new(planes)
+    step = Step("PLACE", node.name, planes, source.planes, (source.number,), number, at=before, limits=(value, value))
+    lowering.steps.append(replace(step, numbers={"MARGIN_ROWS": -top, "MARGIN": -left}))
+    for count, begin in ((before, 0), (after, shape[1] - after)):
+        if count:
+            # A window that begins below the image.
+            numbers = {"MARGIN_ROWS": source.planes.height, "CHANNELS": count}
+            lowering.steps.append(replace(step, at=begin, numbers=numbers))
+    return lowering.give(node, number, planes)
+
+
+def enlarged(lowering: Lowering, node: fx.Node) -> bool:
+    """The nearest pixel, by whole factors."""
+    x, shape = arguments(node)[0], shape_of(node)
+    source = lowering.image(x) if x in lowering.buffers else None
+    if source is None or shape is None or shape[2] % source.planes.height or shape[3] % source.planes.width:
+        return False
+    rows, columns = shape[2] // source.planes.height, shape[3] // source.planes.width
+    scales = [one for one in _flat(arguments(node)[2:]) if one is not None]
+    if scales and scales != [rows, columns]:
+        return False
+    planes = lowering.of_image(shape)
+    number = lowering.new(planes)
+    step = Step("ENLARGE", node.name, planes, source.planes, (source.number,), number)
+    lowering.steps.append(replace(step, numbers={"KERNEL_ROWS": rows, "KERNEL": columns}))
+    return lowering.give(node, number, planes)
+
+
+def _flat(values: Any) -> list[Any]:
+    return [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]

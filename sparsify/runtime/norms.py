@@ -1,0 +1,79 @@
+"""The kernel of norms over the channels of each pixel."""
+
+# mypy: ignore-errors
+# Compiled by Numba, which types them itself.
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from . import columns as at
+from .primitives import FAST, fill, share
+
+BLOCK = 64  # floats of each plane that are done before the next ones
+
+
+@njit(**FAST)
+def norm_of_channels(step, buffers, weights, pointers, biases, limits, part, parts):
+    """Write pixels with mean 0 and variance 1 over all channels, times a weight of each channel, and its bias.
+
+    The output may not be where the input is. Parts share the pixels.
+    """
+    channels, size, first = step[at.CHANNELS], step[at.OUT_SIZE], step[at.FIRST]
+    span = step[at.HEIGHT] * step[at.PITCH]
+    low, high = share((span + BLOCK - 1) // BLOCK, part, parts)
+    source, out, eps = step[at.IN] - first, step[at.OUT], limits[step[at.LIMITS]]
+    means, scales = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    rows = pointers[step[at.POINTERS]] + step[at.WEIGHTS]
+    for block in range(first + low * BLOCK, first + high * BLOCK, BLOCK):
+        # In whole vectors, unless there is a number for each plane.
+        count = min(BLOCK, size - block)
+        _moments(buffers, source + block, size, channels, count, eps, means, scales)
+        for channel in range(channels):
+            weight, bias = weights[rows + channel], biases[step[at.BIASES] + channel]
+            one, two = np.uint64(source + channel * size + block), np.uint64(out + channel * size + block)
+            for i in range(np.uint64(count)):
+                buffers[two + i] = (buffers[one + i] - means[i]) * scales[i] * weight + bias
+        _clear_between(step, buffers, block - first, count)
+    # What is above and below all rows.
+    low, high = share(channels, part, parts)
+    covered = min(size, first + (span + BLOCK - 1) // BLOCK * BLOCK)
+    for channel in range(low, high):
+        fill(buffers, out + channel * size, first, 0)
+        fill(buffers, out + channel * size + covered, size - covered, 0)
+
+
+@njit(**FAST, inline="always")
+def _moments(buffers, begin, size, channels, count, eps, means, scales):
+    """Write the means over the channels and one by the standard deviations, both from sums of differences."""
+    each = np.float32(1) / np.float32(channels)
+    fill(means, 0, count, 0)
+    for channel in range(channels):
+        place = np.uint64(begin + channel * size)
+        for i in range(np.uint64(count)):
+            means[i] += buffers[place + i]
+    for i in range(np.uint64(count)):
+        means[i] *= each
+    fill(scales, 0, count, 0)
+    for channel in range(channels):
+        place = np.uint64(begin + channel * size)
+        for i in range(np.uint64(count)):
+            apart = buffers[place + i] - means[i]
+            scales[i] += apart * apart
+    for i in range(np.uint64(count)):
+        scales[i] = np.float32(1) / np.sqrt(scales[i] * each + eps)
+
+
+@njit(**FAST)
+def _clear_between(step, buffers, begin, count):
+    """Set what is no pixel among `count` floats of every plane to zero; `begin` counts from the first pixel."""
+    row, pitch, size, end = step[at.ROW], step[at.PITCH], step[at.OUT_SIZE], begin + count
+    start = step[at.OUT] + step[at.FIRST]
+    for r in range(begin // pitch, min((end - 1) // pitch + 1, step[at.HEIGHT])):
+        low, high = max(begin, r * pitch + row), min(end, (r + 1) * pitch)
+        for channel in range(step[at.CHANNELS] if low < high else 0):
+            fill(buffers, start + channel * size + low, high - low, 0)
+    low = max(begin, step[at.HEIGHT] * pitch)
+    for channel in range(step[at.CHANNELS] if low < end else 0):
+        fill(buffers, start + channel * size + low, end - low, 0)

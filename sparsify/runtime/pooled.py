@@ -1,0 +1,89 @@
+"""Operations that make one pixel of many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from .graph import shape_of
+from .layout import Planes
+from .looks import view
+from .lower import Lowering, Step, arguments, first_result
+
+aten = torch.ops.aten
+
+
+def pooling(kind: str) -> Callable[[Lowering, fx.Node], bool]:
+    def rule(lowering: Lowering, node: fx.Node) -> bool:
+        source = lowering.buffers.get(arguments(node)[0])
+        target = first_result(lowering, node) if kind == "LARGEST" else node
+        shape = None if target is None else shape_of(target)
+        if source is None or target is None:
+            return False
+        if lowering.image(arguments(node)[0]) is None or shape is None:
+            return False
+        numbers = _pool_numbers(kind, [*arguments(node)[1:]])
+        if numbers is None:
+            return False
+        planes = lowering.of_image(shape)
+        number = lowering.new(planes)
+        lowering.steps.append(Step(kind, node.name, planes, source.planes, (source.number,), number, numbers=numbers))
+        lowering.done.add(node)
+        return lowering.give(target, number, planes)
+
+    return rule
+
+
+def _pool_numbers(kind: str, given: list[Any]) -> dict[str, int] | None:
+    """Return the columns of a pooling; None for one that is dilated."""
+    kernel = _pair(given[0])
+    stride = _pair(given[1]) if len(given) > 1 and given[1] else kernel
+    margin = _pair(given[2]) if len(given) > 2 else (0, 0)
+    rest = given[3:]
+    divisor = 0
+    if kind == "LARGEST":
+        if rest and set(_pair(rest[0])) != {1}:
+            return None
+    else:
+        counts_border = rest[1] if len(rest) > 1 else True
+        divisor = rest[2] if len(rest) > 2 and rest[2] else -1 if counts_border else 0
+    names = ("KERNEL_ROWS", "KERNEL", "STRIDE_ROWS", "STRIDE", "MARGIN_ROWS", "MARGIN", "DIVISOR")
+    return dict(zip(names, (*kernel, *stride, *margin, divisor), strict=True))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    both = [value] * 2 if isinstance(value, int) else list(value) * (2 // len(value))
+    return both[0], both[1]
+
+
+def mean(lowering: Lowering, node: fx.Node) -> bool:
+    source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
+    if source is None or shape is None or not source.begins_with_channels or node.kwargs:
+        return False
+    dims = {dim % len(source.shape) for dim in (arguments(node)[1] if len(arguments(node)) > 1 else None) or ()}
+    if not dims or dims != set(range(2, len(source.shape))):
+        return False
+    planes = Planes(source.planes.channels, 1, 1, lowering.pads.get((1, 1), 0) if len(shape) == 4 else 0, shape[0])
+    number = lowering.new(planes)
+    lowering.steps.append(Step("MEAN", node.name, planes, source.planes, (source.number,), number))
+    return lowering.give(node, number, planes)
+
+
+def adaptive(lowering: Lowering, node: fx.Node) -> bool:
+    """Means of windows whose number divides the image."""
+    source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
+    if source is None or shape is None or 0 in shape or view(lowering, node):
+        return source is not None and shape is not None and 0 not in shape
+    image = lowering.image(arguments(node)[0])
+    if image is None or image.planes.height % shape[2] or image.planes.width % shape[3]:
+        return False
+    kernel = [image.planes.height // shape[2], image.planes.width // shape[3]]
+    numbers = _pool_numbers("AVERAGE", [kernel])
+    planes = lowering.of_image(shape)
+    number = lowering.new(planes)
+    step = Step("AVERAGE", node.name, planes, image.planes, (image.number,), number, numbers=numbers or {})
+    lowering.steps.append(step)
+    return lowering.give(node, number, planes)

@@ -1,0 +1,76 @@
+"""What kernels are made of: stretches of floats that are set, copied or reduced, shares of work, borders."""
+
+# mypy: ignore-errors
+# Compiled by Numba, which types them itself.
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from . import columns as at
+
+FAST = {"nogil": True, "cache": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
+
+
+# Numba looks for negative indices, from the end, unless they are unsigned; and then nothing is vectorised.
+
+
+@njit(**FAST, inline="always")
+def fill(into, begin, count, value):
+    """Set `count` floats to a value."""
+    first = np.uint64(begin)
+    for i in range(np.uint64(max(count, 0))):
+        into[first + i] = value
+
+
+@njit(**FAST, inline="always")
+def move(into, place, pace, source, begin, stride, count):
+    """Copy `count` floats, every stride-th of the source, to every pace-th place."""
+    first, other, near, far = np.uint64(place), np.uint64(begin), np.uint64(pace), np.uint64(stride)
+    if pace == 1 and stride == 1:
+        for i in range(np.uint64(count)):
+            into[first + i] = source[other + i]
+    else:
+        for i in range(np.uint64(count)):
+            into[first + i * near] = source[other + i * far]
+
+
+@njit(**FAST, inline="always")
+def reduce(into, place, source, begin, stride, count, largest):
+    """Take the larger of into[place + i] and source[begin + i * stride], or the sum. A NaN stays."""
+    first, other, far = np.uint64(place), np.uint64(begin), np.uint64(stride)
+    if largest:
+        for i in range(np.uint64(count)):
+            one, two = into[first + i], source[other + i * far]
+            into[first + i] = one if one > two or one != one else two
+    else:
+        for i in range(np.uint64(count)):
+            into[first + i] += source[other + i * far]
+
+
+@njit(**FAST, inline="always")
+def multiply(into, place, source, begin, count, factor):
+    """Write `count` floats of the source times a factor."""
+    first, other = np.uint64(place), np.uint64(begin)
+    for i in range(np.uint64(count)):
+        into[first + i] = source[other + i] * factor
+
+
+@njit(**FAST)
+def share(count, part, parts):
+    """Return the first and the last plus one of `count` items that are `part`'s."""
+    return count * part // parts, count * (part + 1) // parts
+
+
+@njit(**FAST)
+def clear(buffers, start, step, low, high):
+    """Set the borders of the output's planes low..high to zero: whatever is no pixel."""
+    height, row, pitch, size, first = step[at.HEIGHT], step[at.ROW], step[at.PITCH], step[at.OUT_SIZE], step[at.FIRST]
+    for channel in range(low, high):
+        plane = start + channel * size
+        fill(buffers, plane, first, 0)
+        if pitch > row:
+            for r in range(height):
+                fill(buffers, plane + first + r * pitch + row, pitch - row, 0)
+        fill(buffers, plane + first + height * pitch, size - first - height * pitch, 0)

@@ -1,0 +1,92 @@
+"""What follows a weighted sum and is done with it: norms and constants, something added, a clamp, other shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from .entrywise import CLAMPS, Affine, affine
+from .graph import shape_of
+from .layout import Planes
+from .looks import look
+from .lower import UNBOUNDED, Buffer, Lowering, arguments, first_result
+
+aten = torch.ops.aten
+NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What follows a weighted sum and is done with it: a norm's scale and shift, something added, a clamp."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+    residual: int | None
+    free: bool  # whether nothing else reads what is added, so that the result may take its place
+    limits: tuple[float, float]
+    node: fx.Node  # whose value the result is
+    last: bool  # whether torch has its channels last
+
+
+def tail(lowering: Lowering, node: fx.Node, planes: Planes, last: bool) -> Tail:
+    """Return the operations behind a weighted sum that its kernel can do with it."""
+    change: Affine | None = None
+    residual, free, limits = None, False, UNBOUNDED
+    shape = shape_of(node)
+    assert shape is not None
+    held = Buffer(-1, planes, shape, last)
+    while (user := lowering.only_user(node)) is not None:
+        if (other := look(user, node, held)) is not None:
+            held, node = other, user
+        elif residual is None and (found := _change(lowering, user, node, held)) is not None:
+            node, change = found[0], found[1] if change is None else after_each_other(change, found[1])
+        elif residual is None and (added := _added(lowering, user, node, held)) is not None:
+            residual, free, node = added.number, lowering.reusable(user, added), user
+        else:
+            clamped = CLAMPS[user.target](*arguments(user)[1:]) if user.target in CLAMPS else None
+            if clamped is not None:
+                limits, node = clamped, user
+            break
+    scale, shift = change or (None, None)
+    return Tail(scale, shift, residual, free, limits, node, held.last)
+
+
+def _change(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> tuple[fx.Node, Affine] | None:
+    """Return the node whose value a norm or an operation with constants makes of a buffer, and how."""
+    if user.target in NORMS:
+        affected, result = norm(lowering, user), first_result(lowering, user)
+        fits = arguments(user)[0] is node and held.begins_with_channels
+        return (result, affected) if affected is not None and result is not None and fits else None
+    found = affine(lowering, user, node, held)
+    return None if found is None else (user, found)
+
+
+def _added(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> Buffer | None:
+    """Return the planes that a sum adds to a buffer."""
+    if user.target is not aten.add.Tensor or user.kwargs:
+        return None
+    other = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
+    if not isinstance(other, fx.Node) or other is node or shape_of(user) != held.shape:
+        return None
+    return lowering.like(other, held)
+
+
+def norm(lowering: Lowering, node: fx.Node) -> tuple[Tensor, Tensor] | None:
+    """Return scale and shift of a batch norm in evaluation mode, in float64; None if it is none."""
+    values = [lowering.constants.get(arg) if isinstance(arg, fx.Node) else arg for arg in arguments(node)]
+    legit = node.target is aten._native_batch_norm_legit_no_training.default
+    weight, bias, running_mean, running_var = values[1:5]
+    training, eps = (False, values[6]) if legit else (values[5], values[7])
+    if training or running_mean is None or running_var is None:
+        return None
+    scale = (running_var.double() + eps).rsqrt()
+    scale = scale if weight is None else scale * weight.double()
+    shift = -running_mean.double() * scale
+    return scale, shift if bias is None else shift + bias.double()
+
+
+def after_each_other(first: Affine, second: Affine) -> Affine:
+    """Return scale and shift of one after another."""
+    return first[0] * second[0], first[1] * second[0] + second[1]
