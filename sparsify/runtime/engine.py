@@ -84,7 +84,11 @@ class Engine:
         images = _images([*flat, *run(TORCH)])
         most = -(-images // self.threads)
         chunks = sorted({min(most, size) for size in CHUNKS}, reverse=True) if images > 1 else []
-        way = choose(run, plan, [*(Way("chunks", size) for size in chunks), Way("split")], self._tune)
+        ways = [*(Way("chunks", size) for size in chunks), Way("split")]
+        if self.threads > 1 and all(x.dim() and len(x) == 1 for x in flat):
+            # Threads that wait for each other after every step may take longer than one alone.
+            ways.append(Way("chunks", 1))
+        way = choose(run, plan, ways, self._tune)
         if self._tune:
             remembered.keep(name, way)
         return way
@@ -122,7 +126,10 @@ class Engine:
                     plan = plans[len(part[0])]
                     found[index] = execute(plan, part, self._memory(thread, plan), alone)
 
-        self._workers.run(task)
+        if len(begins) > 1:
+            self._workers.run(task)
+        else:
+            task(0)
         joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
         return pytree.tree_unflatten(joined, plans[min(images, count)].structure)
 

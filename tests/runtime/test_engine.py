@@ -275,3 +275,11 @@ def test_models_of_the_zoos(spec: str) -> None:
     engine = compile(model, x, threads=2, tune=False)
     assert next(iter(engine.ways.values())).kind != "torch"
     close(engine(x), model, x)
+
+
+def test_of_one_image_one_thread_alone_is_timed_too(resnet: nn.Module) -> None:
+    x = torch.randn(1, 3, 32, 32)
+    engine = compile(resnet, x, threads=2)
+    way = next(iter(engine.ways.values()))
+    assert {"all threads on all images", "each thread on 1 image at a time"} <= way.seconds.keys()
+    close(engine(x), resnet, x)
