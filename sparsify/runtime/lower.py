@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import getitem
 from typing import Any
 
@@ -121,6 +121,9 @@ class Lowering:
         """Leave an operation to torch."""
         for source in node.all_input_nodes:
             self.tensor(source)
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            # Tensors need not have the strides that they had when the forward was traced.
+            node.target = aten.reshape.default
         self.steps.append(Call(node))
         self.tensors.add(node)
 
@@ -147,8 +150,18 @@ class Lowering:
         if found is not None:
             planes = found.planes
             fits = (planes.lanes, planes.channels, planes.height, planes.width) == shape
-            return found if fits and (not found.last or planes.height * planes.width == 1) else None
+            if not fits or found.last and planes.height * planes.width > 1:
+                return None
+            wanted = self.of_image(shape)
+            return found if planes.pad >= wanted.pad else self.bordered(node, found, wanted)
         return self.packed(node, self.of_image(shape), shape)
+
+    def bordered(self, node: fx.Node, source: Buffer, planes: Planes) -> Buffer:
+        """Return planes with a wider border, copied from those that were made without one: a matrix seen as images."""
+        number, margins = self.new(planes), {"MARGIN_ROWS": 0, "MARGIN": 0}
+        step = Step("PLACE", node.name, planes, source.planes, (source.number,), number, numbers=margins)
+        self.steps.append(replace(step, limits=(0.0, 0.0)))
+        return Buffer(number, planes, source.shape)
 
     def rows(self, node: fx.Node) -> Buffer | None:
         """Return planes with the columns of a matrix [row, column], a lane for each row; None if it is no matrix."""

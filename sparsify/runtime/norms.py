@@ -46,15 +46,18 @@ def norm_of_channels(step, buffers, weights, pointers, biases, limits, part, par
 
 @njit(**FAST, inline="always")
 def _moments(buffers, begin, size, channels, count, eps, means, scales):
-    """Write the means over the channels and one by the standard deviations, both from sums of differences."""
-    each = np.float32(1) / np.float32(channels)
+    """Write the means over the channels and one by the standard deviations, both from sums of differences.
+
+    The means are counted from the first channel, and so exact where all channels are equal: eps may be small.
+    """
+    each, first = np.float32(1) / np.float32(channels), np.uint64(begin)
     fill(means, 0, count, 0)
-    for channel in range(channels):
+    for channel in range(1, channels):
         place = np.uint64(begin + channel * size)
         for i in range(np.uint64(count)):
-            means[i] += buffers[place + i]
+            means[i] += buffers[place + i] - buffers[first + i]
     for i in range(np.uint64(count)):
-        means[i] *= each
+        means[i] = means[i] * each + buffers[first + i]
     fill(scales, 0, count, 0)
     for channel in range(channels):
         place = np.uint64(begin + channel * size)

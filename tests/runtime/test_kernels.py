@@ -253,3 +253,43 @@ def test_tiles_of_every_shape_cover_the_output(keep: float, images: int, size: t
     layer = nn.Conv2d(5, 4, 3, padding=1)
     layer.weight.data = sparse(tuple(layer.weight.shape), keep)
     check(layer, sparse((images, 5, *size), 1, 1))
+
+
+def test_a_matrix_seen_as_images_gets_the_border_that_a_convolution_reads() -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 4, bias=False), nn.Unflatten(1, (4, 1, 1)), nn.Conv2d(4, 4, 3, padding=1)
+    for images in (1, 2, 17):
+        check(nn.Sequential(*layers).float(), torch.randn(images, 4))
+
+
+def test_inputs_may_have_other_strides_than_the_example() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(60, 2))
+    x = torch.randn(2, 3, 4, 5)
+    engine = compile(model, x, threads=1, tune=False)
+    expected = engine(x)
+    torch.testing.assert_close(engine(x.contiguous(memory_format=torch.channels_last)), expected)
+    torch.testing.assert_close(engine(x.transpose(2, 3).contiguous().transpose(2, 3)), expected)
+
+
+def test_a_view_behind_a_transposition_is_torch_s_on_what_is_contiguous_now() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.layer = nn.LayerNorm(4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.flatten(2).transpose(1, 2)
+            y = y + self.layer(self.norm(y))
+            return y.transpose(1, 2).reshape(x.shape).flatten(1)
+
+    model, x = Tokens().eval(), torch.randn(2, 4, 3, 3)
+    engine = compile(model, x, threads=1, tune=False)
+    assert next(iter(engine.ways.values())).kind != "torch"
+    torch.testing.assert_close(engine(x), model(x))
+
+
+def test_a_norm_of_equal_channels_is_its_bias() -> None:
+    model = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3)).eval()
+    engine = compile(model, torch.randn(4, 8, 3), threads=1, tune=False)
+    x = (torch.rand(4, 8, 1) * 100).expand(4, 8, 3).contiguous()
+    torch.testing.assert_close(engine(x), model(x), rtol=0, atol=1e-6)
