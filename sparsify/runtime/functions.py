@@ -10,9 +10,9 @@ and infinity gives what torch gives.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from . import columns as at
+from .compiled import njit
 from .primitives import FAST
 from .simd import half_power_of_two
 

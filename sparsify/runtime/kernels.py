@@ -11,9 +11,10 @@ columns program.py names; its part of the work is `part` of `parts`, by channels
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
 from . import columns as at
+from .compiled import njit
 from .moving import copy, enlarge, pack, pack_channels_last, place, split, unpack, unpack_channels_last
 from .norms import norm_of_channels
 from .pointwise import combine, function

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from numba import carray, njit
+from numba import carray
 
 from . import columns as at
+from .compiled import njit
 from .primitives import FAST, clear, fill, move, share
 from .simd import floats_at
 
