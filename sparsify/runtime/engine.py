@@ -116,6 +116,7 @@ class Engine:
         turn = threading.Lock()
 
         def task(thread: int) -> None:
+            """Take chunks until there is none left."""
             with torch.no_grad():
                 while True:
                     with turn:

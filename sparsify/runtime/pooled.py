@@ -17,6 +17,8 @@ aten = torch.ops.aten
 
 
 def pooling(kind: str) -> Callable[[Lowering, fx.Node], bool]:
+    """Return the rule of a max ("LARGEST") or mean ("AVERAGE") pooling, rounded up or down."""
+
     def rule(lowering: Lowering, node: fx.Node) -> bool:
         source = lowering.buffers.get(arguments(node)[0])
         target = first_result(lowering, node) if kind == "LARGEST" else node
@@ -60,6 +62,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def mean(lowering: Lowering, node: fx.Node) -> bool:
+    """Write a mean over the pixels of each plane; other dimensions are left to torch."""
     source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
     if source is None or shape is None or not source.begins_with_channels or node.kwargs:
         return False

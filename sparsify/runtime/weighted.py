@@ -63,6 +63,7 @@ def weighted(
 
 
 def convolution(lowering: Lowering, node: fx.Node) -> bool:
+    """Write a convolution of images with constant weights; transposed ones are left to torch."""
     x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments(node)
     values = lowering.constants.get(weight)
     if transposed or not isinstance(values, Tensor) or values.dim() != 4 or values.dtype != torch.float32:
@@ -103,6 +104,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def linear(lowering: Lowering, node: fx.Node) -> bool:
+    """Write a product with a constant matrix, of rows or of the channels of pixels, and a constant bias."""
     bias, x, weight = arguments(node) if node.target is aten.addmm.default else (None, *arguments(node))
     values = lowering.constants.get(weight)
     offset = lowering.constants.get(bias) if isinstance(bias, fx.Node) else None
