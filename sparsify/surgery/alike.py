@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .rewrite import CONSTANT, OF_EVERY_MODULE, PlainGraphs, as_original, plain_graphs
+from .own_graphs import CONSTANT, OF_EVERY_MODULE, OwnGraphs, as_original, own_graphs
 
 _LARGEST = 1 << 22  # bytes of a buffer that is looked at
 
@@ -18,16 +17,15 @@ class _UnknownError(Exception):
     """Something that a forward may depend on and that cannot be compared."""
 
 
-def graphs_like(module: nn.Module, known: dict[Any, PlainGraphs]) -> PlainGraphs:
-    """Return the traced forwards of a module, copied if `known` has them of one that is alike; add them if not."""
+def graphs_like(module: nn.Module, known: dict[Any, OwnGraphs]) -> OwnGraphs:
+    """Return the traced forwards of a module, those of one in `known` that is alike, or new ones, which are added."""
     try:
         key = _described(module, {})
     except _UnknownError:
-        return plain_graphs(module)
+        return own_graphs(module)
     if key in known:
-        graphs = {training: copy.deepcopy(graph) for training, graph in known[key].graphs.items()}
-        return PlainGraphs(as_original(module), graphs, {}, "")
-    traced = plain_graphs(module)
+        return OwnGraphs(as_original(module), known[key].graphs, [], "")
+    traced = own_graphs(module)
     if not traced.failure:
         known[key] = traced
     return traced

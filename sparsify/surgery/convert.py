@@ -1,10 +1,10 @@
 """convert(): put masks on a model, in place.
 
-First everything is found out and decided without touching the model; then it is applied. A weight is masked where it is
-used: by torch.nn's own forward (`direct`), by fused kernels of torch.nn (`lent`), by a forward of the module's own,
-rewritten by fx (`rewritten`, or `computed` where the forward computes the weight it uses from the parameter). Where a
-graph would lose something that such a forward does, it is lent as well; where it cannot be traced at all, this is done
-for conv and linear weights only, and the report's notes say so.
+First everything is found out and decided without touching the model; then it is applied. A weight is masked where it
+is used: by torch.nn's own forward of conv and linear (`direct`); by any other forward, which runs as it is on a copy of
+its module that holds effective weights (`substituted`), or, where it computes the weight it uses from the parameter,
+sees what is computed masked (`computed`). Graphs of such forwards, traced by fx, tell which parameters are weights. A
+forward that cannot be traced at all has its conv and linear weights masked, and the report's notes say so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from .masks import all_masked_parameters, names_of_masked, original_class
 from .names import ignored_names
 from .plan import Key, Plan, plan_module, settle_shared, weight_owners
 from .readers import masked_further, plan_further
-from .rewrite import Rewritten, prepare
 
 Owner = tuple[nn.Module, str]  # a module and the name of one of its parameters
 
@@ -30,7 +29,7 @@ Owner = tuple[nn.Module, str]  # a module and the name of one of its parameters
 class ConversionReport:
     """What `convert` did.
 
-    `masked` maps weight names to how the mask enters ("direct", "rewritten", "computed" or "lent"), `skipped` every
+    `masked` maps weight names to how the mask enters ("direct", "substituted" or "computed"), `skipped` every
     other float parameter of two or more dimensions to the reason; `notes` says what a person should know besides.
     """
 
@@ -94,16 +93,11 @@ def apply(model: nn.Module, weights: list[Owner], further: list[Owner], plan: Pl
     for module in changed:
         kind = plan.kinds.get(id(module), "owner")
         cls = original_class(module)
-        if kind in ("lent", "rewritten"):
-            module.__dict__["masked_reads"] = _with_all_masks(module, plan.reads[id(module)])
-        if kind == "rewritten":
-            module.__dict__["masked_forwards"] = Rewritten(late=id(module) not in plan.traced)
+        if kind == "substituted":
+            module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
             names = module.__dict__.get("masked_names", ())
             module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")
         module.__class__ = masked_class(cls, kind)  # type: ignore[arg-type]
-    for module in changed:
-        if plan.kinds.get(id(module)) == "rewritten" and id(module) in plan.traced:
-            prepare(module, plan.traced[id(module)].graphs)
 
 
 def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, also: bool) -> None:
@@ -122,18 +116,6 @@ def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, also: boo
         mask = taken if taken is not None else torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
     masks[id(parameter)] = mask
     attach_mask(module, name, mask, also=also)
-
-
-def _with_all_masks(module: nn.Module, reads: list[str]) -> tuple[str, ...]:
-    """Return the paths with those of all masks on the modules that they lead through, which a stand-in replaces."""
-    found = dict.fromkeys(reads)
-    for path in reads:
-        steps = path.split(".")[:-1]
-        for length in range(len(steps) + 1):
-            owner = ".".join(steps[:length])
-            names = names_of_masked(module.get_submodule(owner))
-            found |= dict.fromkeys(f"{owner}.{name}" if owner else name for name in names)
-    return tuple(found)
 
 
 def _needs_class(module: nn.Module, wanted: set[Key], plan: Plan) -> bool:

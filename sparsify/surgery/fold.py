@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -11,10 +10,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .candidates import is_closed
+from .copies import deep_copy
 from .forwards import detach_masks
+from .given import with_given_weights
 from .graphs import computed_operands
 from .masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
-from .tracing import default_call, trace_forward
+from .tracing import TraceFailure, default_call, kinds_of_call, trace_forward
 
 _LOG = logging.getLogger("sparsify")
 
@@ -23,7 +25,8 @@ def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of `model`: what masks remove is +0.0, there are no masks, the keys are the dense model's.
 
     A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter: there
-    the computed, masked weight is stored, in a plain convolution say, which is logged. `model` is not changed.
+    the computed, masked weight is stored: in torch.nn's own module where the forward is one convolution or linear
+    operation, else in the module itself, whose forward then takes it as it is. Both are logged. `model` is not changed.
     """
     computed: dict[str, dict[str, Tensor]] = {}
     copies: dict[int, Any] = {}
@@ -41,7 +44,7 @@ def fold(model: nn.Module) -> nn.Module:
         folded = _replace(folded, path, _with_weights(modules[path], weights))
     if computed:
         _LOG.warning(
-            "fold: %d weights are computed in the forward; the computed ones are stored, in plain modules: %s",
+            "fold: %d weights are computed in the forward; the computed ones are stored in their place: %s",
             sum(map(len, computed.values())),
             ", ".join(f"{path}.{name}" if path else name for path, weights in computed.items() for name in weights),
         )
@@ -58,7 +61,7 @@ def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.
         # deepcopy takes longer for the empty dicts of hooks than for all else.
         memo |= {id(held): type(held)() for held in module.__dict__.values() if type(held) is OrderedDict and not held}
         memo |= {id(mask): mask for mask in (module._buffers[f"{name}_mask"] for name in names_of_masked(module))}
-    plain = copy.deepcopy(model, memo)
+    plain: nn.Module = deep_copy(model, memo)
     for module in plain.modules():
         detach_masks(module)
     return plain
@@ -73,23 +76,42 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 
 def _with_weights(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Return a module that does in eval mode what `module` does, its computed weights stored under their names."""
-    graph = trace_forward(module, default_call(type(module).forward), training=False)
-    for name, nodes in computed_operands(module, graph).items():
-        module._parameters[name] = nn.Parameter(weights[name])
-        with graph.inserting_before(next(iter(graph.nodes))):
-            stored = graph.get_attr(name)
-        for node in nodes:
-            node.replace_all_uses_with(stored)
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    operations = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
-    plain = _plain_module(module, operations[0]) if len(operations) == 1 and list(weights) == ["weight"] else None
-    folded = plain or fx.GraphModule(module, graph, class_name=type(module).__name__)
-    return folded.train(module.training)
+    """Return a module that does what `module` does, with its computed weights stored under their names."""
+    plain = _as_plain_module(module, weights) if list(weights) == ["weight"] else None
+    if plain is not None:
+        return plain.train(module.training)
+    for name, weight in weights.items():
+        module._parameters[name] = nn.Parameter(weight, module._parameters[name].requires_grad)  # type: ignore[union-attr]
+    return with_given_weights(module, list(weights))
 
 
-def _plain_module(module: nn.Module, operation: fx.Node) -> nn.Module | None:
-    """Return torch.nn's module that does one conv or linear operation of a traced forward, if there is one."""
+def _as_plain_module(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module | None:
+    """Return torch.nn's module that does the same, if the forward is seen to be one conv or linear operation."""
+    cls = type(module)
+    if not is_closed(cls) or len(kinds_of_call(cls.forward)) > 2 or "forward" in module.__dict__:
+        return None
+    found = []
+    for training in (True, False):
+        try:
+            graph = trace_forward(module, default_call(cls.forward), training=training)
+        except TraceFailure:
+            return None
+        for node in computed_operands(module, graph)["weight"]:
+            with graph.inserting_before(next(iter(graph.nodes))):
+                node.replace_all_uses_with(graph.get_attr("weight"))
+        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        found.append([node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output")])
+    if [len(operations) for operations in found] != [1, 1] or _described(found[0][0]) != _described(found[1][0]):
+        return None
+    return _plain_module(module, found[0][0], weights["weight"])
+
+
+def _described(operation: fx.Node) -> str:
+    return operation.format_node() or ""
+
+
+def _plain_module(module: nn.Module, operation: fx.Node, stored: Tensor) -> nn.Module | None:
+    """Return torch.nn's module that does one conv or linear operation with the weight `stored`, if there is one."""
     cls = _PLAIN.get(operation.target)
     given: dict[str, Any] = dict(zip(_ARGUMENTS, operation.args, strict=False)) | operation.kwargs
     names = {name: given.pop(name, None) for name in ("input", "weight", "bias")}
@@ -101,7 +123,7 @@ def _plain_module(module: nn.Module, operation: fx.Node) -> nn.Module | None:
     plain: nn.Module = cls(
         inputs, len(weight), *([weight.shape[2:]] if weight.dim() > 2 else []), **given, device="meta"
     )
-    plain.register_parameter("weight", weight)
+    plain.register_parameter("weight", nn.Parameter(stored, weight.requires_grad))
     plain.register_parameter("bias", bias)
     return plain
 

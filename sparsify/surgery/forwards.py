@@ -1,15 +1,15 @@
 """What a masked module's forward does: the classes that converted modules take on.
 
 A converted module stays the object it is; only its class changes, to a subclass of its own class made here. The kinds:
-`direct` for torch.nn's conv and linear (a masked operation in place of the dense one), `rewritten` for a forward of the
-module's own (traced by fx, its conv and linear nodes replaced), `lent` for forwards that hand their weights to fused
-kernels or cannot be traced (the effective weights stand in for the parameters while the forward runs).
+`direct` for torch.nn's conv and linear (a masked operation in place of the dense one), `substituted` for every other
+forward (it runs as it is, on a copy of the module that holds the effective weights), `owner` for modules that only own
+a weight that others read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .lent import lent_forward
+from .computed import computed_weight
+from .lent import substituted_call
 from .masks import names_of_masked
-from .rewrite import rewritten_members
 
 
 class Masked:
@@ -27,7 +27,9 @@ class Masked:
 
     masked_names: tuple[str, ...] = ()
     masked_also: tuple[str, ...] = ()
+    computed_weights: tuple[str, ...] = ()
     original_class: type[nn.Module]
+    dense_forward: Callable[..., Any]  # what the original class's forward was when this class was made
     masked_kind: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -63,22 +65,41 @@ def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
     """
     namespace: dict[str, Any] = {
         "original_class": original,
+        "dense_forward": original.forward,
         "masked_kind": kind,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
         # fx's default tracer takes modules of torch.nn for leaves: masked conv and linear shall show as nodes,
         # while attention and recurrent modules stay leaves, as they were.
-        "__module__": original.__module__ if kind == "lent" else __name__,
+        "__module__": __name__ if kind == "direct" else original.__module__,
     }
     if kind == "direct":
         namespace["forward"] = DIRECT[original.forward]
-    elif kind == "lent":
-        namespace["forward"] = lent_forward(original)
-    elif kind == "rewritten":
-        namespace |= rewritten_members(original)
+    elif kind == "substituted":
+        namespace |= {"forward": _substituted_forward(original), "compute_effective_weight": computed_weight}
     metaclass: Any = type(original)
     made: type[nn.Module] = metaclass(original.__name__, (Masked, original), namespace)
     return made
+
+
+def _substituted_forward(original: type[nn.Module]) -> Callable[..., Any]:
+    @wraps(original.forward)
+    def substituted(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _dense_call(self, *args, **kwargs)
+
+    return substituted
+
+
+def _dense_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the forward that the module's class has now; of a module without masks, such as a folded copy, as it is."""
+    if isinstance(self, Masked):
+        return substituted_call(self.original_class.forward, self, args, kwargs)  # type: ignore[arg-type]
+    return type(self).forward(self, *args, **kwargs)
+
+
+def _is_direct_no_more(self: Any) -> bool:
+    """Whether masks are gone (a forward kept on the object was copied) or the class got another forward meanwhile."""
+    return not isinstance(self, Masked) or self.original_class.forward is not type(self).dense_forward
 
 
 def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -91,12 +112,16 @@ def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _masked_linear(self: Any, input: Tensor) -> Tensor:
+    if _is_direct_no_more(self):
+        return _dense_call(self, input)  # type: ignore[no-any-return]
     mask, bias = _mask_and_bias(self)
     return ops.masked_linear(input, self.weight, mask, bias)
 
 
 def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor) -> Tensor:
+        if _is_direct_no_more(self):
+            return _dense_call(self, input)  # type: ignore[no-any-return]
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -109,6 +134,8 @@ def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if _is_direct_no_more(self):
+            return _dense_call(self, input, *(() if output_size is None else (output_size,)))  # type: ignore[no-any-return]
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
         )
@@ -161,7 +188,7 @@ def detach_masks(module: nn.Module) -> None:
     """Take all masks and the masked class off one module: it is again what it was before the conversion."""
     for name in names_of_masked(module):
         del module._buffers[f"{name}_mask"]
-    for name in ("masked_names", "masked_also", "masked_reads", "masked_forwards", "computed_weights"):
+    for name in ("masked_names", "masked_also", "masked_reads", "computed_weights"):
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
         module.__class__ = module.original_class  # type: ignore[assignment]

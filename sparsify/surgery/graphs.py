@@ -5,7 +5,6 @@ from __future__ import annotations
 import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -101,7 +100,7 @@ def _computed_uses(module: nn.Module, graph: fx.Graph, weight: fx.Node, reached:
     if all(node in reached or (node.op[:5] == "call_" and _name(node) in _ARRANGING) for node in _ancestors(weight)):
         return {path: Use("source") for path in reached.values()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]), changed_buffers(module, []):
-        shape = _subgraph(graph, weight)(module).shape
+        shape = subgraph(graph, weight)(module).shape
     alike = [path for path in reached.values() if module.get_parameter(path).shape == shape]
     if len(alike) != 1:
         return {path: Use("source") for path in reached.values()}
@@ -148,61 +147,6 @@ def _reads_metadata(node: fx.Node) -> bool:
     return name in METADATA
 
 
-def insert_masks(module: nn.Module, graph: fx.Graph) -> dict[str, Callable[..., Tensor]]:
-    """Put the masks that exist into a traced graph; return the functions that compute effective weights, by name."""
-    effective: dict[str, Callable[..., Tensor]] = {}
-    uses = parameter_uses(module, graph)
-    for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        if _has_mask(module, str(node.target), "masked_also"):
-            _mask_source(graph, node)
-    sources = {node: path for node, path in _sources(module, graph).items() if _has_mask(module, path)}
-    masks: dict[fx.Node, fx.Node] = {}
-    for source, path in sources.items():
-        if uses[path].how == "source":
-            _mask_source(graph, source)
-        else:
-            with graph.inserting_after(source):
-                masks[source] = graph.get_attr(f"{path}_mask")
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in ops.MASKED:
-            continue
-        weight = _weight_argument(node)
-        found = [s for s in sources if s in _ancestors(weight) and uses[sources[s]].how in ("operand", "computed")]
-        if found:
-            if weight is not found[0]:
-                effective[sources[found[0]]] = _subgraph(graph, weight)
-            _make_masked(graph, node, weight, masks[found[0]])
-    graph.lint()
-    return effective
-
-
-def _mask_source(graph: fx.Graph, source: fx.Node) -> None:
-    """Have everything that reads a parameter read it masked; its shape and the like are read as they were."""
-    with graph.inserting_after(source):
-        mask = graph.get_attr(f"{source.target}_mask")
-    with graph.inserting_after(mask):
-        masked = graph.call_function(ops.mask_weight, (source, mask))
-    source.replace_all_uses_with(masked, partial(_multiplies, masked))
-
-
-def _multiplies(masked: fx.Node, user: fx.Node) -> bool:
-    return user is not masked and not _reads_metadata(user)
-
-
-def _has_mask(module: nn.Module, path: str, names: str = "masked_names") -> bool:
-    owner_path, _, name = path.rpartition(".")
-    return name in module.get_submodule(owner_path).__dict__.get(names, ())
-
-
-def _make_masked(graph: fx.Graph, node: fx.Node, weight: fx.Node, mask: fx.Node) -> None:
-    kwargs = {name: value for name, value in node.kwargs.items() if name not in ("input", "weight")}
-    input = node.args[0] if node.args else node.kwargs["input"]
-    with graph.inserting_before(node):
-        masked = graph.call_function(ops.MASKED[node.target], (input, weight, mask, *node.args[2:]), kwargs)  # type: ignore[index]
-    node.replace_all_uses_with(masked)
-    graph.erase_node(node)
-
-
 def computed_operands(module: nn.Module, graph: fx.Graph) -> dict[str, list[fx.Node]]:
     """Return, by the path of the parameter, what a traced forward computes from it and takes for a weight."""
     uses = parameter_uses(module, graph)
@@ -216,7 +160,7 @@ def computed_operands(module: nn.Module, graph: fx.Graph) -> dict[str, list[fx.N
     return found
 
 
-def _subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
+def subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
     """Return a function of the module that computes one node, which depends on no argument."""
     part = fx.Graph()
     wanted = _ancestors(result)

@@ -1,29 +1,32 @@
-"""Forwards that cannot be rewritten: the effective weights are lent to a stand-in, and the original forward runs on it.
+"""Substituted calls: a module's own forward runs, unchanged, on a copy that holds the effective weights.
 
-Attention, recurrent and transformer layers of torch.nn hand their weights to fused kernels, its norms their scale and
-shift; other modules have forwards that fx cannot trace. A stand-in is a shallow copy of the module (same buffers, hooks
-and children) whose parameters are replaced by effective weights. The module itself is not touched, so threads may share
-it.
+The copy is shallow: the module's class, attributes, buffers, hooks and children, with the parameters that the forward
+reads replaced by `where(mask, parameter, 0)`, as torch.func.functional_call replaces them. The module itself is not
+touched, so threads may share it; whatever else the forward reads (globals, class attributes, modes, arguments), it
+reads as before the conversion. Where the forward computes the weight it uses from the parameter, the mask goes on what
+is computed, as the operation is called (`operand_mode.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import wraps
+from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import ops
 from .masks import names_of_masked, original_class
-from .opened import OPENED
+from .operand_mode import Operands
+
+_REPLACED = frozenset({"_parameters", "_modules", "_flat_weights"})
+_MISSING = object()
 
 
 def lent_weights(module: nn.Module) -> list[str]:
     """Return the paths of the weights that a torch.nn module hands to fused kernels itself; none for other modules.
 
-    A subclass counts as what it is derived from: its own forward runs on the stand-in.
+    A subclass counts as what it is derived from.
     """
     return [path for path in lent_parameters(module) if "weight" in path and module.get_parameter(path).dim() > 1]
 
@@ -49,56 +52,105 @@ def lent_parameters(module: nn.Module) -> list[str]:
 _OF_ENCODER = ("linear1", "linear2", "norm1", "norm2")
 
 
-def lent_forward(original: type[nn.Module]) -> Callable[..., Any]:
-    """Return a forward that runs the original one on a stand-in; `self.masked_reads` lists the weights' paths."""
-    forward = original.forward
-    opened = OPENED.get(forward)
-
-    @wraps(forward)
-    def lent(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if opened is not None and torch.compiler.is_compiling():
-            return opened(self, effective_weights(self), *args, **kwargs)
-        return run_on_stand_in(forward, self, args, kwargs)
-
-    return lent
+def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Return what the dense `forward` gives on a copy of `module` with effective weights; what it assigns is kept."""
+    weights = effective_weights(module)
+    double = stand_in(module, weights, original_class(module))
+    try:
+        with _masked_operands(module):
+            return forward(double, *args, **kwargs)
+    finally:
+        _keep_assigned(module, double, weights)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def run_on_stand_in(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Return what the dense `forward` gives on a stand-in of `module`; what it assigns to self is kept."""
-    double = stand_in(module, effective_weights(module))
-    result = forward(double, *args, **kwargs)
-    for name, value in double.__dict__.items():
-        if name not in ("_parameters", "_modules", "_flat_weights") and module.__dict__.get(name) is not value:
-            module.__dict__[name] = value
-    return result
+def _masked_operands(module: Any) -> Any:
+    """Return the context in which operations see the weights masked that the module's forward computes."""
+    if not module.computed_weights:
+        return nullcontext()
+    masks = [(getattr(module, name), getattr(module, f"{name}_mask")) for name in module.computed_weights]
+    masked = [(parameter, _masked_by(mask)) for parameter, mask in masks]
+    return Operands(masked, list(module.buffers()))
+
+
+def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda operand: ops.mask_weight(operand, mask)
+
+
+def _keep_assigned(module: nn.Module, double: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give `module` the attributes that a forward has assigned or deleted on its copy."""
+    own, now = module.__dict__, double.__dict__
+    for name, value in now.items():
+        if name not in _REPLACED and own.get(name, _MISSING) is not value:
+            own[name] = value
+    if len(now) < len(own):
+        for name in [name for name in own if name not in now]:
+            del own[name]
+    for name, parameter in double._parameters.items():
+        if parameter is not weights.get(name) and parameter is not module._parameters.get(name):
+            module._parameters[name] = parameter
 
 
 def effective_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return, by path, `where(mask, parameter, 0)` of what the module's forward reads."""
+    """Return, by path, `where(mask, parameter, 0)` of what the module's forward reads from parameters."""
     found = {}
-    for path in module.masked_reads:  # type: ignore[union-attr]
+    for path in module.__dict__.get("masked_reads", names_of_masked(module)):
         owner_path, _, name = path.rpartition(".")
         owner = module.get_submodule(owner_path)
-        if name in names_of_masked(owner):
+        if name in names_of_masked(owner) and name not in owner.__dict__.get("computed_weights", ()):
             found[path] = ops.mask_weight(getattr(owner, name), getattr(owner, f"{name}_mask"))
     return found
 
 
-def stand_in(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Return a shallow copy of `module`, of its original class, with the parameters at the given paths replaced."""
-    cls = original_class(module)
+def stand_in(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Module]) -> nn.Module:
+    """Return a shallow copy of `module`, of class `cls`, with the parameters at the given paths replaced.
+
+    Modules below that own some of them are copied too, for what reads their weights; who calls one calls the original.
+    """
     double: nn.Module = cls.__new__(cls)
     double.__dict__.update(module.__dict__)
-    own = {path: weight for path, weight in weights.items() if "." not in path}
-    double.__dict__["_parameters"] = {**module._parameters, **own}
+    own: dict[str, Tensor] = {}
     below: dict[str, dict[str, Tensor]] = {}
     for path, weight in weights.items():
         child, _, rest = path.partition(".")
         if rest:
             below.setdefault(child, {})[rest] = weight
-    children = {name: stand_in(module._modules[name], inner) for name, inner in below.items()}  # type: ignore[arg-type]
-    double.__dict__["_modules"] = {**module._modules, **children}
+        else:
+            own[path] = weight
+    double.__dict__["_parameters"] = {**module._parameters, **own}
+    if below:
+        children = {}
+        for name, inner in below.items():
+            child_module: Any = module._modules[name]
+            children[name] = stand_in(child_module, inner, _read_class(type(child_module)))
+            children[name].__dict__["stands_for"] = child_module
+        double.__dict__["_modules"] = {**module._modules, **children}
     if isinstance(module, nn.RNNBase):
         double.__dict__["_flat_weights"] = [double._parameters.get(name) for name in module._flat_weights_names]
     return double
+
+
+class _Read:
+    """Mixed into the class of a copy that is read from; calls go to the module that it stands for."""
+
+    stands_for: nn.Module
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.stands_for(*args, **kwargs)
+
+
+_READ_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _read_class(cls: type[nn.Module]) -> type[nn.Module]:
+    if cls not in _READ_CLASSES:
+        metaclass: Any = type(cls)
+        namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        _READ_CLASSES[cls] = metaclass(cls.__name__, (_Read, cls), namespace)
+    return _READ_CLASSES[cls]
+
+
+# What torch.compiler.assume_constant_result says, without loading torch._dynamo: call it, do not look into it.
+_read_class._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -10,12 +10,12 @@ from torch import Tensor, fx, nn
 
 from .adopt import pruned_parameters, unreachable_weights
 from .alike import graphs_like
-from .candidates import CONV_AND_LINEAR, has_forward, is_torch, reads_weights_of_children
+from .candidates import CONV_AND_LINEAR, chained_reads, has_forward, is_torch, mentions_own, reads_weights_of_children
 from .forwards import is_direct
 from .graphs import Use, parameter_uses
 from .lent import lent_weights
 from .masks import original_class
-from .rewrite import PlainGraphs
+from .own_graphs import OwnGraphs
 
 Key = tuple[int, str]  # id of the owning module, parameter name
 
@@ -30,8 +30,8 @@ class Plan:
     dense: set[Key] = field(default_factory=set)  # weights that a forward reads past any mask
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
     reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
-    traced: dict[int, PlainGraphs] = field(default_factory=dict)  # the forwards that were traced
-    alike: dict[Any, PlainGraphs] = field(default_factory=dict)  # by what makes modules alike
+    traced: dict[int, OwnGraphs] = field(default_factory=dict)  # the forwards that were traced
+    alike: dict[Any, OwnGraphs] = field(default_factory=dict)  # by what makes modules alike
     notes: list[str] = field(default_factory=list)
     further: set[Key] = field(default_factory=set)  # parameters that shall be masked although they are no weights
     reached: set[Key] = field(default_factory=set)  # those of them that a forward reads through its mask
@@ -80,7 +80,7 @@ def plan_module(module: nn.Module, plan: Plan) -> None:
         plan.dense |= {*read}
         plan.reasons |= dict.fromkeys(read, replaced)
     elif lent:
-        _mask_by(module, "lent", "lent", lent, plan)
+        _mask_by(module, "substituted", "substituted", lent, plan)
     elif is_direct(cls) and "weight" in (*own, *unreachable):
         _mask_by(module, "direct", "direct", [name for name in own if name == "weight"], plan)
     elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights_of_children(module)):
@@ -117,10 +117,13 @@ def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: Pla
 
 
 def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
-    """Trace a forward of the module's own in train and eval mode and find what goes into conv and linear operations."""
+    """Trace a forward of the module's own and find what goes into conv and linear operations."""
     traced = plan.traced[id(module)] = graphs_like(module, plan.alike)
+    if not traced.all:
+        _plan_untraceable(module, own, traced.failure, plan)
+        return
     uses: dict[str, Use] = {}
-    for graph in [*traced.graphs.values(), *traced.partial.values()]:
+    for graph in traced.all:
         found = parameter_uses(traced.module, graph)
         uses |= {path: use for path, use in found.items() if path not in uses or uses[path].how == "unmasked"}
     for path in [path for path, use in uses.items() if use.how == "computed" and "." in path]:
@@ -129,23 +132,25 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
         where = (id(module.get_submodule(owner_path)), name)
         plan.dense.add(where)
         plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
-    computed = any(use.how == "computed" for use in uses.values())
-    if not (traced.graphs or traced.partial) or (traced.partial and computed):
-        _plan_untraceable(module, own, traced.failure, plan)
-        return
     for name in own:
         use = uses.get(name)
-        plan.reasons[id(module), name] = use.reason if use else "not read by the forward"
+        plan.reasons[id(module), name] = use.reason if use else _unread(module, name, traced.failure)
         if use and use.how == "unmasked":
             plan.dense.add((id(module), name))
-    if not traced.graphs:
-        _mask_by(module, "lent", "lent", [path for path, use in uses.items() if use.how != "unmasked"], plan)
-        return
-    for how in ("computed", "rewritten"):
+    for how in ("computed", "substituted"):
         paths = [p for p, u in uses.items() if u.how != "unmasked" and (u.how == "computed") == (how == "computed")]
-        _mask_by(module, "rewritten", how, [*paths], plan)
+        _mask_by(module, "substituted", how, paths, plan)
     if id(module) in plan.kinds:
-        plan.reads[id(module)] = [path for path, use in uses.items() if use.how != "unmasked"]
+        read = [path for path, use in uses.items() if use.how != "unmasked"]
+        plan.reads[id(module)] = list(dict.fromkeys([*read, *chained_reads(module)]))
+
+
+def _unread(module: nn.Module, name: str, failure: str) -> str:
+    """Return why a parameter has no mask that no traced call of the module's forward reads."""
+    if not mentions_own(module, [name]):
+        return "not read by the forward"
+    followed = f"that can be traced ({failure})" if failure else "that was traced"
+    return f"its module's forward names it, and no call {followed} reads it"
 
 
 def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Plan) -> None:
@@ -161,7 +166,7 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Pla
         ]
     else:
         return
-    _mask_by(module, "lent", "lent", paths, plan)
+    _mask_by(module, "substituted", "substituted", paths, plan)
     name = plan.names[id(module)] or type(module).__name__
     plan.notes.append(
         f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "

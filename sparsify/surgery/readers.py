@@ -28,11 +28,11 @@ def plan_further(module: nn.Module, plan: Plan) -> None:
     if replaced:
         plan.blocked |= {(id(owner), name): replaced for owner, name in read_by_replaced(module)}
     elif fused:
-        _read_by(module, "lent", [*fused, *own], wanted, plan)
+        _read_by(module, "substituted", [*fused, *own], wanted, plan)
     elif is_direct(cls) and module._parameters.get("weight") is not None:
         _read_by(module, "direct", [path for path in own if path in ("weight", "bias")], wanted, plan)
     elif is_torch(cls):
-        _read_by(module, "lent", own, wanted, plan)
+        _read_by(module, "substituted", own, wanted, plan)
     else:
         _plan_own_forward(module, wanted, plan)
 
@@ -80,18 +80,17 @@ def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: Plan) -> 
     own = [path for path in wanted if "." not in path]
     below = _last_parts(path for path in wanted if "." in path)
     if id(module) not in plan.traced and mentions_own(module, own) and not (below and mentions(module, below)):
-        # Norms: there are many, a trace of each takes long, and on a stand-in they run as fast.
-        _read_by(module, "rewritten", own, wanted, plan)
+        # Norms: there are many, and a trace of each takes long.
+        _read_by(module, "substituted", own, wanted, plan)
         return
     traced = plan.traced.get(id(module)) or graphs_like(module, plan.alike)
-    graphs = [*traced.graphs.values(), *traced.partial.values()]
-    if graphs:
-        read = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
+    if traced.all:
+        read = {str(node.target) for graph in traced.all for node in graph.nodes if node.op == "get_attr"}
         paths = [path for path in wanted if path in read]
     else:
         paths = [path for path in wanted if path in own or mentions(module, _last_parts([path]))]
     plan.traced[id(module)] = traced
-    _read_by(module, "rewritten" if traced.graphs else "lent", paths, wanted, plan)
+    _read_by(module, "substituted", paths, wanted, plan)
 
 
 def unmaskable(module: nn.Module, name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from .. import ops
 from ..errors import SparsifyError
 from .effects import unchanged
 from .leaves import Wrapped, describe, wrap_innermost
@@ -23,8 +24,7 @@ class WholeTracer(LocalTracer):
         self.entered: list[nn.Module] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        lent = getattr(type(m), "masked_kind", "") == "lent"
-        return lent or type(m) in self.leaves or fx.Tracer.is_leaf_module(self, m, module_qualified_name)
+        return type(m) in self.leaves or fx.Tracer.is_leaf_module(self, m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         # On an error the stack keeps the modules that were being traced, the innermost last.
@@ -70,9 +70,26 @@ def trace(model: nn.Module) -> fx.GraphModule:
 def _graph_module(root: nn.Module, graph: fx.Graph, constants: dict[str, Tensor]) -> fx.GraphModule:
     for name, value in constants.items():
         setattr(root, name, value)
+    _join_masks(graph)
     graph_module = fx.GraphModule(root, graph, class_name=type(root).__name__)
     graph_module.train(root.training)
     return graph_module
+
+
+def _join_masks(graph: fx.Graph) -> None:
+    """Make one masked operation of a conv or linear operation and the mask on its weight."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in ops.MASKED:
+            continue
+        weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+        if weight.target is ops.mask_weight and list(weight.users) == [node]:
+            kwargs = {name: value for name, value in node.kwargs.items() if name not in ("input", "weight")}
+            input = node.args[0] if node.args else node.kwargs["input"]
+            with graph.inserting_before(node):
+                masked = graph.call_function(ops.MASKED[node.target], (input, *weight.args, *node.args[2:]), kwargs)
+            node.replace_all_uses_with(masked)
+            graph.erase_node(node)
+            graph.erase_node(weight)
 
 
 def _wrap_known_functions(wrapped: Wrapped) -> None:

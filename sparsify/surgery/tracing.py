@@ -25,6 +25,8 @@ from .effects import changed_buffers, changed_contexts, drawn_numbers, in_mode, 
 from .leaves import Wrapped, describe, wrap_innermost
 
 _STANDARD = sys.stdlib_module_names  # the modules of Python itself
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_MOST_VARIED = 4  # optional arguments that are tried alone
 ATTEMPTS = 24  # functions and classes made leaves before giving up; 3 were enough for every zoo model measured
 
 
@@ -164,6 +166,23 @@ def default_call(forward: Callable[..., Any]) -> Call:
     if not args:
         args = tuple(Placeholder(p.name) for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL)
     return Call(args, {p.name: Placeholder(p.name) for p in required if p.kind is inspect.Parameter.KEYWORD_ONLY})
+
+
+def kinds_of_call(forward: Callable[..., Any]) -> list[tuple[Call, bool]]:
+    """Return calls that may take different branches, the plainest first, each with gradients or without.
+
+    Optional tensors are left out and given, together and alone, and flags turned over.
+    """
+    plainest = default_call(forward)
+    by_name = [p for p in list(inspect.signature(forward).parameters.values())[1:] if p.kind in _BY_NAME]
+    optional = [p.name for p in by_name if p.default is None]
+    calls = [plainest]
+    for names in [optional, *([name] for name in optional[:_MOST_VARIED] if len(optional) > 1)] if optional else ():
+        calls.append(Call(plainest.args, plainest.kwargs | {name: Placeholder(name) for name in names}))
+    fullest = calls[: 1 + bool(optional)]
+    flags = [p for p in by_name if isinstance(p.default, bool)][:_MOST_VARIED]
+    turned = [Call(call.args, call.kwargs | {flag.name: not flag.default}) for call in fullest for flag in flags]
+    return [(call, True) for call in calls + turned] + [(call, False) for call in fullest]
 
 
 def trace_forward(module: nn.Module, call: Call, *, training: bool) -> fx.Graph:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .copies import deep_copy
 from .fold import plain_copy
 from .masks import MaskedWeight, all_masked_parameters, masked_parameters, set_masks
 from .watch import DenseWeights, FusedOperations, tensors, walk
@@ -79,7 +80,7 @@ def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = Non
     weight. Raises whatever the model raises in eval mode; if only train mode fails, that is noted.
     """
     args = (args,) if isinstance(args, Tensor) else tuple(args)
-    subject, plain = copy.deepcopy(model), plain_copy(model)
+    subject, plain = deep_copy(model), plain_copy(model)
     for tensor in (*subject.parameters(), *plain.parameters()):
         tensor.grad = None
     with torch.random.fork_rng(devices=_cuda_devices(model)):

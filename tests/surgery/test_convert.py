@@ -140,7 +140,7 @@ def test_a_rewritten_forward_follows_its_arguments(arguments: dict[str, Any], tr
     dense = Borrowing().train(training)
     model = copy.deepcopy(dense)
     report = convert(model)
-    assert report.masked == {"qkv.weight": "rewritten", "proj.weight": "direct"}
+    assert report.masked == {"qkv.weight": "substituted", "proj.weight": "direct"}
     assert report.skipped == {"table": "not the weight of a conv or linear operation"}
     x = torch.randn(2, 3, 4)
     torch.manual_seed(1)
@@ -167,7 +167,7 @@ def test_a_setting_changed_after_the_conversion_counts() -> None:
 def test_a_forward_that_cannot_be_traced_is_reported_and_a_linear_still_masked() -> None:
     model = nn.Sequential(BranchingLinear(4, 4), Branching())
     report = convert(model)
-    assert report.masked == {"0.weight": "lent"}
+    assert report.masked == {"0.weight": "substituted"}
     assert "cannot be traced" in report.skipped["1.weight"] and "test_convert.py" in report.skipped["1.weight"]
     assert any(note.startswith("0: its forward cannot be traced") for note in report.notes)
     assert verify(model, torch.randn(2, 4)).ok

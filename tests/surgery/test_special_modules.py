@@ -50,7 +50,7 @@ def test_transformer_encoder_keeps_its_fused_path_and_the_fused_path_sees_the_ma
 def test_recurrent_layers(make: type[nn.RNNBase]) -> None:
     model = make(8, 4, 2, bidirectional=True)
     report = convert(model)
-    assert len(report.masked) == 8 and set(report.masked.values()) == {"lent"}
+    assert len(report.masked) == 8 and set(report.masked.values()) == {"substituted"}
     assert verify(model, X).ok
     half_masks(model)
     assert torch.equal(model(X)[0], fold(model)(X)[0])
@@ -188,7 +188,7 @@ def test_convolutions_by_another_name_are_masked() -> None:
 
     model = Deformed()
     dense = copy.deepcopy(model)
-    assert convert(model).masked == {"conv.weight": "rewritten"}
+    assert convert(model).masked == {"conv.weight": "substituted"}
     x = torch.randn(2, 3, 8, 8)
     assert verify(model, x).ok
     half_masks(model)

@@ -52,7 +52,7 @@ class Normalising(nn.Linear):
 def test_zeros_lost_after_masking_are_found() -> None:
     model = Normalising(6, 6)
     report = convert(model)
-    assert report.masked == {"weight": "lent"} and report.notes
+    assert report.masked == {"weight": "substituted"} and report.notes
     found = verify(model, X)
     assert found.leaks == ["weight: linear saw a weight whose zeros were lost after masking"]
 

@@ -1,0 +1,81 @@
+"""Deep copies of models whose objects carry functions: a forward that another library has set on the object."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+
+def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
+    """Return a deep copy of `model`; `memo` holds, by id, what stands in it for objects of the model.
+
+    copy.deepcopy takes functions as they are: a forward set on the object, whose closure holds the module or its former
+    forward, would run the original from the copy. Here such functions are made anew over the copied modules.
+    """
+    memo = {} if memo is None else memo
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        for name, value in list(module.__dict__.items()):
+            if isinstance(value, (FunctionType, MethodType, partial)):
+                module.__dict__[name] = _rebound(value, memo, {})
+    return copied
+
+
+def _rebound(value: Any, memo: dict[int, Any], seen: dict[int, Any]) -> Any:
+    """Return `value` with the modules that it holds replaced by their copies; itself if it holds none."""
+    if id(value) in seen:
+        return seen[id(value)]
+    seen[id(value)] = value
+    if isinstance(value, nn.Module):
+        return memo.get(id(value), value)
+    if isinstance(value, MethodType):
+        function, owner = _rebound(value.__func__, memo, seen), _rebound(value.__self__, memo, seen)
+        changed = function is not value.__func__ or owner is not value.__self__
+        seen[id(value)] = MethodType(function, owner) if changed else value
+    elif isinstance(value, partial):
+        held = (value.func, value.args, value.keywords)
+        func, args, keywords = (_rebound(one, memo, seen) for one in held)
+        if (func, args, keywords) != held:
+            seen[id(value)] = partial(func, *args, **keywords)
+    elif isinstance(value, FunctionType):
+        seen[id(value)] = _rebound_function(value, memo, seen)
+    elif type(value) in (tuple, list):
+        items = [_rebound(item, memo, seen) for item in value]
+        if any(new is not old for new, old in zip(items, value, strict=True)):
+            seen[id(value)] = type(value)(items)
+    elif type(value) is dict:
+        found = {key: _rebound(item, memo, seen) for key, item in value.items()}
+        if any(found[key] is not value[key] for key in found):
+            seen[id(value)] = found
+    return seen[id(value)]
+
+
+def _rebound_function(function: FunctionType, memo: dict[int, Any], seen: dict[int, Any]) -> FunctionType:
+    cells = [cell for cell in function.__closure__ or () if _filled(cell)]
+    held = [*(cell.cell_contents for cell in cells), function.__defaults__, function.__kwdefaults__]
+    held.append(function.__dict__.get("__wrapped__"))
+    new = [_rebound(one, memo, seen) for one in held]
+    if all(a is b for a, b in zip(new, held, strict=True)):
+        return function
+    contents = dict(zip(map(id, cells), new, strict=False))
+    closure = tuple(
+        CellType(contents[id(cell)]) if id(cell) in contents else CellType() for cell in function.__closure__ or ()
+    )
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, new[-3], closure)
+    made.__kwdefaults__ = new[-2]
+    made.__dict__.update(function.__dict__)
+    if new[-1] is not None:
+        made.__dict__["__wrapped__"] = new[-1]
+    made.__qualname__, made.__doc__ = function.__qualname__, function.__doc__
+    return made
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # not assigned yet
+        return False

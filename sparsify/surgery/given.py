@@ -1,0 +1,54 @@
+"""Modules that would compute a weight and are given it instead: what fold makes of them if no plain module will do."""
+
+from __future__ import annotations
+
+from functools import cache, partial, wraps
+from typing import Any
+
+from torch import nn
+
+from .operand_mode import Operands
+
+
+class Given:
+    """Mixed into the class of such a module; `given_weights` names the parameters that hold the weights."""
+
+    given_weights: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
+        return (_new_given, (type(self).__mro__[2],), *reduced[2:])
+
+
+def with_given_weights(module: nn.Module, names: list[str]) -> nn.Module:
+    """Have `module`, which computes weights from its parameters `names`, take these for the weights, in place."""
+    module.__dict__["given_weights"] = tuple(names)
+    module.__class__ = _given_class(type(module))  # type: ignore[arg-type]
+    return module
+
+
+@cache
+def _given_class(original: type[nn.Module]) -> type[nn.Module]:
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        stored = [(parameter, partial(_stored, parameter)) for parameter in map(self.get_parameter, self.given_weights)]
+        with Operands(stored, list(self.buffers())):
+            return original.forward(self, *args, **kwargs)
+
+    namespace = {"forward": forward, "__module__": original.__module__}
+    namespace |= {"__qualname__": original.__qualname__, "__doc__": original.__doc__}
+    metaclass: Any = type(original)
+    made: type[nn.Module] = metaclass(original.__name__, (Given, original), namespace)
+    return made
+
+
+def _new_given(original: type[nn.Module]) -> nn.Module:
+    cls = _given_class(original)  # type: ignore[arg-type]
+    return cls.__new__(cls)
+
+
+def _stored(parameter: Any, _: Any) -> Any:
+    return parameter
