@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .formats.semi_structured import to_semi_structured as to_semi_structured
     from .formats.way_in import import_weights as import_weights
     from .models import build_model as build_model
+    from .pruning.criteria import needs_data as needs_data
     from .pruning.pruner import Pruner as Pruner
     from .runtime.compiling import compile as compile
     from .surgery.channels import analyse as analyse
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .surgery.cut_training import cut_optimizer as cut_optimizer
     from .surgery.cut_training import cut_state as cut_state
     from .surgery.fold import fold as fold
+    from .surgery.mask_sources import sync_masks as sync_masks
     from .surgery.masks import get_masks as get_masks
     from .surgery.masks import set_masks as set_masks
     from .surgery.shrink import shrink as shrink
@@ -50,10 +52,12 @@ _HOME = {
     "import_weights": ".formats.way_in",
     "load": ".formats.files",
     "load_masks": ".formats.masks_only",
+    "needs_data": ".pruning.criteria",
     "read_recipe": ".training.recipe",
     "save": ".formats.files",
     "set_masks": ".surgery.masks",
     "shrink": ".surgery.shrink",
+    "sync_masks": ".surgery.mask_sources",
     "to_semi_structured": ".formats.semi_structured",
     "trace": ".surgery.trace",
     "train": ".training.run",

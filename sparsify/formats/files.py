@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import unknown
 from ..surgery.cuts import Cuts
+from ..surgery.progress import warn_of_schedule
 from ..surgery.wrappers import unwrap
 from .inspection import FileSummary as FileSummary
 from .inspection import TensorRow as TensorRow
@@ -56,8 +57,9 @@ def save(
     the example (a batch of `batch_size`) on `threads` threads, torch's own number unless given: `compile(path)` need
     not time it.
     Raises SparsifyError for an option that the format does not take, a model that it cannot hold and a path that cannot
-    be written, RunError for a full disk.
+    be written, RunError for a full disk. Gives a ScheduleWarning if the model's pruner has not done its last update.
     """
+    warn_of_schedule(model, stacklevel=2)
     about = {"spec": spec, "arguments": arguments, "recipe": recipe, "seeds": seeds, "metrics": metrics, "extra": extra}
     options: dict[str, Any] = {"dtype": dtype, "cuts": cuts, "example_input": example_input}
     options |= {"batch_size": batch_size, "threads": threads}

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from ..errors import SparsifyError
 from ..surgery.masks import MaskedWeight
 from .granularity import Granularity
 from .scopes import Due, Member, Scope
@@ -37,8 +38,8 @@ class Choices(Protocol):
         """Return the part that `masks` remove of what the sparsity is a fraction of."""
         ...
 
-    def due(self, masks: Masks, sparsity: Fraction) -> int:
-        """Return how many choices are to be removed at `sparsity`."""
+    def due(self, masks: Masks, due: Due) -> int:
+        """Return how many choices are to be removed."""
         ...
 
     def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
@@ -69,8 +70,8 @@ class EntryChoices:
         gone = sum(member.size - int(member.mask.count_nonzero()) for member in members)
         return Fraction(gone, max(1, sum(member.size for member in members)))
 
-    def due(self, masks: Masks, sparsity: Fraction) -> int:
-        return sum(map(count_of, self.scope.counts(self.members(masks), Due(sparsity))))
+    def due(self, masks: Masks, due: Due) -> int:
+        return sum(map(count_of, self.scope.counts(self.members(masks), due)))
 
     def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
         members, modules = self.members(masks), list(self.modules.values())
@@ -80,6 +81,15 @@ class EntryChoices:
         for selected, part, module in zip(chosen, parts, modules, strict=True):
             self.granularity.apply(selected, part, module)
         return Fraction(sum(map(count_of, counts)), max(1, sum(member.size for member in members)))
+
+
+def check_amount(choices: Choices, masks: Masks, amount: int | None, scope: Scope) -> None:
+    """Raise SparsifyError, naming the first, if a group of the scope has fewer choices than are to go from it."""
+    members = choices.members(masks) if amount is not None else []
+    sizes = scope.sizes(members)
+    for name, size in sizes:
+        if amount is not None and amount > size:
+            raise SparsifyError(f"pruning.amount: {amount} are to go from {name}, which has {size}")
 
 
 def count_of(count: int | Tensor) -> int:

@@ -54,7 +54,8 @@ def block_scores(part: Part, module: nn.Module, size: Size) -> Part:
     mean, so that they and layers of different widths can be compared. For `magnitude` and blocks that are units, that
     is the order of their L1 norms, as in Li et al. 2017 (Pruning Filters for Efficient ConvNets, section 3.1).
     """
-    scores = rows(part.scores, module)
+    kept = part.scores if part.alive is None else torch.where(part.alive, part.scores, 0)  # what is gone counts nothing
+    scores = rows(kept, module)
     height, width = scores.shape
     down, across = _extents(size, height, width)
     sums = []

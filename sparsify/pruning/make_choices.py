@@ -9,8 +9,8 @@ from torch import nn
 
 from ..errors import SparsifyError
 from ..surgery.fold import fold
-from ..surgery.masks import MaskedWeight, masked_weights
-from .choices import Choices, EntryChoices
+from ..surgery.masks import MaskedWeight, masked_parameters, masked_weights
+from .choices import Choices, EntryChoices, check_amount
 from .costs import COSTS, Term, at_prices, forward_milliseconds
 from .granularity import GRANULARITIES, along_inputs
 from .scopes import SCOPES
@@ -27,8 +27,17 @@ def make_choices(model: nn.Module, pruning: Pruning, example_input: Any, channel
     """Return the choices of a pruning of `model`: entries, rows of weights, or groups of channels.
 
     Units are groups where there are `channels` or an `example_input` to find them with; every parameter that produces
-    them then carries a mask. Raises SparsifyError if nothing can be pruned, or for settings that need groups.
+    them then carries a mask. Raises SparsifyError if nothing can be pruned, for settings that need groups, or if more
+    shall go from a group of the scope than it has.
     """
+    choices = _make_choices(model, pruning, example_input, channels)
+    parameters = masked_parameters(model)
+    masks = {name: parameters[name].mask for name in choices.names}
+    check_amount(choices, masks, pruning.amount, SCOPES[pruning.scope])
+    return choices
+
+
+def _make_choices(model: nn.Module, pruning: Pruning, example_input: Any, channels: Channels | None) -> Choices:
     names = pruned_weights(model, pruning.ignore)
     scope, settings = SCOPES[pruning.scope], pruning.granularity
     if settings.name == "unit" and (channels is not None or example_input is not None):

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
+from ..surgery.mask_sources import release
 from ..surgery.masks import MaskedWeight, masked_parameters
+from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from .criteria import CRITERIA, Context
 from .gradients import LossFunction, on_model_and_batch, with_first_input
 from .make_choices import make_choices
@@ -26,7 +28,7 @@ from .update import update_masks
 if TYPE_CHECKING:
     from ..surgery.channels import Channels
 
-__all__ = ["Pruner", "PruningReport", "SparsityWarning"]
+__all__ = ["Pruner", "PruningReport", "ScheduleWarning", "SparsityWarning"]
 
 
 class Pruner:
@@ -78,6 +80,9 @@ class Pruner:
         self._batches: Iterable[Any] | None = None
         self._loss_fn: LossFunction | None = None
         self._example_input = example_input
+        self._note_progress()
+        for weight in self._weights().values():
+            release(weight.module)
 
     @property
     def cycle(self) -> int:
@@ -118,14 +123,27 @@ class Pruner:
         if not self._ready:
             self.start()
         self.position += 1
+        self._note_progress()
         if self.pruning.masked_weights != "decay":
             self._held.hold(self._weights().values())
         if self._done < len(self.plan) and self.plan[self._done].step <= self.position:
             self._do_what_is_due()
 
     def report(self) -> PruningReport:
-        """Return the sparsity reached by the present masks, layer by layer, against the one requested."""
+        """Return the sparsity reached by the present masks, layer by layer, against the one requested.
+
+        Gives a ScheduleWarning while steps are done and updates still due, and after more steps than were planned.
+        """
+        warn_of_schedule(self.model, stacklevel=2)
+        return self._report()
+
+    def _report(self) -> PruningReport:
         return pruning_report(self.model, self.pruning, self.choices)
+
+    def _note_progress(self) -> None:
+        last = self.plan[-1].step if self.plan else 0
+        progress = Progress(self.position, self.total_steps, last, self._done, len(self.plan))
+        note_progress(self.model, progress)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to go on as if nothing had happened.
@@ -149,6 +167,7 @@ class Pruner:
             self.choices = self.choices.at_prices(plain["prices"].cpu())
         self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
         self._started, self._ready = plain["started"], False
+        self._note_progress()
         self._generator.set_state(plain["generator"].cpu())
         self._cycle_state, self._cycle_drawn = plain["cycle_generator"].cpu().clone(), plain["cycle_drawn"]
         for kept, group in ((self._union, "union"), (self._held.values, "frozen")):
@@ -182,11 +201,12 @@ class Pruner:
             while self._done < len(self.plan) and self.plan[self._done].step <= self.position:
                 self._apply(self.plan[self._done], weights)
                 self._done += 1
+                self._note_progress()
             copy_to_aliases(self.model)
         self._held.keep(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
-            for line in losses(self.report(), filters=self.pruning.granularity.name != "unit"):
+            for line in losses(self._report(), filters=self.pruning.granularity.name != "unit"):
                 warnings.warn(line, SparsityWarning, stacklevel=3)
 
     def _apply(self, update: Update, weights: Mapping[str, MaskedWeight]) -> None:

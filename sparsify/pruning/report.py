@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from torch import nn
 
 from ..surgery.masks import MaskedWeight, masked_parameters, masked_weights
+from ..surgery.names import keyword_clashes
 from .choices import Choices, EntryChoices
 from .granularity import rows
+from .scopes import Due
 from .selection import kept_in_rows
 from .settings import Pruning
+from .targets import maskable_weights
 from .unit_choices import UnitChoices
 
 
@@ -96,23 +100,26 @@ def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices) -> Prun
     parameters, weights = masked_parameters(model), masked_weights(model)
     masks = {name: parameters[name].mask for name in choices.names}
     members = choices.members(masks)
+    due = choices.due(masks, Due(pruning.target, amount=pruning.amount))
+    size = sum(member.size for member in members)
     report = PruningReport(
-        requested=float(pruning.target),
-        due=choices.due(masks, pruning.target),
+        requested=float(Fraction(due, size) if pruning.amount is not None and size else pruning.target),
+        due=due,
         chosen=sum(member.size - int(member.mask.count_nonzero()) for member in members),
-        choices=sum(member.size for member in members),
+        choices=size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=tuple(_layer(weights[name]) for name in choices.names if name in weights),
         of=pruning.of or pruning.granularity.choices,
         share=float(choices.removed(masks)),
     )
+    clashes = keyword_clashes(maskable_weights(model), pruning.ignore)
     if not isinstance(choices, UnitChoices):
-        return replace(report, notes=choices.notes) if isinstance(choices, EntryChoices) else report
+        return replace(report, notes=(*clashes, *(choices.notes if isinstance(choices, EntryChoices) else ())))
     coupled = [
         CoupledLayer(layer.weights, member.size, member.size - int(member.mask.count_nonzero()))
         for layer, member in zip(choices.groups.layers, members, strict=True)
     ]
-    return replace(report, coupled=tuple(coupled), notes=choices.groups.notes)
+    return replace(report, coupled=tuple(coupled), notes=(*clashes, *choices.groups.notes))
 
 
 def _layer(weight: MaskedWeight) -> LayerSparsity:

@@ -45,16 +45,18 @@ class Due:
     """How much is to be removed: `sparsity`, or, from `start`, a part of the way there.
 
     `start` holds a mask by weight name, of the same kind as the members' masks; each group then goes linearly from
-    the sparsity that mask has in it to `sparsity`, `progress` in [0, 1] of the way.
+    the sparsity that mask has in it to `sparsity`, `progress` in [0, 1] of the way. With an `amount` the sparsity is a
+    fraction of that number, which goes from each group.
     """
 
     sparsity: Fraction
     progress: Fraction = Fraction(1)
     start: dict[str, Tensor] | None = None
+    amount: int | None = None
 
     def count(self, size: int, removed: int = 0, sparsity: Fraction | None = None) -> int:
         """Return how many of a group's `size` entries go; it had lost `removed` at the start. Rounded down."""
-        target = (self.sparsity if sparsity is None else sparsity) * size
+        target = (self.sparsity if sparsity is None else sparsity) * (size if self.amount is None else self.amount)
         if self.start is None:
             return int(target)
         return max(removed, int(removed + (target - removed) * self.progress))
@@ -153,20 +155,36 @@ def select_by_filter(parts: Sequence[Part], modules: Sequence[nn.Module], counts
             set_rows(part.mask, matrix.mask, module)
 
 
+def global_sizes(members: Sequence[Member]) -> list[tuple[str, int]]:
+    """Return the one group of all weights: what it is called, and how many entries it has."""
+    return [("all weights together", sum(member.size for member in members))]
+
+
+def layer_sizes(members: Sequence[Member]) -> list[tuple[str, int]]:
+    """Return the weights and how many entries each has."""
+    return [(member.name, member.size) for member in members]
+
+
+def filter_sizes(members: Sequence[Member]) -> list[tuple[str, int]]:
+    """Return the weights and how many entries an output unit of each has."""
+    return [(f"each output unit of {m.name}", rows(m.mask, m.module or nn.Identity()).shape[1]) for m in members]
+
+
 @dataclass(frozen=True)
 class Scope:
     """How many entries go from each group of a scope, and the selection of that many in each.
 
-    `select` takes the weights' parts, the modules that own the weights, and the counts.
+    `select` takes the weights' parts, the modules that own the weights, and the counts; `sizes` names the groups.
     """
 
     counts: Callable[[Sequence[Member], Due], Counts]
     select: Callable[[Sequence[Part], Sequence[nn.Module], Counts], None]
+    sizes: Callable[[Sequence[Member]], list[tuple[str, int]]]
 
 
 SCOPES = {
-    "global": Scope(global_counts, select_together),
-    "layer": Scope(layer_counts, select_by_layer),
-    "filter": Scope(filter_counts, select_by_filter),
-    "erk": Scope(erk_counts, select_by_layer),
+    "global": Scope(global_counts, select_together, global_sizes),
+    "layer": Scope(layer_counts, select_by_layer, layer_sizes),
+    "filter": Scope(filter_counts, select_by_filter, filter_sizes),
+    "erk": Scope(erk_counts, select_by_layer, layer_sizes),
 }

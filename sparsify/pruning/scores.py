@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..errors import SparsifyError
 from ..surgery.masks import MaskedWeight, effective_weight
-from .criteria import Absolute, Context, Criterion
+from .criteria import CRITERIA, Absolute, Context, Criterion
 from .selection import Part
+from .unchanged import without_traces
 
 
 def scored_parts(
@@ -23,7 +24,11 @@ def scored_parts(
     """
     values = {name: effective_weight(weight) for name, weight in weights.items()}
     name_of_criterion = getattr(criterion, "__name__", type(criterion).__name__)
-    answer = criterion(values, context)
+    if criterion in CRITERIA.values():
+        answer = criterion(values, context)
+    else:
+        with without_traces(context.model, [weight.parameter for weight in weights.values()]):
+            answer = criterion(values, context)
     if not isinstance(answer, Mapping):
         raise SparsifyError(f"criterion '{name_of_criterion}' must return scores by weight name, not {_kind(answer)}")
     parts = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from numbers import Real
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -13,13 +14,14 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    PlainSerializer,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from ..errors import unknown
 from .times import TimeValue
@@ -31,9 +33,15 @@ SCOPE_NAMES = ("global", "layer", "filter", "erk")
 SCHEDULE_NAMES = ("one_shot", "linear", "cubic", "constant", "cyclic")
 
 
-def decimal(number: float) -> Fraction:
-    """Return the decimal that `number` was written as: 0.29 is 29/100, although the float 0.29 is a little less."""
-    return Fraction(repr(float(number)))
+_LARGEST_DENOMINATOR = 2**20
+
+
+def decimal(number: float | Fraction) -> Fraction:
+    """Return the fraction that `number` stands for: the nearest one with a denominator of at most 2 ** 20.
+
+    The float 0.29 is a little less than 29/100, and 1 / 3 than a third: those are what was meant. A Fraction is itself.
+    """
+    return number if isinstance(number, Fraction) else Fraction(number).limit_denominator(_LARGEST_DENOMINATOR)
 
 
 def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
@@ -46,9 +54,23 @@ def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
 
 
 def _fraction_removed(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{value!r} is no sparsity; it is the fraction removed, in [0, 1]")
-    return value
+    number: Any = value
+    if value is None:
+        raise PydanticCustomError("missing", "missing key")
+    if isinstance(value, str) and "/" in value:
+        parts = value.split("/")
+        if all(part.strip().isdecimal() for part in parts) and len(parts) == 2 and int(parts[1]):
+            number = Fraction(int(parts[0]), int(parts[1]))
+    elif isinstance(value, Real) and not isinstance(value, (int, float, Fraction)):  # NumPy's
+        number = float(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float, Fraction)) or not 0 <= number <= 1:
+        raise ValueError(f'{value!r} is no sparsity; it is the fraction removed, in [0, 1], such as 0.9 or "2/3"')
+    return number
+
+
+def _written(value: Any) -> Any:
+    """Return a sparsity as recipes and states hold it: a number, or "2/3"."""
+    return f"{value.numerator}/{value.denominator}" if isinstance(value, Fraction) else value
 
 
 def _several(value: Any) -> Any:
@@ -59,8 +81,11 @@ def _enum(names: tuple[str, ...]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": list(names)})
 
 
+_SPARSITY_SCHEMA = {
+    "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": r"^\d+/\d+$"}]
+}
 Sparsity = Annotated[
-    float, BeforeValidator(_fraction_removed), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})
+    Any, BeforeValidator(_fraction_removed), PlainSerializer(_written), WithJsonSchema(_SPARSITY_SCHEMA)
 ]
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 GranularityName = Annotated[str, _one_of("granularity", GRANULARITY_NAMES), _enum(GRANULARITY_NAMES)]

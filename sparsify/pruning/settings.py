@@ -47,7 +47,7 @@ SYNFLOW_ROUNDS = 100  # as in the experiments of Tanaka et al. 2020
 
 def _sparsity_or_granularity(schema: dict[str, Any]) -> None:
     """Let the JSON schema of the section take a granularity for the sparsity, as one may tell it."""
-    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["granularity"]}]
+    schema["anyOf"] = [{"required": [key]} for key in ("sparsity", "amount", "granularity")]
 
 
 class Pruning(Section):
@@ -62,8 +62,10 @@ class Pruning(Section):
     scope: ScopeName = "layer"
     """over which set the sparsity holds: global, each layer, each filter (output unit; of blocks each row of them), or
     Erdos-Renyi-Kernel shares"""
-    sparsity: Sparsity
-    """the fraction removed at the end, in [0, 1]; granularity n:m tells it by itself"""
+    sparsity: Sparsity = None
+    """the fraction removed at the end, in [0, 1], a number or "2/3"; granularity n:m tells it by itself"""
+    amount: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """in place of `sparsity`: how many entries, blocks or units go from each group of the scope"""
     of: Literal["units", "flops", "parameters"] | None = None
     """granularity unit: what the sparsity is a fraction of: units (default), or the model's multiply-adds or parameters
     (scope global), of which the fewest units that are enough go"""
@@ -90,16 +92,19 @@ class Pruning(Section):
     @model_validator(mode="before")
     @classmethod
     def _sparsity_of_a_pattern(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping) or "sparsity" in value or "granularity" not in value:
+        if not isinstance(value, Mapping) or {"sparsity", "amount"} & value.keys():
             return value
+        if "granularity" not in value:
+            return {**value, "sparsity": None}
         try:
             share = GranularitySettings.model_validate(value["granularity"]).share
         except ValidationError:  # is the mistake to tell, and no missing sparsity, which it might have told
             return {**value, "sparsity": 0}
-        return value if share is None else {**value, "sparsity": float(share)}
+        return {**value, "sparsity": None if share is None else float(share)}
 
     @model_validator(mode="after")
     def _settings_that_fit_together(self) -> Pruning:
+        self._one_of_sparsity_and_amount()
         if self.granularity.name == "unit" and self.scope == "filter":
             raise ValueError("granularity 'unit' with scope 'filter' makes no sense: a unit is a filter; use 'layer'")
         if self.granularity.share is not None:
@@ -128,21 +133,37 @@ class Pruning(Section):
             raise ValueError(f"a union needs at least {least} cycles, the last included; {self.schedule.cycles} given")
         return self
 
+    def _one_of_sparsity_and_amount(self) -> None:
+        if (self.sparsity is None) == (self.amount is None):
+            raise ValueError("takes either 'sparsity', a fraction, or 'amount', a number")
+        if self.amount is None:
+            return
+        if self.granularity.share is not None:
+            raise ValueError(f"granularity {self.granularity.short} says itself how many go; leave 'amount' out")
+        if self.scope == "erk":
+            raise ValueError("'amount' with scope erk makes no sense: erk shares out a fraction; use layer or global")
+        if self.of in ("flops", "parameters"):
+            raise ValueError(f"'amount' counts units, 'of: {self.of}' a fraction of a cost; leave one out")
+        if self.schedule.initial_sparsity is not None:
+            raise ValueError("'schedule.initial_sparsity' is a fraction and belongs to 'sparsity', not to 'amount'")
+
     def _settings_that_fit_a_pattern(self, share: Fraction) -> None:
         pattern = self.granularity.short
         if self.scope != "layer":
             raise ValueError(
                 f"granularity {pattern} holds in every group of a layer, not in scope '{self.scope}'; use 'layer'"
             )
-        if abs(self.sparsity - share) >= Fraction(1, 200):  # two decimals are enough of 2/3
+        if abs(decimal(self.sparsity) - share) >= Fraction(1, 200):  # two decimals are enough of 2/3
             raise ValueError(
-                f"granularity {pattern} removes {float(share):.4g}, not {self.sparsity:g}; leave 'sparsity' out"
+                f"granularity {pattern} removes {float(share):.4g}, not {float(self.sparsity):g}; leave 'sparsity' out"
             )
 
     @property
     def target(self) -> Fraction:
-        """The fraction removed at the end, exactly: the decimal that was written, or what n:m comes to."""
+        """The fraction removed at the end, exactly: what was written, or what n:m comes to; 1 of an `amount`."""
         share = self.granularity.share
+        if self.amount is not None:
+            return Fraction(1)
         return decimal(self.sparsity) if share is None else share
 
     @property

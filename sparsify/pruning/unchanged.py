@@ -14,8 +14,8 @@ from ..surgery.masks import all_masked_parameters
 
 
 @contextmanager
-def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training: bool = True) -> Iterator[None]:
-    """Put the model in train mode (or not) with gradients for `parameters`; at the end put everything back."""
+def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training: bool | None = True) -> Iterator[None]:
+    """Put the model in train mode (or not, None: as it is) with gradients for `parameters`; at the end put all back."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     flags = {module: module.training for module in model.modules()}
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
@@ -28,7 +28,8 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
     ]
     with random_states(next(model.parameters()).device), torch.enable_grad():
         try:
-            model.train(training)
+            if training is not None:
+                model.train(training)
             for parameter in frozen:
                 parameter.requires_grad_(True)
             yield
@@ -43,6 +44,20 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
                     buffer.copy_(value)
             for module, was in flags.items():
                 module.training = was
+
+
+@contextmanager
+def without_traces(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """As `unchanged`, in the model's own modes, for code that calls `backward()`: `.grad` is put back as well."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        with unchanged(model, parameters, training=None):
+            yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 @contextmanager

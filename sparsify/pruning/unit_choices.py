@@ -64,12 +64,12 @@ class UnitChoices:
             return Fraction(int((~kept).sum()), max(1, int(self.groups.prunable.sum())))
         return 1 - total(self.of, kept) / (total(self.of, torch.ones_like(kept)) or Fraction(1))
 
-    def due(self, masks: Masks, sparsity: Fraction) -> int:
+    def due(self, masks: Masks, due: Due) -> int:
         kept = kept_groups(self.groups, masks)
         if self.of is None:
-            return sum(map(count_of, self.scope.counts(self.members(masks), Due(sparsity))))
+            return sum(map(count_of, self.scope.counts(self.members(masks), due)))
         # As many as it takes: those that went, or, where they do not suffice, all that there are.
-        return int((~kept if self._removed(kept) >= sparsity else self.groups.prunable).sum())
+        return int((~kept if self._removed(kept) >= due.sparsity else self.groups.prunable).sum())
 
     def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
         """Write the masks of the groups that stay, and return the part that was due to go; `alive`: what may stay."""

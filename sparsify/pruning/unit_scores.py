@@ -64,7 +64,8 @@ def group_scores(groups: Groups, parts: Sequence[Part], aggregate: str, alive: T
     counts = torch.zeros(groups.count + 1, dtype=torch.float64)
     for one in groups.scored:
         part = by_name[one.name]
-        pieces = row_pieces(one.over_units(part.scores))
+        kept = part.scores if part.alive is None else torch.where(part.alive, part.scores, 0)  # what is gone: nothing
+        pieces = row_pieces(one.over_units(kept))
         values = torch.cat([of_index(piece, part.absolute) for piece in pieces]).cpu()
         labels = one.labels % (groups.count + 1)
         wrong = values.isnan() & (one.labels >= 0)

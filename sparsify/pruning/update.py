@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 
 import torch
@@ -54,12 +55,30 @@ def update_masks(
     scored = {name: weights[name] for name in choices.scored}
     generator = context.generator.get_state()
     due = Fraction(0)
-    for sparsity in round_targets(target, pruning.rounds):
-        context.generator.set_state(generator)
-        parts = scored_parts(criterion, scored, context, alive)
-        due = choices.choose(parts, masks, alive, Due(sparsity, update.progress, start))
-        alive = masks  # what a round removes stays removed
-    return float(target if start is None or update.progress == 1 else due)
+    amount = pruning.amount
+    rounds = pruning.rounds
+    sparsities = (
+        round_targets(target, rounds) if amount is None else [target * k / rounds for k in range(1, rounds + 1)]
+    )
+    with _as_before_on_error(masks):
+        for sparsity in sparsities:
+            context.generator.set_state(generator)
+            parts = scored_parts(criterion, scored, context, alive)
+            due = choices.choose(parts, masks, alive, Due(sparsity, update.progress, start, amount))
+            alive = masks  # what a round removes stays removed
+    return float(due if amount is not None or (start is not None and update.progress != 1) else target)
+
+
+@contextmanager
+def _as_before_on_error(masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put all masks back, in place, if the block raises: a score is NaN, a criterion fails, someone interrupts."""
+    before = {name: mask.clone() for name, mask in masks.items()}
+    try:
+        yield
+    except BaseException:
+        for name, mask in masks.items():
+            mask.copy_(before[name])
+        raise
 
 
 def _alive(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from .adopt import pruned_parameters, take_over
-from .forwards import Masked, attach_mask, masked_class
+from .forwards import Masked, attach_mask, guard_loading, masked_class
 from .masks import all_masked_parameters, names_of_masked, original_class
-from .names import ignored_names
+from .names import ignored_names, is_adapter, keyword_clashes
 from .plan import Key, Plan, plan_module, settle_shared, weight_owners
 from .readers import masked_further, plan_further
 
@@ -43,13 +43,15 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
-    `ignore` lists weights that get no mask: names of weights or modules, globs, "first" and "last" (in order of
-    registration). Masks set by torch.nn.utils.prune are taken over. Converting again adds the masks that are missing.
+    `ignore` lists weights that get no mask: names of weights or modules, globs, the keywords "first" and "last" (in
+    order of registration), and "name:last" for a module of that name. Masks set by torch.nn.utils.prune are taken over.
+    Converting again adds the masks that are missing; the weights of adapters (LoRA) stay dense.
     Raises SparsifyError if an ignore pattern matches nothing; then nothing was changed.
     """
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     plan = _make_plan(model)
     owners = weight_owners(model)
-    maskable = [name for name, (module, key) in owners.items() if (id(module), key) in plan.how]
+    maskable = [n for n, (module, key) in owners.items() if (id(module), key) in plan.how and not is_adapter(n, module)]
     ignored = ignored_names(maskable, ignore, others=[name for name in owners if name not in maskable])
     shared_ignored = {(id(owners[name][0]), owners[name][1]): pattern for name, pattern in ignored.items()}
     masked: dict[str, str] = {}
@@ -58,12 +60,14 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
         where = (id(module), key)
         if where in shared_ignored:
             skipped[name] = f"ignored by '{shared_ignored[where]}'"
+        elif is_adapter(name, module):
+            skipped[name] = "an adapter (LoRA), which stays dense"
         elif where in plan.how:
             masked[name] = plan.how[where]
         else:
             skipped[name] = plan.reasons.get(where, f"{type(module).__name__}: not a conv or linear weight")
     apply(model, [owners[name] for name in masked], [], plan)
-    return ConversionReport(model, masked, skipped, plan.notes)
+    return ConversionReport(model, masked, skipped, [*plan.notes, *keyword_clashes(maskable, ignore)])
 
 
 def _make_plan(model: nn.Module) -> Plan:
@@ -84,6 +88,7 @@ def apply(model: nn.Module, weights: list[Owner], further: list[Owner], plan: Pl
     A module with a masked class keeps it if the plan says nothing of it.
     """
     masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)}
+    guard_loading(model)
     for module, name in weights:
         _attach(module, name, masks, also=False)
     for module, name in further:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .. import ops
 from .computed import computed_weight
 from .lent import substituted_call
-from .masks import names_of_masked
+from .mask_sources import release, remember_source, take_averaged_masks
+from .masks import all_masked_parameters, bool_mask, make_masks_bool, names_of_masked
 
 
 class Masked:
@@ -39,10 +40,22 @@ class Masked:
         reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
         return (_new_masked, (self.original_class, self.masked_kind), *reduced[2:])
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        take_averaged_masks(self, names_of_masked(self))  # type: ignore[arg-type]  # before tensors are made anew
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        take_averaged_masks(self, names_of_masked(self))  # type: ignore[arg-type]
+        for name in names_of_masked(self):  # type: ignore[arg-type]
+            bool_mask(self, name)  # type: ignore[arg-type]
+        super()._save_to_state_dict(*args, **kwargs)  # type: ignore[misc]
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
     ) -> None:
+        make_masks_bool(state_dict, [f"{prefix}{name}_mask" for name in names_of_masked(self)])  # type: ignore[arg-type]
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)  # type: ignore[misc]
+        release(self)  # type: ignore[arg-type]
         # The state dict of the dense model has no masks: it loads strictly, and the masks stay what they are.
         for name in (*self.masked_names, *self.masked_also):
             if f"{prefix}{name}_mask" in missing:
@@ -106,9 +119,9 @@ def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
     """Return the weight's mask, if it has one, and the effective bias of a `direct` module."""
     also = self.masked_also
     if not also:
-        return self.weight_mask, self.bias
-    mask = self.weight_mask if "weight" in also or "weight" in self.masked_names else None
-    return mask, ops.mask_weight(self.bias, self.bias_mask) if "bias" in also else self.bias
+        return bool_mask(self, "weight"), self.bias
+    mask = bool_mask(self, "weight") if "weight" in also or "weight" in self.masked_names else None
+    return mask, ops.mask_weight(self.bias, bool_mask(self, "bias")) if "bias" in also else self.bias
 
 
 def _masked_linear(self: Any, input: Tensor) -> Tensor:
@@ -180,15 +193,30 @@ _STEPS = {cls.forward: {"_conv_forward": cls._conv_forward} for cls in (nn.Conv1
 def attach_mask(module: nn.Module, name: str, mask: Tensor, *, also: bool = False) -> None:
     """Register `mask` as the live mask of the module's parameter `name`; `also`: it is no weight of `convert`."""
     module.register_buffer(f"{name}_mask", mask)
+    remember_source(module)
     key = "masked_also" if also else "masked_names"
     module.__dict__[key] = (*module.__dict__.get(key, ()), name)
 
 
+def guard_loading(model: nn.Module) -> None:
+    """Have `model.load_state_dict` look at all masks before it changes anything; averaged ones are refused."""
+    present = [getattr(hook, "hook", None) for hook in model._load_state_dict_pre_hooks.values()]
+    if _check_loaded_masks not in present:
+        model.register_load_state_dict_pre_hook(_check_loaded_masks)  # type: ignore[no-untyped-call]
+
+
+def _check_loaded_masks(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    make_masks_bool(state_dict, [f"{prefix}{weight.name}_mask" for weight in all_masked_parameters(model)])
+
+
 def detach_masks(module: nn.Module) -> None:
     """Take all masks and the masked class off one module: it is again what it was before the conversion."""
+    for number, hook in list(module._load_state_dict_pre_hooks.items()):
+        if getattr(hook, "hook", None) is _check_loaded_masks:
+            del module._load_state_dict_pre_hooks[number]
     for name in names_of_masked(module):
         del module._buffers[f"{name}_mask"]
-    for name in ("masked_names", "masked_also", "masked_reads", "computed_weights"):
+    for name in ("masked_names", "masked_also", "masked_reads", "computed_weights", "mask_source"):
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
         module.__class__ = module.original_class  # type: ignore[assignment]

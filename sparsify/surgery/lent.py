@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import ops
-from .masks import names_of_masked, original_class
+from .masks import bool_mask, names_of_masked, original_class
 from .operand_mode import Operands
 
 _REPLACED = frozenset({"_parameters", "_modules", "_flat_weights"})
@@ -67,7 +67,7 @@ def _masked_operands(module: Any) -> Any:
     """Return the context in which operations see the weights masked that the module's forward computes."""
     if not module.computed_weights:
         return nullcontext()
-    masks = [(getattr(module, name), getattr(module, f"{name}_mask")) for name in module.computed_weights]
+    masks = [(getattr(module, name), bool_mask(module, name)) for name in module.computed_weights]
     masked = [(parameter, _masked_by(mask)) for parameter, mask in masks]
     return Operands(masked, list(module.buffers()))
 
@@ -97,7 +97,7 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
         owner_path, _, name = path.rpartition(".")
         owner = module.get_submodule(owner_path)
         if name in names_of_masked(owner) and name not in owner.__dict__.get("computed_weights", ()):
-            found[path] = ops.mask_weight(getattr(owner, name), getattr(owner, f"{name}_mask"))
+            found[path] = ops.mask_weight(getattr(owner, name), bool_mask(owner, name))
     return found
 
 

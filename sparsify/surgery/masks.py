@@ -7,13 +7,15 @@ parameters are masked, so that nothing is guessed from a buffer's name: in the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..errors import SparsifyError, nearest
+from .mask_sources import release, take_averaged_masks
 
 
 class MaskedWeight(NamedTuple):
@@ -31,13 +33,46 @@ class MaskedWeight(NamedTuple):
     @property
     def mask(self) -> Tensor:
         """The live mask: a bool tensor shaped like the parameter, True = keep."""
-        return getattr(self.module, f"{self.parameter_name}_mask")  # type: ignore[no-any-return]
+        return bool_mask(self.module, self.parameter_name)
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module had before it was converted; of a plain module, its class."""
     cls = type(module)  # asked for itself: a wrapper may answer for the module that it wraps
     return getattr(cls, "original_class", cls)
+
+
+def bool_mask(module: nn.Module, name: str) -> Tensor:
+    """Return the live mask of one of a module's parameters, as its forward uses it.
+
+    If the module is the average of another, the mask is the other's. A mask of numbers that are all 0 or 1 becomes bool
+    again. Raises SparsifyError for any other, which averaging or loading with `assign=True` has left there.
+    """
+    if "mask_source" in module.__dict__ and module.__dict__["mask_source"].source is not None:
+        take_averaged_masks(module, (name,))
+    mask: Tensor = getattr(module, f"{name}_mask")
+    if mask.dtype is not torch.bool and not isinstance(mask, Proxy):
+        mask = module._buffers[f"{name}_mask"] = _as_bool(mask, f"{type(module).__name__}.{name}_mask")
+    return mask
+
+
+def make_masks_bool(state_dict: dict[str, Any], keys: Iterable[str]) -> None:
+    """Make the masks at `keys` of a state dict bool, in place. Raises SparsifyError for one with other values."""
+    made = {key: _as_bool(state_dict[key], key) for key in keys if isinstance(state_dict.get(key), Tensor)}
+    state_dict.update(made)
+
+
+def _as_bool(mask: Tensor, name: str) -> Tensor:
+    if mask.dtype is torch.bool:
+        return mask
+    wrong = mask[(mask != 0) & (mask != 1)]
+    if wrong.numel():
+        raise SparsifyError(
+            f"{name}: a mask holds only 0 and 1, here {float(wrong[0]):.4g} of dtype "
+            f"{str(mask.dtype).removeprefix('torch.')}: the masks were averaged; load the live model's, or call "
+            "sparsify.sync_masks(average, live)"
+        )
+    return mask.bool()
 
 
 def names_of_masked(module: nn.Module) -> tuple[str, ...]:
@@ -49,6 +84,7 @@ def names_of_masked(module: nn.Module) -> tuple[str, ...]:
 def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
     """Yield every masked weight in `state_dict` order; a parameter with several names is yielded under each."""
     for prefix, module in model.named_modules(remove_duplicate=False):
+        take_averaged_masks(module, names_of_masked(module))
         for name in module.__dict__.get("masked_names", ()):
             yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
 
@@ -56,7 +92,9 @@ def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
 def all_masked_parameters(model: nn.Module) -> Iterator[MaskedWeight]:
     """Yield every masked weight and every further parameter with a mask, as `all_masked_weights` does."""
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for name in names_of_masked(module):
+        names = names_of_masked(module)
+        take_averaged_masks(module, names)
+        for name in names:
             yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
 
 
@@ -113,6 +151,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             # A parameter shared by two modules has one mask; .to(device) copies buffers one by one, so each is set.
             for weight in shared[id(weights[name].parameter)]:
                 weight.mask.copy_(mask)
+                release(weight.module)
 
 
 def is_computed(weight: MaskedWeight) -> bool:

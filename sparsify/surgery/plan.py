@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from .adopt import pruned_parameters, unreachable_weights
 from .alike import graphs_like
 from .candidates import CONV_AND_LINEAR, chained_reads, has_forward, is_torch, mentions_own, reads_weights_of_children
-from .forwards import is_direct
+from .forwards import Masked, is_direct
 from .graphs import Use, parameter_uses
 from .lent import lent_weights
 from .masks import original_class
@@ -74,7 +74,7 @@ def plan_module(module: nn.Module, plan: Plan) -> None:
         return
     cls = original_class(module)
     lent = lent_weights(module)
-    replaced = replaced_forward(module)
+    replaced = "" if isinstance(module, Masked) else replaced_forward(module)  # one that wraps a masked forward masks
     if replaced:
         read = [(id(owner), name) for owner, name in read_by_replaced(module)]
         plan.dense |= {*read}

@@ -140,6 +140,7 @@ def test_a_cost_that_cannot_be_reached_is_reported() -> None:
     assert (report.chosen, report.due) == (7, 9) and report.share == float(1 - Fraction(3 + 1 + 2, 42))
 
 
+@pytest.mark.filterwarnings("ignore:the pruning schedule was cut short")
 def test_a_ramp_to_a_cost_removes_more_and_more() -> None:
     model, channels = chain()
     settings = {"granularity": "unit", "scope": "global", "of": "flops", "sparsity": 0.6}

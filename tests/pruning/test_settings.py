@@ -212,4 +212,4 @@ def test_the_schema_offers_short_forms_and_names() -> None:
     assert all("description" in entry for entry in schema["properties"].values())
     *_, pattern = schema["$defs"]["GranularitySettings"]["anyOf"]
     assert all(re.fullmatch(pattern["pattern"], form) for form in ("2:4", "16x16"))
-    assert schema["anyOf"] == [{"required": ["sparsity"]}, {"required": ["granularity"]}]
+    assert schema["anyOf"] == [{"required": [key]} for key in ("sparsity", "amount", "granularity")]

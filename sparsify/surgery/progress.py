@@ -1,0 +1,56 @@
+"""How far the schedule of a model's pruner has come, so that who saves or reports too early is told."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from .wrappers import unwrap
+
+
+class ScheduleWarning(UserWarning):
+    """A model is saved or reported on before its pruning schedule has ended, or after more steps than were planned."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Steps counted and planned, the step of the last update, and updates done and planned."""
+
+    position: int
+    total_steps: int
+    last: int
+    done: int
+    updates: int
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with it, or nothing. Before the first step nothing is."""
+        if self.position > self.total_steps:
+            return (
+                f"pruner.step() was called {self.position:,} times, total_steps is {self.total_steps:,}: it counts "
+                "optimiser steps, not micro-batches"
+            )
+        if self.position and self.done < self.updates:
+            return (
+                f"the pruning schedule was cut short at step {self.position:,}: {self.done:,} of {self.updates:,} "
+                f"updates are done, the last is due at step {self.last:,}"
+            )
+        return ""
+
+
+_PROGRESS: WeakKeyDictionary[nn.Module, Progress] = WeakKeyDictionary()
+
+
+def note_progress(model: nn.Module, progress: Progress) -> None:
+    """Remember how far the present pruner of `model` has come."""
+    _PROGRESS[unwrap(model)] = progress
+
+
+def warn_of_schedule(model: nn.Module, *, stacklevel: int) -> None:
+    """Give a ScheduleWarning if the schedule of the model's last pruner was cut short or overrun."""
+    progress = _PROGRESS.get(unwrap(model))
+    if progress is not None and progress.warning:
+        warnings.warn(progress.warning, ScheduleWarning, stacklevel=stacklevel + 1)
