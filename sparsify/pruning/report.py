@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..surgery.masks import MaskedWeight, masked_parameters, masked_weights
+from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from .choices import Choices, EntryChoices
 from .granularity import rows
 from .selection import kept_in_rows
@@ -116,7 +116,7 @@ def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices) -> Prun
 
 
 def _layer(weight: MaskedWeight) -> LayerSparsity:
-    kept = kept_in_rows(rows(weight.mask, weight.module))
+    kept = kept_in_rows(rows(weight.mask, layout(weight)))
     mask = weight.mask
     dead = tuple((kept == 0).nonzero().flatten().tolist()) if mask.numel() else ()
     return LayerSparsity(weight.name, tuple(mask.shape), mask.numel(), mask.numel() - int(kept.sum()), len(kept), dead)
