@@ -188,7 +188,7 @@ def detach_masks(module: nn.Module) -> None:
     """Take all masks and the masked class off one module: it is again what it was before the conversion."""
     for name in names_of_masked(module):
         del module._buffers[f"{name}_mask"]
-    for name in ("masked_names", "masked_also", "masked_reads", "computed_weights"):
+    for name in ("masked_names", "masked_also", "masked_layouts", "masked_reads", "computed_weights"):
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
         module.__class__ = module.original_class  # type: ignore[assignment]
