@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight
+from ..surgery.masks import ROWS, MaskedWeight, layout, matrix_shapes
 from .granularity import Granularity
 from .scopes import Due, Member, Scope
 from .selection import Part
@@ -55,14 +55,14 @@ class EntryChoices:
     ) -> None:
         self.names = self.scored = tuple(weights)
         self.granularity, self.scope, self.notes = granularity, scope, tuple(notes)
-        self.modules = {name: weight.module for name, weight in weights.items()}
-        rows = nn.Identity()  # for scopes: the output units of what it owns are the rows
-        self.owners = [module if granularity.keeps_shape else rows for module in self.modules.values()]
+        self.layouts = {name: layout(weight) for name, weight in weights.items()}
+        # What a scope sees: where it is no longer the weight, a matrix.
+        self.seen = [own if granularity.keeps_shape else ROWS for own in self.layouts.values()]
 
     def members(self, masks: Masks) -> list[Member]:
         return [
-            Member(name, self.granularity.mask(masks[name], module), (masks[name].shape,), owner)
-            for (name, module), owner in zip(self.modules.items(), self.owners, strict=True)
+            Member(name, self.granularity.mask(masks[name], own), matrix_shapes(masks[name].shape, own), seen)
+            for (name, own), seen in zip(self.layouts.items(), self.seen, strict=True)
         ]
 
     def removed(self, masks: Masks) -> Fraction:
@@ -74,12 +74,12 @@ class EntryChoices:
         return sum(map(count_of, self.scope.counts(self.members(masks), due)))
 
     def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
-        members, modules = self.members(masks), list(self.modules.values())
+        members, layouts = self.members(masks), list(self.layouts.values())
         counts = self.scope.counts(members, due)
-        chosen = [self.granularity.part(part, module) for part, module in zip(parts, modules, strict=True)]
-        self.scope.select(chosen, self.owners, counts)
-        for selected, part, module in zip(chosen, parts, modules, strict=True):
-            self.granularity.apply(selected, part, module)
+        chosen = [self.granularity.part(part, own) for part, own in zip(parts, layouts, strict=True)]
+        self.scope.select(chosen, self.seen, counts)
+        for selected, part, own in zip(chosen, parts, layouts, strict=True):
+            self.granularity.apply(selected, part, own)
         return Fraction(sum(map(count_of, counts)), max(1, sum(member.size for member in members)))
 
 

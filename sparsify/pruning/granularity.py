@@ -1,6 +1,6 @@
 """What is kept or removed together: single weights, units (the rows of a weight), blocks, or n of m neighbours.
 
-A weight is a matrix here, [output units, inputs * kernel positions].
+A weight is a matrix here, [output units, inputs * kernel positions], whichever way its dimensions lie.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..surgery.masks import Layout
 from .granularity_settings import GranularitySettings
 from .selection import Part
 
@@ -23,64 +25,81 @@ _ENTRIES_AT_ONCE = 1 << 20
 Size: TypeAlias = tuple[int, int]  # rows and columns of a block
 
 
-def rows(tensor: Tensor, module: nn.Module) -> Tensor:
+def rows(tensor: Tensor, layout: Layout) -> Tensor:
     """Return a weight's entries (or its mask's, or its scores') as one row per output unit, [units, entries].
 
-    `module` owns the weight. A unit is an index of the first dimension: an output channel or feature, a row of an
-    attention or recurrent matrix. In a transposed convolution, whose weight is [in, out/groups, ...], it is one of the
-    second dimension in one group, in order of the output channels; a copy is made there.
+    A unit is an output channel or feature, a row of an attention or recurrent matrix, of each matrix by itself if the
+    weight holds several: experts, the groups of a transposed convolution. A view where strides allow it, else a copy.
     """
-    if isinstance(module, nn.modules.conv._ConvTransposeNd) and tensor.dim() > 2:
-        groups = module.groups
-        grouped = tensor.reshape(groups, tensor.shape[0] // groups, *tensor.shape[1:])
-        return grouped.transpose(1, 2).reshape(groups * tensor.shape[1], -1)
-    return tensor.reshape(tensor.shape[0], tensor.numel() // max(1, tensor.shape[0]))
+    entries, (units, width) = _in_order(tensor, layout)
+    return entries.reshape(units, width)
 
 
-def set_rows(target: Tensor, values: Tensor, module: nn.Module) -> None:
+def set_rows(target: Tensor, values: Tensor, layout: Layout) -> None:
     """Write `values`, in the form that `rows` returns, to the mask `target`, in place."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd) and target.dim() > 2:
-        groups, units, inputs = module.groups, target.shape[1], target.shape[0] // module.groups
-        grouped = values.reshape(groups, units, inputs, *target.shape[2:]).transpose(1, 2)
-        target.copy_(grouped.reshape(target.shape))
-    else:
-        target.copy_(values.reshape(target.shape))
+    entries, _ = _in_order(target, layout)
+    entries.copy_(values.reshape(entries.shape))
 
 
-def block_scores(part: Part, module: nn.Module, size: Size) -> Part:
+def _matrices(tensor: Tensor, layout: Layout) -> Tensor:
+    """Return the rows of a weight by matrix, [matrices, units, entries]; groups of a convolution make one together."""
+    matrix = rows(tensor, layout)
+    count = prod(tensor.shape[d] for d in layout.matrices)
+    return matrix.reshape(count, len(matrix) // max(1, count), matrix.shape[1])
+
+
+def _in_order(tensor: Tensor, layout: Layout) -> tuple[Tensor, Size]:
+    """Return a view with the dimensions in the order matrices, outputs, inputs, kernel, and the shape of its rows."""
+    if layout.groups > 1:
+        first = layout.inputs[0]
+        cut = (layout.groups, tensor.shape[first] // layout.groups)
+        tensor = torch.unflatten(tensor, first, cut)
+        matrices, *others = (tuple(d + (d >= first) for d in dimensions) for dimensions in layout[:4])
+        layout = Layout((*matrices, first), others[0], others[1], others[2])
+    units = (*layout.matrices, *layout.outputs)
+    entries = (*layout.inputs, *layout.kernel)
+    shape = tuple(prod(tensor.shape[d] for d in dimensions) for dimensions in (units, entries))
+    return tensor.permute(*units, *entries), (shape[0], shape[1])
+
+
+def block_scores(part: Part, layout: Layout, size: Size) -> Part:
     """Return the part of a weight's blocks, [rows of blocks, columns of blocks]: each scored by its entries' mean.
 
-    Blocks are cut from the first row and column on; the last of each are smaller where sizes are no multiples. By the
-    mean, so that they and layers of different widths can be compared. For `magnitude` and blocks that are units, that
-    is the order of their L1 norms, as in Li et al. 2017 (Pruning Filters for Efficient ConvNets, section 3.1).
+    Blocks are cut from the first row and column on, of each matrix of several (experts); the last of each are smaller
+    where sizes are no multiples. By the mean, so that they and layers of different widths can be compared. For
+    `magnitude` and blocks that are units, that is the order of their L1 norms, as in Li et al. 2017 (Pruning Filters
+    for Efficient ConvNets, section 3.1).
     """
     kept = part.scores if part.alive is None else torch.where(part.alive, part.scores, 0)  # what is gone counts nothing
-    scores = rows(kept, module)
-    height, width = scores.shape
+    scores = _matrices(kept, layout)
+    count, height, width = scores.shape
     down, across = _extents(size, height, width)
-    sums = []
-    for band in torch.split(scores, down * max(1, _ENTRIES_AT_ONCE // (down * max(1, width)))):
-        values = band.to(torch.float64)
-        sums.append(_tiles(values.abs() if part.absolute else values, down, across).sum(3).sum(1))
+    sums = [scores.new_empty(0, -(-width // across), dtype=torch.float64)]
+    for matrix in scores:
+        for band in torch.split(matrix, down * max(1, _ENTRIES_AT_ONCE // (down * max(1, width)))):
+            values = band.to(torch.float64)
+            sums.append(_tiles(values.abs() if part.absolute else values, down, across).sum(3).sum(1))
     entries = _lengths(height, down)[:, None] * _lengths(width, across)
-    means = torch.cat(sums) / entries.to(scores.device)
-    alive = None if part.alive is None else block_mask(part.alive, module, size)
+    means = torch.cat(sums) / entries.repeat(count, 1).to(scores.device)
+    alive = None if part.alive is None else block_mask(part.alive, layout, size)
     return Part(part.name, means, torch.empty_like(means, dtype=torch.bool), alive=alive)
 
 
-def block_mask(mask: Tensor, module: nn.Module, size: Size) -> Tensor:
+def block_mask(mask: Tensor, layout: Layout, size: Size) -> Tensor:
     """Return one entry per block of a weight's mask, as a matrix: whether anything of it is kept."""
-    matrix = rows(mask, module)
-    return _tiles(matrix, *_extents(size, *matrix.shape)).any(3).any(1)
+    matrices = _matrices(mask, layout)
+    tiles = _tiles(matrices, *_extents(size, *matrices.shape[1:]))
+    return tiles.any(4).any(2).flatten(0, 1)
 
 
-def keep_blocks(chosen: Part, part: Part, module: nn.Module, size: Size) -> None:
+def keep_blocks(chosen: Part, part: Part, layout: Layout, size: Size) -> None:
     """Write the mask of `chosen`, one entry per block, to that of `part`, the weight it was made from."""
-    alive = rows(torch.ones_like(part.mask) if part.alive is None else part.alive, module)
-    height, width = alive.shape
+    alive = _matrices(torch.ones_like(part.mask) if part.alive is None else part.alive, layout)
+    count, height, width = alive.shape
     down, across = _extents(size, height, width)
-    kept = chosen.mask.repeat_interleave(down, 0).repeat_interleave(across, 1)[:height, :width]
-    set_rows(part.mask, alive & kept, module)
+    blocks = chosen.mask.reshape(count, -(-height // down), -(-width // across))
+    kept = blocks.repeat_interleave(down, 1).repeat_interleave(across, 2)[:, :height, :width]
+    set_rows(part.mask, alive & kept, layout)
 
 
 def _extents(size: Size, height: int, width: int) -> Size:
@@ -94,40 +113,43 @@ def _lengths(length: int, step: int) -> Tensor:
 
 
 def _tiles(matrix: Tensor, down: int, across: int) -> Tensor:
-    """Return a matrix, filled up with zeros, as [rows of blocks, rows of one, columns of blocks, columns of one]."""
-    height, width = matrix.shape
+    """Return a matrix, filled up with zeros, as [rows of blocks, rows of one, columns of blocks, columns of one].
+
+    Dimensions before the last two stay.
+    """
+    *before, height, width = matrix.shape
     missing = (0, -width % across, 0, -height % down)
     filled = F.pad(matrix, missing) if any(missing) else matrix
-    return filled.reshape(-(-height // down), down, -(-width // across), across)
+    return filled.reshape(*before, -(-height // down), down, -(-width // across), across)
 
 
-def along_inputs(tensor: Tensor, module: nn.Module) -> Tensor:
+def along_inputs(tensor: Tensor, layout: Layout) -> Tensor:
     """Return a weight's entries (or its mask's, or its scores') as [output units, kernel positions, inputs]."""
-    kernel = max(1, tensor.shape[2:].numel())
-    matrix = rows(tensor, module)
-    return matrix.reshape(matrix.shape[0], matrix.shape[1] // kernel, kernel).transpose(1, 2)
+    kernel = prod(tensor.shape[d] for d in layout.kernel)
+    matrix = rows(tensor, layout)
+    return matrix.reshape(matrix.shape[0], matrix.shape[1] // max(1, kernel), kernel).transpose(1, 2)
 
 
-def groups_of(tensor: Tensor, module: nn.Module, m: int) -> Tensor:
+def groups_of(tensor: Tensor, layout: Layout, m: int) -> Tensor:
     """Return the groups of m neighbours along the inputs, [groups, m]; what is left at the inputs' end is in none."""
-    entries = along_inputs(tensor, module)
+    entries = along_inputs(tensor, layout)
     return entries[:, :, : entries.shape[2] // m * m].reshape(-1, m)
 
 
-def group_part(part: Part, module: nn.Module, m: int) -> Part:
+def group_part(part: Part, layout: Layout, m: int) -> Part:
     """Return the part of a weight's groups, a row each."""
-    scores = groups_of(part.scores, module, m)
-    alive = None if part.alive is None else groups_of(part.alive, module, m)
+    scores = groups_of(part.scores, layout, m)
+    alive = None if part.alive is None else groups_of(part.alive, layout, m)
     return Part(part.name, scores, torch.empty_like(scores, dtype=torch.bool), part.absolute, alive)
 
 
-def keep_in_groups(chosen: Part, part: Part, module: nn.Module, m: int) -> None:
+def keep_in_groups(chosen: Part, part: Part, layout: Layout, m: int) -> None:
     """Write the mask of `chosen`, a row per group, to that of `part`; what is in no group stays as it may."""
     alive = torch.ones_like(part.mask) if part.alive is None else part.alive
-    kept = along_inputs(alive, module).clone()
+    kept = along_inputs(alive, layout).clone()
     units, kernel, inputs = kept.shape
     kept[:, :, : inputs // m * m] = chosen.mask.reshape(units, kernel, inputs // m * m)
-    set_rows(part.mask, kept.transpose(1, 2).reshape(units, -1), module)
+    set_rows(part.mask, kept.transpose(1, 2).reshape(units, -1), layout)
 
 
 @dataclass(frozen=True)
@@ -139,9 +161,9 @@ class Granularity:
     whose rows a scope takes for the output units.
     """
 
-    part: Callable[[Part, nn.Module], Part]
-    mask: Callable[[Tensor, nn.Module], Tensor]
-    apply: Callable[[Part, Part, nn.Module], None]
+    part: Callable[[Part, Layout], Part]
+    mask: Callable[[Tensor, Layout], Tensor]
+    apply: Callable[[Part, Part, Layout], None]
     keeps_shape: bool = False
 
 

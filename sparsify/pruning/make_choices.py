@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import SparsifyError
 from ..surgery.fold import fold
-from ..surgery.masks import MaskedWeight, masked_parameters, masked_weights
+from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from .choices import Choices, EntryChoices, check_amount
 from .costs import COSTS, Term, at_prices, forward_milliseconds
 from .granularity import GRANULARITIES, along_inputs
@@ -66,7 +66,7 @@ def _make_choices(model: nn.Module, pruning: Pruning, example_input: Any, channe
 
 def _left_dense(weights: Mapping[str, MaskedWeight], m: int) -> list[str]:
     """Return a line for the weights without a whole group, and one for each that has inputs left at the end."""
-    inputs = {name: along_inputs(weight.mask, weight.module).shape[2] for name, weight in weights.items()}
+    inputs = {name: along_inputs(weight.mask, layout(weight)).shape[2] for name, weight in weights.items()}
     short = [name for name, count in inputs.items() if count < m]
     if len(short) == len(inputs):
         raise SparsifyError(f"pruning.granularity: none of the {len(inputs)} weights has {m} inputs to a unit, or more")

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from ..surgery.masks import MaskedWeight, masked_parameters, masked_weights
+from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from ..surgery.names import keyword_clashes
 from .choices import Choices, EntryChoices
 from .granularity import rows
@@ -123,7 +123,7 @@ def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices) -> Prun
 
 
 def _layer(weight: MaskedWeight) -> LayerSparsity:
-    kept = kept_in_rows(rows(weight.mask, weight.module))
+    kept = kept_in_rows(rows(weight.mask, layout(weight)))
     mask = weight.mask
     dead = tuple((kept == 0).nonzero().flatten().tolist()) if mask.numel() else ()
     return LayerSparsity(weight.name, tuple(mask.shape), mask.numel(), mask.numel() - int(kept.sum()), len(kept), dead)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..surgery.masks import ROWS, Layout
 from .granularity import rows, set_rows
 from .selection import Part, kept_in_rows, remove_lowest, remove_lowest_in_rows
 
@@ -20,13 +21,13 @@ Counts = list[int | Tensor]
 class Member:
     """What a scope counts of a weight, or of a layer of several: a mask of what can be removed, one entry for each.
 
-    `shapes` are those of the weights; `module` owns a single one.
+    `shapes` are those of the weights' matrices, [outputs, inputs, kernel sizes]; `layout` is that of a single weight.
     """
 
     name: str
     mask: Tensor
     shapes: tuple[torch.Size, ...]
-    module: nn.Module | None = None
+    layout: Layout | None = None
 
     @property
     def size(self) -> int:
@@ -83,12 +84,12 @@ def filter_counts(members: Sequence[Member], due: Due) -> Counts:
     """Return for each weight a tensor with one count per output unit, all at the same sparsity."""
     counts: Counts = []
     for member in members:
-        assert member.module is not None, "a filter belongs to one weight"
-        units, width = rows(member.mask, member.module).shape
+        assert member.layout is not None, "a filter belongs to one weight"
+        units, width = rows(member.mask, member.layout).shape
         if due.start is None:
             counts.append(torch.full((units,), due.count(width)))
             continue
-        removed = width - kept_in_rows(rows(due.start[member.name], member.module))
+        removed = width - kept_in_rows(rows(due.start[member.name], member.layout))
         values, places = torch.unique(removed, return_inverse=True)
         table = [due.count(width, count) for count in values.tolist()]
         counts.append(torch.tensor(table, dtype=torch.int64)[places.cpu()])
@@ -134,25 +135,25 @@ def shares(sizes: Sequence[int], densities: Sequence[Fraction], keep: int) -> li
     return kept
 
 
-def select_together(parts: Sequence[Part], modules: Sequence[nn.Module], counts: Counts) -> None:
+def select_together(parts: Sequence[Part], layouts: Sequence[Layout], counts: Counts) -> None:
     """Write masks that remove the one count from all weights together."""
     remove_lowest(parts, int(counts[0]))
 
 
-def select_by_layer(parts: Sequence[Part], modules: Sequence[nn.Module], counts: Counts) -> None:
+def select_by_layer(parts: Sequence[Part], layouts: Sequence[Layout], counts: Counts) -> None:
     """Write masks that remove from each weight its count."""
     for part, count in zip(parts, counts, strict=True):
         remove_lowest([part], int(count))
 
 
-def select_by_filter(parts: Sequence[Part], modules: Sequence[nn.Module], counts: Counts) -> None:
+def select_by_filter(parts: Sequence[Part], layouts: Sequence[Layout], counts: Counts) -> None:
     """Write masks that remove from each output unit its count."""
-    for part, module, count in zip(parts, modules, counts, strict=True):
-        alive = None if part.alive is None else rows(part.alive, module)
-        matrix = replace(part, scores=rows(part.scores, module), mask=rows(part.mask, module), alive=alive)
+    for part, layout, count in zip(parts, layouts, counts, strict=True):
+        alive = None if part.alive is None else rows(part.alive, layout)
+        matrix = replace(part, scores=rows(part.scores, layout), mask=rows(part.mask, layout), alive=alive)
         remove_lowest_in_rows(matrix, torch.as_tensor(count))
         if matrix.mask.data_ptr() != part.mask.data_ptr():  # the rows were a copy
-            set_rows(part.mask, matrix.mask, module)
+            set_rows(part.mask, matrix.mask, layout)
 
 
 def global_sizes(members: Sequence[Member]) -> list[tuple[str, int]]:
@@ -167,18 +168,18 @@ def layer_sizes(members: Sequence[Member]) -> list[tuple[str, int]]:
 
 def filter_sizes(members: Sequence[Member]) -> list[tuple[str, int]]:
     """Return the weights and how many entries an output unit of each has."""
-    return [(f"each output unit of {m.name}", rows(m.mask, m.module or nn.Identity()).shape[1]) for m in members]
+    return [(f"each output unit of {m.name}", rows(m.mask, m.layout or ROWS).shape[1]) for m in members]
 
 
 @dataclass(frozen=True)
 class Scope:
     """How many entries go from each group of a scope, and the selection of that many in each.
 
-    `select` takes the weights' parts, the modules that own the weights, and the counts; `sizes` names the groups.
+    `select` takes the weights' parts, their layouts, and the counts; `sizes` names the groups.
     """
 
     counts: Callable[[Sequence[Member], Due], Counts]
-    select: Callable[[Sequence[Part], Sequence[nn.Module], Counts], None]
+    select: Callable[[Sequence[Part], Sequence[Layout], Counts], None]
     sizes: Callable[[Sequence[Member]], list[tuple[str, int]]]
 
 

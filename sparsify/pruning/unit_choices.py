@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import SparsifyError
+from ..surgery.masks import ROWS
 from .choices import Masks, count_of
 from .costs import Term, savings, total
 from .scopes import Due, Member, Scope
@@ -96,7 +97,7 @@ class UnitChoices:
             Part(member.name, scores[ids], kept[ids], alive=None if may_stay is None else may_stay[ids])
             for member, ids in zip(members, candidates, strict=True)
         ]
-        self.scope.select(parts, [nn.Identity()] * len(parts), counts)
+        self.scope.select(parts, [ROWS] * len(parts), counts)
         for part, ids in zip(parts, candidates, strict=True):
             kept[ids] = part.mask
         return kept, Fraction(sum(map(count_of, counts)), max(1, int(self.groups.prunable.sum())))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..surgery.masks import masked_parameters
+from ..surgery.masks import layout, masked_parameters, masked_weights, matrix_shapes
 from ..surgery.numbers import lowest_connected
 from .targets import maskable_weights
 
@@ -36,7 +36,7 @@ class Produced:
 class Layer:
     """A coupled layer: weights that share groups, directly or through others; those of its groups that can be pruned.
 
-    `spare` tells whether it has further groups, which stay. `shapes` are the shapes of its weights.
+    `spare` tells whether it has further groups, which stay. `shapes` are those of its weights' matrices.
     """
 
     weights: tuple[str, ...]
@@ -102,7 +102,9 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
     produced = sorted((p for n, p in {**weights, **found}.items() if n in order), key=lambda one: order[one.name])
     weighed = _marked(channels.groups, weights.values())
     scored = [_only(one, prunable & (~weighed | (one.name in weights))) for one in produced]
-    layers = _layers(parameters, channels.groups, [*weights.values(), *_unweighed(found.values(), weighed)], prunable)
+    layers = _layers(
+        _shapes(model), channels.groups, [*weights.values(), *_unweighed(found.values(), weighed)], prunable
+    )
     notes = [*channels.barriers, *(f"{len(_ids(labels))} units stay: {reason}" for reason, labels in kept.items())]
     written = (_only(one, prunable) for one in produced)
     return Groups(
@@ -152,8 +154,15 @@ def _unweighed(found: Iterable[Produced], weighed: Tensor) -> list[Produced]:
     return [one for one in others if (one.labels >= 0).any()]
 
 
+def _shapes(model: nn.Module) -> dict[str, tuple[torch.Size, ...]]:
+    """Return the shapes of every parameter's matrices; of one that is no masked weight, its own."""
+    shapes = {name: (parameter.shape,) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    found = {name: matrix_shapes(weight.mask.shape, layout(weight)) for name, weight in masked_weights(model).items()}
+    return shapes | found
+
+
 def _layers(
-    parameters: Mapping[str, nn.Parameter], count: int, producers: Sequence[Produced], prunable: Tensor
+    shapes: Mapping[str, tuple[torch.Size, ...]], count: int, producers: Sequence[Produced], prunable: Tensor
 ) -> tuple[Layer, ...]:
     """Return the coupled layers, in order of their first groups: two groups of one producer are in one layer."""
     produced = [(one.name, one.labels[one.labels >= 0].numpy()) for one in producers]
@@ -170,6 +179,6 @@ def _layers(
         able = groups[prunable[groups]]
         if len(able):
             names = tuple(weights.get(first, ()))
-            shapes = tuple(parameters[name].shape for name in names)
-            layers.append(Layer(names, able, len(able) < len(groups), shapes))
+            own = tuple(shape for name in names for shape in shapes[name])
+            layers.append(Layer(names, able, len(able) < len(groups), own))
     return tuple(layers)

@@ -53,8 +53,9 @@ def reads_weights_of_children(module: nn.Module) -> bool:
     """
     if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
         return True
-    below = (p for child in module.children() for owner in child.modules() for p in owner._parameters)
-    names = frozenset(name for name in below if "weight" in name)
+    below = ((owner, p) for child in module.children() for owner in child.modules() for p in owner._parameters)
+    # Modules without a forward only hold parameters, whatever those are called.
+    names = frozenset(name for owner, name in below if "weight" in name or not has_forward(original_class(owner)))
     cls = original_class(module)
     return bool(names) and bool(names & _attributes_read(cls))  # type: ignore[arg-type]
 

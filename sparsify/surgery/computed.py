@@ -7,10 +7,11 @@ from torch import Tensor, fx, nn
 
 from ..errors import SparsifyError
 from .effects import changed_buffers, in_mode
-from .graphs import computed_operands, subgraph
 from .lent import effective_weights, stand_in
 from .own_graphs import as_original, kinds, trace_kind
+from .subgraphs import subgraph
 from .tracing import TraceFailure
+from .uses import computed_operands, parameter_uses
 
 _SEED = 0
 
@@ -23,7 +24,9 @@ def computed_weight(self: nn.Module, name: str) -> Tensor:
     """
     original = as_original(self)
     double = stand_in(self, effective_weights(self), type(original))
-    with in_mode(original, False), torch.random.fork_rng(devices=[]), changed_buffers(original, []):
+    device = original.get_parameter(name).device
+    cuda = [device] if device.type == "cuda" else []
+    with in_mode(original, False), torch.random.fork_rng(devices=cuda), changed_buffers(original, []):
         for kind in kinds(original):
             try:
                 graph = trace_kind(original, kind)
@@ -31,6 +34,9 @@ def computed_weight(self: nn.Module, name: str) -> Tensor:
                 original.__dict__.update(error.constants)
                 double.__dict__.update(error.constants)
                 graph = error.graph or fx.Graph()
+            use = parameter_uses(original, graph).get(name)
+            if use is not None and use.how in ("operand", "source"):  # computed in train mode alone
+                return double.get_parameter(name).detach()
             for operand in computed_operands(original, graph).get(name, ()):
                 torch.manual_seed(_SEED)
                 result: Tensor = subgraph(graph, operand)(double)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .adopt import pruned_parameters, take_over
 from .forwards import Masked, attach_mask, guard_loading, masked_class
-from .masks import all_masked_parameters, names_of_masked, original_class
+from .masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from .names import ignored_names, is_adapter, keyword_clashes
 from .plan import Key, Plan, plan_module, settle_shared, weight_owners
 from .readers import masked_further, plan_further
@@ -41,6 +41,8 @@ class ConversionReport:
 
 def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
+
+    Parameters that matrix products take for weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
     `ignore` lists weights that get no mask: names of weights or modules, globs, the keywords "first" and "last" (in
@@ -91,6 +93,7 @@ def apply(model: nn.Module, weights: list[Owner], further: list[Owner], plan: Pl
     guard_loading(model)
     for module, name in weights:
         _attach(module, name, masks, also=False)
+        _keep_layout(module, name, plan.layouts.get((id(module), name)))
     for module, name in further:
         _attach(module, name, masks, also=True)
     wanted = {(id(weight.module), weight.parameter_name) for weight in all_masked_parameters(model)}
@@ -121,6 +124,14 @@ def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, also: boo
         mask = taken if taken is not None else torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
     masks[id(parameter)] = mask
     attach_mask(module, name, mask, also=also)
+
+
+def _keep_layout(module: nn.Module, name: str, layout: Layout | None) -> None:
+    """Keep the layout of a weight if it is not that of torch.nn's own modules."""
+    parameter = module._parameters[name]
+    assert parameter is not None
+    if layout is not None and not alike(layout, usual_layout(module, parameter.dim()), parameter.shape):
+        module.__dict__["masked_layouts"] = {**module.__dict__.get("masked_layouts", {}), name: layout}
 
 
 def _needs_class(module: nn.Module, wanted: set[Key], plan: Plan) -> bool:

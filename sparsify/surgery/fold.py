@@ -14,9 +14,9 @@ from .candidates import is_closed
 from .copies import deep_copy
 from .forwards import detach_masks
 from .given import with_given_weights
-from .graphs import computed_operands
 from .masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
 from .tracing import TraceFailure, default_call, kinds_of_call, trace_forward
+from .uses import computed_operands
 
 _LOG = logging.getLogger("sparsify")
 
@@ -96,7 +96,7 @@ def _as_plain_module(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module
             graph = trace_forward(module, default_call(cls.forward), training=training)
         except TraceFailure:
             return None
-        for node in computed_operands(module, graph)["weight"]:
+        for node in computed_operands(module, graph).get("weight", ()):
             with graph.inserting_before(next(iter(graph.nodes))):
                 node.replace_all_uses_with(graph.get_attr("weight"))
         graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import ops
+from ..errors import SparsifyError
 from .masks import bool_mask, names_of_masked, original_class
 from .operand_mode import Operands
 
@@ -40,6 +41,8 @@ def lent_parameters(module: nn.Module) -> list[str]:
         paths = module._flat_weights_names
     elif isinstance(module, (nn.RNNCell, nn.LSTMCell, nn.GRUCell)):
         paths = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    elif isinstance(module, nn.Bilinear):
+        paths = ["weight", "bias"]
     elif isinstance(module, nn.TransformerEncoderLayer):
         layers = [f"{layer}.{name}" for layer in _OF_ENCODER for name in ("weight", "bias")]
         paths = [*(f"self_attn.{path}" for path in lent_parameters(module.self_attn)), *layers]
@@ -57,8 +60,10 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
     weights = effective_weights(module)
     double = stand_in(module, weights, original_class(module))
     try:
-        with _masked_operands(module):
-            return forward(double, *args, **kwargs)
+        with _masked_operands(module) as masked:
+            result = forward(double, *args, **kwargs)
+        _refuse_lost_masks(module, masked, result)
+        return result
     finally:
         _keep_assigned(module, double, weights)
 
@@ -70,6 +75,12 @@ def _masked_operands(module: Any) -> Any:
     masks = [(getattr(module, name), bool_mask(module, name)) for name in module.computed_weights]
     masked = [(parameter, _masked_by(mask)) for parameter, mask in masks]
     return Operands(masked, list(module.buffers()))
+
+
+def _refuse_lost_masks(module: nn.Module, masked: Operands | None, result: Any) -> None:
+    """A trace does not show every operation: a mask must not be lost in it without a word."""
+    if masked is not None and isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements):
+        raise SparsifyError(f"{type(module).__name__}: the masks on the weights that it computes cannot be traced")
 
 
 def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:

@@ -2,12 +2,14 @@
 
 A mask is a bool buffer `<parameter>_mask` in the module that owns the parameter. The module remembers which of its
 parameters are masked, so that nothing is guessed from a buffer's name: in the tuple `masked_names` the weights that
-`convert` masked, which sparsities count, and in `masked_also` the further parameters of `mask_also`.
+`convert` masked, which sparsities count, in `masked_also` the further parameters of `mask_also`, and in the dict
+`masked_layouts`, by parameter name, the layouts that are not those of torch.nn's own modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,23 @@ from torch.fx import Proxy
 
 from ..errors import SparsifyError, nearest
 from .mask_sources import release, take_averaged_masks
+
+
+class Layout(NamedTuple):
+    """Which dimensions of a weight are what: it is one matrix [outputs, inputs * kernel positions], or several.
+
+    There is a matrix for each index of the dimensions `matrices` (experts). With `groups`, those of a transposed
+    convolution, the first input dimension is cut in as many pieces, and each makes a matrix of its own.
+    """
+
+    matrices: tuple[int, ...]
+    outputs: tuple[int, ...]
+    inputs: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+
+
+ROWS = Layout((), (0,), (1,))  # of a matrix
 
 
 class MaskedWeight(NamedTuple):
@@ -154,6 +173,36 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
                 release(weight.module)
 
 
+def layout(weight: MaskedWeight) -> Layout:
+    """Return which dimensions of a masked weight are its outputs and inputs."""
+    own: dict[str, Layout] = weight.module.__dict__.get("masked_layouts", {})
+    return own.get(weight.parameter_name) or usual_layout(weight.module, weight.mask.dim())
+
+
+def usual_layout(module: nn.Module, dimensions: int) -> Layout:
+    """Return the layout that a weight of so many dimensions has in torch.nn's modules, `module` being of its kind."""
+    kernel = tuple(range(2, dimensions))
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and kernel:
+        return Layout((), (1,), (0,), kernel, module.groups)
+    if isinstance(module, nn.Bilinear) and kernel:
+        return Layout((), (0,), (1, 2))
+    return Layout((), (0,), (1,) if dimensions > 1 else (), kernel)
+
+
+def alike(one: Layout, other: Layout, shape: torch.Size) -> bool:
+    """Whether two layouts make the same matrices of a weight of this shape: dimensions of size 1 may be anything."""
+    larger = [tuple(tuple(d for d in dimensions if shape[d] > 1) for dimensions in each[:4]) for each in (one, other)]
+    return larger[0] == larger[1] and one.groups == other.groups
+
+
+def matrix_shapes(shape: torch.Size, layout: Layout) -> tuple[torch.Size, ...]:
+    """Return for each matrix of a weight how many outputs and inputs it has, and its kernel sizes."""
+    outputs, inputs, count = (
+        prod(shape[d] for d in dimensions) for dimensions in (layout.outputs, layout.inputs, layout.matrices)
+    )
+    return (torch.Size((outputs, inputs, *(shape[d] for d in layout.kernel))),) * count
+
+
 def is_computed(weight: MaskedWeight) -> bool:
     """Whether the module computes the weight it uses from the parameter (weight standardisation)."""
     return weight.parameter_name in getattr(weight.module, "computed_weights", ())
@@ -163,7 +212,8 @@ def effective_weight(weight: MaskedWeight) -> Tensor:
     """Return, detached, what the masked operation multiplies with when its mask is all ones, shaped like the parameter.
 
     For nearly every weight that is the parameter itself (not a copy: do not change it). Where the module computes its
-    weight (weight standardisation) it is the computed one, on which criteria score.
+    weight (weight standardisation, the sum of parameters) it is the computed one, on which criteria score; what is
+    drawn for it is the same each time, and no random state changes.
     """
     if not is_computed(weight):
         return weight.parameter.detach()

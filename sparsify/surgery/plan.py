@@ -12,12 +12,14 @@ from .adopt import pruned_parameters, unreachable_weights
 from .alike import graphs_like
 from .candidates import CONV_AND_LINEAR, chained_reads, has_forward, is_torch, mentions_own, reads_weights_of_children
 from .forwards import Masked, is_direct
-from .graphs import Use, parameter_uses
 from .lent import lent_weights
-from .masks import original_class
-from .own_graphs import OwnGraphs
+from .masks import Layout, original_class
+from .own_graphs import OwnGraphs, as_original
+from .sketch import sketches
+from .uses import PART, Use, parameter_uses
 
 Key = tuple[int, str]  # id of the owning module, parameter name
+_STORED = ("operand", "source")  # the uses of weights that are masked where they are stored
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Plan:
     names: dict[int, str]
     how: dict[Key, str] = field(default_factory=dict)
     reasons: dict[Key, str] = field(default_factory=dict)
+    layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where it is known
     dense: set[Key] = field(default_factory=set)  # weights that a forward reads past any mask
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
     reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
@@ -124,14 +127,14 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
         return
     uses: dict[str, Use] = {}
     for graph in traced.all:
-        found = parameter_uses(traced.module, graph)
-        uses |= {path: use for path, use in found.items() if path not in uses or uses[path].how == "unmasked"}
+        _add_uses(uses, traced.module, graph)
     for path in [path for path, use in uses.items() if use.how == "computed" and "." in path]:
         uses.pop(path)
         owner_path, _, name = path.rpartition(".")
         where = (id(module.get_submodule(owner_path)), name)
         plan.dense.add(where)
         plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
+    _note_uses(module, uses, plan)
     for name in own:
         use = uses.get(name)
         plan.reasons[id(module), name] = use.reason if use else _unread(module, name, traced.failure)
@@ -153,25 +156,70 @@ def _unread(module: nn.Module, name: str, failure: str) -> str:
     return f"its module's forward names it, and no call {followed} reads it"
 
 
+def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
+    """Add how parameters are used in one more graph of a forward; the first where they are weights counts.
+
+    What is computed from a parameter in one call may be the parameter itself in another, and is masked alike.
+    """
+    for path, use in parameter_uses(module, graph).items():
+        before = uses.get(path)
+        if before is None or before.how == "unmasked" or (use.how == "computed" and before.how in _STORED):
+            uses[path] = use
+
+
+def _note_uses(module: nn.Module, uses: dict[str, Use], plan: Plan) -> None:
+    """Enter the layouts of weights, and what a person should know of them."""
+    for path, use in uses.items():
+        owner_path, _, name = path.rpartition(".")
+        if use.layout is not None:
+            plan.layouts.setdefault((id(module.get_submodule(owner_path)), name), use.layout)
+        if use.how != "unmasked" and use.reason:
+            prefix = plan.names[id(module)]
+            plan.notes.append(f"{prefix}.{path}: {use.reason}" if prefix else f"{path}: {use.reason}")
+
+
 def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Plan) -> None:
+    """Mask where they are stored the weights that some paths of a forward use; of layers of torch.nn in any case."""
+    original = as_original(module)
+    uses: dict[str, Use] = {}
+    below = reads_weights_of_children(module)
+    for graph in sketches(original):
+        _add_uses(uses, original, graph)
+        if not below and all(name in uses and uses[name].how in _STORED for name in own):
+            break
+    paths = [path for path, use in uses.items() if use.how in _STORED]
     for name in own:
-        plan.reasons[id(module), name] = f"its module's forward cannot be traced: {failure}"
+        use = uses.get(name)
+        plan.reasons[id(module), name] = (
+            use.reason
+            if use is not None and use.how == "unmasked" and use.reason
+            else f"its module's forward cannot be traced: {failure}"
+        )
+    children: list[str] = []
     if isinstance(module, CONV_AND_LINEAR):
-        paths = [name for name in own if name == "weight"]
-    elif reads_weights_of_children(module):
-        paths = [
+        children = [name for name in own if name == "weight" and not _has_parts(name, uses)]
+    elif below:
+        children = [
             f"{n}.weight"
             for n, child in module.named_children()
             if is_direct(original_class(child)) and own_weights(child)
         ]
-    else:
+    paths = list(dict.fromkeys([*paths, *children]))
+    plan.dense |= {(id(module), name) for name in own if name in uses and name not in paths}
+    if not paths:
         return
+    _note_uses(module, {path: use for path, use in uses.items() if path in paths}, plan)
     _mask_by(module, "substituted", "substituted", paths, plan)
     name = plan.names[id(module)] or type(module).__name__
     plan.notes.append(
         f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "
         "unless it normalises them (verify tells)"
     )
+
+
+def _has_parts(path: str, uses: dict[str, Use]) -> bool:
+    """Whether a parameter is only part of a weight: a mask where it is stored would leave the others."""
+    return any(use.reason == PART.format(path) for use in uses.values())
 
 
 def settle_shared(owners: dict[str, tuple[nn.Module, str]], plan: Plan) -> None:

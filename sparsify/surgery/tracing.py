@@ -95,7 +95,8 @@ class _Value(_Watched, fx.Proxy):
 
 
 class _ParameterValue(_Watched, ParameterProxy):
-    pass
+    def __len__(self) -> int:
+        return len(self.param)
 
 
 class LocalTracer(fx.Tracer):
@@ -197,7 +198,7 @@ def trace_forward(module: nn.Module, call: Call, *, training: bool) -> fx.Graph:
         wrapped = Wrapped()
         for _ in range(ATTEMPTS):
             try:
-                return _trace_once(LocalTracer(call, proxy_buffers=proxy_buffers), module, wrapped, training=training)
+                return trace_once(LocalTracer(call, proxy_buffers=proxy_buffers), module, wrapped, training=training)
             except TraceFailure as error:
                 failure = error if failure.graph is None else failure
                 break
@@ -208,7 +209,11 @@ def trace_forward(module: nn.Module, call: Call, *, training: bool) -> fx.Graph:
     raise failure
 
 
-def _trace_once(tracer: LocalTracer, module: nn.Module, wrapped: Wrapped, *, training: bool) -> fx.Graph:
+def trace_once(tracer: LocalTracer, module: nn.Module, wrapped: Wrapped, *, training: bool) -> fx.Graph:
+    """Return the graph that `tracer` makes of the module's forward, functions in `wrapped` as leaves; see above.
+
+    Raises whatever the forward raises, and TraceFailure if the graph would not do all that it does.
+    """
     lost = tracer.lost
     with in_mode(module, training), unchanged(module) as changes, wrapped.active(), ExitStack() as watched:
         watched.enter_context(_tensors_by_class(module))

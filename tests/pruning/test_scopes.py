@@ -8,17 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
 from sparsify.pruning.scopes import Due, Member, erk_counts, filter_counts, global_counts, layer_counts, shares
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.masks import Layout, masked_weights
 from tests.pruning.examples import Array, erk_kept, floor_of, linear_model, lowest, masks_of, set_weights, small_network
 
 
 def member(*shape: int, name: str = "w") -> Member:
-    return Member(name, torch.ones(shape, dtype=torch.bool), (torch.Size(shape),), nn.Linear(1, 1))
+    return Member(
+        name,
+        torch.ones(shape, dtype=torch.bool),
+        (torch.Size(shape),),
+        Layout((), (0,), (1,), tuple(range(2, len(shape)))),
+    )
 
 
 def test_counts_are_floors_of_the_decimal_that_was_written() -> None:

@@ -1,0 +1,49 @@
+"""Parts of a traced forward, and graphs as functions."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from torch import Tensor, fx
+
+_NUMBERS = count()
+
+
+def ancestors(node: Any, *, modules: bool = True) -> set[fx.Node]:
+    """Return what a node is made of, itself included; without `modules` not what goes into them."""
+    found: set[fx.Node] = set()
+    waiting = [node] if isinstance(node, fx.Node) else []
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            if modules or current.op != "call_module":
+                waiting.extend(current.all_input_nodes)
+    return found
+
+
+def subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
+    """Return a function of the module that computes one node, which depends on no argument."""
+    part = fx.Graph()
+    wanted = ancestors(result)
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node in wanted:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(copies[result])
+    return compiled(part, "effective weight")
+
+
+def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
+    """Return a graph as a function of the module and the tensors it was traced for; `name` is for tracebacks."""
+    code = graph.python_code("self")
+    filename = f"<sparsify {name} {next(_NUMBERS)}>"
+    # Tracebacks of generated code show its lines.
+    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    namespace = dict(code.globals)
+    exec(compile(code.src, filename, "exec"), namespace)
+    function: Callable[..., Any] = namespace["forward"]
+    return function
