@@ -19,7 +19,8 @@ from .coupling import Coupling, Heads, varying
 from .foldable import Foldable
 from .liveness import Liveness
 from .numbers import FIXED
-from .steps import Step, Tape
+from .reasons import reasons, spoiling
+from .steps import Step, Tape, Value
 from .tape import record
 
 
@@ -94,7 +95,10 @@ def study(tape: Tape, *, killable: bool = True, heads: Heads = "whole") -> Study
         if value.constant is None:
             for axis in axes:
                 on_activations[roots[axis.numpy()].reshape(-1)] = True
-    candidates = np.unique(roots[np.flatnonzero(on_activations)])
+    of_the_model = np.zeros(len(roots), dtype=bool)
+    for first, end, *_ in coupling.ranges:
+        of_the_model[roots[first:end]] = True
+    candidates = np.flatnonzero(on_activations & of_the_model)
     # What is all of a dimension stays: nothing would be left.
     everything = [roots[first] for first, end, *_ in coupling.ranges if (roots[first:end] == roots[first]).all()]
     candidates = candidates[~np.isin(candidates, [FIXED, *everything])]
@@ -114,12 +118,18 @@ def study(tape: Tape, *, killable: bool = True, heads: Heads = "whole") -> Study
     if not killable or not alive.all():
         live = Liveness(tape)
         alive, still = _alive(live, coupling, ids, count), live.still
+        for step, why in live.failures.items():
+            coupling.barriers[
+                f"{step.module or 'the model'}: operation '{step.name}' does not fit its rule ({why})"
+            ] = None
     operations = tuple(
         Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
         for step, cost, axes in coupling.operations
     )
     kept = {name: dim for name, dim in produced.items() if dim in labels.get(name, {})}
-    channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, tuple(coupling.barriers))
+    stays = reasons(coupling, ids, lambda: _spoiling(tape, coupling)) if killable else ()
+    barriers = (*coupling.barriers, *stays)
+    channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, barriers)
     return Study(tape, coupling, ids, channels, tape.foldable, still)
 
 
@@ -140,7 +150,35 @@ def _produced(coupling: Coupling) -> dict[str, int]:
     marked = np.zeros(coupling.numbers.count, dtype=bool)
     for axis in coupling.produced:
         marked[axis.numpy().reshape(-1)] = True
-    return {name: d for first, end, value, d in coupling.ranges if marked[first:end].any() for name in value.names}
+    roots = coupling.numbers.roots()
+    return {
+        name: d
+        for first, end, value, d in coupling.ranges
+        if value.trainable and marked[first:end].any() and (roots[first:end] != FIXED).any()
+        for name in value.names
+    }
+
+
+def _spoiling(tape: Tape, coupling: Coupling) -> dict[int, Step]:
+    """Return the first step that makes something else of each number's zeros, by the number's root."""
+    roots = coupling.numbers.roots()
+    produced = _produced(coupling)
+    kept = {}
+    for value in dict.fromkeys(tape.state.values()):
+        if value.names[0] in produced:
+            kept[value.names[0]] = torch.zeros([1] * len(value.shape), dtype=torch.bool)
+    live = Liveness(tape, kept)
+
+    def carries(value: Value) -> set[int]:
+        if value.constant is not None or value not in live.flags:
+            return set()
+        flags = live.flags[value].detach().numpy() > 0
+        alike = coupling.claimed.get(value, ())
+        axes = [axis for axis in coupling.axes.get(value, ()) if not any(axis is other for other in alike)]
+        numbers = [np.broadcast_arrays(roots[axis.numpy()], flags) for axis in axes]
+        return {number for found, alive in numbers for number in np.unique(found[alive]).tolist()}
+
+    return spoiling(tape.steps, carries)
 
 
 def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
@@ -151,7 +189,8 @@ def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count:
         if value.constant is not None or not axes or value not in live.flags:
             continue
         flags = live.alive(value)
-        for axis in axes:
+        alike = coupling.claimed.get(value, ())
+        for axis in (axis for axis in axes if not any(axis is other for other in alike)):
             dims = varying(axis)
             others = tuple(d for d in range(flags.ndim) if d not in dims and flags.shape[d] > 1)
             reduced = flags.any(axis=others, keepdims=True) if others else flags

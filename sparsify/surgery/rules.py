@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .convolutions import CONVOLUTIONS
 from .coupling import Coupling, varying
 from .entrywise import pointwise, pointwise_flags
+from .fills import FILLS
 from .layout import LAYOUT
 from .liveness import Liveness
 from .norms import NORMS
@@ -38,9 +39,9 @@ def _couple_scaled(coupling: Coupling, step: Step) -> None:
         elif any(last in varying(axis) for axis in coupling.of(value)):
             coupling.fix(value, [last])
             where = step.module or "the model"
-            coupling.barriers[f"{where}: attention divides by the root of the size of its heads, so that it stays"] = (
-                None
-            )
+            why = f"{where}: attention divides by the root of the size of its heads, so that it stays"
+            coupling.barriers[why] = None
+            coupling.barred.add(step)
 
 
 def _flow_scaled(live: Liveness, step: Step) -> None:
@@ -51,7 +52,7 @@ RULES = {
     SCALED_BY_SIZE: Rule(_couple_scaled, _flow_scaled),
     **{
         name: Rule(*rule)
-        for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT)
+        for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT, FILLS)
         for name, rule in table.items()
     },
 }

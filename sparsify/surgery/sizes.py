@@ -15,7 +15,7 @@ from torch import nn
 
 from .channels import Study
 from .coupling import varying
-from .steps import Step, Value
+from .steps import FILLS, Step, Value
 
 
 class Change(NamedTuple):
@@ -42,7 +42,8 @@ class Kept:
     def along(self, value: Value, dim: int) -> np.ndarray[Any, Any]:
         """Return which of the entries of a Value along a dimension stay."""
         stay = np.ones(value.shape[dim], dtype=bool)
-        for axis in self._study.coupling.axes.get(value, []):
+        coupling = self._study.coupling
+        for axis in [*coupling.axes.get(value, []), *coupling.offered.get(value, [])]:
             if dim in varying(axis):
                 others = tuple(d for d in range(axis.dim()) if d != dim)
                 stay &= ~self.gone(axis.numpy()).all(axis=others)
@@ -69,7 +70,7 @@ def changed_numbers(step: Step, kept: Kept) -> list[tuple[Any, Any]]:
 
 def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
     value = step.args[0] if step.args and isinstance(step.args[0], Value) else None
-    if step.name in ("view", "_unsafe_view", "reshape", "expand", "repeat", "new_zeros"):
+    if step.name in ("view", "_unsafe_view", "reshape", "expand", "repeat", *FILLS):
         yield from zip(step.results[0].shape, kept.shape(step.results[0]), strict=True)
     elif step.name == "split_with_sizes":
         dim = step.args[2] if len(step.args) > 2 else 0
@@ -96,10 +97,8 @@ def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
 
 def new_groups(step: Any, kept: Kept) -> int:
     """Return the number of groups of a convolution after the cut."""
-    value, weight, transposed, groups = step.args[0], step.args[1], step.args[6], step.args[8]
-    if transposed:  # a whole number of groups goes, or none
-        return 1 if groups == 1 else int(kept.shape(value)[1] * groups // value.shape[1])
-    return int(kept.shape(value)[1] // kept.shape(weight)[1])
+    groups = int(step.args[8])
+    return int(kept.along(step.args[0], 1).reshape(groups, -1).any(axis=1).sum())
 
 
 def layer_attributes(model: nn.Module, study: Study, kept: Kept) -> dict[str, int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import axes as forms
 from .axes import ranked
-from .steps import Step, Value
+from .steps import Step, Value, joined_values
 from .tracing import map_leaves
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
 
 
 def _joined(live: Liveness, step: Step) -> list[Tensor | None] | None:
-    values = [value for value in step.args[0] if value.shape != (0,)]
+    values = joined_values(step)
     if all(_flags_say_all(live, value) for value in values):
         return None
     rank = len(step.results[0].shape)
