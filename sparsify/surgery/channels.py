@@ -172,7 +172,7 @@ def _spoiling(tape: Tape, coupling: Coupling) -> dict[int, Step]:
     def carries(value: Value) -> set[int]:
         if value.constant is not None or value not in live.flags:
             return set()
-        flags = live.flags[value].detach().numpy() > 0
+        flags = live.alive(value)
         alike = coupling.claimed.get(value, ())
         axes = [axis for axis in coupling.axes.get(value, ()) if not any(axis is other for other in alike)]
         numbers = [np.broadcast_arrays(roots[axis.numpy()], flags) for axis in axes]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .along import ALONG
 from .convolutions import CONVOLUTIONS
 from .coupling import Coupling, varying
 from .entrywise import pointwise, pointwise_flags
@@ -52,7 +53,7 @@ RULES = {
     SCALED_BY_SIZE: Rule(_couple_scaled, _flow_scaled),
     **{
         name: Rule(*rule)
-        for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT, FILLS)
+        for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS)
         for name, rule in table.items()
     },
 }

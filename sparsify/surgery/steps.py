@@ -60,7 +60,17 @@ class Step:
         first = self.args[0] if self.args else None
         if not isinstance(first, Value) or not self.results:
             return False
+        if self.name in ("index", "index_select") and self.rest is None:
+            return False  # as the input says, in one dimension of several
         return moves(self.name, first.shape, self.results[0].shape, self.args)
+
+    def argument(self, name: str) -> Any:
+        """Return the argument that the operation's schema calls `name`; its default, or None, if it was not given."""
+        for i, argument in enumerate(self.operation._schema.arguments):
+            if argument.name == name:
+                given = self.args[i] if i < len(self.args) else argument.default_value
+                return self.kwargs.get(name, given)
+        return None
 
     @cached_property
     def rest(self) -> Any:

@@ -55,6 +55,8 @@ def held(live: Liveness, value: Value) -> Tensor:
         return live.held[value]
     if value.constant is None:
         return torch.where(live.of(value).detach() > 0, math.nan, 0.0).to(torch.float64)
+    if value.constant.is_complex():
+        return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64)
     if value.names or not live.kept or value not in live.tape.made:
         return live.constant(value).to(torch.float64)
     # Made of parameters, which are masked: rarely asked for, and then too large to keep.
