@@ -19,6 +19,7 @@ from .layout import LAYOUT
 from .liveness import Liveness
 from .norms import NORMS
 from .products import PRODUCTS
+from .recurrent import RECURRENT
 from .reductions import REDUCTIONS
 from .steps import SCALED_BY_SIZE, Step
 
@@ -53,7 +54,7 @@ RULES = {
     SCALED_BY_SIZE: Rule(_couple_scaled, _flow_scaled),
     **{
         name: Rule(*rule)
-        for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS)
+        for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
         for name, rule in table.items()
     },
 }

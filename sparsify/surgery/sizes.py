@@ -119,6 +119,8 @@ def _convolves(step: Any) -> bool:
 def _sizes(
     path: str, module: nn.Module, study: Study, kept: Kept, all_groups: dict[str, int]
 ) -> Iterator[tuple[str, int]]:
+    if isinstance(module, nn.RNNBase):
+        yield from _recurrent_sizes(path, module, study, kept)
     value = study.tape.state.get(f"{path}.weight" if path else "weight")
     if value is None:
         return
@@ -141,6 +143,16 @@ def _sizes(
         yield "num_groups", max(1, shape[0] // old) if module.num_groups > 1 else 1
     elif isinstance(module, nn.Embedding):
         yield "embedding_dim", shape[1]
+
+
+def _recurrent_sizes(path: str, module: nn.RNNBase, study: Study, kept: Kept) -> Iterator[tuple[str, int]]:
+    prefix = f"{path}." if path else ""
+    into, back = (study.tape.state[f"{prefix}weight_{name}_l0"] for name in ("ih", "hh"))
+    gates = into.shape[0] // module.hidden_size
+    yield "input_size", kept.shape(into)[1]
+    yield "hidden_size", kept.shape(into)[0] // gates
+    if module.proj_size:
+        yield "proj_size", kept.shape(back)[1]
 
 
 def own_attributes(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -21,6 +21,7 @@ from .effects import changed_buffers, unchanged
 from .entrywise import pointwise
 from .foldable import addable_biases
 from .recording import Memory, Unseen, eval_mode, leaves, module_names, not_compiled, whole_attentions
+from .recurrent import sequence_step
 from .steps import FILLS, SCALED_BY_SIZE, STALE, Filled, Step, Tape, Value
 from .tracing import map_leaves
 from .uncomputed import ValuesNeededError, in_shape
@@ -131,7 +132,7 @@ class _Recorder(TorchDispatchMode):
         for tensor in tree_flatten(args)[0]:
             if isinstance(tensor, Tensor):
                 self.enter(tensor, Value(_shape(tensor)))
-        seen = Unseen(self.leave, self.scaled)
+        seen = Unseen(self.leave, self.scaled, self.whole)
         with not_compiled(), module_names(model, self.module), torch.no_grad(), self, seen:
             outputs = model(*args)
         return [self.value_of(leaf) for leaf in tensors_in(outputs)]
@@ -252,6 +253,20 @@ class _Recorder(TorchDispatchMode):
                 raise ValuesNeededError
             self.steps.append(Step(how, None, (value,), {}, (), self.where()))
             self.left.append(value)
+
+    def whole(self, func: Any, *args: Any) -> Any:
+        """Call one of torch's functions for sequences, and note it as one operation."""
+        given = map_leaves(args, lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf)
+        with _disable_current_modes():
+            outcome = func(*args)
+        tensors = leaves(outcome, Tensor)
+        results = tuple(Value(_shape(tensor)) for tensor in tensors)
+        if func.__name__ == "_pack_padded_sequence" and given[1].constant is not None:
+            results[1].constant = tensors[1]  # how many sequences there are at each step
+        for tensor, value in zip(tensors, results, strict=True):
+            self.enter(tensor, value)
+        self._note(sequence_step(func.__name__, given, results, self.where()), tensors)
+        return outcome
 
     def scaled(self, *tensors: Tensor) -> None:
         """Note that something is scaled by the root of the last size of tensors."""
