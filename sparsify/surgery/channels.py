@@ -144,19 +144,21 @@ def _labels(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int
 
 
 def _produced(coupling: Coupling) -> dict[str, int]:
-    """Return the parameters that the marked numbers belong to, with the dimension."""
-    if not coupling.produced:
-        return {}
+    """Return the parameters whose zeros make channels dead, with the dimension."""
     marked = np.zeros(coupling.numbers.count, dtype=bool)
     for axis in coupling.produced:
         marked[axis.numpy().reshape(-1)] = True
     roots = coupling.numbers.roots()
-    return {
-        name: d
-        for first, end, value, d in coupling.ranges
-        if value.trainable and marked[first:end].any() and (roots[first:end] != FIXED).any()
-        for name in value.names
-    }
+    read = np.zeros(len(roots), dtype=bool)
+    for axis in coupling.by_reading:
+        read[roots[axis.numpy().reshape(-1)]] = True
+    found: dict[str, int] = {}
+    for by_reading in (True, False):  # a parameter has one dimension that is masked
+        for first, end, value, d in coupling.ranges:
+            makes = read[roots[first:end]].any() and d == 1 if by_reading else marked[first:end].any()
+            if value.trainable and makes and (roots[first:end] != FIXED).any():
+                found |= dict.fromkeys(value.names, d)
+    return found
 
 
 def _spoiling(tape: Tape, coupling: Coupling) -> dict[int, Step]:

@@ -48,6 +48,7 @@ class Coupling:
         self.claimed: dict[Value, list[Tensor]] = {}  # those of the axes that were offered, along which all is alike
         self.ranges: list[tuple[int, int, Value, int]] = []  # first number, one past the last, tensor, dimension
         self.produced: list[Tensor] = []  # numbers whose zeros in a parameter make the operation's results zero
+        self.by_reading: list[Tensor] = []  # numbers that zeros in what reads them make dead
         self.operations: list[tuple[Step, int, tuple[Tensor, ...]]] = []
         self.barriers: dict[str, None] = dict.fromkeys(tape.problems)
         self.barred: set[object] = set()  # steps and sentences that are barriers already

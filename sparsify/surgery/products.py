@@ -43,15 +43,23 @@ def _couple_matmul(coupling: Coupling, step: Step) -> None:
     vector = len(b.shape) < len(a.shape)
     coupling.claim(a, [len(a.shape) - 1])
     coupling.claim(b, [len(b.shape) - (1 if vector else 2)])
+    shared: list[Tensor] = []  # one head of keys or values for all queries
+    if rank == 3 and any(0 in varying(axis) for axis in coupling.of(a)) and coupling.heads == "whole":
+        coupling.claim(b, [0])
+        shared = [axis for axis in coupling.claimed.get(b, ()) if varying(axis) == (0,)]
+        coupling.by_reading += shared
     summed_a, left = _apart(coupling, a, len(a.shape) - 1)
     summed_b, right = _apart(coupling, b, len(b.shape) - (1 if vector else 2))
+    for axis in right if shared else ():
+        if 0 not in varying(axis):
+            coupling.numbers.fix(axis)
     tie_or_fix(coupling, summed_a, summed_b, a.shape[-1])
     if vector:
         found = [axis.squeeze(-1) for axis in left]
     else:
         if rank == 3:
             coupling.matched([_batches(coupling, left, a), _batches(coupling, right, b)])
-        found = [*left, *right]
+        found = [*left, *(axis for axis in right if not shared or 0 in varying(axis))]
     if added is not None:
         ones = [1] * (rank - len(added.shape))
         extra = [axis.reshape(ones + list(axis.shape)) for axis in coupling.of(added)]
@@ -161,6 +169,8 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
         shape = [*ones, *mask.shape[:-2], 1, 1]
         heads.append(([axis.reshape(ones + list(axis.shape)) for axis in left], shape))
     found = coupling.matched(heads)
+    if not one_head and v.shape[-3] == 1:
+        coupling.by_reading += found
     sizes = [axis for axis in coupling.of(v) if varying(axis) == (len(v.shape) - 1,) and one_head]
     coupling.set(step.results[0], [*found, *sizes])
     for value in step.results[1:]:

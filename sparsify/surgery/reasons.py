@@ -71,7 +71,8 @@ def _produced(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.nd
         if value.trainable and len(value.shape) > 1 and marked[first:end].any()
     ]
     able = {value for value, numbers in found if (ids[numbers] >= 0).any()}
-    return [(numbers, value.names[0]) for value, numbers in found if value not in able]
+    last = {value: numbers for value, numbers in found if value not in able}  # of a table, the features
+    return [(numbers, value.names[0]) for value, numbers in last.items()]
 
 
 def _sentence(cause: Any, what: str) -> str:
