@@ -16,7 +16,8 @@ from .coupling import Heads
 from .cuts import Cuts, cuts_of
 from .fold import fold
 from .proof import Proof
-from .sizes import Kept, changed_numbers, changes, layer_attributes, own_attributes
+from .sizes import Kept, changed_numbers, layer_attributes, own_attributes
+from .sources import Sources
 from .tape import record
 
 
@@ -109,6 +110,7 @@ class _Attempts:
 
     def __init__(self, model: nn.Module, example_input: Any, found: Study, proof: Proof) -> None:
         self.model, self.found, self.proof = model, found, proof
+        self.sources = Sources(model, example_input)
         self.inputs = constant_inputs(model, example_input, found)
         self.classes = {name: type(module) for name, module in model.named_modules()}
         self.held = np.zeros(found.channels.groups, dtype=bool)
@@ -162,7 +164,7 @@ class _Attempts:
 
     def _attributes(self, kept: Kept) -> dict[str, Any]:
         layers = layer_attributes(self.model, self.found, kept)
-        sources = own_attributes(self.model, changes(self.found, kept))
+        sources = own_attributes(self.model, self.found, kept, self.sources)
         own = {path: new for path, (_, new) in sources.items() if self._names(path) not in self.spared}
         return own | layers
 
@@ -178,7 +180,7 @@ class _Attempts:
         """Try to spare one attribute of the failing module's class; True if the model was right then."""
         cls = self.classes.get(where)
         kept = Kept(self.found, gone)
-        sources = own_attributes(self.model, changes(self.found, kept))
+        sources = own_attributes(self.model, self.found, kept, self.sources)
         names = dict.fromkeys(self._names(path) for path in sources)
         for name in [name for name in names if name[0] is cls and name not in self.spared | self.needed]:
             self.spared.add(name)

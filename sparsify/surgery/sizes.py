@@ -7,7 +7,7 @@ a tuple that contains it) is taken to be its source. Whether that was right, run
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,14 @@ from torch import nn
 
 from .channels import Study
 from .coupling import varying
+from .sources import Sources, Use
 from .steps import FILLS, Step, Value
+
+# Operations that are given the sizes of their result.
+_SHAPED = ("view", "_unsafe_view", "reshape", "expand", "repeat", *FILLS)
+# Modules whose sizes are told by their tensors.
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.PReLU, nn.Embedding, nn.RNNBase, *_NORMS)
 
 
 class Change(NamedTuple):
@@ -70,7 +77,7 @@ def changed_numbers(step: Step, kept: Kept) -> list[tuple[Any, Any]]:
 
 def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
     value = step.args[0] if step.args and isinstance(step.args[0], Value) else None
-    if step.name in ("view", "_unsafe_view", "reshape", "expand", "repeat", *FILLS):
+    if step.name in _SHAPED:
         yield from zip(step.results[0].shape, kept.shape(step.results[0]), strict=True)
     elif step.name == "split_with_sizes":
         dim = step.args[2] if len(step.args) > 2 else 0
@@ -155,15 +162,61 @@ def _recurrent_sizes(path: str, module: nn.RNNBase, study: Study, kept: Kept) ->
         yield "proj_size", kept.shape(back)[1]
 
 
-def own_attributes(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
-    """Return {dotted path: (old, new)} of the attributes that the changed numbers may have come from."""
+def own_attributes(model: nn.Module, study: Study, kept: Kept, known: Sources) -> dict[str, tuple[int, int]]:
+    """Return {dotted path: (old, new)} of the attributes that the changed numbers come from.
+
+    One that was given for a size that changes is the source, one that was only given for other things is not. One of
+    which no use was seen is taken for the source if it holds the old number, and matters.
+    """
+    found = changes(study, kept)
+    sources = _guessed(model, found)
+    needed = _needed(study, kept, found)
+    for path in [path for path in sources if path not in known.uses]:
+        if not known.matters(path, sources[path][1]):
+            del sources[path]
+    for path, seen in known.uses.items():
+        direct = {new for use in seen if use.direct for new in needed(use)}
+        if direct or not any(new != use.number for use in seen for new in needed(use)):
+            sources.pop(path, None)
+        old = next((use.number for use in seen if use.direct), 0)
+        if len(direct) == 1 and direct != {old}:
+            sources[path] = (old, direct.pop())
+    return sources
+
+
+def _needed(study: Study, kept: Kept, found: list[Change]) -> Callable[[Use], set[int]]:
+    """Return a function that tells what a number that was given to a call has to become, if that is known."""
+    shapes: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = {}
+    for step in study.tape.steps:
+        if step.name in _SHAPED:
+            shapes.setdefault((step.module, step.results[0].shape), set()).add(kept.shape(step.results[0]))
+    splits = [(c.module, c.old, c.new) for c in found if isinstance(c.old, tuple) and isinstance(c.new, tuple)]
+    numbers: dict[tuple[str, Any], set[Any]] = {}
+    for change in found:
+        numbers.setdefault((change.module, change.old), set()).add(change.new)
+
+    def needed(use: Use) -> set[int]:
+        if use.dim is None:
+            return numbers.get((use.module, use.number), set())
+        if use.function == "split":
+            here = [(old, new) for module, old, new in splits if module == use.module and use.dim < len(old)]
+            return {new[use.dim] for old, new in here if old[use.dim] == use.number}
+        return {shape[use.dim] for shape in shapes.get((use.module, use.shape), ())}
+
+    return needed
+
+
+def _guessed(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
+    """Return the attributes that hold the old number in the module whose operation needs a new one."""
     wanted: dict[str, dict[Any, set[Any]]] = {}
     for change in found:
         wanted.setdefault(change.module, {}).setdefault(change.old, set()).add(change.new)
     sources: dict[str, tuple[int, int]] = {}
     for path, numbers in wanted.items():
         prefix = f"{path}." if path else ""
-        for name, held in vars(model.get_submodule(path)).items():
+        module = model.get_submodule(path)
+        known = isinstance(module, _SIZED) and type(module).__module__.startswith("torch.nn.")
+        for name, held in vars(module).items() if not known else ():
             new = numbers.get(held, ()) if _is_sizes(held) else ()
             if len(new) == 1:
                 changed = zip(held, next(iter(new)), strict=True) if isinstance(held, tuple) else [(held, *new)]
