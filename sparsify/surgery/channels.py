@@ -7,7 +7,7 @@ norms, the columns that read them. `analyse` finds the groups by running the mod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ from .foldable import Foldable
 from .liveness import Liveness
 from .numbers import FIXED
 from .reasons import reasons, spoiling
+from .rules import Rule, checked_rules
 from .steps import Step, Tape, Value
 from .tape import record
 
@@ -69,15 +70,19 @@ class Study:
     constant: dict[Step, Tensor]
 
 
-def analyse(model: nn.Module, example_input: Any, *, heads: Heads = "whole") -> Channels:
+def analyse(
+    model: nn.Module, example_input: Any, *, heads: Heads = "whole", rules: Mapping[str, Rule] | None = None
+) -> Channels:
     """Return the groups of a plain model's channels, found by running it once, in eval mode, on `example_input`.
 
     In attention a group is a whole head, or, with `heads` "size", one of the entries of every head's queries and keys,
     or values; a model that lost such must go on computing attention as it does here, not fused. SparsifyError for
-    another word. Errors of the model's forward are passed on. The model is not changed.
+    another word. `rules` has rules for operations by name ("mylib::gate"), before those that are known. Errors of the
+    model's forward are passed on. The model is not changed.
     """
     check_heads("analyse", heads)
-    return study(record(model, example_input), heads=heads).channels
+    tape = replace(record(model, example_input), rules=checked_rules("analyse", rules))
+    return study(tape, heads=heads).channels
 
 
 def check_heads(where: str, heads: str) -> None:
@@ -118,10 +123,7 @@ def study(tape: Tape, *, killable: bool = True, heads: Heads = "whole") -> Study
     if not killable or not alive.all():
         live = Liveness(tape)
         alive, still = _alive(live, coupling, ids, count), live.still
-        for step, why in live.failures.items():
-            coupling.barriers[
-                f"{step.module or 'the model'}: operation '{step.name}' does not fit its rule ({why})"
-            ] = None
+        _note_failures(live, coupling)
     operations = tuple(
         Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
         for step, cost, axes in coupling.operations
@@ -183,6 +185,12 @@ def _spoiling(tape: Tape, coupling: Coupling) -> dict[int, Step]:
     return spoiling(tape.steps, carries)
 
 
+def _note_failures(live: Liveness, coupling: Coupling) -> None:
+    for step, failure in live.failures.items():
+        where = step.module or "the model"
+        coupling.barriers[f"{where}: operation '{step.name}' does not fit its rule ({failure})"] = None
+
+
 def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
     """Return for each group whether an activation that may be nonzero and is read carries it."""
     alive = np.zeros(count + 1, dtype=bool)  # the last is for entries that stay
@@ -227,7 +235,9 @@ def _killable(
                 sizes = [1] * len(value.shape)
                 sizes[produced[name]] = -1
                 kept[name] = torch.from_numpy((numbers < 0) | ~half[numbers]).reshape(sizes)
-        found = _alive(Liveness(tape, kept), coupling, ids, count)
+        live = Liveness(tape, kept)
+        _note_failures(live, coupling)
+        found = _alive(live, coupling, ids, count)
         killable |= half & ~found
         alive |= found
     return killable, alive

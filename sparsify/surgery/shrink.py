@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from .coupling import Heads
 from .cuts import Cuts, cuts_of
 from .fold import fold
 from .proof import Proof
+from .rules import Rule, checked_rules
 from .sizes import Kept, changed_numbers, layer_attributes, own_attributes
 from .sources import Sources
 from .tape import record
@@ -70,6 +72,7 @@ def shrink(
     round_to: int | None = None,
     verify: bool = True,
     heads: Heads = "whole",
+    rules: Mapping[str, Rule] | None = None,
 ) -> ShrinkReport:
     """Return a smaller plain model of the same class, with every channel gone that has no influence on the outputs.
 
@@ -79,13 +82,14 @@ def shrink(
     of `round_to` where enough dead channels are there to stay. Unless `verify` is False the result is compared with
     `model` on the example input, in float64 and float32. `model` is not changed. Raises RunError, naming the module
     that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1.
-    `heads`: as for `analyse`; what was pruned with sizes of heads is to be shrunk with them.
+    `heads`, `rules`: as for `analyse`; what was pruned with sizes of heads is to be shrunk with them.
     """
     if round_to is not None and round_to < 1:
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
     check_heads("shrink", heads)
     small = fold(model).eval()
-    tape = replace(record(small, example_input), held_biases=held_biases(model, small))
+    own = checked_rules("shrink", rules)
+    tape = replace(record(small, example_input), held_biases=held_biases(model, small), rules=own)
     found = study(tape, killable=False, heads=heads)
     count = sum(parameter.numel() for parameter in small.parameters())
     attempt = _Attempts(small, example_input, found, Proof(small, example_input, wanted=verify))
