@@ -15,7 +15,7 @@ from torch import nn
 
 from .channels import Study
 from .coupling import varying
-from .sources import Sources, Use
+from .sources import SPLITS, Sources, Use
 from .steps import FILLS, Step, Value
 
 # Operations that are given the sizes of their result.
@@ -175,7 +175,8 @@ def own_attributes(model: nn.Module, study: Study, kept: Kept, known: Sources) -
         if not known.matters(path, sources[path][1]):
             del sources[path]
     for path, seen in known.uses.items():
-        direct = {new for use in seen if use.direct for new in needed(use)}
+        direct = {new for use in seen if use.direct and use.dim is not None for new in needed(use)}
+        direct = direct or {new for use in seen if use.direct for new in needed(use)}
         if direct or not any(new != use.number for use in seen for new in needed(use)):
             sources.pop(path, None)
         old = next((use.number for use in seen if use.direct), 0)
@@ -198,7 +199,7 @@ def _needed(study: Study, kept: Kept, found: list[Change]) -> Callable[[Use], se
     def needed(use: Use) -> set[int]:
         if use.dim is None:
             return numbers.get((use.module, use.number), set())
-        if use.function == "split":
+        if use.function in SPLITS:
             here = [(old, new) for module, old, new in splits if module == use.module and use.dim < len(old)]
             return {new[use.dim] for old, new in here if old[use.dim] == use.number}
         return {shape[use.dim] for shape in shapes.get((use.module, use.shape), ())}

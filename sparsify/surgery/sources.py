@@ -24,6 +24,7 @@ from .recording import eval_mode, module_names, not_compiled
 _SHAPED = frozenset(
     "view reshape expand repeat tile broadcast_to unflatten zeros ones full new_zeros new_ones new_full".split()
 )
+SPLITS = ("split", "split_with_sizes")
 _OPAQUE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 _DEPTH = 3  # of configurations in configurations
 
@@ -154,9 +155,9 @@ def _sizes(given: Any) -> Iterator[_Size]:
 
 def _places(name: str, args: Any, kwargs: Any, rank: int) -> list[tuple[int, Any]]:
     """Return the dimensions of the result whose sizes a call names, with these."""
-    if name == "split":
-        given = kwargs.get("split_size_or_sections", kwargs.get("split_size", args[1] if len(args) > 1 else 0))
-        return list(enumerate(given)) if isinstance(given, (tuple, list)) else []
+    if name in SPLITS:
+        given = next((one for one in [*args[1:], *kwargs.values()] if isinstance(one, (tuple, list))), ())
+        return list(enumerate(given))
     if name not in _SHAPED:
         return []
     rest = list(args[1:]) if args and isinstance(args[0], Tensor) else list(args)
