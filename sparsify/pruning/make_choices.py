@@ -21,9 +21,16 @@ from .units import learn_groups
 
 if TYPE_CHECKING:
     from ..surgery.channels import Channels
+    from ..surgery.rules import Rule
 
 
-def make_choices(model: nn.Module, pruning: Pruning, example_input: Any, channels: Channels | None) -> Choices:
+def make_choices(
+    model: nn.Module,
+    pruning: Pruning,
+    example_input: Any,
+    channels: Channels | None,
+    rules: Mapping[str, Rule] | None = None,
+) -> Choices:
     """Return the choices of a pruning of `model`: entries, rows of weights, or groups of channels.
 
     Units are groups where there are `channels` or an `example_input` to find them with; every parameter that produces
@@ -44,7 +51,7 @@ def _make_choices(model: nn.Module, pruning: Pruning, example_input: Any, channe
         if channels is None:
             from ..surgery.channels import analyse
 
-            channels = analyse(fold(model), example_input, heads=settings.heads or "whole")
+            channels = analyse(fold(model), example_input, heads=settings.heads or "whole", rules=rules)
         per = _per(model, pruning, example_input, channels)
         of = None if pruning.of in (None, "units") else COSTS[str(pruning.of)](model, channels)
         return UnitChoices(learn_groups(model, channels, names), scope, settings.aggregate or "mean", per, of)

@@ -27,6 +27,7 @@ from .update import update_masks
 
 if TYPE_CHECKING:
     from ..surgery.channels import Channels
+    from ..surgery.rules import Rule
 
 __all__ = ["Pruner", "PruningReport", "ScheduleWarning", "SparsityWarning"]
 
@@ -48,6 +49,7 @@ class Pruner:
         generator: torch.Generator | None = None,
         example_input: Any = None,
         channels: Channels | None = None,
+        rules: Mapping[str, Rule] | None = None,
     ) -> None:
         """Plan the pruning of `model`, which `convert` has put masks on; nothing is changed yet.
 
@@ -56,7 +58,8 @@ class Pruner:
         `example_input`, a tensor or a tuple of positional arguments, shows how the channels of the layers are tied:
         with it, granularity unit prunes groups of them in all tensors that produce them, biases and norms too, on which
         it puts masks; without it a unit is a row of one weight. `channels` is what `surgery.channels.analyse` found,
-        if that is known. Criteria that need no data but an input take the example's shape, or the first batch's.
+        if that is known; else `rules` are those that it shall know besides its own. Criteria that need no data but an
+        input take the example's shape, or the first batch's.
         Raises SparsifyError for wrong settings, times that do not fit, or a model without masks.
         """
         self.model = model
@@ -64,7 +67,7 @@ class Pruner:
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(plan(self.pruning, total_steps, steps_per_epoch))
-        self.choices = make_choices(model, self.pruning, example_input, channels)
+        self.choices = make_choices(model, self.pruning, example_input, channels, rules)
         self.names = self.choices.names
         self._measured = self.pruning.criterion.per == "milliseconds"  # so that no two pruners have the same prices
         self.position = 0

@@ -159,7 +159,7 @@ def _index_select(form: Tensor, old: Shape, new: Shape, args: Any, operation: An
 def moves(name: str, old: Shape, new: Shape, args: Sequence[Any] = ()) -> bool:
     """Whether an operation only moves the entries of one tensor of shape `old` to one of shape `new`, or to several."""
     if name == "as_strided_":  # what pooling to one position does in channels-last memory
-        return tuple(old) == tuple(new) and len(old) == 4 and old[2:] == (1, 1) and list(args[1][:2]) == [old[1], 1]
+        return tuple(old) == tuple(new) and len(old) == 4 and old[2:] == (1, 1) and list(args[2][:2]) == [old[1], 1]
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias"):  # not those that cut numbers into bytes
         return math.prod(old) == math.prod(new)
     return name in PARTS or name in MOVES

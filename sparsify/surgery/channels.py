@@ -7,7 +7,7 @@ norms, the columns that read them. `analyse` finds the groups by running the mod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -19,7 +19,9 @@ from .coupling import Coupling, Heads, varying
 from .foldable import Foldable
 from .liveness import Liveness
 from .numbers import FIXED
-from .steps import Step, Tape
+from .reasons import reasons, spoiling
+from .rules import Rule, checked_rules
+from .steps import Step, Tape, Value
 from .tape import record
 
 
@@ -68,15 +70,19 @@ class Study:
     constant: dict[Step, Tensor]
 
 
-def analyse(model: nn.Module, example_input: Any, *, heads: Heads = "whole") -> Channels:
+def analyse(
+    model: nn.Module, example_input: Any, *, heads: Heads = "whole", rules: Mapping[str, Rule] | None = None
+) -> Channels:
     """Return the groups of a plain model's channels, found by running it once, in eval mode, on `example_input`.
 
     In attention a group is a whole head, or, with `heads` "size", one of the entries of every head's queries and keys,
     or values; a model that lost such must go on computing attention as it does here, not fused. SparsifyError for
-    another word. Errors of the model's forward are passed on. The model is not changed.
+    another word. `rules` has rules for operations by name ("mylib::gate"), before those that are known. Errors of the
+    model's forward are passed on. The model is not changed.
     """
     check_heads("analyse", heads)
-    return study(record(model, example_input), heads=heads).channels
+    tape = replace(record(model, example_input), rules=checked_rules("analyse", rules))
+    return study(tape, heads=heads).channels
 
 
 def check_heads(where: str, heads: str) -> None:
@@ -94,7 +100,10 @@ def study(tape: Tape, *, killable: bool = True, heads: Heads = "whole") -> Study
         if value.constant is None:
             for axis in axes:
                 on_activations[roots[axis.numpy()].reshape(-1)] = True
-    candidates = np.unique(roots[np.flatnonzero(on_activations)])
+    of_the_model = np.zeros(len(roots), dtype=bool)
+    for first, end, *_ in coupling.ranges:
+        of_the_model[roots[first:end]] = True
+    candidates = np.flatnonzero(on_activations & of_the_model)
     # What is all of a dimension stays: nothing would be left.
     everything = [roots[first] for first, end, *_ in coupling.ranges if (roots[first:end] == roots[first]).all()]
     candidates = candidates[~np.isin(candidates, [FIXED, *everything])]
@@ -114,12 +123,15 @@ def study(tape: Tape, *, killable: bool = True, heads: Heads = "whole") -> Study
     if not killable or not alive.all():
         live = Liveness(tape)
         alive, still = _alive(live, coupling, ids, count), live.still
+        _note_failures(live, coupling)
     operations = tuple(
         Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
         for step, cost, axes in coupling.operations
     )
     kept = {name: dim for name, dim in produced.items() if dim in labels.get(name, {})}
-    channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, tuple(coupling.barriers))
+    stays = reasons(coupling, ids, lambda: _spoiling(tape, coupling)) if killable else ()
+    barriers = (*coupling.barriers, *stays)
+    channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, barriers)
     return Study(tape, coupling, ids, channels, tape.foldable, still)
 
 
@@ -134,13 +146,49 @@ def _labels(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int
 
 
 def _produced(coupling: Coupling) -> dict[str, int]:
-    """Return the parameters that the marked numbers belong to, with the dimension."""
-    if not coupling.produced:
-        return {}
+    """Return the parameters whose zeros make channels dead, with the dimension."""
     marked = np.zeros(coupling.numbers.count, dtype=bool)
     for axis in coupling.produced:
         marked[axis.numpy().reshape(-1)] = True
-    return {name: d for first, end, value, d in coupling.ranges if marked[first:end].any() for name in value.names}
+    roots = coupling.numbers.roots()
+    read = np.zeros(len(roots), dtype=bool)
+    for axis in coupling.by_reading:
+        read[roots[axis.numpy().reshape(-1)]] = True
+    found: dict[str, int] = {}
+    for by_reading in (True, False):  # a parameter has one dimension that is masked
+        for first, end, value, d in coupling.ranges:
+            makes = read[roots[first:end]].any() and d == 1 if by_reading else marked[first:end].any()
+            if value.trainable and makes and (roots[first:end] != FIXED).any():
+                found |= dict.fromkeys(value.names, d)
+    return found
+
+
+def _spoiling(tape: Tape, coupling: Coupling) -> dict[int, Step]:
+    """Return the first step that makes something else of each number's zeros, by the number's root."""
+    roots = coupling.numbers.roots()
+    produced = _produced(coupling)
+    kept = {}
+    for value in dict.fromkeys(tape.state.values()):
+        if value.names[0] in produced:
+            kept[value.names[0]] = torch.zeros([1] * len(value.shape), dtype=torch.bool)
+    live = Liveness(tape, kept)
+
+    def carries(value: Value) -> set[int]:
+        if value.constant is not None or value not in live.flags:
+            return set()
+        flags = live.alive(value)
+        alike = coupling.claimed.get(value, ())
+        axes = [axis for axis in coupling.axes.get(value, ()) if not any(axis is other for other in alike)]
+        numbers = [np.broadcast_arrays(roots[axis.numpy()], flags) for axis in axes]
+        return {number for found, alive in numbers for number in np.unique(found[alive]).tolist()}
+
+    return spoiling(tape.steps, carries)
+
+
+def _note_failures(live: Liveness, coupling: Coupling) -> None:
+    for step, failure in live.failures.items():
+        where = step.module or "the model"
+        coupling.barriers[f"{where}: operation '{step.name}' does not fit its rule ({failure})"] = None
 
 
 def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
@@ -151,7 +199,8 @@ def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count:
         if value.constant is not None or not axes or value not in live.flags:
             continue
         flags = live.alive(value)
-        for axis in axes:
+        alike = coupling.claimed.get(value, ())
+        for axis in (axis for axis in axes if not any(axis is other for other in alike)):
             dims = varying(axis)
             others = tuple(d for d in range(flags.ndim) if d not in dims and flags.shape[d] > 1)
             reduced = flags.any(axis=others, keepdims=True) if others else flags
@@ -186,7 +235,9 @@ def _killable(
                 sizes = [1] * len(value.shape)
                 sizes[produced[name]] = -1
                 kept[name] = torch.from_numpy((numbers < 0) | ~half[numbers]).reshape(sizes)
-        found = _alive(Liveness(tape, kept), coupling, ids, count)
+        live = Liveness(tape, kept)
+        _note_failures(live, coupling)
+        found = _alive(live, coupling, ids, count)
         killable |= half & ~found
         alive |= found
     return killable, alive

@@ -28,6 +28,7 @@ def _couple_convolution(coupling: Coupling, step: Step) -> None:
             numbers.fix(own[d])
     left = []
     entering = None
+    coupling.claim(value, [1])
     for axis in coupling.depend(value, range(2, len(value.shape))):
         if varying(axis) == (1,):
             entering = axis.reshape(-1)
@@ -40,7 +41,7 @@ def _couple_convolution(coupling: Coupling, step: Step) -> None:
     if groups == 1:
         tie_or_fix(coupling, entering, _numbers_along(own, inputs, channels), channels)
     else:
-        leaving = _couple_groups(coupling, entering, own, weight.shape, groups, channels, transposed=transposed)
+        leaving = _couple_groups(coupling, entering, own, step)
     if leaving is not None:
         shape = [1] * len(result.shape)
         shape[1] = -1
@@ -65,50 +66,36 @@ def _numbers_along(own: dict[int, Tensor], d: int, size: int) -> Tensor | None:
     return own[d].reshape(-1) if d in own else (torch.zeros(1, dtype=torch.int64) if size == 1 else None)
 
 
-def _couple_groups(
-    coupling: Coupling,
-    entering: Tensor | None,
-    own: dict[int, Tensor],
-    shape: tuple[int, ...],
-    groups: int,
-    channels: int,
-    *,
-    transposed: bool,
-) -> Tensor | None:
+def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, Tensor], step: Step) -> Tensor | None:
     """Couple a grouped convolution and return the numbers of its output channels.
 
-    Either whole groups go, with their inputs and outputs, or the same position of every group: whichever leaves more
-    to choose from. Depthwise convolutions are the first case with one channel to a group.
+    Whole groups go, with their inputs and outputs, if there are at least as many as inputs in each; else the same
+    positions of every group, inputs and outputs apart. Where what surrounds it leaves no choice, it is the other way.
+    Depthwise convolutions are the first case with one channel to a group.
     """
+    value, weight, *_, transposed, _, groups = step.args
     numbers = coupling.numbers
-    if transposed:  # weight [in, out / groups]: the second dimension is shared by all groups
-        if shape[1] == 1 and 0 in own and entering is not None:
-            numbers.tie(own[0].reshape(-1), entering)
-            if channels == groups:
-                return own[0].reshape(-1)
+    rows, columns = (_numbers_along(own, d, weight.shape[d]) for d in (0, 1))
+    if rows is None or columns is None:
         _fix_all(coupling, own, entering)
         return None
-    leaving = _numbers_along(own, 0, shape[0])
-    if leaving is None or entering is None:
-        _fix_all(coupling, own, entering)
-        return None
-    width = channels // groups
-    into, out = entering.reshape(groups, width), leaving.reshape(groups, -1)
-    if groups >= width:
-        numbers.tie(into, out[:, :1])
-        numbers.tie(out, out[:, :1])
-        if width > 1:
-            numbers.tie(into, into[:, :1])
-            if 1 in own:
-                numbers.fix(own[1])
-    else:
-        within = _numbers_along(own, 1, width)
-        if within is None or out.shape[1] == 1:
-            _fix_all(coupling, own, entering)
-            return None
-        numbers.tie(into, within[None, :])
-        numbers.tie(out, out[:1])
-    return leaving
+    into = None if entering is None else entering.reshape(groups, -1)
+    out = rows.reshape(groups, -1)
+    if transposed:  # its rows are the inputs; its columns stand for the outputs of every group
+        numbers.tie(out, torch.zeros(1, 1, dtype=torch.int64) if into is None else into)
+        out = numbers.fresh(step.results[0].shape[1]).reshape(groups, -1)
+    stay = torch.zeros(1, 1, dtype=torch.int64)
+    given = stay if into is None else into
+    sides = ((given, not transposed), (out, transposed))
+    whole = [(given, given[:, :1]), (out, given[:, :1])]
+    alike = [(side, side[:1] if side.shape[1] > 1 else stay) for side, _ in sides]
+    if len(columns) > 1:
+        whole.append((columns, stay))
+        alike += [(side, columns[None, :] if len(columns) == side.shape[1] else stay) for side, has in sides if has]
+        alike += [(columns, stay)] if into is None and not transposed else []
+    width = value.shape[1] // groups
+    coupling.open.choose((whole, alike) if groups >= width else (alike, whole), step)
+    return out.reshape(-1)
 
 
 def _fix_all(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None) -> None:

@@ -4,20 +4,23 @@ Every dimension of every parameter and buffer starts with numbers of its own; ea
 which of its operands' numbers are the same channel, or must stay: number 0 is that of entries that never go. A
 tensor's *axis* is an int64 form that tells the number of each entry along the dimensions in which it varies; it varies
 in two where a dimension was split, (heads * size) into (heads, size), until something decides which of them it follows.
+
+A dimension of which all entries are alike because a number said how long it is to be (`torch.zeros(n, self.width)`,
+`x.expand(-1, self.width)`) is *offered*: it has an axis too, which counts once a tensor with channels meets it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from . import axes as forms
-from .numbers import FIXED, Numbers, lowest_connected
-from .steps import STALE, Step, Tape, Value
+from .moving import move
+from .numbers import Numbers
+from .reasons import OUTPUTS
+from .settling import Settling, settle
+from .steps import STALE, Step, Tape, Value, first_line
 
 Heads: TypeAlias = Literal["whole", "size"]
 
@@ -41,23 +44,28 @@ class Coupling:
         self.heads = heads
         self.numbers = Numbers()
         self.axes: dict[Value, list[Tensor]] = {}
+        self.offered: dict[Value, list[Tensor]] = {}
+        self.claimed: dict[Value, list[Tensor]] = {}  # those of the axes that were offered, along which all is alike
         self.ranges: list[tuple[int, int, Value, int]] = []  # first number, one past the last, tensor, dimension
         self.produced: list[Tensor] = []  # numbers whose zeros in a parameter make the operation's results zero
+        self.by_reading: list[Tensor] = []  # numbers that zeros in what reads them make dead
         self.operations: list[tuple[Step, int, tuple[Tensor, ...]]] = []
-        self.barriers: dict[str, None] = {}
-        self._joint: dict[bytes, Tensor] = {}
-        self.barriers |= dict.fromkeys(tape.problems)
+        self.barriers: dict[str, None] = dict.fromkeys(tape.problems)
+        self.barred: set[object] = set()  # steps and sentences that are barriers already
+        self.open = Settling()
+        self._rules = tape.rules
         for step in tape.steps[: tape.evaluated]:
             self.follow(step)
         costly = len(self.operations)
         for step in tape.steps[tape.evaluated :]:
             self.follow(step)
         del self.operations[costly:]  # what only runs in training is no cost
+        self.numbers.at = OUTPUTS
         for value in tape.outputs:
             self.fix(value)
         for path in tape.attentions:
             self._keep_heads(tape, path)
-        self._settle_joint()
+        settle(self.numbers, self.open)
 
     def of(self, value: Value) -> list[Tensor]:
         """Return the axes of a Value; a tensor of the model gets one per dimension when it is first asked for."""
@@ -83,16 +91,43 @@ class Coupling:
             apart = []
             for other in kept:
                 if set(varying(other)) & set(varying(axis)):
-                    self.numbers.tie(axis, other)
-                    axis = axis if len(varying(axis)) >= len(varying(other)) else other
+                    axis = self._one(axis, other)
                 else:
                     apart.append(other)
             kept = [*apart, axis]
         for axis in kept:
             if len(varying(axis)) > 1:
-                squeezed = axis.squeeze().contiguous()
-                self._joint.setdefault(str(tuple(squeezed.shape)).encode() + squeezed.numpy().tobytes(), squeezed)
+                self.open.add(axis, self.numbers.at)
         self.axes[value] = kept
+
+    def _one(self, axis: Tensor, other: Tensor) -> Tensor:
+        """Tie axes with a common dimension, now or once it is settled what they follow; return the wider one."""
+        few, many = sorted((other, axis), key=lambda one: len(varying(one)))
+        if set(varying(few)) < set(varying(many)):
+            self.open.meet(many, few, self.numbers.at)
+        else:
+            self.numbers.tie(axis, other)
+        return many
+
+    def offer(self, value: Value, axes: Iterable[Tensor]) -> None:
+        """Give a Value axes along dimensions in which its entries are alike; those that can not stand are fixed."""
+        taken = {d for axis in self.of(value) for d in varying(axis)}
+        for axis in axes:
+            if len(varying(axis)) == 1 and not taken & set(varying(axis)):
+                taken |= set(varying(axis))
+                self.offered.setdefault(value, []).append(axis)
+            else:
+                self.numbers.fix(axis)
+
+    def claim(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
+        """Return the axes of a Value, among them those that were offered along `dims`, which count from now on."""
+        wanted = set(dims)
+        offered = self.offered.pop(value, [])
+        claimed = [axis for axis in offered if wanted & set(varying(axis))]
+        self.claimed.setdefault(value, []).extend(claimed)
+        self.axes[value] = [*self.of(value), *claimed]
+        self.offer(value, [axis for axis in offered if not wanted & set(varying(axis))])
+        return self.axes[value]
 
     def fix(self, value: Value, dims: Iterable[int] | None = None) -> None:
         """Note that a Value keeps its size along `dims`, or altogether."""
@@ -127,11 +162,27 @@ class Coupling:
     def combine(self, result: Value, operands: Sequence[Value]) -> None:
         """Set the axes of an element-wise operation's result, its operands broadcast."""
         rank = len(result.shape)
-        placed = []
+
+        def placed(axes: Iterable[Tensor]) -> list[Tensor]:
+            return [axis.reshape([1] * (rank - axis.dim()) + list(axis.shape)) for axis in axes]
+
+        followed = {d for value in operands for axis in placed(self.of(value)) for d in varying(axis)}
         for value in operands:
-            ones = [1] * (rank - len(value.shape))
-            placed.append(([axis.reshape(ones + list(axis.shape)) for axis in self.of(value)], [*ones, *value.shape]))
-        self.set(result, self.matched(placed))
+            self.claim(value, [d - rank + len(value.shape) for d in followed])
+        shapes = [[1] * (rank - len(value.shape)) + list(value.shape) for value in operands]
+        self.set(result, self.matched([(placed(self.of(v)), shape) for v, shape in zip(operands, shapes, strict=True)]))
+        offered = [placed(self.offered.get(value, [])) for value in operands]
+        together: dict[int, Tensor] = {}
+        for axis in (axis for axes in offered for axis in axes):
+            (d,) = varying(axis)
+            if any(
+                shape[d] > 1 and d not in {varying(o)[0] for o in own}
+                for own, shape in zip(offered, shapes, strict=True)
+            ):
+                self.numbers.fix(axis)  # another is as long, whatever is said to this one
+            else:
+                self.numbers.tie(axis, together.setdefault(d, axis))
+        self.offer(result, together.values())
 
     def matched(self, operands: Sequence[tuple[Sequence[Tensor], Sequence[int]]]) -> list[Tensor]:
         """Return the axes of operands that meet entry by entry, each given by its axes and its shape."""
@@ -148,94 +199,59 @@ class Coupling:
         return given
 
     def follow(self, step: Step) -> None:
-        """Enter what one step says."""
+        """Enter what one step says; what can not be entered is kept."""
+        self.numbers.at = step
+        try:
+            self._enter(step)
+        except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
+            for value in step.results:
+                self.fix(value)
+            self.barrier(
+                step, f"operation '{step.name}' does not fit its rule ({type(error).__name__}: {first_line(error)})"
+            )
+
+    def _enter(self, step: Step) -> None:
         from .rules import RULES, pointwise
 
-        if step.moves:
+        rule = self._rules.get(step.name) or (None if step.moves else RULES.get(step.name))
+        if rule is not None:
+            rule.couple(self, step)
+        elif step.moves:
             move(self, step)
-        elif step.name in RULES:
-            RULES[step.name].couple(self, step)
         elif pointwise(step):
             self.combine(step.results[0], step.inputs)
-            if step.name in ("add", "add_"):  # a bias, or a table of positions
-                self.produced += [
-                    axis for value in step.inputs if value.constant is not None for axis in self.of(value)
-                ]
+            if step.name in ("add", "add_") and step.results[0].constant is None:  # a bias, or a table of positions
+                constants = (value for value in step.inputs if value.constant is not None)
+                self.produced += [axis for value in constants for axis in self.of(value)]
+            return
         else:
             self.barrier(step)
+        if not step.moves:
+            for value in step.inputs:
+                for axis in self.offered.pop(value, []):
+                    self.numbers.fix(axis)
 
     def barrier(self, step: Step, why: str = "") -> None:
         """Keep everything that goes into a step."""
         for value in step.inputs:
-            self.fix(value)
+            for axis in [*self.of(value), *self.offered.pop(value, [])]:
+                self.numbers.fix(axis)
         for value in step.results:
             self.axes.setdefault(value, [])
         what = "memory written through another tensor" if step.name == STALE else f"operation '{step.name}'"
         self.barriers[f"{step.module or 'the model'}: {why or what + ' has no rule'}"] = None
+        self.barred.add(step)
 
     def _keep_heads(self, tape: Tape, path: str) -> None:
         """Note that one of torch.nn's attention modules keeps its heads and their sizes."""
         own = [tape.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
         rows = [value for value in own if value in self.axes]
+        why = (
+            f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
+        )
+        self.numbers.at = why
         for value in rows:
             self.fix(value, [0])
         if rows:
-            where = path or "the model"
-            self.barriers[
-                f"{where}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
-            ] = None
-
-    def _settle_joint(self) -> None:
-        """Decide for every split dimension which of its parts the channels follow: that with the most channels."""
-        while True:
-            roots = self.numbers.roots()
-            changed = False
-            for axis in self._joint.values():
-                numbers = roots[axis.numpy()]
-                d = max(range(numbers.ndim), key=lambda d: (_channels(numbers, d), d))
-                others = tuple(i for i in range(numbers.ndim) if i != d)
-                lowest = numbers.min(axis=others, keepdims=True)
-                if (lowest != numbers).any():
-                    self.numbers.tie(torch.from_numpy(numbers), torch.from_numpy(lowest))
-                    changed = True
-            if not changed:
-                return
-
-
-def _channels(numbers: np.ndarray[Any, Any], dim: int) -> int:
-    """Return how many channels are left free if everything within a slice along `dim` goes together."""
-    rows = np.moveaxis(numbers, dim, 0).reshape(numbers.shape[dim], -1)
-    found, index = np.unique(rows, return_inverse=True)
-    index = index.reshape(rows.shape) + len(rows)
-    roots = np.arange(len(rows) + len(found))
-    slices = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)
-    roots = lowest_connected(roots, slices.reshape(-1), index.reshape(-1))
-    fixed = {int(roots[len(rows)])} if len(found) and found[0] == FIXED else set()
-    return len(set(roots[: len(rows)].tolist()) - fixed)
-
-
-def move(coupling: Coupling, step: Step) -> None:
-    """Carry axes through an operation that only moves entries of one tensor."""
-    value, rest = step.args[0], step.rest
-    if rest is None:
-        coupling.barrier(step, f"operation '{step.name}' moves entries as the input says")
-        return
-    results: list[list[Tensor]] = [[] for _ in step.results]
-    for axis in coupling.of(value):
-        if step.name in forms.PARTS:
-            moved = forms.parts(step.name, axis, value.shape, rest, step.operation, len(step.results))
-            if (
-                step.name in ("split", "unsafe_split")
-                and len({part.shape for part in moved}) == 1
-                and moved[0] is not axis
-            ):
-                for part in moved[1:]:  # parts of one size stay of one size
-                    coupling.numbers.tie(part, moved[0])
-        else:
-            shape = step.results[0].shape
-            outcome = forms.MOVES[step.name](axis, value.shape, shape, rest, step.operation)
-            moved = [forms.short(outcome.to(torch.int64)) if len(varying(outcome)) > 1 else outcome.to(torch.int64)]
-        for result, form in zip(results, moved, strict=True):
-            result.append(form)
-    for value, axes in zip(step.results, results, strict=True):
-        coupling.set(value, axes)
+            self.barriers[why] = None
+            self.barred.add(why)

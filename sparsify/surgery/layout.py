@@ -11,7 +11,7 @@ from torch import Tensor
 from . import axes as forms
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
-from .steps import Step, Value
+from .steps import Step, Value, joined_values
 
 
 def _couple_pad(coupling: Coupling, step: Step) -> None:
@@ -55,6 +55,9 @@ def _flow_pad(live: Liveness, step: Step) -> None:
 def _couple_joined(coupling: Coupling, step: Step) -> None:
     values, dim, placed = _joined_operands(step)
     result = step.results[0]
+    followed = {d for axes, _ in placed(coupling.of) for axis in axes for d in varying(axis)}
+    for value in values:  # in a stack the dimensions behind the new one are one further on
+        coupling.claim(value, [d - (step.name == "stack" and d > dim) for d in followed])
     along: list[Tensor | None] = []
     across = []
     for axes, shape in placed(coupling.of):
@@ -72,7 +75,7 @@ def _couple_joined(coupling: Coupling, step: Step) -> None:
 
 def _joined_operands(step: Step) -> tuple[list[Value], int, Callable[..., list[tuple[list[Tensor], list[int]]]]]:
     """Return the operands of cat or stack, the dimension, and what lays their forms out as operands of cat."""
-    values = [v for v in step.args[0] if v.shape != (0,)]
+    values = joined_values(step)
     rank = len(step.results[0].shape)
     dim = (step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)) % rank
 
@@ -87,6 +90,9 @@ def _joined_operands(step: Step) -> tuple[list[Value], int, Callable[..., list[t
 def _flow_joined(live: Liveness, step: Step) -> None:
     _, dim, placed = _joined_operands(step)
     operands = placed(lambda value: [live.of(value)])
+    if not operands:  # a cat of nothing
+        live.set(step.results[0], torch.zeros([1] * len(step.results[0].shape)))
+        return
     first = operands[0][0][0]
     if all(f[0].shape[dim] == 1 and bool((f[0] == first).all()) for f, _ in operands):  # tokens before others
         live.set(step.results[0], spread(sum((f[0] for f, _ in operands[1:]), first)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import axes as forms
-from .steps import Step, Tape, Value
+from .steps import Step, Tape, Value, first_line
 from .varying import enter
 
 
@@ -44,6 +44,7 @@ class Liveness:
         self.flags: dict[Value, Tensor] = {}
         self.ends: list[Tensor] = []
         self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see varying.py
+        self.failures: dict[Step, str] = {}
         self.foldable = tape.foldable
         self.still: dict[Step, Tensor] = {}  # of foldable steps: which channels that enter are constant, not zero
         with torch.enable_grad():
@@ -91,10 +92,20 @@ class Liveness:
         self.flags[value] = flags
 
     def follow(self, step: Step) -> None:
-        """Enter the flags of one step's results."""
+        """Enter the flags of one step's results; where that fails everything matters, and `failures` says why."""
+        try:
+            self._enter(step)
+            enter(self, step)
+        except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
+            self.failures[step] = f"{type(error).__name__}: {first_line(error)}"
+            self.barrier(step)
+
+    def _enter(self, step: Step) -> None:
         from .rules import RULES, pointwise, pointwise_flags
 
-        if step.moves and step.rest is not None:
+        if step.name in self.tape.rules:
+            self.tape.rules[step.name].flow(self, step)
+        elif step.moves and step.rest is not None:
             self._move(step)
         elif step.name in RULES:
             RULES[step.name].flow(self, step)
@@ -102,7 +113,6 @@ class Liveness:
             self.set(step.results[0], pointwise_flags(self, step))
         else:
             self.barrier(step)
-        enter(self, step)
 
     def barrier(self, step: Step) -> None:
         """Everything that goes in matters, everything that comes out may be nonzero."""

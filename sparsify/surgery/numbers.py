@@ -1,22 +1,28 @@
-"""Channel numbers, and which of them are the same channel."""
+"""Channel numbers, which of them are the same channel, and who said so."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 FIXED = 0  # the number of entries that never go
+_Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
 class Numbers:
-    """Channel numbers and which of them were found to be the same."""
+    """Channel numbers and which of them were found to be the same.
+
+    What is tied is remembered with `at`, whatever is being entered, so that `why_fixed` can tell what keeps a channel.
+    """
 
     def __init__(self) -> None:
         self.count = 1
-        self._pairs: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+        self.at: Any = None
+        self._pairs: list[tuple[_Array, _Array, Any]] = []
+        self._joined = 0  # how many of the pairs are in the roots
         self._roots = np.zeros(1, dtype=np.int64)
 
     def fresh(self, size: int) -> Tensor:
@@ -27,22 +33,39 @@ class Numbers:
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Note that the numbers in `a` and `b`, broadcast together, are the same channels."""
         a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
-        self._pairs.append((a.reshape(-1).numpy(), b.reshape(-1).numpy()))
+        self._pairs.append((a.reshape(-1).numpy(), b.reshape(-1).numpy(), self.at))
 
     def fix(self, numbers: Tensor) -> None:
         """Note that these channels can not go."""
         self.tie(numbers, torch.zeros((), dtype=torch.int64))
 
-    def roots(self) -> np.ndarray[Any, Any]:
+    def roots(self) -> _Array:
         """Return for every number the lowest one it was tied to."""
-        if self._pairs or len(self._roots) < self.count:
+        new = self._pairs[self._joined :]
+        if new or len(self._roots) < self.count:
             roots = np.concatenate([self._roots, np.arange(len(self._roots), self.count)])
-            if self._pairs:
-                left = np.concatenate([pair[0] for pair in self._pairs])
-                right = np.concatenate([pair[1] for pair in self._pairs])
+            if new:
+                left, right = (np.concatenate([pair[side] for pair in new]) for side in (0, 1))
                 roots = lowest_connected(roots, left, right)
-            self._roots, self._pairs = roots, []
+            self._roots, self._joined = roots, len(self._pairs)
         return self._roots
+
+    def why_fixed(self) -> tuple[_Array, list[Any]]:
+        """Return for every number the index of what first fixed it or one that it is tied to (-1: nothing), and these.
+
+        Each is the `at` of that moment.
+        """
+        if not self._pairs:
+            return np.full(self.count, -1), []
+        left, right = (np.concatenate([pair[side] for pair in self._pairs]) for side in (0, 1))
+        when = np.repeat(np.arange(len(self._pairs)), [len(pair[0]) for pair in self._pairs])
+        free = (left != FIXED) & (right != FIXED)
+        roots = lowest_connected(np.arange(self.count), left[free], right[free])
+        fixing = (left == FIXED) != (right == FIXED)
+        first = np.full(self.count, len(self._pairs))
+        np.minimum.at(first, roots[np.maximum(left, right)[fixing]], when[fixing])
+        found = first[roots]
+        return np.where(found < len(self._pairs), found, -1), [pair[2] for pair in self._pairs]
 
 
 def lowest_connected(roots: np.ndarray[Any, Any], left: Any, right: Any) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -40,15 +41,25 @@ def _couple_matmul(coupling: Coupling, step: Step) -> None:
     result = step.results[0]
     rank = len(result.shape)
     vector = len(b.shape) < len(a.shape)
+    coupling.claim(a, [len(a.shape) - 1])
+    coupling.claim(b, [len(b.shape) - (1 if vector else 2)])
+    shared: list[Tensor] = []  # one head of keys or values for all queries
+    if rank == 3 and any(0 in varying(axis) for axis in coupling.of(a)) and coupling.heads == "whole":
+        coupling.claim(b, [0])
+        shared = [axis for axis in coupling.claimed.get(b, ()) if varying(axis) == (0,)]
+        coupling.by_reading += shared
     summed_a, left = _apart(coupling, a, len(a.shape) - 1)
     summed_b, right = _apart(coupling, b, len(b.shape) - (1 if vector else 2))
+    for axis in right if shared else ():
+        if 0 not in varying(axis):
+            coupling.numbers.fix(axis)
     tie_or_fix(coupling, summed_a, summed_b, a.shape[-1])
     if vector:
         found = [axis.squeeze(-1) for axis in left]
     else:
         if rank == 3:
             coupling.matched([_batches(coupling, left, a), _batches(coupling, right, b)])
-        found = [*left, *right]
+        found = [*left, *(axis for axis in right if not shared or 0 in varying(axis))]
     if added is not None:
         ones = [1] * (rank - len(added.shape))
         extra = [axis.reshape(ones + list(axis.shape)) for axis in coupling.of(added)]
@@ -131,11 +142,12 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
         _couple_head_sizes(coupling, step)
         return
     heads: list[tuple[list[Tensor], list[int]]] = []
+    one_head = len(q.shape) < 4 or q.shape[-3] == 1
     for value in (q, k, v):
         last = len(value.shape) - 1
         found = []
-        for axis in coupling.of(value):
-            if varying(axis) == (last,) and value is v:
+        for axis in _for_each_query(coupling.of(value), value, q):
+            if varying(axis) == (last,) and value is v and one_head:
                 continue
             if not set(varying(axis)) - {last - 1, last}:
                 numbers.fix(axis)
@@ -144,7 +156,7 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
                 numbers.tie(axis, axis.narrow(d, 0, 1))
                 axis = axis.narrow(d, 0, 1)
             found.append(axis)
-        heads.append((found, [*value.shape[:-2], 1, 1]))
+        heads.append((found, [*q.shape[:-2], 1, 1] if value.shape[-3:-2] != (1,) else [*value.shape[:-2], 1, 1]))
     mask = _attention_mask(step)
     if mask is not None:
         ones = [1] * (len(q.shape) - len(mask.shape))
@@ -157,13 +169,22 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
         shape = [*ones, *mask.shape[:-2], 1, 1]
         heads.append(([axis.reshape(ones + list(axis.shape)) for axis in left], shape))
     found = coupling.matched(heads)
-    sizes = [axis for axis in coupling.of(v) if varying(axis) == (len(v.shape) - 1,)]
+    if not one_head and v.shape[-3] == 1:
+        coupling.by_reading += found
+    sizes = [axis for axis in coupling.of(v) if varying(axis) == (len(v.shape) - 1,) and one_head]
     coupling.set(step.results[0], [*found, *sizes])
     for value in step.results[1:]:
         coupling.set(value, [])
     cost = 2 * math.prod(q.shape) * k.shape[-2]
     axes = coupling.axes[step.results[0]]
     coupling.operations.append((step, cost, tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1)))
+
+
+def _for_each_query(axes: Iterable[Tensor], value: Value, q: Value) -> Iterator[Tensor]:
+    """Yield forms of keys or values with an entry along the heads for every query that reads them (enable_gqa)."""
+    times = q.shape[-3] // value.shape[-3] if len(value.shape) > 3 and value.shape[-3] > 1 else 1
+    for axis in axes:
+        yield axis if times == 1 or axis.shape[-3] == 1 else axis.repeat_interleave(times, -3)
 
 
 def _couple_head_sizes(coupling: Coupling, step: Step) -> None:
@@ -198,7 +219,7 @@ def _attention_mask(step: Step) -> Value | None:
 
 
 def _flow_attention(live: Liveness, step: Step) -> None:
-    q, k, v = (live.of(value) for value in step.args[:3])
+    q, k, v = (flags for value in step.args[:3] for flags in _for_each_query([live.of(value)], value, step.args[0]))
     weights = spread(q.sum((-2, -1), keepdim=True) + k.sum((-2, -1), keepdim=True) + 1)
     mask = _attention_mask(step)
     if mask is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 _Leaf = TypeVar("_Leaf")
+# The functions that are one operation here, whatever kernels they run on a device.
+WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pack_padded_sequence", "_pad_packed_sequence")
 _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}
 
 
@@ -42,11 +45,16 @@ def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
 
 
 class Unseen(TorchFunctionMode):
-    """Calls `leave` with a tensor that goes to another library, `scaled` with what is divided by the root of a size."""
+    """Calls `leave` with a tensor that goes to another library, `scaled` with what is divided by the root of a size.
 
-    def __init__(self, leave: Callable[[Tensor, str], None], scaled: Callable[..., None]) -> None:
+    `whole` makes calls of functions that are to be one operation.
+    """
+
+    def __init__(
+        self, leave: Callable[[Tensor, str], None], scaled: Callable[..., None], whole: Callable[..., Any]
+    ) -> None:
         super().__init__()
-        self.leave, self.scaled = leave, scaled
+        self.leave, self.scaled, self.whole = leave, scaled, whole
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -54,6 +62,8 @@ class Unseen(TorchFunctionMode):
             self.leave(args[0], _LEAVING[func])
         if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
             self.scaled(*[*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2])
+        if getattr(func, "__name__", "") in WHOLE and type(func) is BuiltinFunctionType:
+            return self.whole(func, *args)
         return func(*args, **kwargs)
 
 

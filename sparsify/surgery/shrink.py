@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,9 @@ from .coupling import Heads
 from .cuts import Cuts, cuts_of
 from .fold import fold
 from .proof import Proof
-from .sizes import Kept, changed_numbers, changes, layer_attributes, own_attributes
+from .rules import Rule, checked_rules
+from .sizes import Kept, changed_numbers, layer_attributes, own_attributes
+from .sources import Sources
 from .tape import record
 
 
@@ -69,6 +72,7 @@ def shrink(
     round_to: int | None = None,
     verify: bool = True,
     heads: Heads = "whole",
+    rules: Mapping[str, Rule] | None = None,
 ) -> ShrinkReport:
     """Return a smaller plain model of the same class, with every channel gone that has no influence on the outputs.
 
@@ -78,13 +82,14 @@ def shrink(
     of `round_to` where enough dead channels are there to stay. Unless `verify` is False the result is compared with
     `model` on the example input, in float64 and float32. `model` is not changed. Raises RunError, naming the module
     that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1.
-    `heads`: as for `analyse`; what was pruned with sizes of heads is to be shrunk with them.
+    `heads`, `rules`: as for `analyse`; what was pruned with sizes of heads is to be shrunk with them.
     """
     if round_to is not None and round_to < 1:
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
     check_heads("shrink", heads)
     small = fold(model).eval()
-    tape = replace(record(small, example_input), held_biases=held_biases(model, small))
+    own = checked_rules("shrink", rules)
+    tape = replace(record(small, example_input), held_biases=held_biases(model, small), rules=own)
     found = study(tape, killable=False, heads=heads)
     count = sum(parameter.numel() for parameter in small.parameters())
     attempt = _Attempts(small, example_input, found, Proof(small, example_input, wanted=verify))
@@ -109,6 +114,7 @@ class _Attempts:
 
     def __init__(self, model: nn.Module, example_input: Any, found: Study, proof: Proof) -> None:
         self.model, self.found, self.proof = model, found, proof
+        self.sources = Sources(model, example_input)
         self.inputs = constant_inputs(model, example_input, found)
         self.classes = {name: type(module) for name, module in model.named_modules()}
         self.held = np.zeros(found.channels.groups, dtype=bool)
@@ -162,7 +168,7 @@ class _Attempts:
 
     def _attributes(self, kept: Kept) -> dict[str, Any]:
         layers = layer_attributes(self.model, self.found, kept)
-        sources = own_attributes(self.model, changes(self.found, kept))
+        sources = own_attributes(self.model, self.found, kept, self.sources)
         own = {path: new for path, (_, new) in sources.items() if self._names(path) not in self.spared}
         return own | layers
 
@@ -178,7 +184,7 @@ class _Attempts:
         """Try to spare one attribute of the failing module's class; True if the model was right then."""
         cls = self.classes.get(where)
         kept = Kept(self.found, gone)
-        sources = own_attributes(self.model, changes(self.found, kept))
+        sources = own_attributes(self.model, self.found, kept, self.sources)
         names = dict.fromkeys(self._names(path) for path in sources)
         for name in [name for name in names if name[0] is cls and name not in self.spared | self.needed]:
             self.spared.add(name)

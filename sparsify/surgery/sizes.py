@@ -7,7 +7,7 @@ a tuple that contains it) is taken to be its source. Whether that was right, run
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,14 @@ from torch import nn
 
 from .channels import Study
 from .coupling import varying
-from .steps import Step, Value
+from .sources import SPLITS, Sources, Use
+from .steps import FILLS, Step, Value
+
+# Operations that are given the sizes of their result.
+_SHAPED = ("view", "_unsafe_view", "reshape", "expand", "repeat", *FILLS)
+# Modules whose sizes are told by their tensors.
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.PReLU, nn.Embedding, nn.RNNBase, *_NORMS)
 
 
 class Change(NamedTuple):
@@ -42,7 +49,8 @@ class Kept:
     def along(self, value: Value, dim: int) -> np.ndarray[Any, Any]:
         """Return which of the entries of a Value along a dimension stay."""
         stay = np.ones(value.shape[dim], dtype=bool)
-        for axis in self._study.coupling.axes.get(value, []):
+        coupling = self._study.coupling
+        for axis in [*coupling.axes.get(value, []), *coupling.offered.get(value, [])]:
             if dim in varying(axis):
                 others = tuple(d for d in range(axis.dim()) if d != dim)
                 stay &= ~self.gone(axis.numpy()).all(axis=others)
@@ -69,7 +77,7 @@ def changed_numbers(step: Step, kept: Kept) -> list[tuple[Any, Any]]:
 
 def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
     value = step.args[0] if step.args and isinstance(step.args[0], Value) else None
-    if step.name in ("view", "_unsafe_view", "reshape", "expand", "repeat", "new_zeros"):
+    if step.name in _SHAPED:
         yield from zip(step.results[0].shape, kept.shape(step.results[0]), strict=True)
     elif step.name == "split_with_sizes":
         dim = step.args[2] if len(step.args) > 2 else 0
@@ -96,10 +104,8 @@ def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
 
 def new_groups(step: Any, kept: Kept) -> int:
     """Return the number of groups of a convolution after the cut."""
-    value, weight, transposed, groups = step.args[0], step.args[1], step.args[6], step.args[8]
-    if transposed:  # a whole number of groups goes, or none
-        return 1 if groups == 1 else int(kept.shape(value)[1] * groups // value.shape[1])
-    return int(kept.shape(value)[1] // kept.shape(weight)[1])
+    groups = int(step.args[8])
+    return int(kept.along(step.args[0], 1).reshape(groups, -1).any(axis=1).sum())
 
 
 def layer_attributes(model: nn.Module, study: Study, kept: Kept) -> dict[str, int]:
@@ -120,6 +126,8 @@ def _convolves(step: Any) -> bool:
 def _sizes(
     path: str, module: nn.Module, study: Study, kept: Kept, all_groups: dict[str, int]
 ) -> Iterator[tuple[str, int]]:
+    if isinstance(module, nn.RNNBase):
+        yield from _recurrent_sizes(path, module, study, kept)
     value = study.tape.state.get(f"{path}.weight" if path else "weight")
     if value is None:
         return
@@ -144,15 +152,72 @@ def _sizes(
         yield "embedding_dim", shape[1]
 
 
-def own_attributes(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
-    """Return {dotted path: (old, new)} of the attributes that the changed numbers may have come from."""
+def _recurrent_sizes(path: str, module: nn.RNNBase, study: Study, kept: Kept) -> Iterator[tuple[str, int]]:
+    prefix = f"{path}." if path else ""
+    into, back = (study.tape.state[f"{prefix}weight_{name}_l0"] for name in ("ih", "hh"))
+    gates = into.shape[0] // module.hidden_size
+    yield "input_size", kept.shape(into)[1]
+    yield "hidden_size", kept.shape(into)[0] // gates
+    if module.proj_size:
+        yield "proj_size", kept.shape(back)[1]
+
+
+def own_attributes(model: nn.Module, study: Study, kept: Kept, known: Sources) -> dict[str, tuple[int, int]]:
+    """Return {dotted path: (old, new)} of the attributes that the changed numbers come from.
+
+    One that was given for a size that changes is the source, one that was only given for other things is not. One of
+    which no use was seen is taken for the source if it holds the old number, and matters.
+    """
+    found = changes(study, kept)
+    sources = _guessed(model, found)
+    needed = _needed(study, kept, found)
+    for path in [path for path in sources if path not in known.uses]:
+        if not known.matters(path, sources[path][1]):
+            del sources[path]
+    for path, seen in known.uses.items():
+        direct = {new for use in seen if use.direct and use.dim is not None for new in needed(use)}
+        direct = direct or {new for use in seen if use.direct for new in needed(use)}
+        if direct or not any(new != use.number for use in seen for new in needed(use)):
+            sources.pop(path, None)
+        old = next((use.number for use in seen if use.direct), 0)
+        if len(direct) == 1 and direct != {old}:
+            sources[path] = (old, direct.pop())
+    return sources
+
+
+def _needed(study: Study, kept: Kept, found: list[Change]) -> Callable[[Use], set[int]]:
+    """Return a function that tells what a number that was given to a call has to become, if that is known."""
+    shapes: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = {}
+    for step in study.tape.steps:
+        if step.name in _SHAPED:
+            shapes.setdefault((step.module, step.results[0].shape), set()).add(kept.shape(step.results[0]))
+    splits = [(c.module, c.old, c.new) for c in found if isinstance(c.old, tuple) and isinstance(c.new, tuple)]
+    numbers: dict[tuple[str, Any], set[Any]] = {}
+    for change in found:
+        numbers.setdefault((change.module, change.old), set()).add(change.new)
+
+    def needed(use: Use) -> set[int]:
+        if use.dim is None:
+            return numbers.get((use.module, use.number), set())
+        if use.function in SPLITS:
+            here = [(old, new) for module, old, new in splits if module == use.module and use.dim < len(old)]
+            return {new[use.dim] for old, new in here if old[use.dim] == use.number}
+        return {shape[use.dim] for shape in shapes.get((use.module, use.shape), ())}
+
+    return needed
+
+
+def _guessed(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
+    """Return the attributes that hold the old number in the module whose operation needs a new one."""
     wanted: dict[str, dict[Any, set[Any]]] = {}
     for change in found:
         wanted.setdefault(change.module, {}).setdefault(change.old, set()).add(change.new)
     sources: dict[str, tuple[int, int]] = {}
     for path, numbers in wanted.items():
         prefix = f"{path}." if path else ""
-        for name, held in vars(model.get_submodule(path)).items():
+        module = model.get_submodule(path)
+        known = isinstance(module, _SIZED) and type(module).__module__.startswith("torch.nn.")
+        for name, held in vars(module).items() if not known else ():
             new = numbers.get(held, ()) if _is_sizes(held) else ()
             if len(new) == 1:
                 changed = zip(held, next(iter(new)), strict=True) if isinstance(held, tuple) else [(held, *new)]

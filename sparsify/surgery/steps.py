@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,13 @@ from .axes import moves, nonzero
 from .foldable import Foldable, foldable_steps
 from .recording import leaves
 
+if TYPE_CHECKING:
+    from .rules import Rule
+
 STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
+# What makes a tensor of one number in the sizes that it is given.
+FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 
 
 @dataclass(eq=False)
@@ -24,6 +30,12 @@ class Value:
     shape: tuple[int, ...]
     constant: Tensor | None = None
     names: tuple[str, ...] = ()
+    trainable: bool = False  # a parameter of the model
+
+
+@dataclass(eq=False)
+class Filled(Value):
+    """A constant of one number whose sizes were given as numbers, as torch.zeros makes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +60,32 @@ class Step:
         first = self.args[0] if self.args else None
         if not isinstance(first, Value) or not self.results:
             return False
+        if self.name in ("index", "index_select") and self.rest is None:
+            return False  # as the input says, in one dimension of several
         return moves(self.name, first.shape, self.results[0].shape, self.args)
+
+    def argument(self, name: str) -> Any:
+        """Return the argument that the operation's schema calls `name`; its default, or None, if it was not given."""
+        for i, argument in enumerate(self.operation._schema.arguments):
+            if argument.name == name:
+                given = self.args[i] if i < len(self.args) else argument.default_value
+                return self.kwargs.get(name, given)
+        return None
 
     @cached_property
     def rest(self) -> Any:
         """The arguments after the first, with tensors in place of constants; None if one depends on the input."""
         return _constants(self.args[1:])
+
+
+def joined_values(step: Step) -> list[Value]:
+    """Return what a cat or a stack joins: cat passes over empty vectors, whatever the others are."""
+    return [value for value in step.args[0] if step.name == "stack" or value.shape != (0,)]
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of what an error says."""
+    return (str(error).strip().splitlines() or [""])[0][:160]
 
 
 def _constants(arguments: Any) -> Any:
@@ -75,7 +107,7 @@ class Tape:
     `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add; those in
     `held_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads. The first
     `evaluated` steps are of the pass in eval mode; the others are of one in which what only runs in training ran too.
-    `problems` says why there is none of those although some layers did not run.
+    `problems` says why there is none of those although some layers did not run. `rules` are the user's own.
     """
 
     steps: tuple[Step, ...]
@@ -86,12 +118,14 @@ class Tape:
     held_biases: frozenset[str] = frozenset()
     evaluated: int = 0
     problems: tuple[str, ...] = ()
+    rules: Mapping[str, Rule] = field(default_factory=dict)  # the user's own
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
 
     @cached_property
     def made(self) -> dict[Value, Step]:
         """The step that made each constant that the pass computed."""
-        return {value: step for step in self.steps for value in step.results if value.constant is not None}
+        made = ((value, step) for step in self.steps for value in step.results)
+        return {value: step for value, step in made if value.constant is not None and not isinstance(value, Filled)}
 
     @cached_property
     def foldable(self) -> dict[Step, Foldable]:

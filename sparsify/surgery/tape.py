@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .candidates import CONV_AND_LINEAR
 from .effects import changed_buffers, unchanged
+from .entrywise import pointwise
 from .foldable import addable_biases
 from .recording import Memory, Unseen, eval_mode, leaves, module_names, not_compiled, whole_attentions
-from .steps import SCALED_BY_SIZE, STALE, Step, Tape, Value
+from .recurrent import sequence_step
+from .steps import FILLS, SCALED_BY_SIZE, STALE, Filled, Step, Tape, Value
 from .tracing import map_leaves
 from .uncomputed import ValuesNeededError, in_shape
 
@@ -115,12 +117,14 @@ class _Recorder(TorchDispatchMode):
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and how often its memory was written to then
         self.memories: dict[int, Memory] = {}
         self.left: list[Value] = []  # what went to other libraries, from where anything may come back
+        trainable = {id(parameter) for parameter in model.parameters()}
         named: dict[int, tuple[Tensor, list[str]]] = {}
         for items in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
             for name, tensor in items:
                 named.setdefault(id(tensor), (tensor, []))[1].append(name)
         for tensor, names in named.values():
-            self.state |= dict.fromkeys(names, self.enter(tensor, Value(_shape(tensor), tensor.detach(), tuple(names))))
+            value = Value(_shape(tensor), tensor.detach(), tuple(names), id(tensor) in trainable)
+            self.state |= dict.fromkeys(names, self.enter(tensor, value))
 
     def run(self, model: nn.Module, example_input: Any) -> list[Value]:
         """Note what a model does with copies of an example input; return its outputs."""
@@ -128,7 +132,7 @@ class _Recorder(TorchDispatchMode):
         for tensor in tree_flatten(args)[0]:
             if isinstance(tensor, Tensor):
                 self.enter(tensor, Value(_shape(tensor)))
-        seen = Unseen(self.leave, self.scaled)
+        seen = Unseen(self.leave, self.scaled, self.whole)
         with not_compiled(), module_names(model, self.module), torch.no_grad(), self, seen:
             outputs = model(*args)
         return [self.value_of(leaf) for leaf in tensors_in(outputs)]
@@ -189,6 +193,7 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         tensors = leaves(outcome, Tensor)
         if name.startswith("new_") or all(v.constant is not None and not _from_model(v) for v in inputs):
+            self._filled(func, name, given, given_kwargs, inputs, tensors)
             return outcome
         constant = all(value.constant is not None for value in inputs)
         results = []
@@ -198,12 +203,35 @@ class _Recorder(TorchDispatchMode):
         if any(argument.is_out for argument in func._schema.arguments):
             name, func = f"{name}(out=)", None
         if not constant or results:
-            self.steps.append(Step(name, func, tuple(given), given_kwargs, tuple(results), self.where()))
-            if self.results is not None:
-                # Other steps, which only note something, have no results.
-                self.results += [()] * (len(self.steps) - 1 - len(self.results))
-                self.results.append(tuple(tensor.detach().clone() for tensor in tensors))
+            self._note(Step(name, func, tuple(given), given_kwargs, tuple(results), self.where()), tensors)
         return outcome
+
+    def _note(self, step: Step, tensors: list[Tensor]) -> None:
+        self.steps.append(step)
+        if self.results is not None:
+            # Other steps, which only note something, have no results.
+            self.results += [()] * (len(self.steps) - 1 - len(self.results))
+            self.results.append(tuple(tensor.detach().clone() for tensor in tensors))
+
+    def _filled(
+        self, func: Any, name: str, given: Any, kwargs: Any, inputs: list[Value], tensors: list[Tensor]
+    ) -> None:
+        """Note a tensor of one number whose sizes were given, and what is such a tensor after its entries moved."""
+        sizes = [max(1, *tensor.shape) for tensor in tensors if tensor.dim()]
+        if name in FILLS:
+            args: tuple[Any, ...] = ()
+        elif inputs and all(isinstance(value, Filled) for value in inputs):
+            args = tuple(given)
+        else:
+            return
+        if len(tensors) != 1 or max(sizes, default=1) == 1:
+            return
+        step = Step(
+            name, func, args, kwargs if args else {}, (Filled(_shape(tensors[0]), tensors[0].detach()),), self.where()
+        )
+        if not args or step.moves or (pointwise(step) and bool((tensors[0] == tensors[0].flatten()[0]).all())):
+            self.enter(tensors[0], step.results[0])
+            self._note(step, tensors)
 
     def _written(self, func: Any, args: Any, kwargs: Any) -> None:
         """Note that tensors are about to be written to; constants keep what they held."""
@@ -225,6 +253,20 @@ class _Recorder(TorchDispatchMode):
                 raise ValuesNeededError
             self.steps.append(Step(how, None, (value,), {}, (), self.where()))
             self.left.append(value)
+
+    def whole(self, func: Any, *args: Any) -> Any:
+        """Call one of torch's functions for sequences, and note it as one operation."""
+        given = map_leaves(args, lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf)
+        with _disable_current_modes():
+            outcome = func(*args)
+        tensors = leaves(outcome, Tensor)
+        results = tuple(Value(_shape(tensor)) for tensor in tensors)
+        if func.__name__ == "_pack_padded_sequence" and given[1].constant is not None:
+            results[1].constant = tensors[1]  # how many sequences there are at each step
+        for tensor, value in zip(tensors, results, strict=True):
+            self.enter(tensor, value)
+        self._note(sequence_step(func.__name__, given, results, self.where()), tensors)
+        return outcome
 
     def scaled(self, *tensors: Tensor) -> None:
         """Note that something is scaled by the root of the last size of tensors."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import axes as forms
 from .axes import ranked
-from .steps import Step, Value
+from .steps import Step, Value, joined_values
 from .tracing import map_leaves
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def held(live: Liveness, value: Value) -> Tensor:
         return live.held[value]
     if value.constant is None:
         return torch.where(live.of(value).detach() > 0, math.nan, 0.0).to(torch.float64)
+    if value.constant.is_complex():
+        return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64)
     if value.names or not live.kept or value not in live.tape.made:
         return live.constant(value).to(torch.float64)
     # Made of parameters, which are masked: rarely asked for, and then too large to keep.
@@ -143,7 +145,7 @@ def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
 
 
 def _joined(live: Liveness, step: Step) -> list[Tensor | None] | None:
-    values = [value for value in step.args[0] if value.shape != (0,)]
+    values = joined_values(step)
     if all(_flags_say_all(live, value) for value in values):
         return None
     rank = len(step.results[0].shape)
