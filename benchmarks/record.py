@@ -19,10 +19,11 @@ def environment(*packages: str, threads: int | None = None) -> str:
     """Return one line that says when, on what hardware and with which versions something was measured."""
     cores = f"{os.cpu_count()} cores" + (f", {threads} threads" if threads else "")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{date.today().isoformat()}; {_processor()}, {cores}; Python {platform.python_version()}, {versions}."
+    return f"{date.today().isoformat()}; {processor()}, {cores}; Python {platform.python_version()}, {versions}."
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
