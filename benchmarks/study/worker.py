@@ -31,6 +31,8 @@ _PROCESSOR_SECONDS = "processor_seconds.json"
 def main() -> None:
     """Train, then leave the run's measures in result.json."""
     recipe, folder, threads = read_recipe(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    if (folder / RESULT).exists():
+        return  # finished, but the queue was killed before it wrote the row
     _end_with_the_queue()
     torch.set_num_threads(threads)
     resume = (folder / folders.RECIPE).exists()
