@@ -72,7 +72,7 @@ def write_finished(runs: Path, run: Run, folder: Path, measures: Mapping[str, An
         for row, record in zip(curve, tested, strict=True):
             row |= {"due_sparsity": _short(record["sparsity"]), **about}
         add_rows(path, CURVE_COLUMNS, curve)
-    versions = " ".join(f"{package} {version(package)}" for package in ("sparsify", "torch", "timm"))
+    versions = " ".join(f"{package} {version(package)}" for package in ("sparsify-torch", "torch", "timm"))
     row = about | {key: _short(value) for key, value in measures.items()} | {"versions": versions}
     add_rows(runs, COLUMNS, [row])
 
