@@ -37,13 +37,13 @@ def seconds(values: Sequence[float]) -> str:
     return f"{median(values):.3g} s ({min(values):.3g} to {max(values):.3g}, n = {len(values)})"
 
 
-def record(section: str, body: str) -> None:
+def record(section: str, body: str, results: Path = RESULTS) -> None:
     """Put `body` under the heading `section` of results.md, in the place of what stood there; other sections stay."""
-    text = RESULTS.read_text() if RESULTS.exists() else TITLE
+    text = results.read_text() if results.exists() else TITLE
     entry = f"## {section}\n\n{body.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(section)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     if pattern.search(text):
         text = pattern.sub(lambda _: f"{entry}\n", text)
     else:
         text = f"{text.rstrip()}\n\n{entry}"
-    RESULTS.write_text(f"{text.rstrip()}\n")
+    results.write_text(f"{text.rstrip()}\n")

@@ -56,15 +56,23 @@ def add_rows(path: Path, columns: tuple[str, ...], rows: Iterable[Mapping[str, A
     atomic_write(path, text.getvalue().encode())
 
 
-def curves_of(runs: Path) -> Path:
-    """Return the file of epochs that belongs to a file of runs."""
-    return runs.with_name(runs.name.replace("runs", "curves"))
+def take_rows(path: Path, columns: tuple[str, ...], other: Path) -> None:
+    """Add the rows of another file whose runs have none yet in `path`."""
+    known = {key_of(row) for row in read_rows(path)}
+    new = [row for row in read_rows(other) if key_of(row) not in known]
+    if new:
+        add_rows(path, columns, new)
+
+
+def beside(runs: Path, name: str) -> Path:
+    """Return the file of that name that belongs to a file of runs: curves.csv to runs.csv."""
+    return runs.with_name(runs.name.replace("runs", name))
 
 
 def write_finished(runs: Path, run: Run, folder: Path, measures: Mapping[str, Any]) -> None:
     """Add a finished run's epochs, then the run, which makes it finished; what a killed queue left is written anew."""
     about = _about(run)
-    path = curves_of(runs)
+    path = beside(runs, "curves")
     if run.key not in {key_of(row) for row in read_rows(path)}:
         records = [json.loads(line) for line in (folder / folders.METRICS).read_text().splitlines()]
         tested = [record for record in records if "test_accuracy" in record]

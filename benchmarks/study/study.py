@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsify.errors import SparsifyError
+from sparsify.errors import SparsifyError, nearest
 from sparsify.training.recipe import Recipe, check_names, parse_recipe
 from sparsify.training.yaml_lines import parse_yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-_KEYS = {"name", "epochs", "budget", "seeds", "sparsities", "common", "models", "methods"}
+_KEYS = {"name", "about", "epochs", "budget", "seeds", "sparsities", "common", "models", "methods", "compare"}
+_COMPARE = {"unions", "baselines", "gradual"}
 _STEPS = re.compile(r"(\d+)it")
 
 
@@ -46,15 +47,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's file says, and its runs in the order in which the queue takes them."""
+    """What a study's file says, and its runs in the order in which the queue takes them.
+
+    `unions` and `baselines` are the methods of the conclusion, the first union against the better baseline; `gradual`
+    is the method whose final masks are looked for in unions.
+    """
 
     name: str
+    file: str
+    about: str
     budget: float
     epochs: int
     seeds: tuple[int, ...]
     sparsities: tuple[float, ...]
     models: tuple[str, ...]
     methods: tuple[str, ...]
+    unions: tuple[str, ...]
+    baselines: tuple[str, ...]
+    gradual: str
     runs: tuple[Run, ...]
 
 
@@ -70,25 +80,41 @@ def read_study(
     if not path.exists():
         raise SparsifyError(f"{path.name}: no such study; there are {', '.join(p.name for p in HERE.glob('*.yaml'))}")
     tree, _ = parse_yaml(path.read_text(), str(path))
-    given = tree.keys() if isinstance(tree, Mapping) else set()
-    if given - _KEYS or _KEYS - given - {"budget", "common"}:
-        raise SparsifyError(f"{path}: a study has the keys {', '.join(sorted(_KEYS))}; this has {', '.join(given)}")
+    _check(tree, path)
     budget = float(tree.get("budget", 1) if budget is None else budget)
     if budget <= 0:
         raise SparsifyError(f"budget: {budget:g} is not above 0; 1 trains for the {tree['epochs']} epochs of the study")
     epochs = max(1, round(tree["epochs"] * budget))
     free = {"data": {"dir": data_dir} if data_dir else {}, "train": {"device": device} if device else {}}
-    runs = tuple(_runs(tree, epochs, budget, free, path))
     return Study(
-        tree["name"],
-        budget,
-        epochs,
-        tuple(tree["seeds"]),
-        tuple(tree["sparsities"]),
-        tuple(tree["models"]),
-        tuple(tree["methods"]),
-        runs,
+        name=tree["name"],
+        file=path.name,
+        about=tree["about"],
+        budget=budget,
+        epochs=epochs,
+        seeds=tuple(tree["seeds"]),
+        sparsities=tuple(tree["sparsities"]),
+        models=tuple(tree["models"]),
+        methods=tuple(tree["methods"]),
+        unions=tuple(tree["compare"]["unions"]),
+        baselines=tuple(tree["compare"]["baselines"]),
+        gradual=tree["compare"]["gradual"],
+        runs=tuple(_runs(tree, epochs, budget, free, path)),
     )
+
+
+def _check(tree: Any, path: Path) -> None:
+    given = tree.keys() if isinstance(tree, Mapping) else set()
+    if given - _KEYS or _KEYS - given - {"budget", "common"}:
+        raise SparsifyError(f"{path}: a study has the keys {', '.join(sorted(_KEYS))}; this has {', '.join(given)}")
+    compare = tree["compare"]
+    if not isinstance(compare, Mapping) or compare.keys() != _COMPARE:
+        raise SparsifyError(f"{path}: compare has the keys {', '.join(sorted(_COMPARE))}")
+    for method in [*compare["unions"], *compare["baselines"], compare["gradual"]]:
+        if method not in tree["methods"]:
+            guess = nearest(method, tree["methods"])
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise SparsifyError(f"{path}: compare: there is no method '{method}'{hint}")
 
 
 def _runs(tree: Mapping[str, Any], epochs: int, budget: float, free: dict[str, Any], path: Path) -> Iterator[Run]:
@@ -124,14 +150,12 @@ def _recipe(tree: Mapping[str, Any], section: Any, overlay: Mapping[str, Any], m
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with `over` laid upon it, section by section; a section of another name takes the whole place."""
-    merged = dict(base)
+    merged: dict[str, Any] = dict(base)
     for key, value in over.items():
-        before = merged.get(key)
-        same = isinstance(before, Mapping) and isinstance(value, Mapping)
-        if same and value.get("name", before.get("name")) == before.get("name"):
-            merged[key] = merge(before, value)
-        else:
-            merged[key] = value
+        before: Any = merged.get(key)
+        sections = isinstance(before, Mapping) and isinstance(value, Mapping)
+        alike = sections and value.get("name", before.get("name")) == before.get("name")
+        merged[key] = merge(before, value) if alike else value
     return merged
 
 

@@ -35,6 +35,8 @@ def main() -> None:
         return  # finished, but the queue was killed before it wrote the row
     _end_with_the_queue()
     torch.set_num_threads(threads)
+    # Float32 means float32: convolutions on a GPU would take the ten-bit mantissas of TF32.
+    torch.backends.cudnn.allow_tf32 = False
     resume = (folder / folders.RECIPE).exists()
     if not resume and folder.exists():
         shutil.rmtree(folder)  # killed before it was a run
