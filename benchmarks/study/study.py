@@ -49,7 +49,7 @@ class Run:
 class Study:
     """What a study's file says, and its runs in the order in which the queue takes them.
 
-    `unions` and `baselines` are the methods of the conclusion, the first union against the better baseline; `gradual`
+    `unions` and `baselines` are the methods of the conclusion, each union against the better baseline; `gradual`
     is the method whose final masks are looked for in unions.
     """
 

@@ -10,36 +10,37 @@ from .study import Study
 
 
 def conclusion(study: Study, rows: Sequence[Row]) -> str:
-    """Return one paragraph: for each model and sparsity the first union method against the better baseline."""
+    """Return one paragraph: for each model and sparsity every union method against the better baseline."""
     sentences = [
         sentence
         for model in study.models
         for sparsity in study.sparsities
-        if (sentence := _sentence(study, rows, model, sparsity))
+        for union in study.unions
+        if (sentence := _sentence(study, rows, model, sparsity, union))
     ]
     return " ".join(["Does the union help, after equal steps, at the final sparsity?", *sentences]) if sentences else ""
 
 
-def _sentence(study: Study, rows: Sequence[Row], model: str, sparsity: float) -> str:
-    def found(method: str, column: str) -> dict[str, float]:
-        return values(rows, (model, method, str(sparsity)), column)
+def _sentence(study: Study, rows: Sequence[Row], model: str, sparsity: float, method: str) -> str:
+    def found(name: str, column: str) -> dict[str, float]:
+        return values(rows, (model, name, str(sparsity)), column)
 
     where = f"{model} at {100 * sparsity:g} %"
-    union = found(study.unions[0], "final_accuracy")
-    baselines = {method: found(method, "final_accuracy") for method in study.baselines}
+    union = found(method, "final_accuracy")
+    baselines = {baseline: found(baseline, "final_accuracy") for baseline in study.baselines}
     # Baselines are compared on the seeds that the union has: otherwise an easy seed might choose between them.
     paired = {m: mean_of({seed: v for seed, v in b.items() if seed in union}) for m, b in baselines.items()}
-    known = {method: mean.mean for method, mean in paired.items() if mean}
+    known = {baseline: mean.mean for baseline, mean in paired.items() if mean}
     if not known:
         return ""
-    better = max(known, key=lambda method: known[method])
+    better = max(known, key=lambda baseline: known[baseline])
     final = difference(union, baselines[better])
-    best = difference(found(study.unions[0], "best_accuracy"), found(better, "best_accuracy"))
+    best = difference(found(method, "best_accuracy"), found(better, "best_accuracy"))
     assert final is not None and best is not None
-    lacking = [method for method in study.baselines if method not in known]
+    lacking = [baseline for baseline in study.baselines if baseline not in known]
     so_far = f" (of {', '.join(lacking)} no run is finished)" if lacking else ""
     return (
-        f"{where}: `{study.unions[0]}` against `{better}`, the better baseline{so_far}: {_words(final)}; "
+        f"{where}: `{method}` against `{better}`, the better baseline{so_far}: {_words(final)}; "
         f"by the best epoch, the study's way, {_words(best)}."
     )
 

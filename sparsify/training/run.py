@@ -58,10 +58,11 @@ def train(
 
     The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
     TensorBoard events, checkpoints/last.safetensors, checkpoints/best.safetensors (the best test accuracy at the final
-    sparsity), masks/cycle-N.safetensors at the end of each cycle and model.safetensors. With `resume` the run in it goes on from its last checkpoint to the same bits; then
-    `recipe` may be None. `model` is trained, in place, instead of the recipe's, which may then be left out; recipe.yaml
-    calls it python:<its class>. `check` verifies that all-ones masks change no bit before training. `on_start` and
-    `on_record` are called with what is about to run and with each record of `train_steps`.
+    sparsity), masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it
+    goes on from its last checkpoint to the same bits; then `recipe` may be None. `model` is trained, in place, instead
+    of the recipe's, which may then be left out; recipe.yaml calls it python:<its class>. `check` verifies that all-ones
+    masks change no bit before training. `on_start` and `on_record` are called with what is about to run and with each
+    record of `train_steps`.
     Raises SparsifyError for a mistake in what was asked, RunError when the loss is no longer a number or the disk full.
     """
     merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model)

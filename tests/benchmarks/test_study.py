@@ -117,8 +117,7 @@ def test_an_unknown_study_and_a_budget_of_nothing_are_told(study_file: Path) -> 
 )
 def test_every_run_of_the_shipped_studies_can_be_planned(name: str, count: int) -> None:
     study = read_study(Path(name))
-    assert len(study.runs) == len({run.key for run in study.runs} | {()}) - 1 or len(study.sparsities) > 1
-    assert len({(run.key, run.sparsity) for run in study.runs}) == len(study.runs) == count
+    assert len({run.key for run in study.runs}) == len(study.runs) == count
     for run in study.runs:
         planned = plan_training(run.recipe)
         assert planned.total_steps == planned.steps_per_epoch * study.epochs
@@ -126,13 +125,16 @@ def test_every_run_of_the_shipped_studies_can_be_planned(name: str, count: int) 
             assert run.recipe.prune.sparsity == run.sparsity
             assert planned.updates[-1].step < planned.total_steps
         if not (name == "cifar100.yaml" and run.method in ("union", "vanilla")):
-            assert planned.lr(planned.total_steps - 1) < 1e-4 * run.recipe.train.optimizer.lr
+            assert planned.lr(planned.total_steps - 1) < 1e-3 * run.recipe.train.optimizer.lr
 
 
 def test_annealed_cycles_end_where_the_learning_rate_is_near_zero() -> None:
     for name in ("cifar100_small.yaml", "cifar100.yaml"):
         for run in read_study(Path(name)).runs:
-            if run.method in ("union", "union_global", "union_annealed"):
+            if run.method in ("union_global", "union_annealed") or (run.method, name) == (
+                "union",
+                "cifar100_small.yaml",
+            ):
                 planned = plan_training(run.recipe)
                 ends = [update.step for update in planned.updates if update.event == "save"]
                 assert ends and max(planned.lr(step - 1) for step in ends) < 1e-3 * run.recipe.train.optimizer.lr
@@ -190,6 +192,14 @@ def test_the_conclusion_names_the_better_baseline_and_waits_for_rows(study_file:
     assert "against `vanilla`" in text
     assert "of vanilla no run is finished" in verdict.conclusion(study, made_up(study, union=[0.6], gradual=[0.5]))
     assert verdict.conclusion(study, made_up(study, union=[0.6])) == ""
+
+
+def test_the_conclusion_tells_each_union(study_file: Path) -> None:
+    both = TINY.replace("unions: [union]", "unions: [union, again]") + "  again: {prune: {schedule: one_shot}}\n"
+    study_file.write_text(both)
+    study = read_study(study_file)
+    text = verdict.conclusion(study, made_up(study, union=[0.6, 0.6], again=[0.4, 0.5], gradual=[0.5, 0.6]))
+    assert "`union` against `gradual`" in text and "`again` against `gradual`" in text and "-10.00 points" in text
 
 
 def test_the_section_is_right_with_some_of_the_rows(study_file: Path) -> None:
@@ -301,8 +311,8 @@ def test_a_failed_run_is_told_and_tried_again(study_file: Path, tmp_path: Path) 
     study_file.write_text(TINY.replace("seeds: [1, 2]", "seeds: [1]").replace("lr: 0.05", "lr: 1.0e+30"))
     study, said = read_study(study_file), list[str]()
     failed = work(study, tmp_path / "runs.csv", tmp_path / "work", jobs=2, say=said.append)
-    assert [run.method for run in failed] == ["union", "gradual"] or len(failed) == 2
-    assert sum("FAILED" in line and "no longer" in line or "became nan" in line for line in said) == 2
+    assert sorted(run.method for run in failed) == ["gradual", "union"]
+    assert sum("FAILED" in line and "a lower train.optimizer.lr" in line for line in said) == 2
     assert pending(study, tmp_path / "runs.csv") == list(study.runs)
 
 
