@@ -57,8 +57,8 @@ def _over_steps(study: Study, curves: Sequence[Row], path: Path) -> Path:
                 drawn.plot(steps, due, color=f"C{place}", linestyle=":", linewidth=1)
             axis.set(xlabel="step", ylabel="test accuracy, %", title=f"{model}, {100 * sparsity:g} %")
             drawn.set(ylabel="sparsity, % (dotted)", ylim=(0, 102))
-            if axis.lines:
-                axis.legend(fontsize="small")
+    handles = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=6, fontsize="small")
     return _write(figure, path)
 
 
