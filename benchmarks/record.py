@@ -19,10 +19,11 @@ def environment(*packages: str, threads: int | None = None) -> str:
     """Return one line that says when, on what hardware and with which versions something was measured."""
     cores = f"{os.cpu_count()} cores" + (f", {threads} threads" if threads else "")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{date.today().isoformat()}; {_processor()}, {cores}; Python {platform.python_version()}, {versions}."
+    return f"{date.today().isoformat()}; {processor()}, {cores}; Python {platform.python_version()}, {versions}."
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -36,13 +37,13 @@ def seconds(values: Sequence[float]) -> str:
     return f"{median(values):.3g} s ({min(values):.3g} to {max(values):.3g}, n = {len(values)})"
 
 
-def record(section: str, body: str) -> None:
+def record(section: str, body: str, results: Path = RESULTS) -> None:
     """Put `body` under the heading `section` of results.md, in the place of what stood there; other sections stay."""
-    text = RESULTS.read_text() if RESULTS.exists() else TITLE
+    text = results.read_text() if results.exists() else TITLE
     entry = f"## {section}\n\n{body.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(section)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     if pattern.search(text):
         text = pattern.sub(lambda _: f"{entry}\n", text)
     else:
         text = f"{text.rstrip()}\n\n{entry}"
-    RESULTS.write_text(f"{text.rstrip()}\n")
+    results.write_text(f"{text.rstrip()}\n")

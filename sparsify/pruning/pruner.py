@@ -36,7 +36,8 @@ class Pruner:
     """Changes a converted model's masks, in place, as training goes on.
 
     Call `start` before the first step and `step` after every optimiser step. `plan` lists every change in advance,
-    `position` counts the steps done, and `sparsity` is the sparsity that is due at present.
+    `position` counts the steps done, and `sparsity` is the sparsity that is due at present. `on_cycle_end`, if set, is
+    called with the number of each cycle that has reached its end, while the model has that cycle's masks.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Pruner:
         self._note_progress()
         for weight in self._weights().values():
             release(weight.module)
+        self.on_cycle_end: Callable[[int], None] | None = None
 
     @property
     def cycle(self) -> int:
@@ -202,10 +204,13 @@ class Pruner:
         weights = self._weights()
         with torch.no_grad():
             while self._done < len(self.plan) and self.plan[self._done].step <= self.position:
-                self._apply(self.plan[self._done], weights)
+                update = self.plan[self._done]
+                self._apply(update, weights)
+                copy_to_aliases(self.model)
                 self._done += 1
                 self._note_progress()
-            copy_to_aliases(self.model)
+                if self.on_cycle_end is not None and self.pruning.schedule.name == "cyclic" and update.progress == 1:
+                    self.on_cycle_end(update.cycle)
         self._held.keep(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None

@@ -18,7 +18,8 @@ METRICS = "metrics.jsonl"
 LAST = "checkpoints/last.safetensors"
 BEST = "checkpoints/best.safetensors"
 MODEL = "model.safetensors"
-_OURS = (RECIPE, METRICS, LAST, BEST, MODEL, "events.out.tfevents.*")
+MASKS = "masks/cycle-{}.safetensors"
+_OURS = (RECIPE, METRICS, LAST, BEST, MODEL, MASKS.format("*"), "events.out.tfevents.*")
 _FREE = frozenset({"train.device", "data.dir", "data.workers"})
 
 

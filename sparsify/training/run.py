@@ -58,10 +58,11 @@ def train(
 
     The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
     TensorBoard events, checkpoints/last.safetensors, checkpoints/best.safetensors (the best test accuracy at the final
-    sparsity) and model.safetensors. With `resume` the run in it goes on from its last checkpoint to the same bits; then
-    `recipe` may be None. `model` is trained, in place, instead of the recipe's, which may then be left out; recipe.yaml
-    calls it python:<its class>. `check` verifies that all-ones masks change no bit before training. `on_start` and
-    `on_record` are called with what is about to run and with each record of `train_steps`.
+    sparsity), masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it
+    goes on from its last checkpoint to the same bits; then `recipe` may be None. `model` is trained, in place, instead
+    of the recipe's, which may then be left out; recipe.yaml calls it python:<its class>. `check` verifies that all-ones
+    masks change no bit before training. `on_start` and `on_record` are called with what is about to run and with each
+    record of `train_steps`.
     Raises SparsifyError for a mistake in what was asked, RunError when the loss is no longer a number or the disk full.
     """
     merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model)
@@ -72,6 +73,7 @@ def train(
     if not resume:
         folders.create(folder, merged)
     state = _restore(training, folder) if resume else {}
+    _keep_masks(prepared, folder)
     if on_start is not None:
         on_start(prepared, folder)
     metrics = state.get("last_record", {})
@@ -141,6 +143,20 @@ def _restore(training: Training, folder: Path) -> dict[str, Any]:
     training.step, training.seconds = state["step"], state["seconds"]
     set_random_state(state["random"])
     return state
+
+
+def _keep_masks(prepared: Prepared, folder: Path) -> None:
+    """Let the masks at the end of each cycle be written; a run that goes on from before it writes the same again."""
+    pruner = prepared.training.pruner
+    if pruner is None or pruner.pruning.schedule.name != "cyclic":
+        return
+
+    def write(cycle: int) -> None:
+        path = folder / folders.MASKS.format(cycle)
+        path.parent.mkdir(exist_ok=True)
+        save(pruner.model, path, format="masks", spec=prepared.spec, arguments=prepared.arguments)
+
+    pruner.on_cycle_end = write
 
 
 class _Keeper:

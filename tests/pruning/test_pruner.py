@@ -488,3 +488,30 @@ def test_a_union_on_an_accelerator_ends_as_asked(scope: str, criterion: str) -> 
         optimizer.step()
         pruner.step()
     assert pruner.report().chosen == pruner.report().due == removed(model)
+
+
+def test_a_cycle_that_ends_is_told_while_the_model_has_its_masks() -> None:
+    for settings, told in (
+        (UNION, [(1, 3, 10), (2, 6, 10), (3, 9, 10)]),
+        (UNION | {"after_cycles": "last"}, [(1, 3, 10), (2, 6, 10), (3, 9, 10)]),
+        (LINEAR, []),
+    ):
+        model, found = linear_model(torch.randn(4, 5)), []
+        pruner = Pruner(model, settings, total_steps=12)
+        pruner.on_cycle_end = lambda cycle, to=found, of=pruner, on=model: to.append((cycle, of.position, removed(on)))
+        pruner.start()
+        for _ in range(12):
+            pruner.step()
+        assert found == told
+
+
+def test_every_name_of_a_shared_weight_has_the_mask_when_a_cycle_ends() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[2].weight = model[0].weight
+    convert(model)
+    pruner, agree = Pruner(model, UNION, total_steps=12), []
+    pruner.on_cycle_end = lambda cycle: agree.append(torch.equal(model[0].weight_mask, model[2].weight_mask))
+    pruner.start()
+    for _ in range(12):
+        pruner.step()
+    assert agree == [True] * 3 and not model[0].weight_mask.all()

@@ -292,3 +292,56 @@ def test_a_recipe_s_masks_are_put_on_its_model_after_its_weights(tmp_path: Path)
     assert all(torch.equal(mask, get_masks(model)[name]) for name, mask in get_masks(trained).items())
     assert all(torch.equal(trained.state_dict()[name], value) for name, value in weights.items())
     assert prepared.training.sparsity == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_masks_at_the_end_of_each_cycle_are_kept(tmp_path: Path) -> None:
+    result = train(recipe(epochs=5), out=tmp_path / "run", model=small_model(), check=False)
+    files = sorted((tmp_path / "run" / "masks").iterdir())
+    assert [file.name for file in files] == ["cycle-1.safetensors", "cycle-2.safetensors", "cycle-3.safetensors"]
+    first, second, last = (load_masks(file) for file in files)
+    final = get_masks(result.model)
+    assert last.keys() == final.keys()
+    for name, mask in final.items():
+        assert torch.equal(last[name], mask)
+        # The last cycle prunes the union of the two before it; those are at the target, half of each layer.
+        assert not (mask & ~(first[name] | second[name])).any()
+        assert first[name].sum() == second[name].sum() == mask.numel() - mask.numel() // 2
+    assert any(not torch.equal(first[name], second[name]) for name in final)
+
+
+def test_cycles_that_are_cut_off_have_no_masks_and_others_no_folder(tmp_path: Path) -> None:
+    cyclic = {"sparsity": 0.5, "schedule": {"name": "cyclic", "cycle_length": "4it"}, "end": "10it", "every": "1it"}
+    train(recipe(prune=cyclic), out=tmp_path / "cut", model=small_model(), check=False)
+    # Cycles from 0, 4 and 6 on: the second one is cut off where the last begins.
+    assert {file.name for file in (tmp_path / "cut" / "masks").iterdir()} == {
+        "cycle-1.safetensors",
+        "cycle-3.safetensors",
+    }
+    train(recipe(prune={"sparsity": 0.5}), out=tmp_path / "other", model=small_model(), check=False)
+    assert not (tmp_path / "other" / "masks").exists()
+
+
+def test_masks_of_cycles_are_those_of_a_run_without_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["step"] == 9:
+            raise Stop
+
+    declared = recipe(epochs=5)
+    train(declared, out=tmp_path / "whole", model=small_model(), check=False)
+    with pytest.raises(Stop):
+        train(declared, out=tmp_path / "broken", model=small_model(), check=False, on_record=stop)
+    train(declared, out=tmp_path / "broken", model=small_model(), check=False, resume=True)
+    for number in (1, 2, 3):
+        one, other = (
+            load_masks(tmp_path / name / "masks" / f"cycle-{number}.safetensors") for name in ("whole", "broken")
+        )
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_new_run_in_the_place_of_another_leaves_none_of_its_masks(tmp_path: Path) -> None:
+    train(recipe(epochs=5), out=tmp_path / "run", model=small_model(), check=False)
+    train(recipe(prune={"sparsity": 0.5}), out=tmp_path / "run", model=small_model(), check=False, overwrite=True)
+    assert not list((tmp_path / "run").glob("masks/*"))

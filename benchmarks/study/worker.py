@@ -1,0 +1,101 @@
+"""One run of a study, in a process of its own: python -m benchmarks.study.worker RECIPE FOLDER THREADS
+
+Started by the queue. Goes on from the folder's checkpoint if there is one, and ends when the queue does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsify.errors import SparsifyError
+from sparsify.formats.atomic import atomic_write
+from sparsify.pruning.report import PruningReport
+from sparsify.training import folder as folders
+from sparsify.training.loop import Record
+from sparsify.training.recipe import read_recipe
+from sparsify.training.run import train
+
+RESULT = "result.json"
+_PROCESSOR_SECONDS = "processor_seconds.json"
+
+
+def main() -> None:
+    """Train, then leave the run's measures in result.json."""
+    recipe, folder, threads = read_recipe(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    if (folder / RESULT).exists():
+        return  # finished, but the queue was killed before it wrote the row
+    _end_with_the_queue()
+    torch.set_num_threads(threads)
+    # Float32 means float32: convolutions on a GPU would take the ten-bit mantissas of TF32.
+    torch.backends.cudnn.allow_tf32 = False
+    resume = (folder / folders.RECIPE).exists()
+    if not resume and folder.exists():
+        shutil.rmtree(folder)  # killed before it was a run
+    spent = _read_json(folder / _PROCESSOR_SECONDS) or 0.0
+
+    def note(record: Record) -> None:
+        if folder.exists():
+            seconds = spent + time.process_time()
+            atomic_write(folder / _PROCESSOR_SECONDS, json.dumps(seconds).encode())
+
+    result = train(recipe, out=folder, resume=resume, on_record=note)
+    measures = _measures(folder, result.report)
+    measures |= {"processor_seconds": spent + time.process_time(), "device": _device(recipe.train.device, threads)}
+    atomic_write(folder / RESULT, json.dumps(measures).encode())
+    shutil.rmtree(folder / Path(folders.LAST).parent)  # done with; masks, weights and log stay
+
+
+def _end_with_the_queue() -> None:
+    queue = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == queue:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _measures(folder: Path, report: PruningReport | None) -> dict[str, Any]:
+    """Return what a row tells of a run: at its end, at the final sparsity; and the study's way, the best epoch's."""
+    epochs = [json.loads(line) for line in (folder / folders.METRICS).read_text().splitlines()]
+    tested = [record for record in epochs if "test_accuracy" in record]
+    last, best = tested[-1], max(tested, key=lambda record: record["test_accuracy"])
+    return {
+        "final_accuracy": last["test_accuracy"],
+        "best_accuracy": best["test_accuracy"],
+        "best_epoch": best["epoch"],
+        "best_sparsity": best["sparsity"],
+        "train_loss": last["loss"],
+        "test_loss": last["test_loss"],
+        "removed": report.chosen / report.choices if report else 0.0,
+        "seconds": last["seconds"],
+    }
+
+
+def _device(name: str, threads: int) -> str:
+    if name != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    from benchmarks.record import processor
+
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SparsifyError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
