@@ -37,14 +37,20 @@ def make_choices(
     them then carries a mask. Raises SparsifyError if nothing can be pruned, for settings that need groups, or if more
     shall go from a group of the scope than it has.
     """
-    choices = _make_choices(model, pruning, example_input, channels)
+    choices = _make_choices(model, pruning, example_input, channels, rules)
     parameters = masked_parameters(model)
     masks = {name: parameters[name].mask for name in choices.names}
     check_amount(choices, masks, pruning.amount, SCOPES[pruning.scope])
     return choices
 
 
-def _make_choices(model: nn.Module, pruning: Pruning, example_input: Any, channels: Channels | None) -> Choices:
+def _make_choices(
+    model: nn.Module,
+    pruning: Pruning,
+    example_input: Any,
+    channels: Channels | None,
+    rules: Mapping[str, Rule] | None,
+) -> Choices:
     names = pruned_weights(model, pruning.ignore)
     scope, settings = SCOPES[pruning.scope], pruning.granularity
     if settings.name == "unit" and (channels is not None or example_input is not None):

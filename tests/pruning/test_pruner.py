@@ -496,9 +496,14 @@ def test_a_cycle_that_ends_is_told_while_the_model_has_its_masks() -> None:
         (UNION | {"after_cycles": "last"}, [(1, 3, 10), (2, 6, 10), (3, 9, 10)]),
         (LINEAR, []),
     ):
-        model, found = linear_model(torch.randn(4, 5)), []
+        model = linear_model(torch.randn(4, 5))
+        found: list[tuple[int, int, int]] = []
         pruner = Pruner(model, settings, total_steps=12)
-        pruner.on_cycle_end = lambda cycle, to=found, of=pruner, on=model: to.append((cycle, of.position, removed(on)))
+
+        def note(cycle: int, pruner: Pruner = pruner, model: nn.Module = model, found: Any = found) -> None:
+            found.append((cycle, pruner.position, removed(model)))
+
+        pruner.on_cycle_end = note
         pruner.start()
         for _ in range(12):
             pruner.step()
