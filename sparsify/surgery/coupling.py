@@ -226,7 +226,7 @@ class Coupling:
             return
         else:
             self.barrier(step)
-        if not step.moves:
+        if step.results and not step.moves:
             for value in step.inputs:
                 for axis in self.offered.pop(value, []):
                     self.numbers.fix(axis)

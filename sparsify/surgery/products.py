@@ -143,6 +143,9 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
         return
     heads: list[tuple[list[Tensor], list[int]]] = []
     one_head = len(q.shape) < 4 or q.shape[-3] == 1
+    if not one_head and any(len(q.shape) - 3 in varying(axis) for axis in coupling.of(q)):
+        for value in (k, v):
+            coupling.claim(value, [len(value.shape) - 3])
     for value in (q, k, v):
         last = len(value.shape) - 1
         found = []
@@ -169,7 +172,7 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
         shape = [*ones, *mask.shape[:-2], 1, 1]
         heads.append(([axis.reshape(ones + list(axis.shape)) for axis in left], shape))
     found = coupling.matched(heads)
-    if not one_head and v.shape[-3] == 1:
+    if not one_head and (v.shape[-3] == 1 or coupling.claimed.get(v)):
         coupling.by_reading += found
     sizes = [axis for axis in coupling.of(v) if varying(axis) == (len(v.shape) - 1,) and one_head]
     coupling.set(step.results[0], [*found, *sizes])

@@ -129,9 +129,14 @@ def _sizes(
     if isinstance(module, nn.RNNBase):
         yield from _recurrent_sizes(path, module, study, kept)
     value = study.tape.state.get(f"{path}.weight" if path else "weight")
-    if value is None:
+    if value is None and isinstance(module, _NORMS):  # without parameters: what it is given tells
+        given = (step.inputs[0] for step in study.tape.steps if step.module == path and step.inputs)
+        value = next(given, None)
+        shape = kept.shape(value)[1:] if value is not None else ()
+    else:
+        shape = kept.shape(value) if value is not None else ()
+    if value is None or not shape:
         return
-    shape = kept.shape(value)
     if isinstance(module, nn.Linear):
         yield "in_features", shape[1]
         yield "out_features", shape[0]
