@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from .. import ops
@@ -60,27 +61,38 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
     weights = effective_weights(module)
     double = stand_in(module, weights, original_class(module))
     try:
-        with _masked_operands(module) as masked:
+        masked, compiling = _masked_operands(module), torch.compiler.is_compiling()
+        with masked or nullcontext():
             result = forward(double, *args, **kwargs)
-        _refuse_lost_masks(module, masked, result)
+        if masked is not None and _loses_masks(masked, result, compiling):
+            _refuse_lost_masks(original_class(module).__name__)
         return result
     finally:
         _keep_assigned(module, double, weights)
 
 
-def _masked_operands(module: Any) -> Any:
-    """Return the context in which operations see the weights masked that the module's forward computes."""
+def _masked_operands(module: Any) -> Operands | None:
+    """Return the context in which operations see the weights masked that the module's forward computes, if any."""
     if not module.computed_weights:
-        return nullcontext()
+        return None
     masks = [(getattr(module, name), bool_mask(module, name)) for name in module.computed_weights]
     masked = [(parameter, _masked_by(mask)) for parameter, mask in masks]
     return Operands(masked, list(module.buffers()))
 
 
-def _refuse_lost_masks(module: nn.Module, masked: Operands | None, result: Any) -> None:
-    """A trace does not show every operation: a mask must not be lost in it without a word."""
-    if masked is not None and isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements):
-        raise SparsifyError(f"{type(module).__name__}: the masks on the weights that it computes cannot be traced")
+def _loses_masks(masked: Operands, result: Any, compiling: bool) -> bool:
+    """Whether a trace or torch.compile, which do not show every operation to a mode, left a mask out."""
+    if compiling:
+        return bool(masked.lost())
+    return isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _refuse_lost_masks(name: str) -> None:
+    raise SparsifyError(
+        f"{name}: the masks on the weights that it computes cannot be traced; keep it out of torch.compile with "
+        "torch.compiler.disable, or fold the model first"
+    )
 
 
 def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:

@@ -12,8 +12,8 @@ from torch.fx import Proxy
 from torch.overrides import TorchFunctionMode
 
 from .. import ops
-from .arranging import ARRANGING
-from .operands import PRODUCTS
+from .arranging import ARRANGING, CASTS, is_arranging
+from .operands import PRODUCTS, name_of
 
 Replace = Callable[[Any], Any]
 
@@ -48,6 +48,7 @@ class Operands(TorchFunctionMode):
         # Tensors that depend on no input, kept alive so that none is taken for another, and what each comes from.
         self.known: list[tuple[Any, tuple[int, ...]]] = [(p, (i,)) for i, (p, _) in enumerate(replacements)]
         self.known += [(buffer, ()) for buffer in buffers]
+        self.given = len(self.known)
         # What is arranged anew: the result, what it is made of, and how the same is done with another.
         self.arranged: list[tuple[Any, Any, Replace]] = []
 
@@ -72,6 +73,11 @@ class Operands(TorchFunctionMode):
             if arranging and args and isinstance(args[0], (Tensor, Proxy)):
                 self._keep_arranged(func, args, kwargs, result)
         return result
+
+    def lost(self) -> list[int]:
+        """Return the numbers of replacements that were not made although something was computed for them."""
+        computed = [i for _, sources in self.known[self.given :] for i in sources]
+        return [i for i in range(len(self.replacements)) if i in computed and i not in self.replaced]
 
     def _each_replaced(self, value: Any) -> Any:
         return [self._replaced(item) for item in value] if isinstance(value, (tuple, list)) else self._replaced(value)
@@ -123,7 +129,9 @@ class Operands(TorchFunctionMode):
 
 def _same_shape(parameter: Any, operand: Any) -> bool:
     if isinstance(operand, Proxy) or isinstance(parameter, Proxy):
-        return True  # a trace does not know shapes; the origin decides
+        # A trace does not know shapes; the origin decides. It does not show operators to modes either.
+        turned = isinstance(operand, Proxy) and is_arranging(operand.node) and name_of(operand.node) not in CASTS
+        return not turned
     return bool(parameter.shape == operand.shape)
 
 
