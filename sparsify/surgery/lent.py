@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from .. import ops
 from ..errors import SparsifyError
 from .masks import bool_mask, names_of_masked, original_class
-from .operand_mode import Operands
+from .operand_mode import Operands, eagerly
 
 _REPLACED = frozenset({"_parameters", "_modules", "_flat_weights"})
 _MISSING = object()
@@ -58,14 +58,17 @@ _OF_ENCODER = ("linear1", "linear2", "norm1", "norm2")
 
 def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
     """Return what the dense `forward` gives on a copy of `module` with effective weights; what it assigns is kept."""
+    if torch.compiler.is_compiling() and module.__dict__.get("computed_apart", False):
+        return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
     double = stand_in(module, weights, original_class(module))
     try:
-        masked, compiling = _masked_operands(module), torch.compiler.is_compiling()
+        masked = _masked_operands(module)
         with masked or nullcontext():
             result = forward(double, *args, **kwargs)
-        if masked is not None and _loses_masks(masked, result, compiling):
-            _refuse_lost_masks(original_class(module).__name__)
+        if _loses_masks(masked, result):
+            name = original_class(module).__name__
+            raise SparsifyError(f"{name}: the masks on the weights that it computes cannot be traced")
         return result
     finally:
         _keep_assigned(module, double, weights)
@@ -80,19 +83,9 @@ def _masked_operands(module: Any) -> Operands | None:
     return Operands(masked, list(module.buffers()))
 
 
-def _loses_masks(masked: Operands, result: Any, compiling: bool) -> bool:
-    """Whether a trace or torch.compile, which do not show every operation to a mode, left a mask out."""
-    if compiling:
-        return bool(masked.lost())
-    return isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _refuse_lost_masks(name: str) -> None:
-    raise SparsifyError(
-        f"{name}: the masks on the weights that it computes cannot be traced; keep it out of torch.compile with "
-        "torch.compiler.disable, or fold the model first"
-    )
+def _loses_masks(masked: Operands | None, result: Any) -> bool:
+    """Whether a trace, which does not show every operation to a mode, left a mask out."""
+    return masked is not None and isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements)
 
 
 def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:

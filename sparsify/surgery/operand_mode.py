@@ -48,7 +48,6 @@ class Operands(TorchFunctionMode):
         # Tensors that depend on no input, kept alive so that none is taken for another, and what each comes from.
         self.known: list[tuple[Any, tuple[int, ...]]] = [(p, (i,)) for i, (p, _) in enumerate(replacements)]
         self.known += [(buffer, ()) for buffer in buffers]
-        self.given = len(self.known)
         # What is arranged anew: the result, what it is made of, and how the same is done with another.
         self.arranged: list[tuple[Any, Any, Replace]] = []
 
@@ -73,11 +72,6 @@ class Operands(TorchFunctionMode):
             if arranging and args and isinstance(args[0], (Tensor, Proxy)):
                 self._keep_arranged(func, args, kwargs, result)
         return result
-
-    def lost(self) -> list[int]:
-        """Return the numbers of replacements that were not made although something was computed for them."""
-        computed = [i for _, sources in self.known[self.given :] for i in sources]
-        return [i for i in range(len(self.replacements)) if i in computed and i not in self.replaced]
 
     def _each_replaced(self, value: Any) -> Any:
         return [self._replaced(item) for item in value] if isinstance(value, (tuple, list)) else self._replaced(value)
@@ -125,6 +119,12 @@ class Operands(TorchFunctionMode):
             if result is found[0][0]:
                 found.insert(0, (base, [again, *found[0][1]]))
         return found
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function outside of torch.compile, which does not show every operation to a mode."""
+    return function(*args, **kwargs)
 
 
 def _same_shape(parameter: Any, operand: Any) -> bool:
