@@ -20,9 +20,7 @@ from .operands import Operand, name_of, roles
 _INDEXING = frozenset(("getitem", "index_select", "select", "narrow"))
 _JOINING = frozenset("cat concat concatenate stack hstack vstack".split())
 # They give the very entries, in another type or place.
-_CASTS = frozenset(
-    "to type type_as float half double bfloat16 cpu cuda contiguous clone expand_as broadcast_to".split()
-)
+CASTS = frozenset("to type type_as float half double bfloat16 cpu cuda contiguous clone expand_as broadcast_to".split())
 ARRANGING = (
     frozenset(
         """t T mT H mH transpose swapaxes swapdims permute movedim moveaxis adjoint view reshape view_as flatten
@@ -31,7 +29,7 @@ ARRANGING = (
     )
     | _INDEXING
     | _JOINING
-    | _CASTS
+    | CASTS
 )
 # What they return has the shape of an argument, not its values.
 _LIKE = frozenset(
@@ -167,7 +165,7 @@ class Arrangements:
         given = fx.node.map_arg(
             given, lambda inner: self.coordinates(inner, source, shape, dimension, index_dimensions)
         )
-        if name in _CASTS:
+        if name in CASTS:
             return given
         if name in ("getitem", "index_select"):
             fill = self._index if name == "getitem" else self._number_or_index
@@ -217,7 +215,7 @@ def _read(node: fx.Node) -> Iterator[fx.Node]:
         yield from node.all_input_nodes
     elif is_metadata(node) or name_of(node) in _LIKE:
         return
-    elif name_of(node) in _CASTS:
+    elif name_of(node) in CASTS:
         yield from nodes_in(_arranged_argument(node))
     else:
         yield from node.all_input_nodes

@@ -103,6 +103,7 @@ def apply(model: nn.Module, weights: list[Owner], further: list[Owner], plan: Pl
         cls = original_class(module)
         if kind == "substituted":
             module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
+            module.__dict__["computed_apart"] = id(module) in plan.apart
             names = module.__dict__.get("masked_names", ())
             module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")
         module.__class__ = masked_class(cls, kind)  # type: ignore[arg-type]

@@ -40,8 +40,9 @@ def fold(model: nn.Module) -> nn.Module:
             copies[id(parameter)] = type(parameter)(effective, parameter.requires_grad)
     folded = plain_copy(model, copies)
     modules = dict(folded.named_modules(remove_duplicate=False))
+    apart = {name for name, module in model.named_modules() if module.__dict__.get("computed_apart", False)}
     for path, weights in computed.items():
-        folded = _replace(folded, path, _with_weights(modules[path], weights))
+        folded = _replace(folded, path, _with_weights(modules[path], weights, apart=path in apart))
     if computed:
         _LOG.warning(
             "fold: %d weights are computed in the forward; the computed ones are stored in their place: %s",
@@ -75,14 +76,14 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     return model
 
 
-def _with_weights(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, apart: bool) -> nn.Module:
     """Return a module that does what `module` does, with its computed weights stored under their names."""
     plain = _as_plain_module(module, weights) if list(weights) == ["weight"] else None
     if plain is not None:
         return plain.train(module.training)
     for name, weight in weights.items():
         module._parameters[name] = nn.Parameter(weight, module._parameters[name].requires_grad)  # type: ignore[union-attr]
-    return with_given_weights(module, list(weights))
+    return with_given_weights(module, list(weights), apart=apart)
 
 
 def _as_plain_module(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module | None:

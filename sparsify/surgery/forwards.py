@@ -216,7 +216,15 @@ def detach_masks(module: nn.Module) -> None:
             del module._load_state_dict_pre_hooks[number]
     for name in names_of_masked(module):
         del module._buffers[f"{name}_mask"]
-    for name in ("masked_names", "masked_also", "masked_layouts", "masked_reads", "computed_weights", "mask_source"):
+    for name in (
+        "masked_names",
+        "masked_also",
+        "masked_layouts",
+        "masked_reads",
+        "computed_weights",
+        "mask_source",
+        "computed_apart",
+    ):
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
         module.__class__ = module.original_class  # type: ignore[assignment]

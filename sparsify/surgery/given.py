@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache, partial, wraps
 from typing import Any
 
+import torch
 from torch import nn
 
-from .operand_mode import Operands
+from .operand_mode import Operands, eagerly
 
 
 class Given:
@@ -23,9 +24,13 @@ class Given:
         return (_new_given, (type(self).__mro__[2],), *reduced[2:])
 
 
-def with_given_weights(module: nn.Module, names: list[str]) -> nn.Module:
-    """Have `module`, which computes weights from its parameters `names`, take these for the weights, in place."""
+def with_given_weights(module: nn.Module, names: list[str], *, apart: bool) -> nn.Module:
+    """Have `module`, which computes weights from its parameters `names`, take these for the weights, in place.
+
+    `apart`: they go into matrix products, say, where torch.compile does not show them to a mode.
+    """
     module.__dict__["given_weights"] = tuple(names)
+    module.__dict__["given_apart"] = apart
     module.__class__ = _given_class(type(module))  # type: ignore[arg-type]
     return module
 
@@ -34,6 +39,8 @@ def with_given_weights(module: nn.Module, names: list[str]) -> nn.Module:
 def _given_class(original: type[nn.Module]) -> type[nn.Module]:
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and self.given_apart:
+            return eagerly(forward, self, *args, **kwargs)
         stored = [(parameter, partial(_stored, parameter)) for parameter in map(self.get_parameter, self.given_weights)]
         with Operands(stored, list(self.buffers())):
             return original.forward(self, *args, **kwargs)

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from .. import ops
 from ..errors import SparsifyError
 from .masks import bool_mask, names_of_masked, original_class
-from .operand_mode import Operands
+from .operand_mode import Operands, eagerly
 
 _REPLACED = frozenset({"_parameters", "_modules", "_flat_weights"})
 _MISSING = object()
@@ -57,30 +58,34 @@ _OF_ENCODER = ("linear1", "linear2", "norm1", "norm2")
 
 def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
     """Return what the dense `forward` gives on a copy of `module` with effective weights; what it assigns is kept."""
+    if torch.compiler.is_compiling() and module.__dict__.get("computed_apart", False):
+        return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
     double = stand_in(module, weights, original_class(module))
     try:
-        with _masked_operands(module) as masked:
+        masked = _masked_operands(module)
+        with masked or nullcontext():
             result = forward(double, *args, **kwargs)
-        _refuse_lost_masks(module, masked, result)
+        if _loses_masks(masked, result):
+            name = original_class(module).__name__
+            raise SparsifyError(f"{name}: the masks on the weights that it computes cannot be traced")
         return result
     finally:
         _keep_assigned(module, double, weights)
 
 
-def _masked_operands(module: Any) -> Any:
-    """Return the context in which operations see the weights masked that the module's forward computes."""
+def _masked_operands(module: Any) -> Operands | None:
+    """Return the context in which operations see the weights masked that the module's forward computes, if any."""
     if not module.computed_weights:
-        return nullcontext()
+        return None
     masks = [(getattr(module, name), bool_mask(module, name)) for name in module.computed_weights]
     masked = [(parameter, _masked_by(mask)) for parameter, mask in masks]
     return Operands(masked, list(module.buffers()))
 
 
-def _refuse_lost_masks(module: nn.Module, masked: Operands | None, result: Any) -> None:
-    """A trace does not show every operation: a mask must not be lost in it without a word."""
-    if masked is not None and isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements):
-        raise SparsifyError(f"{type(module).__name__}: the masks on the weights that it computes cannot be traced")
+def _loses_masks(masked: Operands | None, result: Any) -> bool:
+    """Whether a trace, which does not show every operation to a mode, left a mask out."""
+    return masked is not None and isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements)
 
 
 def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:

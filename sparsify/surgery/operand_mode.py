@@ -12,8 +12,8 @@ from torch.fx import Proxy
 from torch.overrides import TorchFunctionMode
 
 from .. import ops
-from .arranging import ARRANGING
-from .operands import PRODUCTS
+from .arranging import ARRANGING, CASTS, is_arranging
+from .operands import PRODUCTS, name_of
 
 Replace = Callable[[Any], Any]
 
@@ -121,9 +121,17 @@ class Operands(TorchFunctionMode):
         return found
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function outside of torch.compile, which does not show every operation to a mode."""
+    return function(*args, **kwargs)
+
+
 def _same_shape(parameter: Any, operand: Any) -> bool:
     if isinstance(operand, Proxy) or isinstance(parameter, Proxy):
-        return True  # a trace does not know shapes; the origin decides
+        # A trace does not know shapes; the origin decides. It does not show operators to modes either.
+        turned = isinstance(operand, Proxy) and is_arranging(operand.node) and name_of(operand.node) not in CASTS
+        return not turned
     return bool(parameter.shape == operand.shape)
 
 

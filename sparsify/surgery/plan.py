@@ -30,6 +30,7 @@ class Plan:
     how: dict[Key, str] = field(default_factory=dict)
     reasons: dict[Key, str] = field(default_factory=dict)
     layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where it is known
+    apart: set[int] = field(default_factory=set)  # modules with computed weights that no compiler sees masked
     dense: set[Key] = field(default_factory=set)  # weights that a forward reads past any mask
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
     reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
@@ -173,6 +174,8 @@ def _note_uses(module: nn.Module, uses: dict[str, Use], plan: Plan) -> None:
         owner_path, _, name = path.rpartition(".")
         if use.layout is not None:
             plan.layouts.setdefault((id(module.get_submodule(owner_path)), name), use.layout)
+        if use.apart:
+            plan.apart.add(id(module))
         if use.how != "unmasked" and use.reason:
             prefix = plan.names[id(module)]
             plan.notes.append(f"{prefix}.{path}: {use.reason}" if prefix else f"{path}: {use.reason}")

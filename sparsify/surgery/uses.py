@@ -34,12 +34,14 @@ class Use:
     `how` is "operand" (the parameter itself goes into a conv or linear), "computed" (what is computed from it does, or
     goes into a matrix product), "source" (it is masked where it is read: it is arranged anew first, goes into a matrix
     product, or somewhere else) or "unmasked", with `reason`; else `reason` is what a person should know besides.
-    `layout` is there if it is known.
+    `layout` is there if it is known; `apart` tells of a computed weight that it goes into a product, or is arranged
+    anew first.
     """
 
     how: str
     reason: str = ""
     layout: Layout | None = None
+    apart: bool = False
 
 
 def parameter_uses(module: nn.Module, graph: fx.Graph) -> dict[str, Use]:
@@ -100,14 +102,14 @@ class Found:
         if self.known.arranged[weight] or not reached:
             return
         if not any(n.op == "placeholder" for n in ancestors(bases[0])):
-            self._compute(operand, bases, reached)
+            self._compute(operand, bases, reached, product)
         elif not product:
             self.uses |= {path: Use("source") for path in reached.values() if path not in self.uses}
 
     def _layout(self, operand: Operand, source: fx.Node, shape: torch.Size) -> Layout | None:
         return self.known.layout(operand, source, shape) if self.layouts else None
 
-    def _compute(self, operand: Operand, bases: list[fx.Node], reached: dict[fx.Node, str]) -> None:
+    def _compute(self, operand: Operand, bases: list[fx.Node], reached: dict[fx.Node, str], product: bool) -> None:
         """Enter a weight computed from parameters alone: the mask goes on the result if a parameter has its shape.
 
         Of a result that is arranged anew afterwards, the first form that has one counts.
@@ -126,7 +128,8 @@ class Found:
             several = f"multiplied or added up with {', '.join(paths[1:])}: each has a mask of its own"
             self.computed |= {path: Use("source", several if path == paths[0] and paths[1:] else "") for path in paths}
         elif self.cores.setdefault(alike[0], chosen) is chosen:
-            self.computed[alike[0]] = Use("computed", layout=self._layout(operand, chosen, shape))
+            apart = product or operand.node is not chosen
+            self.computed[alike[0]] = Use("computed", "", self._layout(operand, chosen, shape), apart)
             part = Use("unmasked", PART.format(alike[0]))
             self.computed |= {path: part for path in paths if path != alike[0]}
         else:  # one mask fits one computed weight only

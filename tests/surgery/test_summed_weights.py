@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify import Pruner, convert, fold, get_masks, load, save, verify
+from sparsify import Pruner, SparsifyError, convert, fold, get_masks, load, save, trace, verify
 from sparsify.surgery.masks import Layout, effective_weight, layout, masked_weights
 from tests.surgery.products import X, module_of
 
@@ -135,3 +135,31 @@ def test_a_part_of_a_weight_is_never_masked_where_it_is_stored() -> None:
     report = convert(copy.deepcopy(model))
     masked = list(report.masked.values())
     assert masked == ["computed"] or (not masked and set(report.skipped) == {"weight", "rho"})
+
+
+def transposed_by_attribute(self: nn.Module, x: Tensor) -> Tensor:
+    return x @ (self.mu + self.rho * self.noise).T
+
+
+def cut(self: nn.Module, x: Tensor) -> Tensor:
+    first, second = (self.mu + self.rho * self.noise).chunk(2)
+    return F.linear(x, first) * F.linear(x, second)
+
+
+@pytest.mark.parametrize("forward", [noisy, average, drawn_product, transposed_by_attribute, cut])
+def test_no_mask_is_lost_by_torch_compile_and_trace(forward: Callable[..., Tensor]) -> None:
+    model = model_of(forward).eval()
+    convert(model)
+    Pruner(model, {"sparsity": 0.5, "schedule": "one_shot"}, total_steps=1).start()
+    torch.manual_seed(0)
+    expected = model(X)
+    if "drawn" not in forward.__name__:
+        assert torch.equal(fold(model)(X), expected)
+    for made in (lambda: torch.compile(model, backend="eager"), lambda: trace(model)):
+        torch.manual_seed(0)
+        try:
+            given = made()(X)
+        except SparsifyError as error:
+            assert "cannot be traced" in str(error)
+        else:
+            torch.testing.assert_close(given, expected)
