@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import SparsifyError
-from ..formats.files import save
+from ..formats.files import save, write
 from ..formats.stored_cuts import cuts_from, cuts_text, read_cuts
 from ..models import FROM_PYTHON
 from ..pruning.report import PruningReport
@@ -151,12 +151,13 @@ def _keep_masks(prepared: Prepared, folder: Path) -> None:
     if pruner is None or pruner.pruning.schedule.name != "cyclic":
         return
 
-    def write(cycle: int) -> None:
+    def keep(cycle: int) -> None:
         path = folder / folders.MASKS.format(cycle)
         path.parent.mkdir(exist_ok=True)
-        save(pruner.model, path, format="masks", spec=prepared.spec, arguments=prepared.arguments)
+        # Not `save`, which warns of a schedule that is cut short: this one goes on.
+        write(pruner.model, path, "masks", {"spec": prepared.spec, "arguments": prepared.arguments}, {})
 
-    pruner.on_cycle_end = write
+    pruner.on_cycle_end = keep
 
 
 class _Keeper:

@@ -64,6 +64,7 @@ def test_a_run_leaves_recipe_records_checkpoints_and_a_model_that_loads(tmp_path
         "recipe.yaml",
         "metrics.jsonl",
         "checkpoints",
+        "masks",
         "model.safetensors",
     }
     assert list((tmp_path / "a").glob("events.out.tfevents.*"))
