@@ -63,7 +63,7 @@ def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
     if len(tensors) != 1:
         return
     shape = tensors[0].shape
-    dimensions = {2: [(1,)], 3: [(2,), (1,)], 4: [(2, 3)], 5: [(2, 3, 4)]}.get(len(shape), [])
+    dimensions: list[tuple[int, ...]] = {2: [(1,)], 3: [(2,), (1,)], 4: [(2, 3)], 5: [(2, 3, 4)]}.get(len(shape), [])
     if len(shape) == 2 and tensors[0].is_floating_point():
         return  # features
     for dims in dimensions:
