@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from .effects import changed_buffers, unchanged
 from .tape import own_inputs, tensors_in
 
+# Dimensions that are made longer together, by the rank of the input: of sequences one after the other is tried.
+_ALONG: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3),), 5: ((2, 3, 4),)}
 NOT_A_VALUE = 1e30  # what stands for minus infinity is no measure of the other outputs
 
 
@@ -63,7 +65,7 @@ def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
     if len(tensors) != 1:
         return
     shape = tensors[0].shape
-    dimensions: list[tuple[int, ...]] = {2: [(1,)], 3: [(2,), (1,)], 4: [(2, 3)], 5: [(2, 3, 4)]}.get(len(shape), [])
+    dimensions = _ALONG.get(len(shape), ())
     if len(shape) == 2 and tensors[0].is_floating_point():
         return  # features
     for dims in dimensions:
