@@ -191,4 +191,4 @@ def detach_masks(module: nn.Module) -> None:
     for name in ("masked_names", "masked_also", "masked_reads", "computed_weights"):
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
-        module.__class__ = module.original_class  # type: ignore[assignment]
+        object.__setattr__(module, "__class__", module.original_class)

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Set
 import torch
 from torch import nn
 
-from .adopt import pruned_parameters, unreachable_weights
+from .adopt import unreachable_weights
 from .alike import graphs_like
 from .candidates import has_forward, is_torch, mentions, mentions_own
 from .forwards import is_direct
 from .lent import lent_parameters
 from .masks import original_class
 from .plan import Key, Plan, read_by_replaced, replaced_forward
+from .pruned import pruned_parameters
 
 
 def plan_further(module: nn.Module, plan: Plan) -> None:

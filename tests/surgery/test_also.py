@@ -261,7 +261,7 @@ def unreachable() -> nn.ModuleDict:
             "own": own,
             "traced": fx.symbolic_trace(Biased()),
             "counted": counted,
-            "pruned": prune.random_unstructured(nn.Linear(4, 4), "bias", amount=1),
+            "pruned": nn.Linear(4, 4),
             "scripted": scripted,
         }
     )
@@ -284,6 +284,7 @@ def unreachable() -> nn.ModuleDict:
 def test_what_cannot_be_masked_is_one_error_and_nothing_is_changed(name: str, message: str) -> None:
     model = unreachable()
     convert(model)
+    prune.random_unstructured(model["pruned"], "bias", amount=1)
     classes, keys = [type(module) for module in model.modules()], [*model.state_dict()]
     where = "" if "no parameter" in message else f"{name} cannot be masked: "
     with pytest.raises(SparsifyError, match=f"^mask_also: {where}{message}[^\n]*$"):
