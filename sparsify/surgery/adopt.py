@@ -6,9 +6,6 @@ from inspect import getattr_static
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from .masks import names_of_masked
 
@@ -22,9 +19,6 @@ def unreachable_weights(module: nn.Module) -> dict[str, str]:
         return dict.fromkeys(names, "scripted: convert the model before torch.jit.script")
     if type(module).__module__.startswith(_QUANTIZED):
         return {"weight": "quantized: convert the float model"} if hasattr(module, "weight") else {}
-    if isinstance(module, parametrize.ParametrizationList):
-        advice = "parametrized: call torch.nn.utils.parametrize.remove_parametrizations first"
-        return dict.fromkeys(module._parameters, advice)
     found = {}
     for name, parameter in module._parameters.items():
         if isinstance(parameter, nn.UninitializedParameter):
@@ -39,12 +33,6 @@ def unreachable_weights(module: nn.Module) -> dict[str, str]:
             found[name] = f"has an attribute {name}_mask of its own"
         if name.removesuffix("_mask") in module._parameters and name.endswith("_mask"):
             found[name] = f"is named as the mask of {name.removesuffix('_mask')} would be"
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm):
-            advice = "weight-normed: call torch.nn.utils.remove_weight_norm first"
-            found |= {f"{hook.name}_g": advice, f"{hook.name}_v": advice}
-        elif isinstance(hook, SpectralNorm):
-            found[f"{hook.name}_orig"] = "spectral-normed: call torch.nn.utils.remove_spectral_norm first"
     return found
 
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from .forwards import Masked, attach_mask, masked_class
 from .masks import all_masked_parameters, names_of_masked, original_class
 from .names import ignored_names
+from .parametrized import computes_from, seen_names
 from .plan import Key, Plan, plan_module, settle_shared, weight_owners
+from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
 from .pruned import Pruned, cannot_take_over, take_over
 from .readers import masked_further, plan_further
 from .rollback import all_or_nothing
@@ -59,7 +61,12 @@ def _convert(model: nn.Module, ignore: Iterable[str], pruned: list[Pruned]) -> C
     plan = _make_plan(model, {(id(one.module), one.name) for one in pruned})
     owners = weight_owners(model)
     maskable = [name for name, (module, key) in owners.items() if (id(module), key) in plan.how]
-    ignored = ignored_names(maskable, ignore, others=[name for name in owners if name not in maskable])
+    ignored = ignored_names(
+        maskable,
+        ignore,
+        others=[name for name in owners if name not in maskable],
+        aliases=seen_names(model),
+    )
     shared_ignored = {(id(owners[name][0]), owners[name][1]): pattern for name, pattern in ignored.items()}
     masked: dict[str, str] = {}
     skipped: dict[str, str] = {}
@@ -82,9 +89,14 @@ def _make_plan(model: nn.Module, further: set[Key]) -> Plan:
     """Decide how weights, and the further parameters that carry masks or shall, are masked in `model`."""
     names = {id(module): name for name, module in model.named_modules()}
     plan = Plan(names, further=further | masked_further(model))
+    inside = inside_parametrizations(model)
     for module in model.modules():
-        plan_module(module, plan)
-        plan_further(module, plan)
+        if id(module) in inside:
+            leave_inside(module, plan)
+        else:
+            plan_module(module, plan)
+            plan_further(module, plan)
+            plan_parametrized(module, plan)
     leave_out_unmaskable(model, plan)
     for where in plan.dense:
         plan.how.pop(where, None)
@@ -129,7 +141,8 @@ def apply(
         cls = original_class(module)
         if kind == "substituted":
             module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
-            names = module.__dict__.get("masked_names", ())
+            masked = module.__dict__.get("masked_names", ())
+            names = [name for name in masked if not computes_from(module, name)]
             module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")
         # A __setattr__ of the user's may refuse it.
         object.__setattr__(module, "__class__", masked_class(cls, kind))  # type: ignore[arg-type]

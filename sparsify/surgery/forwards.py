@@ -20,6 +20,7 @@ from .. import ops
 from .computed import computed_weight
 from .lent import substituted_call
 from .masks import names_of_masked
+from .parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
 
 
 class Masked:
@@ -77,6 +78,8 @@ def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
         namespace["forward"] = DIRECT[original.forward]
     elif kind == "substituted":
         namespace |= {"forward": _substituted_forward(original), "compute_effective_weight": computed_weight}
+    elif kind == "parametrized":
+        namespace["forward"] = masked_parametrization(original)
     metaclass: Any = type(original)
     made: type[nn.Module] = metaclass(original.__name__, (Masked, original), namespace)
     return made
@@ -182,10 +185,12 @@ def attach_mask(module: nn.Module, name: str, mask: Tensor, *, also: bool = Fals
     module.register_buffer(f"{name}_mask", mask)
     key = "masked_also" if also else "masked_names"
     module.__dict__[key] = (*module.__dict__.get(key, ()), name)
+    mask_in_hooks(module)
 
 
 def detach_masks(module: nn.Module) -> None:
     """Take all masks and the masked class off one module: it is again what it was before the conversion."""
+    unmask_in_hooks(module)
     for name in names_of_masked(module):
         del module._buffers[f"{name}_mask"]
     for name in ("masked_names", "masked_also", "masked_reads", "computed_weights"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError, nearest
+from .parametrized import computed_weight, computes_from
 
 
 class MaskedWeight(NamedTuple):
@@ -116,8 +117,9 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def is_computed(weight: MaskedWeight) -> bool:
-    """Whether the module computes the weight it uses from the parameter (weight standardisation)."""
-    return weight.parameter_name in getattr(weight.module, "computed_weights", ())
+    """Whether the weight that is used is computed from the parameter (weight standardisation, parametrizations)."""
+    name, module = weight.parameter_name, weight.module
+    return name in getattr(module, "computed_weights", ()) or computes_from(module, name)
 
 
 def effective_weight(weight: MaskedWeight) -> Tensor:
@@ -128,6 +130,8 @@ def effective_weight(weight: MaskedWeight) -> Tensor:
     """
     if not is_computed(weight):
         return weight.parameter.detach()
+    if computes_from(weight.module, weight.parameter_name):
+        return computed_weight(weight.module, weight.parameter_name)
     with torch.no_grad():
         computed: Tensor = weight.module.compute_effective_weight(weight.parameter_name)  # type: ignore[operator]
         return computed.detach()

@@ -16,6 +16,7 @@ from .graphs import Use, parameter_uses
 from .lent import lent_weights
 from .masks import original_class
 from .own_graphs import OwnGraphs
+from .parametrized import forming_parameters
 
 Key = tuple[int, str]  # id of the owning module, parameter name
 
@@ -65,7 +66,8 @@ def plan_module(module: nn.Module, plan: Plan) -> None:
     unreachable = unreachable_weights(module)
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
-    own = [name for name in own_weights(module) if name not in unreachable]
+    formed = forming_parameters(module)
+    own = [name for name in own_weights(module) if name not in unreachable and name not in formed]
     if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
         return
     cls = original_class(module)

@@ -13,6 +13,7 @@ from .candidates import has_forward, is_torch, mentions, mentions_own
 from .forwards import is_direct
 from .lent import lent_parameters
 from .masks import original_class
+from .parametrized import forming_parameters
 from .plan import Key, Plan, read_by_replaced, replaced_forward
 from .pruned import pruned_parameters
 
@@ -99,6 +100,8 @@ def unmaskable(module: nn.Module, name: str) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted: call mask_also before torch.jit.script"
     reason = unreachable_weights(module).get(name, "")
+    if name in forming_parameters(module):
+        reason = "a weight is computed from it: convert puts the mask on that weight"
     parameter = module._parameters[name]
     if not reason and parameter is not None and not parameter.is_floating_point():
         reason = f"stored as {str(parameter.dtype).removeprefix('torch.')}"
