@@ -188,7 +188,7 @@ def forming_parameters(module: nn.Module) -> frozenset[str]:
 
 def seen_names(model: nn.Module) -> dict[str, str]:
     """Return, by the names of parameters that weights are computed from, the names that these weights have."""
-    found = {}
+    found: dict[str, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for hook in _hooks(module):
