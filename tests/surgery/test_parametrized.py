@@ -171,7 +171,7 @@ def test_the_names_that_a_person_sees_can_be_ignored() -> None:
 def test_the_pruner_counts_parametrized_layers_for_last() -> None:
     model = nn.Sequential(*[new.weight_norm(nn.Linear(8, 8)) for _ in range(3)])
     convert(model, ignore=["last"])
-    pruning = {"sparsity": 0.5, "ignore": ["last"], "schedule": "one_shot"}
+    pruning = {"sparsity": 0.5, "scope": "filter", "ignore": ["last"], "schedule": "one_shot"}
     pruner = Pruner(model, pruning, total_steps=1)
     pruner.start()
     assert [float(mask.float().mean()) for mask in get_masks(model).values()] == [0.5, 0.5]
