@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -17,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import RunError, SparsifyError
+from ..surgery.copies import deep_copy
 from ..surgery.fold import fold
 from .ways_out import Outgoing
 
@@ -50,7 +50,7 @@ def export_folded(outgoing: Outgoing, dtype: torch.dtype | None = None) -> Expor
     changed. Raises SparsifyError, one line, without an example input, for a model that does not take it and for one
     that torch.export does not take.
     """
-    masked = copy.deepcopy(outgoing.model).cpu().eval()
+    masked = deep_copy(outgoing.model).cpu().eval()
     if dtype is not None:
         masked = masked.to(dtype)
     example = example_of(outgoing, masked)

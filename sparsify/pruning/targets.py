@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight, all_masked_parameters, masked_weights
+from ..surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
 from ..surgery.names import ignored_names
+from ..surgery.parametrized import seen_names
 
+_LOG = logging.getLogger("sparsify")
 _MASKABLE = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -27,7 +31,7 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
         )
     maskable = maskable_weights(model)
     others = [name for name, _ in model.named_parameters() if name not in maskable]
-    ignored = ignored_names(maskable, ignore, others=others)
+    ignored = ignored_names(maskable, ignore, others=others, aliases=seen_names(model))
     left = [name for name in masked if name not in ignored]
     if not left:
         raise SparsifyError(f"Pruner: 'ignore' leaves none of the {len(masked)} masked weights")
@@ -36,12 +40,20 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
 
 def maskable_weights(model: nn.Module) -> list[str]:
     """Return the names of the weights that carry a mask or might, as those of convolutions and linear layers."""
-    return [
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if name in module.__dict__.get("masked_names", ()) or (name == "weight" and isinstance(module, _MASKABLE))
-    ]
+    seen = seen_names(model)
+    maskable = []
+    for path, parameter in model.named_parameters():
+        owner, _, name = path.rpartition(".")
+        module = model.get_submodule(owner)
+        if name in module.__dict__.get("masked_names", ()):
+            maskable.append(path)
+            continue
+        reader, _, read = seen.get(path, path).rpartition(".")
+        layer: Any = model.get_submodule(reader)
+        # Of the parameters that a weight is computed from, the one that could carry its mask.
+        if read == "weight" and isinstance(layer, _MASKABLE) and parameter.shape == layer.weight.shape:
+            maskable.append(path)
+    return maskable
 
 
 def copy_to_aliases(model: nn.Module) -> None:
@@ -56,16 +68,26 @@ def copy_to_aliases(model: nn.Module) -> None:
 class HeldValues:
     """The stored values that removed weights shall have: zeros, those when they were removed, or any (decay).
 
-    `values` holds them by weight name where they are frozen.
+    `values` holds them by weight name where they are frozen. Where the module computes its weight from the stored one
+    (weight standardisation, parametrizations), zeros would change the entries that are kept: it stays as with decay.
     """
 
     def __init__(self, setting: str) -> None:
         self.setting = setting
         self.values: dict[str, Tensor] = {}
+        self.told = False
 
     def keep(self, weights: Iterable[MaskedWeight]) -> None:
         """Take the stored values as they are now for those that removed weights shall have."""
         weights = list(weights)
+        computed = [weight.name for weight in weights if is_computed(weight)]
+        if self.setting == "zero" and computed and not self.told:
+            self.told = True
+            _LOG.warning(
+                "masked_weights: zero: the stored values of %s stay, since the weights that are used are computed from "
+                "them",
+                ", ".join(computed),
+            )
         if self.setting == "zero":
             self.hold(weights)
         elif self.setting == "freeze":
@@ -75,7 +97,7 @@ class HeldValues:
         """Undo, in place, what the optimiser did to the stored values of removed weights."""
         with torch.no_grad():
             for weight in weights:
-                if self.setting == "zero":
+                if self.setting == "zero" and not is_computed(weight):
                     weight.parameter.masked_fill_(~weight.mask, 0)
                 elif weight.name in self.values:
                     weight.parameter.copy_(torch.where(weight.mask, weight.parameter, self.values[weight.name]))

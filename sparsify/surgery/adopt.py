@@ -1,13 +1,11 @@
-"""Modules that something else has changed already: which can be taken over, and why others cannot be masked."""
+"""Why a mask cannot be put on parameters of modules that something else has changed already."""
 
 from __future__ import annotations
 
+from inspect import getattr_static
+
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from .masks import names_of_masked
 
@@ -21,9 +19,6 @@ def unreachable_weights(module: nn.Module) -> dict[str, str]:
         return dict.fromkeys(names, "scripted: convert the model before torch.jit.script")
     if type(module).__module__.startswith(_QUANTIZED):
         return {"weight": "quantized: convert the float model"} if hasattr(module, "weight") else {}
-    if isinstance(module, parametrize.ParametrizationList):
-        advice = "parametrized: call torch.nn.utils.parametrize.remove_parametrizations first"
-        return dict.fromkeys(module._parameters, advice)
     found = {}
     for name, parameter in module._parameters.items():
         if isinstance(parameter, nn.UninitializedParameter):
@@ -32,16 +27,12 @@ def unreachable_weights(module: nn.Module) -> dict[str, str]:
             found[name] = f"stored as {str(parameter.dtype).removeprefix('torch.')}"
         elif parameter is not None and not _plain(parameter):
             found[name] = f"stored as {type(parameter.data).__name__}"
-    taken = {*names_of_masked(module), *pruned_parameters(module)}
+    taken = names_of_masked(module)
     for name in module._parameters:
-        if hasattr(module, f"{name}_mask") and name not in taken:
+        if name not in taken and _answers(module, f"{name}_mask"):
             found[name] = f"has an attribute {name}_mask of its own"
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm):
-            advice = "weight-normed: call torch.nn.utils.remove_weight_norm first"
-            found |= {f"{hook.name}_g": advice, f"{hook.name}_v": advice}
-        elif isinstance(hook, SpectralNorm):
-            found[f"{hook.name}_orig"] = "spectral-normed: call torch.nn.utils.remove_spectral_norm first"
+        if name.removesuffix("_mask") in module._parameters and name.endswith("_mask"):
+            found[name] = f"is named as the mask of {name.removesuffix('_mask')} would be"
     return found
 
 
@@ -50,24 +41,11 @@ def _plain(parameter: Tensor) -> bool:
     return data is Tensor or data.__name__ in ("DTensor", "FakeTensor", "FunctionalTensor")
 
 
-def pruned_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameter name -> mask for what torch.nn.utils.prune has pruned in this module."""
-    names = [h._tensor_name for h in module._forward_pre_hooks.values() if isinstance(h, BasePruningMethod)]
-    return {name: module._buffers[f"{name}_mask"] for name in names}  # type: ignore[misc]
-
-
-def take_over(module: nn.Module, name: str) -> Tensor:
-    """Undo torch.nn.utils.prune on one parameter, keeping its values; return its mask as bool."""
-    for number, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
-            del module._forward_pre_hooks[number]
-    mask = module._buffers.pop(f"{name}_mask")
-    parameter = module._parameters.pop(f"{name}_orig")
-    delattr(module, name)
-    order = [key for key in module._parameters if key != name]
-    module.register_parameter(name, parameter)
-    if name == "weight":  # where torch.nn's modules register it: before the bias
-        for key in order:
-            module._parameters[key] = module._parameters.pop(key)
-    assert mask is not None
-    return mask.bool()
+def _answers(module: nn.Module, name: str) -> bool:
+    """Whether a module has an attribute; one that fails when it is read is there too."""
+    if getattr_static(module, name, None) is not None:
+        return True
+    try:
+        return hasattr(module, name)
+    except Exception:  # noqa: BLE001 - what a module answers for others may fail with anything
+        return True

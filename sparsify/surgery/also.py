@@ -13,6 +13,7 @@ from .forwards import Masked
 from .masks import all_masked_weights, names_of_masked
 from .plan import Key, Plan, plan_module
 from .readers import at_or_below, masked_further, may_read, plan_further, unmaskable
+from .rollback import all_or_nothing
 
 
 class _Place(NamedTuple):
@@ -45,7 +46,8 @@ def mask_also(model: nn.Module, names: Iterable[str]) -> None:
     plan = _make_plan(model, {place.key for place in wanted.values()})
     _refuse_unreached(wanted, plan)
     weights = [(weight.module, weight.parameter_name) for weight in all_masked_weights(model)]
-    apply(model, weights, [(place.module, place.name) for place in wanted.values()], plan)
+    with all_or_nothing(model):
+        apply(model, weights, [(place.module, place.name) for place in wanted.values()], plan, {})
 
 
 def _make_plan(model: nn.Module, new: set[Key]) -> Plan:

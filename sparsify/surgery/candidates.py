@@ -37,7 +37,11 @@ CONV_AND_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def is_torch(cls: type) -> bool:
-    """Whether a class is torch's own."""
+    """Whether a class is torch's own; the class of a parametrized module is what it is derived from."""
+    while cls.__module__ == "torch.nn.utils.parametrize" and "Parametrized" in cls.__name__ and cls.__bases__:
+        if issubclass(cls, nn.ModuleList):
+            break
+        cls = cls.__bases__[0]
     return cls.__module__ == "torch" or cls.__module__.startswith("torch.")
 
 

@@ -9,18 +9,22 @@ forward that cannot be traced at all has its conv and linear weights masked, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .adopt import pruned_parameters, take_over
 from .forwards import Masked, attach_mask, guard_loading, masked_class
 from .masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from .names import ignored_names, is_adapter, keyword_clashes
+from .parametrized import computes_from, seen_names
 from .plan import Key, Plan, plan_module, settle_shared, weight_owners
+from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
+from .pruned import Pruned, cannot_take_over, take_over
 from .readers import masked_further, plan_further
+from .rollback import all_or_nothing
+from .settle import leave_out_unmaskable
 
 Owner = tuple[nn.Module, str]  # a module and the name of one of its parameters
 
@@ -46,15 +50,26 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
     `ignore` lists weights that get no mask: names of weights or modules, globs, the keywords "first" and "last" (in
-    order of registration), and "name:last" for a module of that name. Masks set by torch.nn.utils.prune are taken over.
-    Converting again adds the masks that are missing; the weights of adapters (LoRA) stay dense.
-    Raises SparsifyError if an ignore pattern matches nothing; then nothing was changed.
+    order of registration), and "name:last" for a module of that name. Converting again adds the masks that are missing;
+    the weights of adapters (LoRA) stay dense. Masks set by torch.nn.utils.prune are taken over: those of weights become
+    their masks, those of other parameters, and of ignored weights, masks as of `mask_also`.
+    Raises SparsifyError if an ignore pattern matches nothing, or a mask of torch.nn.utils.prune cannot be taken over.
+    After any error the model is what it was.
     """
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    plan = _make_plan(model)
+    with all_or_nothing(model):
+        return _convert(model, [ignore] if isinstance(ignore, str) else list(ignore), take_over(model))
+
+
+def _convert(model: nn.Module, ignore: list[str], pruned: list[Pruned]) -> ConversionReport:
+    plan = _make_plan(model, {(id(one.module), one.name) for one in pruned})
     owners = weight_owners(model)
     maskable = [n for n, (module, key) in owners.items() if (id(module), key) in plan.how and not is_adapter(n, module)]
-    ignored = ignored_names(maskable, ignore, others=[name for name in owners if name not in maskable])
+    ignored = ignored_names(
+        maskable,
+        ignore,
+        others=[name for name in owners if name not in maskable],
+        aliases=seen_names(model),
+    )
     shared_ignored = {(id(owners[name][0]), owners[name][1]): pattern for name, pattern in ignored.items()}
     masked: dict[str, str] = {}
     skipped: dict[str, str] = {}
@@ -68,28 +83,58 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
             masked[name] = plan.how[where]
         else:
             skipped[name] = plan.reasons.get(where, f"{type(module).__name__}: not a conv or linear weight")
-    apply(model, [owners[name] for name in masked], [], plan)
+    weights = [owners[name] for name in masked]
+    further = _further(pruned, weights, plan)
+    masks = {id(one.module._parameters[one.name]): one.mask for one in pruned}
+    apply(model, weights, [(one.module, one.name) for one in further], plan, masks)
     return ConversionReport(model, masked, skipped, [*plan.notes, *keyword_clashes(maskable, ignore)])
 
 
-def _make_plan(model: nn.Module) -> Plan:
-    """Decide how weights, and the further parameters that carry masks, are masked in `model`."""
-    plan = Plan({id(module): name for name, module in model.named_modules()}, further=masked_further(model))
+def _make_plan(model: nn.Module, further: set[Key]) -> Plan:
+    """Decide how weights, and the further parameters that carry masks or shall, are masked in `model`."""
+    names = {id(module): name for name, module in model.named_modules()}
+    plan = Plan(names, further=further | masked_further(model))
+    inside = inside_parametrizations(model)
     for module in model.modules():
-        plan_module(module, plan)
-        plan_further(module, plan)
+        if id(module) in inside:
+            leave_inside(module, plan)
+        else:
+            plan_module(module, plan)
+            plan_further(module, plan)
+            plan_parametrized(module, plan)
+    leave_out_unmaskable(model, plan)
     for where in plan.dense:
         plan.how.pop(where, None)
     settle_shared(weight_owners(model), plan)
     return plan
 
 
-def apply(model: nn.Module, weights: list[Owner], further: list[Owner], plan: Plan) -> None:
+def _further(pruned: list[Pruned], weights: list[Owner], plan: Plan) -> list[Pruned]:
+    """Return those pruned by torch.nn.utils.prune that are no weights here, after a look whether all can be masked."""
+    masked = {(id(module), name) for module, name in weights}
+    further = [one for one in pruned if (id(one.module), one.name) not in masked]
+    for one in further:
+        where = (id(one.module), one.name)
+        reason = plan.blocked.get(where, "") or ("" if where in plan.reached else "no forward is seen to read it")
+        if reason:
+            raise cannot_take_over(one, reason)
+    if further:
+        plan.notes.append(
+            "masks of torch.nn.utils.prune on parameters that sparsities do not count: "
+            + ", ".join(one.path for one in further)
+        )
+    return further
+
+
+def apply(
+    model: nn.Module, weights: list[Owner], further: list[Owner], plan: Plan, given: Mapping[int, Tensor]
+) -> None:
     """Put the missing masks on `weights` and `further` parameters and give modules the classes that they need.
 
-    A module with a masked class keeps it if the plan says nothing of it.
+    `given` holds masks by the id of the parameter; others are all ones. A module with a masked class keeps it if the
+    plan says nothing of it.
     """
-    masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)}
+    masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)} | {**given}
     guard_loading(model)
     for module, name in weights:
         _attach(module, name, masks, also=False)
@@ -104,9 +149,11 @@ def apply(model: nn.Module, weights: list[Owner], further: list[Owner], plan: Pl
         if kind == "substituted":
             module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
             module.__dict__["computed_apart"] = id(module) in plan.apart
-            names = module.__dict__.get("masked_names", ())
+            masked = module.__dict__.get("masked_names", ())
+            names = [name for name in masked if not computes_from(module, name)]
             module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")
-        module.__class__ = masked_class(cls, kind)  # type: ignore[arg-type]
+        # A __setattr__ of the user's may refuse it.
+        object.__setattr__(module, "__class__", masked_class(cls, kind))  # type: ignore[arg-type]
 
 
 def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, also: bool) -> None:
@@ -117,12 +164,11 @@ def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, also: boo
         attributes["masked_names"] = (*attributes.get("masked_names", ()), name)
     if name in names_of_masked(module):
         return
-    taken = take_over(module, name) if name in pruned_parameters(module) else None
     parameter = module._parameters[name]
     assert parameter is not None
     mask = masks.get(id(parameter))
     if mask is None:
-        mask = taken if taken is not None else torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+        mask = torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
     masks[id(parameter)] = mask
     attach_mask(module, name, mask, also=also)
 

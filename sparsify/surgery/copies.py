@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from .parametrized import graph_free
+
 
 def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     """Return a deep copy of `model`; `memo` holds, by id, what stands in it for objects of the model.
@@ -16,7 +18,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     copy.deepcopy takes functions as they are: a forward set on the object, whose closure holds the module or its former
     forward, would run the original from the copy. Here such functions are made anew over the copied modules.
     """
-    memo = {} if memo is None else memo
+    memo = {**graph_free(model), **(memo or {})}
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         for name, value in list(module.__dict__.items()):

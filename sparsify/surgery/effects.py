@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -85,16 +85,43 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
             below.training = mode
 
 
+class Attributes(NamedTuple):
+    """The attributes of one module, and what the dicts, lists and sets among them hold."""
+
+    prefix: str
+    module: nn.Module
+    attributes: dict[str, Any]
+    containers: dict[str, list[Any]]
+
+
+def attributes_of(modules: Iterable[tuple[str, nn.Module]]) -> list[Attributes]:
+    """Return the attributes of modules, by their paths, for `put_back`."""
+    saved = []
+    for path, module in modules:
+        containers = {k: _content(v) for k, v in module.__dict__.items() if isinstance(v, (dict, list, set))}
+        saved.append(Attributes(f"{path}." if path else "", module, dict(module.__dict__), containers))
+    return saved
+
+
+def put_back(saved: list[Attributes]) -> None:
+    """Give modules the attributes that they had, and dicts, lists and sets what they held."""
+    for _, module, attributes, containers in saved:
+        module.__dict__.clear()
+        module.__dict__.update(attributes)
+        for name, content in containers.items():
+            container = attributes[name]
+            if not _same(container, content):
+                container.clear()
+                container.extend(content) if isinstance(container, list) else container.update(content)
+
+
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
-    """Put back every module's attributes, and the dicts and lists among them, when the block ends.
+    """Put back every module's attributes, and the dicts, lists and sets among them, when the block ends.
 
     Yields a function that returns the names of those that differ at the moment.
     """
-    saved = []
-    for path, module in model.named_modules():
-        containers = {k: _content(v) for k, v in module.__dict__.items() if isinstance(v, (dict, list))}
-        saved.append((f"{path}." if path else "", module, dict(module.__dict__), containers))
+    saved = attributes_of(model.named_modules())
 
     def changes() -> list[str]:
         found = []
@@ -107,14 +134,7 @@ def unchanged(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
     try:
         yield changes
     finally:
-        for _, module, attributes, containers in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name, content in containers.items():
-                container = attributes[name]
-                if not _same(container, content):
-                    container.clear()
-                    container.update(content) if isinstance(container, dict) else container.extend(content)
+        put_back(saved)
 
 
 def _content(container: Any) -> list[Any]:
@@ -122,9 +142,11 @@ def _content(container: Any) -> list[Any]:
 
 
 def _same(container: Any, content: list[Any]) -> bool:
-    """Whether a dict or list holds the very objects of `content`, those that it held before."""
+    """Whether a dict, list or set holds the very objects of `content`, those that it held before."""
     if not content or len(container) != len(content):
         return len(container) == len(content)
     if isinstance(container, dict):
         return all(a == b and x is y for (a, x), (b, y) in zip(container.items(), content, strict=True))
+    if isinstance(container, set):
+        return container == set(content)
     return all(a is b for a, b in zip(container, content, strict=True))

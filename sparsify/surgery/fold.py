@@ -15,6 +15,7 @@ from .copies import deep_copy
 from .forwards import detach_masks
 from .given import with_given_weights
 from .masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
+from .parametrized import make_plain, seen_names
 from .tracing import TraceFailure, default_call, kinds_of_call, trace_forward
 from .uses import computed_operands
 
@@ -29,11 +30,15 @@ def fold(model: nn.Module) -> nn.Module:
     operation, else in the module itself, whose forward then takes it as it is. Both are logged. `model` is not changed.
     """
     computed: dict[str, dict[str, Tensor]] = {}
+    parametrized: dict[str, nn.Parameter] = {}
+    seen = seen_names(model)
     copies: dict[int, Any] = {}
     for weight in all_masked_parameters(model):
         path, _, name = weight.name.rpartition(".")
         effective = effective_weight(weight).masked_fill(~weight.mask, 0)
-        if is_computed(weight):
+        if weight.name in seen:
+            parametrized[seen[weight.name]] = nn.Parameter(effective, weight.parameter.requires_grad)
+        elif is_computed(weight):
             computed.setdefault(path, {})[name] = effective
         else:
             parameter = weight.parameter
@@ -43,11 +48,17 @@ def fold(model: nn.Module) -> nn.Module:
     apart = {name for name, module in model.named_modules() if module.__dict__.get("computed_apart", False)}
     for path, weights in computed.items():
         folded = _replace(folded, path, _with_weights(modules[path], weights, apart=path in apart))
-    if computed:
+    for name, stored in parametrized.items():
+        path, _, own = name.rpartition(".")
+        if own not in modules[path]._parameters:  # else a module of several names
+            make_plain(modules[path], own, stored)
+    names = [f"{path}.{name}" if path else name for path, weights in computed.items() for name in weights]
+    names += parametrized
+    if names:
         _LOG.warning(
             "fold: %d weights are computed in the forward; the computed ones are stored in their place: %s",
-            sum(map(len, computed.values())),
-            ", ".join(f"{path}.{name}" if path else name for path, weights in computed.items() for name in weights),
+            len(names),
+            ", ".join(names),
         )
     return folded
 

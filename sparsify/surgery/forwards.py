@@ -21,6 +21,7 @@ from .computed import computed_weight
 from .lent import substituted_call
 from .mask_sources import release, remember_source, take_averaged_masks
 from .masks import all_masked_parameters, bool_mask, make_masks_bool, names_of_masked
+from .parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
 
 
 class Masked:
@@ -90,6 +91,8 @@ def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
         namespace["forward"] = DIRECT[original.forward]
     elif kind == "substituted":
         namespace |= {"forward": _substituted_forward(original), "compute_effective_weight": computed_weight}
+    elif kind == "parametrized":
+        namespace["forward"] = masked_parametrization(original)
     metaclass: Any = type(original)
     made: type[nn.Module] = metaclass(original.__name__, (Masked, original), namespace)
     return made
@@ -196,6 +199,7 @@ def attach_mask(module: nn.Module, name: str, mask: Tensor, *, also: bool = Fals
     remember_source(module)
     key = "masked_also" if also else "masked_names"
     module.__dict__[key] = (*module.__dict__.get(key, ()), name)
+    mask_in_hooks(module)
 
 
 def guard_loading(model: nn.Module) -> None:
@@ -214,6 +218,7 @@ def detach_masks(module: nn.Module) -> None:
     for number, hook in list(module._load_state_dict_pre_hooks.items()):
         if getattr(hook, "hook", None) is _check_loaded_masks:
             del module._load_state_dict_pre_hooks[number]
+    unmask_in_hooks(module)
     for name in names_of_masked(module):
         del module._buffers[f"{name}_mask"]
     for name in (
@@ -227,4 +232,4 @@ def detach_masks(module: nn.Module) -> None:
     ):
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
-        module.__class__ = module.original_class  # type: ignore[assignment]
+        object.__setattr__(module, "__class__", module.original_class)

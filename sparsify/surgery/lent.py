@@ -141,7 +141,7 @@ def stand_in(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Modu
             children[name].__dict__["stands_for"] = child_module
         double.__dict__["_modules"] = {**module._modules, **children}
     if isinstance(module, nn.RNNBase):
-        double.__dict__["_flat_weights"] = [double._parameters.get(name) for name in module._flat_weights_names]
+        double.__dict__["_flat_weights"] = [getattr(double, name, None) for name in module._flat_weights_names]
     return double
 
 

@@ -18,6 +18,7 @@ from torch.fx import Proxy
 
 from ..errors import SparsifyError, nearest
 from .mask_sources import release, take_averaged_masks
+from .parametrized import computed_weight, computes_from
 
 
 class Layout(NamedTuple):
@@ -204,8 +205,9 @@ def matrix_shapes(shape: torch.Size, layout: Layout) -> tuple[torch.Size, ...]:
 
 
 def is_computed(weight: MaskedWeight) -> bool:
-    """Whether the module computes the weight it uses from the parameter (weight standardisation)."""
-    return weight.parameter_name in getattr(weight.module, "computed_weights", ())
+    """Whether the weight that is used is computed from the parameter (weight standardisation, parametrizations)."""
+    name, module = weight.parameter_name, weight.module
+    return name in getattr(module, "computed_weights", ()) or computes_from(module, name)
 
 
 def effective_weight(weight: MaskedWeight) -> Tensor:
@@ -217,6 +219,8 @@ def effective_weight(weight: MaskedWeight) -> Tensor:
     """
     if not is_computed(weight):
         return weight.parameter.detach()
+    if computes_from(weight.module, weight.parameter_name):
+        return computed_weight(weight.module, weight.parameter_name)
     with torch.no_grad():
         computed: Tensor = weight.module.compute_effective_weight(weight.parameter_name)  # type: ignore[operator]
         return computed.detach()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -14,22 +14,34 @@ if TYPE_CHECKING:
 KEYWORDS = ("first", "last")
 
 
-def ignored_names(names: Sequence[str], patterns: Iterable[str], *, others: Sequence[str] = ()) -> dict[str, str]:
+def ignored_names(
+    names: Sequence[str],
+    patterns: Iterable[str],
+    *,
+    others: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Return, for each of `names` that a pattern matches, that pattern.
 
     A pattern is a weight's name ("head.weight"), a module's name (all weights below it), a glob ("layer1.*"), or
     the keyword "first" or "last" (of `names`, in order of registration). "name:last" is the module that is called so,
     and likewise for any other name. `others` are names that exist but carry no mask: to ignore them is right and has no
-    effect. Raises SparsifyError for a pattern that matches nothing at all.
+    effect. `aliases` holds second names, those of weights that are computed from parameters. Raises SparsifyError for a
+    pattern that matches nothing at all.
     """
+    known = aliases or {}
+
+    def fits(name: str, pattern: str) -> bool:
+        return _matches(name, pattern) or (name in known and _matches(known[name], pattern))
+
     found: dict[str, str] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if pattern in KEYWORDS:
             matches = list(names[:1] if pattern == "first" else names[-1:])
         else:
             plain = pattern.removeprefix("name:")
-            matches = [name for name in names if _matches(name, plain)]
-            if not matches and not any(_matches(name, plain) for name in others):
+            matches = [name for name in names if fits(name, plain)]
+            if not matches and not any(fits(name, plain) for name in others):
                 guess = nearest(pattern, [*names, *{name.rpartition(".")[0] for name in names}])
                 hint = f"; did you mean '{guess}'?" if guess else ""
                 raise SparsifyError(f"ignore: '{pattern}' matches no weight of the model{hint}")

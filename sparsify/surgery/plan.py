@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .adopt import pruned_parameters, unreachable_weights
+from .adopt import unreachable_weights
 from .alike import graphs_like
 from .candidates import CONV_AND_LINEAR, chained_reads, has_forward, is_torch, mentions_own, reads_weights_of_children
 from .forwards import Masked, is_direct
 from .lent import lent_weights
 from .masks import Layout, original_class
 from .own_graphs import OwnGraphs, as_original
+from .parametrized import forming_parameters
 from .sketch import sketches
 from .uses import PART, Use, parameter_uses
 
@@ -52,16 +53,12 @@ def weight_owners(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 
 def own_weights(module: nn.Module) -> list[str]:
-    """Return the module's weight-like parameters; those that torch.nn.utils.prune renamed by their first name."""
+    """Return the names of the module's weight-like parameters."""
     if isinstance(module, torch.jit.ScriptModule):
         return []
-    pruned = pruned_parameters(module)
-    names = []
-    for name, parameter in module._parameters.items():
-        plain = name.removesuffix("_orig")
-        if parameter is not None and not isinstance(parameter, nn.UninitializedParameter) and _weight_like(parameter):
-            names.append(plain if plain in pruned else name)
-    return names
+    lazy = nn.UninitializedParameter
+    parameters = [(n, p) for n, p in module._parameters.items() if p is not None and not isinstance(p, lazy)]
+    return [name for name, parameter in parameters if _weight_like(parameter)]
 
 
 def _weight_like(parameter: Tensor) -> bool:
@@ -73,7 +70,8 @@ def plan_module(module: nn.Module, plan: Plan) -> None:
     unreachable = unreachable_weights(module)
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
-    own = [name for name in own_weights(module) if name not in unreachable]
+    formed = forming_parameters(module)
+    own = [name for name in own_weights(module) if name not in unreachable and name not in formed]
     if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
         return
     cls = original_class(module)

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Set
 import torch
 from torch import nn
 
-from .adopt import pruned_parameters, unreachable_weights
+from .adopt import unreachable_weights
 from .alike import graphs_like
 from .candidates import has_forward, is_torch, mentions, mentions_own
 from .forwards import is_direct
 from .lent import lent_parameters
 from .masks import original_class
+from .parametrized import forming_parameters
 from .plan import Key, Plan, read_by_replaced, replaced_forward
+from .pruned import pruned_parameters
 
 
 def plan_further(module: nn.Module, plan: Plan) -> None:
@@ -98,6 +100,8 @@ def unmaskable(module: nn.Module, name: str) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted: call mask_also before torch.jit.script"
     reason = unreachable_weights(module).get(name, "")
+    if name in forming_parameters(module):
+        reason = "a weight is computed from it: convert puts the mask on that weight"
     parameter = module._parameters[name]
     if not reason and parameter is not None and not parameter.is_floating_point():
         reason = f"stored as {str(parameter.dtype).removeprefix('torch.')}"

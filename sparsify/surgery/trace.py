@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from .. import ops
 from ..errors import SparsifyError
+from .copies import deep_copy
 from .effects import unchanged
 from .leaves import Wrapped, describe, wrap_innermost
 from .tracing import ATTEMPTS, Call, LocalTracer, default_call
@@ -44,7 +44,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """
     reason = ""
     for proxy_buffers in (True, False):
-        root = copy.deepcopy(model)
+        root = deep_copy(model)
         leaves: set[type] = set()
         wrapped = Wrapped()
         _wrap_known_functions(wrapped)

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
-from .masks import MaskedWeight, is_computed
+from .masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters
 
 # Operations that take weights or further parameters, by the name torch gives them.
 _DENSE_OPERATIONS = frozenset(
@@ -19,7 +20,20 @@ _DENSE_OPERATIONS = frozenset(
     batch_norm layer_norm group_norm instance_norm rms_norm prelu""".split()
 )
 _TAKES_WEIGHT_SECOND = frozenset(name for name in _DENSE_OPERATIONS if name.startswith(("linear", "conv")))
+_PRODUCTS = _DENSE_OPERATIONS - {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu"}
+# What hands on a masked weight without using it.
+_PASSED_ON = frozenset(
+    """where detach alias requires_grad_ view view_as _unsafe_view permute transpose t contiguous __get__
+    as_subclass data_ptr stride size untyped_storage""".split()
+)
 _LEAST_ZEROS = 0.2  # of a weight whose mask removes one half
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse tensors and others without memory of their own
+        return 0
 
 
 def tensors(value: Any, within: tuple[int, ...] = ()) -> Iterator[Tensor]:
@@ -74,25 +88,63 @@ def walk(
 
 
 class DenseWeights(TorchFunctionMode):
-    """Notes every operation that multiplies with a masked weight as it is, or as computed past its mask."""
+    """Notes every operation that multiplies with a masked weight as it is, or as computed past its mask.
 
-    def __init__(self, weights: dict[str, MaskedWeight]) -> None:
+    `found` are lines about these, `used` the weights whose masked form an operation took, `unmasked` the parameters of
+    two or more dimensions without a mask that a product took.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
-        self.weights = weights
-        self.storages = {w.parameter.untyped_storage().data_ptr(): name for name, w in weights.items()}
+        self.used: set[str] = set()
+        self.unmasked: set[str] = set()
+
+    def of(self, model: nn.Module) -> DenseWeights:
+        """Return the watch, turned to a converted model that is about to run."""
+        self.look_at(model)
+        return self
+
+    def look_at(self, model: nn.Module) -> None:
+        """Turn to a converted model that is about to run."""
+        self.weights = masked_parameters(model)
+        first = {id(weight.parameter): name for name, weight in self.weights.items()}
+        self.storages = {w.parameter.untyped_storage().data_ptr(): name for name, w in self.weights.items()}
+        every = list(all_masked_parameters(model))
+        self.masks = {w.mask.untyped_storage().data_ptr(): first[id(w.parameter)] for w in every if w.mask.numel()}
+        self.others = {
+            parameter.untyped_storage().data_ptr(): name
+            for name, parameter in model.named_parameters()
+            if id(parameter) not in first and parameter.dim() > 1 and parameter.numel()
+        }
+        self.effective: Any = WeakIdKeyDictionary()  # tensor -> the weight that it is the masked form of
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = getattr(func, "__name__", "")
         self.look_at_arguments(operation, (args, kwargs))
         if operation in _TAKES_WEIGHT_SECOND and len(args) > 1 and isinstance(args[1], Tensor):
             self._look_at_computed(operation, args[1])
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.follow(operation, args, result)
+        return result
+
+    def follow(self, operation: str, args: Any, result: Any) -> None:
+        """Note the weights whose masked form an operation takes; one that only passes it on does not use it."""
+        given = [item for value in args for item in (value if isinstance(value, (tuple, list)) else (value,))]
+        names = {self.effective.get(item) for item in given if isinstance(item, Tensor)}
+        names |= {self.masks.get(_storage(item)) for item in given if isinstance(item, Tensor)}
+        names.discard(None)
+        if names and operation not in _PASSED_ON:
+            self.used |= names
+        elif names and isinstance(result, Tensor):
+            self.effective[result] = next(iter(names))
 
     def look_at_arguments(self, operation: str, arguments: Any) -> None:
         """Note the masked weights that are among the arguments of an operation as they are."""
         for tensor in tensors(arguments) if operation in _DENSE_OPERATIONS else ():
-            name = self.storages.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+            name = self.storages.get(_storage(tensor)) if tensor.numel() else None
+            if operation in _PRODUCTS and _storage(tensor) in self.others:
+                self.unmasked.add(self.others[_storage(tensor)])
             # What computes a weight multiplies with the parameter (a spectral norm say): the result is masked.
             if name is not None and (operation in _TAKES_WEIGHT_SECOND or not is_computed(self.weights[name])):
                 self.found.append(f"{name}: {operation} saw the dense weight")
@@ -120,5 +172,8 @@ class FusedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.watch = watch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.watch.look_at_arguments(func.overloadpacket.__name__, (args, kwargs))
-        return func(*args, **(kwargs or {}))
+        operation = func.overloadpacket.__name__
+        self.watch.look_at_arguments(operation, (args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        self.watch.follow(operation, args, result)
+        return result

@@ -121,12 +121,16 @@ def test_what_keeps_its_weights_in_a_form_of_its_own_is_reported() -> None:
         }
     )
     report = convert(model)
-    assert list(report.masked) == ["plain.weight"]
+    assert list(report.masked) == [
+        "normed.weight_v",
+        "spectral.weight_orig",
+        "parametrized.parametrizations.weight.original1",
+        "plain.weight",
+    ]
     reasons = {name.split(".")[0]: reason.split(":")[0] for name, reason in report.skipped.items()}
     assert reasons == {
-        "normed": "weight-normed",
-        "spectral": "spectral-normed",
-        "parametrized": "parametrized",
+        "normed": "only scales the weight computed from weight_v",
+        "parametrized": "only scales the weight computed from original1",
         "lazy": "lazy",
         "quantized": "quantized",
         "scripted": "scripted",

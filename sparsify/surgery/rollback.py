@@ -1,0 +1,28 @@
+"""A change of a model that is made whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from .effects import attributes_of, put_back
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Undo what the block did to the model's modules if it ends in an error: attributes, parameters, hooks, classes."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    saved = attributes_of(("", module) for module in modules)
+    objects = [*modules, *(hook for module in modules for hook in module._forward_pre_hooks.values())]
+    classes = [(one, type(one)) for one in objects]
+    try:
+        yield
+    except BaseException:
+        for one, cls in classes:
+            if type(one) is not cls:
+                object.__setattr__(one, "__class__", cls)
+        put_back(saved)
+        raise
