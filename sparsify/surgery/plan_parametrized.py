@@ -10,7 +10,7 @@ from .alike import graphs_like
 from .candidates import CONV_AND_LINEAR, is_torch
 from .forwards import is_direct
 from .lent import lent_weights
-from .masks import original_class
+from .masks import original_class, usual_layout
 from .parametrized import Parametrized, parametrized_weights, without_parametrizations
 from .plan import Plan, own_weights, replaced_forward
 from .uses import parameter_uses
@@ -28,6 +28,9 @@ def plan_parametrized(module: nn.Module, plan: Plan) -> None:
             plan.reasons[id(one.owner), one.source] = reason
         elif one.source:
             plan.how[id(one.owner), one.source] = "computed"
+            parameter = one.owner._parameters[one.source]
+            if parameter is not None:
+                plan.layouts[id(one.owner), one.source] = usual_layout(module, parameter.dim())
         if isinstance(one.owner, ParametrizationList):
             plan.kinds[id(one.owner)] = "parametrized"
             if isinstance(module, nn.RNNBase) and [*one.owner.buffers()]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .copies import deep_copy
 from .fold import plain_copy
+from .mask_sources import release
 from .masks import all_masked_parameters
 from .watch import tensors
 
@@ -78,7 +79,13 @@ class Runs:
         for module in self.model.modules():
             held = [value for value in module.__dict__.values() if isinstance(value, torch.Generator)]
             memo |= {id(generator): generator.clone_state() for generator in held}
-        return plain_copy(self.model, memo) if plain else deep_copy(self.model, memo)
+        if plain:
+            return plain_copy(self.model, memo)
+        copied: nn.Module = deep_copy(self.model, memo)
+        for module in copied.modules():
+            if "mask_source" in module.__dict__:
+                release(module)  # it has masks of its own
+        return copied
 
     def outputs(self, model: nn.Module, mode: Mode) -> list[Tensor]:
         """Return the tensors that a copy puts out in a mode."""
