@@ -126,7 +126,7 @@ def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> l
             except PASSED:
                 raise
             except Exception as error:
-                raise KernelError(part.steps[0].name, error) from error
+                raise KernelError(part.name, error) from error
         else:
             values[part.node] = _call(part.node, values, plan.known)
         for node in plan.done_with.get(number, ()):
