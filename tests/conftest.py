@@ -14,8 +14,12 @@ import torch
 os.environ["SPARSIFY_CACHE"] = os.devnull
 
 
+# What pytest sets for each test, and libraries when they are first used, by whichever test that is.
+_OF_OTHERS = ("PYTEST_CURRENT_TEST", "TORCH", "PYTORCH", "TRITON", "KINETO", "ACCELERATE", "TF_", "KMP_")
+
+
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {name: value for name, value in os.environ.items() if not name.startswith(_OF_OTHERS)}
 
 
 def _set_environment(before: dict[str, str]) -> None:
@@ -57,7 +61,6 @@ STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "the environment": (_environment, _set_environment),
     "the working directory": (os.getcwd, os.chdir),
-    "the path of modules": (lambda: list(sys.path), lambda before: sys.path.__setitem__(slice(None), before)),
 }
 
 

@@ -22,14 +22,13 @@ LEAKS = {
     "torch.backends.mkldnn.set_flags(False)": "oneDNN enabled: True -> False",
     "os.environ['LEFT'] = '1'": "the environment: LEFT None -> 1",
     "os.chdir('/')": "the working directory: ",
-    "sys.path.insert(0, '/')": "the path of modules: ",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.sample
 def test_what_a_test_leaves_changed_fails_it_alone(tmp_path: Path) -> None:
-    lines = ["import os, sys", "import torch"]
+    lines = ["import os", "import torch"]
     for number, leak in enumerate(LEAKS):
         lines += [f"def test_{number}_leaks():", f"    {leak}", f"def test_{number}_then():", "    pass"]
     (tmp_path / "test_leaks.py").write_text("\n".join(lines))
