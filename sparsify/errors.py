@@ -21,6 +21,14 @@ class RunError(SparsifyError):
     exit_code = 1
 
 
+class EngineWarning(UserWarning):
+    """An engine leaves to PyTorch what it has kernels for: the line names the operation and the reason."""
+
+
+class CacheWarning(UserWarning):
+    """Something kept on the disk is damaged, or cannot be kept: it is made anew, and the line says where and why."""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed word closest to `given`, or None if nothing is close."""
     matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)

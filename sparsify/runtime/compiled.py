@@ -1,19 +1,31 @@
-"""Numba's compilation, with a cache that knows when any of the files of kernels has changed."""
+"""The kernels' machine code: compiled once by a thread of its own, and kept on the disk with a checksum."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import os
+import pickle
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CellType, FunctionType
 from typing import Any
 
+import llvmlite
 import numba
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 
-# What compiled code is made of: kernels, and the constants and code generation that they take in.
+from ..errors import CacheWarning, SparsifyError
+from . import kernels
+from .cache import folder
+from .simd import WIDTH
+
+# What the code is made of: kernels, and the constants and code generation that they take in.
 SOURCES = (
     "columns",
-    "compiled",
     "functions",
     "kernels",
     "layout",
@@ -24,33 +36,123 @@ SOURCES = (
     "primitives",
     "simd",
 )
+HERE = Path(__file__).parent
+_DIGEST = 32  # bytes
 
 
-def fingerprint(folder: Path = Path(__file__).parent) -> bytes:
+def fingerprint(where: Path = HERE) -> bytes:
     """Return a digest of the sources in a folder."""
-    return hashlib.sha256(b"\0".join((folder / f"{name}.py").read_bytes() for name in SOURCES)).digest()
+    return hashlib.sha256(b"\0".join((where / f"{name}.py").read_bytes() for name in SOURCES)).digest()
 
 
-_FINGERPRINT = fingerprint()
+class KernelCache(NullCache):  # type: ignore[misc]
+    """One file of compiled code: a checksum of the rest, the sources' fingerprint, and Numba's result, pickled.
 
-
-def njit(**options: Any) -> Callable[[FunctionType], Any]:
-    """Return numba.njit with these options, whose cache also asks whether the fingerprint is the same.
-
-    Numba's own cache looks at the function's file alone, and would keep code that was compiled with another file's
-    older constants and functions. It does tell functions apart by what their closures hold.
+    Code of other sources is compiled anew and replaced. So is a file that is damaged, which is said. `said` takes
+    what has to be told, for the thread that waits.
     """
 
-    def decorate(function: FunctionType) -> Any:
-        code = function.__code__
-        code = code.replace(co_freevars=(*code.co_freevars, "fingerprint"))
-        cells = (*(function.__closure__ or ()), CellType(_FINGERPRINT))
-        keyed = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, cells)
-        keyed.__doc__, keyed.__module__, keyed.__qualname__ = (
-            function.__doc__,
-            function.__module__,
-            function.__qualname__,
-        )
-        return numba.njit(**options)(keyed)
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
 
-    return decorate
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compile result that is kept for this processor, these versions and these sources, or None."""
+        target_context.refresh()
+        for path in self._paths(target_context):
+            try:
+                content = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                self._say(f"{path}: the kernels kept there cannot be read, and are compiled anew: {error.strerror}")
+                continue
+            rest = memoryview(content)[_DIGEST:]
+            try:
+                if hashlib.sha256(rest).digest() != content[:_DIGEST]:
+                    raise ValueError("its checksum is another")
+                if rest[:_DIGEST] == fingerprint():
+                    return CompileResult._rebuild(target_context, *pickle.loads(rest[_DIGEST:]))
+            except Exception as error:  # noqa: BLE001 - whatever a damaged file makes of the unpickling
+                self._say(f"{path}: the kernels kept there are damaged ({error}), and are compiled anew")
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compile result in the first folder that takes it."""
+        from ..formats.atomic import atomic_write
+
+        rest = fingerprint() + dumps(data._reduce())
+        fault = ""
+        for path in self._paths(data.target_context):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(path, [hashlib.sha256(rest).digest(), rest])
+                return
+            except (OSError, SparsifyError) as error:
+                fault = fault or str(error)
+        self._say(f"the compiled kernels cannot be kept, every process compiles them anew: {fault}")
+
+    def _paths(self, target_context: Any) -> Iterator[Path]:
+        """Yield where the file may be: in NUMBA_CACHE_DIR if that is set, else beside the package, or the user's."""
+        about = (*target_context.codegen().magic_tuple(), numba.__version__, llvmlite.__version__, sys.version, WIDTH)
+        name = f"sparsify-kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.nbc"
+        given = os.environ.get("NUMBA_CACHE_DIR")
+        yield from (where / name for where in ([Path(given)] if given else [HERE / "__pycache__", folder()]))
+
+    def _say(self, line: str) -> None:
+        self.said.append(" ".join(line.split()))
+
+
+class _Compilation(threading.Thread):
+    """Compiles the kernels, or loads them. An interrupt of the thread that waits for it leaves it going."""
+
+    def __init__(self) -> None:
+        super().__init__(name="sparsify: compile kernels", daemon=True)
+        self.error: BaseException | None = None
+        self.said: list[str] = []
+
+    def run(self) -> None:
+        try:
+            kernels.enter._cache = KernelCache(self.said)
+            kernels.enter.compile(kernels.SIGNATURE)
+        except BaseException as error:  # noqa: BLE001 - those that wait raise it
+            self.error = error
+
+
+_starting = threading.Lock()
+_running: _Compilation | None = None
+
+
+def ready() -> Callable[..., bool]:
+    """Return `kernels.enter`, compiled when it is first asked for; what is wrong with the files is a CacheWarning.
+
+    Raises what the compilation raised; the next call tries it again.
+    """
+    global _running
+    if _running is None or _running.is_alive() or _running.error is not None or _running.said:
+        with _starting:
+            if _running is None or not _running.is_alive() and _running.error is not None:
+                _running = _Compilation()
+                _running.start()
+            running = _running
+        running.join()
+        if running.error is not None:
+            raise running.error
+        while running.said:
+            warnings.warn(running.said.pop(0), CacheWarning, stacklevel=2)
+    enter: Callable[..., bool] = kernels.enter
+    return enter
+
+
+def _wait_for_no_compilation() -> None:
+    """Let no child be born while the compiler's locks are held."""
+    if _running is not None and _running is not threading.current_thread():
+        _running.join()
+
+
+def _forget_locks() -> None:
+    global _starting
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_wait_for_no_compilation, after_in_child=_forget_locks)

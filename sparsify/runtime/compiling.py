@@ -67,7 +67,7 @@ def _started(model: nn.Module, example_input: Any, threads: int, tune: bool, fil
     if on_cuda(model):
         folded, note = for_cuda(model, inputs)
         engine = Engine(folded, threads, tune)
-        engine.note = note
+        engine.note, engine.uses_kernels = note, False
         engine(*inputs)
         return engine
     engine = Engine(fold(model).eval().requires_grad_(False), threads, tune)

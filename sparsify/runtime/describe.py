@@ -46,7 +46,7 @@ class Line:
 
 def lines(plan: Plan, model: nn.Module, dense: frozenset[str] = frozenset()) -> Iterator[Line]:
     """Yield the steps of a plan in order; a layer is called by the name that the model has for it."""
-    nodes = {node.name: node for node in plan.inputs[0].graph.nodes}
+    nodes = plan.nodes
     owners = {
         parameter.untyped_storage().data_ptr(): name.removesuffix(".weight")
         for name, parameter in model.named_parameters()

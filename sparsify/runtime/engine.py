@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,22 +13,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..errors import EngineWarning
 from . import remembered
 from .describe import text
+from .faults import Fault
+from .inputs import Inputs, Shapes, shown, taken_apart, unusable
 from .plan import Plan, alone, execute, make_plan, memory
 from .program import Array
 from .tuning import CHUNKS, TORCH, Way, checked, choose
+from .untorn import untorn
 from .workers import Workers
 
-Shapes = tuple[tuple[int, ...], ...]
+_VALUES = 8  # of what is no tensor, with tensors of one size: each makes a program of its own
 
 
 class Engine:
-    """A compiled model. Calling it returns what the model returns in evaluation mode, without gradients.
+    """A compiled model. Calling it returns what the model returns in evaluation mode, without gradients or autocast.
 
-    It holds a copy of the weights: what happens to the model later does not matter to it. Inputs are float32 tensors on
-    the CPU (others go to torch). Inputs of another shape make another program when they come first. Several threads
-    may call it; one after the other has its turn.
+    It holds a copy of the weights: what happens to the model later does not matter to it. Kernels are for what comes of
+    tensors of float32, integers and truth values on the CPU; calls with others go to torch. Inputs of another shape
+    make another program when they come first. Several threads may call it; one after the other has its turn. What a
+    signal handler raises in the middle of a call, Ctrl-C among it, ends that call alone. A copy, a pickled one and the
+    engine in a child process have threads of their own; a handler or a hook that calls the engine in the middle of its
+    thread's call is answered by torch.
     """
 
     def __init__(self, model: nn.Module, threads: int, tune: bool) -> None:
@@ -34,116 +44,173 @@ class Engine:
         self.ways: dict[Shapes, Way] = {}
         self.known: dict[Shapes, Way] = {}  # of a file: taken in place of what tuning finds, if they are right
         self.note = ""
-        self._left: set[str] = set()
+        self.uses_kernels = True
         self._tune = tune
+        self._left: set[str] = set()  # lines on calls that are torch's
+        self._failed: dict[str, str] = {}  # operations whose kernels failed: why
+        self._born()
+
+    def _born(self) -> None:
+        """Have what belongs to one process, all of it made when it is first needed."""
         self._plans: dict[tuple[Shapes, frozenset[str]], Plan] = {}
+        self._shown: dict[Shapes, Plan] = {}
         self._buffers: dict[int, Array] = {}
-        self._workers = Workers(threads)
+        self._workers: Workers | None = None
         self._lock = threading.Lock()
+        self._owner = 0
+        _ENGINES.add(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        mine = ("_plans", "_shown", "_buffers", "_workers", "_lock", "_owner")
+        return {name: value for name, value in self.__dict__.items() if name not in mine}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # Another machine may read it, and another version: what was found is checked first.
+        self.known, self.ways = {**self.known, **self.ways}, {}
+        self._born()
 
     def __call__(self, *args: Any) -> Any:
-        flat, structure = pytree.tree_flatten(args)
-        usable = all(isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu" for x in flat)
-        with torch.no_grad():
-            if not usable:
-                self._left.add(_kinds(flat))
-            if not usable or not flat or any(x.numel() == 0 for x in flat):
-                return self.model(*args)
-            with self._lock:
-                shapes = tuple(tuple(x.shape) for x in flat)
-                if shapes not in self.ways:
-                    self.ways[shapes] = self._choose(flat, structure)
-                return self._run(self.ways[shapes], flat, structure)
+        # Torch's own context managers are Python, in the middle of which a signal handler may raise.
+        gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        try:
+            torch._C._set_grad_enabled(False)
+            torch.set_autocast_enabled("cpu", False)
+            return self._answer(args)
+        finally:
+            torch._C._set_grad_enabled(gradients)
+            torch.set_autocast_enabled("cpu", autocast)
+
+    def _answer(self, args: tuple[Any, ...]) -> Any:
+        inputs = taken_apart(args)
+        reason = unusable(inputs)
+        if reason:
+            self._left.add(reason)
+        empty = not inputs.tensors or any(x.numel() == 0 for x in inputs.tensors)
+        if reason or empty or not self.uses_kernels or self._owner == threading.get_ident():
+            return self.model(*args)
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                key = inputs.key
+                if key not in self.ways and self._too_many(inputs):
+                    return self.model(*args)
+                if key not in self.ways:
+                    self.ways[key] = self._choose(inputs)
+                return self._run(self.ways[key], inputs)
+            finally:
+                self._owner = 0
+
+    def _too_many(self, inputs: Inputs) -> bool:
+        """Return whether programs for so many other values of what is no tensor were made that this gets none."""
+        sizes = inputs.sizes
+        if inputs.key == sizes or sum(set(sizes) <= set(key) and key != sizes for key in self.ways) < _VALUES:
+            return False
+        self._left.add(
+            f"input {shown(sizes)}, with more than {_VALUES} values of what is no tensor: PyTorch: "
+            "each value takes a program of its own: give tensors"
+        )
+        return True
 
     def __str__(self) -> str:
         """Return how each shape that came so far is run: way, seconds of those timed, steps."""
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
         found += [self.note] if self.note else []
-        found += [f"input of {kinds}: PyTorch: kernels are for float32 on the CPU" for kinds in sorted(self._left)]
-        for shapes, way in self.ways.items():
-            size = ", ".join("x".join(map(str, shape)) for shape in shapes)
-            found.append(f"input {size}: {way}{f': {way.why}' if way.why else ''}")
+        found += sorted(self._left)
+        found += [f"{name}: left to PyTorch as its kernel failed: {why}" for name, why in self._failed.items()]
+        for key, way in list(self.ways.items()):
+            found.append(f"input {shown(key)}: {way}{f': {way.why}' if way.why else ''}")
             found += [f"  {1e3 * seconds:9.2f} ms  {name}" for name, seconds in way.seconds.items()]
-            plan = self._plans.get((_chunk(shapes, way), way.dense))
+            plan = self._shown.get(key)
             if plan is not None and way.kind != "torch":
                 found.append(text(plan, self.model, way.dense))
         return "\n".join(found)
 
-    def _choose(self, flat: Sequence[Tensor], structure: Any) -> Way:
+    def _choose(self, inputs: Inputs) -> Way:
         def run(way: Way) -> list[Any]:
-            return pytree.tree_leaves(self._run(way, flat, structure))
+            return pytree.tree_leaves(self._run(way, inputs))
 
         def plan(way: Way) -> Plan:
-            return self._plan(way, [x[: way.images] for x in flat] if way.kind == "chunks" else flat, structure)
+            return self._plan(way, inputs.part(0, way.images) if way.kind == "chunks" else inputs)
 
-        name = remembered.key(self.model, flat, self.threads) if self._tune else ""
-        shapes = tuple(tuple(x.shape) for x in flat)
-        before = self.known.get(shapes) or (remembered.recall(name) if self._tune else None)
-        if before is not None and (before.kind == "torch" or not checked(run, before, run(TORCH))):
+        name = remembered.key(self.model, inputs.key, self.threads) if self._tune else ""
+        before = self.known.get(inputs.key) or (remembered.recall(name) if self._tune else None)
+        if before is not None and (before.kind == "torch" or checked(run, before, run(TORCH)) is None):
             return before
-        images = _images([*flat, *run(TORCH)])
+        images = _images([*inputs.cut, *run(TORCH)])
         most = -(-images // self.threads)
         chunks = sorted({min(most, size) for size in CHUNKS}, reverse=True) if images > 1 else []
         ways = [*(Way("chunks", size) for size in chunks), Way("split")]
-        if self.threads > 1 and all(x.dim() and len(x) == 1 for x in flat):
+        if self.threads > 1 and inputs.cut and all(len(x) == 1 for x in inputs.cut):
             # Threads that wait for each other after every step may take longer than one alone.
             ways.append(Way("chunks", 1))
-        way = choose(run, plan, ways, self._tune)
-        if self._tune:
+        faults: list[Fault] = []
+        way = choose(run, plan, ways, self._tune, faults)
+        if way.kind == "torch" and not way.seconds and any(fault.raised for fault in faults):
+            self._warn(f"input {shown(inputs.key)} is left to PyTorch: {way.why}")
+        # What follows from a failure is no finding.
+        if way.seconds and not self._failed and not any(fault.of_kernel for fault in faults):
             remembered.keep(name, way)
         return way
 
-    def _run(self, way: Way, flat: Sequence[Tensor], structure: Any) -> Any:
-        """Return the outputs for flat inputs by one way."""
+    def _run(self, way: Way, inputs: Inputs) -> Any:
+        """Return the outputs for these inputs by one way."""
         if way.kind == "torch":
-            return self.model(*pytree.tree_unflatten(flat, structure))
-        if way.kind == "split":
-            plan = self._plan(way, flat, structure)
-            outputs = execute(plan, flat, self._memory(0, plan), self._workers.split)
-            return pytree.tree_unflatten(outputs, plan.structure)
-        return self._chunks(way, flat, structure)
+            return self.model(*inputs.args())
+        if way.kind == "chunks":
+            return self._chunks(way, inputs)
+        plan = self._shown[inputs.key] = self._plan(way, inputs)
+        outputs = execute(plan, inputs.tensors, self._memory(0, plan), self._team().split)
+        return pytree.tree_unflatten(outputs, plan.structure)
 
-    def _chunks(self, way: Way, flat: Sequence[Tensor], structure: Any) -> Any:
+    def _chunks(self, way: Way, inputs: Inputs) -> Any:
         """Return the outputs, computed chunk by chunk: each thread takes the next one until there is none."""
-        count, images = len(flat[0]), way.images
+        count, images = len(inputs.cut[0]), way.images
         begins = list(range(0, count, images))
-        plans = {
-            size: self._plan(way, [x[:size] for x in flat], structure)
-            for size in {min(images, count - begin) for begin in begins}
-        }
-        found: list[list[Tensor]] = [[] for _ in begins]
-        left = iter(range(len(begins)))
-        turn = threading.Lock()
+        sizes = {min(images, count - begin): begin for begin in begins}
+        plans = {size: self._plan(way, inputs.part(begin, images)) for size, begin in sizes.items()}
+        shown = self._shown[inputs.key] = plans[min(images, count)]
+        found: list[list[Any]] = [[] for _ in begins]
+        left = list(range(len(begins)))[::-1]
 
         def task(thread: int) -> None:
             """Take chunks until there is none left."""
-            with torch.no_grad():
-                while True:
-                    with turn:
-                        index = next(left, None)
-                    if index is None:
+            try:
+                while left:
+                    try:
+                        index = left.pop()
+                    except IndexError:  # another thread was there first
                         return
-                    part = [x[begins[index] : begins[index] + images] for x in flat]
-                    plan = plans[len(part[0])]
-                    found[index] = execute(plan, part, self._memory(thread, plan), alone)
+                    begin = begins[index]
+                    plan = plans[min(images, count - begin)]
+                    found[index] = execute(plan, inputs.part(begin, images).tensors, self._memory(thread, plan), alone)
+            except BaseException:
+                left.clear()
+                raise
 
-        if len(begins) > 1:
-            self._workers.run(task)
-        else:
+        if len(begins) == 1:
             task(0)
-        joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
-        return pytree.tree_unflatten(joined, plans[min(images, count)].structure)
+            return pytree.tree_unflatten(found[0], shown.structure)
+        try:
+            self._team().run(task)
+        finally:
+            left.clear()  # nobody begins another one if this is the way out of an interrupt
+        return pytree.tree_unflatten([torch.cat(parts) for parts in zip(*found, strict=True)], shown.structure)
 
-    def _plan(self, way: Way, flat: Sequence[Tensor], structure: Any) -> Plan:
+    def _plan(self, way: Way, inputs: Inputs) -> Plan:
         """Return the plan for inputs of these shapes, made when it is first asked for."""
-        key = tuple(tuple(x.shape) for x in flat), way.dense
+        key = inputs.key, way.dense
         if key not in self._plans:
-            self._plans[key] = make_plan(
-                self.model,
-                flat,
-                lambda tensors: pytree.tree_unflatten(list(tensors), structure),
-                lambda node: node.name not in way.dense,
-            )
+
+            def work() -> Plan:
+                with torch.no_grad():
+                    return make_plan(self.model, inputs.tensors, inputs.args, lambda node: node.name not in way.dense)
+
+            plan = self._plans[key] = untorn(work)
+            for name, why in plan.failed.items():
+                if name not in self._failed:
+                    self._failed[name] = why
+                    self._warn(f"{name} is left to PyTorch as its kernel failed: {why}")
         return self._plans[key]
 
     def _memory(self, thread: int, plan: Plan) -> Array:
@@ -152,21 +219,32 @@ class Engine:
             self._buffers[thread] = memory(plan.program.floats)
         return self._buffers[thread]
 
+    def _team(self) -> Workers:
+        """Return the threads, new ones if any is gone."""
+        if self._workers is None or not self._workers.alive:
+            # One that is left of the old ones may not be done with its buffers.
+            self._buffers, self._workers = {}, Workers(self.threads)
+        return self._workers
 
-def _kinds(values: Sequence[Any]) -> str:
-    """Return of which types inputs are, and where: "float16 on cuda:0"."""
-    kinds = [f"{x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__ for x in values]
-    return ", ".join(dict.fromkeys(kinds)).replace("torch.", "")
-
-
-def _chunk(shapes: Shapes, way: Way) -> Shapes:
-    """Return the shapes of the first chunk."""
-    if way.kind != "chunks":
-        return shapes
-    return tuple((min(way.images, shape[0]), *shape[1:]) for shape in shapes)
+    def _warn(self, line: str) -> None:
+        warnings.warn(f"engine of {type(self.model).__name__}: {line}", EngineWarning, stacklevel=2)
 
 
 def _images(values: Sequence[Any]) -> int:
     """Return the size of the first dimension that all values have alike, 1 if they have none."""
     sizes = {len(value) if isinstance(value, Tensor) and value.dim() else 0 for value in values}
     return max(1, *sizes) if len(sizes) == 1 else 1
+
+
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    """Give every engine threads and buffers of this process; PyTorch, whose own threads are gone as well, has one."""
+    torch.set_num_threads(1)
+    for engine in list(_ENGINES):
+        engine._born()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -32,7 +32,7 @@ def write_engine(outgoing: Outgoing) -> Written:
     threads = torch.get_num_threads() if outgoing.threads is None else outgoing.threads
     with _of_torch(threads):
         engine = compile(plain, example, threads=threads)
-    if not engine.ways or not all(isinstance(value, Tensor) for value in example):
+    if not engine.ways or not all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example):
         raise SparsifyError("save: engine takes models whose inputs are float32 tensors; this one's are others")
     [(shapes, way)] = engine.ways.items()
     about = replace(outgoing.metadata, format="sparse", engine=entry(shapes, threads, way))
@@ -46,8 +46,8 @@ def write_engine(outgoing: Outgoing) -> Written:
 def _of_torch(threads: int) -> Iterator[None]:
     """Let PyTorch have as many threads as the engine that it is compared with."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads))
     try:
+        torch.set_num_threads(max(1, threads))
         yield
     finally:
         torch.set_num_threads(before)

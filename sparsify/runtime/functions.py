@@ -10,9 +10,9 @@ and infinity gives what torch gives.
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from . import columns as at
-from .compiled import njit
 from .primitives import FAST
 from .simd import half_power_of_two
 
@@ -136,7 +136,7 @@ def mish(x, parameter):
 def _over(function):
     """Return a loop that applies a function to neighbouring floats in place, times a factor."""
 
-    @njit(**{**FAST, "cache": False})
+    @njit(**FAST)
     def loop(buffers, begin, count, parameter, factor):
         first = np.uint64(begin)
         for i in range(np.uint64(count)):

@@ -29,7 +29,13 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[f
         return outputs
 
     with torch.no_grad():
-        graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
+        try:
+            graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
+        except RuntimeError as error:
+            # As make_fx says that a number is taken out of a tensor.
+            if "value out of a tracing tensor" in str(error):
+                raise RunError("the forward depends on values (it takes a number out of a tensor)") from error
+            raise
     _refuse_values(graph)
     graph.graph.eliminate_dead_code()
     return graph, structure[0]

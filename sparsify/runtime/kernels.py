@@ -11,10 +11,9 @@ columns program.py names; its part of the work is `part` of `parts`, by channels
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
+from numba import carray, njit, types
 
 from . import columns as at
-from .compiled import njit
 from .moving import copy, enlarge, pack, pack_channels_last, place, split, unpack, unpack_channels_last
 from .norms import norm_of_channels
 from .pointwise import combine, function
@@ -33,6 +32,7 @@ from .simd import (
     offsets_at,
     pointer,
     seen,
+    swap_if,
     weighted_sums,
 )
 
@@ -40,9 +40,12 @@ _sums8, _sums7, _sums4, _sums2, _sums1 = (weighted_sums(count) for count in (8, 
 _sums2x4, _sums2x2 = weighted_sums(4, rows=2), weighted_sums(2, rows=2)
 _shared, _shared1 = weighted_sums(TILE_VECTORS, TILE), weighted_sums(1, TILE)
 _shared_rows = weighted_sums(TILE_VECTORS // 2, TILE, rows=2)
-# Counters that all threads see, each on a cache line of its own: jobs given, steps ended, and who sleeps.
-GIVEN, ENDED, ASLEEP = 0, 16, 32
+# Numbers that all threads see: jobs given and steps ended, each on a cache line of its own, and what each thread does.
+GIVEN, ENDED, STATE = 0, 16, 32
+ASLEEP, AWAKE, BUSY = 0, 1, 2
+JOB = 17  # numbers in a job
 LOOKS = 1_000_000  # for a job, about a millisecond, before a thread goes to sleep, from which it wakes slowly
+WAKING = 100_000  # looks at whether a thread wakes, a few milliseconds, before a signal may come between
 PATIENCE = 4096  # looks at whether the other threads are done, before one of them may need this core
 
 
@@ -268,49 +271,82 @@ def run(steps, buffers, offsets, weights, pointers, biases, limits, addresses, s
 
 
 @njit(**_FAST)
-def give(signals):
-    """Say that a new job is there."""
-    arrive(signals, GIVEN)
+def perform(signals, job, part, parts):
+    """Do a thread's part of a job: what `run` takes, addresses and sizes of the arrays one after the other, and `base`.
 
-
-@njit(**_FAST)
-def wake(signals, part):
-    """Return whether a thread is asleep, and take it as awake from now on."""
-    return exchange(signals, ASLEEP + part, 0) == 1
-
-
-@njit(**_FAST)
-def serve(signals, job, part, parts, done):
-    """Do a thread's part of every job that is given until none has come for a while; return how many were done.
-
-    A job is what `run` takes, addresses and sizes of the arrays one after the other, and `base`. It stays as it is
-    until all threads have ended its last step.
+    It stays as it is until all threads have ended its last step.
     """
-    while True:
-        looks = 0
-        while seen(signals, GIVEN) == done:
-            looks += 1
-            if looks % PATIENCE == 0:
+    columns = len(at.COLUMNS)
+    run(
+        carray(longs_at(job[0]), (job[1] // columns, columns)),
+        carray(floats_at(job[2]), job[3]),
+        carray(offsets_at(job[4]), job[5]),
+        carray(floats_at(job[6]), job[7]),
+        carray(longs_at(job[8]), job[9]),
+        carray(floats_at(job[10]), job[11]),
+        carray(floats_at(job[12]), job[13]),
+        carray(longs_at(job[14]), job[15]),
+        signals,
+        job[16],
+        part,
+        parts,
+    )
+
+
+@njit(**_FAST)
+def _claim(signals, parts, looks):
+    """Make all other threads busy and return True; False, and none is, if one sleeps for that many looks."""
+    for part in range(1, parts):
+        waits = 0
+        while not swap_if(signals, STATE + part, AWAKE, BUSY):
+            waits += 1
+            if waits > looks:
+                for earlier in range(1, part):
+                    exchange(signals, STATE + earlier, AWAKE)
+                return False
+            if waits % PATIENCE == 0:
                 give_way()
-            if looks == LOOKS:
-                exchange(signals, ASLEEP + part, 1)
-                # A job that came in between may or may not have been told to a thread asleep.
-                if seen(signals, GIVEN) == done:
-                    return done
-                exchange(signals, ASLEEP + part, 0)
-        columns = len(at.COLUMNS)
-        run(
-            carray(longs_at(job[0]), (job[1] // columns, columns)),
-            carray(floats_at(job[2]), job[3]),
-            carray(offsets_at(job[4]), job[5]),
-            carray(floats_at(job[6]), job[7]),
-            carray(longs_at(job[8]), job[9]),
-            carray(floats_at(job[10]), job[11]),
-            carray(floats_at(job[12]), job[13]),
-            carray(longs_at(job[14]), job[15]),
-            signals,
-            job[16],
-            part,
-            parts,
-        )
+    return True
+
+
+@njit(**_FAST)
+def _next_job(signals, part, done):
+    """Wait for a job beyond those done and return True; False, and the thread is asleep, if none comes for a while."""
+    looks = 0
+    while seen(signals, GIVEN) == done:
+        looks += 1
+        if looks % PATIENCE == 0:
+            give_way()
+        # A thread that is busy waits for the job that is to come.
+        if looks >= LOOKS and swap_if(signals, STATE + part, AWAKE, ASLEEP):
+            return False
+    return True
+
+
+@njit(**_FAST)
+def enter(signals, job, part, parts, looks):
+    """Lead all threads through a job, as part 0, or do another part of every job until none comes for a while.
+
+    Returns whether the job is done: it is not, and nothing has begun, if a thread is asleep for that many looks. A
+    whole job is one call, so that no signal handler, which Python runs between its own steps, can tear it.
+    """
+    done = seen(signals, GIVEN)  # while this thread is asleep, or has not given it yet, there is no job
+    if part > 0:
+        exchange(signals, STATE + part, AWAKE)
+    elif not _claim(signals, parts, looks):
+        return False
+    elif parts > 1:
+        # None of them reads the last job any more: all have ended its last step.
+        job[16] = seen(signals, ENDED)
+        arrive(signals, GIVEN)
+    while part == 0 or _next_job(signals, part, done):
+        perform(signals, job, part, parts)
         done += 1
+        if part == 0:
+            for other in range(1, parts):
+                exchange(signals, STATE + other, AWAKE)
+            return True
+    return True
+
+
+SIGNATURE = types.boolean(types.int64[::1], types.int64[::1], types.int64, types.int64, types.int64)

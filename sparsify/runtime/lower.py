@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .faults import PASSED, KernelError
 from .graph import constants, shape_of
 from .layout import Planes
 from .rows import Rows
@@ -111,11 +112,25 @@ class Lowering:
                 for source in node.all_input_nodes:
                     self.tensor(source)
             elif node not in self.constants and node not in self.done:
-                rule = self.rules.get(node.target)
-                if rule is None or not self.native(node) or not rule(self, node):
+                if not self.written(node):
                     self.call(node)
             self.past.add(node)
         return self.steps
+
+    def written(self, node: fx.Node) -> bool:
+        """Write the steps of an operation and return True; False if there is no kernel for it, or it shall have none.
+
+        Raises KernelError where a rule fails, which must cost no more than this operation's kernel.
+        """
+        rule = self.rules.get(node.target)
+        if rule is None or not self.native(node):
+            return False
+        try:
+            return rule(self, node)
+        except PASSED:
+            raise
+        except Exception as error:
+            raise KernelError(node.name, error) from error
 
     def call(self, node: fx.Node) -> None:
         """Leave an operation to torch."""

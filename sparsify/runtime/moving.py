@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from numba import carray
+from numba import carray, njit
 
 from . import columns as at
-from .compiled import njit
 from .primitives import FAST, clear, fill, move, share
 from .simd import floats_at
 

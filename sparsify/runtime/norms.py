@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from . import columns as at
-from .compiled import njit
 from .primitives import FAST, fill, share
 
 BLOCK = 64  # floats of each plane that are done before the next ones

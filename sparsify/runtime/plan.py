@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from . import kernels
+from .compiled import ready
+from .faults import PASSED, KernelError
 from .graph import trace
 from .layout import ALIGNMENT
 from .lower import Call, Lowering, Step
 from .program import Array, Program, Segment, assemble
 from .rules import RULES
+from .workers import numbers
 
 Unflatten = Callable[[Sequence[Tensor]], tuple[Any, ...]]
 
@@ -31,12 +33,18 @@ class Plan:
     structure: Any
     known: dict[fx.Node, Any]
     done_with: dict[int, tuple[fx.Node, ...]]  # by the number of a part: values that no later one reads
+    failed: Mapping[str, str]  # operations that are left to torch as writing their kernel's steps failed: why
 
     @property
     def steps(self) -> list[Step | Call]:
         """All steps in order."""
         parts = self.program.parts
         return [step for part in parts for step in (part.steps if isinstance(part, Segment) else (part,))]
+
+    @property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The graph's operations by name."""
+        return {node.name: node for node in self.inputs[0].graph.nodes}
 
 
 def everything(node: fx.Node) -> bool:
@@ -56,8 +64,14 @@ def make_plan(
 
 def lower(graph: fx.GraphModule, structure: Any, native: Callable[[fx.Node], bool]) -> Plan:
     """Return the plan of a graph."""
-    lowering = Lowering(graph, RULES, native)
-    steps = lowering.all()
+    failed: dict[str, str] = {}
+    while True:
+        lowering = Lowering(graph, RULES, lambda node: node.name not in failed and native(node))
+        try:
+            steps = lowering.all()
+            break
+        except KernelError as error:
+            failed[error.operation] = error.reason
     program = assemble(steps, lowering.planes, lowering.within)
     nodes = list(graph.graph.nodes)
     outputs = tuple(nodes[-1].args[0])
@@ -69,6 +83,7 @@ def lower(graph: fx.GraphModule, structure: Any, native: Callable[[fx.Node], boo
         structure=structure,
         known=lowering.constants,
         done_with=_last_uses(program, outputs),
+        failed=failed,
     )
 
 
@@ -102,28 +117,45 @@ def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> l
         if isinstance(part, Segment):
             held = [contiguous(values, plan.known, node) for node in part.reads]
             for node in part.writes:
-                values[node] = torch.empty(node.meta["val"].shape)
+                # Whatever the defaults are by now, of types and devices.
+                values[node] = torch.empty(node.meta["val"].shape, dtype=torch.float32, device="cpu")
                 held.append(values[node])
             addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
-            run(arrays_of(plan.program, part, buffers, addresses))
+            try:
+                run(arrays_of(plan.program, part, buffers, addresses))
+            except PASSED:
+                raise
+            except Exception as error:
+                raise KernelError(part.name, error) from error
         else:
-            node = part.node
-            args, kwargs = fx.node.map_arg(
-                (node.args, node.kwargs), lambda one: values[one] if one in values else plan.known[one]
-            )
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            values[part.node] = _call(part.node, values, plan.known)
         for node in plan.done_with.get(number, ()):
             values.pop(node, None)
-    return [
-        (values[one] if one in values else plan.known[one]) if isinstance(one, fx.Node) else one for one in plan.outputs
-    ]
+    return [_output(one, values, plan.known) for one in plan.outputs]
+
+
+def _call(node: fx.Node, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, Any]) -> Any:
+    """Return what torch's operation makes of its inputs; an error of it says which operation."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: values[one] if one in values else known[one])
+    try:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception as error:
+        error.add_note(f"in {node.name}")
+        raise
+
+
+def _output(one: Any, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, Any]) -> Any:
+    if not isinstance(one, fx.Node) or one in values:
+        return values[one] if isinstance(one, fx.Node) else one
+    # What the caller does to it must not change the next call's.
+    return known[one].clone() if isinstance(known[one], Tensor) else known[one]
 
 
 def contiguous(values: dict[fx.Node, Any], known: dict[fx.Node, Any], node: fx.Node) -> Tensor:
     """Return a value without gaps, which it is from then on."""
     tensor: Tensor = values[node] if node in values else known[node]
-    if not tensor.is_contiguous():
-        tensor = values[node] = tensor.contiguous()
+    if tensor.is_neg() or not tensor.is_contiguous():
+        tensor = values[node] = tensor.resolve_neg().contiguous()
     return tensor
 
 
@@ -135,7 +167,7 @@ def arrays_of(program: Program, segment: Segment, buffers: Array, addresses: Arr
 
 def alone(arrays: Sequence[Array]) -> None:
     """Do the steps of a segment on this thread."""
-    kernels.run(*arrays, _NOBODY, 0, 0, 1)
+    ready()(_NOBODY, np.array([*numbers(arrays), 0], dtype=np.int64), 0, 1, 0)
 
 
 _NOBODY = np.zeros(1, dtype=np.int64)

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from . import columns as at
-from .compiled import njit
 from .functions import apply
 from .layout import ALIGNMENT
 from .primitives import FAST, clear, move, share

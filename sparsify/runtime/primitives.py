@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from . import columns as at
-from .compiled import njit
 
-FAST = {"nogil": True, "cache": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
+FAST = {"nogil": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
 
 # Numba looks for negative indices, from the end, unless they are unsigned; and then nothing is vectorised.

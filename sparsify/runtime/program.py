@@ -29,6 +29,11 @@ class Segment:
     reads: tuple[fx.Node, ...]
     writes: tuple[fx.Node, ...]
 
+    @property
+    def name(self) -> str:
+        """Of its first step with weights, or of its first."""
+        return next((step.name for step in self.steps if step.rows is not None), self.steps[0].name)
+
 
 @dataclass(frozen=True)
 class Program:

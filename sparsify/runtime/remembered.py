@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import warnings
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 import numba
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import SparsifyError
+from ..errors import CacheWarning, SparsifyError
+from .cache import folder
+from .inputs import Shapes
+from .simd import WIDTH
 from .tuning import Way
 
 _MOST = 1000  # entries
-
-
-def folder() -> Path:
-    """Return where they are: SPARSIFY_CACHE, or sparsify in the user's folder for caches."""
-    given = os.environ.get("SPARSIFY_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsify"
+_FORM = 2  # of the entries: those of another form are of no use
+_said: set[str] = set()  # lines that were said: once in a process
 
 
 def machine() -> dict[str, Any]:
@@ -42,32 +38,35 @@ def machine() -> dict[str, Any]:
     }
 
 
-def key(model: nn.Module, inputs: Sequence[Tensor], threads: int) -> str:
-    """Return what a way depends on: machine, libraries, threads, sizes of inputs, sizes and zeros of weights."""
+def key(model: nn.Module, inputs: Shapes, threads: int) -> str:
+    """Return what a way depends on: machine, libraries, threads, the inputs' key, sizes and zeros of weights."""
     weights = [(name, list(p.shape), int(p.count_nonzero())) for name, p in model.named_parameters()]
-    text = [
-        [*machine().values(), threads],
-        [list(x.shape) for x in inputs],
-        repr(model),
-        weights,
-    ]
+    text = [_FORM, [*machine().values(), WIDTH, threads], inputs, repr(model), weights]
     return hashlib.sha256(json.dumps(text).encode()).hexdigest()
 
 
 def recall(name: str) -> Way | None:
-    """Return the way that was kept under this key, None if there is none that can be read."""
-    return way_of(_read().get(name), "tuned before")
+    """Return the way that was kept under this key, None if there is none that can be read, which is a CacheWarning."""
+    found = _read()
+    way = way_of(found.get(name), "tuned before")
+    if name in found and way is None:
+        _say(f"{_path()}: what tuning found is damaged, and is found anew: an entry says no way")
+    return way
 
 
 def keep(name: str, way: Way) -> None:
-    """Keep a way under this key; where nothing can be written it is found anew next time."""
+    """Keep a way under this key; where nothing can be written, a CacheWarning, it is found anew next time."""
     from ..formats.atomic import atomic_write
 
+    if str(folder()) == os.devnull:
+        return
     found = {**_read(), name: as_table(way)}
     latest = dict(list(found.items())[-_MOST:])
-    with contextlib.suppress(OSError, SparsifyError):
+    try:
         folder().mkdir(parents=True, exist_ok=True)
-        atomic_write(folder() / "tuning.json", json.dumps(latest).encode())
+        atomic_write(_path(), json.dumps(latest).encode())
+    except (OSError, SparsifyError) as error:
+        _say(f"what tuning found cannot be kept, and is found anew by the next engine: {error}")
 
 
 def as_table(way: Way) -> dict[str, Any]:
@@ -85,9 +84,26 @@ def way_of(found: Any, why: str) -> Way | None:
     return Way(found["kind"], images, frozenset(map(str, dense)), why=why)
 
 
+def _path() -> Path:
+    return folder() / "tuning.json"
+
+
 def _read() -> dict[str, Any]:
     try:
-        found = json.loads((folder() / "tuning.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        content = _path().read_bytes()
+    except OSError:
+        return {}  # nothing is kept yet; where that is not the reason, writing says it
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        found = error
+    if isinstance(found, dict):
+        return found
+    _say(f"{_path()}: what tuning found is damaged, and is found anew: {'no table' if content else 'it is empty'}")
+    return {}
+
+
+def _say(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        warnings.warn(" ".join(line.split()), CacheWarning, stacklevel=2)

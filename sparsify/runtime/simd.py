@@ -13,11 +13,21 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..errors import SparsifyError
+
 _FLOAT, _LONG, _INT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 
 
 def _width() -> int:
-    """Return the number of floats in one vector register of this machine."""
+    """Return the number of floats in one vector register of this machine, or SPARSIFY_VECTOR_WIDTH.
+
+    Raises SparsifyError if that is set to no such number. Any of them runs on any machine.
+    """
+    given = os.environ.get("SPARSIFY_VECTOR_WIDTH")
+    if given:
+        if given not in ("4", "8", "16"):
+            raise SparsifyError(f"SPARSIFY_VECTOR_WIDTH: '{given}' is given; 4, 8 or 16 floats are allowed")
+        return int(given)
     found = llvm.get_host_cpu_features()
     return 16 if found.get("avx512f") else 8 if found.get("avx2") else 4
 
@@ -178,6 +188,18 @@ def exchange(typing, counters, index, value):
         return builder.atomic_rmw("xchg", builder.gep(data, [args[1]]), args[2], "seq_cst")
 
     return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def swap_if(typing, counters, index, expected, value):
+    """Set counters[index], seen by all threads, if it is as expected; return whether it was."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        found = builder.cmpxchg(builder.gep(data, [args[1]]), args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(counters, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic

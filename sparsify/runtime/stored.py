@@ -15,10 +15,11 @@ from ..errors import SparsifyError
 from ..formats.container import is_shape
 from ..formats.metadata import Metadata, read_contents
 from ..formats.sources import model_file
+from .inputs import Shapes
 from .remembered import as_table, machine, way_of
 from .tuning import Way
 
-Shapes = tuple[tuple[int, ...], ...]
+Sizes = tuple[tuple[int, ...], ...]
 _MOST = 2**28  # numbers in an example: a file's word does not fill the memory
 
 
@@ -30,7 +31,7 @@ class Stored:
     """
 
     path: Path
-    shapes: Shapes
+    shapes: Sizes
     way: Way | None = None
     unfit: str = ""
 
@@ -80,7 +81,7 @@ def read(source: str | os.PathLike[str], threads: int) -> Stored:
     return Stored(path, shapes, way)
 
 
-def _of_one_image(about: Metadata) -> Shapes:
+def _of_one_image(about: Metadata) -> Sizes:
     size = about.extra.get("input_shape")
     return ((1, *size),) if size and _are_shapes([size]) else ()
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..errors import RunError, SparsifyError
+from ..errors import SparsifyError
+from .faults import PASSED, Fault, KernelError, one_line
 from .lower import Step
 from .plan import Plan, alone, arrays_of, memory
 from .program import Segment, assemble
@@ -52,28 +53,32 @@ TORCH = Way("torch")
 Run = Callable[[Way], list[Any]]
 
 
-def choose(run: Run, plan: Callable[[Way], Plan], ways: Iterable[Way], tune: bool) -> Way:
+def choose(
+    run: Run, plan: Callable[[Way], Plan], ways: Iterable[Way], tune: bool, faults: list[Fault] | None = None
+) -> Way:
     """Return the fastest of the ways whose outputs are torch's, or torch's own.
 
     `run` returns the outputs of a way, flat; `plan` the plan it uses. Without `tune` the first that is right is taken.
+    `faults` takes what is wrong with the others.
     """
     expected = run(TORCH)
     right: list[Way] = []
-    why = "there is no other way"
+    found = [] if faults is None else faults
     for way in ways:
         fault = checked(run, way, expected)
-        why = fault or why
-        if not fault:
-            right.append(way)
-            if not tune:
-                return way
+        if fault is not None:
+            found.append(fault)
+            continue
+        right.append(way)
+        if not tune:
+            return way
     if not right:
-        return replace(TORCH, why=why)
+        return replace(TORCH, why=found[-1].text if found else "there is no other way")
     seconds = timed(run, [TORCH, *right])
     best = min(right, key=seconds.__getitem__)
     dense = faster_dense(plan(best))
     mixed = replace(best, dense=dense)
-    if dense and not checked(run, mixed, expected):
+    if dense and checked(run, mixed, expected) is None:
         seconds |= timed(run, [best, mixed])
     fastest = min(seconds, key=seconds.__getitem__)
     return replace(
@@ -81,14 +86,19 @@ def choose(run: Run, plan: Callable[[Way], Plan], ways: Iterable[Way], tune: boo
     )
 
 
-def checked(run: Run, way: Way, expected: Sequence[Any]) -> str:
-    """Return what is wrong with a way, "" if its outputs are those expected."""
+def checked(run: Run, way: Way, expected: Sequence[Any]) -> Fault | None:
+    """Return what is wrong with a way, None if its outputs are those expected."""
     try:
         apart = difference(run(way), expected)
+    except PASSED:
+        raise
+    except SparsifyError as error:
+        return Fault(" ".join(str(error).split()))
+    except KernelError as error:
+        return Fault(str(error), raised=True, of_kernel=True)
     except Exception as error:  # noqa: BLE001 - whatever a forward raises when it is traced, torch can run it
-        text = " ".join(str(error).split())[:200]
-        return text if isinstance(error, SparsifyError | RunError) else f"{type(error).__name__}: {text}"
-    return "" if apart <= TOLERANCE else f"its outputs differ by {apart:.1e} of the largest"
+        return Fault(one_line(error), raised=True)
+    return None if apart <= TOLERANCE else Fault(f"its outputs differ by {apart:.1e} of the largest")
 
 
 def timed(run: Run, ways: Sequence[Way]) -> dict[Way, float]:
@@ -111,7 +121,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def faster_dense(plan: Plan) -> frozenset[str]:
     """Return the nodes of the layers that torch's dense operation does sooner, the way there and back included."""
-    nodes = {node.name: node for node in plan.inputs[0].graph.nodes}
+    nodes = plan.nodes
     took: dict[str, float] = {}
     buffers = memory(plan.program.floats)
     for part in plan.program.parts:
@@ -134,12 +144,14 @@ def _dense(plan: Plan, node: fx.Node) -> float:
     """Return the least seconds of torch's operation on one thread, and of moving its input and output."""
     args, kwargs = fx.node.map_arg(
         (node.args, node.kwargs),
-        lambda one: plan.known[one] if one in plan.known else torch.zeros(one.meta["val"].shape),
+        lambda one: (
+            plan.known[one] if one in plan.known else torch.zeros(one.meta["val"].shape, dtype=one.meta["val"].dtype)
+        ),
     )
     steps = [step for step in plan.steps if isinstance(step, Step) and step.name == node.name]
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
+        torch.set_num_threads(1)
         return _least(lambda: node.target(*args, **kwargs)) + _moving(steps)  # type: ignore[operator]
     finally:
         torch.set_num_threads(threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -11,40 +12,51 @@ import numpy as np
 import torch
 
 from . import kernels
+from .compiled import ready
+from .untorn import untorn
 
 Array = np.ndarray[Any, Any]
-Task = Callable[[], None] | None  # None: look for jobs
+Task = Callable[[], object]
 
 
 class Workers:
     """`count` threads, the caller's own among them. They end with the interpreter, or when this object goes.
 
-    One call of `run` or `split` at a time.
+    One call of `run` or `split` at a time. Whatever a signal handler raises in the middle of one, the next is whole.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._signals = np.zeros(kernels.ASLEEP + count, dtype=np.int64)
-        self._signals[kernels.ASLEEP :] = 1
-        self._job = np.zeros(17, dtype=np.int64)
-        self._ended = 0
-        self._tasks: list[SimpleQueue[tuple[Task] | None]] = [SimpleQueue() for _ in range(count - 1)]
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        for part, tasks in enumerate(self._tasks, 1):
-            given = (tasks, self._done, self._signals, self._job, part, count)
-            threading.Thread(target=_work, args=given, daemon=True).start()
+        self._signals = np.zeros(kernels.STATE + count, dtype=np.int64)
+        self._job = np.zeros(kernels.JOB, dtype=np.int64)
+        self._tasks: list[SimpleQueue[Task | None]] = [SimpleQueue() for _ in range(count - 1)]
+        self._threads: list[threading.Thread] = []
+        if self._tasks:
+            tasks, threads = self._tasks, torch.get_num_threads()
+            self._threads = untorn(lambda: _start(tasks, threads))
+
+    @property
+    def alive(self) -> bool:
+        """Whether all threads are there: none are in a child of fork."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def run(self, task: Callable[[int], None]) -> None:
-        """Call task(0) .. task(count - 1), each in a thread, and wait for all. Raises the error of any."""
+        """Call task(0) .. task(count - 1), each in a thread, and wait for all. Raises the error of any.
+
+        What is raised while it waits goes to the caller at once; a task that is not done then is done before the
+        thread's next one.
+        """
+        # A queue for this call alone: nobody takes what a task that was left says for the end of a later one.
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
         for index, tasks in enumerate(self._tasks, 1):
-            tasks.put((lambda index=index: task(index),))  # type: ignore[misc]
+            tasks.put(partial(_tell, done, partial(task, index)))
         error: BaseException | None = None
         try:
             task(0)
         except BaseException as found:  # noqa: BLE001 - the others must be waited for first
             error = found
         for _ in self._tasks:
-            error = self._done.get() or error
+            error = done.get() or error
         if error is not None:
             raise error
 
@@ -52,42 +64,62 @@ class Workers:
         """Go through the steps of `kernels.run`, whose arrays are given, all threads at once.
 
         Threads that had a job a moment ago take the next one without the interpreter, whose lock and whose waking of
-        threads take as long as a small network.
+        threads take as long as a small network. The job itself is one call of compiled code.
         """
-        if self.count > 1:
-            self._job[:] = [number for array in arrays for number in (array.ctypes.data, array.size)] + [self._ended]
-            kernels.give(self._signals)
+        enter = ready()
+        self._job[: kernels.JOB - 1] = numbers(arrays)
+        looks = 0
+        while not enter(self._signals, self._job, 0, self.count, looks):
+            if not self.alive:
+                raise RuntimeError("a thread of the engine is gone")
             for part, tasks in enumerate(self._tasks, 1):
-                if kernels.wake(self._signals, part):
-                    tasks.put((None,))
-        kernels.run(*arrays, self._signals, self._ended, 0, self.count)
-        # Nobody reads the job any more: all have ended the last step.
-        self._ended += len(arrays[0]) * self.count
+                if self._signals[kernels.STATE + part] == kernels.ASLEEP and tasks.empty():
+                    tasks.put(partial(enter, self._signals, self._job, part, self.count, 0))
+            looks = kernels.WAKING
 
     def __del__(self) -> None:
         for tasks in self._tasks:
             tasks.put(None)
 
 
-def _work(
-    tasks: SimpleQueue[tuple[Task] | None],
-    done: SimpleQueue[BaseException | None],
-    signals: Array,
-    job: Array,
-    part: int,
-    parts: int,
-) -> None:
-    # torch's own pool in every one of these threads would be more threads than cores.
+def numbers(arrays: Sequence[Array]) -> list[int]:
+    """Return addresses and sizes of arrays, one after the other."""
+    return [number for array in arrays for number in (array.ctypes.data, array.size)]
+
+
+def _start(tasks: Sequence[SimpleQueue[Task | None]], torch_threads: int) -> list[threading.Thread]:
+    """Return a thread for each queue, all of them ready."""
+    ready: SimpleQueue[None] = SimpleQueue()
+    threads = [threading.Thread(target=_work, args=(one, ready), daemon=True) for one in tasks]
+    for thread in threads:
+        thread.start()
+        ready.get()
+    # What one thread sets is what threads that are yet to come begin with.
+    torch.set_num_threads(torch_threads)
+    return threads
+
+
+def _work(tasks: SimpleQueue[Task | None], ready: SimpleQueue[None]) -> None:
+    # torch's own pool in every one of these threads would be more threads than cores. The first look takes what others
+    # have set, and would do so later if there were none now.
+    torch.get_num_threads()
     torch.set_num_threads(1)
-    jobs = 0
-    while (given := tasks.get()) is not None:
-        task = given[0]
+    torch.set_grad_enabled(False)
+    ready.put(None)
+    while True:
+        task = tasks.get()
         if task is None:
-            jobs = kernels.serve(signals, job, part, parts, jobs)
-            continue
-        try:
-            task()
-        except BaseException as error:  # noqa: BLE001 - the caller raises it
-            done.put(error)
-        else:
-            done.put(None)
+            return
+        task()
+        # Nothing of an engine is kept alive by a thread that waits.
+        del task
+
+
+def _tell(done: SimpleQueue[BaseException | None], task: Task) -> None:
+    """Do a task and say that it is done, with its error if it has one."""
+    try:
+        task()
+    except BaseException as error:  # noqa: BLE001 - the caller raises it
+        done.put(error)
+    else:
+        done.put(None)

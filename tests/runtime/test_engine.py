@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify import SparsifyError
+from sparsify.errors import CacheWarning
 from sparsify.runtime.compiling import compile
 from sparsify.runtime.tuning import TORCH, Way, difference
 
@@ -203,14 +204,40 @@ def test_what_was_tuned_is_known_to_the_next_engine(resnet: nn.Module, cache: Pa
     assert (way, way.why, way.seconds) == (replace(first, why="tuned before"), "tuned before", {})
     close(again(x), resnet, x)
     assert next(iter(compile(resnet, x[:1], threads=1).ways.values())).seconds
-    (cache / "tuning.json").write_text('{"half": ')
-    assert next(iter(compile(resnet, x, threads=1).ways.values())).seconds
 
 
-def test_a_cache_that_cannot_be_written_stops_nothing(resnet: nn.Module, cache: Path) -> None:
+DAMAGES = {
+    "half": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "garbage": lambda text: "\x00\x7f" * 99,
+    "no table": lambda text: "[1, 2]",
+    "deep": lambda text: "[" * 100_000,
+    "no way": lambda text: text.replace("kind", "sort"),
+    "another kind": lambda text: text.replace("split", "warp").replace("chunks", "warp").replace("torch", "warp"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_record_is_said_once_and_mended(name: str, resnet: nn.Module, cache: Path) -> None:
+    x, record = torch.randn(1, 3, 16, 16), cache / "tuning.json"
+    compile(resnet, x, threads=1)
+    record.write_text(DAMAGES[name](record.read_text()))
+    with pytest.warns(CacheWarning, match="what tuning found is damaged") as said:
+        engine = compile(resnet, x, threads=1)
+    assert len(said) == 1 and str(record) in str(said[0].message)
+    close(engine(x), resnet, x)
+    assert next(iter(engine.ways.values())).seconds
+    assert not next(iter(compile(resnet, x, threads=1).ways.values())).seconds
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_stops_nothing(resnet: nn.Module, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     x = torch.randn(1, 3, 32, 32)
-    close(compile(resnet, x, threads=1)(x), resnet, x)
+    with pytest.warns(CacheWarning, match="what tuning found cannot be kept") as said:
+        engines = [compile(resnet, x, threads=1) for _ in range(2)]
+    assert len(said) == 1
+    for engine in engines:
+        close(engine(x), resnet, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -1,13 +1,19 @@
-"""Threads that take tasks and jobs, awake or asleep."""
+"""Threads that take tasks and jobs, awake or asleep, whatever is raised in between."""
 
+import gc
+import threading
 import time
+import weakref
+from collections.abc import Callable
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparsify.runtime import kernels
+from sparsify.runtime import kernels, workers
+from sparsify.runtime.compiled import ready
 from sparsify.runtime.plan import arrays_of, make_plan, memory
 from sparsify.runtime.program import Segment
 from sparsify.runtime.workers import Workers
@@ -38,21 +44,31 @@ def test_an_error_of_any_thread_is_raised_when_all_are_done(failing: int) -> Non
     assert len(done) == 5
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_a_job_is_whole_when_it_returns_whether_threads_are_awake_or_asleep(count: int) -> None:
+def job_of(count: int) -> tuple[Workers, Callable[[Tensor], Tensor], nn.Module]:
+    """Return threads, a job that computes a network with them, and the network."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 5, 1)).eval().requires_grad_(False)
-    x = torch.randn(2, 3, 6, 6)
-    plan = make_plan(model, [x], lambda tensors: (tensors[0],))
+    plan = make_plan(model, [torch.randn(2, 3, 6, 6)], lambda tensors: (tensors[0],))
     segment = plan.program.parts[0]
     assert isinstance(segment, Segment)
     workers, buffers = Workers(count), memory(plan.program.floats)
-    for number in range(200):
+
+    def job(x: Tensor) -> Tensor:
         y = torch.empty(2, 5, 6, 6)
-        given = x + number
-        addresses = np.array([given.data_ptr(), y.data_ptr()], dtype=np.int64)
+        addresses = np.array([x.data_ptr(), y.data_ptr()], dtype=np.int64)
         workers.split(arrays_of(plan.program, segment, buffers, addresses))
-        torch.testing.assert_close(y, model(given), rtol=1e-4, atol=1e-4)
+        return y
+
+    return workers, job, model
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_job_is_whole_when_it_returns_whether_threads_are_awake_or_asleep(count: int) -> None:
+    workers, job, model = job_of(count)
+    x = torch.randn(2, 3, 6, 6)
+    for number in range(200):
+        given = x + number
+        torch.testing.assert_close(job(given), model(given), rtol=1e-4, atol=1e-4)
         if number % 40 == 0:
             # Longer than threads look for a job: the next one wakes them.
             time.sleep(0.05)
@@ -62,9 +78,115 @@ def test_a_job_is_whole_when_it_returns_whether_threads_are_awake_or_asleep(coun
             assert len(parts) == count
 
 
-def test_a_thread_that_finds_no_job_says_that_it_sleeps() -> None:
-    signals, job = np.zeros(kernels.ASLEEP + 2, dtype=np.int64), np.zeros(17, dtype=np.int64)
-    assert kernels.serve(signals, job, 1, 2, 0) == 0
-    assert signals[kernels.ASLEEP + 1] == 1
-    assert kernels.wake(signals, 1)
-    assert not kernels.wake(signals, 1)
+class Interrupt(BaseException):
+    """As a signal handler raises it."""
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("when", ["before the job", "while threads wake", "after the job"])
+def test_a_job_after_one_that_was_torn_is_whole(count: int, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, job, model = job_of(count)
+    x = torch.randn(2, 3, 6, 6)
+
+    def torn(*args: object) -> bool:
+        """Stand for the compiled code, with a handler that raises next to it."""
+        if args[2] != 0:
+            return ready()(*args)  # a thread that serves: handlers do not run there
+        if when == "before the job":
+            raise Interrupt
+        done = ready()(*args)
+        if when == "after the job" and done or when == "while threads wake":
+            raise Interrupt
+        return done
+
+    for round in range(6):
+        with monkeypatch.context() as during, pytest.raises(Interrupt):
+            during.setattr(workers, "ready", lambda: torn)
+            time.sleep(0.05 * (round % 2))
+            job(x)
+        for number in range(3):
+            given = x + number
+            torch.testing.assert_close(job(given), model(given), rtol=1e-4, atol=1e-4)
+
+
+class Torn(SimpleQueue):  # type: ignore[type-arg]
+    """A queue whose reader is interrupted, once."""
+
+    left = 1
+
+    def get(self, *args: object) -> object:  # type: ignore[override]
+        if threading.current_thread() is threading.main_thread() and Torn.left:
+            Torn.left -= 1
+            raise Interrupt
+        return super().get()
+
+
+def test_what_a_task_says_late_is_not_taken_for_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, done = Workers(2), []
+
+    def slow(part: int) -> None:
+        time.sleep(0.05 * part)
+        done.append(part)
+
+    Torn.left = 1
+    with monkeypatch.context() as during, pytest.raises(Interrupt):
+        during.setattr(workers, "SimpleQueue", Torn)
+        threads.run(slow)
+    for _ in range(3):
+        done.clear()
+        threads.run(slow)
+        assert 1 in done and done[-1] == 1
+
+
+def test_the_number_of_torch_s_threads_stays_as_it_was_for_threads_that_are_yet_to_come() -> None:
+    before, seen = torch.get_num_threads(), []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            held = Workers(3)
+            new = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            new.start()
+            new.join()
+            held.run(lambda part: seen.append(torch.get_num_threads()) if part else None)
+            assert torch.get_num_threads() == number and seen == [number, 1, 1]
+            seen.clear()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_end_with_their_owner_and_hold_nothing() -> None:
+    class Held:
+        pass
+
+    held = Held()
+    gone, threads = weakref.ref(held), Workers(3)
+    started = list(threads._threads)
+    threads.run(lambda part, held=held: None)  # type: ignore[misc]
+    del held
+    for _ in range(100):
+        if gone() is None:
+            break
+        time.sleep(0.01)
+    assert gone() is None and threads.alive
+    del threads
+    gc.collect()
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_thread_that_is_gone_is_an_error_and_no_endless_wait() -> None:
+    threads, job, _ = job_of(2)
+    threads._tasks[0].put(None)
+    threads._threads[0].join(10)
+    assert not threads.alive
+    with pytest.raises(RuntimeError, match="a thread of the engine is gone"):
+        job(torch.randn(2, 3, 6, 6))
+
+
+def test_a_thread_that_finds_no_job_falls_asleep() -> None:
+    signals, job = np.zeros(kernels.STATE + 2, dtype=np.int64), np.zeros(kernels.JOB, dtype=np.int64)
+    assert ready()(signals, job, 1, 2, 0)
+    assert signals[kernels.STATE + 1] == kernels.ASLEEP
+    assert not ready()(signals, job, 0, 2, 10)  # nothing is given to a thread asleep
+    assert signals[kernels.GIVEN] == 0

@@ -57,7 +57,10 @@ def test_a_shrunk_training_goes_on_as_the_masked_one(tmp_path: Path) -> None:
     shrunk = sparsify.shrink(masked.model, torch.randn(1, 3, 8, 8))
     assert parameters(shrunk.model) == parameters(small.model) < parameters(masked.model)
     ours, theirs = small.model.state_dict(), shrunk.model.state_dict()
-    assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in theirs)
+    for key, value in theirs.items():
+        # Sums in another order make 2e-3 of it, with one thread on AVX2; another momentum (0.89) makes 0.4.
+        apart = (ours[key] - value).double().norm() / value.double().norm().clamp_min(1e-12)
+        assert apart < 2e-2, key
     assert small.metrics["loss"] == pytest.approx(masked.metrics["loss"], rel=1e-5)
 
 

@@ -1,0 +1,105 @@
+"""The arguments of a call taken apart: tensors, and the numbers, strings and containers around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+# Of each leaf: the sizes of a float32 tensor, sizes and type of another, type and value of what is no tensor. Behind
+# them, if leaves are in containers, which.
+Shapes = tuple[tuple[int | str, ...], ...]
+_WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+_PLAIN = (bool, int, float, complex, str, type(None))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A call's tensors in order, where they come among its leaves, and its structure."""
+
+    tensors: tuple[Tensor, ...]
+    leaves: tuple[Any, ...]  # None in place of tensors
+    places: tuple[int, ...]  # of the tensors among the leaves
+    structure: Any
+    flat: bool  # each leaf is an argument by itself
+
+    @property
+    def sizes(self) -> Shapes:
+        """Sizes and types of the tensors."""
+        return tuple(
+            tuple(x.shape) if x.dtype == torch.float32 else (*x.shape, str(x.dtype).removeprefix("torch."))
+            for x in self.tensors
+        )
+
+    @property
+    def key(self) -> Shapes:
+        """What a plan is made for: sizes and types of tensors, and all that is no tensor."""
+        if self.flat and len(self.places) == len(self.leaves):
+            return self.sizes
+        found: list[tuple[int | str, ...]] = [(type(leaf).__name__, repr(leaf)) for leaf in self.leaves]
+        for place, size in zip(self.places, self.sizes, strict=True):
+            found[place] = size
+        return tuple(found) if self.flat else (*found, (str(self.structure),))
+
+    @property
+    def cut(self) -> list[Tensor]:
+        """The tensors that have a first dimension: images, if any."""
+        return [tensor for tensor in self.tensors if tensor.dim()]
+
+    def args(self, tensors: Sequence[Tensor] | None = None) -> tuple[Any, ...]:
+        """Return the arguments, with these tensors in place of the call's own."""
+        leaves = list(self.leaves)
+        for place, tensor in zip(self.places, self.tensors if tensors is None else tensors, strict=True):
+            leaves[place] = tensor
+        args: tuple[Any, ...] = pytree.tree_unflatten(leaves, self.structure)
+        return args
+
+    def part(self, begin: int, images: int) -> Inputs:
+        """Return the same of some images. Tensors without a first dimension are for all of them."""
+        return replace(self, tensors=tuple(x[begin : begin + images] if x.dim() else x for x in self.tensors))
+
+
+def taken_apart(args: tuple[Any, ...]) -> Inputs:
+    """Return a call's positional arguments taken apart."""
+    leaves, structure = pytree.tree_flatten(args)
+    places = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+    rest = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    flat = len(leaves) == len(args) and all(leaf is arg for leaf, arg in zip(leaves, args, strict=True))
+    return Inputs(tuple(leaves[place] for place in places), rest, places, structure, flat)
+
+
+def unusable(inputs: Inputs) -> str:
+    """Return why kernels cannot be used for these inputs, "" if they can."""
+    tensors = inputs.tensors
+    others = [leaf for place, leaf in enumerate(inputs.leaves) if place not in inputs.places]
+    if any(type(leaf) not in _PLAIN for leaf in others) or not all(_usable(x) for x in tensors):
+        return f"input of {_kinds([*tensors, *others])}: PyTorch: kernels are for float32 on the CPU"
+    if torch.get_default_dtype() != torch.float32:
+        return f"default dtype {torch.get_default_dtype()}: PyTorch: kernels are for float32".replace("torch.", "")
+    return ""
+
+
+def _usable(x: Tensor) -> bool:
+    right = x.dtype == torch.float32 or x.dtype in _WHOLE
+    return right and x.device.type == "cpu" and x.layout == torch.strided
+
+
+def _kinds(values: Sequence[Any]) -> str:
+    """Return of which types inputs are, and where: "float16 on cuda:0"."""
+    kinds = [f"{x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__ for x in values]
+    return ", ".join(dict.fromkeys(kinds)).replace("torch.", "")
+
+
+def shown(key: Shapes) -> str:
+    """Return a key for a person: "2x3x32x32, 2 int64, int 3"."""
+    return ", ".join(_shown(part) for part in key)
+
+
+def _shown(part: tuple[int | str, ...]) -> str:
+    sizes = "x".join(str(one) for one in part if isinstance(one, int))
+    words = " ".join(str(one) for one in part if not isinstance(one, int))
+    return " ".join(word for word in (sizes, words) if word)
