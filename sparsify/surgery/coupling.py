@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import axes as forms
+from .counts import multiply_adds
 from .numbers import FIXED, Numbers, lowest_connected
 from .steps import STALE, Step, Tape, Value
 
@@ -48,7 +49,10 @@ class Coupling:
         self._joint: dict[bytes, Tensor] = {}
         self.barriers |= dict.fromkeys(tape.problems)
         for step in tape.steps[: tape.evaluated]:
+            told = len(self.operations)
             self.follow(step)
+            if len(self.operations) == told and multiply_adds(step):
+                self.operations.append((step, multiply_adds(step), ()))  # no rule says what it saves
         costly = len(self.operations)
         for step in tape.steps[tape.evaluated :]:
             self.follow(step)

@@ -24,6 +24,7 @@ class Value:
     shape: tuple[int, ...]
     constant: Tensor | None = None
     names: tuple[str, ...] = ()
+    trainable: bool = False  # a parameter of the model
 
 
 @dataclass(frozen=True, eq=False)

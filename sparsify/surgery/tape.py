@@ -115,12 +115,14 @@ class _Recorder(TorchDispatchMode):
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and how often its memory was written to then
         self.memories: dict[int, Memory] = {}
         self.left: list[Value] = []  # what went to other libraries, from where anything may come back
+        trainable = {id(parameter) for parameter in model.parameters()}
         named: dict[int, tuple[Tensor, list[str]]] = {}
         for items in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
             for name, tensor in items:
                 named.setdefault(id(tensor), (tensor, []))[1].append(name)
         for tensor, names in named.values():
-            self.state |= dict.fromkeys(names, self.enter(tensor, Value(_shape(tensor), tensor.detach(), tuple(names))))
+            value = Value(_shape(tensor), tensor.detach(), tuple(names), id(tensor) in trainable)
+            self.state |= dict.fromkeys(names, self.enter(tensor, value))
 
     def run(self, model: nn.Module, example_input: Any) -> list[Value]:
         """Note what a model does with copies of an example input; return its outputs."""
