@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
 from sparsify.surgery.channels import Channels, analyse
-from sparsify.surgery.proof import apart, outputs
 from sparsify.surgery.shrink import shrink
+from sparsify.surgery.variants import apart, outputs
 
 SPARSITY = 0.5
 EXACT = 1e-9  # largest difference that a cut may make in double precision, relative to the largest output

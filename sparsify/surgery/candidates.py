@@ -132,6 +132,11 @@ _MODES = frozenset(
 )
 
 
+def mentions_training(cls: type[nn.Module]) -> bool:
+    """Whether the code of a class's forward reads the mode, train or eval."""
+    return "training" in _attributes_read(cls)  # type: ignore[arg-type]
+
+
 @cache
 def _attributes_read(cls: type, below: frozenset[type] = frozenset()) -> frozenset[str]:
     """Return the attribute names that a class's forward reads, the methods and functions it mentions included.

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..errors import unknown
 from .counts import uncounted
 from .coupling import Coupling, Heads, varying
+from .fold import fold
 from .foldable import Foldable
 from .liveness import Liveness
+from .masks import all_masked_parameters
 from .numbers import FIXED
 from .reasons import reasons, spoiling
 from .rules import Rule, checked_rules
@@ -80,7 +82,9 @@ class Study:
 def analyse(
     model: nn.Module, example_input: Any, *, heads: Heads = "whole", rules: Mapping[str, Rule] | None = None
 ) -> Channels:
-    """Return the groups of a plain model's channels, found by running it once, in eval mode, on `example_input`.
+    """Return the groups of a model's channels, found by running it once, in eval mode, on `example_input`.
+
+    Of a converted model they are those of the folded one.
 
     In attention a group is a whole head, or, with `heads` "size", one of the entries of every head's queries and keys,
     or values; a model that lost such must go on computing attention as it does here, not fused. SparsifyError for
@@ -88,6 +92,8 @@ def analyse(
     model's forward are passed on. The model is not changed.
     """
     check_heads("analyse", heads)
+    if any(True for _ in all_masked_parameters(model)):
+        model = fold(model)
     tape = replace(record(model, example_input), rules=checked_rules("analyse", rules))
     return study(tape, heads=heads).channels
 

@@ -21,7 +21,7 @@ from .moving import move
 from .numbers import Numbers
 from .reasons import OUTPUTS
 from .settling import Settling, settle
-from .steps import STALE, Step, Tape, Value, first_line
+from .steps import DECIDING, STALE, Step, Tape, Value, first_line
 
 Heads: TypeAlias = Literal["whole", "size"]
 
@@ -64,6 +64,8 @@ class Coupling:
         for step in tape.steps[tape.evaluated :]:
             self.follow(step)
         del self.operations[costly:]  # what only runs in training is no cost
+        for path, given in tape.branches:
+            self._keep_branch(tape, path, given)
         self.numbers.at = OUTPUTS
         for value in tape.outputs:
             self.fix(value)
@@ -242,9 +244,23 @@ class Coupling:
                 self.numbers.fix(axis)
         for value in step.results:
             self.axes.setdefault(value, [])
+        if step.name in DECIDING and not why:
+            return  # `_keep_branch` says what it means
         what = "memory written through another tensor" if step.name == STALE else f"operation '{step.name}'"
         self.barriers[f"{step.module or 'the model'}: {why or what + ' has no rule'}"] = None
         self.barred.add(step)
+
+    def _keep_branch(self, tape: Tape, path: str, given: Sequence[Value]) -> None:
+        """Note that all channels stay that a forward meets which decides by values what it does."""
+        why = f"{path or 'the model'}: its forward asks what activations hold, and may do something else with others"
+        self.numbers.at = why
+        inside = [step for step in tape.steps if not path or step.module == path or step.module.startswith(f"{path}.")]
+        met = dict.fromkeys([*given, *(value for step in inside for value in (*step.inputs, *step.results))])
+        for value in met:
+            if value in self.axes or value.constant is None:
+                self.fix(value)
+        self.barriers[why] = None
+        self.barred.add(why)
 
     def _keep_heads(self, tape: Tape, path: str) -> None:
         """Note that one of torch.nn's attention modules keeps its heads and their sizes."""

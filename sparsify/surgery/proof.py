@@ -15,15 +15,14 @@ from torch.utils._pytree import tree_map
 
 from .channels import Study
 from .cuts import every_tensor
-from .effects import changed_buffers, unchanged
 from .recording import all_double
 from .sizes import Kept
-from .tape import own_inputs, record, tensors_in
+from .tape import record
+from .variants import Variant, apart, in_train_mode, outputs, variants
 
 # The largest difference allowed, as a share of the largest output. In few bits it matters in which order one adds.
 LIMIT_64 = 1e-10
 LIMITS = {torch.float64: LIMIT_64, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-NOT_A_VALUE = 1e30  # what stands for minus infinity is no measure of the other outputs
 
 
 # Cuts a model, and returns a function that takes that back.
@@ -33,13 +32,16 @@ Cutting: TypeAlias = Callable[[nn.Module], Callable[[], None]]
 class Proof:
     """Compares cut models with the outputs of the whole one, in float64 and in the model's own precision."""
 
-    def __init__(self, whole: nn.Module, example_input: Any, *, wanted: bool) -> None:
+    def __init__(self, whole: nn.Module, example_input: Any, examples: Sequence[Any] = (), *, wanted: bool) -> None:
         self.wanted = wanted
         self.difference: tuple[float, float] | None = None
         self.seconds: tuple[float, float] | None = None
-        self._example = example_input
+        self.training = ""  # how the models compare in train mode
+        self._example, self._examples = example_input, examples
+        self._variants: tuple[Variant, ...] | None = None
         self._double = None
         if wanted:
+            self._whole = copy.deepcopy(whole)
             self._single_outputs = outputs(whole, example_input)
             self._whole_seconds = _seconds(whole, example_input)
             self._limit = max(LIMITS.get(t.dtype, 0.0) for t in [torch.zeros(()), *every_tensor(whole).values()])
@@ -69,10 +71,25 @@ class Proof:
             finally:
                 undo()
         if single <= self._limit and double <= LIMIT_64:
+            for variant in self.variants():
+                problem = variant.problem(small, self._limit)
+                if problem:
+                    return problem, ""
+            self.training = in_train_mode(self._whole, small, self.widest_input(), self._limit)
             self.difference = (double, single)
             self.seconds = (self._whole_seconds, _seconds(small, self._example))
             return "", ""
         return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, kept)
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Return the other inputs that the whole model takes; they are tried when they are first asked for."""
+        if self._variants is None:
+            self._variants = variants(self._whole, self._example, self._examples)
+        return self._variants
+
+    def widest_input(self) -> Any:
+        """Return the second batch, if the model takes one, else the example: norms in train mode want several."""
+        return next((v.input for v in self.variants() if v.what.startswith("a batch")), self._example)
 
     def _in_double(self) -> list[Tensor]:
         assert self._double is not None
@@ -100,12 +117,6 @@ class Proof:
         return ""
 
 
-def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
-    """Return the tensors in the output of a model in eval mode."""
-    with torch.no_grad(), unchanged(model), changed_buffers(model, []):
-        return tensors_in(model(*own_inputs(example_input)))
-
-
 def _seconds(model: nn.Module, example_input: Any) -> float:
     """Return the median time of three forward passes."""
     times = []
@@ -114,19 +125,6 @@ def _seconds(model: nn.Module, example_input: Any) -> float:
         outputs(model, example_input)
         times.append(time.perf_counter() - started)
     return sorted(times)[1]
-
-
-def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Return max |difference| / max |theirs| over all tensors; entries that are not numbers in both are equal."""
-    largest = difference = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        if a.numel():
-            a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
-            size = b.abs()
-            largest = max(largest, float(torch.where(size < NOT_A_VALUE, size, 0).max()))
-            same = (a == b) | ((a != a) & (b != b))
-            difference = max(difference, float(torch.where(same, 0, (a - b).abs()).nan_to_num(nan=float("inf")).max()))
-    return difference / largest if largest else difference
 
 
 def doubles(example_input: Any) -> Any:

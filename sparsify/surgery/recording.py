@@ -99,20 +99,23 @@ def not_compiled() -> Iterator[None]:
 
 
 @contextmanager
-def module_names(model: nn.Module, running: list[str]) -> Iterator[None]:
-    """Keep in `running` the paths of the modules whose forward runs, the innermost last."""
+def module_names(model: nn.Module, running: list[str], given: list[Any] | None = None) -> Iterator[None]:
+    """Keep in `running` the paths of the modules whose forward runs, the innermost last; in `given` their arguments."""
+    given = [] if given is None else given
     # Hooks on all modules at once: putting one on each takes longer than many a model's forward.
     names = {
         id(module): name for name, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)
     }
 
-    def enter(module: nn.Module, _: Any) -> None:
+    def enter(module: nn.Module, args: Any) -> None:
         if id(module) in names:
             running.append(names[id(module)])
+            given.append(args)
 
     def leave(module: nn.Module, *_: Any) -> None:
         if id(module) in names:
             running.pop()
+            given.pop()
 
     handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import RunError, SparsifyError
 from .absorb import absorbed, constant_inputs, cut_and_absorb, held_biases
+from .agreement import same_groups
 from .channels import Dead, Study, check_dead, check_heads, study
 from .counts import multiply_adds
 from .coupling import Heads
@@ -35,7 +36,9 @@ class ShrinkReport:
     are (before, after), counted on the two models; `difference` is the largest difference of the outputs over the
     largest output, in float64 and in float32, and `seconds` the median time of a forward pass on the example (before,
     after); both are None if no proof was asked for. `kept` says which dead groups stayed, and why, `uncounted` names
-    operations ("module: operation") of which `multiply_adds` knows nothing.
+    operations ("module: operation") of which `multiply_adds` knows nothing. `proved`
+    names the other inputs for which the outputs were compared as well; `training` tells how they compare in train mode
+    ("equal", or what is not), dropout and drop path off, and is empty if the model does not run so.
     """
 
     model: nn.Module
@@ -49,6 +52,8 @@ class ShrinkReport:
     seconds: tuple[float, float] | None
     kept: tuple[str, ...]
     uncounted: tuple[str, ...] = ()
+    proved: tuple[str, ...] = ()
+    training: str = ""
 
     def __str__(self) -> str:
         lines = [
@@ -60,6 +65,10 @@ class ShrinkReport:
             lines.append(_line("forward pass", *(f"{1000 * t:.1f} ms" for t in self.seconds), _ratio(self.seconds)))
             double, single = self.difference
             lines.append(f"  the outputs differ by {double:.0e} of the largest in float64, {single:.0e} in float32")
+            others = f", and for {', '.join(self.proved)}" if self.proved else "; no other batch or size was taken"
+            lines.append(f"  compared for the example{others}")
+            if self.training not in ("", "equal"):
+                lines.append(f"  eval only: in train mode {self.training}")
         lines += [f"  not counted: multiply-adds of {operation}" for operation in self.uncounted]
         return "\n".join([*lines, *(f"  kept: {reason}" for reason in self.kept)])
 
@@ -85,6 +94,7 @@ def shrink(
     heads: Heads = "whole",
     rules: Mapping[str, Rule] | None = None,
     dead: Dead = "masks",
+    examples: Sequence[Any] = (),
 ) -> ShrinkReport:
     """Return a smaller plain model of the same class, with every channel gone that has no influence on the outputs.
 
@@ -96,7 +106,10 @@ def shrink(
     of `round_to` where enough dead channels are there to stay. Unless `verify` is False the result is compared with
     `model` on the example input, in float64 and float32. `model` is not changed. Raises RunError, naming the module
     that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1
-    or another word. `heads`, `rules`: as for `analyse`; what was pruned with sizes of heads is to be shrunk with them.
+    or another word.
+    It is compared for another batch and another size as well where the model takes them, and for `examples`: groups
+    that are not the same, or not dead, in a pass of one of these stay.
+    `heads`, `rules`: as for `analyse`; what was pruned with sizes of heads is to be shrunk with them.
     """
     if round_to is not None and round_to < 1:
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
@@ -104,11 +117,18 @@ def shrink(
     check_dead("shrink", dead)
     small = fold(model).eval()
     own = checked_rules("shrink", rules)
-    tape = replace(record(small, example_input), held_biases=held_biases(model, small), rules=own)
-    masks = removing_masks(model, tape)
-    found = study(tape, killable=False, heads=heads, dead=dead, masks=masks)
+
+    def study_of(given_model: nn.Module, given: Any) -> Study:
+        tape = replace(record(given_model, given), held_biases=held_biases(model, small), rules=own)
+        return study(tape, killable=False, heads=heads, dead=dead, masks=removing_masks(model, tape))
+
+    found = study_of(small, example_input)
+    tape, masks = found.tape, removing_masks(model, found.tape)
     count = sum(parameter.numel() for parameter in small.parameters())
-    attempt = _Attempts(small, example_input, found, Proof(small, example_input, wanted=verify))
+    proof = Proof(small, example_input, examples, wanted=verify)
+    attempt = _Attempts(small, example_input, found, proof, lambda other: study_of(small, other))
+    for number, other in enumerate(examples):
+        attempt.hold_what_differs(f"example {number + 2}", other)
     gone = attempt.until_proved(round_to)
     small.train(model.training)
     return ShrinkReport(
@@ -123,6 +143,8 @@ def shrink(
         seconds=attempt.proof.seconds,
         kept=(*attempt.reasons, *([_NO_MASKS] if dead == "masks" and not masks else [])),
         uncounted=found.channels.uncounted,
+        proved=tuple(variant.what for variant in proof.variants()) if verify else (),
+        training=proof.training,
     )
 
 
@@ -146,8 +168,10 @@ def _cost(tape: Tape) -> int:
 class _Attempts:
     """Cuts one model until its outputs are right: attributes are guesses, and some forwards take no smaller sizes."""
 
-    def __init__(self, model: nn.Module, example_input: Any, found: Study, proof: Proof) -> None:
-        self.model, self.found, self.proof = model, found, proof
+    def __init__(
+        self, model: nn.Module, example_input: Any, found: Study, proof: Proof, study_of: Callable[[Any], Study]
+    ) -> None:
+        self.model, self.found, self.proof, self.study_of = model, found, proof, study_of
         self.sources = Sources(model, example_input)
         self.inputs = constant_inputs(model, example_input, found)
         self.classes = {name: type(module) for name, module in model.named_modules()}
@@ -164,6 +188,8 @@ class _Attempts:
             problem, where = self._cut(gone)
             if not problem or self._without_an_attribute(gone, where):
                 return gone
+            if problem.startswith("for ") and self._held_for_variants(gone):
+                continue
             kept = Kept(self.found, gone)
             more = (self._met_in(where, kept) & gone) if where not in self.tried else np.zeros_like(gone)
             self.tried.add(where)
@@ -177,6 +203,21 @@ class _Attempts:
                 raise RunError(f"shrink: {place}: {problem}; nothing was changed")
             self.held |= more
             self.reasons.append(f"{where or 'the model'}: {int(more.sum())} dead groups stay: {problem}")
+
+    def _held_for_variants(self, gone: np.ndarray[Any, Any]) -> bool:
+        """Hold what is dead for the example alone, or goes together with others for another input; whether it helps."""
+        before = self.held.copy()
+        for variant in self.proof.variants():
+            self.hold_what_differs(variant.what, variant.input)
+        return bool((self.held & ~before & gone).any())
+
+    def hold_what_differs(self, what: str, other_input: Any) -> None:
+        """Hold the groups that are not the same, or not dead, in a pass of another input."""
+        differs = ~same_groups(self.found.channels, self.study_of(other_input).channels)
+        more = differs & ~self.held & self.found.channels.dead.numpy()
+        self.held |= differs
+        if more.any():
+            self.reasons.append(f"{int(more.sum())} dead groups stay: for {what} other channels go together, or matter")
 
     def _cut(self, gone: np.ndarray[Any, Any]) -> tuple[str, str]:
         """Cut the model; if it is not right, take that back and return what was wrong and in which module."""

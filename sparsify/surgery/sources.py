@@ -85,7 +85,7 @@ class Sources:
 
     def matters(self, path: str, new: int) -> bool:
         """Whether the model, as it is, would do anything else if an attribute held another number."""
-        from .proof import outputs
+        from .variants import outputs
 
         if path not in self._matters:
             if self._before is None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
 # What makes a tensor of one number in the sizes that it is given.
+# Operations by which Python code learns what a tensor holds.
+DECIDING = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist"})
 FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 
 
@@ -108,6 +110,7 @@ class Tape:
     `held_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads. The first
     `evaluated` steps are of the pass in eval mode; the others are of one in which what only runs in training ran too.
     `problems` says why there is none of those although some layers did not run. `rules` are the user's own.
+    `branches` are the paths of modules whose forward asked what activations hold, with the arguments it was given.
     """
 
     steps: tuple[Step, ...]
@@ -118,6 +121,7 @@ class Tape:
     held_biases: frozenset[str] = frozenset()
     evaluated: int = 0
     problems: tuple[str, ...] = ()
+    branches: tuple[tuple[str, tuple[Value, ...]], ...] = ()
     rules: Mapping[str, Rule] = field(default_factory=dict)  # the user's own
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
 

@@ -7,6 +7,7 @@ and models that no symbolic trace can follow are recorded like any other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .candidates import CONV_AND_LINEAR
+from .candidates import CONV_AND_LINEAR, is_torch, mentions_training
 from .effects import changed_buffers, unchanged
 from .entrywise import pointwise
 from .foldable import addable_biases
@@ -47,9 +48,10 @@ def _record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ..
         outputs = recorder.run(model, example_input)
         count, problem = len(recorder.steps), ""
         idle = recorder.idle_layers(model)
-        if idle:
-            more, problem = _run_in_training(recorder, model, example_input, idle)
-            if len(recorder.idle_layers(model)) < len(idle):
+        modal = modules_that_ask_for_the_mode(model)
+        if idle or modal:
+            more, problem = _run_in_training(recorder, model, example_input, idle, modal)
+            if modal or len(recorder.idle_layers(model)) < len(idle):
                 outputs += more
             else:
                 del recorder.steps[count:]
@@ -61,17 +63,19 @@ def _record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ..
         whole_attentions(model),
         evaluated=count,
         problems=(problem,) if problem else (),
+        branches=tuple(recorder.branches),
     )
 
 
 def _run_in_training(
-    recorder: _Recorder, model: nn.Module, example_input: Any, idle: list[str]
+    recorder: _Recorder, model: nn.Module, example_input: Any, idle: list[str], modal: list[str]
 ) -> tuple[list[Value], str]:
-    """Run a model again with the modules around idle layers in train mode; return its outputs, and what went wrong.
+    """Run a model again with the modules around idle layers, and those that are `modal`, in train mode.
 
-    Auxiliary heads only run then. Layers, dropout and norms among them, stay in eval mode.
+    Returns its outputs, and what went wrong. Auxiliary heads only run, or are only returned, then. Layers, dropout and
+    norms among them, stay in eval mode.
     """
-    around = {path.rpartition(".")[0] for path in idle}
+    around = {path.rpartition(".")[0] for path in idle} | {*modal}
     for path, module in model.named_modules():
         if any(path == outer or not path or outer.startswith(f"{path}.") for outer in around):
             module.training = True
@@ -80,8 +84,23 @@ def _run_in_training(
     except Exception as error:
         if not recorder.computed:
             raise
+        if not idle:
+            return [], ""  # a forward that wants targets, say: its losses are no outputs
         where = f"{idle[0]}: it runs neither in eval mode nor, with this input, in train mode"
         return [], f"{where} ({type(error).__name__}), and is not cut"
+
+
+def modules_that_ask_for_the_mode(model: nn.Module) -> list[str]:
+    """Return the paths of modules with layers below them whose own forward reads `training`: its outputs may differ."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if not is_torch(type(module)) and mentions_training(type(module)) and any(True for _ in _layers_below(module))
+    ]
+
+
+def _layers_below(module: nn.Module) -> Iterator[nn.Module]:
+    return (below for below in module.modules() if below is not module and below._parameters)
 
 
 def own_inputs(example_input: Any) -> tuple[Any, ...]:
@@ -113,6 +132,8 @@ class _Recorder(TorchDispatchMode):
         self.steps: list[Step] = []
         self.results = results
         self.module: list[str] = []
+        self.given: list[Any] = []  # what each of these modules was called with
+        self.branches: list[tuple[str, tuple[Value, ...]]] = []
         self.state: dict[str, Value] = {}
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and how often its memory was written to then
         self.memories: dict[int, Memory] = {}
@@ -133,7 +154,7 @@ class _Recorder(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.enter(tensor, Value(_shape(tensor)))
         seen = Unseen(self.leave, self.scaled, self.whole)
-        with not_compiled(), module_names(model, self.module), torch.no_grad(), self, seen:
+        with not_compiled(), module_names(model, self.module, self.given), torch.no_grad(), self, seen:
             outputs = model(*args)
         return [self.value_of(leaf) for leaf in tensors_in(outputs)]
 
@@ -192,6 +213,10 @@ class _Recorder(TorchDispatchMode):
         outcome = func(*args, **kwargs) if self.computed else in_shape(func, args, kwargs, inputs)
         name = func._schema.name.removeprefix("aten::")
         tensors = leaves(outcome, Tensor)
+        if isinstance(outcome, (bool, int, float)) and any(value.constant is None for value in inputs):
+            if not self.computed:
+                raise ValuesNeededError
+            self.decided()
         if name.startswith("new_") or all(v.constant is not None and not _from_model(v) for v in inputs):
             self._filled(func, name, given, given_kwargs, inputs, tensors)
             return outcome
@@ -205,6 +230,12 @@ class _Recorder(TorchDispatchMode):
         if not constant or results:
             self._note(Step(name, func, tuple(given), given_kwargs, tuple(results), self.where()), tensors)
         return outcome
+
+    def decided(self) -> None:
+        """Note that the running forward asked what an activation holds: it may do something else with another."""
+        arguments = leaves(self.given[-1] if self.given else (), Tensor)
+        with _disable_current_modes():
+            self.branches.append((self.where(), tuple(self.value_of(tensor) for tensor in arguments)))
 
     def _note(self, step: Step, tensors: list[Tensor]) -> None:
         self.steps.append(step)
@@ -253,6 +284,8 @@ class _Recorder(TorchDispatchMode):
                 raise ValuesNeededError
             self.steps.append(Step(how, None, (value,), {}, (), self.where()))
             self.left.append(value)
+            if how == "tolist":
+                self.decided()
 
     def whole(self, func: Any, *args: Any) -> Any:
         """Call one of torch's functions for sequences, and note it as one operation."""

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.surgery.channels import analyse
-from sparsify.surgery.proof import apart
 from sparsify.surgery.shrink import shrink
 from sparsify.surgery.tape import record
+from sparsify.surgery.variants import apart
 from tests.surgery.halves import zero_half
 
 IMAGE = torch.randn(2, 3, 8, 8)

@@ -1,0 +1,228 @@
+"""An analysis says what it rests on: values, sizes and modes that its example did not show."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsify import Pruner, SparsifyError, analyse, convert, fold, shrink
+
+X = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+class Branching(nn.Module):
+    """A forward that decides by what its activations hold; `ask` is how."""
+
+    def __init__(self, ask: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.ask = ask
+        self.trunk, self.head, self.other = nn.Linear(4, 8), nn.Linear(4, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.trunk(x).relu()
+        return self.head(z[:, :4]) if self.ask(x) else self.other(z)
+
+
+ASKING: dict[str, Callable[[Tensor], Any]] = {
+    "bool": lambda x: x.mean() > 0,
+    "item": lambda x: x.sum().item() > 0,
+    "int": lambda x: int(x.sum() * 10) > 0,
+    "float": lambda x: float(x.max()) > 0,
+    "tolist": lambda x: x.mean(1).tolist()[0] > 0,
+    "equal": lambda x: torch.equal(x, x.abs()),
+    "allclose": lambda x: torch.allclose(x, x.abs()),
+}
+
+
+class Wrapped(nn.Module):
+    """A branch in a part of the model: what comes before it and is not given to it may go."""
+
+    def __init__(self, ask: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.second, self.inner = nn.Linear(4, 6), nn.Linear(6, 4), Branching(ask)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(self.second(self.first(x).relu()))
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_what_meets_a_branch_on_values_stays(name: str) -> None:
+    model = Branching(ASKING[name]).eval()
+    report = shrink(model, X)
+    assert report.removed == 0
+    assert torch.equal(report.model(-X), model(-X))
+    (barrier,) = analyse(model, X).barriers
+    assert barrier == "the model: its forward asks what activations hold, and may do something else with others"
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_what_a_branch_does_not_meet_may_go(name: str) -> None:
+    model = Wrapped(ASKING[name]).eval()
+    found = analyse(model, X)
+    assert set(found.labels) == {"first.weight", "first.bias", "second.weight"} and found.groups == 6
+    assert any(barrier.startswith("inner: its forward asks what") for barrier in found.barriers)
+
+
+def test_a_value_that_is_known_is_no_branch() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.register_buffer("scale", torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.b(self.a(x) * float(self.scale))  # type: ignore[arg-type]
+
+    assert analyse(Scaled(), X).groups == 6 and not analyse(Scaled(), X).barriers
+
+
+def test_a_pruner_of_a_model_that_is_all_branch_says_why() -> None:
+    model = Branching(ASKING["bool"])
+    convert(model, ignore=["other"])
+    with pytest.raises(SparsifyError, match="no unit .* its forward asks what activations hold"):
+        Pruner(model, {"granularity": "unit", "sparsity": 0.5}, 1, example_input=X)
+
+
+class Mixing(nn.Module):
+    """Takes channels for positions by a view, by the example's height times width."""
+
+    def __init__(self, channels: int = 16, *, before: bool = False) -> None:
+        super().__init__()
+        self.channels, self.before = channels, before
+        self.a, self.b, self.o = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        n, _, h, w = x.shape
+        y = self.b(x).flatten(2).transpose(1, 2)
+        return self.o(x + y.reshape(n, self.channels, h, w))
+
+
+class Bucketed(nn.Module):
+    """Another way for long inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.short, self.long = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        return self.long(y) if x.shape[-1] > 4 else self.short(y[:, :4])
+
+
+class Positions(nn.Module):
+    """Adds as much of a table as there are positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 2)
+        self.table = nn.Parameter(torch.randn(1, 12, 8))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(self.a(x) + self.table[:, : x.shape[1]])
+
+
+def prune_units(model: nn.Module, example: Tensor) -> None:
+    convert(model)
+    settings = {"granularity": "unit", "scope": "global", "sparsity": 0.4, "schedule": "one_shot"}
+    Pruner(model, settings, 1, example_input=example).start()
+
+
+SIZED: list[tuple[Callable[[], nn.Module], Tensor, Tensor]] = [
+    (Mixing, torch.randn(1, 3, 2, 2), torch.randn(1, 3, 4, 4)),
+    (Mixing, torch.randn(2, 3, 4, 4), torch.randn(1, 3, 6, 6)),
+    (lambda: Mixing(8), torch.randn(1, 3, 2, 4), torch.randn(3, 3, 4, 2)),
+    (Bucketed, torch.randn(1, 3, 4, 4), torch.randn(1, 3, 8, 8)),
+    (Positions, torch.randn(2, 4, 5), torch.randn(2, 12, 5)),
+]
+
+
+@pytest.mark.parametrize(("make", "example", "other"), SIZED)
+def test_a_model_is_right_at_another_size(make: Callable[[], nn.Module], example: Tensor, other: Tensor) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    try:
+        prune_units(model, example)
+    except SparsifyError:
+        convert(model)
+    report = shrink(model, example)
+    for given in (example, other):
+        torch.testing.assert_close(report.model(given), model(given))
+    assert any("shape" in what for what in report.proved) and any("batch" in what for what in report.proved)
+
+
+def test_examples_of_the_user_widen_what_is_known() -> None:
+    model = Bucketed().eval()
+    short, long = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 16, 16)
+    report = shrink(model, short, examples=[long])
+    assert report.removed == 0 and "example 2" in report.proved
+    assert any("for example 2 other channels go together, or matter" in reason for reason in report.kept)
+    torch.testing.assert_close(report.model(long), model(long))
+
+
+class Supervised(nn.Module):
+    """A head that runs in both modes and is returned in train mode only, in one of several makes of output."""
+
+    def __init__(self, make: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.h1, self.h2 = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        side = self.h1(x)
+        y = self.h2(self.b(x))
+        return self.make(y, side) if self.training else y
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y, s: torch.stack([y, s], 1),
+        lambda y, s: (y, s),
+        lambda y, s: {"out": y, "aux": s},
+        lambda y, s: [y, [s]],
+    ],
+)
+def test_outputs_of_the_training_pass_are_outputs(make: Callable[[Tensor, Tensor], Any]) -> None:
+    model = Supervised(make).eval()
+    report = shrink(model, IMAGE)
+    assert report.model.h1.out_channels == 3 and report.training == "equal"
+    assert not model.training
+
+
+def test_an_analysis_of_a_converted_model_is_that_of_the_plain_one() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 9, 1), nn.ReLU(), nn.Conv2d(9, 2, 1)
+    )
+    plain = analyse(model, IMAGE)
+    convert(model)
+    masked = analyse(model, IMAGE)
+    assert (masked.groups, masked.barriers) == (plain.groups, plain.barriers) == (15, ())
+    prune_units(model, IMAGE)
+    pruned = analyse(model, IMAGE)
+    assert pruned.groups == 15 and int(pruned.dead.sum()) == int(analyse(fold(model), IMAGE).dead.sum()) == 6
+
+
+class TwoOutputs(nn.Module):
+    """One output is a million times as large as the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.small, self.large = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.small(self.a(x)) * 1e-6, self.large(x) * 1e6
+
+
+def test_each_output_is_compared_by_its_own_largest_entry() -> None:
+    from sparsify.surgery.variants import apart
+
+    with torch.no_grad():
+        ours = TwoOutputs()(X)
+    theirs = (ours[0] * 1.5, ours[1])
+    assert apart(ours, theirs) == pytest.approx(1 / 3, rel=1e-3)
