@@ -11,7 +11,7 @@ from coverage_models import tries
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels import Dead, analyse
 from sparsify.surgery.shrink import shrink
 from sparsify.surgery.watch import tensors
 
@@ -49,20 +49,21 @@ EXACT = 1e-9  # largest difference in double precision, relative to the largest 
 _SIZE_OPTIONS = {"img_size", "image_size", "input_size"}
 
 
-def check_shrink(model: str) -> Row:
+def check_shrink(model: str, dead: Dead = "masks") -> Row:
     """Prune half of a model's units, the smallest of each layer, shrink it and hold it against the pruned model.
 
     The model is of its published width, depth and input size. `verdict` is "shrinks" if at least 5 % of the parameters
-    go, the outputs are the same and the smaller model can be trained on; otherwise the stage that failed.
+    go, the outputs are the same and the smaller model can be trained on; otherwise the stage that failed. `dead` says
+    what counts as dead, as for `shrink`.
     """
     own_size = (made for made in tries(model) if not _SIZE_OPTIONS & set(made.options))
     built = first_that_runs(model, own_size)
-    return built if isinstance(built, dict) else check_shrunk(*built)
+    return built if isinstance(built, dict) else check_shrunk(*built, dead=dead)
 
 
-def check_shrunk(network: nn.Module, given: tuple[Any, ...], made: Any) -> Row:
+def check_shrunk(network: nn.Module, given: tuple[Any, ...], made: Any, dead: Dead = "masks") -> Row:
     """Do what `check_shrink` says with a model at hand."""
-    row: Row = {"input": str(made), "parameters": _count(network), "problems": []}
+    row: Row = {"input": str(made), "dead": dead, "parameters": _count(network), "problems": []}
     stage = "analyse"
     network.eval()
     try:
@@ -74,10 +75,10 @@ def check_shrunk(network: nn.Module, given: tuple[Any, ...], made: Any) -> Row:
         Pruner(network, settings, total_steps=0, example_input=given).start()
         stage = "shrink"
         # In double precision, as the outputs are compared: constants that go into a bias would be rounded otherwise.
-        report = shrink(network.double(), in_precision(given, torch.float64))
+        report = shrink(network.double(), in_precision(given, torch.float64), dead=dead)
         small, pruned = report.model, fold(network)
         row |= {"after": _count(small), "form": "own class" if type(small) is type(pruned) else "graph"}
-        row |= {"multiply_adds": list(report.multiply_adds), "kept": list(report.kept[:3])}
+        row |= {"multiply_adds": list(report.multiply_adds), "kept": list(report.kept[:3]), "pruned": report.pruned}
         stage = "compare"
         row |= proof(pruned, small, other_values(given))
         stage = "train"

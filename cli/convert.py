@@ -14,12 +14,13 @@ from sparsify.errors import RunError, SparsifyError
 from .paths import saved_model
 from .report import conversion_lines, file_line, masks_line, sparsity_lines
 from .show import say
-from .shrinking import random_images, shrunk
+from .shrinking import check_options, random_images, shrunk
 
 if TYPE_CHECKING:
     from torch import nn
 
     from sparsify.pruning.settings import Pruning
+    from sparsify.surgery.channels import Dead
 
 
 @click.command("convert")
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 @click.option("--masks", metavar="RUN|FILE", help="Take the masks of this run or file, in place of pruning.")
 @click.option("--shrink", is_flag=True, help="Take channels of no influence out of the model, with proof.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
+@click.option(
+    "--dead",
+    type=click.Choice(["masks", "zeros"]),
+    help="With --shrink: what goes, by masks alone, or also by weights that are zero.  [default: masks]",
+)
 @click.option("--ignore", multiple=True, help="A weight or module left dense: name, glob, first or last; repeatable.")
 @click.option(
     "--num-classes", type=int, help="Size of the model's head.  [default: the checkpoint's or the model's own]"
@@ -55,6 +61,7 @@ def command(
     masks: str | None,
     shrink: bool,
     round_to: int | None,
+    dead: Dead | None,
     ignore: tuple[str, ...],
     num_classes: int | None,
     pretrained: bool,
@@ -86,8 +93,7 @@ def command(
         raise SparsifyError(re.sub(r"^pruning\.(\w+)[.\w]*:", r"--\1:", str(error))) from None
     if criterion in ("snip", "grasp"):
         raise SparsifyError(f"convert: {criterion} needs data; train with recipes/snip.yaml and this criterion instead")
-    if round_to is not None and not shrink:
-        raise SparsifyError("convert: --round-to belongs to --shrink")
+    check_options("convert", shrink, round_to=round_to, dead=dead)
     if masks is not None:
         _refuse_beside_masks()
     check_writable(out)
@@ -95,7 +101,7 @@ def command(
     how = pruning if masks is None else saved_model(masks)
     masked, arguments, input_shape = _convert(checkpoint, model, how, num_classes, pretrained, image_size, seed)
     if shrink:
-        masked = shrunk(masked, input_shape, round_to)
+        masked = shrunk(masked, input_shape, round_to, dead or "masks")
     _write(masked, model, arguments, input_shape, seed, out)
 
 

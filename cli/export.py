@@ -12,10 +12,11 @@ from sparsify.formats.ways_out import WAYS, check_place, check_way
 from .paths import saved_model
 from .report import written_line
 from .show import say
-from .shrinking import random_images, shrunk
+from .shrinking import check_options, random_images, shrunk
 
 if TYPE_CHECKING:
     from sparsify.formats.inspection import FileSummary
+    from sparsify.surgery.channels import Dead
 
 
 class _WithFormats(click.Command):
@@ -53,6 +54,12 @@ class _WithFormats(click.Command):
 )
 @click.option("--shrink", is_flag=True, help="First take channels of no influence out of the model, with proof.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
+@click.option(
+    "--dead",
+    type=click.Choice(["masks", "zeros"]),
+    help="With --shrink: what goes, by masks alone, or also by weights that are zero.  "
+    "[default: zeros for onnx, pt2 and engine, else masks]",
+)
 def command(
     source: str,
     out: str,
@@ -63,10 +70,10 @@ def command(
     threads: int | None,
     shrink: bool,
     round_to: int | None,
+    dead: Dead | None,
 ) -> None:
     """Write the model of a run, or of a file, in a format of your choice."""
-    if round_to is not None and not shrink:
-        raise SparsifyError("export: --round-to belongs to --shrink")
+    check_options("export", shrink, round_to=round_to, dead=dead)
     if masks_only:
         if layout not in ("sparse", "masks"):
             raise SparsifyError(f"export: either --masks-only or --format {layout}")
@@ -80,8 +87,9 @@ def command(
 
     known = inspect_file(path)
     model = load(path)
+    usual: Dead = "masks" if way.trainable else "zeros"
     if shrink:
-        model = shrunk(model, _input_shape(known, "use sparsify.shrink"), round_to)
+        model = shrunk(model, _input_shape(known, "use sparsify.shrink"), round_to, dead or usual)
     if "example_input" in way.takes:
         shape = _input_shape(known, f"use sparsify.save(model, path, format='{layout}', example_input=...)")
         options["example_input"] = random_images(1, shape)

@@ -79,6 +79,10 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
     lines = []
     if result.report is not None:
         lines += sparsity_lines(result.report)
+    if result.shrunk is not None:
+        shares = (result.shrunk[name] for name in ("multiply_adds", "parameters"))
+        multiply_adds, parameters = (percent(after / before if before else 1.0) for before, after in shares)
+        lines.append(f"the shrunk model has {multiply_adds} of the multiply-adds and {parameters} of the parameters")
     accuracy = result.metrics.get("test_accuracy")
     if accuracy is not None:
         lines.append(f"test accuracy {percent(accuracy)}, loss {result.metrics['test_loss']:.4f}")

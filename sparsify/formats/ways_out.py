@@ -49,7 +49,8 @@ class Way(NamedTuple):
 
     The writer writes whole or not at all, and raises SparsifyError for a model that the format cannot hold. `needs`
     are the modules it imports beside what sparsify depends on, `install` what to install for them; `folder` tells that
-    the path is a folder's, and `ours` which older one may be replaced, beside an empty one.
+    the path is a folder's, and `ours` which older one may be replaced, beside an empty one. `trainable` tells whether
+    what is written may be trained on.
     """
 
     write: Callable[[Outgoing], Written]
@@ -59,6 +60,7 @@ class Way(NamedTuple):
     needs: tuple[str, ...] = ()
     install: str = ""
     ours: Ours = nothing_is_ours
+    trainable: bool = True
 
 
 def check_way(format: str, given: Iterable[str], *, where: str, spelled: Callable[[str], str] = str) -> Way:
@@ -161,6 +163,7 @@ WAYS: dict[str, Way] = {
         _engine,
         "The sparse file with the way of running it that is the fastest here, for sparsify.compile.",
         _OWN | _RUN | {"threads"},
+        trainable=False,
     ),
     "dense": Way(_dense, "The dense model's own keys with zeros in safetensors, for any reader.", _OWN),
     "masks": Way(_masks, "The masks alone, for another checkpoint of the same model (convert --masks)."),
@@ -177,8 +180,9 @@ WAYS: dict[str, Way] = {
         _RUN,
         needs=("onnx", "onnxscript"),
         install="onnx onnxscript onnxruntime",
+        trainable=False,
     ),
-    "pt2": Way(_pt2, "A torch.export program, which PyTorch runs without the model's code.", _RUN),
+    "pt2": Way(_pt2, "A torch.export program, which PyTorch runs without the model's code.", _RUN, trainable=False),
     "compressed-tensors": Way(
         _compressed_tensors,
         "Bitmasks and kept values in a folder that this library, up to 0.14, reads.",

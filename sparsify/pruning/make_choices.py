@@ -59,7 +59,7 @@ def _make_choices(
 
             channels = analyse(fold(model), example_input, heads=settings.heads or "whole", rules=rules)
         per = _per(model, pruning, example_input, channels)
-        of = None if pruning.of in (None, "units") else COSTS[str(pruning.of)](model, channels)
+        of = None if pruning.of in (None, "units") else _budget(model, str(pruning.of), channels)
         return UnitChoices(learn_groups(model, channels, names), scope, settings.aggregate or "mean", per, of)
     needing: dict[str, str | None] = {"criterion.per": pruning.criterion.per, "of": pruning.of}
     needing |= {"granularity.aggregate": settings.aggregate, "granularity.heads": settings.heads}
@@ -86,6 +86,17 @@ def _left_dense(weights: Mapping[str, MaskedWeight], m: int) -> list[str]:
     notes = [f"left dense, with fewer than {m} inputs to a unit: {', '.join(short)}"] if short else []
     rest = {name: count % m for name, count in inputs.items() if count > m and count % m}
     return notes + [f"{name}: the last {rest[name]} of {inputs[name]} inputs stay dense" for name in rest]
+
+
+def _budget(model: nn.Module, of: str, channels: Channels) -> Sequence[Term]:
+    """Return the terms of the cost of which a share is to go; SparsifyError if a part of it is not known."""
+    if of == "flops" and channels.uncounted:
+        more = f" and {len(channels.uncounted) - 1} more" if len(channels.uncounted) > 1 else ""
+        raise SparsifyError(
+            f"pruning.of: 'flops': multiply-adds of {channels.uncounted[0]}{more} are not counted, so that no share of "
+            "all can be told; take of: parameters, or of: units"
+        )
+    return COSTS[of](model, channels)
 
 
 def _per(model: nn.Module, pruning: Pruning, example_input: Any, channels: Channels) -> Sequence[Term] | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import unknown
+from .counts import uncounted
 from .coupling import Coupling, Heads, varying
 from .fold import fold
 from .foldable import Foldable
@@ -25,6 +26,8 @@ from .reasons import reasons, spoiling
 from .rules import Rule, checked_rules
 from .steps import Step, Tape, Value
 from .tape import record
+
+Dead: TypeAlias = Literal["masks", "zeros"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Channels:
 
     `labels` maps names of the `state_dict` to {dimension: int64 group id per index, -1 = never removed}; `produced`
     maps the parameters along whose dimension zeros make the group's outputs zero to that dimension; `dead` tells for
-    each group whether it is without influence on the outputs as the model is now; `barriers` are sentences.
+    each group whether it is without influence on the outputs as the model is now; `barriers` are sentences. `uncounted`
+    names operations that may take multiply-adds of which `operations` knows nothing: "module: operation".
     """
 
     labels: dict[str, dict[int, Tensor]]
@@ -54,6 +58,7 @@ class Channels:
     dead: Tensor
     operations: tuple[Operation, ...]
     barriers: tuple[str, ...]
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class Study:
     """What `analyse` worked out on the way: the pass, its couplings, the group id of each number (-1: stays).
 
     `constant` tells which channels that enter a step hold one nonzero value whatever the input, for the steps in
-    `foldable`, which can take them into a bias, if there are any.
+    `foldable`, which can take them into a bias, if there are any. `pruned` tells for each group whether it is dead
+    because of masks, whatever parameters learn.
     """
 
     tape: Tape
@@ -70,6 +76,7 @@ class Study:
     channels: Channels
     foldable: dict[Step, Foldable]
     constant: dict[Step, Tensor]
+    pruned: np.ndarray[Any, Any]
 
 
 def analyse(
@@ -97,8 +104,25 @@ def check_heads(where: str, heads: str) -> None:
         raise unknown("heads", heads, get_args(Heads), where=where)
 
 
-def study(tape: Tape, *, killable: bool = True, heads: Heads = "whole") -> Study:
-    """Return the groups of channels in a recorded pass; with `killable` only those that zeros can make dead."""
+def check_dead(where: str, dead: str) -> None:
+    """Raise SparsifyError unless `dead` is one of the two words."""
+    if dead not in get_args(Dead):
+        raise unknown("dead", dead, get_args(Dead), where=where)
+
+
+def study(
+    tape: Tape,
+    *,
+    killable: bool = True,
+    heads: Heads = "whole",
+    dead: Dead = "zeros",
+    masks: Mapping[str, Tensor] | None = None,
+) -> Study:
+    """Return the groups of channels in a recorded pass; with `killable` only those that zeros can make dead.
+
+    A group is dead, with `dead` "zeros", by what parameters hold, or, with "masks", by what `masks` remove of them
+    (bool by first name, True = keep), whatever the rest learns.
+    """
     coupling = Coupling(tape, heads)
     roots = coupling.numbers.roots()
     on_activations = np.zeros(len(roots), dtype=bool)
@@ -118,27 +142,29 @@ def study(tape: Tape, *, killable: bool = True, heads: Heads = "whole") -> Study
     ids = ids[roots]
     count = len(candidates)
     produced = _produced(coupling)
-    alive = np.zeros(count, dtype=bool)
     if killable:
-        able, alive = _killable(tape, coupling, ids, count, _labels(coupling, ids), produced)
+        able = _killable(tape, coupling, ids, count, _labels(coupling, ids), produced)
         ids = np.where((ids >= 0) & able[ids], ids, -1) if count else ids
         ids = np.where(ids >= 0, np.cumsum(able)[ids] - 1, -1) if count else ids
-        count, alive = int(able.sum()), alive[able]
+        count = int(able.sum())
     labels = _labels(coupling, ids)
-    still: dict[Step, Tensor] = {}
-    if not killable or not alive.all():
+    pruned, still = _pruned(tape, coupling, ids, count, masks or {})
+    alive = ~pruned
+    if dead == "zeros":
         live = Liveness(tape)
         alive, still = _alive(live, coupling, ids, count), live.still
         _note_failures(live, coupling)
+        pruned &= ~alive
     operations = tuple(
         Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
         for step, cost, axes in coupling.operations
     )
+    unknown_costs = uncounted(tape.steps[: tape.evaluated])
     kept = {name: dim for name, dim in produced.items() if dim in labels.get(name, {})}
     stays = reasons(coupling, ids, lambda: _spoiling(tape, coupling)) if killable else ()
     barriers = (*coupling.barriers, *stays)
-    channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, barriers)
-    return Study(tape, coupling, ids, channels, tape.foldable, still)
+    channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, barriers, unknown_costs)
+    return Study(tape, coupling, ids, channels, tape.foldable, still, pruned)
 
 
 def _labels(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:
@@ -197,6 +223,19 @@ def _note_failures(live: Liveness, coupling: Coupling) -> None:
         coupling.barriers[f"{where}: operation '{step.name}' does not fit its rule ({failure})"] = None
 
 
+def _pruned(
+    tape: Tape, coupling: Coupling, ids: np.ndarray[Any, Any], count: int, masks: Mapping[str, Tensor]
+) -> tuple[np.ndarray[Any, Any], dict[Step, Tensor]]:
+    """Return which groups are dead because of masks, and which channels that enter foldable steps are constant then."""
+    if not masks:
+        return np.zeros(count, dtype=bool), {}
+    live = Liveness(tape, masks, learning=True)
+    dead = ~_alive(live, coupling, ids, count)
+    if dead.any():
+        dead &= _alive(Liveness(tape, learning=True), coupling, ids, count)
+    return dead, live.still
+
+
 def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
     """Return for each group whether an activation that may be nonzero and is read carries it."""
     alive = np.zeros(count + 1, dtype=bool)  # the last is for entries that stay
@@ -225,12 +264,12 @@ def _killable(
     count: int,
     labels: Mapping[str, Mapping[int, Tensor]],
     produced: Mapping[str, int],
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return for each group whether zeros in what produces it make it dead, and whether it was seen alive otherwise.
+) -> np.ndarray[Any, Any]:
+    """Return for each group whether zeros in what produces it make it dead, whatever other parameters learn.
 
-    That is tried on one half of the groups, then on the other: with nothing zero, what is alive in either is.
+    That is tried on one half of the groups, then on the other.
     """
-    killable, alive = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    killable = np.zeros(count, dtype=bool)
     halves = np.random.default_rng(0).permutation(count) % 2 == 0
     for half in (halves, ~halves):
         kept = {}
@@ -241,9 +280,7 @@ def _killable(
                 sizes = [1] * len(value.shape)
                 sizes[produced[name]] = -1
                 kept[name] = torch.from_numpy((numbers < 0) | ~half[numbers]).reshape(sizes)
-        live = Liveness(tape, kept)
+        live = Liveness(tape, kept, learning=True)
         _note_failures(live, coupling)
-        found = _alive(live, coupling, ids, count)
-        killable |= half & ~found
-        alive |= found
-    return killable, alive
+        killable |= half & ~_alive(live, coupling, ids, count)
+    return killable

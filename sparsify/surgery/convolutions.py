@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from .axes import reshape
+from .counts import multiply_adds
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
 from .products import tie_or_fix
@@ -56,9 +55,7 @@ def _couple_convolution(coupling: Coupling, step: Step) -> None:
         coupling.fix(bias)
     coupling.produced += [axis for d, axis in own.items() if d == outputs or (groups > 1 and d == 0)]
     coupling.set(result, left)
-    positions = math.prod(result.shape) if not transposed else math.prod(value.shape)
-    cost = positions * math.prod(weight.shape) // weight.shape[0]
-    coupling.operations.append((step, cost, tuple(own[d].reshape(-1) for d in sorted(own) if d < 2)))
+    coupling.operations.append((step, multiply_adds(step), tuple(own[d].reshape(-1) for d in sorted(own) if d < 2)))
 
 
 def _numbers_along(own: dict[int, Tensor], d: int, size: int) -> Tensor | None:

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from .counts import multiply_adds
 from .moving import move
 from .numbers import Numbers
 from .reasons import OUTPUTS
@@ -55,7 +56,10 @@ class Coupling:
         self.open = Settling()
         self._rules = tape.rules
         for step in tape.steps[: tape.evaluated]:
+            told = len(self.operations)
             self.follow(step)
+            if len(self.operations) == told and multiply_adds(step):
+                self.operations.append((step, multiply_adds(step), ()))  # no rule says what it saves
         costly = len(self.operations)
         for step in tape.steps[tape.evaluated :]:
             self.follow(step)

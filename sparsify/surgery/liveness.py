@@ -36,11 +36,17 @@ def spread(x: Tensor) -> Tensor:
 
 
 class Liveness:
-    """The flags of every Value of a pass; `kept` masks entries of the model's tensors, by their first name."""
+    """The flags of every Value of a pass; `kept` masks entries of the model's tensors, by their first name.
 
-    def __init__(self, tape: Tape, kept: Mapping[str, Tensor] | None = None) -> None:
+    With `learning` the other entries of parameters may come to hold anything, whatever they hold now.
+    """
+
+    def __init__(self, tape: Tape, kept: Mapping[str, Tensor] | None = None, *, learning: bool = False) -> None:
         self.tape = tape
         self.kept = kept or {}
+        self.learning = learning
+        self.as_stored = not self.kept and not learning
+        self.learnt: set[Value] = set()  # of which `held` rests on what is learnt and shared by all channels
         self.flags: dict[Value, Tensor] = {}
         self.ends: list[Tensor] = []
         self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see varying.py
@@ -70,7 +76,8 @@ class Liveness:
             if value.constant is None:
                 flags = torch.ones([1] * len(value.shape))
             else:
-                flags = self.tape.nonzero_entries(value)
+                may_be_anything = self.learning and value.trainable
+                flags = torch.ones([1] * len(value.shape)) if may_be_anything else self.tape.nonzero_entries(value)
                 kept = self.kept.get(value.names[0]) if value.names else None
                 flags = flags if kept is None else flags * kept
             self.flags[value] = flags
@@ -84,7 +91,7 @@ class Liveness:
 
     def set(self, value: Value, flags: Tensor) -> None:
         """Give a Value its flags."""
-        if value.constant is not None and value.constant.dtype.is_floating_point and not self.kept:
+        if value.constant is not None and value.constant.dtype.is_floating_point and self.as_stored:
             flags = self.tape.nonzero_entries(value)
         if value.constant is None:
             flags = flags if flags.requires_grad else flags.detach().clone().requires_grad_()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from .counts import multiply_adds
 from .coupling import Coupling, varying
 from .liveness import Liveness, spread
 from .steps import Step, Value
@@ -67,8 +68,9 @@ def _couple_matmul(coupling: Coupling, step: Step) -> None:
         found = coupling.matched([(found, result.shape), (extra, [*ones, *added.shape])])
     coupling.set(result, found)
     axes = [*coupling.axes[result], *([summed_a] if summed_a is not None else [])]
-    cost = math.prod(result.shape) * a.shape[-1]
-    coupling.operations.append((step, cost, tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1)))
+    coupling.operations.append(
+        (step, multiply_adds(step), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
+    )
 
 
 def _apart(coupling: Coupling, value: Value, dim: int) -> tuple[Tensor | None, list[Tensor]]:
@@ -178,9 +180,10 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
     coupling.set(step.results[0], [*found, *sizes])
     for value in step.results[1:]:
         coupling.set(value, [])
-    cost = 2 * math.prod(q.shape) * k.shape[-2]
     axes = coupling.axes[step.results[0]]
-    coupling.operations.append((step, cost, tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1)))
+    coupling.operations.append(
+        (step, multiply_adds(step), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
+    )
 
 
 def _for_each_query(axes: Iterable[Tensor], value: Value, q: Value) -> Iterator[Tensor]:

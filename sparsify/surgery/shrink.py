@@ -8,19 +8,22 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import RunError, SparsifyError
 from .absorb import absorbed, constant_inputs, cut_and_absorb, held_biases
 from .agreement import same_groups
-from .channels import Channels, Study, check_heads, study
+from .channels import Dead, Study, check_dead, check_heads, study
+from .counts import multiply_adds
 from .coupling import Heads
 from .cuts import Cuts, cuts_of
 from .fold import fold
+from .masks import all_masked_parameters
 from .proof import Proof
 from .rules import Rule, checked_rules
 from .sizes import Kept, changed_numbers, layer_attributes, own_attributes
 from .sources import Sources
+from .steps import Tape
 from .tape import record
 
 
@@ -29,9 +32,11 @@ class ShrinkReport:
     """What `shrink` did.
 
     `model` is the smaller one, `cuts` what was taken out; `groups` and `removed` count groups of channels, all and
-    gone; `parameters` and `multiply_adds` are (before, after); `difference` is the largest difference of the outputs
-    over the largest output, in float64 and in float32, and `seconds` the median time of a forward pass on the example
-    (before, after); both are None if no proof was asked for. `kept` says which dead groups stayed, and why. `proved`
+    gone; of those, `pruned` are dead because of masks, the others were dead before. `parameters` and `multiply_adds`
+    are (before, after), counted on the two models; `difference` is the largest difference of the outputs over the
+    largest output, in float64 and in float32, and `seconds` the median time of a forward pass on the example (before,
+    after); both are None if no proof was asked for. `kept` says which dead groups stayed, and why, `uncounted` names
+    operations ("module: operation") of which `multiply_adds` knows nothing. `proved`
     names the other inputs for which the outputs were compared as well; `training` tells how they compare in train mode
     ("equal", or what is not), dropout and drop path off, and is empty if the model does not run so.
     """
@@ -40,6 +45,7 @@ class ShrinkReport:
     cuts: Cuts
     groups: int
     removed: int
+    pruned: int
     parameters: tuple[int, int]
     multiply_adds: tuple[int, int]
     difference: tuple[float, float] | None
@@ -47,10 +53,11 @@ class ShrinkReport:
     kept: tuple[str, ...]
     proved: tuple[str, ...] = ()
     training: str = ""
+    uncounted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
-            f"shrunk: {self.removed:,} of {self.groups:,} channel groups are gone",
+            f"shrunk: {self.removed:,} of {self.groups:,} channel groups are gone{self._why()}",
             _line("parameters", *(f"{size:,}" for size in self.parameters), _ratio(self.parameters)),
             _line("multiply-adds", *(f"{cost:,}" for cost in self.multiply_adds), _ratio(self.multiply_adds)),
         ]
@@ -62,7 +69,11 @@ class ShrinkReport:
             lines.append(f"  compared for the example{others}")
             if self.training not in ("", "equal"):
                 lines.append(f"  eval only: in train mode {self.training}")
+        lines += [f"  not counted: multiply-adds of {operation}" for operation in self.uncounted]
         return "\n".join([*lines, *(f"  kept: {reason}" for reason in self.kept)])
+
+    def _why(self) -> str:
+        return f" ({self.pruned:,} pruned, {self.removed - self.pruned:,} dead before)" if self.removed else ""
 
 
 def _line(what: str, *columns: str) -> str:
@@ -83,51 +94,75 @@ def shrink(
     heads: Heads = "whole",
     rules: Mapping[str, Rule] | None = None,
     examples: Sequence[Any] = (),
+    dead: Dead = "masks",
 ) -> ShrinkReport:
     """Return a smaller plain model of the same class, with every channel gone that has no influence on the outputs.
 
     A channel is dead if it is zero whatever the input, if nothing reads it, or if it holds one other value everywhere
     that the biases of its readers can take in; it goes with the channels that it is tied to, if they are dead as well.
+    With `dead` "masks" that has to follow from what the masks of `model` remove, whatever its parameters learn: what is
+    only zero for now, as many a norm at the start of training, stays. With "zeros" the values of parameters count.
     `example_input` is a tensor, or a tuple of arguments. Sizes are left multiples
     of `round_to` where enough dead channels are there to stay. Unless `verify` is False the result is compared with
     `model` on the example input, in float64 and float32. `model` is not changed. Raises RunError, naming the module
-    that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1.
-    It is compared for another batch and another size as well where the model takes them, and for `examples`: groups
-    that are not the same, or not dead, in a pass of one of these stay.
+    that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1
+    or another word. It is compared for another batch and another size as well where the model takes them, and for
+    `examples`: groups that are not the same, or not dead, in a pass of one of these stay.
     `heads`, `rules`: as for `analyse`; what was pruned with sizes of heads is to be shrunk with them.
     """
     if round_to is not None and round_to < 1:
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
     check_heads("shrink", heads)
+    check_dead("shrink", dead)
     small = fold(model).eval()
     own = checked_rules("shrink", rules)
+    tape = record(small, example_input)
+    masks = removing_masks(model, tape)
 
-    def study_of(given_model: nn.Module, given: Any) -> Study:
-        tape = record(given_model, given)
-        return study(replace(tape, held_biases=held_biases(model, small), rules=own), killable=False, heads=heads)
+    def study_of(tape: Tape) -> Study:
+        tape = replace(tape, held_biases=held_biases(model, small), rules=own)
+        return study(tape, killable=False, heads=heads, dead=dead, masks=masks)
 
-    found = study_of(small, example_input)
+    found = study_of(tape)
     count = sum(parameter.numel() for parameter in small.parameters())
     proof = Proof(small, example_input, examples, wanted=verify)
-    attempt = _Attempts(small, example_input, found, proof, lambda other: study_of(small, other))
+    attempt = _Attempts(small, example_input, found, proof, lambda other: study_of(record(small, other)))
     for number, other in enumerate(examples):
         attempt.hold_what_differs(f"example {number + 2}", other)
     gone = attempt.until_proved(round_to)
     small.train(model.training)
-    none = np.zeros_like(gone)
     return ShrinkReport(
         model=small,
         cuts=cuts_of(small) or Cuts({}),
         groups=found.channels.groups,
         removed=int(gone.sum()),
+        pruned=int((gone & found.pruned).sum()),
         parameters=(count, sum(parameter.numel() for parameter in small.parameters())),
-        multiply_adds=(multiply_adds(found.channels, none), multiply_adds(found.channels, gone)),
+        multiply_adds=(_cost(tape), _cost(record(small, example_input)) if gone.any() else _cost(tape)),
         difference=attempt.proof.difference,
         seconds=attempt.proof.seconds,
-        kept=tuple(attempt.reasons),
+        kept=(*attempt.reasons, *([_NO_MASKS] if dead == "masks" and not masks else [])),
         proved=tuple(variant.what for variant in proof.variants()) if verify else (),
         training=proof.training,
+        uncounted=found.channels.uncounted,
     )
+
+
+_NO_MASKS = "everything: no mask of this model removes anything; dead='zeros' also takes what is zero as it is now"
+
+
+def removing_masks(model: nn.Module, tape: Tape) -> dict[str, Tensor]:
+    """Return the masks that remove something, by the first name that their parameter has on the folded model's tape."""
+    found = {}
+    for weight in all_masked_parameters(model):
+        value = tape.state.get(weight.name)
+        if value is not None and value.shape == weight.mask.shape and not bool(weight.mask.all()):
+            found[value.names[0]] = weight.mask
+    return found
+
+
+def _cost(tape: Tape) -> int:
+    return sum(multiply_adds(step) for step in tape.steps[: tape.evaluated])
 
 
 class _Attempts:
@@ -273,15 +308,3 @@ def removable(found: Study, dead: np.ndarray[Any, Any], round_to: int | None) ->
                 gone[back] = False
                 changed = True
     return gone
-
-
-def multiply_adds(channels: Channels, gone: np.ndarray[Any, Any]) -> int:
-    """Return the multiply-adds of one pass over the example input when the groups in `gone` (bool) are not there."""
-    total = 0.0
-    goes = np.append(gone, False)
-    for operation in channels.operations:
-        cost = float(operation.multiply_adds)
-        for axis in operation.axes:
-            cost *= float((~goes[axis.numpy()]).mean()) if len(axis) else 1.0
-        total += cost
-    return round(total)

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 _ENTRYWISE = frozenset(
     "add sub rsub mul div pow neg abs square sqrt rsqrt reciprocal exp expm1 log log1p sin cos erf sigmoid tanh relu "
     "gelu silu mish elu celu selu leaky_relu softplus softshrink hardshrink log_sigmoid hardswish hardsigmoid hardtanh "
-    "clamp clamp_min clamp_max maximum minimum _prelu_kernel".split()
+    "threshold clamp clamp_min clamp_max maximum minimum _prelu_kernel where masked_fill lt le gt ge eq ne sign floor "
+    "ceil round trunc frac heaviside fmod remainder lerp addcmul addcdiv exp2 log2 log10 tan asin acos atan sinh cosh "
+    "asinh acosh atanh erfc nan_to_num".split()
 )
+_CONDITIONS = {"where": 0, "masked_fill": 1}  # operation -> its argument that is true or false
 _NORMS = "native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split()
 _AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 # With one value at every position, this is what comes out: over space, over the dimensions that they name.
@@ -47,6 +50,22 @@ def enter(live: Liveness, step: Step) -> None:
     for value, form in zip(step.results, known or (), strict=False):
         if form is not None and value in live.flags:
             live.held[value] = torch.where(live.flags[value].detach() > 0, form, 0.0)
+            if any(source in live.learnt or _shared(live, source) for source in step.inputs):
+                live.learnt.add(value)
+            else:
+                _drop_zeros(live, value)
+
+
+def _drop_zeros(live: Liveness, value: Value) -> None:
+    """Take the flags of entries that hold zero whatever the input, as negative constants do after a ReLU."""
+    zero = (live.held[value] == 0) & (live.flags[value].detach() > 0)
+    if zero.any():
+        live.set(value, live.flags[value] * (~zero).to(torch.float32))
+
+
+def _shared(live: Liveness, value: Value) -> bool:
+    """Whether a Value is one number that is learnt: a channel may depend on it, and does not go with it."""
+    return live.learning and value.trainable and math.prod(value.shape) == 1 and value.names[0] not in live.kept
 
 
 def held(live: Liveness, value: Value) -> Tensor:
@@ -57,7 +76,10 @@ def held(live: Liveness, value: Value) -> Tensor:
         return torch.where(live.of(value).detach() > 0, math.nan, 0.0).to(torch.float64)
     if value.constant.is_complex():
         return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64)
-    if value.names or not live.kept or value not in live.tape.made:
+    if live.learning and value.trainable and not _shared(live, value):
+        kept = live.kept.get(value.names[0], torch.ones([1] * len(value.shape), dtype=torch.bool))
+        return torch.where(kept, math.nan, 0.0).to(torch.float64)
+    if value.names or live.as_stored or value not in live.tape.made:
         return live.constant(value).to(torch.float64)
     # Made of parameters, which are masked: rarely asked for, and then too large to keep.
     step = live.tape.made[value]
@@ -120,17 +142,20 @@ def _moved(live: Liveness, step: Step) -> list[Tensor | None] | None:
 
 def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
     # Operations in place would write to the forms.
-    family = getattr(torch.ops.aten, step.name.rstrip("_"), None)
+    family_name = step.name.rstrip("_")
+    family = getattr(torch.ops.aten, family_name, None)
     operation = getattr(family, step.operation._overloadname, None)
+    condition = step.args[_CONDITIONS[family_name]] if family_name in _CONDITIONS else step
     if operation is None or any(_unknown(live, value) for value in step.inputs):
         return None
 
     def outcome(given: dict[Value, Tensor]) -> Tensor:
         def form_of(leaf: Any) -> Any:
-            return given[leaf] if isinstance(leaf, Value) else leaf
+            form = given[leaf] if isinstance(leaf, Value) else leaf
+            return form != 0 if leaf is condition else form
 
         made: Tensor = operation(*map_leaves(step.args, form_of), **map_leaves(step.kwargs, form_of))
-        return made
+        return made.to(torch.float64)
 
     rank = len(step.results[0].shape)
     if all(_flags_say_all(live, value) for value in step.inputs):
@@ -202,7 +227,7 @@ def still(live: Liveness, step: Step) -> Tensor | None:
     if fold is None or _flags_say_all(live, fold.value):
         return None
     values = _entering(live, step)
-    constant = ~values.isnan() & (values != 0)
+    constant = ~values.isnan() & (_flagged(live, step) if live.learnt else values != 0)
     if not constant.any():
         return None
     live.still[step] = constant
@@ -215,6 +240,24 @@ def _entering(live: Liveness, step: Step) -> Tensor:
     form = held(live, fold.value)
     form = uniform(form, [d for d in range(form.dim()) if d != fold.dim])
     return form.reshape(-1).expand(fold.value.shape[fold.dim])
+
+
+def _columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
+    """Return columns of a weight, float64; with NaN for entries that are learnt."""
+    assert weight.constant is not None
+    columns = weight.constant[:, wanted].to(torch.float64)
+    kept = live.kept.get(weight.names[0])
+    if live.learning and weight.trainable:
+        columns = torch.full_like(columns, math.nan)
+    return columns if kept is None else torch.where(kept.expand(weight.shape)[:, wanted], columns, 0)
+
+
+def _flagged(live: Liveness, step: Step) -> Tensor:
+    """Return which channels that enter a foldable step may be nonzero: what is learnt may be zero for now."""
+    fold = live.foldable[step]
+    flags = live.of(fold.value).detach()
+    dims = [d for d in range(flags.dim()) if d != fold.dim]
+    return (flags.amax(dims) if dims else flags).reshape(-1).expand(fold.value.shape[fold.dim]) > 0
 
 
 def hold_sum(live: Liveness, step: Step, moving: Tensor, added: Value | None, dim: int) -> None:
@@ -231,7 +274,7 @@ def hold_sum(live: Liveness, step: Step, moving: Tensor, added: Value | None, di
         total = ranked(form, len(sizes)) if len(added.shape) != 1 else form.reshape(sizes)
     if step in live.still:
         constant = live.still[step]
-        kernel = live.constant(live.foldable[step].weight)[:, constant].to(torch.float64)
+        kernel = _columns(live, live.foldable[step].weight, constant)
         sums = kernel.flatten(2).sum(2) if kernel.dim() > 2 else kernel
         sizes = [1] * len(result.shape)
         sizes[dim] = -1

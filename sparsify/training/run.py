@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,22 @@ from .shrinking import cut_as_before
 # and within a long epoch at the first record after ten minutes.
 _WRITING_SHARE = 0.05
 _LONGEST_SECONDS = 600.0
+_COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a sparsity is of -> how a shrink calls it
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run: the trained model with its masks, the last record, the run's folder, and what was pruned."""
+    """A finished run: the trained model with its masks, the last record, the run's folder, and what was pruned.
+
+    `shrunk` tells what was taken out of the model, if that was: "parameters" and "multiply_adds" before and after, and
+    more. The `share` of `report` is then the one that is gone from the model.
+    """
 
     model: nn.Module
     metrics: dict[str, Any]
     folder: Path
     report: PruningReport | None
+    shrunk: dict[str, Any] | None = None
 
 
 def train(
@@ -88,7 +94,10 @@ def train(
                 on_record(record)
     _save(prepared, folder / folders.MODEL, metrics)
     report = training.pruner.report() if training.pruner else None
-    return TrainResult(training.model, metrics, folder, report)
+    if report is not None and training.shrunk is not None and report.of in _COUNTED:
+        before, after = training.shrunk[_COUNTED[report.of]]
+        report = replace(report, share=1 - after / before)
+    return TrainResult(training.model, metrics, folder, report, training.shrunk)
 
 
 def _recipe_and_folder(

@@ -64,7 +64,7 @@ def dead_units(model: nn.Module, x: Tensor) -> list[int]:
 def shrunk_alike(model: nn.Module, x: Tensor) -> nn.Module:
     """Shrink a model and compare on other inputs than the one that it was shrunk with."""
     model = model.double().eval()
-    small = shrink(model, x.double()).model
+    small = shrink(model, x.double(), dead="zeros").model
     other = torch.randn(x.shape, dtype=torch.float64)
     torch.testing.assert_close(small(other), model(other), rtol=1e-12, atol=1e-12)
     return small
@@ -83,7 +83,7 @@ def test_the_sigmoid_of_a_bias_moves_into_the_bias_of_the_next_layer() -> None:
 def test_a_layer_without_a_bias_gets_one() -> None:
     model = zeroed(Two(nn.Conv2d(3, 4, 1), Star(), nn.Conv2d(4, 2, 1, bias=False)), 0)
     x = torch.randn(2, 3, 5, 5)
-    report = shrink(model, x)
+    report = shrink(model, x, dead="zeros")
     assert report.cuts.added == ("last.bias",) and report.model.first.out_channels == 3
     value = model.between(model.first.bias[0])
     torch.testing.assert_close(report.model.last.bias, model.last.weight[:, 0, 0, 0] * value)
@@ -176,7 +176,7 @@ def test_layers_whose_tensors_are_read_elsewhere_take_in_nothing(
 ) -> None:
     model = zeroed(Reads(more), 1)
     assert dead_units(model, torch.randn(5, 4)) == []
-    assert shrink(model, torch.randn(5, 4)).removed == 0
+    assert shrink(model, torch.randn(5, 4), dead="zeros").removed == 0
 
 
 def test_a_forward_that_adds_no_bias_gets_none() -> None:
@@ -186,7 +186,7 @@ def test_a_forward_that_adds_no_bias_gets_none() -> None:
 
     model = zeroed(Two(nn.Linear(3, 4), torch.sigmoid, Ignores(4, 2, bias=False)), 1)
     assert dead_units(model, torch.randn(5, 3)) == []
-    assert shrink(model, torch.randn(5, 3)).removed == 0
+    assert shrink(model, torch.randn(5, 3), dead="zeros").removed == 0
 
 
 def test_rows_emptied_by_masks_go_though_their_bias_stays() -> None:
@@ -197,7 +197,7 @@ def test_rows_emptied_by_masks_go_though_their_bias_stays() -> None:
     masks["first.weight"][2] = False
     sparsify.set_masks(model, masks)
     x = torch.randn(5, 3)
-    small = shrink(model, x).model
+    small = shrink(model, x, dead="zeros").model
     assert small.first.weight.shape == (3, 3)
     torch.testing.assert_close(small.last.bias, model.last.bias + 0.7 * model.last.weight[:, 2])
 
@@ -211,7 +211,7 @@ def test_a_bias_whose_mask_would_hide_the_constants_takes_in_none(whole_row: boo
     masks["last.weight"][1] = not whole_row
     sparsify.set_masks(model, masks)
     x = torch.randn(5, 3)
-    report = shrink(model, x)
+    report = shrink(model, x, dead="zeros")
     assert report.removed == (1 if whole_row else 0)
     torch.testing.assert_close(mask_again(report.model, model, report.cuts)(x), model(x))
 
@@ -267,7 +267,7 @@ def test_a_model_with_an_added_bias_is_saved_and_loaded_and_trained(tmp_path: Pa
     model(x).square().sum().backward()
     optimizer.step()
     zeroed(model, 1)
-    report = shrink(model, x)
+    report = shrink(model, x, dead="zeros")
     small = report.model
     sparsify.save(small, tmp_path / "small.safetensors")
     loaded = sparsify.load(tmp_path / "small.safetensors", model=narrow())
@@ -310,7 +310,7 @@ def test_poolformerv2_shrinks_when_half_of_its_units_are_zero() -> None:
     x = torch.randn(1, 3, 224, 224)
     found = analyse(model, x)
     killed = zero_half(model, found)
-    report = shrink(model, x)
+    report = shrink(model, x, dead="zeros")
     assert report.removed == killed and not report.kept
     assert report.parameters[1] < 0.65 * report.parameters[0]
 

@@ -80,13 +80,13 @@ def test_a_size_that_is_zero_in_all_heads_goes(fused: bool) -> None:
             for row in (1, 4):
                 layer.weight[row], layer.bias[row] = 0, 0
         model.v.weight[0], model.v.bias[0] = 0, 0  # of one head only
-    report = shrink(model, TOKENS, heads="size")
+    report = shrink(model, TOKENS, heads="size", dead="zeros")
     assert report.removed == 1
     small = report.model
     assert [tuple(getattr(small, name).weight.shape) for name in "qkv"] == [(4, 5), (4, 5), (4, 5)]
     other = torch.randn(3, 7, 5)
     torch.testing.assert_close(small(other), model(other))
-    assert shrink(model, TOKENS).removed == 0
+    assert shrink(model, TOKENS, dead="zeros").removed == 0
 
 
 def test_another_word_is_refused() -> None:
@@ -109,7 +109,7 @@ def half_shrunk(model: nn.Module) -> tuple[Channels, ShrinkReport]:
     x = torch.randn(1, 3, 224, 224)
     found = analyse(model, x, heads="size")
     zero_half(model, found)
-    return found, shrink(model, x, heads="size")
+    return found, shrink(model, x, heads="size", dead="zeros")
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ ZERO_GOES: dict[str, Callable[[Tensor], Tensor]] = {
 def test_units_stay_dead_through_an_operation_that_makes_zero_of_zero(name: str) -> None:
     model = Between(ZERO_STAYS[name])
     assert dead_units(model) == [1, 3]
-    report = shrink(model, torch.randn(5, 3))
+    report = shrink(model, torch.randn(5, 3), dead="zeros")
     assert report.model.first.weight.shape == (2, 3) and report.model.last.weight.shape == (2, 2)
 
 
@@ -127,7 +127,7 @@ def test_units_come_alive_in_an_operation_that_makes_something_of_zero(name: str
     model = Between(ZERO_GOES[name])
     assert dead_units(model) == []
     x = torch.randn(9, 3)
-    torch.testing.assert_close(shrink(model, torch.randn(5, 3)).model(x), model(x))
+    torch.testing.assert_close(shrink(model, torch.randn(5, 3), dead="zeros").model(x), model(x))
 
 
 def test_a_unit_that_nothing_reads_is_dead() -> None:
@@ -179,7 +179,7 @@ def test_batch_norm_without_statistics_or_weights() -> None:
         model = Between(lambda y: y)
         model.operation = norm
         assert dead_units(model) == [1, 3]
-        assert shrink(model, torch.randn(5, 3)).removed == 2
+        assert shrink(model, torch.randn(5, 3), dead="zeros").removed == 2
 
 
 def test_a_norm_over_channels_keeps_them_but_not_those_that_nothing_reads() -> None:
@@ -187,7 +187,7 @@ def test_a_norm_over_channels_keeps_them_but_not_those_that_nothing_reads() -> N
     model = Between(lambda y: y)
     model.operation = nn.LayerNorm(4)
     assert dead_units(model) == []
-    assert shrink(model, torch.randn(5, 3)).removed == 0
+    assert shrink(model, torch.randn(5, 3), dead="zeros").removed == 0
 
 
 def test_spread_makes_flags_of_sums_and_of_gradients() -> None:

@@ -53,7 +53,7 @@ def test_float64_is_kept_where_the_forward_asks_for_less() -> None:
     model = Own()
     with torch.no_grad():
         model.first.weight[::2], model.first.bias[::2] = 0, 0
-    report = shrink(model, torch.randn(3, 4))
+    report = shrink(model, torch.randn(3, 4), dead="zeros")
     assert report.removed == 4 and report.difference is not None
     assert report.difference[0] < 1e-14
     with all_double():
@@ -66,7 +66,7 @@ def test_models_in_half_precision_are_compared_by_what_it_can_tell() -> None:
         model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).to(dtype)
         with torch.no_grad():
             model[0].weight[::2], model[0].bias[::2] = 0, 0
-        report = shrink(model, torch.randn(3, 64, dtype=dtype))
+        report = shrink(model, torch.randn(3, 64, dtype=dtype), dead="zeros")
         assert report.removed == 32 and report.model[0].weight.dtype == dtype
         assert report.difference is not None and report.difference[0] < 1e-14
 

@@ -141,7 +141,7 @@ def test_architectures_lose_the_groups_that_produce_zeros(name: str) -> None:
     build, inputs = ARCHITECTURES[name]
     model, gone = without(perturbed(build()), inputs[0])
     assert 0 < gone.sum() < len(gone)
-    report = shrink(model, inputs[0])
+    report = shrink(model, inputs[0], dead="zeros")
     assert report.parameters[1] < report.parameters[0] and report.multiply_adds[1] < report.multiply_adds[0]
     assert not report.kept
     assert report.difference is not None and report.difference[0] <= 1e-10
@@ -153,7 +153,7 @@ def test_every_case_of_the_rules_shrinks_or_says_why_not(name: str) -> None:
     model, x, _ = CASES[name]()
     model, gone = without(perturbed(model), x)
     before = outputs(model, x)
-    report = shrink(model, x)
+    report = shrink(model, x, dead="zeros")
     assert apart(outputs(report.model, x), before) <= 1e-4
     assert report.removed <= report.groups
 
@@ -177,16 +177,22 @@ def test_counts_are_rounded_up() -> None:
     model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 2, 1))
     with torch.no_grad():
         model[0].weight[5:], model[0].bias[5:] = 0, 0
-    assert [shrink(model, image(3), round_to=n).model[0].out_channels for n in (None, 1, 4, 8, 100)] == [5, 5, 8, 8, 32]
+    assert [shrink(model, image(3), round_to=n, dead="zeros").model[0].out_channels for n in (None, 1, 4, 8, 100)] == [
+        5,
+        5,
+        8,
+        8,
+        32,
+    ]
     with pytest.raises(SparsifyError, match="round_to=0: channel counts are rounded to multiples of 1 or more"):
-        shrink(model, image(3), round_to=0)
+        shrink(model, image(3), round_to=0, dead="zeros")
 
 
 def test_something_is_left_of_every_layer() -> None:
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
     with torch.no_grad():
         model[0].weight.zero_()
-    report = shrink(model, torch.randn(2, 3))
+    report = shrink(model, torch.randn(2, 3), dead="zeros")
     assert report.model[0].weight.shape == (1, 3) and report.removed == 3
     torch.testing.assert_close(report.model(torch.ones(1, 3)), model(torch.ones(1, 3)))
 
@@ -204,7 +210,7 @@ def test_a_module_that_takes_no_fewer_channels_keeps_them_and_is_named() -> None
     model = nn.Sequential(linear(3, 4), Strict(), linear(4, 6), nn.ReLU(), linear(6, 2))
     with torch.no_grad():
         model[0].weight[1], model[2].weight[4] = 0, 0
-    report = shrink(model, torch.randn(2, 3))
+    report = shrink(model, torch.randn(2, 3), dead="zeros")
     assert [tuple(report.model[i].weight.shape) for i in (0, 2, 4)] == [(4, 3), (5, 4), (2, 5)]
     assert report.kept == (
         "1: 1 dead groups stay: its forward does not take fewer channels (ValueError: four channels only)",
@@ -217,7 +223,7 @@ def test_outputs_that_would_differ_keep_what_the_module_meets() -> None:
     model.mid = Forward(lambda m, x: x * x.shape[1] ** 0.5)
     with torch.no_grad():
         model.first.weight[1] = 0
-    report = shrink(model, torch.randn(2, 3))
+    report = shrink(model, torch.randn(2, 3), dead="zeros")
     assert report.model.first.weight.shape == (4, 3) and report.removed == 0
     assert len(report.kept) == 1 and report.kept[0].startswith("mid: 1 dead groups stay: outputs differ by")
 
@@ -227,7 +233,7 @@ def test_a_model_whose_outputs_are_never_the_same_is_refused() -> None:
     with torch.no_grad():
         model[0].weight[1] = 0
     with pytest.raises(RunError, match="nothing was changed"):
-        shrink(model, torch.randn(2, 3))
+        shrink(model, torch.randn(2, 3), dead="zeros")
 
 
 def test_the_model_given_is_not_changed() -> None:
@@ -239,7 +245,7 @@ def test_the_model_given_is_not_changed() -> None:
         model.two[0].weight[:3], model.two[0].bias[:3] = 0, 0
     before = {name: (tensor, tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
     modes = [module.training for module in model.modules()]
-    report = shrink(model, image(3, 8))
+    report = shrink(model, image(3, 8), dead="zeros")
     assert report.removed and report.model.training
     now = model.state_dict(keep_vars=True)
     assert list(now) == list(before) and all(now[name] is t and torch.equal(t, c) for name, (t, c) in before.items())
@@ -253,7 +259,7 @@ def test_tied_weights_and_modules_that_run_twice_shrink_once() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), inner, nn.ReLU(), inner, nn.ReLU(), nn.Linear(6, 2))
     _, gone = without(perturbed(model), torch.randn(4, 3))
     assert gone.any()
-    report = shrink(model, torch.randn(4, 3))
+    report = shrink(model, torch.randn(4, 3), dead="zeros")
     assert report.model[2] is report.model[4] and report.model[2].weight.shape == (6 - int(gone.sum()),) * 2
     assert same_on(report, model, torch.randn(9, 3))
 
@@ -268,13 +274,13 @@ def test_scripted_children_and_several_inputs_and_containers_of_outputs() -> Non
     model = Forward(forward, first=nn.Linear(3, 6), scripted=scripted, last=nn.Linear(6, 2))
     given = (torch.randn(2, 3), {"y": torch.randn(2)})
     _, gone = without(perturbed(model), given)
-    report = shrink(model, given)
+    report = shrink(model, given, dead="zeros")
     assert report.removed == gone.sum() > 0
     torch.testing.assert_close(report.model(*given), model(*given))
 
 
 def test_channels_last_stays() -> None:
     model, _ = without(perturbed(UNet().to(memory_format=torch.channels_last)), image(3, 8))
-    report = shrink(model, image(3, 8).to(memory_format=torch.channels_last))
+    report = shrink(model, image(3, 8).to(memory_format=torch.channels_last), dead="zeros")
     assert report.removed and report.model.out.weight.is_contiguous(memory_format=torch.channels_last)
     assert same_on(report, model, image(3, 8))
