@@ -75,11 +75,15 @@ def convert_all(given: argparse.Namespace) -> None:
 
 
 def shrink_all(given: argparse.Namespace) -> None:
-    """Append the rows that FOLDER/shrink.jsonl has not yet."""
+    """Append the rows that FOLDER/shrink.jsonl, or with `--dead zeros` FOLDER/shrink_zeros.jsonl, has not yet."""
     counted = sizes(given.folder)
     models = sorted(MODELS, key=lambda model: counted[model][1])
-    file = given.folder / "shrink.jsonl"
-    append(given, file, models, lambda model: lambda: check_shrink(model), lambda model, row: None, lambda row: False)
+    file = given.folder / ("shrink.jsonl" if given.dead == "masks" else "shrink_zeros.jsonl")
+
+    def work(model: str) -> Work:
+        return lambda: check_shrink(model, given.dead)
+
+    append(given, file, models, work, lambda model, row: None, lambda row: False)
 
 
 def append(
@@ -111,6 +115,7 @@ def append(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["conversion", "shrink"], default="conversion")
+    parser.add_argument("--dead", choices=["masks", "zeros"], default="masks", help="what a shrink takes")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="models to look at: a glob over zoo:name")
     parser.add_argument("--redo", default="", metavar="PATTERN", help="models to look at again")
     parser.add_argument("--redo-failed", action="store_true", help="look again at all that failed")

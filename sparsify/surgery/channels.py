@@ -153,8 +153,8 @@ def study(
     if dead == "zeros":
         live = Liveness(tape)
         alive, still = _alive(live, coupling, ids, count), live.still
-        pruned &= ~alive
         _note_failures(live, coupling)
+        pruned &= ~alive
     operations = tuple(
         Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
         for step, cost, axes in coupling.operations
@@ -281,6 +281,6 @@ def _killable(
                 sizes[produced[name]] = -1
                 kept[name] = torch.from_numpy((numbers < 0) | ~half[numbers]).reshape(sizes)
         live = Liveness(tape, kept, learning=True)
-        killable |= half & ~_alive(live, coupling, ids, count)
         _note_failures(live, coupling)
+        killable |= half & ~_alive(live, coupling, ids, count)
     return killable

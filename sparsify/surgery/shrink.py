@@ -51,9 +51,9 @@ class ShrinkReport:
     difference: tuple[float, float] | None
     seconds: tuple[float, float] | None
     kept: tuple[str, ...]
-    uncounted: tuple[str, ...] = ()
     proved: tuple[str, ...] = ()
     training: str = ""
+    uncounted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -93,8 +93,8 @@ def shrink(
     verify: bool = True,
     heads: Heads = "whole",
     rules: Mapping[str, Rule] | None = None,
-    dead: Dead = "masks",
     examples: Sequence[Any] = (),
+    dead: Dead = "masks",
 ) -> ShrinkReport:
     """Return a smaller plain model of the same class, with every channel gone that has no influence on the outputs.
 
@@ -106,9 +106,8 @@ def shrink(
     of `round_to` where enough dead channels are there to stay. Unless `verify` is False the result is compared with
     `model` on the example input, in float64 and float32. `model` is not changed. Raises RunError, naming the module
     that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1
-    or another word.
-    It is compared for another batch and another size as well where the model takes them, and for `examples`: groups
-    that are not the same, or not dead, in a pass of one of these stay.
+    or another word. It is compared for another batch and another size as well where the model takes them, and for
+    `examples`: groups that are not the same, or not dead, in a pass of one of these stay.
     `heads`, `rules`: as for `analyse`; what was pruned with sizes of heads is to be shrunk with them.
     """
     if round_to is not None and round_to < 1:
@@ -117,16 +116,17 @@ def shrink(
     check_dead("shrink", dead)
     small = fold(model).eval()
     own = checked_rules("shrink", rules)
+    tape = record(small, example_input)
+    masks = removing_masks(model, tape)
 
-    def study_of(given_model: nn.Module, given: Any) -> Study:
-        tape = replace(record(given_model, given), held_biases=held_biases(model, small), rules=own)
-        return study(tape, killable=False, heads=heads, dead=dead, masks=removing_masks(model, tape))
+    def study_of(tape: Tape) -> Study:
+        tape = replace(tape, held_biases=held_biases(model, small), rules=own)
+        return study(tape, killable=False, heads=heads, dead=dead, masks=masks)
 
-    found = study_of(small, example_input)
-    tape, masks = found.tape, removing_masks(model, found.tape)
+    found = study_of(tape)
     count = sum(parameter.numel() for parameter in small.parameters())
     proof = Proof(small, example_input, examples, wanted=verify)
-    attempt = _Attempts(small, example_input, found, proof, lambda other: study_of(small, other))
+    attempt = _Attempts(small, example_input, found, proof, lambda other: study_of(record(small, other)))
     for number, other in enumerate(examples):
         attempt.hold_what_differs(f"example {number + 2}", other)
     gone = attempt.until_proved(round_to)
@@ -142,9 +142,9 @@ def shrink(
         difference=attempt.proof.difference,
         seconds=attempt.proof.seconds,
         kept=(*attempt.reasons, *([_NO_MASKS] if dead == "masks" and not masks else [])),
-        uncounted=found.channels.uncounted,
         proved=tuple(variant.what for variant in proof.variants()) if verify else (),
         training=proof.training,
+        uncounted=found.channels.uncounted,
     )
 
 

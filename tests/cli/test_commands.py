@@ -221,6 +221,7 @@ def test_units_are_pruned_shrunk_and_loaded_from_the_file_alone(sparsify: Run, t
     )
     assert code == 0
     assert "50.0 % of the units" in out_text and "channel groups are gone" in out_text
+    assert ", 0 dead before)" in out_text
     small = library.load(out)
     whole = library.build_model("cifar:resnet20")
     count = [sum(parameter.numel() for parameter in model.parameters()) for model in (small, whole)]

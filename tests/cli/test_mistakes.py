@@ -95,6 +95,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["convert", "--model", "timm:resnet18", "--round-to", "8", "--out", "x"],
         ["--round-to belongs to --shrink"],
     ),
+    "convert dead": (
+        ["convert", "--model", "timm:resnet18", "--dead", "zeros", "--out", "x"],
+        ["convert: --dead belongs to --shrink"],
+    ),
+    "export dead": (["export", "x", "--dead", "masks", "--out", "y"], ["export: --dead belongs to --shrink"]),
     "convert grasp": (["convert", "--model", "timm:resnet18", "--criterion", "grasp", "--out", "x"], ["needs data"]),
     "convert snip": (["convert", "--model", "timm:resnet18", "--criterion", "snip", "--out", "x"], ["snip needs data"]),
     "convert masks and sparsity": (

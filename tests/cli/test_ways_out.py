@@ -57,6 +57,26 @@ def test_shrink_first_works_with_a_program(sparsify: Run, tmp_path: Path) -> Non
         assert torch.allclose(torch.export.load(tmp_path / "out").module()(x), masked(x), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("format", "dead", "zeros"), [("dense", "", False), ("pt2", "", True), ("pt2", "masks", False)]
+)
+def test_what_is_zero_by_value_goes_where_training_is_over(
+    sparsify: Run, tmp_path: Path, format: str, dead: str, zeros: bool
+) -> None:
+    model = library.build_model("timm:test_resnet", num_classes=10).eval()
+    with torch.no_grad():
+        model.get_parameter("layer4.0.bn1.weight").zero_()
+        model.get_parameter("layer4.0.bn1.bias").zero_()
+    about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}, "extra": {"input_shape": [3, 16, 16]}}
+    library.save(model, tmp_path / "m", **about)  # type: ignore[arg-type]
+    options = ["--dead", dead] if dead else []
+    code, out, _ = sparsify(
+        "export", tmp_path / "m", "--format", format, "--shrink", *options, "--out", tmp_path / "out"
+    )
+    assert code == 0 and ("channel groups are gone (0 pruned, " in out) == zeros
+    assert ("no mask of this model removes anything" in out) == (not zeros)
+
+
 def test_a_tuned_file_says_for_what_and_runs(sparsify: Run, pruned: Path, tmp_path: Path) -> None:
     args = ("export", pruned, "--format", "engine", "--batch-size", 2, "--threads", 1, "--out", tmp_path / "e")
     code, out, err = sparsify(*args)

@@ -27,7 +27,7 @@ class Branch(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
         self.layer_scale = nn.Parameter(torch.ones(6, 1, 1))
         zero = {"norm": [self.norm.weight], "scale": [self.scale], "layer scale": [self.layer_scale]}
-        zero |= {"convolution": [self.two.weight, self.two.bias], "head": [self.head.weight]}
+        zero |= {"convolution": list(self.two.parameters()), "head": list(self.head.parameters())}
         with torch.no_grad():
             for parameter in zero[start]:
                 parameter.zero_()

@@ -43,6 +43,8 @@ def test_units_pruned_before_training_are_gone_when_it_starts(tmp_path: Path) ->
     assert 0.2 * before < after <= 0.25 * before
     assert parameters(result.model) == told[0]["shrunk"]["parameters"][1]
     assert not sparsify.get_masks(result.model)
+    assert result.shrunk == told[0]["shrunk"] and result.report is not None
+    assert result.report.share == 1 - after / before
     loaded = sparsify.load(tmp_path / "run" / "model.safetensors")
     x = torch.randn(3, 3, 32, 32)
     assert torch.equal(loaded(x), result.model.eval()(x))
