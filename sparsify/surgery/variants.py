@@ -113,6 +113,8 @@ def in_train_mode(whole: nn.Module, small: nn.Module, example_input: Any, limit:
 
 def _training_outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
     modes = {module: module.training for module in model.modules()}
+    # Batch norm writes to its running statistics without a new version of these.
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         for module in modes:
             module.training = "drop" not in type(module).__name__.lower()
@@ -120,6 +122,9 @@ def _training_outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
             torch.manual_seed(0)
             return outputs(model, example_input)
     finally:
+        with torch.no_grad():
+            for buffer, values in buffers:
+                buffer.copy_(values)
         for module, mode in modes.items():
             module.training = mode
 

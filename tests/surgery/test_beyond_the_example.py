@@ -51,7 +51,7 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize("name", ASKING)
 def test_what_meets_a_branch_on_values_stays(name: str) -> None:
     model = Branching(ASKING[name]).eval()
-    report = shrink(model, X)
+    report = shrink(model, X, dead="zeros")
     assert report.removed == 0
     assert torch.equal(report.model(-X), model(-X))
     (barrier,) = analyse(model, X).barriers
@@ -148,7 +148,7 @@ def test_a_model_is_right_at_another_size(make: Callable[[], nn.Module], example
         prune_units(model, example)
     except SparsifyError:
         convert(model)
-    report = shrink(model, example)
+    report = shrink(model, example, dead="zeros")
     for given in (example, other):
         torch.testing.assert_close(report.model(given), model(given))
     assert any("shape" in what for what in report.proved) and any("batch" in what for what in report.proved)
@@ -157,7 +157,7 @@ def test_a_model_is_right_at_another_size(make: Callable[[], nn.Module], example
 def test_examples_of_the_user_widen_what_is_known() -> None:
     model = Bucketed().eval()
     short, long = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 16, 16)
-    report = shrink(model, short, examples=[long])
+    report = shrink(model, short, examples=[long], dead="zeros")
     assert report.removed == 0 and "example 2" in report.proved
     assert any("for example 2 other channels go together, or matter" in reason for reason in report.kept)
     torch.testing.assert_close(report.model(long), model(long))
@@ -190,7 +190,7 @@ class Supervised(nn.Module):
 )
 def test_outputs_of_the_training_pass_are_outputs(make: Callable[[Tensor, Tensor], Any]) -> None:
     model = Supervised(make).eval()
-    report = shrink(model, IMAGE)
+    report = shrink(model, IMAGE, dead="zeros")
     assert report.model.h1.out_channels == 3 and report.training == "equal"
     assert not model.training
 

@@ -84,3 +84,9 @@ def test_outputs_leave_the_input_and_the_buffers_alone() -> None:
     model, x = Counts(), torch.ones(2)
     assert [outputs(model, x)[0].tolist() for _ in range(2)] == [[3.0, 3.0]] * 2
     assert x.tolist() == [1.0, 1.0] and model.calls == 0
+
+
+def test_running_statistics_are_those_of_the_model_after_a_proof_in_train_mode() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()
+    small = shrink(model, torch.randn(4, 3)).model
+    assert not small[1].running_mean.any() and small[1].num_batches_tracked == 0

@@ -115,7 +115,7 @@ def test_sources_of_sizes_are_told_from_numbers_that_are_equal_by_chance(name: s
 
 def test_numbers_are_plain_again_afterwards() -> None:
     model = Model(lambda: Block(plain, buckets=8, width=8)).eval()
-    sparsify.shrink(model, torch.randn(2, 5, 6))
+    sparsify.shrink(model, torch.randn(2, 5, 6), dead="zeros")
     assert [type(vars(block)[name]) for block in (model.a, model.b) for name in ("width", "buckets")] == [int] * 4
 
 
@@ -126,7 +126,7 @@ def test_a_configuration_that_would_have_to_hold_two_numbers_keeps_the_channels(
     with torch.no_grad():
         for layer, dead in ((model.a.q, 2), (model.b.q, 3)):
             layer.weight[:dead], layer.bias[:dead] = 0, 0
-    report = sparsify.shrink(model, x)
+    report = sparsify.shrink(model, x, dead="zeros")
     small: Any = report.model
     assert report.kept and all(line.split(":")[0] in ("a", "b", "the model") for line in report.kept)
     assert config.width == 8 and small.a.config.width == small.a.q.out_features == small.b.q.out_features

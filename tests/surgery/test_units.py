@@ -166,7 +166,7 @@ def test_a_state_of_a_fixed_width_stays_and_the_module_is_named() -> None:
     with torch.no_grad():
         for layer in (model.a, model.b):
             layer.weight[:3], layer.bias[:3] = 0, 0
-    report = sparsify.shrink(model, x)
+    report = sparsify.shrink(model, x, dead="zeros")
     assert report.removed == 0
     assert report.kept[0].startswith(("the model: 3 dead groups stay", "b: 3 dead groups stay"))
 
