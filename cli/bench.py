@@ -29,7 +29,6 @@ _CHARTS = (".pdf", ".png", ".svg")
 @click.option(
     "--sparsity",
     metavar="S",
-    type=click.FloatRange(0, 1),
     help="With --model: fraction of each layer that is removed.  [default: 0.9]",
 )
 @click.option(
@@ -56,7 +55,7 @@ _CHARTS = (".pdf", ".png", ".svg")
 def command(
     source: str | None,
     spec: str | None,
-    sparsity: float | None,
+    sparsity: str | None,
     batch: int,
     threads: int | None,
     image_size: int | None,
@@ -89,7 +88,7 @@ def command(
         model, shape = _from_file(str(path), image_size)
     else:
         assert spec is not None
-        model, shape = _fresh(spec, 0.9 if sparsity is None else sparsity, image_size)
+        model, shape = _fresh(spec, "0.9" if sparsity is None else sparsity, image_size)
     _bench(model, (batch, *shape), threads, rounds, skip, plan, plot)
 
 
@@ -119,21 +118,25 @@ def _from_file(path: str, image_size: int | None) -> tuple[nn.Module, tuple[int,
     return model, _images(model, (channels, size), image_size)
 
 
-def _fresh(spec: str, sparsity: float, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
+def _fresh(spec: str, sparsity: str, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
     """Return a pruned model of fresh weights, folded, and the shape of one of its inputs."""
     import torch
 
     import sparsify
+    from sparsify.pruning.settings import parse_pruning
 
+    try:
+        pruning = parse_pruning({"criterion": "magnitude", "scope": "layer", "sparsity": sparsity})
+    except SparsifyError as error:
+        raise SparsifyError(str(error).replace("pruning.sparsity", "--sparsity")) from None
     torch.manual_seed(1)
     model = sparsify.build_model(spec).eval()
     shape = _images(model, (3, _size(model, spec)), image_size)
     sparsify.convert(model, ignore=["first", "last"])
-    settings = {"criterion": "magnitude", "scope": "layer", "sparsity": sparsity}
-    sparsify.Pruner(model, settings, total_steps=0).start()
+    sparsify.Pruner(model, pruning, total_steps=0).start()
     say(
-        f"{spec}: fresh weights, as the model initialises them; {percent(sparsity)} of each layer's removed by "
-        "magnitude, the first and the last left dense"
+        f"{spec}: fresh weights, as the model initialises them; {percent(float(pruning.target))} of each layer's "
+        "removed by magnitude, the first and the last left dense"
     )
     return sparsify.fold(model).eval(), shape
 

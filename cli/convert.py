@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @click.command("convert")
 @click.argument("checkpoint", required=False)
 @click.option("--model", metavar="SPEC", required=True, help="timm:NAME, torchvision:NAME or cifar:NAME.")
-@click.option("--sparsity", type=float, help="Fraction removed, in [0, 1].  [default: 0, or what 2:4 comes to]")
+@click.option("--sparsity", help="Fraction removed, as 0.9 or 1/3.  [default: 0, or what 2:4 comes to]")
+@click.option("--amount", type=int, help="In place of --sparsity: how many are removed in each group of the scope.")
 @click.option("--scope", help="global, layer, filter or erk.  [default: global; layer for unit and 2:4]")
 @click.option("--criterion", default="magnitude", show_default=True, help="magnitude, random or synflow.")
 @click.option(
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
 def command(
     checkpoint: str | None,
     model: str,
-    sparsity: float | None,
+    sparsity: str | None,
+    amount: int | None,
     scope: str | None,
     criterion: str,
     granularity: str,
@@ -85,8 +87,10 @@ def command(
     # Units of different layers are hard to compare by their weights: one layer would lose nearly all.
     scope = scope or ("layer" if granularity == "unit" or ":" in granularity else "global")
     settings: dict[str, Any] = {"scope": scope, "criterion": criterion, "granularity": granularity}
-    if sparsity is not None or ":" not in granularity:
-        settings["sparsity"] = sparsity or 0.0
+    if amount is not None:
+        settings["amount"] = amount
+    if sparsity is not None or (amount is None and ":" not in granularity):
+        settings["sparsity"] = 0.0 if sparsity is None else sparsity
     try:
         pruning = parse_pruning({**settings, "ignore": list(ignore), "schedule": "one_shot"})
     except SparsifyError as error:
@@ -108,7 +112,7 @@ def command(
 def _refuse_beside_masks() -> None:
     """Raise SparsifyError if an option was given that --masks leaves nothing to say."""
     context = click.get_current_context()
-    for name in ("sparsity", "scope", "criterion", "granularity", "ignore"):
+    for name in ("sparsity", "amount", "scope", "criterion", "granularity", "ignore"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise SparsifyError(f"convert: --masks tells already which weights to keep; leave out --{name}")
 

@@ -20,4 +20,5 @@ def command(source: str, out: str) -> None:
 
     done = import_weights(source, out)
     share = percent(done.zeros / done.entries) if done.entries else "0.0 %"
-    say(f"{out}: {byte_count(done.size)}; {count(len(done.weights), 'weight')} made dense, {share} of them zeros")
+    made = f"{count(len(done.weights), 'weight')} made dense, {share} of their numbers are zero"
+    say(f"{out}: {byte_count(done.size)}; {made}")

@@ -92,7 +92,7 @@ def _print_masks(masks: MaskSummary, as_json: bool) -> None:
         click.echo(json.dumps(asdict(masks), indent=2))
         return
     say(f"{masks.path}: masks alone, of {masks.metadata.spec or 'a model it does not name'}")
-    share = "" if masks.sparsity is None else f": {percent(masks.sparsity)} sparse"
+    share = "" if masks.sparsity is None else f", {percent(masks.sparsity)} of them removed"
     say(f"{byte_count(masks.bytes_file)}, {masks.kept:,} of {masks.masked_entries:,} masked weights kept{share}")
     print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masks.rows))
 
@@ -114,8 +114,8 @@ def _file_lines(summary: FileSummary) -> list[str]:
         )
     if summary.sparsity is not None:
         lines.append(
-            f"{summary.kept:,} of {summary.masked_entries:,} masked weights kept: {percent(summary.sparsity)} sparse; "
-            f"{summary.entries:,} numbers in all"
+            f"{summary.kept:,} of {summary.masked_entries:,} masked weights kept, "
+            f"{percent(summary.sparsity)} of them removed; {summary.entries:,} numbers in all"
         )
     if summary.masked_entries and summary.bytes_limit:
         bits = 8 * summary.bytes_masked / summary.masked_entries

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sparsify.pruning.settings import Pruning
     from sparsify.training.recipe import Recipe
 
+_EACH = {"global": "in all", "layer": "in each layer", "filter": "in each filter"}
 _WORDS = {
     "update": "prune",
     "save": "prune, save the masks",
@@ -39,13 +40,16 @@ def show_plan(recipe: Recipe) -> None:
         return
     cycles = len({update.cycle for update in planned.updates})
     prune = recipe.prune
+    what = f"{percent(float(prune.target))} {_of(prune)}"
+    if prune.amount is not None:
+        what = f"{prune.amount:,} {prune.granularity.choices} {_EACH[prune.scope]}"
     say(
-        f"prune {percent(float(prune.target))} {_of(prune)} by {_name(prune.criterion)}, scope {prune.scope}: "
+        f"prune {what} by {_name(prune.criterion)}, scope {prune.scope}: "
         f"{count(len(planned.updates), 'update')} in {count(cycles, 'cycle')}"
     )
     if prune.shrink:
         say("then take what is of no influence any more out of the model")
-    print_table(_updates_table(planned))
+    print_table(_updates_table(planned, prune.amount))
 
 
 def _batch(recipe: Recipe) -> str:
@@ -66,13 +70,15 @@ def _name(criterion: CriterionSettings) -> str:
     return criterion.name + (f" per {criterion.per}" if criterion.per else "")
 
 
-def _updates_table(planned: TrainingPlan) -> Table:
+def _updates_table(planned: TrainingPlan, amount: int | None) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("step", "epoch", "cycle", "sparsity", "learning rate"):
+    for title in ("step", "epoch", "cycle", "sparsity" if amount is None else "removed", "learning rate"):
         table.add_column(title, justify="right")
     table.add_column("what")
     for update in planned.updates:
         sparsity = "by union" if update.sparsity is None else percent(float(update.sparsity))
+        if amount is not None and update.sparsity is not None:
+            sparsity = f"{int(update.sparsity * amount):,}"
         lr = planned.lr(max(update.step - 1, 0))  # of the step just taken
         epoch = f"{update.step / planned.steps_per_epoch:.1f}"
         table.add_row(f"{update.step:,}", epoch, str(update.cycle), sparsity, f"{lr:.3g}", _WORDS[update.event])

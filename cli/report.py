@@ -106,12 +106,21 @@ def sparsity_lines(report: PruningReport) -> list[str]:
     lines = [
         f"sparsity {reached}, {requested} requested: {report.removed:,} of {report.size:,} pruned weights removed",
         f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
+        *_before_lines(report),
     ]
     if report.chosen == report.due and reached != requested and not notes:
         lines.append("  (exactly what was due: every group of the scope is rounded down to whole weights)")
     if report.chosen != report.due:
         lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
     return lines + notes
+
+
+def _before_lines(report: PruningReport) -> list[str]:
+    """Return what was removed when the pruning began, if anything was."""
+    if not report.removed_before:
+        return []
+    share = percent(report.removed_before / report.size) if report.size else "-"
+    return [f"  ({report.removed_before:,}, {share} of the pruned weights, were removed before this pruning)"]
 
 
 def file_line(saved: FileSummary) -> str:
@@ -129,7 +138,7 @@ def written_line(path: str, size: int, dense: int, model: nn.Module) -> str:
 
 
 def _size_line(path: str, sparsity: float | None, size: int, dense: int) -> str:
-    share = "" if sparsity is None else f"{percent(sparsity)} sparse, "
+    share = "" if sparsity is None else f"{percent(sparsity)} of the masked weights removed, "
     return f"{path}: {share}{byte_count(size)}, {percent(size / dense)} of the dense {byte_count(dense)}"
 
 
@@ -142,6 +151,7 @@ def _choice_lines(report: PruningReport) -> list[str]:
         f"({percent(report.requested)} requested)",
         f"  with them {percent(report.reached)} of the weights that were to be pruned, "
         f"{percent(report.model_sparsity)} of all {report.parameters:,} parameters",
+        *_before_lines(report),
     ]
     if report.chosen != report.due:
         lines.append(f"warning: {report.due:,} of {report.choices:,} {kind} were to be removed, {report.chosen:,} are")

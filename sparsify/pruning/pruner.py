@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,7 +86,9 @@ class Pruner:
         self._loss_fn: LossFunction | None = None
         self._example_input = example_input
         self._note_progress()
-        for weight in self._weights().values():
+        self._removed_before = 0  # entries that masks removed when this pruning began
+        self._watched = list(self._weights().values())
+        for weight in self._watched:
             release(weight.module)
         self.on_cycle_end: Callable[[int], None] | None = None
 
@@ -121,12 +124,22 @@ class Pruner:
         self._ready = True
         if not self._started:
             self._started = True
-            self._do_what_is_due()
+            self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
+            try:
+                self._do_what_is_due()
+            except BaseException:
+                self._started = self._ready = False  # it is still to come
+                raise
 
     def step(self) -> None:
-        """Do what is due after one more optimiser step. Call it right after `optimizer.step()`."""
+        """Do what is due after one more optimiser step. Call it right after `optimizer.step()`.
+
+        Raises what the criterion and the loss raise; no mask is changed then, and the next step tries again.
+        """
         if not self._ready:
             self.start()
+        for weight in self._watched:
+            weight.mask  # noqa: B018 - something else may have put there what is no mask
         self.position += 1
         self._note_progress()
         if self.pruning.masked_weights != "decay":
@@ -143,7 +156,7 @@ class Pruner:
         return self._report()
 
     def _report(self) -> PruningReport:
-        return pruning_report(self.model, self.pruning, self.choices)
+        return pruning_report(self.model, self.pruning, self.choices, self._removed_before)
 
     def _note_progress(self) -> None:
         last = self.plan[-1].step if self.plan else 0
@@ -155,7 +168,8 @@ class Pruner:
 
         A flat dict of integers, floats, bools, strings and tensors, all copies. The masks themselves are the model's.
         """
-        return pack(self._plain_state(), {"union": self._union, "frozen": self._held.values})
+        before = {"removed_before": self._removed_before} if self._removed_before else {}
+        return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._held.values})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state saved by a pruner with the same settings, for the same model; load the model's as well.
@@ -167,7 +181,10 @@ class Pruner:
             "union": {name: weight.mask for name, weight in weights.items()},
             "frozen": {name: weight.parameter.detach() for name, weight in weights.items()},
         }
+        before = state.get("removed_before", 0)
+        state = {key: value for key, value in state.items() if key != "removed_before"}
         plain, groups = unpack(state, self._plain_state(), shapes)
+        self._removed_before = before
         if "prices" in plain and isinstance(self.choices, UnitChoices):
             self.choices = self.choices.at_prices(plain["prices"].cpu())
         self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
@@ -202,7 +219,7 @@ class Pruner:
 
     def _do_what_is_due(self) -> None:
         weights = self._weights()
-        with torch.no_grad():
+        with torch.no_grad(), self._all_or_nothing(weights):
             while self._done < len(self.plan) and self.plan[self._done].step <= self.position:
                 update = self.plan[self._done]
                 self._apply(update, weights)
@@ -216,6 +233,22 @@ class Pruner:
             self._batches = self._loss_fn = None
             for line in losses(self._report(), filters=self.pruning.granularity.name != "unit"):
                 warnings.warn(line, SparsityWarning, stacklevel=3)
+
+    @contextmanager
+    def _all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
+        """Put everything back if the block raises: a score is NaN, a criterion fails, someone interrupts."""
+        masks = {name: weight.mask.clone() for name, weight in weights.items()}
+        done, sparsity, drawn = self._done, self.sparsity, (self._cycle_state, self._cycle_drawn)
+        union, generator = dict(self._union), self._generator.get_state()
+        try:
+            yield
+        except BaseException:
+            for name, weight in weights.items():
+                weight.mask.copy_(masks[name])
+            self._done, self.sparsity, self._union = done, sparsity, union
+            self._cycle_state, self._cycle_drawn = drawn
+            self._generator.set_state(generator)
+            raise
 
     def _apply(self, update: Update, weights: Mapping[str, MaskedWeight]) -> None:
         if update.event == "reset":
@@ -232,9 +265,8 @@ class Pruner:
                 update, self.pruning, self._criterion, self.choices, weights, context, self._union
             )
         if update.event == "save":
-            for name, weight in weights.items():
-                union = self._union.setdefault(name, torch.zeros_like(weight.mask))
-                union |= weight.mask
+            before = self._union
+            self._union = {n: before[n] | w.mask if n in before else w.mask.clone() for n, w in weights.items()}
 
     def _context(self, update: Update, weights: Mapping[str, MaskedWeight]) -> Context:
         """Return what the criterion may use; the generator is put back to where it stood when the cycle began."""

@@ -60,7 +60,8 @@ class PruningReport:
     `requested` is the recipe's sparsity, `due` the sum over the scope's groups of what it comes to, each rounded down,
     out of `choices`, all that could be removed: weights, units or blocks. `chosen` of them are removed. `parameters`
     counts the whole model's. `of` is what the sparsity is a fraction of, and `share` is gone of that. `notes`
-    says what stays and why. Where units span layers, `coupled` lists the layers that they span.
+    says what stays and why. Where units span layers, `coupled` lists the layers that they span. `removed_before`
+    entries were removed when the pruning began.
     """
 
     requested: float
@@ -73,6 +74,7 @@ class PruningReport:
     notes: tuple[str, ...] = ()
     of: str = "entries"
     share: float = 0.0
+    removed_before: int = 0
 
     @property
     def removed(self) -> int:
@@ -95,7 +97,7 @@ class PruningReport:
         return self.removed / self.parameters if self.parameters else 0.0
 
 
-def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices) -> PruningReport:
+def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices, removed_before: int = 0) -> PruningReport:
     """Return the report on the present masks of a pruning's choices."""
     parameters, weights = masked_parameters(model), masked_weights(model)
     masks = {name: parameters[name].mask for name in choices.names}
@@ -111,6 +113,7 @@ def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices) -> Prun
         layers=tuple(_layer(weights[name]) for name in choices.names if name in weights),
         of=pruning.of or pruning.granularity.choices,
         share=float(choices.removed(masks)),
+        removed_before=removed_before,
     )
     clashes = keyword_clashes(maskable_weights(model), pruning.ignore)
     if not isinstance(choices, UnitChoices):

@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from ..errors import SparsifyError
-from .settings import DEFAULT_END, DEFAULT_EVERY, Pruning, decimal
+from .exact import exact
+from .settings import DEFAULT_END, DEFAULT_EVERY, Pruning
 from .times import parse_time, steps_in
 
 Event = Literal["update", "save", "reset", "union"]
@@ -58,13 +59,13 @@ def constant(progress: Fraction, pruning: Pruning) -> Fraction:
 
 def linear(progress: Fraction, pruning: Pruning) -> Fraction:
     """Return s_i + (s_f - s_i) * t."""
-    initial, final = decimal(pruning.schedule.initial_sparsity or 0), pruning.target
+    initial, final = exact(pruning.schedule.initial_sparsity or 0), pruning.target
     return initial + (final - initial) * progress
 
 
 def cubic(progress: Fraction, pruning: Pruning) -> Fraction:
     """Return s_f + (s_i - s_f) * (1 - t)^3. Zhu and Gupta 2017, equation 1."""
-    initial, final = decimal(pruning.schedule.initial_sparsity or 0), pruning.target
+    initial, final = exact(pruning.schedule.initial_sparsity or 0), pruning.target
     return final + (initial - final) * (1 - progress) ** 3
 
 

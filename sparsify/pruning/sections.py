@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
-from numbers import Real
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,34 +12,25 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
-    PlainSerializer,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema
 
 from ..errors import unknown
+from .exact import Sparsity, exact
 from .times import TimeValue
+
+decimal = exact  # its name in the first versions
 
 # The names are written here as well as in the tables they select from, because those need torch.
 CRITERION_NAMES = ("magnitude", "random", "snip", "grasp", "synflow")
 GRANULARITY_NAMES = ("weight", "unit")
 SCOPE_NAMES = ("global", "layer", "filter", "erk")
 SCHEDULE_NAMES = ("one_shot", "linear", "cubic", "constant", "cyclic")
-
-
-_LARGEST_DENOMINATOR = 2**20
-
-
-def decimal(number: float | Fraction) -> Fraction:
-    """Return the fraction that `number` stands for: the nearest one with a denominator of at most 2 ** 20.
-
-    The float 0.29 is a little less than 29/100, and 1 / 3 than a third: those are what was meant. A Fraction is itself.
-    """
-    return number if isinstance(number, Fraction) else Fraction(number).limit_denominator(_LARGEST_DENOMINATOR)
 
 
 def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
@@ -53,26 +42,6 @@ def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _fraction_removed(value: Any) -> Any:
-    number: Any = value
-    if value is None:
-        raise PydanticCustomError("missing", "missing key")
-    if isinstance(value, str) and "/" in value:
-        parts = value.split("/")
-        if all(part.strip().isdecimal() for part in parts) and len(parts) == 2 and int(parts[1]):
-            number = Fraction(int(parts[0]), int(parts[1]))
-    elif isinstance(value, Real) and not isinstance(value, (int, float, Fraction)):  # NumPy's
-        number = float(value)
-    if isinstance(number, bool) or not isinstance(number, (int, float, Fraction)) or not 0 <= number <= 1:
-        raise ValueError(f'{value!r} is no sparsity; it is the fraction removed, in [0, 1], such as 0.9 or "2/3"')
-    return number
-
-
-def _written(value: Any) -> Any:
-    """Return a sparsity as recipes and states hold it: a number, or "2/3"."""
-    return f"{value.numerator}/{value.denominator}" if isinstance(value, Fraction) else value
-
-
 def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -81,12 +50,6 @@ def _enum(names: tuple[str, ...]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": list(names)})
 
 
-_SPARSITY_SCHEMA = {
-    "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": r"^\d+/\d+$"}]
-}
-Sparsity = Annotated[
-    Any, BeforeValidator(_fraction_removed), PlainSerializer(_written), WithJsonSchema(_SPARSITY_SCHEMA)
-]
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 GranularityName = Annotated[str, _one_of("granularity", GRANULARITY_NAMES), _enum(GRANULARITY_NAMES)]
 ScopeName = Annotated[str, _one_of("scope", SCOPE_NAMES), _enum(SCOPE_NAMES)]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import SparsifyError, nearest
+from .exact import Amount, Sparsity, exact
 from .granularity_settings import GRANULARITY_NAMES, GranularitySettings
 from .sections import (
     CRITERION_NAMES,
@@ -19,8 +20,6 @@ from .sections import (
     Schedule,
     ScopeName,
     Section,
-    Sparsity,
-    decimal,
 )
 from .times import TimeValue, parse_time, steps_in
 
@@ -34,7 +33,6 @@ __all__ = [
     "Pruning",
     "Schedule",
     "TimeValue",
-    "decimal",
     "parse_pruning",
     "parse_time",
     "steps_in",
@@ -62,9 +60,9 @@ class Pruning(Section):
     scope: ScopeName = "layer"
     """over which set the sparsity holds: global, each layer, each filter (output unit; of blocks each row of them), or
     Erdos-Renyi-Kernel shares"""
-    sparsity: Sparsity = None
+    sparsity: Sparsity = None  # type: ignore[assignment]
     """the fraction removed at the end, in [0, 1], a number or "2/3"; granularity n:m tells it by itself"""
-    amount: Annotated[int, Field(ge=0, strict=True)] | None = None
+    amount: Amount | None = None
     """in place of `sparsity`: how many entries, blocks or units go from each group of the scope"""
     of: Literal["units", "flops", "parameters"] | None = None
     """granularity unit: what the sparsity is a fraction of: units (default), or the model's multiply-adds or parameters
@@ -153,9 +151,10 @@ class Pruning(Section):
             raise ValueError(
                 f"granularity {pattern} holds in every group of a layer, not in scope '{self.scope}'; use 'layer'"
             )
-        if abs(decimal(self.sparsity) - share) >= Fraction(1, 200):  # two decimals are enough of 2/3
+        if abs(exact(self.sparsity or 0) - share) >= Fraction(1, 200):  # two decimals are enough of 2/3
             raise ValueError(
-                f"granularity {pattern} removes {float(share):.4g}, not {float(self.sparsity):g}; leave 'sparsity' out"
+                f"granularity {pattern} removes {float(share):.4g}, not {float(self.sparsity or 0):g}; "
+                "leave 'sparsity' out"
             )
 
     @property
@@ -164,7 +163,7 @@ class Pruning(Section):
         share = self.granularity.share
         if self.amount is not None:
             return Fraction(1)
-        return decimal(self.sparsity) if share is None else share
+        return exact(self.sparsity or 0) if share is None else share
 
     @property
     def rounds(self) -> int:

@@ -48,8 +48,9 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
 
 @contextmanager
 def without_traces(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """As `unchanged`, in the model's own modes, for code that calls `backward()`: `.grad` is put back as well."""
+    """As `unchanged`, in the model's own modes, for code that calls `backward()`: `.grad` and flags are put back too."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for parameter, _ in gradients:
             parameter.grad = None
@@ -58,6 +59,8 @@ def without_traces(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iter
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
 
 
 @contextmanager

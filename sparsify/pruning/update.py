@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fractions import Fraction
 
 import torch
@@ -40,7 +39,7 @@ def update_masks(
     """Write the masks that `update` asks for, in place, and return the sparsity that is due from now on.
 
     `union` holds the union of the saved masks by weight name; in its cycle only its members may be kept. Raises
-    SparsifyError for scores that are NaN or missing.
+    SparsifyError for scores that are NaN or missing, when some masks may have been written already.
     """
     alive = _alive(update, pruning, weights, union)
     if update.sparsity == 0:  # nothing to choose: everything that may be kept is
@@ -60,25 +59,12 @@ def update_masks(
     sparsities = (
         round_targets(target, rounds) if amount is None else [target * k / rounds for k in range(1, rounds + 1)]
     )
-    with _as_before_on_error(masks):
-        for sparsity in sparsities:
-            context.generator.set_state(generator)
-            parts = scored_parts(criterion, scored, context, alive)
-            due = choices.choose(parts, masks, alive, Due(sparsity, update.progress, start, amount))
-            alive = masks  # what a round removes stays removed
+    for sparsity in sparsities:
+        context.generator.set_state(generator)
+        parts = scored_parts(criterion, scored, context, alive)
+        due = choices.choose(parts, masks, alive, Due(sparsity, update.progress, start, amount))
+        alive = masks  # what a round removes stays removed
     return float(due if amount is not None or (start is not None and update.progress != 1) else target)
-
-
-@contextmanager
-def _as_before_on_error(masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put all masks back, in place, if the block raises: a score is NaN, a criterion fails, someone interrupts."""
-    before = {name: mask.clone() for name, mask in masks.items()}
-    try:
-        yield
-    except BaseException:
-        for name, mask in masks.items():
-            mask.copy_(before[name])
-        raise
 
 
 def _alive(

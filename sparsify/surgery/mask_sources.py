@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
+from .averages import hide_masks_from_averages
 
 _COPIED = copy.deepcopy(torch.ones(1, dtype=torch.bool))._version  # what a deep copy's version counter says at first
 
@@ -31,6 +32,7 @@ class MaskSource:
         self.seen: dict[str, tuple[int, int, int]] = {}  # mask's id and version, parameter's version
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskSource:
+        hide_masks_from_averages()  # each begins with a copy
         owner = None if self.owner is None else self.owner()
         return MaskSource(memo.get(id(owner)), owner)
 

@@ -199,7 +199,7 @@ def test_convert_prunes_a_checkpoint_and_says_what_was_verified(sparsify: Run, t
     ]
     code, out, err = sparsify("convert", tmp_path / "w.pt", *args, "--out", tmp_path / "m.safetensors")
     assert (code, err) == (0, "")
-    assert "verified: same bits" in out and "90.0 % sparse" in out
+    assert "verified: same bits" in out and "90.0 % of the masked weights removed" in out
     model = library.load(tmp_path / "m.safetensors")
     assert model.get_parameter("fc.weight").shape == (10, 96)  # the checkpoint's head, not the model's own
     masks = torch.cat([mask.flatten() for mask in library.get_masks(model).values()])

@@ -109,6 +109,6 @@ def test_import_makes_an_export_dense_again(sparsify: Run, pruned: Path, tmp_pat
         place = [tmp_path / arg if arg == "d" else arg for arg in args]
         assert sparsify("export", pruned, *place).code == 0
     code, out, err = sparsify("import", tmp_path / "ct", "--out", tmp_path / "dense")
-    assert (code, err) == (0, "") and "16 weights made dense, 80.0 % of them zeros" in out
+    assert (code, err) == (0, "") and "16 weights made dense, 80.0 % of their numbers are zero" in out
     found, wanted = load_file(tmp_path / "dense"), load_file(tmp_path / "d")
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in found)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sparsify
+from sparsify.errors import SparsifyError
 from sparsify.pruning import settings
 from sparsify.pruning.criteria import CRITERIA, Absolute, Context
 from sparsify.pruning.granularity import GRANULARITIES
@@ -166,3 +168,94 @@ def test_more_sparsity_removes_a_superset_of_the_same_scores(scope: str, granula
         Pruner(model, pruning, 0, example_input=example_of(granularity)).start()
         masks.append(get_masks(model))
     assert all(not (masks[1][name] & ~masks[0][name]).any() for name in masks[0])
+
+
+SELECTIONS = [(s, g) for s, g in EVERY_SELECTION if g != "n:m"]
+
+
+@pytest.mark.parametrize(("scope", "granularity"), EVERY_SELECTION)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_an_error_on_the_way_changes_no_mask(criterion: str, scope: str, granularity: str) -> None:
+    """A score of the last weight that is NaN, and a criterion that fails in its second round."""
+
+    def broken(weights: dict[str, Tensor], context: Context) -> Any:
+        scores = dict(CRITERIA[criterion](weights, context))
+        last = list(scores)[-1]
+        given = scores[last]
+        values = (given.values if isinstance(given, Absolute) else given).clone()
+        values.view(-1)[0 if granularity == "n:m" else -1] = float("nan")  # the last inputs may be in no group
+        return {**scores, last: Absolute(values) if isinstance(given, Absolute) else values}
+
+    calls = []
+
+    def failing(weights: dict[str, Tensor], context: Context) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of luck")
+        return CRITERIA[criterion](weights, context)
+
+    for function, error in ((broken, "weight: a score is NaN"), (failing, "out of luck")):
+        model = small_network()
+        pruning = {"scope": scope, "criterion": {"function": function, "name": "own", "rounds": 2}}
+        pruning |= settings_of(granularity)
+        pruner = Pruner(model, pruning, 0, example_input=torch.zeros(2, 3, 6, 6))
+        before = {name: mask.clone() for name, mask in get_masks(model).items()}
+        for _ in range(2 if function is broken else 1):
+            with pytest.raises((SparsifyError, RuntimeError), match=error):
+                pruner.start(batches(), loss_fn)
+            assert all(torch.equal(mask, before[name]) for name, mask in get_masks(model).items())
+            assert pruner.sparsity == 0 and not pruner.finished
+    pruner.start(batches(), loss_fn)  # after the failure it can be tried again
+    assert pruner.finished and removed(model) > 0
+
+
+@pytest.mark.parametrize(("scope", "granularity"), SELECTIONS)
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "random"])
+def test_what_is_gone_for_good_has_no_say_in_what_goes_next(criterion: str, scope: str, granularity: str) -> None:
+    masks = []
+    for stored in (0.0, 1e3, float("nan")):
+        model = small_network()
+        generator = torch.Generator().manual_seed(4)
+        for weight in masked_weights(model).values():
+            weight.mask.copy_(torch.rand(weight.mask.shape, generator=generator) < 0.7)
+            with torch.no_grad():
+                weight.parameter.masked_fill_(~weight.mask, stored)
+        pruning = {"scope": scope, "criterion": criterion, "regrow": False} | settings_of(granularity)
+        Pruner(model, pruning, 0, example_input=example_of(granularity)).start(batches(), loss_fn)
+        masks.append(get_masks(model))
+    assert all(torch.equal(masks[0][name], other[name]) for other in masks[1:] for name in masks[0])
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(("scope", "granularity"), EVERY_SELECTION)
+def test_a_criterion_may_call_backward_and_leaves_no_trace(scope: str, granularity: str, trained: bool) -> None:
+    model = small_network().train(trained)
+
+    @sparsify.needs_data
+    def taylor(weights: dict[str, Tensor], context: Context) -> Any:
+        assert torch.is_grad_enabled() and all(parameter.grad is None for parameter in context.model.parameters())
+        assert context.batches is not None and context.loss_fn is not None
+        context.model.train()
+        for batch in context.batches:
+            context.loss_fn(context.model, batch).backward()
+        torch.rand(3)
+        context.model[1].weight.requires_grad_(False)  # type: ignore[index, union-attr]
+        return {name: weight * context.model.get_parameter(name).grad for name, weight in weights.items()}
+
+    loss_fn(model, batches()[0]).backward()
+    frozen = model.get_parameter("0.weight")
+    frozen.requires_grad_(False)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    values = {name: gradient.clone() for name, gradient in gradients.items() if gradient is not None}
+    buffers = {name: value.clone() for name, value in model.named_buffers() if not name.endswith("_mask")}
+    pruner = Pruner(model, {"criterion": taylor, "scope": scope} | settings_of(granularity), 1)
+    with pytest.raises(SparsifyError, match="'taylor' needs data"):
+        pruner.start()
+    state = torch.get_rng_state()
+    pruner.start(batches(), loss_fn)
+    assert torch.equal(torch.get_rng_state(), state) and pruner.report().chosen == pruner.report().due
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is gradients[name] and torch.equal(values[name], gradients[name])  # type: ignore[arg-type]
+        assert parameter.requires_grad == (parameter is not frozen)
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers() if name in buffers)
+    assert all(module.training == trained for module in model.modules())

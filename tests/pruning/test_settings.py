@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning.settings import Pruning, decimal, parse_pruning, parse_time, steps_in
+from sparsify.pruning.exact import exact
+from sparsify.pruning.settings import Pruning, parse_pruning, parse_time, steps_in
 
 CYCLIC = {"name": "cyclic", "cycles": 4}
 
@@ -163,12 +164,12 @@ def test_something_that_is_no_section_is_refused() -> None:
 
 @pytest.mark.parametrize("written", [0.29, 0.95, 1e-05, 0.1, 1.0, 0.0])
 def test_a_sparsity_is_the_decimal_that_was_written(written: float) -> None:
-    assert decimal(written) == Fraction(str(written))
+    assert exact(written) == Fraction(str(written))
 
 
 def test_twenty_nine_per_cent_of_a_hundred_is_twenty_nine() -> None:
     assert int(0.29 * 100) == 28
-    assert decimal(0.29) * 100 == 29
+    assert exact(0.29) * 100 == 29
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def _update_by_parts(average: Any, model: nn.Module) -> None:
 Average = tuple[Callable[[nn.Module], Any], Callable[[Any, nn.Module], Any]]
 AVERAGES: dict[str, Average] = {
     "mean": (AveragedModel, lambda a, m: a.update_parameters(m)),
-    # torch's own mean of buffers (use_buffers=True without a function) subtracts, which it refuses of bool.
+    "mean of buffers too": (lambda m: AveragedModel(m, use_buffers=True), lambda a, m: a.update_parameters(m)),
     "moving": (
         lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True),
         lambda a, m: a.update_parameters(m),

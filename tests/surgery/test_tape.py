@@ -157,9 +157,9 @@ def test_a_control_flow_that_reads_values_reads_them() -> None:
 
     model = Calls(forward)
     found = analyse(model, torch.ones(1, 4))
-    assert found.labels["first.weight"][0].tolist() == [0, 1, -1, 2], "the third unit is looked at"
-    assert found.dead.all()
-    assert any("_local_scalar_dense" in sentence for sentence in found.barriers)
+    assert found.groups == 0 and found.barriers == (
+        "the model: its forward asks what activations hold, and may do something else with others",
+    )
 
 
 def test_an_operation_with_out_is_a_barrier() -> None:

@@ -1,0 +1,69 @@
+"""Sparsities and amounts, exactly as they were meant. Needs no torch."""
+
+from __future__ import annotations
+
+import operator
+from decimal import Decimal
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+_MOST = 2**20  # the largest denominator that a float is taken for
+
+
+def exact(number: float | Fraction) -> Fraction:
+    """Return what a sparsity was meant to be: a Fraction as it is, of a float the nearest with a denominator to 2^20.
+
+    So the float 0.29, which is a little less, is 29/100, and 1 / 3 is a third.
+    """
+    return number if isinstance(number, Fraction) else Fraction(float(number)).limit_denominator(_MOST)
+
+
+def _simplest(number: Any) -> Fraction:
+    """Return the fraction of the smallest denominator, in powers of two, that is `number` in its narrow float type."""
+    value = Fraction(float(number))
+    tried = (value.limit_denominator(2**power) for power in range(1, 21))
+    return next((one for one in tried if type(number)(float(one)) == number), value)
+
+
+def _fraction_removed(value: Any) -> float | Fraction:
+    """Return a sparsity as it is kept: a float as it was given, all else as a Fraction."""
+    found: float | Fraction | None = None
+    if value is None:
+        raise PydanticCustomError("missing", "missing key")
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found = float(value)
+        elif isinstance(value, str | Decimal | Fraction):
+            found = Fraction(value)
+        elif hasattr(value, "dtype") and not getattr(value, "shape", None) and value.dtype.kind == "f":
+            found = _simplest(value)  # NumPy's float32 and float16
+    except (ValueError, ZeroDivisionError, OverflowError, AttributeError):
+        found = None
+    if found is None or not 0 <= found <= 1:
+        raise ValueError(f"{value!r} is no sparsity; it is the fraction removed, in [0, 1], as 0.9 or '1/3'")
+    return found
+
+
+def _whole(value: Any) -> int:
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"{value!r} is no amount; it is how many are removed, a whole number")
+    return number
+
+
+_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": r"^\d+(/|\.)\d+$"}]}
+
+# What a pydantic model writes for a field that holds a sparsity, which stays as it was written, or an amount.
+Sparsity = Annotated[
+    float | Fraction,
+    PlainValidator(_fraction_removed),
+    PlainSerializer(lambda value: str(value) if isinstance(value, Fraction) else value),
+    WithJsonSchema(_SCHEMA),
+]
+Amount = Annotated[int, BeforeValidator(_whole), WithJsonSchema({"type": "integer", "minimum": 0})]
