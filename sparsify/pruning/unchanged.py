@@ -48,7 +48,7 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
 
 @contextmanager
 def without_traces(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """As `unchanged`, in the model's own modes, for code that calls `backward()`: `.grad` and flags are put back too."""
+    """As `unchanged`, in the model's own modes, for code that calls `backward()`: puts `.grad` and flags back too."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
