@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from sparsify.pruning.settings import Pruning
+
 _USUAL_SIZE = 32
 _CHARTS = (".pdf", ".png", ".svg")
 
@@ -77,6 +79,7 @@ def command(
         from sparsify.models import check_model_name
 
         check_model_name(spec, where="--model")
+        pruning = _pruning("0.9" if sparsity is None else sparsity)
     if plot is not None:
         _check_chart(plot)
     path = None if source is None else saved_model(source)
@@ -88,7 +91,7 @@ def command(
         model, shape = _from_file(str(path), image_size)
     else:
         assert spec is not None
-        model, shape = _fresh(spec, "0.9" if sparsity is None else sparsity, image_size)
+        model, shape = _fresh(spec, pruning, image_size)
     _bench(model, (batch, *shape), threads, rounds, skip, plan, plot)
 
 
@@ -118,17 +121,21 @@ def _from_file(path: str, image_size: int | None) -> tuple[nn.Module, tuple[int,
     return model, _images(model, (channels, size), image_size)
 
 
-def _fresh(spec: str, sparsity: str, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
+def _pruning(sparsity: str) -> Pruning:
+    from sparsify.pruning.settings import parse_pruning
+
+    try:
+        return parse_pruning({"criterion": "magnitude", "scope": "layer", "sparsity": sparsity})
+    except SparsifyError as error:
+        raise SparsifyError(str(error).replace("pruning.sparsity", "--sparsity")) from None
+
+
+def _fresh(spec: str, pruning: Pruning, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
     """Return a pruned model of fresh weights, folded, and the shape of one of its inputs."""
     import torch
 
     import sparsify
-    from sparsify.pruning.settings import parse_pruning
 
-    try:
-        pruning = parse_pruning({"criterion": "magnitude", "scope": "layer", "sparsity": sparsity})
-    except SparsifyError as error:
-        raise SparsifyError(str(error).replace("pruning.sparsity", "--sparsity")) from None
     torch.manual_seed(1)
     model = sparsify.build_model(spec).eval()
     shape = _images(model, (3, _size(model, spec)), image_size)

@@ -114,8 +114,8 @@ def _file_lines(summary: FileSummary) -> list[str]:
         )
     if summary.sparsity is not None:
         lines.append(
-            f"{summary.kept:,} of {summary.masked_entries:,} masked weights kept, "
-            f"{percent(summary.sparsity)} of them removed; {summary.entries:,} numbers in all"
+            f"{summary.kept:,} of {summary.masked_entries:,} masked weights kept, {percent(summary.sparsity)} removed; "
+            f"{summary.entries:,} numbers in all"
         )
     if summary.masked_entries and summary.bytes_limit:
         bits = 8 * summary.bytes_masked / summary.masked_entries

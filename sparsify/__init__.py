@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from .surgery.cut_training import cut_optimizer as cut_optimizer
     from .surgery.cut_training import cut_state as cut_state
     from .surgery.fold import fold as fold
-    from .surgery.mask_sources import sync_masks as sync_masks
     from .surgery.masks import get_masks as get_masks
     from .surgery.masks import set_masks as set_masks
     from .surgery.shrink import shrink as shrink
+    from .surgery.sync import sync_masks as sync_masks
     from .surgery.trace import trace as trace
     from .surgery.verify import verify as verify
     from .training.recipe import Recipe as Recipe
@@ -57,7 +57,7 @@ _HOME = {
     "save": ".formats.files",
     "set_masks": ".surgery.masks",
     "shrink": ".surgery.shrink",
-    "sync_masks": ".surgery.mask_sources",
+    "sync_masks": ".surgery.sync",
     "to_semi_structured": ".formats.semi_structured",
     "trace": ".surgery.trace",
     "train": ".training.run",

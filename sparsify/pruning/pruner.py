@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..surgery.mask_sources import release
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from .criteria import CRITERIA, Context
@@ -88,8 +87,6 @@ class Pruner:
         self._note_progress()
         self._removed_before = 0  # entries that masks removed when this pruning began
         self._watched = list(self._weights().values())
-        for weight in self._watched:
-            release(weight.module)
         self.on_cycle_end: Callable[[int], None] | None = None
 
     @property

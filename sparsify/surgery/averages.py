@@ -1,6 +1,8 @@
-"""torch's AveragedModel on a masked model: the masks are out of sight while it averages, and the live ones copied.
+"""Averages of a model's weights: torch's AveragedModel and timm's ModelEma carry the masks of the live model.
 
-With `use_buffers=True` and no function of the user's it takes differences of buffers, which torch refuses of bool ones.
+They average a mask as they do a number, so that it becomes the union of all masks that there were, or an error. Their
+updates are therefore wrapped once a masked model is copied, which is how each of them begins: the masks are out of
+sight while they work, and are copied afterwards. For models without masks the updates are what they were.
 """
 
 from __future__ import annotations
@@ -13,39 +15,47 @@ from typing import Any
 
 from torch import nn
 
-_WRAPPED = "sparsify_hides_masks"
+from .masks import all_masked_parameters, names_of_masked
+from .sync import sync_masks
+from .wrappers import unwrap
+
+_UPDATES: dict[str, dict[str, tuple[str, ...]]] = {
+    "torch.optim.swa_utils": {"AveragedModel": ("update_parameters",)},
+    "timm.utils.model_ema": {"ModelEma": ("update",), "ModelEmaV2": ("update", "set"), "ModelEmaV3": ("update", "set")},
+}
+_WRAPPED = "sparsify_keeps_masks"
 
 
-def hide_masks_from_averages() -> None:
-    """Wrap AveragedModel's update, once, if it is imported; of models without masks it stays what it was."""
-    cls: Any = getattr(sys.modules.get("torch.optim.swa_utils"), "AveragedModel", None)
-    if cls is not None and not hasattr(cls.update_parameters, _WRAPPED):
-        cls.update_parameters = _hiding(cls.update_parameters)
+def keep_masks_in_averages() -> None:
+    """Wrap the updates of the averages that are imported by now, each once."""
+    for module, classes in _UPDATES.items():
+        loaded = sys.modules.get(module)
+        for class_name, names in classes.items():
+            cls = getattr(loaded, class_name, None)
+            for name in names:
+                update = vars(cls).get(name) if cls is not None else None
+                if update is not None and not hasattr(update, _WRAPPED):
+                    setattr(cls, name, _keeping_masks(update))
 
 
-def _hiding(update: Callable[..., Any]) -> Callable[..., Any]:
+def _keeping_masks(update: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(update)
-    def hiding(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        from .mask_sources import sync_masks
-        from .masks import get_masks
-
-        average = self.module
-        if not get_masks(model) or get_masks(model).keys() != get_masks(average).keys():
+    def updated(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        average, live = unwrap(self), unwrap(model)
+        if next(all_masked_parameters(live), None) is None or next(all_masked_parameters(average), None) is None:
             return update(self, model, *args, **kwargs)
-        with _out_of_sight(average, model):
+        with _out_of_sight(average, live):
             result = update(self, model, *args, **kwargs)
-        sync_masks(average, model)
+        sync_masks(average, live)
         return result
 
-    setattr(hiding, _WRAPPED, True)
-    return hiding
+    setattr(updated, _WRAPPED, True)
+    return updated
 
 
 @contextmanager
 def _out_of_sight(*models: nn.Module) -> Iterator[None]:
     """Take the masks of `models` out of their buffers for a while."""
-    from .masks import names_of_masked
-
     seen = [module for model in models for module in model.modules() if names_of_masked(module)]
     buffers = [(module, module._buffers) for module in seen]
     try:

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from .averages import keep_masks_in_averages
 from .computed import computed_weight
 from .lent import substituted_call
-from .mask_sources import release, remember_source, take_averaged_masks
 from .masks import all_masked_parameters, bool_mask, make_masks_bool, names_of_masked
 from .parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
 
@@ -38,17 +38,14 @@ class Masked:
         """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        keep_masks_in_averages()  # each begins with a copy of the model
         reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
         return (_new_masked, (self.original_class, self.masked_kind), *reduced[2:])
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        take_averaged_masks(self, names_of_masked(self))  # type: ignore[arg-type]  # before tensors are made anew
-        return super()._apply(*args, **kwargs)  # type: ignore[misc]
-
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        take_averaged_masks(self, names_of_masked(self))  # type: ignore[arg-type]
         for name in names_of_masked(self):  # type: ignore[arg-type]
-            bool_mask(self, name)  # type: ignore[arg-type]
+            if f"{name}_mask" in self._buffers:  # type: ignore[attr-defined]  # else it is out of sight, of an average
+                bool_mask(self, name)  # type: ignore[arg-type]
         super()._save_to_state_dict(*args, **kwargs)  # type: ignore[misc]
 
     def _load_from_state_dict(
@@ -56,7 +53,6 @@ class Masked:
     ) -> None:
         make_masks_bool(state_dict, [f"{prefix}{name}_mask" for name in names_of_masked(self)])  # type: ignore[arg-type]
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)  # type: ignore[misc]
-        release(self)  # type: ignore[arg-type]
         # The state dict of the dense model has no masks: it loads strictly, and the masks stay what they are.
         for name in (*self.masked_names, *self.masked_also):
             if f"{prefix}{name}_mask" in missing:
@@ -196,7 +192,6 @@ _STEPS = {cls.forward: {"_conv_forward": cls._conv_forward} for cls in (nn.Conv1
 def attach_mask(module: nn.Module, name: str, mask: Tensor, *, also: bool = False) -> None:
     """Register `mask` as the live mask of the module's parameter `name`; `also`: it is no weight of `convert`."""
     module.register_buffer(f"{name}_mask", mask)
-    remember_source(module)
     key = "masked_also" if also else "masked_names"
     module.__dict__[key] = (*module.__dict__.get(key, ()), name)
     mask_in_hooks(module)
@@ -227,7 +222,6 @@ def detach_masks(module: nn.Module) -> None:
         "masked_layouts",
         "masked_reads",
         "computed_weights",
-        "mask_source",
         "computed_apart",
     ):
         module.__dict__.pop(name, None)

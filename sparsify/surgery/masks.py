@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ..errors import SparsifyError, nearest
-from .mask_sources import release, take_averaged_masks
 from .parametrized import computed_weight, computes_from
 
 
@@ -65,11 +64,9 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 def bool_mask(module: nn.Module, name: str) -> Tensor:
     """Return the live mask of one of a module's parameters, as its forward uses it.
 
-    If the module is the average of another, the mask is the other's. A mask of numbers that are all 0 or 1 becomes bool
+    A mask of numbers that are all 0 or 1 becomes bool
     again. Raises SparsifyError for any other, which averaging or loading with `assign=True` has left there.
     """
-    if "mask_source" in module.__dict__ and module.__dict__["mask_source"].source is not None:
-        take_averaged_masks(module, (name,))
     mask: Tensor = getattr(module, f"{name}_mask")
     if mask.dtype is not torch.bool and not isinstance(mask, Proxy):
         mask = module._buffers[f"{name}_mask"] = _as_bool(mask, f"{type(module).__name__}.{name}_mask")
@@ -104,7 +101,6 @@ def names_of_masked(module: nn.Module) -> tuple[str, ...]:
 def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
     """Yield every masked weight in `state_dict` order; a parameter with several names is yielded under each."""
     for prefix, module in model.named_modules(remove_duplicate=False):
-        take_averaged_masks(module, names_of_masked(module))
         for name in module.__dict__.get("masked_names", ()):
             yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
 
@@ -112,9 +108,7 @@ def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
 def all_masked_parameters(model: nn.Module) -> Iterator[MaskedWeight]:
     """Yield every masked weight and every further parameter with a mask, as `all_masked_weights` does."""
     for prefix, module in model.named_modules(remove_duplicate=False):
-        names = names_of_masked(module)
-        take_averaged_masks(module, names)
-        for name in names:
+        for name in names_of_masked(module):
             yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
 
 
@@ -171,7 +165,6 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             # A parameter shared by two modules has one mask; .to(device) copies buffers one by one, so each is set.
             for weight in shared[id(weights[name].parameter)]:
                 weight.mask.copy_(mask)
-                release(weight.module)
 
 
 def layout(weight: MaskedWeight) -> Layout:

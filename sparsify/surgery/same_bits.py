@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from .copies import deep_copy
 from .fold import plain_copy
-from .mask_sources import release
 from .masks import all_masked_parameters
 from .watch import tensors
 
@@ -82,9 +81,6 @@ class Runs:
         if plain:
             return plain_copy(self.model, memo)
         copied: nn.Module = deep_copy(self.model, memo)
-        for module in copied.modules():
-            if "mask_source" in module.__dict__:
-                release(module)  # it has masks of its own
         return copied
 
     def outputs(self, model: nn.Module, mode: Mode) -> list[Tensor]:

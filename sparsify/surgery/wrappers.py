@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+_TIMM = "timm.utils.model_ema"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile and (distributed) data parallel, whose names carry no prefix."""
+    """Return the model inside torch.compile, (distributed) data parallel and averages; its names carry no prefix.
+
+    Averages are torch's AveragedModel and timm's ModelEma, of which the first version is no module.
+    """
     inner = getattr(model, "_orig_mod", None)
     if isinstance(inner, nn.Module):
         return unwrap(inner)
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        return unwrap(model.module)
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel | AveragedModel) or _is_timm(model):
+        return unwrap(model.module if hasattr(model, "module") else model.ema)  # type: ignore[arg-type]
     return model
+
+
+def _is_timm(model: object) -> bool:
+    names = {(cls.__module__, cls.__name__) for cls in type(model).__mro__}
+    return any((_TIMM, f"ModelEma{version}") in names for version in ("", "V2", "V3"))

@@ -199,26 +199,28 @@ def test_models_of_the_zoos(model: str) -> None:
     assert row["verdict"] == "part" and row["live"] == row["masked"] == count and row["notes"] == []
 
 
-def without_removed_rows(model: nn.Sequential, given: Any) -> Any:
+def without_removed_rows(model: nn.Sequential, given: Any, **_: Any) -> Any:
     plain = sparsify.fold(model)
     kept = plain[0].weight.abs().sum(1) > 0
     with torch.no_grad():
         plain[0].weight, plain[2].weight = (nn.Parameter(plain[0].weight[kept]), nn.Parameter(plain[2].weight[:, kept]))
-    return SimpleNamespace(model=plain, multiply_adds=(72, 36), kept=())
+    return SimpleNamespace(model=plain, multiply_adds=(72, 36), kept=(), removed=4, pruned=4, uncounted=())
 
 
-def nothing(model: nn.Sequential, given: Any) -> Any:
-    return SimpleNamespace(model=sparsify.fold(model), multiply_adds=(72, 72), kept=())
+def nothing(model: nn.Sequential, given: Any, **_: Any) -> Any:
+    return SimpleNamespace(
+        model=sparsify.fold(model), multiply_adds=(72, 72), kept=(), removed=4, pruned=4, uncounted=()
+    )
 
 
-def with_other_outputs(model: nn.Sequential, given: Any) -> Any:
+def with_other_outputs(model: nn.Sequential, given: Any, **_: Any) -> Any:
     report = without_removed_rows(model, given)
     with torch.no_grad():
         report.model[2].bias += 1e-3
     return report
 
 
-def refusing(model: nn.Sequential, given: Any) -> Any:
+def refusing(model: nn.Sequential, given: Any, **_: Any) -> Any:
     raise sparsify.SparsifyError("shrink: no")
 
 

@@ -157,9 +157,8 @@ def test_a_control_flow_that_reads_values_reads_them() -> None:
 
     model = Calls(forward)
     found = analyse(model, torch.ones(1, 4))
-    assert found.groups == 0 and found.barriers == (
-        "the model: its forward asks what activations hold, and may do something else with others",
-    )
+    assert found.groups == 0
+    assert found.barriers[0].startswith("the model: its forward asks what activations hold")
 
 
 def test_an_operation_with_out_is_a_barrier() -> None:

@@ -1,0 +1,26 @@
+"""sync_masks(): the masks of a live model put on an average of it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import SparsifyError
+from .masks import get_masks, set_masks
+from .wrappers import unwrap
+
+
+def sync_masks(average: nn.Module, live: nn.Module) -> None:
+    """Copy all masks of `live` to `average`, an average of it that some other library has made, in place.
+
+    Wrappers' prefixes (`module.`) are looked through on both sides. Averages by torch.optim.swa_utils and timm need no
+    such call. Raises SparsifyError, with nothing changed, if the two models do not carry the same masks.
+    """
+    inner, source = unwrap(average), unwrap(live)
+    masks, own = get_masks(source), get_masks(inner)
+    if not masks:
+        raise SparsifyError("sync_masks: the live model carries no masks; call sparsify.convert on it first")
+    missing = [name for name in masks if name not in own] + [name for name in own if name not in masks]
+    if missing:
+        where = "average" if missing[0] in masks else "live model"
+        raise SparsifyError(f"sync_masks: '{missing[0]}' carries no mask in the {where}: average a converted model")
+    set_masks(inner, {name: mask.to(own[name].device) for name, mask in masks.items()})
