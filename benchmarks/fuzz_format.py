@@ -28,8 +28,8 @@ from timm.layers import StdConv2d
 from torch import nn
 
 import sparsify
-from sparsify.formats.encoding import ENCODINGS
-from sparsify.formats.files import inspect_file, read_state, save
+from sparsify.export.save import inspect_file, read_state, save
+from sparsify.formats.codec.weight_encodings import ENCODINGS
 from sparsify.surgery.masks import get_masks, set_masks
 
 SIZES = (0, 1, 2, 7, 8, 9, 31, 255, 256, 2**20, 2**31, 2**40, 2**59, 2**63, -1)

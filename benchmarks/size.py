@@ -29,11 +29,11 @@ from size_summary import summary
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.formats.bits import ones
-from sparsify.formats.container import Array, Shape
-from sparsify.formats.encoding import ENCODINGS, Choice, choose
-from sparsify.formats.files import read_state, save
-from sparsify.formats.inspection import limit
+from sparsify.export.save import read_state, save
+from sparsify.formats.codec.bitpack import ones
+from sparsify.formats.codec.weight_encodings import ENCODINGS, Choice, choose
+from sparsify.formats.file.container import Array, Shape
+from sparsify.formats.file.inspection import limit
 from sparsify.pruning.pruner import Pruner
 from sparsify.surgery.masks import get_masks
 
@@ -98,7 +98,7 @@ def measure(model: nn.Module, dtype: str, rounds: int) -> dict[str, Any]:
         found["zip"], found["zstd"] = zipped(content), len(zstandard.compress(content, 3))
         for encoding in ENCODINGS:
             if encoding != "raw":
-                with mock.patch("sparsify.formats.parts.choose", forced(encoding)):
+                with mock.patch("sparsify.formats.model.stored_tensors.choose", forced(encoding)):
                     found[encoding] = save(model, path, dtype=dtype)
         found["sparsify"] = save(model, path, dtype=dtype)
         megabytes = found["dense"] / 1e6

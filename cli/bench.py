@@ -97,7 +97,7 @@ def command(
 
 def _check_chart(plot: str) -> None:
     """Raise SparsifyError unless a chart can be drawn and written there."""
-    from sparsify.formats.atomic import check_writable
+    from sparsify.formats.io.atomic import check_writable
 
     if not plot.lower().endswith(_CHARTS):
         raise SparsifyError(f"--plot {plot}: the name has to end in one of {', '.join(_CHARTS)}")
@@ -109,7 +109,7 @@ def _check_chart(plot: str) -> None:
 def _from_file(path: str, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
     """Return a file's model, folded, and the shape of one of its inputs."""
     import sparsify
-    from sparsify.formats.inspection import inspect_file
+    from sparsify.formats.file.inspection import inspect_file
 
     about = inspect_file(path).metadata
     model = sparsify.load(path, fold=True).eval()

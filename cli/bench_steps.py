@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, fx
 
-from sparsify.formats.atomic import atomic_write
+from sparsify.formats.io.atomic import atomic_write
 from sparsify.runtime.describe import Line, lines
 from sparsify.runtime.lower import Step
 from sparsify.runtime.plan import Plan, alone, arrays_of, contiguous, make_plan, memory

@@ -77,7 +77,7 @@ def command(
     model.safetensors, or hf:OWNER/NAME), from the model's library with --pretrained, or are fresh. The conversion is
     verified before anything is written.
     """
-    from sparsify.formats.atomic import check_writable
+    from sparsify.formats.io.atomic import check_writable
     from sparsify.models import check_model_name
     from sparsify.pruning.settings import parse_pruning
 
@@ -157,7 +157,7 @@ def _write(
     model: nn.Module, spec: str, arguments: dict[str, Any], input_shape: tuple[int, int, int], seed: int, out: str
 ) -> None:
     import sparsify
-    from sparsify.formats.inspection import inspect_file
+    from sparsify.formats.file.inspection import inspect_file
 
     extra = {"input_shape": list(input_shape)}
     sparsify.save(model, out, spec=spec, arguments=arguments, seeds={"convert": seed}, extra=extra)

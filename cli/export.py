@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsify.errors import SparsifyError
-from sparsify.formats.ways_out import WAYS, check_place, check_way
+from sparsify.export.registry import WAYS, check_place, check_way
 
 from .paths import saved_model
 from .report import written_line
@@ -15,7 +15,7 @@ from .show import say
 from .shrinking import check_options, random_images, shrunk
 
 if TYPE_CHECKING:
-    from sparsify.formats.inspection import FileSummary
+    from sparsify.formats.file.inspection import FileSummary
     from sparsify.surgery.channels import Dead
 
 
@@ -83,7 +83,7 @@ def command(
     way = check_way(layout, given, where="export", spelled=lambda name: f"--{name.replace('_', '-')}")
     path = saved_model(source)
     check_place(way, out)
-    from sparsify.formats.files import inspect_file, load, write
+    from sparsify.export.save import inspect_file, load, write
 
     known = inspect_file(path)
     model = load(path)

@@ -16,7 +16,7 @@ def command(source: str, out: str) -> None:
     It takes the sparse-bitmask and sparse-24-bitmask weights of all its releases: a file, or a folder with one or with
     shards. Today's libraries load random weights from these without an error.
     """
-    from sparsify.formats.way_in import import_weights
+    from sparsify.export.import_weights import import_weights
 
     done = import_weights(source, out)
     share = percent(done.zeros / done.entries) if done.entries else "0.0 %"

@@ -18,8 +18,8 @@ from .show import Layer, byte_count, count, fits, layer_table, percent, print_ta
 if TYPE_CHECKING:
     from torch import nn
 
-    from sparsify.formats.inspection import FileSummary, TensorRow
-    from sparsify.formats.mask_table import MaskSummary
+    from sparsify.formats.file.inspection import FileSummary, TensorRow
+    from sparsify.formats.file.mask_file import MaskSummary
 
 
 @click.command("inspect")
@@ -55,8 +55,8 @@ def _print_graph(source: str | None, spec: str | None) -> None:
 
 
 def _print_file(source: str, as_json: bool) -> None:
-    from sparsify.formats.inspection import inspect_file
-    from sparsify.formats.mask_table import inspect_masks
+    from sparsify.formats.file.inspection import inspect_file
+    from sparsify.formats.file.mask_file import inspect_masks
 
     path = saved_model(source)
     masks = inspect_masks(path)

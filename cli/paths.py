@@ -12,7 +12,7 @@ def saved_model(source: str) -> Path:
 
     Raises SparsifyError if there is none.
     """
-    from sparsify.formats.sources import model_file
+    from sparsify.formats.io.locate import model_file
 
     path = model_file(source)
     if not path.is_file():

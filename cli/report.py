@@ -10,7 +10,7 @@ from .show import Layer, byte_count, count, layer_table, percent, print_table, s
 if TYPE_CHECKING:
     from torch import nn
 
-    from sparsify.formats.inspection import FileSummary
+    from sparsify.formats.file.inspection import FileSummary
     from sparsify.pruning.report import PruningReport
     from sparsify.surgery.convert import ConversionReport
     from sparsify.training.prepare import Prepared
@@ -66,7 +66,7 @@ def start_lines(prepared: Prepared, folder: Path) -> list[str]:
 
 def show_result(result: TrainResult) -> None:
     """Print the per-layer table, what was reached, the file's size next to the dense one, and what to do next."""
-    from sparsify.formats.inspection import inspect_file
+    from sparsify.formats.file.inspection import inspect_file
 
     saved = inspect_file(result.folder / "model.safetensors")
     masked = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]

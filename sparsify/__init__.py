@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import SparsifyError as SparsifyError
-    from .formats.files import load as load
-    from .formats.files import save as save
-    from .formats.masks_only import load_masks as load_masks
-    from .formats.semi_structured import to_semi_structured as to_semi_structured
-    from .formats.way_in import import_weights as import_weights
+    from .export.import_weights import import_weights as import_weights
+    from .export.save import load as load
+    from .export.save import save as save
+    from .formats.model.masks import load_masks as load_masks
     from .models import build_model as build_model
     from .pruning.criteria import needs_data as needs_data
     from .pruning.pruner import Pruner as Pruner
     from .runtime.compiling import compile as compile
+    from .runtime.semi_structured import to_semi_structured as to_semi_structured
     from .surgery.channels import analyse as analyse
     from .surgery.convert import convert as convert
     from .surgery.cut_training import cut_optimizer as cut_optimizer
@@ -49,16 +49,16 @@ _HOME = {
     "cut_state": ".surgery.cut_training",
     "fold": ".surgery.fold",
     "get_masks": ".surgery.masks",
-    "import_weights": ".formats.way_in",
-    "load": ".formats.files",
-    "load_masks": ".formats.masks_only",
+    "import_weights": ".export.import_weights",
+    "load": ".export.save",
+    "load_masks": ".formats.model.masks",
     "needs_data": ".pruning.criteria",
     "read_recipe": ".training.recipe",
-    "save": ".formats.files",
+    "save": ".export.save",
     "set_masks": ".surgery.masks",
     "shrink": ".surgery.shrink",
     "sync_masks": ".surgery.sync",
-    "to_semi_structured": ".formats.semi_structured",
+    "to_semi_structured": ".runtime.semi_structured",
     "trace": ".surgery.trace",
     "train": ".training.run",
     "verify": ".surgery.verify",

@@ -10,7 +10,7 @@ import torch
 
 import sparsify
 from cli import main
-from sparsify.formats.ways_out import WAYS
+from sparsify.export.registry import WAYS
 
 TEXT = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
 

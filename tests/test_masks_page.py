@@ -12,7 +12,7 @@ import torch
 
 import sparsify
 from cli import main
-from sparsify.formats.inspection import inspect_file
+from sparsify.formats.file.inspection import inspect_file
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "masks.md").read_text()

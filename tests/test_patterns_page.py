@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.formats.inspection import inspect_file
+from sparsify.formats.file.inspection import inspect_file
 from sparsify.pruning.settings import parse_pruning
 
 TEXT = (Path(__file__).parents[1] / "docs" / "patterns.md").read_text()

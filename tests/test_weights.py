@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsify.errors import SparsifyError
-from sparsify.formats.files import save
+from sparsify.export.save import save
 from sparsify.models import build_model
 from sparsify.surgery.cuts import Cuts, apply_cuts
 from sparsify.weights import load_checkpoint, load_state

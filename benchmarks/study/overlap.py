@@ -9,7 +9,7 @@ from statistics import fmean
 
 from torch import Tensor
 
-from sparsify.formats.masks_only import load_masks
+from sparsify.formats.model.masks import load_masks
 from sparsify.training import folder as folders
 
 from .queue import folder_of

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsify.errors import SparsifyError
-from sparsify.formats.atomic import atomic_write
+from sparsify.formats.io.atomic import atomic_write
 
 from .rows import key_of, read_rows, write_finished
 from .study import ROOT, Run, Study

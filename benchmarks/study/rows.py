@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sparsify.formats.atomic import atomic_write
+from sparsify.formats.io.atomic import atomic_write
 from sparsify.training import folder as folders
 
 from .study import HERE, Run

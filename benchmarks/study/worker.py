@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from sparsify.errors import SparsifyError
-from sparsify.formats.atomic import atomic_write
+from sparsify.formats.io.atomic import atomic_write
 from sparsify.pruning.report import PruningReport
 from sparsify.training import folder as folders
 from sparsify.training.loop import Record

@@ -78,7 +78,7 @@ class KernelCache(NullCache):  # type: ignore[misc]
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a compile result in the first folder that takes it."""
-        from ..formats.atomic import atomic_write
+        from ..formats.io.atomic import atomic_write
 
         rest = fingerprint() + dumps(data._reduce())
         fault = ""

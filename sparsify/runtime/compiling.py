@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import SparsifyError
-from ..formats.loading import load
+from ..formats.model.load import load
 from ..surgery.fold import fold
 from .cuda import for_cuda, on_cuda
 from .engine import Engine

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..formats.semi_structured import to_semi_structured
 from ..surgery.fold import fold
+from .semi_structured import to_semi_structured
 from .tuning import difference
 
 COARSE = 2e-2  # of the largest output: kernels that add up 16 bits in another order

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SparsifyError
-from ..formats.exported import case_of, example_of, of_size
-from ..formats.saving import write_sparse
-from ..formats.ways_out import Outgoing, Written
+from ..export.program import case_of, example_of, of_size
+from ..export.registry import Outgoing, Written
+from ..formats.model.write import write_sparse
 from ..surgery.fold import fold
 from .compiling import compile
 from .stored import entry

@@ -56,7 +56,7 @@ def recall(name: str) -> Way | None:
 
 def keep(name: str, way: Way) -> None:
     """Keep a way under this key; where nothing can be written, a CacheWarning, it is found anew next time."""
-    from ..formats.atomic import atomic_write
+    from ..formats.io.atomic import atomic_write
 
     if str(folder()) == os.devnull:
         return

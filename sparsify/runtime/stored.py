@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..formats.container import is_shape
-from ..formats.metadata import Metadata, read_contents
-from ..formats.sources import model_file
+from ..formats.file.container import is_shape
+from ..formats.file.metadata import Metadata, read_contents
+from ..formats.io.locate import model_file
 from .inputs import Shapes
 from .remembered import as_table, machine, way_of
 from .tuning import Way

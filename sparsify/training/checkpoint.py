@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..formats.atomic import atomic_write
+from ..formats.io.atomic import atomic_write
 
 VERSION = 1
 

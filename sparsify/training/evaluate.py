@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SparsifyError
-from ..formats.files import inspect_file, load
-from ..formats.metadata import Metadata
+from ..export.save import inspect_file, load
+from ..formats.file.metadata import Metadata
 from .data import Data, load_data
 from .names import check_data_name, check_device
 from .optimizer import make_accelerator

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, SparsifyError
-from ..formats.atomic import atomic_write
+from ..formats.io.atomic import atomic_write
 from .recipe import Recipe, read_recipe
 from .yaml_lines import parse_yaml
 

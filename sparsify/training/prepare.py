@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..errors import RunError
-from ..formats.masks_only import load_masks
+from ..formats.model.masks import load_masks
 from ..models import build_model
 from ..pruning.pruner import Pruner
 from ..surgery.convert import ConversionReport, convert

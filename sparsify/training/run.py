@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ..errors import SparsifyError
-from ..formats.files import save, write
-from ..formats.stored_cuts import cuts_from, cuts_text, read_cuts
+from ..export.save import save, write
+from ..formats.file.cuts_text import cuts_from, cuts_text, read_cuts
 from ..models import FROM_PYTHON
 from ..pruning.report import PruningReport
 from ..surgery.cuts import cuts_of

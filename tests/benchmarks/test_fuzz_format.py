@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparsify.formats.encoding import Encoding
+from sparsify.formats.codec.weight_encodings import Encoding
 
 
 @pytest.fixture

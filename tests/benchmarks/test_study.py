@@ -18,7 +18,7 @@ from benchmarks.study.queue import folder_of, pending, work
 from benchmarks.study.rows import COLUMNS, Row, add_rows, beside, read_rows, take_rows, write_finished
 from benchmarks.study.study import ROOT, Study, merge, read_study
 from sparsify.errors import SparsifyError
-from sparsify.formats.masks_only import load_masks
+from sparsify.formats.model.masks import load_masks
 from sparsify.training.plan import plan_training
 
 TINY = """

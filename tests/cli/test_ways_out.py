@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import sparsify as library
-from sparsify.formats.ways_out import WAYS
+from sparsify.export.registry import WAYS
 
 from .conftest import Outcome
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sparsify.errors import RunError, SparsifyError
-from sparsify.formats.atomic import atomic_write
+from sparsify.formats.io.atomic import atomic_write
 
 
 def test_chunks_of_any_kind_are_written_in_order(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_file_size_limit_of_the_system_is_no_space_left(tmp_path: Path) -> Non
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     script = (
-        "import sys\nfrom sparsify.errors import RunError\nfrom sparsify.formats.atomic import atomic_write\n"
+        "import sys\nfrom sparsify.errors import RunError\nfrom sparsify.formats.io.atomic import atomic_write\n"
         "try:\n    atomic_write(sys.argv[1], [bytes(4096)] * 10)\nexcept RunError as error:\n    sys.exit(str(error))\n"
     )
     done = subprocess.run(

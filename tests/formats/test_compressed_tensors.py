@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats.files import write
+from sparsify.export.save import write
 
 SHAPES = {"conv": (8, 4, 3, 3), "points": (6, 8, 1, 1), "fc": (5, 13)}
 

@@ -18,10 +18,10 @@ from torch import nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats.files import inspect_file, load, read_state, save
-from sparsify.formats.inspection import TensorRow
-from sparsify.formats.metadata import read_contents
-from sparsify.formats.stored_cuts import cuts_from, cuts_text, read_cuts
+from sparsify.export.save import inspect_file, load, read_state, save
+from sparsify.formats.file.cuts_text import cuts_from, cuts_text, read_cuts
+from sparsify.formats.file.inspection import TensorRow
+from sparsify.formats.file.metadata import read_contents
 from sparsify.surgery.cuts import Cuts, apply_cuts, cuts_of
 from sparsify.surgery.masks import get_masks, set_masks
 
@@ -235,7 +235,7 @@ def test_a_failure_after_the_cut_takes_the_cut_and_the_masks_back(
     def failing(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparsify.formats.loading.put", failing)
+    monkeypatch.setattr("sparsify.formats.model.load.put", failing)
     with pytest.raises(KeyboardInterrupt):
         load(tmp_path / "a", target)
     assert dict(target.named_parameters()) == before and not get_masks(target)

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from sparsify.errors import SparsifyError
-from sparsify.formats.encoding import ENCODINGS
-from sparsify.formats.files import inspect_file, load, read_state, save
+from sparsify.export.save import inspect_file, load, read_state, save
+from sparsify.formats.codec.weight_encodings import ENCODINGS
 
 from .toys import every_encoding, holder
 

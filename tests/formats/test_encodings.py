@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify.formats.container import Array, Shape
-from sparsify.formats.encoding import ENCODINGS, Choice, choose
-from sparsify.formats.files import inspect_file, load, read_state, save
-from sparsify.formats.tensors import TORCH_DTYPES
+from sparsify.export.save import inspect_file, load, read_state, save
+from sparsify.formats.codec.weight_encodings import ENCODINGS, Choice, choose
+from sparsify.formats.file.container import Array, Shape
+from sparsify.formats.model.dtypes import TORCH_DTYPES
 
 from .example_reader import read_sparsify
 from .test_round_trip import random_bits
@@ -59,7 +59,7 @@ def force(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
         row = ENCODINGS[encoding]
         return Choice(encoding, shape, None if row.suffix is None else row.positions.encode(mask, shape))
 
-    monkeypatch.setattr("sparsify.formats.parts.choose", forced)
+    monkeypatch.setattr("sparsify.formats.model.stored_tensors.choose", forced)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import RunError, SparsifyError
-from sparsify.formats import exported
-from sparsify.formats.files import write
-from sparsify.formats.ways_out import WAYS, Way
+from sparsify.export import program as exported
+from sparsify.export.registry import WAYS, Way
+from sparsify.export.save import write
 
 FORMATS = ["pt2", "onnx"]
 

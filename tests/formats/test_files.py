@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats.files import load, read_state, save
+from sparsify.export.save import load, read_state, save
 from sparsify.surgery.masks import get_masks, masked_weights, set_masks
 
 from .toys import Holder, holder, network
@@ -203,7 +203,7 @@ def test_a_named_model_comes_back_in_the_types_of_the_file(tmp_path: Path) -> No
 
 
 def test_a_file_cannot_ask_for_downloads_or_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsify.formats.files.NOT_ARGUMENTS", ())
+    monkeypatch.setattr("sparsify.export.save.NOT_ARGUMENTS", ())
     save(network(), tmp_path / "a", spec="timm:resnet18", arguments={"checkpoint_path": "/tmp/evil.pt"})
     monkeypatch.undo()
     with pytest.raises(SparsifyError, match="may not contain checkpoint_path"):

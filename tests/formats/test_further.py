@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sparsify import SparsifyError, convert, get_masks, set_masks, verify
-from sparsify.formats.files import inspect_file, load, save
+from sparsify.export.save import inspect_file, load, save
 from sparsify.surgery.also import mask_also
 from sparsify.surgery.masks import masked_weights
 

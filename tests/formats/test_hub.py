@@ -12,8 +12,8 @@ from torch import nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats import hub
-from sparsify.formats.files import inspect_file
+from sparsify.export import hub
+from sparsify.export.save import inspect_file
 from sparsify.training.recipe import parse_recipe
 
 from .hub import hub_at
@@ -179,7 +179,7 @@ def test_whatever_goes_wrong_leaves_what_was_there(
 
 
 def test_what_is_put_into_an_older_folder_at_the_last_moment_is_not_lost(tmp_path: Path) -> None:
-    from sparsify.formats.folders import atomic_folder
+    from sparsify.formats.io.atomic_folder import atomic_folder
 
     sparsify.save(nn.Linear(2, 2), tmp_path / "a", format="hub")
     with pytest.raises(SparsifyError, match="not empty"), atomic_folder(tmp_path / "a", hub.is_as_written) as new:

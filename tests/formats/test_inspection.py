@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sparsify.formats.files import TensorRow, inspect_file, save
-from sparsify.formats.inspection import limit
+from sparsify.export.save import TensorRow, inspect_file, save
+from sparsify.formats.file.inspection import limit
 
 from .toys import Holder
 
@@ -98,7 +98,7 @@ def test_an_empty_model_has_an_empty_table(tmp_path: Path) -> None:
 
 def test_inspection_imports_no_torch(path: Path) -> None:
     script = (
-        "import sys\nfrom sparsify.formats.inspection import inspect_file\n"
+        "import sys\nfrom sparsify.formats.file.inspection import inspect_file\n"
         "print(inspect_file(sys.argv[1]).kept, 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats.container import Part, container_chunks
-from sparsify.formats.mask_table import StoredMask, inspect_masks
+from sparsify.formats.file.container import Part, container_chunks
+from sparsify.formats.file.mask_file import StoredMask, inspect_masks
 from sparsify.surgery.also import mask_also
 from sparsify.surgery.cuts import Cuts, apply_cuts
 from sparsify.surgery.masks import masked_weights

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparsify.formats.files import inspect_file, load, read_state, save
-from sparsify.formats.tensors import TORCH_DTYPES
+from sparsify.export.save import inspect_file, load, read_state, save
+from sparsify.formats.model.dtypes import TORCH_DTYPES
 
 from .toys import UNSIGNED, Holder, Standardised, same_bits
 

@@ -9,7 +9,7 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 import sparsify
-from sparsify.formats.semi_structured import is_two_of_four
+from sparsify.runtime.semi_structured import is_two_of_four
 
 
 def two_of_four(shape: torch.Size) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 import sparsify
 from sparsify.errors import RunError, SparsifyError
-from sparsify.formats.sources import model_file
+from sparsify.formats.io.locate import model_file
 
 from .hub import hub_at
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify.formats.encoding import ENCODINGS
-from sparsify.formats.files import load, read_state, save
+from sparsify.export.save import load, read_state, save
+from sparsify.formats.codec.weight_encodings import ENCODINGS
 from sparsify.surgery.cuts import Cuts, apply_cuts
 
 from .example_reader import EXAMPLE, read_sparsify

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import get_masks
-from sparsify.formats.files import inspect_file, load, read_state
+from sparsify.export.save import inspect_file, load, read_state
 from sparsify.surgery.cuts import cuts_of
 
 from .samples import CUTS, FOLDER, Version1, Version2, version2

@@ -13,7 +13,7 @@ from torch import nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats.way_in import import_weights
+from sparsify.export.import_weights import import_weights
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 DENSE = np.array([[1, 0, 0, 0, 0, 0, 0, 0, 0, -2], [0, 0, 0, 4, 0, 0, 0, 0, 0, 0]], np.float32)

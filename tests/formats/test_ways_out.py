@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats.way_in import import_weights
-from sparsify.formats.ways_out import WAYS
+from sparsify.export.import_weights import import_weights
+from sparsify.export.registry import WAYS
 
 from .toys import network
 
@@ -154,7 +154,7 @@ def test_an_unknown_format_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    from sparsify.formats.folders import atomic_folder
+    from sparsify.formats.io.atomic_folder import atomic_folder
 
     for name in ("new", "empty"):
         with atomic_folder(tmp_path / "new") as folder:
@@ -170,7 +170,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["full", "file", "nowhere/new"])
 def test_a_folder_is_not_written_over_another_or_nowhere(where: str, tmp_path: Path) -> None:
-    from sparsify.formats.folders import atomic_folder
+    from sparsify.formats.io.atomic_folder import atomic_folder
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("1")

@@ -20,7 +20,7 @@ from torch.sparse._semi_structured_conversions import (
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats.inspection import inspect_file
+from sparsify.formats.file.inspection import inspect_file
 from sparsify.pruning.criteria import CRITERIA, Absolute, Context
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning

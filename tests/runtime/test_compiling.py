@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify import SparsifyError
-from sparsify.formats.metadata import Metadata
-from sparsify.formats.saving import write_sparse
-from sparsify.formats.ways_out import Outgoing
+from sparsify.export.registry import Outgoing
+from sparsify.formats.file.metadata import Metadata
+from sparsify.formats.model.write import write_sparse
 from sparsify.runtime import stored, tuning
 from sparsify.runtime.compiling import compile
 from sparsify.runtime.tuning import Way

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats.files import inspect_file, read_state
+from sparsify.export.save import inspect_file, read_state
 from sparsify.runtime.remembered import machine
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from sparsify.errors import RunError, SparsifyError
-from sparsify.formats.files import inspect_file, load, save
-from sparsify.formats.masks_only import load_masks
+from sparsify.export.save import inspect_file, load, save
+from sparsify.formats.model.masks import load_masks
 from sparsify.models import build_model
 from sparsify.surgery.convert import convert
 from sparsify.surgery.masks import get_masks, set_masks

@@ -1,0 +1,142 @@
+"""The model card of a folder for the Hugging Face hub: Markdown, YAML at its head, told by the sparse file alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ..formats.file.inspection import FileSummary
+from ..formats.file.metadata import Metadata
+from ..quantities import byte_count, count, percent
+
+_LOAD = """## Load it
+
+```python
+import sparsify
+
+model = sparsify.load("hf:OWNER/NAME"{given})  # this repository's name, or the path of its folder
+scores = model(images){images}
+```
+
+That needs `pip install sparsify-torch`. {comes} `fold=True` gives the plain dense model with zeros in place."""
+
+
+def card(saved: FileSummary) -> str:
+    """Return the card of the model in a sparse file: how to load it, figures, sparsity layer by layer, recipe."""
+    about = saved.metadata
+    name = about.spec or "A model of a class of one's own"
+    arguments = ", ".join(f"{key}={value!r}" for key, value in about.arguments.items())
+    sparse = "" if saved.sparsity is None else f", {percent(saved.sparsity)} of its masked weights removed"
+    shape = about.extra.get("input_shape")
+    sections = [
+        _head(about),
+        f"# {name}, sparse" if sparse else f"# {name}",
+        f"{f'`{about.spec}`' if about.spec else 'A model'}{f' with {arguments}' if arguments else ''}{sparse}, "
+        f"in one file of sparsify.",
+        _LOAD.format(
+            given="" if about.spec else ", model",
+            images=f"  # [batch, {', '.join(map(str, shape))}]" if shape else "",
+            comes="The model comes in evaluation mode with its masks on;"
+            if about.spec
+            else "`model` is an instance of the class that was saved, and gets the masks too;",
+        ),
+        "## Figures",
+        _table(("", ""), _figures(saved)),
+        *_layers(saved),
+        *([f"## Recipe\n\n```yaml\n{about.recipe.strip()}\n```"] if about.recipe else []),
+    ]
+    return "\n\n".join(sections) + "\n\n"
+
+
+def trained_on(about: Metadata) -> str | None:
+    """Return the name of the data set that a file's recipe names, None if it has none."""
+    name = _said(about, "data", "name")
+    return name if isinstance(name, str) else None
+
+
+def _said(about: Metadata, section: str, key: str) -> Any:
+    """Return what the recipe says under a key of a section, None for nothing: it may be any text that a user gave."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        found = YAML(typ="safe").load(about.recipe or "")
+    except YAMLError:
+        return None
+    part = found.get(section) if isinstance(found, dict) else None
+    return part.get(key) if isinstance(part, dict) else part if key == "name" else None
+
+
+def _head(about: Metadata) -> str:
+    """Return the YAML at the card's head; a licence only where the weights go back to published ones that have one."""
+    tags = ["sparsify", "sparsity", "pruning", *(["timm"] if (about.spec or "").startswith("timm:") else [])]
+    lines = ["library_name: sparsify", "tags:", *(f"- {tag}" for tag in tags)]
+    if "test_accuracy" in about.metrics:
+        lines.append("pipeline_tag: image-classification")
+    lines += [f"{key}: {json.dumps(value)}" for key, value in _origin(about).items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _origin(about: Metadata) -> dict[str, str]:
+    """Return licence and name of the published weights from which the recipe started, as far as timm tells them."""
+    spec = about.spec or ""
+    if not spec.startswith("timm:") or not _said(about, "model", "pretrained"):
+        return {}
+    from timm.models import get_pretrained_cfg
+
+    try:
+        published = get_pretrained_cfg(spec.removeprefix("timm:"))
+    except RuntimeError:  # timm knows no such weights
+        return {}
+    found = {"license": getattr(published, "license", None), "base_model": getattr(published, "hf_hub_id", None)}
+    return {key: value for key, value in found.items() if value}
+
+
+def _figures(saved: FileSummary) -> Iterator[tuple[str, str]]:
+    dense = saved.bytes_original
+    if saved.sparsity is not None:
+        yield "sparsity of the masked weights", percent(saved.sparsity)
+        yield "masked weights kept", f"{saved.kept:,} of {saved.masked_entries:,}"
+    yield "numbers in all", f"{saved.entries:,}"
+    if saved.original_entries != saved.entries:
+        yield "numbers before channels were cut out", f"{saved.original_entries:,}"
+    yield "size of the file", byte_count(saved.bytes_file)
+    yield "size of the dense model", byte_count(dense)
+    if dense:
+        yield "file / dense", percent(saved.bytes_file / dense)
+    if saved.metadata.cast:
+        yield "values are rounded to", saved.metadata.cast
+    data = trained_on(saved.metadata)
+    if data is not None:
+        yield "data", data
+    for key, value in saved.metadata.metrics.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        yield (
+            key,
+            f"{value:,}" if number and isinstance(value, int) else f"{value:.6g}" if number else json.dumps(value),
+        )
+
+
+def _layers(saved: FileSummary) -> list[str]:
+    rows = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]
+    if not rows:
+        return []
+    told = [
+        (f"`{row.name}`", "x".join(map(str, row.shape)) or "-", f"{row.kept:,}", percent(row.sparsity or 0.0))
+        for row in rows
+    ]
+    most = max(rows, key=lambda row: (row.sparsity or 0.0, -math.prod(row.shape)))
+    least = min(rows, key=lambda row: (row.sparsity or 0.0, -math.prod(row.shape)))
+    summary = (
+        f"{count(len(rows), 'masked tensor')}, from {percent(least.sparsity or 0.0)} (`{least.name}`) "
+        f"to {percent(most.sparsity or 0.0)} (`{most.name}`)."
+    )
+    table = _table(("layer", "shape", "kept", "sparsity"), told)
+    return ["## Sparsity by layer", summary, f"<details><summary>all of them</summary>\n\n{table}\n\n</details>"]
+
+
+def _table(titles: tuple[str, ...], rows: Any) -> str:
+    lines = [titles, ("---",) * len(titles), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,109 @@
+"""The folded model as an ONNX graph with its removed weights as plain zeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from ..errors import SparsifyError
+from ..formats.io.atomic import atomic_write
+from .program import Exported, Inputs, check_outputs, export_folded, quiet, reason_of
+from .registry import Outgoing, Written, about_text
+
+OPSET = 18
+_LIMIT = 2**31 - 2**20  # of a protocol buffer, with room for the graph
+
+
+def write_onnx(outgoing: Outgoing) -> Written:
+    """Write an ONNX file of operator set 18 whose constants are the folded weights, in float32.
+
+    The metadata are its metadata_props, `sparsify.spec` and so on. The graph is checked by ONNX's checker and, where
+    ONNX Runtime is installed, run: RunError unless its outputs are the masked model's. Raises SparsifyError for a model
+    that cannot be exported, or that is larger than the 2 GB of an ONNX file.
+    """
+    size = sum(tensor.numel() * 4 for tensor in outgoing.model.state_dict().values() if torch.is_tensor(tensor))
+    if size > _LIMIT:
+        has = f"this model has {size / 1e9:.1f} GB"
+        raise SparsifyError(f"save: onnx holds at most 2 GB in one file, {has}; pt2 takes it")
+    exported = export_folded(outgoing, torch.float32)
+    content = _graph(exported, outgoing)
+    checked = _checked(content, exported)
+    return Written(
+        atomic_write(outgoing.path, content), (f"opset {OPSET}, float32, takes {exported.batch}; {checked}",)
+    )
+
+
+def _graph(exported: Exported, outgoing: Outgoing) -> bytes:
+    """Return the checked graph's bytes."""
+    import onnx
+
+    with quiet():
+        try:
+            model = _translated(exported.program)
+        except Exception as error:  # noqa: BLE001 - an operator without a translation, mostly
+            raise SparsifyError(f"save: onnx cannot hold this model: {reason_of(error.__cause__ or error)}") from error
+        _name_batch(model)
+        for node in _nodes(model):
+            del node.metadata_props[:]  # where in the sources it came from
+            node.doc_string = ""
+        for key, value in about_text(outgoing.metadata).items():
+            model.metadata_props.add(key=key, value=value)
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except Exception as error:  # noqa: BLE001 - the checker has errors of several kinds
+            raise SparsifyError(f"save: the exporter made an invalid ONNX graph: {reason_of(error)}") from error
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _translated(program: ExportedProgram) -> Any:
+    try:
+        done: Any = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    except Exception:  # noqa: BLE001 - tried again in another way
+        # The translation of fused attention knows not all its dimensions and strides; as plain products it goes.
+        with sdpa_kernel(SDPBackend.MATH):
+            done = torch.onnx.export(program.run_decompositions(), dynamo=True, opset_version=OPSET, verbose=False)
+    return done.model_proto
+
+
+def _nodes(model: Any) -> list[Any]:
+    return [*model.graph.node, *(node for function in model.functions for node in function.node)]
+
+
+def _name_batch(model: Any) -> None:
+    """Call the dimension that varies "batch", for whom the graph is shown."""
+    names = {
+        value.type.tensor_type.shape.dim[0].dim_param
+        for value in model.graph.input
+        if len(value.type.tensor_type.shape.dim)
+    }
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param and dimension.dim_param in names:
+                dimension.dim_param = "batch"
+
+
+def _checked(content: bytes, exported: Exported) -> str:
+    try:
+        import onnxruntime
+    except ImportError:
+        return "not run: onnxruntime is not installed"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - an operator that it does not implement, mostly
+        raise SparsifyError(f"save: ONNX Runtime does not take the graph of this model: {reason_of(error)}") from error
+    names = [value.name for value in session.get_inputs()]
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        values = [leaf.numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        return [torch.as_tensor(value) for value in session.run(None, dict(zip(names, values, strict=True)))]
+
+    checked = check_outputs("onnx", run, exported.cases)
+    return f"checked in ONNX Runtime {onnxruntime.__version__}: {checked}"

@@ -1,0 +1,42 @@
+"""The folded model as torch.export's .pt2 file, which PyTorch runs without the model's class."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..errors import SparsifyError
+from ..formats.io.atomic import atomic_write
+from .program import Inputs, check_outputs, export_folded, quiet, reason_of
+from .registry import Outgoing, Written, about_text
+
+
+def write_pt2(outgoing: Outgoing) -> Written:
+    """Write what `torch.export.load(path).module()` runs: the folded model in evaluation mode, its types kept.
+
+    The metadata are extra files of the archive, `sparsify.spec` and so on. What was written is loaded again and run
+    before it gets its name: RunError unless its outputs are the masked model's.
+    """
+    exported = export_folded(outgoing)
+    program = exported.program
+    # The example is not needed to load, and may be somebody's picture.
+    program.example_inputs = None
+    buffer = io.BytesIO()
+    with quiet():
+        try:
+            torch.export.save(program, buffer, extra_files=about_text(outgoing.metadata))
+        except Exception as error:  # noqa: BLE001 - what the program holds may be beyond what a file can
+            raise SparsifyError(f"save: pt2 cannot hold this model: {reason_of(error)}") from error
+        buffer.seek(0)
+        module = torch.export.load(buffer).module()
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        with torch.no_grad(), quiet():
+            return [leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
+
+    checked = check_outputs("pt2", run, exported.cases)
+    size = atomic_write(outgoing.path, buffer.getbuffer())
+    return Written(size, (f"takes {exported.batch}; checked: {checked}",))

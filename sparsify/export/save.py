@@ -1,0 +1,91 @@
+"""Saving a model in any of the formats of ways_out.py. loading.py is the way back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import unknown
+from ..formats.file.inspection import FileSummary as FileSummary
+from ..formats.file.inspection import TensorRow as TensorRow
+from ..formats.file.inspection import inspect_file as inspect_file
+from ..formats.file.metadata import NOT_ARGUMENTS, Metadata
+from ..formats.model.dtypes import CASTS
+from ..formats.model.load import load as load
+from ..formats.model.read import FileState as FileState
+from ..formats.model.read import read_state as read_state
+from ..surgery.cuts import Cuts
+from ..surgery.progress import warn_of_schedule
+from ..surgery.wrappers import unwrap
+from .registry import Outgoing, Written, check_place, check_way
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    spec: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    recipe: Any = None,
+    seeds: Mapping[str, int] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    dtype: str | torch.dtype | None = None,
+    format: str = "sparse",
+    extra: Mapping[str, Any] | None = None,
+    cuts: Cuts | None = None,
+    example_input: Any = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+) -> int:
+    """Write `model` to `path` and return the bytes written; an old file is replaced only by a whole new one.
+
+    `format="sparse"` stores each masked weight as its mask and its kept values: values under the mask are not stored.
+    Effective weights and masks come back bit for bit. `format="dense"` stores the dense model's own names with removed
+    entries as +0.0, which any safetensors reader loads. docs/export.md tells of the other formats (`ways_out.WAYS`).
+    `spec` names the model ("timm:resnet18") and `arguments` what it was built with (`num_classes`), so that `load`
+    needs only the file. `recipe` (a Recipe, or text), `seeds`, `metrics` and `extra` are kept in the metadata.
+    A model that was cut remembers that; `cuts` tells it of one that does not: what is missing of a fresh model of the
+    class, so that `load` can cut one alike.
+    `dtype` ("float16", "bfloat16", "float32", or torch's own) casts floating values, which rounds them.
+    `example_input`, a tensor or a tuple of positional arguments, is what formats that hold the model's computation run
+    it on; its first dimension, the batch, may be of any size in the file unless `batch_size` fixes it.
+    `format="engine"` is the sparse file with the way of running it that is the fastest on this machine, for inputs like
+    the example (a batch of `batch_size`) on `threads` threads, torch's own number unless given: `compile(path)` need
+    not time it.
+    Raises SparsifyError for an option that the format does not take, a model that it cannot hold and a path that cannot
+    be written, RunError for a full disk. Gives a ScheduleWarning if the model's pruner has not done its last update.
+    """
+    warn_of_schedule(model, stacklevel=2)
+    about = {"spec": spec, "arguments": arguments, "recipe": recipe, "seeds": seeds, "metrics": metrics, "extra": extra}
+    options: dict[str, Any] = {"dtype": dtype, "cuts": cuts, "example_input": example_input}
+    options |= {"batch_size": batch_size, "threads": threads}
+    return write(model, path, format, about, options).size
+
+
+def write(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    format: str,
+    about: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Written:
+    """Do what `save` does, its arguments in tables, and return what was written."""
+    from .. import __version__
+
+    given = {name: value for name, value in options.items() if value is not None}
+    way = check_way(format, given, where="save")
+    if "dtype" in given:
+        given["dtype"] = str(given["dtype"]).removeprefix("torch.")
+        if given["dtype"] not in CASTS:
+            raise unknown("dtype", given["dtype"], CASTS, where="save")
+    told = {key: value for key, value in about.items() if value is not None}
+    if hasattr(told.get("recipe"), "to_yaml"):
+        told["recipe"] = told["recipe"].to_yaml()
+    told["arguments"] = {k: v for k, v in told.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
+    metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **told)
+    check_place(way, path)
+    return way.write(Outgoing(unwrap(model), path, metadata, **given))

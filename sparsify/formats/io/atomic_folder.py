@@ -1,0 +1,67 @@
+"""Writing a folder whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from ...errors import SparsifyError
+
+Ours: TypeAlias = Callable[[Path], bool]
+
+
+def nothing_is_ours(_: Path) -> bool:
+    """Return False: no folder with anything in it may be replaced."""
+    return False
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) -> Iterator[Path]:
+    """Yield a new, empty folder that becomes `path` when the block ends, and is removed if it raises.
+
+    `path` must not exist, be an empty folder, or one of which `ours` says that nothing is lost with it: what is in
+    another folder is nothing to be replaced. Raises SparsifyError as `check_folder` does.
+    """
+    check_folder(path, ours)
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+    old = temporary.with_suffix(".old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.is_dir():
+            # Looked into once more where nobody writes to it any longer.
+            target.rename(old)
+            _refuse_others(path, old, ours)
+        temporary.rename(target)
+    except BaseException:
+        if old.is_dir():
+            old.rename(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) -> None:
+    """Raise SparsifyError if it is plain already that a folder cannot be written at `path`; nothing is touched."""
+    target, where = Path(os.path.realpath(path)), f"cannot write {os.fspath(path)}"
+    if not target.parent.is_dir():
+        raise SparsifyError(f"{where}: there is no folder {target.parent}")
+    if target.exists() and not target.is_dir():
+        raise SparsifyError(f"{where}: it exists and is not a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise SparsifyError(f"{where}: not allowed to write in {target.parent}")
+    if target.is_dir():
+        _refuse_others(path, target, ours)
+
+
+def _refuse_others(path: str | os.PathLike[str], folder: Path, ours: Ours) -> None:
+    """Raise SparsifyError if something would be lost with `folder`, of which `path` is the name that was given."""
+    if any(folder.iterdir()) and not ours(folder):
+        changed = "" if ours is nothing_is_ours else " (one as sparsify wrote it, without a change, would be replaced)"
+        raise SparsifyError(f"cannot write {os.fspath(path)}: the folder exists and is not empty{changed}")

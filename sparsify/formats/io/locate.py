@@ -1,0 +1,84 @@
+"""Where a model's file comes from: a path, a folder that holds it, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from pathlib import Path
+
+from ...errors import RunError, SparsifyError
+
+# What sparsify and others call the file of a model in its folder.
+MODEL_FILE = "model.safetensors"
+HUB = "hf:"
+_REPOSITORY = re.compile(r"([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
+# How other tools write a repository; people paste these.
+_ELSEWHERE = re.compile(r"(?:hf-hub:|hf_hub:|hf:/+|https?://(?:www\.)?huggingface\.co/)([^/\s]+/[^/\s]+).*")
+
+
+def model_file(source: str | os.PathLike[str]) -> Path:
+    """Return the path of the model's file that `source` leads to; a file's path is returned as it is.
+
+    A folder (a run's, or one in the layout of the hub) leads to the `model.safetensors` in it; "hf:OWNER/NAME", with
+    or without "@REVISION", to that of a repository on the Hugging Face hub, which is fetched into the hub's cache
+    unless it is there. Raises SparsifyError, one line, for a folder without a model, and for whatever goes wrong on the
+    way from the hub.
+    """
+    if isinstance(source, str):
+        meant = _ELSEWHERE.fullmatch(source)
+        if meant or source.startswith(HUB):
+            return _fetched(source, f"{HUB}{meant[1]}" if meant else source)
+    path = Path(source)
+    if not path.is_dir():
+        return path
+    if (path / MODEL_FILE).is_file():
+        return path / MODEL_FILE
+    if (path / "recipe.yaml").is_file():
+        raise SparsifyError(f"{path}: the run is not finished; go on with: sparsify train --resume {path}")
+    raise SparsifyError(f"{path}: a folder without a run or a model in it: no {MODEL_FILE}")
+
+
+def _fetched(source: str, meant: str) -> Path:
+    """Return the path in the hub's cache of the model's file of a repository, downloaded if need be."""
+    found = _REPOSITORY.fullmatch(meant.removeprefix(HUB))
+    if found is None or meant != source:
+        hint = f"; did you mean '{meant}'?" if found else ""
+        raise SparsifyError(f"{source}: a model on the hub is written hf:OWNER/NAME or hf:OWNER/NAME@REVISION{hint}")
+    from huggingface_hub import hf_hub_download
+
+    # Every retry would be a line of its own; what it came to in the end is told below.
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return Path(hf_hub_download(found[1], MODEL_FILE, revision=found[2], library_name="sparsify"))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(f"{source}: no space left on the disk for the hub's cache") from error
+        # Which libraries the hub speaks through, and so what they raise, differs from version to version.
+        raise SparsifyError(f"{source}: {_reason(error, found[2])}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: Exception, revision: str | None) -> str:
+    """Return in a few words why the hub did not give a file."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "access is restricted: ask for it on the repository's page on the hub, then log in with: hf auth login"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository on the hub, or a private one (log in with: hf auth login)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the repository has no revision '{revision or 'main'}'"
+    if isinstance(error, errors.HFValidationError):
+        return f"no name that a repository can have: {error}"
+    cause = error.__cause__ or error
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return f"no {MODEL_FILE} of it in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it"
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return f"the repository has no file {MODEL_FILE}"
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    return f"cannot be fetched from the hub: {text if len(text) <= 160 else f'{text[:157]}...'}"

@@ -1,0 +1,144 @@
+"""Loading a model from a file: the one it names, or one that was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+
+from torch import nn
+
+from ...errors import SparsifyError
+from ...surgery.cuts import Cuts, cut, cuts_of, every_tensor
+from ...surgery.masks import all_masked_parameters
+from ...surgery.wrappers import unwrap
+from ..file.cuts_text import cuts_from
+from ..file.mask_file import are_masks_alone
+from ..file.metadata import NOT_ARGUMENTS, Contents, Metadata
+from ..io.locate import model_file
+from .model_state import adopt_dtypes, check_names, put
+from .read import read_file
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: bool = False) -> nn.Module:
+    """Return the model with the tensors and masks of the file at `path`.
+
+    `path` may also be a folder with a `model.safetensors` (a run's, or one as on the hub) or "hf:OWNER/NAME", with or
+    without "@REVISION", a repository on the Hugging Face hub.
+    Without `model` the file must name its model, which is built and returned in evaluation mode. A given `model` is
+    loaded in place and keeps its dtypes and mode; a plain one is converted first, so that exactly what is masked in the
+    file carries masks, and one already converted keeps the masks it has (all ones where the file has none). Every
+    tensor must be there in its shape, and nothing else. A file without masks, of this library or another, is a plain
+    state dict.
+    `fold=True` returns a plain model with the masks multiplied in: `model` itself if it is plain, a new one if it
+    carries masks or computes its weights from those in the file.
+    Raises SparsifyError, one line, for a file that is missing, truncated, altered or that does not fit; the model's
+    tensors are then as they were. The file of a model that was cut cuts the model that is built, or a given one if it
+    is a fresh one of the class (in place; it must be plain); one that was cut before is only loaded.
+    """
+    path = model_file(path)
+    (state, masks, metadata), contents = read_file(path)
+    if are_masks_alone(contents):
+        raise SparsifyError(f"{path}: holds masks alone, without weights: put them on a model with sparsify.load_masks")
+    target = model
+    if target is None:
+        target = _build(path, metadata)
+    inner = unwrap(target)
+    undo = _cut(path, inner, contents)
+    try:
+        check_names(os.fspath(path), inner, state)
+        if model is None and metadata.cast is None:
+            adopt_dtypes(inner, state)
+        masks |= {alias: masks[name] for alias, name in contents.aliases.items() if name in masks}
+        if fold and not any(entry.encoding == "raw" for entry in contents.masked.values()):
+            masks = {}  # the effective weights are all that a plain model needs
+        if masks:
+            further = [name for name, entry in contents.masked.items() if entry.also]
+            aliases = {alias for alias, name in contents.aliases.items() if name in further}
+            ensure_masked(os.fspath(path), inner, masks.keys() - aliases - {*further}, further)
+        put(inner, state, masks)
+    except BaseException:
+        undo()
+        raise
+    if model is None:
+        target.eval()
+    if fold and next(all_masked_parameters(inner), None) is not None:
+        from ...surgery.fold import fold as fold_model
+
+        return fold_model(inner)
+    return target
+
+
+def _build(path: str | os.PathLike[str], metadata: Metadata) -> nn.Module:
+    from ...models import build_model
+
+    if metadata.spec is None:
+        raise SparsifyError(f"{os.fspath(path)}: the file does not name its model; pass the model to load it into")
+    foreign = [key for key in metadata.arguments if key in NOT_ARGUMENTS]
+    if foreign:
+        raise SparsifyError(f"{os.fspath(path)}: the file's model arguments may not contain {', '.join(foreign)}")
+    if metadata.spec.count(":") > 1:
+        # timm would follow such a name to a repository or a folder: a file does not choose what is fetched.
+        raise SparsifyError(f"{os.fspath(path)}: the file's model, {metadata.spec!r}, is no name of a zoo's model")
+    return build_model(metadata.spec, **metadata.arguments)
+
+
+def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> Callable[[], None]:
+    """Cut a model as the file's was, unless its tensors have the sizes of the file already; return what undoes it."""
+    if not contents.cuts:
+        return lambda: None
+    cuts, before = cuts_from(contents.cuts), cuts_of(model)
+    sizes = {name: tuple(tensor.shape) for name, tensor in every_tensor(model).items()}
+    originals = {name: contents.cuts.original(name, shape) for name, shape in contents.shapes.items()}
+    fresh = all(sizes.get(name) == shape for name, shape in originals.items() if shape is not None)
+    if not fresh or before == cuts or any(name in sizes for name in cuts.added):
+        # Cut before: the file's words for it hold. Or of other sizes: the check of the names will tell.
+        model.__dict__["sparsify_cuts"] = cuts
+        return partial(_remember, model, before)
+    try:
+        undo = cut(model, cuts)
+    except SparsifyError as error:
+        raise SparsifyError(f"{os.fspath(path)}: the model cannot be cut as the file's was: {error}") from error
+
+    def back() -> None:
+        from ...surgery.forwards import detach_masks
+
+        for module in model.modules():
+            detach_masks(module)  # it was plain
+        undo()
+
+    return back
+
+
+def _remember(model: nn.Module, cuts: Cuts | None) -> None:
+    model.__dict__["sparsify_cuts"] = cuts
+    if cuts is None:
+        del model.__dict__["sparsify_cuts"]
+
+
+def ensure_masked(where: str, model: nn.Module, weights: Collection[str], further: Collection[str]) -> None:
+    """Have `weights` and `further` parameters carry masks: a plain model is converted so that nothing else does.
+
+    Raises SparsifyError, which `where` begins, unless all of them carry masks then.
+    """
+    from ...surgery.also import mask_also
+    from ...surgery.convert import convert
+
+    skipped: Mapping[str, str] = {}
+    if next(all_masked_parameters(model), None) is None:
+        skipped = convert(model, ignore=[name for name in _weights(model) if name not in weights]).skipped
+    try:
+        mask_also(model, further)
+    except SparsifyError as error:
+        raise SparsifyError(f"{where}: {error}") from error
+    live = {weight.name for weight in all_masked_parameters(model)}
+    wanted = [*weights, *further]
+    lost = [f"{name} ({skipped[name]})" if name in skipped else name for name in wanted if name not in live]
+    if lost:
+        raise SparsifyError(f"{where}: the model carries no mask on {', '.join(lost)}, the file does")
+
+
+def _weights(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that could carry a mask."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return [name for name, value in parameters if value.is_floating_point() and value.dim() > 1]

@@ -1,0 +1,156 @@
+"""Masks without weights: a file of them, and back onto a model (docs/masks.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ...errors import SparsifyError, nearest
+from ...export.registry import Outgoing, Written
+from ...surgery.forwards import detach_masks
+from ...surgery.masks import all_masked_parameters, masked_parameters, set_masks
+from ...surgery.wrappers import unwrap
+from ..file.container import Array, Part, Shape, container_chunks
+from ..file.mask_file import FORMAT, SUFFIX, are_masks_alone, names_of_dense, read_masks, shortest, table_of
+from ..file.metadata import Contents, metadata_text, read_contents
+from ..io.atomic import atomic_write
+from ..io.locate import model_file
+from .dtypes import bits, from_bits
+from .load import ensure_masked
+from .model_state import collect, text_of_cuts
+from .read import read_file
+
+
+def write_masks(outgoing: Outgoing) -> Written:
+    """Write the masks of a model, those on biases and norms too, and none of its weights."""
+    if text_of_cuts(outgoing.model, None):
+        raise SparsifyError(
+            "save: masks: the model was cut smaller, so that its masks fit no fresh model of its class; "
+            "save it with its weights (format 'sparse')"
+        )
+    state = collect(outgoing.model)
+    if not state.masks:
+        raise SparsifyError("save: masks: the model carries no masks")
+    parts: list[Part] = []
+    table: dict[str, dict[str, Any]] = {}
+    for name, mask in state.masks.items():
+        flat, shape = bits(mask).view(np.bool_), tuple(mask.shape)
+        encoding, stored = shortest(flat, shape)
+        table[name] = {"encoding": encoding, "shape": shape, "kept": int(np.count_nonzero(flat))}
+        if name in state.also:
+            table[name]["also"] = True
+        parts.append(Part(name + SUFFIX, "U8", stored.shape, partial(_itself, stored)))
+    names = (name for name, _ in outgoing.model.named_parameters(remove_duplicate=False))
+    tables = {"masks": table, "dense": [name for name in names if name not in table]}
+    text = metadata_text(outgoing.metadata, {}, {}) | {"format": FORMAT}
+    text |= {key: json.dumps(value, separators=(",", ":")) for key, value in tables.items()}
+    return Written(atomic_write(outgoing.path, container_chunks(parts, text)))
+
+
+def _itself(stored: Array) -> Array:
+    return stored
+
+
+def load_masks(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor]:
+    """Return the masks in a file by parameter name: bool tensors, True = keep; no weights are loaded.
+
+    `path` is a file of masks alone, a sparse file, a run's folder or "hf:OWNER/NAME". With a `model` they are put on
+    it, in place, and its weights stay as they are: a plain one is converted first, so that exactly what is masked in
+    the file carries masks. Names and shapes have to agree.
+    Raises SparsifyError, one line, for a file without masks or one that is damaged, and if a mask has no parameter in
+    the model, is of another shape or cannot be put on it; the model is then as it was.
+    """
+    path = model_file(path)
+    contents = read_contents(path)
+    if are_masks_alone(contents):
+        rows = {row.name: row for row in table_of(path, contents)}
+        masks = {name: _tensor(mask, rows[name].shape) for name, mask in read_masks(path, contents).items()}
+        also = {name for name, row in rows.items() if row.also}
+        known = {*rows, *names_of_dense(path, contents)}
+    else:
+        (state, masks, _), _ = read_file(path)
+        known = {*state}
+        also = {name for name, entry in contents.masked.items() if entry.also}
+    if not masks:
+        raise SparsifyError(f"{path}: holds no masks")
+    if model is not None:
+        inner = unwrap(model)
+        _check(os.fspath(path), inner, masks, known, contents)
+        _put(os.fspath(path), inner, masks, also)
+    return masks
+
+
+def _tensor(mask: Array, shape: Shape) -> Tensor:
+    return from_bits(mask.view(np.uint8), "BOOL", shape)
+
+
+def _check(
+    path: str, model: nn.Module, masks: Mapping[str, Tensor], known: Collection[str], contents: Contents
+) -> None:
+    """Raise SparsifyError unless the model has the parameters of the masks' model, those with masks in their shapes.
+
+    `known` names the tensors of that model. What carries a mask in the model needs one in the file.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    unknown = [name for name in masks if name not in parameters]
+    if unknown:
+        guess = nearest(unknown[0], parameters)
+        hint = f"; did you mean '{guess}'?" if guess else ""
+        raise SparsifyError(f"{path}: {_of(len(unknown), masks)} no parameter in the model: '{unknown[0]}'{hint}")
+    said = contents.metadata
+    given = ", ".join(f"{key}={value}" for key, value in said.arguments.items())
+    built = f"; the masks are of {said.spec}{f' with {given}' if given else ''}" if said.spec else ""
+    lacking = [name for name in parameters if name not in known]
+    if lacking:
+        raise SparsifyError(
+            f"{path}: the masks are of a model without {_more(lacking)}, which the given one has{built}"
+        )
+    other = [name for name, mask in masks.items() if mask.shape != parameters[name].shape]
+    if other:
+        first, cut = other[0], ", which was cut smaller" if contents.cuts else ""
+        raise SparsifyError(
+            f"{path}: {_of(len(other), masks)} another shape than the parameter in the model: "
+            f"'{first}' {_sizes(masks[first])} for {_sizes(parameters[first])}{built}{cut}"
+        )
+    told = {id(parameters[name]) for name in masks}
+    bare = [name for name, weight in masked_parameters(model).items() if id(weight.parameter) not in told]
+    if bare:
+        raise SparsifyError(
+            f"{path}: holds no mask for {_more(bare)}, masked in the model; give a plain model, or one masked alike"
+        )
+
+
+def _put(path: str, model: nn.Module, masks: Mapping[str, Tensor], also: Collection[str]) -> None:
+    """Put masks on a model that they were held against; it is as before if that fails."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    weights = {id(parameters[name]) for name in masks if name not in also}
+    plain = next(all_masked_parameters(model), None) is None
+    try:
+        # A weight with several names is masked under each of them.
+        ensure_masked(
+            path, model, {n for n, p in parameters.items() if id(p) in weights}, [n for n in masks if n in also]
+        )
+        set_masks(model, masks)
+    except BaseException:
+        if plain:
+            for module in model.modules():
+                detach_masks(module)
+        raise
+
+
+def _more(names: list[str]) -> str:
+    return f"'{names[0]}'{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+
+
+def _of(count: int, masks: Mapping[str, Tensor]) -> str:
+    return f"{count} of {len(masks)} masks {'has' if count == 1 else 'have'}"
+
+
+def _sizes(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
