@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from sparsify.pruning.settings import Pruning
+    from sparsify.pruning.settings.prune import Pruning
 
 _USUAL_SIZE = 32
 _CHARTS = (".pdf", ".png", ".svg")
@@ -122,7 +122,7 @@ def _from_file(path: str, image_size: int | None) -> tuple[nn.Module, tuple[int,
 
 
 def _pruning(sparsity: str) -> Pruning:
-    from sparsify.pruning.settings import parse_pruning
+    from sparsify.pruning.settings.prune import parse_pruning
 
     try:
         return parse_pruning({"criterion": "magnitude", "scope": "layer", "sparsity": sparsity})

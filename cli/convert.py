@@ -19,7 +19,7 @@ from .shrinking import check_options, random_images, shrunk
 if TYPE_CHECKING:
     from torch import nn
 
-    from sparsify.pruning.settings import Pruning
+    from sparsify.pruning.settings.prune import Pruning
     from sparsify.surgery.channels import Dead
 
 
@@ -79,7 +79,7 @@ def command(
     """
     from sparsify.formats.io.atomic import check_writable
     from sparsify.models import check_model_name
-    from sparsify.pruning.settings import parse_pruning
+    from sparsify.pruning.settings.prune import parse_pruning
 
     check_model_name(model, where="--model")
     if checkpoint is not None and pretrained:

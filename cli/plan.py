@@ -11,8 +11,8 @@ from sparsify.training.plan import TrainingPlan, plan_training
 from .show import count, percent, print_table, say
 
 if TYPE_CHECKING:
-    from sparsify.pruning.sections import CriterionSettings
-    from sparsify.pruning.settings import Pruning
+    from sparsify.pruning.settings.prune import Pruning
+    from sparsify.pruning.settings.sections import CriterionSettings
     from sparsify.training.recipe import Recipe
 
 _EACH = {"global": "in all", "layer": "in each layer", "filter": "in each filter"}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .export.save import save as save
     from .formats.model.masks import load_masks as load_masks
     from .models import build_model as build_model
-    from .pruning.criteria import needs_data as needs_data
+    from .pruning.criteria.table import needs_data as needs_data
     from .pruning.pruner import Pruner as Pruner
     from .runtime.compiling import compile as compile
     from .runtime.semi_structured import to_semi_structured as to_semi_structured
@@ -52,7 +52,7 @@ _HOME = {
     "import_weights": ".export.import_weights",
     "load": ".export.save",
     "load_masks": ".formats.model.masks",
-    "needs_data": ".pruning.criteria",
+    "needs_data": ".pruning.criteria.table",
     "read_recipe": ".training.recipe",
     "save": ".export.save",
     "set_masks": ".surgery.masks",

@@ -9,7 +9,7 @@ import torch
 
 import sparsify
 from sparsify.formats.file.inspection import inspect_file
-from sparsify.pruning.settings import parse_pruning
+from sparsify.pruning.settings.prune import parse_pruning
 
 TEXT = (Path(__file__).parents[1] / "docs" / "patterns.md").read_text()
 

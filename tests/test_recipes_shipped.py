@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sparsify.pruning.schedules import plan
-from sparsify.pruning.settings import CriterionSettings
+from sparsify.pruning.settings.prune import CriterionSettings
 from sparsify.training.lr_schedules import learning_rate_factor
 from sparsify.training.recipe import Recipe, read_recipe
 

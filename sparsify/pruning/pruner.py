@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from ..errors import SparsifyError
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
-from .criteria import CRITERIA, Context
-from .gradients import LossFunction, on_model_and_batch, with_first_input
-from .make_choices import make_choices
+from .build_candidates import make_choices
+from .criteria.gradients import LossFunction, on_model_and_batch, with_first_input
+from .criteria.table import CRITERIA, Context
+from .mask_update import update_masks
 from .report import PruningReport, SparsityWarning, losses, pruning_report
 from .schedules import Update, plan
-from .settings import Pruning, parse_pruning
+from .selection.prunable_weights import HeldValues, copy_to_aliases
+from .settings.prune import Pruning, parse_pruning
 from .state import pack, unpack
-from .targets import HeldValues, copy_to_aliases
-from .unit_choices import UnitChoices
-from .update import update_masks
+from .units.group_candidates import UnitChoices
 
 if TYPE_CHECKING:
     from ..surgery.channels import Channels

@@ -9,13 +9,13 @@ from torch import nn
 
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from ..surgery.names import keyword_clashes
-from .choices import Choices, EntryChoices
-from .granularity import rows
-from .scopes import Due
-from .selection import kept_in_rows
-from .settings import Pruning
-from .targets import maskable_weights
-from .unit_choices import UnitChoices
+from .selection.candidates import Choices, EntryChoices
+from .selection.granularity import rows
+from .selection.k_lowest import kept_in_rows
+from .selection.prunable_weights import maskable_weights
+from .selection.scopes import Due
+from .settings.prune import Pruning
+from .units.group_candidates import UnitChoices
 
 
 class SparsityWarning(UserWarning):

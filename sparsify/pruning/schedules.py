@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from ..errors import SparsifyError
-from .exact import exact
-from .settings import DEFAULT_END, DEFAULT_EVERY, Pruning
-from .times import parse_time, steps_in
+from .settings.exact import exact
+from .settings.prune import DEFAULT_END, DEFAULT_EVERY, Pruning
+from .settings.times import parse_time, steps_in
 
 Event = Literal["update", "save", "reset", "union"]
 

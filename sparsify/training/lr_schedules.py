@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import SparsifyError
-from ..pruning.times import TimeValue, steps_in
+from ..pruning.settings.times import TimeValue, steps_in
 
 Factor = Annotated[float, Field(ge=0, le=1)]
 

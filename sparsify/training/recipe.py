@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 
 from ..errors import SparsifyError, nearest
-from ..pruning.settings import Pruning
+from ..pruning.settings.prune import Pruning
 from .recipe_errors import Source, first_problem, known_keys
 from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
 from .yaml_lines import parse_value, parse_yaml

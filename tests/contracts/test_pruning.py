@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.pruning import settings
-from sparsify.pruning.criteria import CRITERIA, Absolute, Context
-from sparsify.pruning.granularity import GRANULARITIES
+from sparsify.pruning.criteria.table import CRITERIA, Absolute, Context
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.schedules import SCHEDULES, plan
-from sparsify.pruning.scopes import SCOPES
-from sparsify.pruning.settings import parse_pruning
+from sparsify.pruning.selection.granularity import GRANULARITIES
+from sparsify.pruning.selection.scopes import SCOPES
+from sparsify.pruning.settings import prune as settings
+from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
 from tests.pruning.examples import small_network
 

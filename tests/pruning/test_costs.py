@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning import costs
-from sparsify.pruning.costs import Term, at_prices, forward_milliseconds, multiply_adds, parameters, savings, total
 from sparsify.pruning.pruner import Pruner
+from sparsify.pruning.units import costs
+from sparsify.pruning.units.costs import (
+    Term,
+    at_prices,
+    forward_milliseconds,
+    multiply_adds,
+    parameters,
+    savings,
+    total,
+)
 from sparsify.surgery.channels import analyse
 from sparsify.surgery.convert import convert
 from sparsify.surgery.fold import fold

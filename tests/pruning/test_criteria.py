@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning.criteria import Absolute, Context, magnitude, snip
-from sparsify.pruning.criteria import random as random_criterion
-from sparsify.pruning.gradients import summed_gradients
+from sparsify.pruning.criteria.gradients import summed_gradients
+from sparsify.pruning.criteria.table import Absolute, Context, magnitude, snip
+from sparsify.pruning.criteria.table import random as random_criterion
 from sparsify.pruning.pruner import Pruner
 from sparsify.surgery.convert import convert
 from sparsify.surgery.masks import effective_weight, get_masks, masked_weights

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning.criteria import Context, grasp
-from sparsify.pruning.curvature import hessian_gradient_products
+from sparsify.pruning.criteria.hessian_gradient import hessian_gradient_products
+from sparsify.pruning.criteria.table import Context, grasp
 from sparsify.pruning.pruner import Pruner
 from sparsify.surgery.convert import convert
 from sparsify.surgery.masks import effective_weight, get_masks, masked_weights

@@ -11,8 +11,8 @@ from torch import nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.pruning.exact import exact
-from sparsify.pruning.settings import parse_pruning
+from sparsify.pruning.settings.exact import exact
+from sparsify.pruning.settings.prune import parse_pruning
 
 
 def test_a_ratio_of_small_numbers_is_that_ratio() -> None:

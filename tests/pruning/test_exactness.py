@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 import sparsify
 from sparsify import Pruner, SparsifyError, convert, fold, get_masks, needs_data, save, set_masks
 from sparsify.pruning.pruner import ScheduleWarning
-from sparsify.pruning.settings import parse_pruning
+from sparsify.pruning.settings.prune import parse_pruning
 
 pytestmark = pytest.mark.filterwarnings("ignore:filters lost all")
 ONE_SHOT = {"schedule": "one_shot"}

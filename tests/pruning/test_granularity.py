@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.pruning.granularity import GRANULARITIES, rows, set_rows
-from sparsify.pruning.granularity_settings import GranularitySettings
-from sparsify.pruning.selection import Part
+from sparsify.pruning.selection.granularity import GRANULARITIES, rows, set_rows
+from sparsify.pruning.selection.k_lowest import Part
+from sparsify.pruning.settings.granularity_settings import GranularitySettings
 from sparsify.surgery.masks import ROWS, usual_layout
 
 UNITS = GRANULARITIES["unit"](GranularitySettings(name="unit"))
@@ -62,7 +62,7 @@ def test_units_are_scored_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -
     scores: Tensor = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
     part = Part("w", scores, torch.ones(50, 7, dtype=torch.bool))
     whole = UNITS.part(part, ROWS).scores
-    monkeypatch.setattr("sparsify.pruning.granularity._ENTRIES_AT_ONCE", 20)
+    monkeypatch.setattr("sparsify.pruning.selection.granularity._ENTRIES_AT_ONCE", 20)
     assert torch.equal(UNITS.part(part, ROWS).scores, whole)
 
 

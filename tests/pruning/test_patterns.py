@@ -21,7 +21,7 @@ from torch.sparse._semi_structured_conversions import (
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.formats.file.inspection import inspect_file
-from sparsify.pruning.criteria import CRITERIA, Absolute, Context
+from sparsify.pruning.criteria.table import CRITERIA, Absolute, Context
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
 from sparsify.surgery.masks import get_masks, masked_weights

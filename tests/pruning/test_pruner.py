@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning.criteria import Context
+from sparsify.pruning.criteria.table import Context
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
 from sparsify.surgery.convert import convert

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sparsify.errors import SparsifyError
 from sparsify.pruning.schedules import Update, cubic, cycle_at, cycles, cyclic, linear, plan
-from sparsify.pruning.settings import Pruning, parse_pruning
+from sparsify.pruning.settings.prune import Pruning, parse_pruning
 
 TENTH, HALF = Fraction(1, 10), Fraction(1, 2)
 

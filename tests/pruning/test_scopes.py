@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
-from sparsify.pruning.scopes import Due, Member, erk_counts, filter_counts, global_counts, layer_counts, shares
+from sparsify.pruning.selection.scopes import (
+    Due,
+    Member,
+    erk_counts,
+    filter_counts,
+    global_counts,
+    layer_counts,
+    shares,
+)
 from sparsify.surgery.masks import Layout, masked_weights
 from tests.pruning.examples import Array, erk_kept, floor_of, linear_model, lowest, masks_of, set_weights, small_network
 

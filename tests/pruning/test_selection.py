@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning import selection
-from sparsify.pruning.selection import Part, remove_lowest, remove_lowest_in_rows
+from sparsify.pruning.selection import k_lowest as selection
+from sparsify.pruning.selection.k_lowest import Part, remove_lowest, remove_lowest_in_rows
 from tests.pruning.examples import lowest
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning.exact import exact
-from sparsify.pruning.settings import Pruning, parse_pruning, parse_time, steps_in
+from sparsify.pruning.settings.exact import exact
+from sparsify.pruning.settings.prune import Pruning, parse_pruning, parse_time, steps_in
 
 CYCLIC = {"name": "cyclic", "cycles": 4}
 

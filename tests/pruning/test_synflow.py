@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.errors import SparsifyError
+from sparsify.pruning.criteria.synflow import synaptic_flow
+from sparsify.pruning.mask_update import round_targets
 from sparsify.pruning.pruner import Pruner
-from sparsify.pruning.settings import parse_pruning
-from sparsify.pruning.synflow import synaptic_flow
-from sparsify.pruning.update import round_targets
+from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.surgery.convert import convert
 from sparsify.surgery.masks import get_masks
 from tests.pruning.examples import linear_model

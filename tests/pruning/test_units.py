@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sparsify.errors import SparsifyError
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
-from sparsify.pruning.targets import pruned_weights
-from sparsify.pruning.units import Groups, learn_groups
+from sparsify.pruning.selection.prunable_weights import pruned_weights
+from sparsify.pruning.units.groups import Groups, learn_groups
 from sparsify.surgery.channels import Channels
 from sparsify.surgery.convert import convert
 from sparsify.surgery.masks import get_masks, masked_parameters, masked_weights

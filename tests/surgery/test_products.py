@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify import convert, fold, get_masks, set_masks, verify
-from sparsify.pruning.granularity import rows
+from sparsify.pruning.selection.granularity import rows
 from sparsify.surgery.masks import Layout, layout, masked_weights
 from tests.surgery.products import CHOSEN, PRODUCTS, Conv1D, Experts, OfChildren, Vision, X, module_of
 

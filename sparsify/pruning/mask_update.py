@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..surgery.masks import MaskedWeight
-from .choices import Choices
-from .criteria import Context, Criterion
+from .criteria.check_scores import scored_parts
+from .criteria.table import Context, Criterion
 from .schedules import Update
-from .scopes import Due
-from .scores import scored_parts
-from .settings import Pruning
+from .selection.candidates import Choices
+from .selection.scopes import Due
+from .settings.prune import Pruning
 
 
 def round_targets(sparsity: Fraction, rounds: int) -> list[Fraction]:

@@ -8,11 +8,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..errors import SparsifyError
-from ..surgery.masks import ROWS, MaskedWeight, layout, matrix_shapes
+from ...errors import SparsifyError
+from ...surgery.masks import ROWS, MaskedWeight, layout, matrix_shapes
 from .granularity import Granularity
+from .k_lowest import Part
 from .scopes import Due, Member, Scope
-from .selection import Part
 
 Masks = Mapping[str, Tensor]
 

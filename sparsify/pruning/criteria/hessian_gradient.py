@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..errors import SparsifyError
+from ...errors import SparsifyError
+from ..preserve_state import unchanged
 from .gradients import LossFunction, batch_gradients, named_weights, summed_gradients, zeros_like
-from .unchanged import unchanged
 
 
 def hessian_gradient_products(

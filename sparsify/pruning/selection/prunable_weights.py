@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
-from ..surgery.names import ignored_names
-from ..surgery.parametrized import seen_names
+from ...errors import SparsifyError
+from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
+from ...surgery.names import ignored_names
+from ...surgery.parametrized import seen_names
 
 _LOG = logging.getLogger("sparsify")
 _MASKABLE = (nn.Linear, nn.modules.conv._ConvNd)

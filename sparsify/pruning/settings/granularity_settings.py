@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, field_validator, model_validator
 from pydantic_core import CoreSchema
 
-from ..errors import unknown
+from ...errors import unknown
 from . import sections
 
 # The names are written here as well as in the table they select from, because that needs torch.

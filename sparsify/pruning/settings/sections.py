@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema
 
-from ..errors import unknown
+from ...errors import unknown
 from .exact import Sparsity, exact
 from .times import TimeValue
 
@@ -78,7 +78,7 @@ class CriterionSettings(_Named):
     """By what weights are compared."""
 
     function: SkipJsonSchema[Callable[..., Any] | None] = Field(default=None, exclude=True, repr=False)
-    """from Python: a function of the user's own, see sparsify.pruning.criteria; `name` is then free"""
+    """from Python: a function of the user's own, see sparsify.pruning.criteria.table; `name` is then free"""
     name: Annotated[str, _enum(CRITERION_NAMES)]
     """magnitude |w|, random, snip |w * dL/dw| (Lee et al. 2019), grasp w * Hg (Wang et al. 2020), or synflow, the
     share in the flow through the positive network (Tanaka et al. 2020)"""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
-from .unchanged import random_states, unchanged
+from ...errors import SparsifyError
+from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
+from ..preserve_state import random_states, unchanged
 
 # loss_fn(model, batch) returns the loss of one batch, a tensor of one element.
 LossFunction = Callable[[nn.Module, Any], Tensor]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from ..errors import SparsifyError
+from ...errors import SparsifyError
 
 _ALLOWED = "a time is a fraction of training in [0, 1], epochs as '20ep' or steps as '5000it'"
 _PATTERN = re.compile(r"\s*(?P<number>\d+\.?\d*|\.\d+)(?:[eE](?P<exponent>[+-]?\d{1,2}))?\s*(?P<unit>ep|it|)\s*")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import SparsifyError, nearest
+from ...errors import SparsifyError, nearest
 from .exact import Amount, Sparsity, exact
 from .granularity_settings import GRANULARITY_NAMES, GranularitySettings
 from .sections import (

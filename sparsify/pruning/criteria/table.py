@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import SparsifyError
-from .curvature import hessian_gradient_products
+from ...errors import SparsifyError
 from .gradients import LossFunction, summed_gradients
+from .hessian_gradient import hessian_gradient_products
 from .synflow import synaptic_flow
 
 

@@ -9,9 +9,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from ..surgery.masks import ROWS, Layout
+from ...surgery.masks import ROWS, Layout
 from .granularity import rows, set_rows
-from .selection import Part, kept_in_rows, remove_lowest, remove_lowest_in_rows
+from .k_lowest import Part, kept_in_rows, remove_lowest, remove_lowest_in_rows
 
 # One removal count per group: a number, or for groups that are a weight's rows a tensor with one entry per row.
 Counts = list[int | Tensor]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..surgery.axes import row_pieces
-from .selection import Part, not_a_number
-from .units import Groups
+from ...surgery.axes import row_pieces
+from ..selection.k_lowest import Part, not_a_number
+from .groups import Groups
 
 
 def kept_groups(groups: Groups, masks: Mapping[str, Tensor]) -> Tensor:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .unchanged import unchanged
+from ..preserve_state import unchanged
 
 if TYPE_CHECKING:
-    from ..surgery.channels import Channels
+    from ...surgery.channels import Channels
 
 _TIMED_RUNS = 3
 

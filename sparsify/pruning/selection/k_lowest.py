@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SparsifyError
+from ...errors import SparsifyError
 
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DIGIT = 16  # bits of a key that one histogram resolves

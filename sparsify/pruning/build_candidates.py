@@ -10,14 +10,14 @@ from torch import nn
 from ..errors import SparsifyError
 from ..surgery.fold import fold
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
-from .choices import Choices, EntryChoices, check_amount
-from .costs import COSTS, Term, at_prices, forward_milliseconds
-from .granularity import GRANULARITIES, along_inputs
-from .scopes import SCOPES
-from .settings import Pruning
-from .targets import pruned_weights
-from .unit_choices import UnitChoices
-from .units import learn_groups
+from .selection.candidates import Choices, EntryChoices, check_amount
+from .selection.granularity import GRANULARITIES, along_inputs
+from .selection.prunable_weights import pruned_weights
+from .selection.scopes import SCOPES
+from .settings.prune import Pruning
+from .units.costs import COSTS, Term, at_prices, forward_milliseconds
+from .units.group_candidates import UnitChoices
+from .units.groups import learn_groups
 
 if TYPE_CHECKING:
     from ..surgery.channels import Channels

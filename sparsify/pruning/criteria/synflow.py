@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
-from .unchanged import unchanged
+from ...errors import SparsifyError
+from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
+from ..preserve_state import unchanged
 
 
 def synaptic_flow(model: nn.Module, names: Iterable[str], example_input: Any) -> dict[str, Tensor]:

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..surgery.masks import Layout
-from .granularity_settings import GranularitySettings
-from .selection import Part
+from ...surgery.masks import Layout
+from ..settings.granularity_settings import GranularitySettings
+from .k_lowest import Part
 
 _ENTRIES_AT_ONCE = 1 << 20
 

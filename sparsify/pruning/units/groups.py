@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SparsifyError
-from ..surgery.masks import layout, masked_parameters, masked_weights, matrix_shapes
-from ..surgery.numbers import lowest_connected
-from .targets import maskable_weights
+from ...errors import SparsifyError
+from ...surgery.masks import layout, masked_parameters, masked_weights, matrix_shapes
+from ...surgery.numbers import lowest_connected
+from ..selection.prunable_weights import maskable_weights
 
 if TYPE_CHECKING:
-    from ..surgery.channels import Channels
+    from ...surgery.channels import Channels
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
 
 def _mask_further(model: nn.Module, names: list[str]) -> dict[str, str]:
     """Put masks on further parameters; return those that take none, with the reason."""
-    from ..surgery.also import mask_also
+    from ...surgery.also import mask_also
 
     if not names:
         return {}

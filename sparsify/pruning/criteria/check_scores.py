@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SparsifyError
-from ..surgery.masks import MaskedWeight, effective_weight
-from .criteria import CRITERIA, Absolute, Context, Criterion
-from .selection import Part
-from .unchanged import without_traces
+from ...errors import SparsifyError
+from ...surgery.masks import MaskedWeight, effective_weight
+from ..preserve_state import without_traces
+from ..selection.k_lowest import Part
+from .table import CRITERIA, Absolute, Context, Criterion
 
 
 def scored_parts(

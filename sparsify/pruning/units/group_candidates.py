@@ -9,14 +9,14 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from ..errors import SparsifyError
-from ..surgery.masks import ROWS
-from .choices import Masks, count_of
+from ...errors import SparsifyError
+from ...surgery.masks import ROWS
+from ..selection.candidates import Masks, count_of
+from ..selection.k_lowest import Part
+from ..selection.scopes import Due, Member, Scope
 from .costs import Term, savings, total
-from .scopes import Due, Member, Scope
-from .selection import Part
-from .unit_scores import group_scores, keep_groups, kept_groups
-from .units import Groups
+from .group_scores import group_scores, keep_groups, kept_groups
+from .groups import Groups
 
 
 @dataclass(frozen=True)
