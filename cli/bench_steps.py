@@ -16,17 +16,17 @@ from rich.table import Table
 from torch import Tensor, fx
 
 from sparsify.formats.io.atomic import atomic_write
-from sparsify.runtime.describe import Line, lines
-from sparsify.runtime.lower import Step
-from sparsify.runtime.plan import Plan, alone, arrays_of, contiguous, make_plan, memory
-from sparsify.runtime.program import Segment
+from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.program.assemble import Segment
+from sparsify.runtime.program.describe import Line, lines
+from sparsify.runtime.program.plan import Plan, alone, arrays_of, contiguous, make_plan, memory
 
 from .bench_runtimes import figures
 from .show import percent
 
 if TYPE_CHECKING:
     from sparsify.runtime.engine import Engine
-    from sparsify.runtime.tuning import Way
+    from sparsify.runtime.tuning.search import Way
 
 ENOUGH = 0.02  # seconds of timing for each step
 _LEAST, _MOST = 3, 50  # passes

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .models import build_model as build_model
     from .pruning.criteria.table import needs_data as needs_data
     from .pruning.pruner import Pruner as Pruner
-    from .runtime.compiling import compile as compile
+    from .runtime.compile import compile as compile
     from .runtime.semi_structured import to_semi_structured as to_semi_structured
     from .surgery.channels import analyse as analyse
     from .surgery.convert import convert as convert
@@ -43,7 +43,7 @@ _HOME = {
     "SparsifyError": ".errors",
     "analyse": ".surgery.channels",
     "build_model": ".models",
-    "compile": ".runtime.compiling",
+    "compile": ".runtime.compile",
     "convert": ".surgery.convert",
     "cut_optimizer": ".surgery.cut_training",
     "cut_state": ".surgery.cut_training",

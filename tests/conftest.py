@@ -70,8 +70,8 @@ def nothing_left_behind() -> Iterator[None]:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    if "sparsify.runtime.remembered" in sys.modules:
-        sys.modules["sparsify.runtime.remembered"]._said.clear()  # lines that are said once in a process
+    if "sparsify.runtime.tuning.cache" in sys.modules:
+        sys.modules["sparsify.runtime.tuning.cache"]._said.clear()  # lines that are said once in a process
     before = {name: read() for name, (read, _) in STATE.items()}
     yield
     changed = []

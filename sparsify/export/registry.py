@@ -107,7 +107,7 @@ def _sparse(outgoing: Outgoing) -> Written:
 
 
 def _engine(outgoing: Outgoing) -> Written:
-    from ..runtime.engine_file import write_engine
+    from .engine_file import write_engine
 
     return write_engine(outgoing)
 

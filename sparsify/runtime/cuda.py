@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ..surgery.fold import fold
 from .semi_structured import to_semi_structured
-from .tuning import difference
+from .tuning.search import difference
 
 COARSE = 2e-2  # of the largest output: kernels that add up 16 bits in another order
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import EngineWarning
-from . import remembered
-from .describe import text
-from .faults import Fault
-from .inputs import Inputs, Shapes, shown, taken_apart, unusable
-from .plan import Plan, alone, execute, make_plan, memory
-from .program import Array
-from .tuning import CHUNKS, TORCH, Way, checked, choose
-from .untorn import untorn
-from .workers import Workers
+from .call_inputs import Inputs, Shapes, shown, taken_apart, unusable
+from .kernel_errors import Fault
+from .program.assemble import Array
+from .program.describe import text
+from .program.plan import Plan, alone, execute, make_plan, memory
+from .signal_safe import untorn
+from .thread_pool import Workers
+from .tuning import cache as remembered
+from .tuning.search import CHUNKS, TORCH, Way, checked, choose
 
 _VALUES = 8  # of what is no tensor, with tensors of one size: each makes a program of its own
 

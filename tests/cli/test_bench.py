@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import sparsify as library
 from cli import bench, bench_runtimes, bench_steps
 from sparsify.errors import RunError
-from sparsify.runtime.describe import Line
-from sparsify.runtime.tuning import Way
+from sparsify.runtime.program.describe import Line
+from sparsify.runtime.tuning.search import Way
 
 from .conftest import Outcome
 

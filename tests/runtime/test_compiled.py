@@ -13,8 +13,9 @@ import numba
 import pytest
 
 from sparsify.errors import CacheWarning, RunError
-from sparsify.runtime import compiled, kernels
-from sparsify.runtime.compiled import HERE, SOURCES, KernelCache, fingerprint, ready
+from sparsify.runtime.kernels import jit as compiled
+from sparsify.runtime.kernels import sparse_conv as kernels
+from sparsify.runtime.kernels.jit import HERE, SOURCES, KernelCache, fingerprint, ready
 
 
 def test_every_file_that_compiled_code_is_made_of_counts() -> None:

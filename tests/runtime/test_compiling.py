@@ -14,9 +14,10 @@ from sparsify import SparsifyError
 from sparsify.export.registry import Outgoing
 from sparsify.formats.file.metadata import Metadata
 from sparsify.formats.model.write import write_sparse
-from sparsify.runtime import stored, tuning
-from sparsify.runtime.compiling import compile
-from sparsify.runtime.tuning import Way
+from sparsify.runtime.compile import compile
+from sparsify.runtime.tuning import file_record as stored
+from sparsify.runtime.tuning import search as tuning
+from sparsify.runtime.tuning.search import Way
 
 SHAPES = ((3, 2, 8, 8),)
 WAY = Way("chunks", 2, frozenset({"convolution_1"}))

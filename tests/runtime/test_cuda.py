@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.runtime import compiling
+from sparsify.runtime import compile as compiling
 from sparsify.runtime.cuda import for_cuda, on_cuda
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import sparsify
 from sparsify import SparsifyError
 from sparsify.errors import CacheWarning
-from sparsify.runtime.compiling import compile
-from sparsify.runtime.tuning import TORCH, Way, difference
+from sparsify.runtime.compile import compile
+from sparsify.runtime.tuning.search import TORCH, Way, difference
 
 
 def pruned(spec: str, sparsity: float = 0.9) -> nn.Module:

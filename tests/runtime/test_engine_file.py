@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.export.save import inspect_file, read_state
-from sparsify.runtime.remembered import machine
+from sparsify.runtime.tuning.cache import machine
 
 
 class Net(nn.Module):

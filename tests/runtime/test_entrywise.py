@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsify.runtime import columns
-from sparsify.runtime.functions import apply
-from sparsify.runtime.lower import Step
+from sparsify.runtime.kernels import opcodes as columns
+from sparsify.runtime.kernels.activations import apply
+from sparsify.runtime.lowering.builder import Step
 
 from .test_kernels import QUICK, Calls, check, plan_of, sparse
 

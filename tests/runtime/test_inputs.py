@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import EngineWarning
-from sparsify.runtime import rules
-from sparsify.runtime.compiling import compile
+from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
-from sparsify.runtime.lower import Step
-from sparsify.runtime.tuning import TORCH, difference
+from sparsify.runtime.lowering import rules
+from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.tuning.search import TORCH, difference
 
 
 class Steps(nn.Module):
@@ -232,7 +232,7 @@ def test_a_kernel_that_fails_costs_its_own_operation_and_is_said(
 def test_kernels_that_fail_altogether_are_said_and_nothing_is_remembered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    from sparsify.runtime import plan
+    from sparsify.runtime.program import plan
 
     def broken() -> object:
         raise OSError("no compiler")
@@ -241,7 +241,7 @@ def test_kernels_that_fail_altogether_are_said_and_nothing_is_remembered(
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(1, 3, 8, 8)
     with monkeypatch.context() as during, pytest.warns(EngineWarning, match="convolution: OSError: no compiler"):
         during.setattr(plan, "ready", broken)
-        during.setattr("sparsify.runtime.workers.ready", broken)
+        during.setattr("sparsify.runtime.thread_pool.ready", broken)
         engine = compile(model, x, threads=1)
     check(engine, model, x)
     assert "no compiler" in str(engine) and not list(tmp_path.iterdir())  # type: ignore[attr-defined]
@@ -257,7 +257,7 @@ def test_a_wrong_premise_is_no_failure_of_a_kernel(monkeypatch: pytest.MonkeyPat
 def test_a_way_that_torch_won_in_the_absence_of_failures_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    from sparsify.runtime import remembered
+    from sparsify.runtime.tuning import cache as remembered
 
     monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
     remembered.keep("a", TORCH)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.runtime.compiling import compile
+from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
-from sparsify.runtime.tuning import Way
+from sparsify.runtime.tuning.search import Way
 
 SHAPES: list[tuple[int, ...]] = [(images, 3, side, side) for images in (1, 2, 5) for side in (8, 12)]
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals and fork")

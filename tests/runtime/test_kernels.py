@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsify.runtime.compiling import compile
+from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
-from sparsify.runtime.lower import Step
-from sparsify.runtime.plan import Plan
-from sparsify.runtime.program import Segment
+from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.program.assemble import Segment
+from sparsify.runtime.program.plan import Plan
 
 QUICK = settings(max_examples=40, deadline=None)
 

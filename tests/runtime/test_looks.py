@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsify.runtime.lower import Step
+from sparsify.runtime.lowering.builder import Step
 
 from .test_kernels import QUICK, Calls, check, plan_of, sparse
 

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify.runtime.layout import ALIGNMENT, Planes
-from sparsify.runtime.lower import Step
-from sparsify.runtime.program import place_buffers
+from sparsify.runtime.kernels.planes import ALIGNMENT, Planes
+from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.program.assemble import place_buffers
 
 SIZES = st.integers(1, 9)
 

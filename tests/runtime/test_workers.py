@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.runtime import kernels, workers
-from sparsify.runtime.compiled import ready
-from sparsify.runtime.plan import arrays_of, make_plan, memory
-from sparsify.runtime.program import Segment
-from sparsify.runtime.workers import Workers
+from sparsify.runtime import thread_pool as workers
+from sparsify.runtime.kernels import sparse_conv as kernels
+from sparsify.runtime.kernels.jit import ready
+from sparsify.runtime.program.assemble import Segment
+from sparsify.runtime.program.plan import arrays_of, make_plan, memory
+from sparsify.runtime.thread_pool import Workers
 
 
 def test_a_task_is_called_once_for_each_thread() -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from .faults import PASSED, KernelError
-from .graph import constants, shape_of
-from .layout import Planes
-from .rows import Rows
+from ..kernel_errors import PASSED, KernelError
+from ..kernels.planes import Planes
+from .aten_graph import constants, shape_of
+from .packed_rows import Rows
 
 aten = torch.ops.aten
 UNBOUNDED = (-math.inf, math.inf)

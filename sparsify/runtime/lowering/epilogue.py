@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from .entrywise import CLAMPS, Affine, affine
-from .graph import shape_of
-from .layout import Planes
-from .looks import look
-from .lower import UNBOUNDED, Buffer, Lowering, arguments, first_result
+from ..kernels.planes import Planes
+from .aten_graph import shape_of
+from .builder import UNBOUNDED, Buffer, Lowering, arguments, first_result
+from .elementwise import CLAMPS, Affine, affine
+from .views import look
 
 aten = torch.ops.aten
 NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)

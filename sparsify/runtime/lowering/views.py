@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from .graph import shape_of
-from .lower import Buffer, Lowering, Step, arguments
+from .aten_graph import shape_of
+from .builder import Buffer, Lowering, Step, arguments
 
 aten = torch.ops.aten
 VIEWS = (

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from .graph import shape_of
-from .layout import Planes
-from .looks import view
-from .lower import Lowering, Step, arguments, first_result
+from ..kernels.planes import Planes
+from .aten_graph import shape_of
+from .builder import Lowering, Step, arguments, first_result
+from .views import view
 
 aten = torch.ops.aten
 

@@ -14,7 +14,7 @@ from ..formats.model.load import load
 from ..surgery.fold import fold
 from .cuda import for_cuda, on_cuda
 from .engine import Engine
-from .stored import Stored, read
+from .tuning.file_record import Stored, read
 
 _LOG = logging.getLogger("sparsify")
 

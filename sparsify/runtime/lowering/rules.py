@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 
-from . import entrywise, looks, pooled, tails, weighted
-from .columns import DIFFERENCE, PRODUCT, SUM
-from .lower import Rule
+from ..kernels.opcodes import DIFFERENCE, PRODUCT, SUM
+from . import conv_linear as weighted
+from . import elementwise as entrywise
+from . import epilogue as tails
+from . import pooling as pooled
+from . import views as looks
+from .builder import Rule
 
 aten = torch.ops.aten
 RULES: dict[Any, Rule] = {

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import columns as at
-from .primitives import FAST
+from . import opcodes as at
+from .loops import FAST
 from .simd import half_power_of_two
 
 _f = np.float32

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..errors import SparsifyError
-from .faults import PASSED, Fault, KernelError, one_line
-from .lower import Step
-from .plan import Plan, alone, arrays_of, memory
-from .program import Segment, assemble
+from ...errors import SparsifyError
+from ..kernel_errors import PASSED, Fault, KernelError, one_line
+from ..lowering.builder import Step
+from ..program.assemble import Segment, assemble
+from ..program.plan import Plan, alone, arrays_of, memory
 
 TOLERANCE = 1e-5  # of the largest output
 CHUNKS = (1, 4, 8, 16)  # images

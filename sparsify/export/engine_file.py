@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import SparsifyError
-from ..export.program import case_of, example_of, of_size
-from ..export.registry import Outgoing, Written
 from ..formats.model.write import write_sparse
+from ..runtime.compile import compile
+from ..runtime.tuning.file_record import entry
 from ..surgery.fold import fold
-from .compiling import compile
-from .stored import entry
+from .program import case_of, example_of, of_size
+from .registry import Outgoing, Written
 
 
 def write_engine(outgoing: Outgoing) -> Written:

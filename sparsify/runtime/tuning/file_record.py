@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SparsifyError
-from ..formats.file.container import is_shape
-from ..formats.file.metadata import Metadata, read_contents
-from ..formats.io.locate import model_file
-from .inputs import Shapes
-from .remembered import as_table, machine, way_of
-from .tuning import Way
+from ...errors import SparsifyError
+from ...formats.file.container import is_shape
+from ...formats.file.metadata import Metadata, read_contents
+from ...formats.io.locate import model_file
+from ..call_inputs import Shapes
+from .cache import as_table, machine, way_of
+from .search import Way
 
 Sizes = tuple[tuple[int, ...], ...]
 _MOST = 2**28  # numbers in an example: a file's word does not fill the memory

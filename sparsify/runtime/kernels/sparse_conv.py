@@ -13,13 +13,13 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit, types
 
-from . import columns as at
-from .moving import copy, enlarge, pack, pack_channels_last, place, split, unpack, unpack_channels_last
-from .norms import norm_of_channels
-from .pointwise import combine, function
-from .poolings import mean, pool
-from .primitives import FAST as _FAST
-from .primitives import clear, share
+from . import opcodes as at
+from .copy import copy, enlarge, pack, pack_channels_last, place, split, unpack, unpack_channels_last
+from .elementwise import combine, function
+from .layer_norm import norm_of_channels
+from .loops import FAST as _FAST
+from .loops import clear, share
+from .pooling import mean, pool
 from .simd import (
     TILE,
     TILE_VECTORS,

@@ -14,11 +14,11 @@ import numba
 import torch
 from torch import nn
 
-from ..errors import CacheWarning, SparsifyError
-from .cache import folder
-from .inputs import Shapes
-from .simd import WIDTH
-from .tuning import Way
+from ...errors import CacheWarning, SparsifyError
+from ..cache_folder import folder
+from ..call_inputs import Shapes
+from ..kernels.simd import WIDTH
+from .search import Way
 
 _MOST = 1000  # entries
 _FORM = 2  # of the entries: those of another form are of no use
@@ -27,7 +27,7 @@ _said: set[str] = set()  # lines that were said: once in a process
 
 def machine() -> dict[str, Any]:
     """Return the machine and the libraries that seconds depend on, plain JSON."""
-    from .. import __version__
+    from ... import __version__
 
     return {
         "cpu": llvm.get_host_cpu_name(),
@@ -56,7 +56,7 @@ def recall(name: str) -> Way | None:
 
 def keep(name: str, way: Way) -> None:
     """Keep a way under this key; where nothing can be written, a CacheWarning, it is found anew next time."""
-    from ..formats.io.atomic import atomic_write
+    from ...formats.io.atomic import atomic_write
 
     if str(folder()) == os.devnull:
         return

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from .compiled import ready
-from .faults import PASSED, KernelError
-from .graph import trace
-from .layout import ALIGNMENT
-from .lower import Call, Lowering, Step
-from .program import Array, Program, Segment, assemble
-from .rules import RULES
-from .workers import numbers
+from ..kernel_errors import PASSED, KernelError
+from ..kernels.jit import ready
+from ..kernels.planes import ALIGNMENT
+from ..lowering.aten_graph import trace
+from ..lowering.builder import Call, Lowering, Step
+from ..lowering.rules import RULES
+from ..thread_pool import numbers
+from .assemble import Array, Program, Segment, assemble
 
 Unflatten = Callable[[Sequence[Tensor]], tuple[Any, ...]]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import columns as at
-from .primitives import FAST, fill, share
+from . import opcodes as at
+from .loops import FAST, fill, share
 
 BLOCK = 64  # floats of each plane that are done before the next ones
 

@@ -18,9 +18,9 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from ..errors import CacheWarning, SparsifyError
-from . import kernels
-from .cache import folder
+from ...errors import CacheWarning, SparsifyError
+from ..cache_folder import folder
+from . import sparse_conv as kernels
 from .simd import WIDTH
 
 # What the code is made of: kernels, and the constants and code generation that they take in.
@@ -78,7 +78,7 @@ class KernelCache(NullCache):  # type: ignore[misc]
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a compile result in the first folder that takes it."""
-        from ..formats.io.atomic import atomic_write
+        from ...formats.io.atomic import atomic_write
 
         rest = fingerprint() + dumps(data._reduce())
         fault = ""

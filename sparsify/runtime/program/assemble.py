@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from . import columns
-from .layout import ALIGNMENT, Planes
-from .lower import Call, Step
-from .rows import SHAPES, SHARED_SHAPES, tiling
-from .simd import TILE, WIDTH
+from ..kernels import opcodes as columns
+from ..kernels.planes import ALIGNMENT, Planes
+from ..kernels.simd import TILE, WIDTH
+from ..lowering.builder import Call, Step
+from ..lowering.packed_rows import SHAPES, SHARED_SHAPES, tiling
 
 Array = np.ndarray[Any, Any]
 PACKS, UNPACKS = ("PACK", "PACK_CHANNELS_LAST"), ("UNPACK", "UNPACK_CHANNELS_LAST")

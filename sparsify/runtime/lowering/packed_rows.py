@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .layout import Planes
-from .simd import TILE_VECTORS, WIDTH
+from ..kernels.planes import Planes
+from ..kernels.simd import TILE_VECTORS, WIDTH
 
 CACHE = 40_000  # bytes of inputs that a chunk may read for one tile; measured, on 32 KB of first cache
 LEAST = 16  # entries of an output channel in a chunk: fewer, and keeping sums costs more than the cache gives

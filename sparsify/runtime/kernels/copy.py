@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from numba import carray, njit
 
-from . import columns as at
-from .primitives import FAST, clear, fill, move, share
+from . import opcodes as at
+from .loops import FAST, clear, fill, move, share
 from .simd import floats_at
 
 TOGETHER = 16  # channels

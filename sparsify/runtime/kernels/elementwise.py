@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import columns as at
-from .functions import apply
-from .layout import ALIGNMENT
-from .primitives import FAST, clear, move, share
+from . import opcodes as at
+from .activations import apply
+from .loops import FAST, clear, move, share
+from .planes import ALIGNMENT
 
 BLOCK = 1024  # floats that stay in the first cache from one pass to the next
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .columns import DIFFERENCE, FUNCTIONS, PRODUCT
-from .graph import shape_of
-from .lower import UNBOUNDED, Buffer, Lowering, Step, arguments
+from ..kernels.opcodes import DIFFERENCE, FUNCTIONS, PRODUCT
+from .aten_graph import shape_of
+from .builder import UNBOUNDED, Buffer, Lowering, Step, arguments
 
 aten = torch.ops.aten
 Affine = tuple[Tensor, Tensor]  # a scale and a shift for each channel, in float64

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import kernels
-from .compiled import ready
-from .untorn import untorn
+from .kernels import sparse_conv as kernels
+from .kernels.jit import ready
+from .signal_safe import untorn
 
 Array = np.ndarray[Any, Any]
 Task = Callable[[], object]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import columns as at
-from .primitives import FAST, clear, fill, move, multiply, reduce, share
+from . import opcodes as at
+from .loops import FAST, clear, fill, move, multiply, reduce, share
 
 
 @njit(**FAST)

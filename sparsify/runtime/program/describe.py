@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .lower import UNBOUNDED, Step
+from ..lowering.builder import UNBOUNDED, Step
+from ..tuning.search import WEIGHTED
 from .plan import Plan
-from .tuning import WEIGHTED
 
 HOW = {
     "CONVOLVE": "sparse kernel",

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from .entrywise import Affine, affine
-from .graph import shape_of
-from .layout import Planes
-from .looks import VIEWS
-from .lower import Buffer, Lowering, Rule, Step, arguments, first_result
-from .rows import (
+from ..kernels.planes import Planes
+from ..kernels.simd import TILE
+from .aten_graph import shape_of
+from .builder import Buffer, Lowering, Rule, Step, arguments, first_result
+from .elementwise import Affine, affine
+from .epilogue import after_each_other, norm, tail
+from .packed_rows import (
     Place,
     Rows,
     chunked,
@@ -26,8 +27,7 @@ from .rows import (
     tiled,
     tiling,
 )
-from .simd import TILE
-from .tails import after_each_other, norm, tail
+from .views import VIEWS
 
 aten = torch.ops.aten
 
