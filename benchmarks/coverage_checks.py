@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsify import SparsifyError, convert, verify
-from sparsify.surgery.convert import ConversionReport
-from sparsify.surgery.watch import tensors
+from sparsify.surgery.conversion.convert import ConversionReport
+from sparsify.surgery.verification.leak_check import tensors
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from coverage_checks import Row, apply_conversion, in_one_line
 from coverage_models import Try, arguments, create, tries
 from torch import Tensor, nn
 
-from sparsify.surgery.watch import tensors
+from sparsify.surgery.verification.leak_check import tensors
 
 
 def check_on_meta(model: str, reason: str) -> Row:

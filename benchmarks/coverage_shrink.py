@@ -11,9 +11,9 @@ from coverage_models import tries
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
-from sparsify.surgery.channels import Dead, analyse
-from sparsify.surgery.shrink import shrink
-from sparsify.surgery.watch import tensors
+from sparsify.surgery.analysis.channels import Dead, analyse
+from sparsify.surgery.shrink.shrink import shrink
+from sparsify.surgery.verification.leak_check import tensors
 
 # The models that a peer was tried on: torchvision's classifiers, and one small model of each of timm's source files.
 TORCHVISION = """

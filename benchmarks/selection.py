@@ -28,7 +28,7 @@ def measure_ours() -> dict[str, Any]:
     import timm
 
     from sparsify.pruning.pruner import Pruner
-    from sparsify.surgery.convert import convert
+    from sparsify.surgery.conversion.convert import convert
 
     model = timm.create_model("vgg19_bn")
     convert(model)

@@ -13,7 +13,7 @@ from record import environment, record
 from shrink_models import count, dependencies, halve
 from torch import Tensor, nn
 
-from sparsify.surgery.shrink import shrink
+from sparsify.surgery.shrink.shrink import shrink
 
 BATCHES = {1: 5, 64: 1}  # batch -> passes in each round, of which the median counts
 # With half of its channels every layer's width is a multiple of 8 as it is; with 55 % of them rounding has a meaning.

@@ -17,9 +17,9 @@ from coverage_shrink import heads, other_values, proof
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
-from sparsify.surgery.channels import Channels, analyse
-from sparsify.surgery.shrink import shrink
-from sparsify.surgery.variants import apart, outputs
+from sparsify.surgery.analysis.channels import Channels, analyse
+from sparsify.surgery.shrink.other_inputs import apart, outputs
+from sparsify.surgery.shrink.shrink import shrink
 
 SPARSITY = 0.5
 EXACT = 1e-9  # largest difference that a cut may make in double precision, relative to the largest output

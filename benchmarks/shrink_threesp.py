@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify import Pruner
-from sparsify.surgery.shrink import ShrinkReport, shrink
+from sparsify.surgery.shrink.shrink import ShrinkReport, shrink
 from sparsify.training.data import Data, load_data
 from sparsify.training.evaluate import evaluate
 from sparsify.training.settings import DataSettings

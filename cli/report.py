@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from sparsify.formats.file.inspection import FileSummary
     from sparsify.pruning.report import PruningReport
-    from sparsify.surgery.convert import ConversionReport
+    from sparsify.surgery.conversion.convert import ConversionReport
     from sparsify.training.prepare import Prepared
     from sparsify.training.run import TrainResult
 

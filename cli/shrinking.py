@@ -11,7 +11,7 @@ from .show import say
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sparsify.surgery.channels import Dead
+    from sparsify.surgery.analysis.channels import Dead
 
 
 def random_images(count: int, shape: tuple[int, ...]) -> Tensor:
@@ -30,8 +30,8 @@ def check_options(command: str, shrink: bool, **given: object) -> None:
 
 def shrunk(model: nn.Module, input_shape: tuple[int, ...], round_to: int | None, dead: Dead) -> nn.Module:
     """Return the smaller model, with those masks that still remove something, and say what went."""
-    from sparsify.surgery.remask import mask_again
-    from sparsify.surgery.shrink import shrink
+    from sparsify.surgery.shrink.remask import mask_again
+    from sparsify.surgery.shrink.shrink import shrink
 
     report = shrink(model, random_images(1, input_shape), round_to=round_to, dead=dead)
     first, *rest = str(report).splitlines()

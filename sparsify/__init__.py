@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from .pruning.pruner import Pruner as Pruner
     from .runtime.compile import compile as compile
     from .runtime.semi_structured import to_semi_structured as to_semi_structured
-    from .surgery.channels import analyse as analyse
-    from .surgery.convert import convert as convert
-    from .surgery.cut_training import cut_optimizer as cut_optimizer
-    from .surgery.cut_training import cut_state as cut_state
-    from .surgery.fold import fold as fold
+    from .surgery.analysis.channels import analyse as analyse
+    from .surgery.conversion.convert import convert as convert
+    from .surgery.conversion.fold import fold as fold
     from .surgery.masks import get_masks as get_masks
     from .surgery.masks import set_masks as set_masks
-    from .surgery.shrink import shrink as shrink
+    from .surgery.shrink.optimizer_state import cut_optimizer as cut_optimizer
+    from .surgery.shrink.optimizer_state import cut_state as cut_state
+    from .surgery.shrink.shrink import shrink as shrink
     from .surgery.sync import sync_masks as sync_masks
-    from .surgery.trace import trace as trace
-    from .surgery.verify import verify as verify
+    from .surgery.tracing.whole_model import trace as trace
+    from .surgery.verification.verify import verify as verify
     from .training.recipe import Recipe as Recipe
     from .training.recipe import read_recipe as read_recipe
     from .training.run import train as train
@@ -41,13 +41,13 @@ _HOME = {
     "Pruner": ".pruning.pruner",
     "Recipe": ".training.recipe",
     "SparsifyError": ".errors",
-    "analyse": ".surgery.channels",
+    "analyse": ".surgery.analysis.channels",
     "build_model": ".models",
     "compile": ".runtime.compile",
-    "convert": ".surgery.convert",
-    "cut_optimizer": ".surgery.cut_training",
-    "cut_state": ".surgery.cut_training",
-    "fold": ".surgery.fold",
+    "convert": ".surgery.conversion.convert",
+    "cut_optimizer": ".surgery.shrink.optimizer_state",
+    "cut_state": ".surgery.shrink.optimizer_state",
+    "fold": ".surgery.conversion.fold",
     "get_masks": ".surgery.masks",
     "import_weights": ".export.import_weights",
     "load": ".export.save",
@@ -56,12 +56,12 @@ _HOME = {
     "read_recipe": ".training.recipe",
     "save": ".export.save",
     "set_masks": ".surgery.masks",
-    "shrink": ".surgery.shrink",
+    "shrink": ".surgery.shrink.shrink",
     "sync_masks": ".surgery.sync",
     "to_semi_structured": ".runtime.semi_structured",
-    "trace": ".surgery.trace",
+    "trace": ".surgery.tracing.whole_model",
     "train": ".training.run",
-    "verify": ".surgery.verify",
+    "verify": ".surgery.verification.verify",
 }
 
 __all__ = sorted(_HOME)

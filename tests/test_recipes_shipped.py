@@ -128,7 +128,7 @@ def test_study_baseline_has_the_published_learning_rate_and_ramp(model: str, kin
 )
 def test_study_masks_every_layer_but_the_published_ones(name: str, dense: set[str]) -> None:
     from sparsify.models import build_model
-    from sparsify.surgery.convert import convert
+    from sparsify.surgery.conversion.convert import convert
 
     recipe = study(name)
     assert recipe.prune is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.surgery.rules import Rule, entrywise
+from sparsify.surgery.rules.table import Rule, entrywise
 
 TEXT = (Path(__file__).parents[1] / "docs" / "shrink.md").read_text()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsify.errors import SparsifyError
 from sparsify.export.save import save
 from sparsify.models import build_model
-from sparsify.surgery.cuts import Cuts, apply_cuts
+from sparsify.surgery.shrink.cuts import Cuts, apply_cuts
 from sparsify.weights import load_checkpoint, load_state
 
 

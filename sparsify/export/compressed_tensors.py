@@ -17,7 +17,7 @@ from ..formats.io.atomic import atomic_write
 from ..formats.io.atomic_folder import atomic_folder
 from ..formats.model.model_state import collect
 from ..formats.model.stored_tensors import dense_parts
-from ..surgery.fold import fold
+from ..surgery.conversion.fold import fold
 from ..surgery.masks import masked_weights
 from .registry import Outgoing, Written
 

@@ -13,7 +13,7 @@ from ..errors import SparsifyError
 from ..formats.model.write import write_sparse
 from ..runtime.compile import compile
 from ..runtime.tuning.file_record import entry
-from ..surgery.fold import fold
+from ..surgery.conversion.fold import fold
 from .program import case_of, example_of, of_size
 from .registry import Outgoing, Written
 

@@ -16,8 +16,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import RunError, SparsifyError
+from ..surgery.conversion.fold import fold
 from ..surgery.copies import deep_copy
-from ..surgery.fold import fold
 from .registry import Outgoing
 
 Inputs: TypeAlias = tuple[Any, ...]

@@ -15,7 +15,7 @@ from ..formats.io.atomic_folder import Ours, check_folder, nothing_is_ours
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..surgery.cuts import Cuts
+    from ..surgery.shrink.cuts import Cuts
 
 
 @dataclass(frozen=True)

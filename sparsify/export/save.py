@@ -18,9 +18,9 @@ from ..formats.model.dtypes import CASTS
 from ..formats.model.load import load as load
 from ..formats.model.read import FileState as FileState
 from ..formats.model.read import read_state as read_state
-from ..surgery.cuts import Cuts
 from ..surgery.progress import warn_of_schedule
-from ..surgery.wrappers import unwrap
+from ..surgery.shrink.cuts import Cuts
+from ..surgery.unwrap import unwrap
 from .registry import Outgoing, Written, check_place, check_way
 
 

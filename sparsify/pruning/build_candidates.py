@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import SparsifyError
-from ..surgery.fold import fold
+from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from .selection.candidates import Choices, EntryChoices, check_amount
 from .selection.granularity import GRANULARITIES, along_inputs
@@ -20,8 +20,8 @@ from .units.group_candidates import UnitChoices
 from .units.groups import learn_groups
 
 if TYPE_CHECKING:
-    from ..surgery.channels import Channels
-    from ..surgery.rules import Rule
+    from ..surgery.analysis.channels import Channels
+    from ..surgery.rules.table import Rule
 
 
 def make_choices(
@@ -55,7 +55,7 @@ def _make_choices(
     scope, settings = SCOPES[pruning.scope], pruning.granularity
     if settings.name == "unit" and (channels is not None or example_input is not None):
         if channels is None:
-            from ..surgery.channels import analyse
+            from ..surgery.analysis.channels import analyse
 
             channels = analyse(fold(model), example_input, heads=settings.heads or "whole", rules=rules)
         per = _per(model, pruning, example_input, channels)

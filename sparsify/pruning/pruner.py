@@ -26,8 +26,8 @@ from .state import pack, unpack
 from .units.group_candidates import UnitChoices
 
 if TYPE_CHECKING:
-    from ..surgery.channels import Channels
-    from ..surgery.rules import Rule
+    from ..surgery.analysis.channels import Channels
+    from ..surgery.rules.table import Rule
 
 __all__ = ["Pruner", "PruningReport", "ScheduleWarning", "SparsityWarning"]
 

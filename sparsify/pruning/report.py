@@ -7,8 +7,8 @@ from fractions import Fraction
 
 from torch import nn
 
+from ..surgery.ignore_patterns import keyword_clashes
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
-from ..surgery.names import keyword_clashes
 from .selection.candidates import Choices, EntryChoices
 from .selection.granularity import rows
 from .selection.k_lowest import kept_in_rows

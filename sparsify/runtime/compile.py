@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import SparsifyError
 from ..formats.model.load import load
-from ..surgery.fold import fold
+from ..surgery.conversion.fold import fold
 from .cuda import for_cuda, on_cuda
 from .engine import Engine
 from .tuning.file_record import Stored, read

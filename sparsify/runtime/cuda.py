@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..surgery.fold import fold
+from ..surgery.conversion.fold import fold
 from .semi_structured import to_semi_structured
 from .tuning.search import difference
 

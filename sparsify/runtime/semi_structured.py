@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..surgery.fold import fold
+from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, masked_weights, original_class
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.int8)

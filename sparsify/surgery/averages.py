@@ -17,7 +17,7 @@ from torch import nn
 
 from .masks import all_masked_parameters, names_of_masked
 from .sync import sync_masks
-from .wrappers import unwrap
+from .unwrap import unwrap
 
 _UPDATES: dict[str, dict[str, tuple[str, ...]]] = {
     "torch.optim.swa_utils": {"AveragedModel": ("update_parameters",)},

@@ -19,8 +19,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .. import ops
-from .effects import changed_buffers, in_mode
-from .pruned import put_parameter
+from .side_effects import changed_buffers, in_mode
+from .torch_prune import put_parameter
 
 
 @dataclass(frozen=True, eq=False)

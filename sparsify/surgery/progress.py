@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .wrappers import unwrap
+from .unwrap import unwrap
 
 
 class ScheduleWarning(UserWarning):

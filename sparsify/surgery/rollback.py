@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from .effects import attributes_of, put_back
+from .side_effects import attributes_of, put_back
 
 
 @contextmanager

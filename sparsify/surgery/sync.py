@@ -6,7 +6,7 @@ from torch import nn
 
 from ..errors import SparsifyError
 from .masks import get_masks, set_masks
-from .wrappers import unwrap
+from .unwrap import unwrap
 
 
 def sync_masks(average: nn.Module, live: nn.Module) -> None:

@@ -15,9 +15,9 @@ from ..errors import RunError
 from ..formats.model.masks import load_masks
 from ..models import build_model
 from ..pruning.pruner import Pruner
-from ..surgery.convert import ConversionReport, convert
+from ..surgery.conversion.convert import ConversionReport, convert
 from ..surgery.masks import masked_weights
-from ..surgery.verify import VerifyReport, verify
+from ..surgery.verification.verify import VerifyReport, verify
 from ..weights import LoadReport, load_checkpoint
 from .data import Data, count_classes, load_data
 from .loop import Training

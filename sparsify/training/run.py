@@ -18,8 +18,8 @@ from ..export.save import save, write
 from ..formats.file.cuts_text import cuts_from, cuts_text, read_cuts
 from ..models import FROM_PYTHON
 from ..pruning.report import PruningReport
-from ..surgery.cuts import cuts_of
 from ..surgery.masks import get_masks, set_masks
+from ..surgery.shrink.cuts import cuts_of
 from . import folder as folders
 from .checkpoint import random_state, read_state, set_model_state, set_optimizer_state, set_random_state, write_state
 from .loop import Record, Training, train_steps

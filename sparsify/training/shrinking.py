@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..surgery.cut_training import cut_optimizer
-from ..surgery.cuts import Cuts, apply_cuts
-from ..surgery.fold import plain_copy
-from ..surgery.remask import mask_again
-from ..surgery.shrink import shrink
+from ..surgery.conversion.fold import plain_copy
+from ..surgery.shrink.cuts import Cuts, apply_cuts
+from ..surgery.shrink.optimizer_state import cut_optimizer
+from ..surgery.shrink.remask import mask_again
+from ..surgery.shrink.shrink import shrink
 
 if TYPE_CHECKING:
     from .loop import Training

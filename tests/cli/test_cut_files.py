@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import sparsify as library
-from sparsify.surgery.cuts import Cuts, apply_cuts, cuts_of
+from sparsify.surgery.shrink.cuts import Cuts, apply_cuts, cuts_of
 
 from .conftest import Outcome
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sparsify.surgery.cuts import Cuts, apply_cuts
+from sparsify.surgery.shrink.cuts import Cuts, apply_cuts
 
 from .toys import UNSIGNED, Holder, Standardised
 
@@ -68,7 +68,7 @@ CUTS = Cuts(
 def version2() -> nn.Module:
     """Version2 after the cut, with masks on both weights and on a bias."""
     from sparsify import convert, get_masks, set_masks
-    from sparsify.surgery.also import mask_also
+    from sparsify.surgery.conversion.mask_extra import mask_also
 
     model = apply_cuts(Version2(), CUTS)
     convert(model)

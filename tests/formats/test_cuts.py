@@ -22,8 +22,8 @@ from sparsify.export.save import inspect_file, load, read_state, save
 from sparsify.formats.file.cuts_text import cuts_from, cuts_text, read_cuts
 from sparsify.formats.file.inspection import TensorRow
 from sparsify.formats.file.metadata import read_contents
-from sparsify.surgery.cuts import Cuts, apply_cuts, cuts_of
 from sparsify.surgery.masks import get_masks, set_masks
+from sparsify.surgery.shrink.cuts import Cuts, apply_cuts, cuts_of
 
 from ..surgery.cut_models import MODELS, OWN, RESNET, VIT, own, tokens
 from .test_damage import _set, refused, rewritten

@@ -15,9 +15,9 @@ import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.formats.file.container import Part, container_chunks
 from sparsify.formats.file.mask_file import StoredMask, inspect_masks
-from sparsify.surgery.also import mask_also
-from sparsify.surgery.cuts import Cuts, apply_cuts
+from sparsify.surgery.conversion.mask_extra import mask_also
 from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.shrink.cuts import Cuts, apply_cuts
 from sparsify.weights import load_checkpoint
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import sparsify
 from sparsify.export.save import load, read_state, save
 from sparsify.formats.codec.weight_encodings import ENCODINGS
-from sparsify.surgery.cuts import Cuts, apply_cuts
+from sparsify.surgery.shrink.cuts import Cuts, apply_cuts
 
 from .example_reader import EXAMPLE, read_sparsify
 from .test_round_trip import Tied

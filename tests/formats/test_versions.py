@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparsify import get_masks
 from sparsify.export.save import inspect_file, load, read_state
-from sparsify.surgery.cuts import cuts_of
+from sparsify.surgery.shrink.cuts import cuts_of
 
 from .samples import CUTS, FOLDER, Version1, Version2, version2
 from .toys import UNSIGNED, Holder, Standardised, same_bits

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsify.surgery.channels import Channels, Operation
-from sparsify.surgery.convert import convert
+from sparsify.surgery.analysis.channels import Channels, Operation
+from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, masked_weights
 
 Array = np.ndarray[Any, Any]

@@ -20,9 +20,9 @@ from sparsify.pruning.units.costs import (
     savings,
     total,
 )
-from sparsify.surgery.channels import analyse
-from sparsify.surgery.convert import convert
-from sparsify.surgery.fold import fold
+from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.conversion.convert import convert
+from sparsify.surgery.conversion.fold import fold
 from sparsify.surgery.masks import get_masks, masked_weights
 from tests.pruning.examples import chain, tied
 

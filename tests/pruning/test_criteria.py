@@ -15,7 +15,7 @@ from sparsify.pruning.criteria.gradients import summed_gradients
 from sparsify.pruning.criteria.table import Absolute, Context, magnitude, snip
 from sparsify.pruning.criteria.table import random as random_criterion
 from sparsify.pruning.pruner import Pruner
-from sparsify.surgery.convert import convert
+from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
 from tests.pruning.examples import small_network
 

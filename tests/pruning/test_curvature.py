@@ -12,7 +12,7 @@ from sparsify.errors import SparsifyError
 from sparsify.pruning.criteria.hessian_gradient import hessian_gradient_products
 from sparsify.pruning.criteria.table import Context, grasp
 from sparsify.pruning.pruner import Pruner
-from sparsify.surgery.convert import convert
+from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
 from tests.pruning.examples import linear_model
 from tests.pruning.test_criteria import Standardised, loss_fn, network, some_batches

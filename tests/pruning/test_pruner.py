@@ -14,7 +14,7 @@ from sparsify.errors import SparsifyError
 from sparsify.pruning.criteria.table import Context
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
-from sparsify.surgery.convert import convert
+from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, masked_weights
 from tests.pruning.examples import linear_model, small_network
 

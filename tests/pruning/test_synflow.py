@@ -13,7 +13,7 @@ from sparsify.pruning.criteria.synflow import synaptic_flow
 from sparsify.pruning.mask_update import round_targets
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.settings.prune import parse_pruning
-from sparsify.surgery.convert import convert
+from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks
 from tests.pruning.examples import linear_model
 from tests.pruning.test_criteria import Standardised

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sparsify.surgery.cuts import Cuts
+from sparsify.surgery.shrink.cuts import Cuts
 
 
 class Own(nn.Module):

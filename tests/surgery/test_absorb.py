@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.surgery.absorb import absorbed, constant_inputs, cut_and_absorb
-from sparsify.surgery.also import mask_also
-from sparsify.surgery.channels import analyse, study
-from sparsify.surgery.cuts import Cuts
-from sparsify.surgery.remask import mask_again
-from sparsify.surgery.shrink import shrink
-from sparsify.surgery.sizes import Kept
-from sparsify.surgery.tape import record
+from sparsify.surgery.analysis.channels import analyse, study
+from sparsify.surgery.conversion.mask_extra import mask_also
+from sparsify.surgery.recording.recorder import record
+from sparsify.surgery.shrink.bias_absorption import absorbed, constant_inputs, cut_and_absorb
+from sparsify.surgery.shrink.cuts import Cuts
+from sparsify.surgery.shrink.remask import mask_again
+from sparsify.surgery.shrink.shrink import shrink
+from sparsify.surgery.shrink.size_attributes import Kept
 
 from .halves import zero_half
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify import convert, set_masks
-from sparsify.surgery.alike import graphs_like
+from sparsify.surgery.tracing.trace_cache import graphs_like
 
 
 class Block(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, prune
 
 from sparsify import SparsifyError, convert, fold, get_masks, set_masks, trace, verify
-from sparsify.surgery.also import mask_also
+from sparsify.surgery.conversion.mask_extra import mask_also
 from sparsify.surgery.masks import masked_parameters, masked_weights
 
 from .test_convert import Borrowing, Standardised

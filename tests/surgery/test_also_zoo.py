@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparsify import convert, fold, get_masks, set_masks, verify
-from sparsify.surgery.also import mask_also
+from sparsify.surgery.conversion.mask_extra import mask_also
 from sparsify.surgery.masks import masked_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:timm")]

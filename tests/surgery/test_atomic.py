@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from sparsify import SparsifyError, convert, get_masks, verify
-from sparsify.surgery.also import mask_also
+from sparsify.surgery.conversion.mask_extra import mask_also
 
 from .fingerprint import fingerprint
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.channels import analyse
-from sparsify.surgery.shrink import shrink
-from sparsify.surgery.tape import record
-from sparsify.surgery.variants import apart
+from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.recording.recorder import record
+from sparsify.surgery.shrink.other_inputs import apart
+from sparsify.surgery.shrink.shrink import shrink
 from tests.surgery.halves import zero_half
 
 IMAGE = torch.randn(2, 3, 8, 8)

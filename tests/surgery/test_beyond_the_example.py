@@ -220,7 +220,7 @@ class TwoOutputs(nn.Module):
 
 
 def test_each_output_is_compared_by_its_own_largest_entry() -> None:
-    from sparsify.surgery.variants import apart
+    from sparsify.surgery.shrink.other_inputs import apart
 
     with torch.no_grad():
         ours = TwoOutputs()(X)

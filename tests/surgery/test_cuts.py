@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.surgery.cuts import Cuts, apply_cuts, beyond, compose, cut, cuts_of
+from sparsify.surgery.shrink.cuts import Cuts, apply_cuts, beyond, compose, cut, cuts_of
 
 from .cut_models import MODELS, OWN, Own, dead, own, tokens
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from sparsify import Pruner, convert, get_masks, set_masks
 from sparsify.errors import SparsifyError
-from sparsify.surgery.also import mask_also
-from sparsify.surgery.channels import analyse
-from sparsify.surgery.shrink import shrink
+from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.conversion.mask_extra import mask_also
+from sparsify.surgery.shrink.shrink import shrink
 
 X = torch.randn(2, 3, 6, 6)
 

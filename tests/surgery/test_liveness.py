@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.channels import analyse
-from sparsify.surgery.liveness import Liveness, spread
-from sparsify.surgery.shrink import shrink
-from sparsify.surgery.tape import record
+from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.analysis.liveness import Liveness, spread
+from sparsify.surgery.recording.recorder import record
+from sparsify.surgery.shrink.shrink import shrink
 
 
 class Between(nn.Module):

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sparsify.surgery.recording import all_double
-from sparsify.surgery.shrink import shrink
-from sparsify.surgery.variants import apart, outputs
+from sparsify.surgery.recording.context import all_double
+from sparsify.surgery.shrink.other_inputs import apart, outputs
+from sparsify.surgery.shrink.shrink import shrink
 
 
 def test_the_difference_is_the_largest_over_the_largest_of_its_tensor() -> None:

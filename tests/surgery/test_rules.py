@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery import axes
-from sparsify.surgery.channels import analyse
-from sparsify.surgery.rules import RULES
-from sparsify.surgery.tape import record
+from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.recording import broadcast_forms as axes
+from sparsify.surgery.recording.recorder import record
+from sparsify.surgery.rules.table import RULES
 
 Case = tuple[nn.Module, Any, Mapping[str, tuple[str, ...]]]
 CASES: dict[str, Callable[[], Case]] = {}

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sparsify import convert, fold, set_masks
 from sparsify.errors import RunError, SparsifyError
-from sparsify.surgery.channels import analyse
-from sparsify.surgery.shrink import ShrinkReport, shrink
-from sparsify.surgery.variants import apart, outputs
+from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.shrink.other_inputs import apart, outputs
+from sparsify.surgery.shrink.shrink import ShrinkReport, shrink
 from tests.surgery.test_rules import CASES, Forward, conv, image, linear
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.surgery.channels import analyse
-from sparsify.surgery.steps import STALE, Tape
-from sparsify.surgery.tape import record, tensors_in
+from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.recording.ops import STALE, Tape
+from sparsify.surgery.recording.recorder import record, tensors_in
 
 
 class Calls(nn.Module):

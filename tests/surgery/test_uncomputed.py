@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.tape import _record, record
-from sparsify.surgery.uncomputed import ValuesNeededError
+from sparsify.surgery.recording.recorder import _record, record
+from sparsify.surgery.recording.shape_only import ValuesNeededError
 
 from .test_tape import Calls, names
 

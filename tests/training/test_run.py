@@ -10,7 +10,7 @@ from sparsify.errors import RunError, SparsifyError
 from sparsify.export.save import inspect_file, load, save
 from sparsify.formats.model.masks import load_masks
 from sparsify.models import build_model
-from sparsify.surgery.convert import convert
+from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, set_masks
 from sparsify.training import run
 from sparsify.training.checkpoint import read_state

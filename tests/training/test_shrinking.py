@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify.surgery.cuts import cuts_of
+from sparsify.surgery.shrink.cuts import cuts_of
 from sparsify.training.folder import LAST
 
 

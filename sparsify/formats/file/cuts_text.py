@@ -14,7 +14,7 @@ from ..codec.bitpack import count
 from .container import MAX_RANK, Array, Shape
 
 if TYPE_CHECKING:
-    from ...surgery.cuts import Cuts
+    from ...surgery.shrink.cuts import Cuts
 
 # An index takes some 40 bytes of memory, and a position one: a small header could be made to claim many.
 MOST_INDICES, MOST_POSITIONS = 2**22, 2**26
@@ -110,7 +110,7 @@ def read_cuts(text: str) -> StoredCuts:
 
 def cuts_from(stored: StoredCuts) -> Cuts:
     """Return the same as `surgery.cuts.Cuts`."""
-    from ...surgery.cuts import Cuts
+    from ...surgery.shrink.cuts import Cuts
 
     removed: dict[str, dict[int, tuple[int, ...]]] = {}
     for group in stored.groups:

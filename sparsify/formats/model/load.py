@@ -9,9 +9,9 @@ from functools import partial
 from torch import nn
 
 from ...errors import SparsifyError
-from ...surgery.cuts import Cuts, cut, cuts_of, every_tensor
 from ...surgery.masks import all_masked_parameters
-from ...surgery.wrappers import unwrap
+from ...surgery.shrink.cuts import Cuts, cut, cuts_of, every_tensor
+from ...surgery.unwrap import unwrap
 from ..file.cuts_text import cuts_from
 from ..file.mask_file import are_masks_alone
 from ..file.metadata import NOT_ARGUMENTS, Contents, Metadata
@@ -63,7 +63,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     if model is None:
         target.eval()
     if fold and next(all_masked_parameters(inner), None) is not None:
-        from ...surgery.fold import fold as fold_model
+        from ...surgery.conversion.fold import fold as fold_model
 
         return fold_model(inner)
     return target
@@ -101,7 +101,7 @@ def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> 
         raise SparsifyError(f"{os.fspath(path)}: the model cannot be cut as the file's was: {error}") from error
 
     def back() -> None:
-        from ...surgery.forwards import detach_masks
+        from ...surgery.masking.masked_classes import detach_masks
 
         for module in model.modules():
             detach_masks(module)  # it was plain
@@ -121,8 +121,8 @@ def ensure_masked(where: str, model: nn.Module, weights: Collection[str], furthe
 
     Raises SparsifyError, which `where` begins, unless all of them carry masks then.
     """
-    from ...surgery.also import mask_also
-    from ...surgery.convert import convert
+    from ...surgery.conversion.convert import convert
+    from ...surgery.conversion.mask_extra import mask_also
 
     skipped: Mapping[str, str] = {}
     if next(all_masked_parameters(model), None) is None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ...errors import SparsifyError, nearest
 from ...export.registry import Outgoing, Written
-from ...surgery.forwards import detach_masks
+from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters, masked_parameters, set_masks
-from ...surgery.wrappers import unwrap
+from ...surgery.unwrap import unwrap
 from ..file.container import Array, Part, Shape, container_chunks
 from ..file.mask_file import FORMAT, SUFFIX, are_masks_alone, names_of_dense, read_masks, shortest, table_of
 from ..file.metadata import Contents, metadata_text, read_contents

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError
-from ...surgery.cut_attributes import new_attributes
-from ...surgery.cut_indices import checked
-from ...surgery.cuts import Cuts, cuts_of, every_tensor
 from ...surgery.masks import all_masked_parameters, all_masked_weights, is_computed
+from ...surgery.shrink.attributes import new_attributes
+from ...surgery.shrink.cuts import Cuts, cuts_of, every_tensor
+from ...surgery.shrink.indices import checked
 from ..file.cuts_text import cuts_text, read_cuts
 
 

@@ -26,7 +26,7 @@ def write_dense(outgoing: Outgoing) -> Written:
     cut = text_of_cuts(outgoing.model, outgoing.cuts)
     if state.raw:
         # The forward computes with something else than these values: only folding can put the zeros in.
-        from ...surgery.fold import fold
+        from ...surgery.conversion.fold import fold
 
         state = collect(fold(outgoing.model))
     parts, text = dense_parts(state, outgoing.dtype), metadata_text(outgoing.metadata, {}, {}, cut)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SparsifyError
+from ...surgery.ignore_patterns import ignored_names
 from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
-from ...surgery.names import ignored_names
 from ...surgery.parametrized import seen_names
 
 _LOG = logging.getLogger("sparsify")

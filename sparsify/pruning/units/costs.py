@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..preserve_state import unchanged
 
 if TYPE_CHECKING:
-    from ...surgery.channels import Channels
+    from ...surgery.analysis.channels import Channels
 
 _TIMED_RUNS = 3
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...surgery.axes import row_pieces
+from ...surgery.recording.broadcast_forms import row_pieces
 from ..selection.k_lowest import Part, not_a_number
 from .groups import Groups
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SparsifyError
+from ...surgery.analysis.union_find import lowest_connected
 from ...surgery.masks import layout, masked_parameters, masked_weights, matrix_shapes
-from ...surgery.numbers import lowest_connected
 from ..selection.prunable_weights import maskable_weights
 
 if TYPE_CHECKING:
-    from ...surgery.channels import Channels
+    from ...surgery.analysis.channels import Channels
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
 
 def _mask_further(model: nn.Module, names: list[str]) -> dict[str, str]:
     """Put masks on further parameters; return those that take none, with the reason."""
-    from ...surgery.also import mask_also
+    from ...surgery.conversion.mask_extra import mask_also
 
     if not names:
         return {}

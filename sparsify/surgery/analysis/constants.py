@@ -1,0 +1,282 @@
+"""What entries hold whatever the input is, as far as that can be told: the constant channels among others.
+
+Next to its flags, every Value of a pass gets a float64 form that holds the value of entries on which no input has
+influence, and NaN for all others. It is conservative: an operation that is not known here makes entries that depend on
+the input of all that may be nonzero.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..recording import broadcast_forms as forms
+from ..recording.broadcast_forms import ranked
+from ..recording.ops import Step, Value, joined_values
+from ..tracing.one_forward import map_leaves
+
+if TYPE_CHECKING:
+    from .liveness import Liveness
+
+_ENTRYWISE = frozenset(
+    "add sub rsub mul div pow neg abs square sqrt rsqrt reciprocal exp expm1 log log1p sin cos erf sigmoid tanh relu "
+    "gelu silu mish elu celu selu leaky_relu softplus softshrink hardshrink log_sigmoid hardswish hardsigmoid hardtanh "
+    "threshold clamp clamp_min clamp_max maximum minimum _prelu_kernel where masked_fill lt le gt ge eq ne sign floor "
+    "ceil round trunc frac heaviside fmod remainder lerp addcmul addcdiv exp2 log2 log10 tan asin acos atan sinh cosh "
+    "asinh acosh atanh erfc nan_to_num".split()
+)
+_CONDITIONS = {"where": 0, "masked_fill": 1}  # operation -> its argument that is true or false
+_NORMS = "native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split()
+_AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+# With one value at every position, this is what comes out: over space, over the dimensions that they name.
+_OVER_SPACE = frozenset(
+    "max_pool1d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d "
+    "adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d".split()
+)
+_OVER_DIMENSIONS = ("mean", "amax", "amin")
+
+
+def enter(live: Liveness, step: Step) -> None:
+    """Enter in `live.held` what the results of a step hold, whose flags are there, if these do not say it all."""
+    if not step.results or all(value.constant is not None for value in step.results):
+        return
+    known = [live.held[value] for value in step.results] if step.results[0] in live.held else _known(live, step)
+    for value, form in zip(step.results, known or (), strict=False):
+        if form is not None and value in live.flags:
+            live.held[value] = torch.where(live.flags[value].detach() > 0, form, 0.0)
+            if any(source in live.learnt or _shared(live, source) for source in step.inputs):
+                live.learnt.add(value)
+            else:
+                _drop_zeros(live, value)
+
+
+def _drop_zeros(live: Liveness, value: Value) -> None:
+    """Take the flags of entries that hold zero whatever the input, as negative constants do after a ReLU."""
+    zero = (live.held[value] == 0) & (live.flags[value].detach() > 0)
+    if zero.any():
+        live.set(value, live.flags[value] * (~zero).to(torch.float32))
+
+
+def _shared(live: Liveness, value: Value) -> bool:
+    """Whether a Value is one number that is learnt: a channel may depend on it, and does not go with it."""
+    return live.learning and value.trainable and math.prod(value.shape) == 1 and value.names[0] not in live.kept
+
+
+def held(live: Liveness, value: Value) -> Tensor:
+    """Return the form of a Value that says what its entries hold whatever the input; NaN where that is not known."""
+    if value in live.held:
+        return live.held[value]
+    if value.constant is None:
+        return torch.where(live.of(value).detach() > 0, math.nan, 0.0).to(torch.float64)
+    if value.constant.is_complex():
+        return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64)
+    if live.learning and value.trainable and not _shared(live, value):
+        kept = live.kept.get(value.names[0], torch.ones([1] * len(value.shape), dtype=torch.bool))
+        return torch.where(kept, math.nan, 0.0).to(torch.float64)
+    if value.names or live.as_stored or value not in live.tape.made:
+        return live.constant(value).to(torch.float64)
+    # Made of parameters, which are masked: rarely asked for, and then too large to keep.
+    step = live.tape.made[value]
+    known = (_known(live, step) or [None] * len(step.results))[step.results.index(value)]
+    return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64) if known is None else known
+
+
+def _flags_say_all(live: Liveness, value: Value) -> bool:
+    """Whether of the entries of a Value only those without a flag are known: they hold zero."""
+    return value.constant is None and value not in live.held
+
+
+def _unknown(live: Liveness, value: Value) -> bool:
+    """Whether nothing is known of any entry of a Value."""
+    return _flags_say_all(live, value) and bool(live.of(value).all())
+
+
+def _known(live: Liveness, step: Step) -> list[Tensor | None] | None:
+    """Return forms of a step's results; None for one, or for all, where its flags say all that is known."""
+    name = step.name.rstrip("_")
+    if step.moves:
+        return None if _flags_say_all(live, step.args[0]) else _moved(live, step)
+    if name == "copy":
+        return [ranked(held(live, step.args[1]), len(step.results[0].shape))]
+    if name in _ENTRYWISE:
+        return _entry_by_entry(live, step)
+    if step.name in ("cat", "stack"):
+        return _joined(live, step)
+    if step.name in _NORMS:
+        return [_normalised(live, step), *[None] * (len(step.results) - 1)]
+    if not isinstance(step.args[0], Value) or _flags_say_all(live, step.args[0]):
+        return None
+    if step.name in _OVER_SPACE or (step.name in _AVERAGES and _plain_average(step)):
+        space = next(int(c) for c in step.name if c in "123")
+        rank = len(step.args[0].shape)
+        form = uniform(held(live, step.args[0]), range(rank - space, rank))
+        return [form, *[None] * (len(step.results) - 1)]
+    if step.name in _OVER_DIMENSIONS:
+        return [_reduced(live, step)]
+    return None
+
+
+def uniform(form: Tensor, dims: range | list[int]) -> Tensor:
+    """Return a form reduced along `dims` to what its entries hold there, NaN if they are not all the same."""
+    if not dims or all(form.shape[d] == 1 for d in dims):
+        return form
+    low, high = form.amin(list(dims), keepdim=True), form.amax(list(dims), keepdim=True)
+    return torch.where(low == high, low, math.nan)
+
+
+def _moved(live: Liveness, step: Step) -> list[Tensor | None] | None:
+    value, rest = step.args[0], step.rest
+    form = held(live, value)
+    if rest is None or form.isnan().all():
+        return None
+    if step.name in forms.PARTS:
+        return list(forms.parts(step.name, form, value.shape, rest, step.operation, len(step.results)))
+    return [forms.MOVES[step.name](form, value.shape, step.results[0].shape, rest, step.operation)]
+
+
+def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
+    # Operations in place would write to the forms.
+    family_name = step.name.rstrip("_")
+    family = getattr(torch.ops.aten, family_name, None)
+    operation = getattr(family, step.operation._overloadname, None)
+    condition = step.args[_CONDITIONS[family_name]] if family_name in _CONDITIONS else step
+    if operation is None or any(_unknown(live, value) for value in step.inputs):
+        return None
+
+    def outcome(given: dict[Value, Tensor]) -> Tensor:
+        def form_of(leaf: Any) -> Any:
+            form = given[leaf] if isinstance(leaf, Value) else leaf
+            return form != 0 if leaf is condition else form
+
+        made: Tensor = operation(*map_leaves(step.args, form_of), **map_leaves(step.kwargs, form_of))
+        return made.to(torch.float64)
+
+    rank = len(step.results[0].shape)
+    if all(_flags_say_all(live, value) for value in step.inputs):
+        of_zeros = outcome({value: torch.zeros((), dtype=torch.float64) for value in step.inputs})
+        if not of_zeros:
+            return None
+        moving = [ranked(live.of(value).detach(), rank) > 0 for value in step.inputs]
+        return [torch.where(functools.reduce(torch.logical_or, moving), math.nan, of_zeros)]
+    given = {value: ranked(held(live, value), rank) for value in step.inputs}
+    lost = functools.reduce(torch.logical_or, [form.isnan() for form in given.values()])
+    return None if lost.all() else [torch.where(lost, math.nan, outcome(given))]
+
+
+def _joined(live: Liveness, step: Step) -> list[Tensor | None] | None:
+    values = joined_values(step)
+    if all(_flags_say_all(live, value) for value in values):
+        return None
+    rank = len(step.results[0].shape)
+    dim = (step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)) % rank
+    if step.name == "cat":
+        return [forms.joined([held(live, v) for v in values], [v.shape for v in values], dim)]
+    shapes = [(*v.shape[:dim], 1, *v.shape[dim:]) for v in values]
+    return [forms.joined([held(live, v).unsqueeze(dim) for v in values], shapes, dim)]
+
+
+def _normalised(live: Liveness, step: Step) -> Tensor | None:
+    value, weight, bias, mean, variance, *rest = step.args
+    if not isinstance(mean, Value) or not isinstance(variance, Value) or rest[0] is True:
+        return None
+    shape = [1, -1] + [1] * (len(value.shape) - 2)
+    if _flags_say_all(live, value):
+        moving = live.of(value) if weight is None else live.of(value) * live.of(weight).reshape(shape)
+        if not bool((live.flags[step.results[0]] > moving).any()):
+            return None
+
+    def along(v: Value) -> Tensor:
+        return held(live, v).expand(v.shape).reshape(shape)
+
+    scale = (along(variance) + rest[-1]).rsqrt() * (1.0 if weight is None else along(weight))
+    form = torch.where(scale == 0, 0.0, (held(live, value) - along(mean)) * scale)
+    return form if bias is None else form + along(bias)
+
+
+def _plain_average(step: Step) -> bool:
+    """Whether every mean is taken over as many entries: no padding, no rounding up, no divisor of its own."""
+    padding, ceiled, divisor = ([*step.args[3:], *[0] * 4][i] for i in (0, 1, 3))
+    return not (any(padding) if isinstance(padding, (list, tuple)) else padding) and not ceiled and not divisor
+
+
+def _reduced(live: Liveness, step: Step) -> Tensor | None:
+    from ..rules.reduction import dims_of
+
+    value, result = step.args[0], step.results[0]
+    dims = dims_of(step, value)
+    form = uniform(held(live, value), dims)
+    return (
+        form
+        if len(result.shape) == form.dim()
+        else form.reshape([n for d, n in enumerate(form.shape) if d not in dims])
+    )
+
+
+def still(live: Liveness, step: Step) -> Tensor | None:
+    """Return which channels entering a foldable step hold one value, not zero, everywhere (float 0/1); None if none.
+
+    What reads them is the step's bias, once they are folded into it; they are noted in `live.still`.
+    """
+    fold = live.foldable.get(step)
+    if fold is None or _flags_say_all(live, fold.value):
+        return None
+    values = _entering(live, step)
+    constant = ~values.isnan() & (_flagged(live, step) if live.learnt else values != 0)
+    if not constant.any():
+        return None
+    live.still[step] = constant
+    return constant.to(torch.float32)
+
+
+def _entering(live: Liveness, step: Step) -> Tensor:
+    """Return what each channel that enters a foldable step holds at all positions."""
+    fold = live.foldable[step]
+    form = held(live, fold.value)
+    form = uniform(form, [d for d in range(form.dim()) if d != fold.dim])
+    return form.reshape(-1).expand(fold.value.shape[fold.dim])
+
+
+def _columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
+    """Return columns of a weight, float64; with NaN for entries that are learnt."""
+    assert weight.constant is not None
+    columns = weight.constant[:, wanted].to(torch.float64)
+    kept = live.kept.get(weight.names[0])
+    if live.learning and weight.trainable:
+        columns = torch.full_like(columns, math.nan)
+    return columns if kept is None else torch.where(kept.expand(weight.shape)[:, wanted], columns, 0)
+
+
+def _flagged(live: Liveness, step: Step) -> Tensor:
+    """Return which channels that enter a foldable step may be nonzero: what is learnt may be zero for now."""
+    fold = live.foldable[step]
+    flags = live.of(fold.value).detach()
+    dims = [d for d in range(flags.dim()) if d != fold.dim]
+    return (flags.amax(dims) if dims else flags).reshape(-1).expand(fold.value.shape[fold.dim]) > 0
+
+
+def hold_sum(live: Liveness, step: Step, moving: Tensor, added: Value | None, dim: int) -> None:
+    """Enter what a weighted sum of channels holds, along `dim`: nothing that is known where `moving` is positive."""
+    result = step.results[0]
+    moving = moving.detach() > 0
+    if moving.all() or result.constant is not None:
+        return
+    total = torch.zeros([1] * len(result.shape), dtype=torch.float64)
+    if added is not None:
+        sizes = [1] * len(result.shape)
+        sizes[dim] = -1
+        form = held(live, added)
+        total = ranked(form, len(sizes)) if len(added.shape) != 1 else form.reshape(sizes)
+    if step in live.still:
+        constant = live.still[step]
+        kernel = _columns(live, live.foldable[step].weight, constant)
+        sums = kernel.flatten(2).sum(2) if kernel.dim() > 2 else kernel
+        sizes = [1] * len(result.shape)
+        sizes[dim] = -1
+        total = total + (sums @ _entering(live, step)[constant]).reshape(sizes)
+    live.held[result] = torch.where(moving, math.nan, total)

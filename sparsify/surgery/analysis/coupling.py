@@ -1,0 +1,277 @@
+"""Which channels have to go together: a number for every index of every dimension that may shrink.
+
+Every dimension of every parameter and buffer starts with numbers of its own; each operation of the pass then says
+which of its operands' numbers are the same channel, or must stay: number 0 is that of entries that never go. A
+tensor's *axis* is an int64 form that tells the number of each entry along the dimensions in which it varies; it varies
+in two where a dimension was split, (heads * size) into (heads, size), until something decides which of them it follows.
+
+A dimension of which all entries are alike because a number said how long it is to be (`torch.zeros(n, self.width)`,
+`x.expand(-1, self.width)`) is *offered*: it has an axis too, which counts once a tensor with channels meets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from ..recording.ops import DECIDING, STALE, Step, Tape, Value, first_line
+from .axis_moves import move
+from .deferred import Settling, settle
+from .mac_counts import multiply_adds
+from .reasons import OUTPUTS
+from .union_find import Numbers
+
+Heads: TypeAlias = Literal["whole", "size"]
+
+
+# Of torch.nn's attention.
+_ROWS_OF_HEADS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def varying(axis: Tensor) -> tuple[int, ...]:
+    """Return the dimensions along which an axis varies."""
+    return tuple(d for d, size in enumerate(axis.shape) if size > 1)
+
+
+class Coupling:
+    """The axes of every Value of a pass, built up step by step.
+
+    Where attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
+    """
+
+    def __init__(self, tape: Tape, heads: Heads = "whole") -> None:
+        self.heads = heads
+        self.numbers = Numbers()
+        self.axes: dict[Value, list[Tensor]] = {}
+        self.offered: dict[Value, list[Tensor]] = {}
+        self.claimed: dict[Value, list[Tensor]] = {}  # those of the axes that were offered, along which all is alike
+        self.ranges: list[tuple[int, int, Value, int]] = []  # first number, one past the last, tensor, dimension
+        self.produced: list[Tensor] = []  # numbers whose zeros in a parameter make the operation's results zero
+        self.by_reading: list[Tensor] = []  # numbers that zeros in what reads them make dead
+        self.operations: list[tuple[Step, int, tuple[Tensor, ...]]] = []
+        self.barriers: dict[str, None] = dict.fromkeys(tape.problems)
+        self.barred: set[object] = set()  # steps and sentences that are barriers already
+        self.open = Settling()
+        self._rules = tape.rules
+        for step in tape.steps[: tape.evaluated]:
+            told = len(self.operations)
+            self.follow(step)
+            if len(self.operations) == told and multiply_adds(step):
+                self.operations.append((step, multiply_adds(step), ()))  # no rule says what it saves
+        costly = len(self.operations)
+        for step in tape.steps[tape.evaluated :]:
+            self.follow(step)
+        del self.operations[costly:]  # what only runs in training is no cost
+        for path, given in tape.branches:
+            self._keep_branch(tape, path, given)
+        self.numbers.at = OUTPUTS
+        for value in tape.outputs:
+            self.fix(value)
+        for path in tape.attentions:
+            self._keep_heads(tape, path)
+        settle(self.numbers, self.open)
+
+    def of(self, value: Value) -> list[Tensor]:
+        """Return the axes of a Value; a tensor of the model gets one per dimension when it is first asked for."""
+        if value not in self.axes:
+            made = []
+            for d, size in enumerate(value.shape if value.names else ()):
+                if size > 1:
+                    sizes = [1] * len(value.shape)
+                    sizes[d] = size
+                    numbers = self.numbers.fresh(size)
+                    self.ranges.append((int(numbers[0]), int(numbers[-1]) + 1, value, d))
+                    made.append(numbers.reshape(sizes))
+            self.axes[value] = made
+        return self.axes[value]
+
+    def set(self, value: Value, axes: Iterable[Tensor]) -> None:
+        """Give a Value its axes; axes that vary in a common dimension become one."""
+        kept: list[Tensor] = []
+        for axis in axes:
+            if not varying(axis):
+                self.numbers.fix(axis)  # what is left of a dimension when a part of one entry was taken
+                continue
+            apart = []
+            for other in kept:
+                if set(varying(other)) & set(varying(axis)):
+                    axis = self._one(axis, other)
+                else:
+                    apart.append(other)
+            kept = [*apart, axis]
+        for axis in kept:
+            if len(varying(axis)) > 1:
+                self.open.add(axis, self.numbers.at)
+        self.axes[value] = kept
+
+    def _one(self, axis: Tensor, other: Tensor) -> Tensor:
+        """Tie axes with a common dimension, now or once it is settled what they follow; return the wider one."""
+        few, many = sorted((other, axis), key=lambda one: len(varying(one)))
+        if set(varying(few)) < set(varying(many)):
+            self.open.meet(many, few, self.numbers.at)
+        else:
+            self.numbers.tie(axis, other)
+        return many
+
+    def offer(self, value: Value, axes: Iterable[Tensor]) -> None:
+        """Give a Value axes along dimensions in which its entries are alike; those that can not stand are fixed."""
+        taken = {d for axis in self.of(value) for d in varying(axis)}
+        for axis in axes:
+            if len(varying(axis)) == 1 and not taken & set(varying(axis)):
+                taken |= set(varying(axis))
+                self.offered.setdefault(value, []).append(axis)
+            else:
+                self.numbers.fix(axis)
+
+    def claim(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
+        """Return the axes of a Value, among them those that were offered along `dims`, which count from now on."""
+        wanted = set(dims)
+        offered = self.offered.pop(value, [])
+        claimed = [axis for axis in offered if wanted & set(varying(axis))]
+        self.claimed.setdefault(value, []).extend(claimed)
+        self.axes[value] = [*self.of(value), *claimed]
+        self.offer(value, [axis for axis in offered if not wanted & set(varying(axis))])
+        return self.axes[value]
+
+    def fix(self, value: Value, dims: Iterable[int] | None = None) -> None:
+        """Note that a Value keeps its size along `dims`, or altogether."""
+        for axis in self.of(value):
+            if dims is None or set(varying(axis)) & set(dims):
+                self.numbers.fix(axis)
+
+    def depend(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
+        """Return the axes left after an operation that depends on the number of entries along `dims` (a mean)."""
+        reduced = set(dims)
+        left = []
+        for axis in self.of(value):
+            rest = set(varying(axis)) - reduced
+            if not rest:
+                self.numbers.fix(axis)
+                continue
+            for d in set(varying(axis)) & reduced:
+                first = axis.narrow(d, 0, 1)
+                self.numbers.tie(axis, first)
+                axis = first
+            left.append(axis)
+        return left
+
+    def tied(self, axis: Tensor, dims: Iterable[int]) -> Tensor:
+        """Note that channels do not differ along `dims`, and return the axis without these."""
+        for d in set(varying(axis)) & set(dims):
+            first = axis.narrow(d, 0, 1)
+            self.numbers.tie(axis, first)
+            axis = first
+        return axis
+
+    def combine(self, result: Value, operands: Sequence[Value]) -> None:
+        """Set the axes of an element-wise operation's result, its operands broadcast."""
+        rank = len(result.shape)
+
+        def placed(axes: Iterable[Tensor]) -> list[Tensor]:
+            return [axis.reshape([1] * (rank - axis.dim()) + list(axis.shape)) for axis in axes]
+
+        followed = {d for value in operands for axis in placed(self.of(value)) for d in varying(axis)}
+        for value in operands:
+            self.claim(value, [d - rank + len(value.shape) for d in followed])
+        shapes = [[1] * (rank - len(value.shape)) + list(value.shape) for value in operands]
+        self.set(result, self.matched([(placed(self.of(v)), shape) for v, shape in zip(operands, shapes, strict=True)]))
+        offered = [placed(self.offered.get(value, [])) for value in operands]
+        together: dict[int, Tensor] = {}
+        for axis in (axis for axes in offered for axis in axes):
+            (d,) = varying(axis)
+            if any(
+                shape[d] > 1 and d not in {varying(o)[0] for o in own}
+                for own, shape in zip(offered, shapes, strict=True)
+            ):
+                self.numbers.fix(axis)  # another is as long, whatever is said to this one
+            else:
+                self.numbers.tie(axis, together.setdefault(d, axis))
+        self.offer(result, together.values())
+
+    def matched(self, operands: Sequence[tuple[Sequence[Tensor], Sequence[int]]]) -> list[Tensor]:
+        """Return the axes of operands that meet entry by entry, each given by its axes and its shape."""
+        given = [axis for axes, _ in operands for axis in axes]
+        for axes, shape in operands:
+            # A dimension that one operand follows and another of full size does not has to keep its size.
+            own = {d for axis in axes for d in varying(axis)}
+            for axis in given:
+                loose = {d for d in varying(axis) if shape[d] > 1 and d not in own}
+                if loose and loose == set(varying(axis)):
+                    self.numbers.fix(axis)
+                for d in loose:
+                    self.numbers.tie(axis, axis.narrow(d, 0, 1))
+        return given
+
+    def follow(self, step: Step) -> None:
+        """Enter what one step says; what can not be entered is kept."""
+        self.numbers.at = step
+        try:
+            self._enter(step)
+        except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
+            for value in step.results:
+                self.fix(value)
+            self.barrier(
+                step, f"operation '{step.name}' does not fit its rule ({type(error).__name__}: {first_line(error)})"
+            )
+
+    def _enter(self, step: Step) -> None:
+        from ..rules.table import RULES, pointwise
+
+        rule = self._rules.get(step.name) or (None if step.moves else RULES.get(step.name))
+        if rule is not None:
+            rule.couple(self, step)
+        elif step.moves:
+            move(self, step)
+        elif pointwise(step):
+            self.combine(step.results[0], step.inputs)
+            if step.name in ("add", "add_") and step.results[0].constant is None:  # a bias, or a table of positions
+                constants = (value for value in step.inputs if value.constant is not None)
+                self.produced += [axis for value in constants for axis in self.of(value)]
+            return
+        else:
+            self.barrier(step)
+        if step.results and not step.moves:
+            for value in step.inputs:
+                for axis in self.offered.pop(value, []):
+                    self.numbers.fix(axis)
+
+    def barrier(self, step: Step, why: str = "") -> None:
+        """Keep everything that goes into a step."""
+        for value in step.inputs:
+            for axis in [*self.of(value), *self.offered.pop(value, [])]:
+                self.numbers.fix(axis)
+        for value in step.results:
+            self.axes.setdefault(value, [])
+        if step.name in DECIDING and not why:
+            return  # `_keep_branch` says what it means
+        what = "memory written through another tensor" if step.name == STALE else f"operation '{step.name}'"
+        self.barriers[f"{step.module or 'the model'}: {why or what + ' has no rule'}"] = None
+        self.barred.add(step)
+
+    def _keep_branch(self, tape: Tape, path: str, given: Sequence[Value]) -> None:
+        """Note that all channels stay that a forward meets which decides by values what it does."""
+        why = f"{path or 'the model'}: its forward asks what activations hold, and may do something else with others"
+        self.numbers.at = why
+        inside = [step for step in tape.steps if not path or step.module == path or step.module.startswith(f"{path}.")]
+        met = dict.fromkeys([*given, *(value for step in inside for value in (*step.inputs, *step.results))])
+        for value in met:
+            if value in self.axes or value.constant is None:
+                self.fix(value)
+        self.barriers[why] = None
+        self.barred.add(why)
+
+    def _keep_heads(self, tape: Tape, path: str) -> None:
+        """Note that one of torch.nn's attention modules keeps its heads and their sizes."""
+        own = [tape.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
+        rows = [value for value in own if value in self.axes]
+        why = (
+            f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
+        )
+        self.numbers.at = why
+        for value in rows:
+            self.fix(value, [0])
+        if rows:
+            self.barriers[why] = None
+            self.barred.add(why)

@@ -1,0 +1,105 @@
+"""What is decided once all operations have been entered: which of several ways to lose channels is taken.
+
+Where a dimension was split, its channels follow one of the parts; a grouped convolution loses whole groups or the same
+positions of every group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .union_find import FIXED, Numbers, lowest_connected
+
+Ties: TypeAlias = list[tuple[Tensor, Tensor]]  # pairs of numbers that are one channel, broadcast together
+
+
+@dataclass
+class Settling:
+    """What is still to be decided: axes that vary in several dimensions, what they met, and ties to choose from."""
+
+    joint: dict[bytes, tuple[Tensor, Any]] = field(default_factory=dict)
+    met: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
+    choices: list[tuple[tuple[Ties, ...], Any]] = field(default_factory=list)
+
+    def add(self, axis: Tensor, at: Any) -> None:
+        """Note an axis that varies in several dimensions."""
+        squeezed = axis.squeeze().contiguous()
+        key = str(tuple(squeezed.shape)).encode() + squeezed.numpy().tobytes()
+        self.joint.setdefault(key, (squeezed, at))
+
+    def meet(self, axis: Tensor, other: Tensor, at: Any) -> None:
+        """Note that an axis met one that varies in fewer dimensions: they are tied if it follows these."""
+        self.met.append((axis, other, at))
+
+    def choose(self, ways: tuple[Ties, ...], at: Any) -> None:
+        """Note that the ties of one of several ways hold: of the first that leaves any channel to choose."""
+        self.choices.append((ways, at))
+
+
+def settle(numbers: Numbers, open_: Settling) -> None:
+    """Decide everything that is open, and tie the numbers."""
+    _settle_joint(numbers, open_)
+    for ways, numbers.at in open_.choices:
+        roots = numbers.roots()
+        for a, b in next((way for way in ways if _leaves_any(roots, way)), ways[0]):
+            numbers.tie(a, b)
+    _settle_joint(numbers, open_)
+
+
+def _settle_joint(numbers: Numbers, open_: Settling) -> None:
+    """Decide for every split dimension which of its parts the channels follow: that with the most channels."""
+    changed = True
+    while changed:
+        roots = numbers.roots()
+        changed = False
+        for axis, numbers.at in open_.joint.values():
+            changed |= _follow_one(numbers, roots[axis.numpy()])
+        for axis, other, numbers.at in open_.met if not changed else ():
+            # What an axis met counts after it was decided which of its dimensions it follows.
+            roots = numbers.roots()
+            found = roots[axis.numpy()]
+            follows = [d for d in range(found.ndim) if (found != found.take([0], axis=d)).any()]
+            if all(other.shape[d] == 1 for d in follows):
+                tied: Any = torch.zeros((), dtype=torch.int64)  # the other dimension keeps its size
+            else:
+                tied = torch.from_numpy(found)
+            given = torch.from_numpy(roots[other.numpy()])
+            if bool((given != tied).any()):
+                numbers.tie(given, tied)
+                changed = True
+
+
+def _follow_one(numbers: Numbers, found: np.ndarray[Any, Any]) -> bool:
+    """Tie the entries of a joint axis in one slice along the dimension that it follows; return if any were apart."""
+    d = max(range(found.ndim), key=lambda d: (_channels(found, d), d))
+    lowest = found.min(axis=tuple(i for i in range(found.ndim) if i != d), keepdims=True)
+    apart = bool((lowest != found).any())
+    if apart:
+        numbers.tie(torch.from_numpy(found), torch.from_numpy(lowest))
+    return apart
+
+
+def _channels(numbers: np.ndarray[Any, Any], dim: int) -> int:
+    """Return how many channels are left free if everything within a slice along `dim` goes together."""
+    rows = np.moveaxis(numbers, dim, 0).reshape(numbers.shape[dim], -1)
+    found, index = np.unique(rows, return_inverse=True)
+    index = index.reshape(rows.shape) + len(rows)
+    roots = np.arange(len(rows) + len(found))
+    slices = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)
+    roots = lowest_connected(roots, slices.reshape(-1), index.reshape(-1))
+    fixed = {int(roots[len(rows)])} if len(found) and found[0] == FIXED else set()
+    return len(set(roots[: len(rows)].tolist()) - fixed)
+
+
+def _leaves_any(roots: np.ndarray[Any, Any], ties: Ties) -> bool:
+    """Return whether some of the numbers in these ties can go after they were made."""
+    pairs = [torch.broadcast_tensors(a, b) for a, b in ties]  # type: ignore[no-untyped-call]
+    left, right = (np.concatenate([roots[pair[side].reshape(-1).numpy()] for pair in pairs]) for side in (0, 1))
+    found, index = np.unique(np.concatenate([[FIXED], left, right]), return_inverse=True)
+    joined = lowest_connected(np.arange(len(found)), index[1 : len(left) + 1], index[len(left) + 1 :])
+    return bool((joined != joined[index[0]]).any())

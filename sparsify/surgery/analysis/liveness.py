@@ -1,0 +1,152 @@
+"""Which entries of every activation can matter: those that may be nonzero and are read by something that matters.
+
+A pass over the recorded steps carries one *flag* per entry, 1 where the entry may be nonzero for some input, as the
+SynFlow trick does (Tanaka et al. 2020): every operation is replaced by a positive linear one, after which flags are 0
+or 1 again. The gradient of the outputs for these flags is then positive exactly where an entry can reach an output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..recording import broadcast_forms as forms
+from ..recording.ops import Step, Tape, Value, first_line
+from .constants import enter
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return (gradient > 0).to(gradient.dtype)
+
+
+def spread(x: Tensor) -> Tensor:
+    """Return flags: 1 where `x` is positive; whoever reads the result reads all that `x` is made of."""
+    flags: Tensor = _Spread.apply(x)
+    return flags
+
+
+class Liveness:
+    """The flags of every Value of a pass; `kept` masks entries of the model's tensors, by their first name.
+
+    With `learning` the other entries of parameters may come to hold anything, whatever they hold now.
+    """
+
+    def __init__(self, tape: Tape, kept: Mapping[str, Tensor] | None = None, *, learning: bool = False) -> None:
+        self.tape = tape
+        self.kept = kept or {}
+        self.learning = learning
+        self.as_stored = not self.kept and not learning
+        self.learnt: set[Value] = set()  # of which `held` rests on what is learnt and shared by all channels
+        self.flags: dict[Value, Tensor] = {}
+        self.ends: list[Tensor] = []
+        self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see varying.py
+        self.failures: dict[Step, str] = {}
+        self.foldable = tape.foldable
+        self.still: dict[Step, Tensor] = {}  # of foldable steps: which channels that enter are constant, not zero
+        with torch.enable_grad():
+            for step in tape.steps:
+                self.follow(step)
+            self.ends += [self.of(value) for value in tape.outputs]
+            total = sum((flag.sum() for flag in self.ends), torch.zeros(()))
+            if total.requires_grad:
+                total.backward()  # type: ignore[no-untyped-call]
+
+    def of(self, value: Value) -> Tensor:
+        """Return a Value's flags, a form of it that has its full size wherever a channel may lie."""
+        flags = self.short(value)
+        if value.constant is None:
+            return flags
+        # Of a table of positions, whatever it is added to would be as long from there on.
+        positions = 1 if len(value.shape) == 3 and value.shape[0] == 1 else None
+        return flags.expand([-1 if d == positions else size for d, size in enumerate(value.shape)])
+
+    def short(self, value: Value) -> Tensor:
+        """Return a Value's flags; those of a constant, a form as short as it can be."""
+        if value not in self.flags:
+            if value.constant is None:
+                flags = torch.ones([1] * len(value.shape))
+            else:
+                may_be_anything = self.learning and value.trainable
+                flags = torch.ones([1] * len(value.shape)) if may_be_anything else self.tape.nonzero_entries(value)
+                kept = self.kept.get(value.names[0]) if value.names else None
+                flags = flags if kept is None else flags * kept
+            self.flags[value] = flags
+        return self.flags[value]
+
+    def constant(self, value: Value) -> Tensor:
+        """Return what a constant holds, under the masks in `kept`."""
+        assert value.constant is not None
+        kept = self.kept.get(value.names[0]) if value.names else None
+        return value.constant if kept is None else torch.where(kept, value.constant, 0)
+
+    def set(self, value: Value, flags: Tensor) -> None:
+        """Give a Value its flags."""
+        if value.constant is not None and value.constant.dtype.is_floating_point and self.as_stored:
+            flags = self.tape.nonzero_entries(value)
+        if value.constant is None:
+            flags = flags if flags.requires_grad else flags.detach().clone().requires_grad_()
+            flags.retain_grad()
+        self.flags[value] = flags
+
+    def follow(self, step: Step) -> None:
+        """Enter the flags of one step's results; where that fails everything matters, and `failures` says why."""
+        try:
+            self._enter(step)
+            enter(self, step)
+        except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
+            self.failures[step] = f"{type(error).__name__}: {first_line(error)}"
+            self.barrier(step)
+
+    def _enter(self, step: Step) -> None:
+        from ..rules.table import RULES, pointwise, pointwise_flags
+
+        if step.name in self.tape.rules:
+            self.tape.rules[step.name].flow(self, step)
+        elif step.moves and step.rest is not None:
+            self._move(step)
+        elif step.name in RULES:
+            RULES[step.name].flow(self, step)
+        elif pointwise(step):
+            self.set(step.results[0], pointwise_flags(self, step))
+        else:
+            self.barrier(step)
+
+    def barrier(self, step: Step) -> None:
+        """Everything that goes in matters, everything that comes out may be nonzero."""
+        total = sum((self.of(value).sum() for value in step.inputs), torch.zeros(()))
+        if not step.results:
+            self.ends.append(total)
+        for value in step.results:
+            self.set(value, spread(total + 1).expand([1] * len(value.shape)).clone())
+
+    def _move(self, step: Step) -> None:
+        value, rest = step.args[0], step.rest
+        flags = self.short(value)
+        if step.name in forms.PARTS:
+            moved = forms.parts(step.name, flags, value.shape, rest, step.operation, len(step.results))
+        else:
+            shape = step.results[0].shape
+            moved = [forms.MOVES[step.name](flags, value.shape, shape, rest, step.operation).to(torch.float32)]
+        for result, form in zip(step.results, moved, strict=True):
+            if result.constant is not None:
+                self.flags[result] = form
+            else:  # a tensor of its own: the gradient of each is that of what reads this Value
+                self.set(result, form.clone() if form is flags else form)
+
+    def alive(self, value: Value) -> np.ndarray[Any, Any]:
+        """Return a bool form of a Value: True where an entry may be nonzero and is read."""
+        flags = self.flags[value]
+        if flags.grad is None:
+            return np.zeros(flags.shape, dtype=bool)
+        found: np.ndarray[Any, Any] = (flags.detach() * flags.grad).numpy() > 0
+        return found

@@ -1,0 +1,125 @@
+"""How many multiply-adds an operation takes, and which operations take some that nothing here can count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import prod
+
+from ..recording.context import leaves
+from ..recording.ops import Step, Value
+from ..rules.pointwise import pointwise
+
+
+def _product(step: Step) -> int:
+    return prod(step.results[0].shape) * _factors(step)[0].shape[-1]
+
+
+def _factors(step: Step) -> list[Value]:
+    """Return the two tensors that are multiplied; what is added comes before them."""
+    return step.inputs[1:3] if _plain(step).startswith(("add", "badd", "_addmm")) else step.inputs[:2]
+
+
+def _batches_summed(step: Step) -> int:
+    first, second = _factors(step)
+    return prod(first.shape) * second.shape[-1]
+
+
+def _convolution(step: Step) -> int:
+    value, weight, *_ = step.inputs
+    transposed = step.args[6]
+    return prod((value if transposed else step.results[0]).shape) * prod(weight.shape[1:])
+
+
+def _deformable(step: Step) -> int:
+    return prod(step.results[0].shape) * prod(step.inputs[1].shape[1:])
+
+
+def _over_time(step: Step) -> int:
+    value, kernel = step.inputs[:2]
+    return prod(step.results[0].shape) * kernel.shape[0] * value.shape[-1]
+
+
+def _attention(step: Step) -> int:
+    """Queries times keys, and what comes of that times values: [..., tokens, size]."""
+    query, key, value = step.inputs[:3]
+    return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _recurrent(step: Step) -> int:
+    """Every entry of every matrix once for each position of the sequence."""
+    value, *others = step.inputs
+    if _plain(step) == "mkldnn_rnn_layer":
+        others = step.inputs[1:3]
+    elif _plain(step) in ("_cudnn_rnn", "miopen_rnn"):
+        others = leaves(step.args[1], Value)
+    else:  # torch's functions for whole sequences: input, states, weights
+        others = leaves(step.args[2], Value)
+    return prod(value.shape[:-1]) * sum(prod(one.shape) for one in others if len(one.shape) == 2)
+
+
+def _bilinear(step: Step) -> int:
+    """Three tensors broadcast against each other, once each has the dimensions that it lacks."""
+    shapes = []
+    for value, lacking in zip(step.args[:3], step.args[3:6], strict=True):
+        shape = list(value.shape)
+        for d in sorted(lacking):
+            shape.insert(d, 1)
+        shapes.append(shape)
+    return prod(max(sizes) for sizes in zip(*shapes, strict=True))
+
+
+def _each(names: str, count: Callable[[Step], int]) -> dict[str, Callable[[Step], int]]:
+    return dict.fromkeys(names.split(), count)
+
+
+COUNTS: dict[str, Callable[[Step], int]] = {
+    **_each("mm addmm bmm baddbmm mv addmv dot vdot _scaled_mm _int_mm _addmm_activation linear", _product),
+    **_each("addbmm", _batches_summed),
+    **_each("convolution", _convolution),
+    **_each("conv_tbc", _over_time),
+    **_each("torchvision::deform_conv2d", _deformable),
+    **_each("_trilinear", _bilinear),
+    **_each("mkldnn_rnn_layer _cudnn_rnn miopen_rnn lstm gru rnn_tanh rnn_relu", _recurrent),
+    **_each(
+        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+        "_scaled_dot_product_fused_attention_overrideable",
+        _attention,
+    ),
+}
+# PyTorch's own operations that multiply and add up, by the beginnings of their names. What is not listed works entry by
+# entry, moves, compares, sorts or takes sums.
+_MULTIPLYING = tuple(
+    "_linalg linalg_ _fft_ _cdist _pdist _sparse_addmm _sparse_mm _sparse_sparse_matmul sspaddmm hspmm cholesky "
+    "_cholesky lu_ triangular_solve ormqr geqrf orgqr householder_product mkldnn_ miopen_ cudnn_ quantized_ qlinear "
+    "_flash_attention _efficient_attention _cudnn_attention _native_multi_head _transformer_encoder _weight_int "
+    "_slow_conv slow_conv _conv_depthwise _grouped_mm _scaled_grouped_mm _nested _triton".split()
+)
+_CHEAP = ("_linalg_check_errors", "torchvision::nms", "torchvision::roi_", "torchvision::ps_roi_")
+_ELSEWHERE = ("numpy", "data_ptr")  # what goes to other libraries
+
+
+def multiply_adds(step: Step) -> int:
+    """Return the multiply-adds of one operation; 0 for those that take none, and for those that `uncounted` names."""
+    count = COUNTS.get(_plain(step))
+    return count(step) if count is not None and step.results else 0
+
+
+def uncounted(steps: Iterable[Step]) -> tuple[str, ...]:
+    """Return "module: operation" for the operations that may take multiply-adds that are not counted."""
+    found = {f"{step.module or 'the model'}: {_plain(step)}": None for step in steps if _is_uncounted(step)}
+    return tuple(found)
+
+
+def _is_uncounted(step: Step) -> bool:
+    name = _plain(step)
+    if name in COUNTS or name.startswith(_CHEAP):
+        return False
+    if "::" in name:
+        return not pointwise(step)
+    return name in _ELSEWHERE if step.operation is None else name.startswith(_MULTIPLYING)
+
+
+def _plain(step: Step) -> str:
+    """Return an operation's name, also of one in place or that writes to a tensor it is given."""
+    return step.name.removesuffix("(out=)").rstrip("_")

@@ -1,0 +1,94 @@
+"""Why channels stay: the operation that keeps them, and the module whose forward it ran in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..recording.ops import Step, Value
+
+if TYPE_CHECKING:
+    from .coupling import Coupling
+
+OUTPUTS = "the outputs"
+_COUNTING = (
+    "mean var var_mean std amax amin max min logsumexp cumsum cumprod _softmax _log_softmax _safe_softmax "
+    "native_layer_norm _fused_rms_norm linalg_vector_norm norm"
+).split()
+_WORDS = {
+    **dict.fromkeys(_COUNTING, "depends on how many there are"),
+    **dict.fromkeys(("cat", "stack", "constant_pad_nd"), "puts them beside entries that stay"),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "repeat"), "ties them to entries that stay"),
+    **dict.fromkeys(("add", "sub", "mul", "div", "where"), "joins them with entries that stay"),
+}
+
+
+def reasons(
+    coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[], Mapping[int, Step]]
+) -> tuple[str, ...]:
+    """Return a line for each cause for which all that a weight produces stays, the making of the outputs left out.
+
+    `ids` are the groups of the numbers (-1: stays). `spoiled` is called, where it matters, for the steps that make
+    something else of a number's zeros.
+    """
+    wholly = _produced(coupling, ids)
+    if not wholly:
+        return ()
+    first, causes = coupling.numbers.why_fixed()
+    roots = coupling.numbers.roots()
+    found: dict[str, list[str]] = {}
+    for numbers, name in wholly:
+        fixing = first[numbers][first[numbers] >= 0]
+        cause = causes[fixing.min()] if len(fixing) else None
+        if cause is OUTPUTS or cause in coupling.barred:
+            continue
+        if cause is not None:
+            what = _sentence(cause, _WORDS.get(cause.name, "needs all of them") if isinstance(cause, Step) else "")
+        elif len(np.unique(roots[numbers])) == 1:
+            what = "all channels can only go together"
+        else:
+            steps = spoiled()
+            step = next((steps[n] for n in roots[numbers].tolist() if n in steps), None)
+            what = (
+                "zeros in them do not make their channels zero"
+                if step is None
+                else _sentence(step, "makes other values of zeros")
+            )
+        found.setdefault(what, []).append(name)
+    return tuple(f"{what}: {_names(names)} stay" for what, names in found.items())
+
+
+def _produced(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], str]]:
+    """Return the numbers that matrices and kernels produce, with names, of those that produce nothing that can go."""
+    marked = np.zeros(coupling.numbers.count, dtype=bool)
+    for axis in coupling.produced:
+        marked[axis.numpy().reshape(-1)] = True
+    found = [
+        (value, np.arange(first, end))
+        for first, end, value, _ in coupling.ranges
+        if value.trainable and len(value.shape) > 1 and marked[first:end].any()
+    ]
+    able = {value for value, numbers in found if (ids[numbers] >= 0).any()}
+    last = {value: numbers for value, numbers in found if value not in able}  # of a table, the features
+    return [(numbers, value.names[0]) for value, numbers in last.items()]
+
+
+def _sentence(cause: Any, what: str) -> str:
+    return f"{cause.module or 'the model'}: operation '{cause.name}' {what}" if isinstance(cause, Step) else str(cause)
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"
+
+
+def spoiling(steps: tuple[Step, ...], carries: Callable[[Value], set[int]]) -> dict[int, Step]:
+    """Return, for each number, the first step with a result that carries it alive although no input does."""
+    found: dict[int, Step] = {}
+    for step in steps:
+        after = {number for value in step.results for number in carries(value)}
+        if after - found.keys():
+            before = {number for value in step.inputs for number in carries(value)}
+            found |= dict.fromkeys(after - before - found.keys(), step)
+    return found

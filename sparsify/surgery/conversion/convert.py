@@ -1,0 +1,189 @@
+"""convert(): put masks on a model, in place.
+
+First everything is found out and decided without touching the model; then it is applied. A weight is masked where it
+is used: by torch.nn's own forward of conv and linear (`direct`); by any other forward, which runs as it is on a copy of
+its module that holds effective weights (`substituted`), or, where it computes the weight it uses from the parameter,
+sees what is computed masked (`computed`). Graphs of such forwards, traced by fx, tell which parameters are weights. A
+forward that cannot be traced at all has its conv and linear weights masked, and the report's notes say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..ignore_patterns import ignored_names, is_adapter, keyword_clashes
+from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
+from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
+from ..parametrized import computes_from, seen_names
+from ..rollback import all_or_nothing
+from ..torch_prune import Pruned, cannot_take_over, take_over
+from .exclusions import leave_out_unmaskable
+from .plan import Key, Plan, plan_module, settle_shared, weight_owners
+from .plan_extra import masked_further, plan_further
+from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
+
+Owner = tuple[nn.Module, str]  # a module and the name of one of its parameters
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What `convert` did.
+
+    `masked` maps weight names to how the mask enters ("direct", "substituted" or "computed"), `skipped` every
+    other float parameter of two or more dimensions to the reason; `notes` says what a person should know besides.
+    """
+
+    model: nn.Module
+    masked: dict[str, str]
+    skipped: dict[str, str]
+    notes: list[str]
+
+
+def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
+    """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
+
+    Parameters that matrix products take for weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
+
+    The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
+    `ignore` lists weights that get no mask: names of weights or modules, globs, the keywords "first" and "last" (in
+    order of registration), and "name:last" for a module of that name. Converting again adds the masks that are missing;
+    the weights of adapters (LoRA) stay dense. Masks set by torch.nn.utils.prune are taken over: those of weights become
+    their masks, those of other parameters, and of ignored weights, masks as of `mask_also`.
+    Raises SparsifyError if an ignore pattern matches nothing, or a mask of torch.nn.utils.prune cannot be taken over.
+    After any error the model is what it was.
+    """
+    with all_or_nothing(model):
+        return _convert(model, [ignore] if isinstance(ignore, str) else list(ignore), take_over(model))
+
+
+def _convert(model: nn.Module, ignore: list[str], pruned: list[Pruned]) -> ConversionReport:
+    plan = _make_plan(model, {(id(one.module), one.name) for one in pruned})
+    owners = weight_owners(model)
+    maskable = [n for n, (module, key) in owners.items() if (id(module), key) in plan.how and not is_adapter(n, module)]
+    ignored = ignored_names(
+        maskable,
+        ignore,
+        others=[name for name in owners if name not in maskable],
+        aliases=seen_names(model),
+    )
+    shared_ignored = {(id(owners[name][0]), owners[name][1]): pattern for name, pattern in ignored.items()}
+    masked: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    for name, (module, key) in owners.items():
+        where = (id(module), key)
+        if where in shared_ignored:
+            skipped[name] = f"ignored by '{shared_ignored[where]}'"
+        elif is_adapter(name, module):
+            skipped[name] = "an adapter (LoRA), which stays dense"
+        elif where in plan.how:
+            masked[name] = plan.how[where]
+        else:
+            skipped[name] = plan.reasons.get(where, f"{type(module).__name__}: not a conv or linear weight")
+    weights = [owners[name] for name in masked]
+    further = _further(pruned, weights, plan)
+    masks = {id(one.module._parameters[one.name]): one.mask for one in pruned}
+    apply(model, weights, [(one.module, one.name) for one in further], plan, masks)
+    return ConversionReport(model, masked, skipped, [*plan.notes, *keyword_clashes(maskable, ignore)])
+
+
+def _make_plan(model: nn.Module, further: set[Key]) -> Plan:
+    """Decide how weights, and the further parameters that carry masks or shall, are masked in `model`."""
+    names = {id(module): name for name, module in model.named_modules()}
+    plan = Plan(names, further=further | masked_further(model))
+    inside = inside_parametrizations(model)
+    for module in model.modules():
+        if id(module) in inside:
+            leave_inside(module, plan)
+        else:
+            plan_module(module, plan)
+            plan_further(module, plan)
+            plan_parametrized(module, plan)
+    leave_out_unmaskable(model, plan)
+    for where in plan.dense:
+        plan.how.pop(where, None)
+    settle_shared(weight_owners(model), plan)
+    return plan
+
+
+def _further(pruned: list[Pruned], weights: list[Owner], plan: Plan) -> list[Pruned]:
+    """Return those pruned by torch.nn.utils.prune that are no weights here, after a look whether all can be masked."""
+    masked = {(id(module), name) for module, name in weights}
+    further = [one for one in pruned if (id(one.module), one.name) not in masked]
+    for one in further:
+        where = (id(one.module), one.name)
+        reason = plan.blocked.get(where, "") or ("" if where in plan.reached else "no forward is seen to read it")
+        if reason:
+            raise cannot_take_over(one, reason)
+    if further:
+        plan.notes.append(
+            "masks of torch.nn.utils.prune on parameters that sparsities do not count: "
+            + ", ".join(one.path for one in further)
+        )
+    return further
+
+
+def apply(
+    model: nn.Module, weights: list[Owner], further: list[Owner], plan: Plan, given: Mapping[int, Tensor]
+) -> None:
+    """Put the missing masks on `weights` and `further` parameters and give modules the classes that they need.
+
+    `given` holds masks by the id of the parameter; others are all ones. A module with a masked class keeps it if the
+    plan says nothing of it.
+    """
+    masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)} | {**given}
+    guard_loading(model)
+    for module, name in weights:
+        _attach(module, name, masks, also=False)
+        _keep_layout(module, name, plan.layouts.get((id(module), name)))
+    for module, name in further:
+        _attach(module, name, masks, also=True)
+    wanted = {(id(weight.module), weight.parameter_name) for weight in all_masked_parameters(model)}
+    changed = [module for module in model.modules() if _needs_class(module, wanted, plan)]
+    for module in changed:
+        kind = plan.kinds.get(id(module), "owner")
+        cls = original_class(module)
+        if kind == "substituted":
+            module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
+            module.__dict__["computed_apart"] = id(module) in plan.apart
+            masked = module.__dict__.get("masked_names", ())
+            names = [name for name in masked if not computes_from(module, name)]
+            module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")
+        # A __setattr__ of the user's may refuse it.
+        object.__setattr__(module, "__class__", masked_class(cls, kind))  # type: ignore[arg-type]
+
+
+def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, also: bool) -> None:
+    """Put a mask on one parameter that has none; of a further parameter that is a weight now, change the list."""
+    attributes = module.__dict__
+    if name in attributes.get("masked_also", ()) and not also:
+        attributes["masked_also"] = tuple(other for other in attributes["masked_also"] if other != name)
+        attributes["masked_names"] = (*attributes.get("masked_names", ()), name)
+    if name in names_of_masked(module):
+        return
+    parameter = module._parameters[name]
+    assert parameter is not None
+    mask = masks.get(id(parameter))
+    if mask is None:
+        mask = torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+    masks[id(parameter)] = mask
+    attach_mask(module, name, mask, also=also)
+
+
+def _keep_layout(module: nn.Module, name: str, layout: Layout | None) -> None:
+    """Keep the layout of a weight if it is not that of torch.nn's own modules."""
+    parameter = module._parameters[name]
+    assert parameter is not None
+    if layout is not None and not alike(layout, usual_layout(module, parameter.dim()), parameter.shape):
+        module.__dict__["masked_layouts"] = {**module.__dict__.get("masked_layouts", {}), name: layout}
+
+
+def _needs_class(module: nn.Module, wanted: set[Key], plan: Plan) -> bool:
+    if isinstance(module, torch.jit.ScriptModule) or (isinstance(module, Masked) and id(module) not in plan.reads):
+        return False
+    reads = plan.reads.get(id(module), [])
+    owners = [(id(module.get_submodule(path.rpartition(".")[0])), path.rpartition(".")[2]) for path in reads]
+    return any(owner in wanted for owner in owners) or bool(names_of_masked(module))

@@ -1,0 +1,47 @@
+"""What is taken out of a plan whatever forwards read: weights beside which no mask can be, final classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..masking.masked_classes import masked_class
+from ..masks import original_class
+from .foreign_changes import unreachable_weights
+from .plan import Key, Plan
+
+
+def leave_out_unmaskable(model: nn.Module, plan: Plan) -> None:
+    """Take out of `plan`, with the reasons, the weights that cannot carry a mask and those that a final class reads."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    for module in modules:
+        for name, reason in unreachable_weights(module).items():
+            plan.how.pop((id(module), name), None)
+            plan.reasons[id(module), name] = reason
+    for module in modules:
+        paths = [name for name in module._parameters if (id(module), name) in plan.how]
+        keys = {*map(lambda path: _key(module, path), [*paths, *plan.reads.get(id(module), ())])} & plan.how.keys()
+        problem = _class_problem(module, plan.kinds.get(id(module), "owner")) if keys else ""
+        for key in keys if problem else ():
+            plan.how.pop(key)
+            plan.reasons[key] = problem
+            plan.dense.add(key)
+        if problem:
+            plan.kinds.pop(id(module), None)
+            plan.reads.pop(id(module), None)
+
+
+def _key(module: nn.Module, path: str) -> Key:
+    owner, _, name = path.rpartition(".")
+    return id(module.get_submodule(owner)), name
+
+
+def _class_problem(module: nn.Module, kind: str) -> str:
+    """Return why a module cannot take on the masked class of a kind, or nothing."""
+    cls = original_class(module)
+    try:
+        made = masked_class(cls, kind)  # type: ignore[arg-type]
+        object.__setattr__(object.__new__(cls), "__class__", made)
+    except Exception as error:  # noqa: BLE001 - a class of the user's decides what happens when it is derived from
+        return f"no class can be derived from {cls.__name__}: {type(error).__name__}: {error}".splitlines()[0]
+    return ""

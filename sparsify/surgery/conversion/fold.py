@@ -1,0 +1,144 @@
+"""fold(): a plain model, its removed weights zero."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..copies import deep_copy
+from ..discovery.weight_uses import computed_operands
+from ..masking.given_weights import with_given_weights
+from ..masking.masked_classes import detach_masks
+from ..masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
+from ..parametrized import make_plain, seen_names
+from ..tracing.bytecode_scan import is_closed
+from ..tracing.one_forward import TraceFailure, default_call, kinds_of_call, trace_forward
+
+_LOG = logging.getLogger("sparsify")
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Return a plain copy of `model`: what masks remove is +0.0, there are no masks, the keys are the dense model's.
+
+    A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter: there
+    the computed, masked weight is stored: in torch.nn's own module where the forward is one convolution or linear
+    operation, else in the module itself, whose forward then takes it as it is. Both are logged. `model` is not changed.
+    """
+    computed: dict[str, dict[str, Tensor]] = {}
+    parametrized: dict[str, nn.Parameter] = {}
+    seen = seen_names(model)
+    copies: dict[int, Any] = {}
+    for weight in all_masked_parameters(model):
+        path, _, name = weight.name.rpartition(".")
+        effective = effective_weight(weight).masked_fill(~weight.mask, 0)
+        if weight.name in seen:
+            parametrized[seen[weight.name]] = nn.Parameter(effective, weight.parameter.requires_grad)
+        elif is_computed(weight):
+            computed.setdefault(path, {})[name] = effective
+        else:
+            parameter = weight.parameter
+            copies[id(parameter)] = type(parameter)(effective, parameter.requires_grad)
+    folded = plain_copy(model, copies)
+    modules = dict(folded.named_modules(remove_duplicate=False))
+    apart = {name for name, module in model.named_modules() if module.__dict__.get("computed_apart", False)}
+    for path, weights in computed.items():
+        folded = _replace(folded, path, _with_weights(modules[path], weights, apart=path in apart))
+    for name, stored in parametrized.items():
+        path, _, own = name.rpartition(".")
+        if own not in modules[path]._parameters:  # else a module of several names
+            make_plain(modules[path], own, stored)
+    names = [f"{path}.{name}" if path else name for path, weights in computed.items() for name in weights]
+    names += parametrized
+    if names:
+        _LOG.warning(
+            "fold: %d weights are computed in the forward; the computed ones are stored in their place: %s",
+            len(names),
+            ", ".join(names),
+        )
+    return folded
+
+
+def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return a copy of `model` as it was before the conversion, values under the masks included.
+
+    `copies` holds, by the id of the original, what is to stand in the copy for objects in the model.
+    """
+    memo = dict(copies or {})
+    for module in model.modules():
+        # deepcopy takes longer for the empty dicts of hooks than for all else.
+        memo |= {id(held): type(held)() for held in module.__dict__.values() if type(held) is OrderedDict and not held}
+        memo |= {id(mask): mask for mask in (module._buffers[f"{name}_mask"] for name in names_of_masked(module))}
+    plain: nn.Module = deep_copy(model, memo)
+    for module in plain.modules():
+        detach_masks(module)
+    return plain
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    if not path:
+        return module
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+    return model
+
+
+def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, apart: bool) -> nn.Module:
+    """Return a module that does what `module` does, with its computed weights stored under their names."""
+    plain = _as_plain_module(module, weights) if list(weights) == ["weight"] else None
+    if plain is not None:
+        return plain.train(module.training)
+    for name, weight in weights.items():
+        module._parameters[name] = nn.Parameter(weight, module._parameters[name].requires_grad)  # type: ignore[union-attr]
+    return with_given_weights(module, list(weights), apart=apart)
+
+
+def _as_plain_module(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module | None:
+    """Return torch.nn's module that does the same, if the forward is seen to be one conv or linear operation."""
+    cls = type(module)
+    if not is_closed(cls) or len(kinds_of_call(cls.forward)) > 2 or "forward" in module.__dict__:
+        return None
+    found = []
+    for training in (True, False):
+        try:
+            graph = trace_forward(module, default_call(cls.forward), training=training)
+        except TraceFailure:
+            return None
+        for node in computed_operands(module, graph).get("weight", ()):
+            with graph.inserting_before(next(iter(graph.nodes))):
+                node.replace_all_uses_with(graph.get_attr("weight"))
+        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        found.append([node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output")])
+    if [len(operations) for operations in found] != [1, 1] or _described(found[0][0]) != _described(found[1][0]):
+        return None
+    return _plain_module(module, found[0][0], weights["weight"])
+
+
+def _described(operation: fx.Node) -> str:
+    return operation.format_node() or ""
+
+
+def _plain_module(module: nn.Module, operation: fx.Node, stored: Tensor) -> nn.Module | None:
+    """Return torch.nn's module that does one conv or linear operation with the weight `stored`, if there is one."""
+    cls = _PLAIN.get(operation.target)
+    given: dict[str, Any] = dict(zip(_ARGUMENTS, operation.args, strict=False)) | operation.kwargs
+    names = {name: given.pop(name, None) for name in ("input", "weight", "bias")}
+    weight, bias = (module._parameters.get(getattr(names[name], "target", "")) for name in ("weight", "bias"))
+    nodes = [value for value in given.values() if isinstance(value, fx.Node)]
+    if cls is None or weight is None or (bias is None) != (names["bias"] is None) or nodes:
+        return None
+    inputs = weight.shape[1] * given.get("groups", 1)
+    plain: nn.Module = cls(
+        inputs, len(weight), *([weight.shape[2:]] if weight.dim() > 2 else []), **given, device="meta"
+    )
+    plain.register_parameter("weight", nn.Parameter(stored, weight.requires_grad))
+    plain.register_parameter("bias", bias)
+    return plain
+
+
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_PLAIN: dict[Any, Any] = {F.linear: nn.Linear, F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}

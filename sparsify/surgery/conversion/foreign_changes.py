@@ -1,0 +1,51 @@
+"""Why a mask cannot be put on parameters of modules that something else has changed already."""
+
+from __future__ import annotations
+
+from inspect import getattr_static
+
+import torch
+from torch import Tensor, nn
+
+from ..masks import names_of_masked
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
+
+def unreachable_weights(module: nn.Module) -> dict[str, str]:
+    """Return parameter name -> why a mask cannot be put on it, for what a module keeps in a form of its own."""
+    if isinstance(module, torch.jit.ScriptModule):
+        names = [name for name, p in module.named_parameters(recurse=False) if p.dim() > 1]
+        return dict.fromkeys(names, "scripted: convert the model before torch.jit.script")
+    if type(module).__module__.startswith(_QUANTIZED):
+        return {"weight": "quantized: convert the float model"} if hasattr(module, "weight") else {}
+    found = {}
+    for name, parameter in module._parameters.items():
+        if isinstance(parameter, nn.UninitializedParameter):
+            found[name] = "lazy: run the model once before converting it"
+        elif parameter is not None and parameter.dim() > 1 and not parameter.is_floating_point():
+            found[name] = f"stored as {str(parameter.dtype).removeprefix('torch.')}"
+        elif parameter is not None and not _plain(parameter):
+            found[name] = f"stored as {type(parameter.data).__name__}"
+    taken = names_of_masked(module)
+    for name in module._parameters:
+        if name not in taken and _answers(module, f"{name}_mask"):
+            found[name] = f"has an attribute {name}_mask of its own"
+        if name.removesuffix("_mask") in module._parameters and name.endswith("_mask"):
+            found[name] = f"is named as the mask of {name.removesuffix('_mask')} would be"
+    return found
+
+
+def _plain(parameter: Tensor) -> bool:
+    data = type(parameter.data)
+    return data is Tensor or data.__name__ in ("DTensor", "FakeTensor", "FunctionalTensor")
+
+
+def _answers(module: nn.Module, name: str) -> bool:
+    """Whether a module has an attribute; one that fails when it is read is there too."""
+    if getattr_static(module, name, None) is not None:
+        return True
+    try:
+        return hasattr(module, name)
+    except Exception:  # noqa: BLE001 - what a module answers for others may fail with anything
+        return True

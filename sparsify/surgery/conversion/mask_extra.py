@@ -1,0 +1,101 @@
+"""mask_also(): masks on further parameters of a converted model, so that whole units can be exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ...errors import SparsifyError, nearest
+from ..masking.masked_classes import Masked
+from ..masks import all_masked_weights, names_of_masked
+from ..rollback import all_or_nothing
+from .convert import apply
+from .plan import Key, Plan, plan_module
+from .plan_extra import at_or_below, masked_further, may_read, plan_further, unmaskable
+
+
+class _Place(NamedTuple):
+    """Where a parameter is: the module that owns it, its name there, and itself."""
+
+    module: nn.Module
+    name: str
+    parameter: Tensor
+
+    @property
+    def key(self) -> Key:
+        return id(self.module), self.name
+
+
+def mask_also(model: nn.Module, names: Iterable[str]) -> None:
+    """Put all-ones masks on the named parameters of `model` as well, in place: biases, norms, tables, of any shape.
+
+    The model computes the same bits as before; its `state_dict` gains a bool buffer `<name>_mask` for each parameter.
+    Where a forward reads the parameter it then sees `where(mask, parameter, 0)`, with a gradient of exactly zero where
+    it is masked. `get_masks` and `set_masks` know these masks; sparsities do not count them, and `masked_weights`
+    leaves them out. A parameter with several names gets one mask; one that carries a mask keeps it.
+    Readers are looked for in `model`: call this on the whole model. They are forwards: another method of the model that
+    its user calls (timm's `forward_features`) sees what the model itself owns as it is.
+    Raises SparsifyError, naming it, for a parameter that does not exist or cannot be masked; nothing was changed then.
+    """
+    places = _places(model)
+    wanted = _wanted([names] if isinstance(names, str) else list(names), places)
+    if not wanted:
+        return
+    plan = _make_plan(model, {place.key for place in wanted.values()})
+    _refuse_unreached(wanted, plan)
+    weights = [(weight.module, weight.parameter_name) for weight in all_masked_weights(model)]
+    with all_or_nothing(model):
+        apply(model, weights, [(place.module, place.name) for place in wanted.values()], plan, {})
+
+
+def _make_plan(model: nn.Module, new: set[Key]) -> Plan:
+    """Decide how the modules that may read one of these parameters mask it, and all else that they mask already."""
+    plan = Plan({id(module): name for name, module in model.named_modules()}, further=new | masked_further(model))
+    for module in model.modules():
+        if may_read(module, at_or_below(module, new)):
+            if isinstance(module, Masked):
+                plan_module(module, plan)
+            plan_further(module, plan)
+    return plan
+
+
+def _places(model: nn.Module) -> dict[str, _Place]:
+    """Return the place of every parameter by each of its names."""
+    return {
+        f"{prefix}.{name}" if prefix else name: _Place(module, name, parameter)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    }
+
+
+def _wanted(names: list[str], places: dict[str, _Place]) -> dict[str, _Place]:
+    """Return those of the named parameters that carry no mask yet, under all their names.
+
+    Raises SparsifyError for one that does not exist or that cannot carry a mask where it is.
+    """
+    for name in names:
+        if name not in places:
+            guess = nearest(name, places)
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise SparsifyError(f"mask_also: the model has no parameter '{name}'{hint}")
+    new = [place for place in map(places.__getitem__, names) if place.name not in names_of_masked(place.module)]
+    parameters = {id(place.parameter) for place in new}
+    wanted = {name: place for name, place in places.items() if id(place.parameter) in parameters}
+    for name, place in wanted.items():
+        reason = unmaskable(place.module, place.name)
+        if reason:
+            raise SparsifyError(f"mask_also: {name} cannot be masked: {reason}")
+    return wanted
+
+
+def _refuse_unreached(wanted: dict[str, _Place], plan: Plan) -> None:
+    """Raise SparsifyError for a parameter that no forward reads through a mask, or one reads past it."""
+    reached = {id(place.parameter) for place in wanted.values() if place.key in plan.reached}
+    for name, place in wanted.items():
+        reason = plan.blocked.get(place.key, "")
+        if not reason and id(place.parameter) not in reached:
+            reason = "no forward of the model is seen to read it"
+        if reason:
+            raise SparsifyError(f"mask_also: {name} cannot be masked: {reason}")

@@ -1,0 +1,245 @@
+"""What a conversion will do, decided without touching the model: how each weight is masked, each module's new class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..discovery.weight_uses import PART, Use, parameter_uses
+from ..masking.masked_classes import Masked, is_direct
+from ..masking.substituted_call import lent_weights
+from ..masks import Layout, original_class
+from ..parametrized import forming_parameters
+from ..tracing.bytecode_scan import (
+    CONV_AND_LINEAR,
+    chained_reads,
+    has_forward,
+    is_torch,
+    mentions_own,
+    reads_weights_of_children,
+)
+from ..tracing.own_graphs import OwnGraphs, as_original
+from ..tracing.partial_graphs import sketches
+from ..tracing.trace_cache import graphs_like
+from .foreign_changes import unreachable_weights
+
+Key = tuple[int, str]  # id of the owning module, parameter name
+_STORED = ("operand", "source")  # the uses of weights that are masked where they are stored
+
+
+@dataclass
+class Plan:
+    """The decisions, by id of the module. `names` are the modules' qualified names."""
+
+    names: dict[int, str]
+    how: dict[Key, str] = field(default_factory=dict)
+    reasons: dict[Key, str] = field(default_factory=dict)
+    layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where it is known
+    apart: set[int] = field(default_factory=set)  # modules with computed weights that no compiler sees masked
+    dense: set[Key] = field(default_factory=set)  # weights that a forward reads past any mask
+    kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
+    reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
+    traced: dict[int, OwnGraphs] = field(default_factory=dict)  # the forwards that were traced
+    alike: dict[Any, OwnGraphs] = field(default_factory=dict)  # by what makes modules alike
+    notes: list[str] = field(default_factory=list)
+    further: set[Key] = field(default_factory=set)  # parameters that shall be masked although they are no weights
+    reached: set[Key] = field(default_factory=set)  # those of them that a forward reads through its mask
+    blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads past any mask -> why
+
+
+def weight_owners(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Return every name of a weight-like parameter -> (module, parameter name), in `state_dict` order."""
+    found = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name in dict.fromkeys([*own_weights(module), *unreachable_weights(module)]):
+            found[f"{prefix}.{name}" if prefix else name] = (module, name)
+    return found
+
+
+def own_weights(module: nn.Module) -> list[str]:
+    """Return the names of the module's weight-like parameters."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    lazy = nn.UninitializedParameter
+    parameters = [(n, p) for n, p in module._parameters.items() if p is not None and not isinstance(p, lazy)]
+    return [name for name, parameter in parameters if _weight_like(parameter)]
+
+
+def _weight_like(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() and parameter.dim() > 1
+
+
+def plan_module(module: nn.Module, plan: Plan) -> None:
+    """Decide how the weights that one module's forward reads are masked."""
+    unreachable = unreachable_weights(module)
+    for name, reason in unreachable.items():
+        plan.reasons[id(module), name] = reason
+    formed = forming_parameters(module)
+    own = [name for name in own_weights(module) if name not in unreachable and name not in formed]
+    if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
+        return
+    cls = original_class(module)
+    lent = lent_weights(module)
+    replaced = "" if isinstance(module, Masked) else replaced_forward(module)  # one that wraps a masked forward masks
+    if replaced:
+        read = [(id(owner), name) for owner, name in read_by_replaced(module)]
+        plan.dense |= {*read}
+        plan.reasons |= dict.fromkeys(read, replaced)
+    elif lent:
+        _mask_by(module, "substituted", "substituted", lent, plan)
+    elif is_direct(cls) and "weight" in (*own, *unreachable):
+        _mask_by(module, "direct", "direct", [name for name in own if name == "weight"], plan)
+    elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights_of_children(module)):
+        _plan_own_forward(module, own if has_forward(cls) else [], plan)
+    elif has_forward(cls):
+        plan.dense |= {(id(module), name) for name in own}
+
+
+def replaced_forward(module: nn.Module) -> str:
+    """Return why no mask can enter a forward that is not the one of the module's class, or nothing."""
+    if isinstance(module, fx.GraphModule):
+        return "read by an fx.GraphModule: convert the model before it is traced"
+    if "forward" in module.__dict__:
+        return "its module's forward was replaced on the object: convert the model before that"
+    return ""
+
+
+def read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the parameters (owner, name) that a replaced forward may read."""
+    paths = [name for name, _ in module.named_parameters(recurse=False)]
+    if isinstance(module, fx.GraphModule):
+        paths += [node.target for node in module.graph.nodes if node.op == "get_attr"]
+    return [(module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
+
+
+def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: Plan) -> None:
+    """Enter that the module's class becomes one of `kind`, which masks the weights at `paths`."""
+    for path in paths:
+        owner_path, _, name = path.rpartition(".")
+        plan.how.setdefault((id(module.get_submodule(owner_path)), name), how)
+    if paths:
+        plan.kinds[id(module)] = kind
+        plan.reads[id(module)] = paths
+
+
+def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
+    """Trace a forward of the module's own and find what goes into conv and linear operations."""
+    traced = plan.traced[id(module)] = graphs_like(module, plan.alike)
+    if not traced.all:
+        _plan_untraceable(module, own, traced.failure, plan)
+        return
+    uses: dict[str, Use] = {}
+    for graph in traced.all:
+        _add_uses(uses, traced.module, graph)
+    for path in [path for path, use in uses.items() if use.how == "computed" and "." in path]:
+        uses.pop(path)
+        owner_path, _, name = path.rpartition(".")
+        where = (id(module.get_submodule(owner_path)), name)
+        plan.dense.add(where)
+        plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
+    _note_uses(module, uses, plan)
+    for name in own:
+        use = uses.get(name)
+        plan.reasons[id(module), name] = use.reason if use else _unread(module, name, traced.failure)
+        if use and use.how == "unmasked":
+            plan.dense.add((id(module), name))
+    for how in ("computed", "substituted"):
+        paths = [p for p, u in uses.items() if u.how != "unmasked" and (u.how == "computed") == (how == "computed")]
+        _mask_by(module, "substituted", how, paths, plan)
+    if id(module) in plan.kinds:
+        read = [path for path, use in uses.items() if use.how != "unmasked"]
+        plan.reads[id(module)] = list(dict.fromkeys([*read, *chained_reads(module)]))
+
+
+def _unread(module: nn.Module, name: str, failure: str) -> str:
+    """Return why a parameter has no mask that no traced call of the module's forward reads."""
+    if not mentions_own(module, [name]):
+        return "not read by the forward"
+    followed = f"that can be traced ({failure})" if failure else "that was traced"
+    return f"its module's forward names it, and no call {followed} reads it"
+
+
+def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
+    """Add how parameters are used in one more graph of a forward; the first where they are weights counts.
+
+    What is computed from a parameter in one call may be the parameter itself in another, and is masked alike.
+    """
+    for path, use in parameter_uses(module, graph).items():
+        before = uses.get(path)
+        if before is None or before.how == "unmasked" or (use.how == "computed" and before.how in _STORED):
+            uses[path] = use
+
+
+def _note_uses(module: nn.Module, uses: dict[str, Use], plan: Plan) -> None:
+    """Enter the layouts of weights, and what a person should know of them."""
+    for path, use in uses.items():
+        owner_path, _, name = path.rpartition(".")
+        if use.layout is not None:
+            plan.layouts.setdefault((id(module.get_submodule(owner_path)), name), use.layout)
+        if use.apart:
+            plan.apart.add(id(module))
+        if use.how != "unmasked" and use.reason:
+            prefix = plan.names[id(module)]
+            plan.notes.append(f"{prefix}.{path}: {use.reason}" if prefix else f"{path}: {use.reason}")
+
+
+def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Plan) -> None:
+    """Mask where they are stored the weights that some paths of a forward use; of layers of torch.nn in any case."""
+    original = as_original(module)
+    uses: dict[str, Use] = {}
+    below = reads_weights_of_children(module)
+    for graph in sketches(original):
+        _add_uses(uses, original, graph)
+        if not below and all(name in uses and uses[name].how in _STORED for name in own):
+            break
+    paths = [path for path, use in uses.items() if use.how in _STORED]
+    for name in own:
+        use = uses.get(name)
+        plan.reasons[id(module), name] = (
+            use.reason
+            if use is not None and use.how == "unmasked" and use.reason
+            else f"its module's forward cannot be traced: {failure}"
+        )
+    children: list[str] = []
+    if isinstance(module, CONV_AND_LINEAR):
+        children = [name for name in own if name == "weight" and not _has_parts(name, uses)]
+    elif below:
+        children = [
+            f"{n}.weight"
+            for n, child in module.named_children()
+            if is_direct(original_class(child)) and own_weights(child)
+        ]
+    paths = list(dict.fromkeys([*paths, *children]))
+    plan.dense |= {(id(module), name) for name in own if name in uses and name not in paths}
+    if not paths:
+        return
+    _note_uses(module, {path: use for path, use in uses.items() if path in paths}, plan)
+    _mask_by(module, "substituted", "substituted", paths, plan)
+    name = plan.names[id(module)] or type(module).__name__
+    plan.notes.append(
+        f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "
+        "unless it normalises them (verify tells)"
+    )
+
+
+def _has_parts(path: str, uses: dict[str, Use]) -> bool:
+    """Whether a parameter is only part of a weight: a mask where it is stored would leave the others."""
+    return any(use.reason == PART.format(path) for use in uses.values())
+
+
+def settle_shared(owners: dict[str, tuple[nn.Module, str]], plan: Plan) -> None:
+    """A parameter that one of its modules uses dense is masked in none of them."""
+    sharing: dict[int, dict[Key, str]] = {}
+    for name, (module, key) in owners.items():
+        parameter = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
+        if parameter is not None:
+            sharing.setdefault(id(parameter), {}).setdefault((id(module), key), name)
+    for places in sharing.values():
+        dense = [name for where, name in places.items() if where not in plan.how]
+        if dense and len(places) > 1:
+            for where in places:
+                plan.how.pop(where, None)
+                plan.reasons[where] = f"shared with {dense[0]}, which is used dense"

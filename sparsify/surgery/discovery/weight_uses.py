@@ -1,0 +1,187 @@
+"""Which parameters are weights of the linear operations of a traced forward, and how they enter them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..masks import Layout
+from ..side_effects import changed_buffers
+from ..tracing.bytecode_scan import CONV_AND_LINEAR
+from ..tracing.subgraphs import ancestors, subgraph
+from .linear_ops import Operand, is_conv_or_linear, name_of, operands, weight_argument
+from .position_tables import is_table
+from .rearranged import Arrangements, is_metadata
+
+# Where functions that are neither conv nor linear take their weights, by position; by keyword they are named so.
+_WEIGHTS_OF = {
+    "multi_head_attention_forward": (5, 11),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), (2, 3)),
+}
+
+
+PART = "part of the weight computed with {}"
+_ALSO = "part of a computed weight, and used otherwise as well"
+
+
+@dataclass(frozen=True)
+class Use:
+    """How one weight enters the operations of a traced forward.
+
+    `how` is "operand" (the parameter itself goes into a conv or linear), "computed" (what is computed from it does, or
+    goes into a matrix product), "source" (it is masked where it is read: it is arranged anew first, goes into a matrix
+    product, or somewhere else) or "unmasked", with `reason`; else `reason` is what a person should know besides.
+    `layout` is there if it is known; `apart` tells of a computed weight that it goes into a product, or is arranged
+    anew first.
+    """
+
+    how: str
+    reason: str = ""
+    layout: Layout | None = None
+    apart: bool = False
+
+
+def parameter_uses(module: nn.Module, graph: fx.Graph) -> dict[str, Use]:
+    """Return, by path, how each float parameter of two or more dimensions that a traced forward reads is used."""
+    return look(module, graph, layouts=True).settled()
+
+
+def look(module: nn.Module, graph: fx.Graph, *, layouts: bool = False) -> Found:
+    """Return what is found in a traced forward, with the layouts of weights if they are wanted."""
+    found = Found(module, graph, layouts)
+    nodes = list(graph.nodes) if found.sources else []
+    layers = [node for node in nodes if is_conv_or_linear(node)]
+    # A product that makes the weight of a layer (of several experts' say) takes no weights itself.
+    making = {node for layer in layers for node in ancestors(weight_argument(layer), modules=False)}
+    for node in nodes:
+        for operand in operands(node) if node not in making or node in layers else ():
+            others = [other for other in operand.others if isinstance(other, fx.Node)]
+            if node in layers or any(found.known.depends[other] for other in others):
+                found.look_at(node, operand)
+    return found
+
+
+class Found:
+    """The uses of parameters that were found in a graph so far, by path; `cores`: the weights computed from them."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, layouts: bool) -> None:
+        self.module, self.graph, self.sources = module, graph, _sources(module, graph)
+        self.layouts = layouts
+        self.known = Arrangements(module, graph, self.sources)
+        self.uses: dict[str, Use] = {}
+        self.computed: dict[str, Use] = {}
+        self.cores: dict[str, fx.Node] = {}
+
+    def settled(self) -> dict[str, Use]:
+        """Return the use of every source."""
+        uses = self.computed | self.uses
+        for path in {*self.computed} & {*self.uses}:
+            parts = [name for name, use in self.computed.items() if use.reason == PART.format(path)]
+            uses |= dict.fromkeys([path, *parts] if parts else [], Use("unmasked", _ALSO))
+        return {path: _reconcile(self, source, path, uses.get(path)) for source, path in self.sources.items()}
+
+    def look_at(self, node: fx.Node, operand: Operand) -> None:
+        """Enter what an operand of a conv, linear or matrix product is made of."""
+        weight, product = operand.node, not is_conv_or_linear(node)
+        bases = self.known.bases(weight)
+        behind = ancestors(bases[0], modules=False)
+        reached = {source: path for source, path in self.sources.items() if source in behind}
+        for source in self.known.arranged[weight]:
+            path = self.sources[source]
+            how = "operand" if weight is source and not product else "source"
+            if product and is_table(path, node):
+                self.uses.setdefault(path, Use("unmasked", "a table of positions"))
+            elif (before := self.uses.get(path)) is None or before.how == "unmasked":
+                layout = self._layout(operand, source, self.module.get_parameter(path).shape)
+                self.uses[path] = Use(how, layout=layout)
+            elif how == "operand":
+                self.uses[path] = Use(how, layout=before.layout)
+        if self.known.arranged[weight] or not reached:
+            return
+        if not any(n.op == "placeholder" for n in ancestors(bases[0])):
+            self._compute(operand, bases, reached, product)
+        elif not product:
+            self.uses |= {path: Use("source") for path in reached.values() if path not in self.uses}
+
+    def _layout(self, operand: Operand, source: fx.Node, shape: torch.Size) -> Layout | None:
+        return self.known.layout(operand, source, shape) if self.layouts else None
+
+    def _compute(self, operand: Operand, bases: list[fx.Node], reached: dict[fx.Node, str], product: bool) -> None:
+        """Enter a weight computed from parameters alone: the mask goes on the result if a parameter has its shape.
+
+        Of a result that is arranged anew afterwards, the first form that has one counts.
+        """
+        registered = [name for name, _ in self.module.named_parameters(remove_duplicate=False)]
+        paths = sorted(reached.values(), key=registered.index)
+        alike: list[str] = []
+        for core in bases:
+            if alike or any(node.op == "placeholder" for node in ancestors(core)):
+                break
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), changed_buffers(self.module, []):
+                shape = subgraph(self.graph, core)(self.module).shape
+            alike = [path for path in paths if self.module.get_parameter(path).shape == shape]
+            chosen = core
+        if not alike:
+            several = f"multiplied or added up with {', '.join(paths[1:])}: each has a mask of its own"
+            self.computed |= {path: Use("source", several if path == paths[0] and paths[1:] else "") for path in paths}
+        elif self.cores.setdefault(alike[0], chosen) is chosen:
+            apart = product or operand.node is not chosen
+            self.computed[alike[0]] = Use("computed", "", self._layout(operand, chosen, shape), apart)
+            part = Use("unmasked", PART.format(alike[0]))
+            self.computed |= {path: part for path in paths if path != alike[0]}
+        else:  # one mask fits one computed weight only
+            self.computed |= dict.fromkeys(paths, Use("unmasked", _ALSO)) if paths[1:] else {alike[0]: Use("source")}
+
+
+def _sources(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {
+        node: node.target
+        for node in graph.nodes
+        if node.op == "get_attr"
+        and (parameter := parameters.get(node.target)) is not None
+        and parameter.dim() > 1
+        and parameter.is_floating_point()
+    }
+
+
+def _reconcile(found: Found, source: fx.Node, path: str, use: Use | None) -> Use:
+    """Settle a parameter that something else than linear operations reads as well, or alone."""
+    known = found.known
+    readers = [user for user in source.users if not is_metadata(user)]
+    if any(source in known.arranged[table] for table in known.embeddings):
+        return Use("unmasked", "read by an embedding too, which stays dense")
+    if source in known.tables:
+        return Use("unmasked", known.tables[source])
+    if use is not None and use.how != "operand":
+        return use
+    dense = [user for user in readers if is_conv_or_linear(user) and weight_argument(user) is source]
+    if use is not None:
+        return use if len(dense) == len(readers) else Use("source", layout=use.layout)
+    owner_path, _, name = path.rpartition(".")
+    owner = found.module.get_submodule(owner_path)
+    dense_owner = name == "weight" and isinstance(owner, CONV_AND_LINEAR)
+    if readers and (dense_owner or any(_convolves(user) or source in _weights_of(user) for user in readers)):
+        return Use("source")
+    return Use("unmasked", "not the weight of a conv or linear operation" if readers else "only its shape is read")
+
+
+def _convolves(node: fx.Node) -> bool:
+    """Whether a node is a function that convolves by another name: deform_conv2d, conv2d_same."""
+    return node.op == "call_function" and ("conv" in name_of(node) or "linear" in name_of(node))
+
+
+def _weights_of(node: fx.Node) -> list[Any]:
+    """Return what a node that is an attention or recurrent function takes as weights."""
+    positions = _WEIGHTS_OF.get(name_of(node), ())
+    named = [value for name, value in node.kwargs.items() if "weight" in name or name in ("w_ih", "w_hh")]
+    return [*(node.args[p] for p in positions if p < len(node.args)), *named] if positions else []
+
+
+def computed_operands(module: nn.Module, graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """Return, by the path of the parameter, what a traced forward computes from it and takes for a weight."""
+    found = look(module, graph)
+    return {path: [found.cores[path]] for path, use in found.settled().items() if use.how == "computed"}

@@ -1,0 +1,44 @@
+"""The weight that a module's forward computes from a parameter: what it is now, for scores and for fold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...errors import SparsifyError
+from ..discovery.weight_uses import computed_operands, parameter_uses
+from ..side_effects import changed_buffers, in_mode
+from ..tracing.one_forward import TraceFailure
+from ..tracing.own_graphs import as_original, kinds, trace_kind
+from ..tracing.subgraphs import subgraph
+from .substituted_call import effective_weights, stand_in
+
+_SEED = 0
+
+
+def computed_weight(self: nn.Module, name: str) -> Tensor:
+    """Return what the module's forward computes from its parameter `name`, as it would in eval mode; no mask applied.
+
+    It is traced anew each time, since the forward may read what has changed. A weight that is drawn at random comes
+    from one seed, and the generators are left as they were. Raises SparsifyError if no traced call computes it.
+    """
+    original = as_original(self)
+    double = stand_in(self, effective_weights(self), type(original))
+    device = original.get_parameter(name).device
+    cuda = [device] if device.type == "cuda" else []
+    with in_mode(original, False), torch.random.fork_rng(devices=cuda), changed_buffers(original, []):
+        for kind in kinds(original):
+            try:
+                graph = trace_kind(original, kind)
+            except TraceFailure as error:
+                original.__dict__.update(error.constants)
+                double.__dict__.update(error.constants)
+                graph = error.graph or fx.Graph()
+            use = parameter_uses(original, graph).get(name)
+            if use is not None and use.how in ("operand", "source"):  # computed in train mode alone
+                return double.get_parameter(name).detach()
+            for operand in computed_operands(original, graph).get(name, ()):
+                torch.manual_seed(_SEED)
+                result: Tensor = subgraph(graph, operand)(double)
+                return result
+    raise SparsifyError(f"{type(self).__name__}: no call of its forward computes a weight from '{name}' any more")

@@ -1,0 +1,229 @@
+"""What a masked module's forward does: the classes that converted modules take on.
+
+A converted module stays the object it is; only its class changes, to a subclass of its own class made here. The kinds:
+`direct` for torch.nn's conv and linear (a masked operation in place of the dense one), `substituted` for every other
+forward (it runs as it is, on a copy of the module that holds the effective weights), `owner` for modules that only own
+a weight that others read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import ops
+from ..averages import keep_masks_in_averages
+from ..masks import all_masked_parameters, bool_mask, make_masks_bool, names_of_masked
+from ..parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
+from .computed_weights import computed_weight
+from .substituted_call import substituted_call
+
+
+class Masked:
+    """Mixed into the class of every converted module."""
+
+    masked_names: tuple[str, ...] = ()
+    masked_also: tuple[str, ...] = ()
+    computed_weights: tuple[str, ...] = ()
+    original_class: type[nn.Module]
+    dense_forward: Callable[..., Any]  # what the original class's forward was when this class was made
+    masked_kind: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        keep_masks_in_averages()  # each begins with a copy of the model
+        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
+        return (_new_masked, (self.original_class, self.masked_kind), *reduced[2:])
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        for name in names_of_masked(self):  # type: ignore[arg-type]
+            if f"{name}_mask" in self._buffers:  # type: ignore[attr-defined]  # else it is out of sight, of an average
+                bool_mask(self, name)  # type: ignore[arg-type]
+        super()._save_to_state_dict(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
+    ) -> None:
+        make_masks_bool(state_dict, [f"{prefix}{name}_mask" for name in names_of_masked(self)])  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)  # type: ignore[misc]
+        # The state dict of the dense model has no masks: it loads strictly, and the masks stay what they are.
+        for name in (*self.masked_names, *self.masked_also):
+            if f"{prefix}{name}_mask" in missing:
+                missing.remove(f"{prefix}{name}_mask")
+                if getattr(self, f"{name}_mask").is_meta:  # values were assigned to a model built without memory
+                    ones = torch.ones_like(getattr(self, name), dtype=torch.bool, requires_grad=False)
+                    setattr(self, f"{name}_mask", ones)
+
+
+def _new_masked(original: type[nn.Module], kind: str) -> nn.Module:
+    cls = masked_class(original, kind)  # type: ignore[arg-type]
+    return cls.__new__(cls)
+
+
+@cache
+def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
+    """Return the subclass of `original` whose forward is masked; the same class for the same arguments.
+
+    It carries the original's name, so that `repr` of a model stays as it is.
+    """
+    namespace: dict[str, Any] = {
+        "original_class": original,
+        "dense_forward": original.forward,
+        "masked_kind": kind,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        # fx's default tracer takes modules of torch.nn for leaves: masked conv and linear shall show as nodes,
+        # while attention and recurrent modules stay leaves, as they were.
+        "__module__": __name__ if kind == "direct" else original.__module__,
+    }
+    if kind == "direct":
+        namespace["forward"] = DIRECT[original.forward]
+    elif kind == "substituted":
+        namespace |= {"forward": _substituted_forward(original), "compute_effective_weight": computed_weight}
+    elif kind == "parametrized":
+        namespace["forward"] = masked_parametrization(original)
+    metaclass: Any = type(original)
+    made: type[nn.Module] = metaclass(original.__name__, (Masked, original), namespace)
+    return made
+
+
+def _substituted_forward(original: type[nn.Module]) -> Callable[..., Any]:
+    @wraps(original.forward)
+    def substituted(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _dense_call(self, *args, **kwargs)
+
+    return substituted
+
+
+def _dense_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the forward that the module's class has now; of a module without masks, such as a folded copy, as it is."""
+    if isinstance(self, Masked):
+        return substituted_call(self.original_class.forward, self, args, kwargs)  # type: ignore[arg-type]
+    return type(self).forward(self, *args, **kwargs)
+
+
+def _is_direct_no_more(self: Any) -> bool:
+    """Whether masks are gone (a forward kept on the object was copied) or the class got another forward meanwhile."""
+    return not isinstance(self, Masked) or self.original_class.forward is not type(self).dense_forward
+
+
+def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Return the weight's mask, if it has one, and the effective bias of a `direct` module."""
+    also = self.masked_also
+    if not also:
+        return bool_mask(self, "weight"), self.bias
+    mask = bool_mask(self, "weight") if "weight" in also or "weight" in self.masked_names else None
+    return mask, ops.mask_weight(self.bias, bool_mask(self, "bias")) if "bias" in also else self.bias
+
+
+def _masked_linear(self: Any, input: Tensor) -> Tensor:
+    if _is_direct_no_more(self):
+        return _dense_call(self, input)  # type: ignore[no-any-return]
+    mask, bias = _mask_and_bias(self)
+    return ops.masked_linear(input, self.weight, mask, bias)
+
+
+def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if _is_direct_no_more(self):
+            return _dense_call(self, input)  # type: ignore[no-any-return]
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        mask, bias = _mask_and_bias(self)
+        return operation(input, self.weight, mask, bias, self.stride, padding, self.dilation, self.groups)
+
+    return forward
+
+
+def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) -> Callable[..., Tensor]:
+    def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if _is_direct_no_more(self):
+            return _dense_call(self, input, *(() if output_size is None else (output_size,)))  # type: ignore[no-any-return]
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
+        )
+        mask, bias = _mask_and_bias(self)
+        return operation(
+            input,
+            self.weight,
+            mask,
+            bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
+
+    return forward
+
+
+def is_direct(cls: type[nn.Module]) -> bool:
+    """Whether a class has the forward of torch.nn's conv or linear, its inner steps included."""
+    if cls.forward not in DIRECT:
+        return False
+    return all(getattr(cls, step, own) is own for step, own in _STEPS.get(cls.forward, {}).items())
+
+
+# The forward as torch.nn has it -> the masked one. A subclass that does not override its forward is found here too.
+DIRECT: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    nn.Linear.forward: _masked_linear,
+    nn.Conv1d.forward: _masked_conv(ops.masked_conv1d),
+    nn.Conv2d.forward: _masked_conv(ops.masked_conv2d),
+    nn.Conv3d.forward: _masked_conv(ops.masked_conv3d),
+    nn.ConvTranspose1d.forward: _masked_conv_transpose(ops.masked_conv_transpose1d, 1),
+    nn.ConvTranspose2d.forward: _masked_conv_transpose(ops.masked_conv_transpose2d, 2),
+    nn.ConvTranspose3d.forward: _masked_conv_transpose(ops.masked_conv_transpose3d, 3),
+}
+
+
+_STEPS = {cls.forward: {"_conv_forward": cls._conv_forward} for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+
+
+def attach_mask(module: nn.Module, name: str, mask: Tensor, *, also: bool = False) -> None:
+    """Register `mask` as the live mask of the module's parameter `name`; `also`: it is no weight of `convert`."""
+    module.register_buffer(f"{name}_mask", mask)
+    key = "masked_also" if also else "masked_names"
+    module.__dict__[key] = (*module.__dict__.get(key, ()), name)
+    mask_in_hooks(module)
+
+
+def guard_loading(model: nn.Module) -> None:
+    """Have `model.load_state_dict` look at all masks before it changes anything; averaged ones are refused."""
+    present = [getattr(hook, "hook", None) for hook in model._load_state_dict_pre_hooks.values()]
+    if _check_loaded_masks not in present:
+        model.register_load_state_dict_pre_hook(_check_loaded_masks)  # type: ignore[no-untyped-call]
+
+
+def _check_loaded_masks(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    make_masks_bool(state_dict, [f"{prefix}{weight.name}_mask" for weight in all_masked_parameters(model)])
+
+
+def detach_masks(module: nn.Module) -> None:
+    """Take all masks and the masked class off one module: it is again what it was before the conversion."""
+    for number, hook in list(module._load_state_dict_pre_hooks.items()):
+        if getattr(hook, "hook", None) is _check_loaded_masks:
+            del module._load_state_dict_pre_hooks[number]
+    unmask_in_hooks(module)
+    for name in names_of_masked(module):
+        del module._buffers[f"{name}_mask"]
+    for name in (
+        "masked_names",
+        "masked_also",
+        "masked_layouts",
+        "masked_reads",
+        "computed_weights",
+        "computed_apart",
+    ):
+        module.__dict__.pop(name, None)
+    if isinstance(module, Masked):
+        object.__setattr__(module, "__class__", module.original_class)

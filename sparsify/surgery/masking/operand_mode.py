@@ -1,0 +1,143 @@
+"""Weights that a forward computes from its parameters: replaced where a linear operation takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.overrides import TorchFunctionMode
+
+from ... import ops
+from ..discovery.linear_ops import PRODUCTS, name_of
+from ..discovery.rearranged import ARRANGING, CASTS, is_arranging
+
+Replace = Callable[[Any], Any]
+
+
+def _functions(names: Iterable[str]) -> tuple[Any, ...]:
+    """Return the functions, methods and operators of torch of these names; by themselves, as torch.compile needs it."""
+    homes = (torch, torch.functional, F, Tensor)
+    spelled = [form for name in names for form in (name, f"__{name}__", f"__r{name}__", f"_{name}")]
+    found = [getattr(home, name) for home in homes for name in spelled if callable(getattr(home, name, None))]
+    return (*found, *(getattr(Tensor, name).__get__ for name in names if name in ("T", "mT", "H", "mH")))
+
+
+_CONV_AND_LINEAR = tuple(ops.MASKED)
+_PRODUCTS = _functions(PRODUCTS)
+_ARRANGING = _functions(sorted(ARRANGING))
+
+
+class Operands(TorchFunctionMode):
+    """While active, weights computed from the given parameters are replaced in conv, linear and matrix products.
+
+    `replacements` are pairs of a parameter and a function of the weight that was computed from it, which has the
+    parameter's shape. What is computed from parameters and `buffers` alone is followed from operation to operation; a
+    weight that is only arranged anew afterwards (transposed, cast) is replaced and then arranged. In conv and linear
+    an operand that is of unknown origin (a custom autograd function hides it) goes by its shape. `replaced` holds the
+    numbers of the replacements that were made.
+    """
+
+    def __init__(self, replacements: Sequence[tuple[Any, Replace]], buffers: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.replacements = replacements
+        self.replaced: set[int] = set()
+        # Tensors that depend on no input, kept alive so that none is taken for another, and what each comes from.
+        self.known: list[tuple[Any, tuple[int, ...]]] = [(p, (i,)) for i, (p, _) in enumerate(replacements)]
+        self.known += [(buffer, ()) for buffer in buffers]
+        # What is arranged anew: the result, what it is made of, and how the same is done with another.
+        self.arranged: list[tuple[Any, Any, Replace]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _CONV_AND_LINEAR:
+            if len(args) > 1:
+                args = (args[0], self._replaced(args[1], by_shape=True), *args[2:])
+            else:
+                kwargs = {**kwargs, "weight": self._replaced(kwargs["weight"], by_shape=True)}
+            return func(*args, **kwargs)
+        origins = [self._origin(tensor) for tensor in _tensors((*args, *kwargs.values()))]
+        if func in _PRODUCTS and None in origins:
+            args = tuple(self._each_replaced(value) for value in args)
+            return func(*args, **{key: self._each_replaced(value) for key, value in kwargs.items()})
+        result = func(*args, **kwargs)
+        arranging = func in _ARRANGING
+        # The type and the sizes of an input may go into a weight.
+        if None not in origins or (arranging and origins[0]):
+            sources = tuple(dict.fromkeys(i for origin in origins for i in origin or ()))
+            self.known += [(tensor, sources) for tensor in _tensors((result,))]
+            if arranging and args and isinstance(args[0], (Tensor, Proxy)):
+                self._keep_arranged(func, args, kwargs, result)
+        return result
+
+    def _each_replaced(self, value: Any) -> Any:
+        return [self._replaced(item) for item in value] if isinstance(value, (tuple, list)) else self._replaced(value)
+
+    def _keep_arranged(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        def again(base: Any) -> Any:
+            return func(base, *args[1:], **kwargs)
+
+        if isinstance(result, (tuple, list)):
+            parts = [(part, args[0], lambda base, i=i: again(base)[i]) for i, part in enumerate(result)]
+            self.arranged += parts
+        else:
+            self.arranged.append((result, args[0], again))
+
+    def _origin(self, tensor: Any) -> tuple[int, ...] | None:
+        """Return the numbers of the parameters that a tensor comes from, or None if it may depend on an input."""
+        for known, sources in self.known:
+            if known is tensor:
+                return sources
+        is_parameter = isinstance(tensor, nn.Parameter) or (isinstance(tensor, Proxy) and tensor.node.op == "get_attr")
+        return () if is_parameter else None
+
+    def _replaced(self, operand: Any, by_shape: bool = False) -> Any:
+        """Return what an operation takes in the place of `operand`; `by_shape`: one of unknown origin goes by that."""
+        if not isinstance(operand, (Tensor, Proxy)):
+            return operand
+        origin = self._origin(operand)
+        if origin is None and not by_shape:
+            return operand
+        for base, how in self._bases(operand):
+            sources = range(len(self.replacements)) if origin is None else origin
+            found = [i for i in sources if _same_shape(self.replacements[i][0], base)]
+            if found and (origin is not None or len(found) == 1):
+                self.replaced.add(found[0])
+                replaced = self.replacements[found[0]][1](base)
+                for step in how:
+                    replaced = step(replaced)
+                return replaced
+        return operand
+
+    def _bases(self, operand: Any) -> list[tuple[Any, list[Replace]]]:
+        """Return what an operand is arranged from, the first of all first, and the steps from each to the operand."""
+        found: list[tuple[Any, list[Replace]]] = [(operand, [])]
+        for result, base, again in reversed(self.arranged):
+            if result is found[0][0]:
+                found.insert(0, (base, [again, *found[0][1]]))
+        return found
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function outside of torch.compile, which does not show every operation to a mode."""
+    return function(*args, **kwargs)
+
+
+def _same_shape(parameter: Any, operand: Any) -> bool:
+    if isinstance(operand, Proxy) or isinstance(parameter, Proxy):
+        # A trace does not know shapes; the origin decides. It does not show operators to modes either.
+        turned = isinstance(operand, Proxy) and is_arranging(operand.node) and name_of(operand.node) not in CASTS
+        return not turned
+    return bool(parameter.shape == operand.shape)
+
+
+def _tensors(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (Tensor, Proxy)):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)

@@ -1,0 +1,172 @@
+"""Substituted calls: a module's own forward runs, unchanged, on a copy that holds the effective weights.
+
+The copy is shallow: the module's class, attributes, buffers, hooks and children, with the parameters that the forward
+reads replaced by `where(mask, parameter, 0)`, as torch.func.functional_call replaces them. The module itself is not
+touched, so threads may share it; whatever else the forward reads (globals, class attributes, modes, arguments), it
+reads as before the conversion. Where the forward computes the weight it uses from the parameter, the mask goes on what
+is computed, as the operation is called (`operand_mode.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ... import ops
+from ...errors import SparsifyError
+from ..masks import bool_mask, names_of_masked, original_class
+from .operand_mode import Operands, eagerly
+
+_REPLACED = frozenset({"_parameters", "_modules", "_flat_weights"})
+_MISSING = object()
+
+
+def lent_weights(module: nn.Module) -> list[str]:
+    """Return the paths of the weights that a torch.nn module hands to fused kernels itself; none for other modules.
+
+    A subclass counts as what it is derived from.
+    """
+    return [path for path in lent_parameters(module) if "weight" in path and module.get_parameter(path).dim() > 1]
+
+
+def lent_parameters(module: nn.Module) -> list[str]:
+    """Return the paths of all parameters that a torch.nn module hands to fused kernels; none for other modules."""
+    if isinstance(module, nn.MultiheadAttention):
+        paths = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
+        paths += ["in_proj_bias", "bias_k", "bias_v", "out_proj.bias"]
+    elif isinstance(module, (nn.RNN, nn.LSTM, nn.GRU)):
+        paths = module._flat_weights_names
+    elif isinstance(module, (nn.RNNCell, nn.LSTMCell, nn.GRUCell)):
+        paths = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    elif isinstance(module, nn.Bilinear):
+        paths = ["weight", "bias"]
+    elif isinstance(module, nn.TransformerEncoderLayer):
+        layers = [f"{layer}.{name}" for layer in _OF_ENCODER for name in ("weight", "bias")]
+        paths = [*(f"self_attn.{path}" for path in lent_parameters(module.self_attn)), *layers]
+    else:
+        return []
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return [path for path in paths if path in parameters]
+
+
+_OF_ENCODER = ("linear1", "linear2", "norm1", "norm2")
+
+
+def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Return what the dense `forward` gives on a copy of `module` with effective weights; what it assigns is kept."""
+    if torch.compiler.is_compiling() and module.__dict__.get("computed_apart", False):
+        return eagerly(substituted_call, forward, module, args, kwargs)
+    weights = effective_weights(module)
+    double = stand_in(module, weights, original_class(module))
+    try:
+        masked = _masked_operands(module)
+        with masked or nullcontext():
+            result = forward(double, *args, **kwargs)
+        if _loses_masks(masked, result):
+            name = original_class(module).__name__
+            raise SparsifyError(f"{name}: the masks on the weights that it computes cannot be traced")
+        return result
+    finally:
+        _keep_assigned(module, double, weights)
+
+
+def _masked_operands(module: Any) -> Operands | None:
+    """Return the context in which operations see the weights masked that the module's forward computes, if any."""
+    if not module.computed_weights:
+        return None
+    masks = [(getattr(module, name), bool_mask(module, name)) for name in module.computed_weights]
+    masked = [(parameter, _masked_by(mask)) for parameter, mask in masks]
+    return Operands(masked, list(module.buffers()))
+
+
+def _loses_masks(masked: Operands | None, result: Any) -> bool:
+    """Whether a trace, which does not show every operation to a mode, left a mask out."""
+    return masked is not None and isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements)
+
+
+def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda operand: ops.mask_weight(operand, mask)
+
+
+def _keep_assigned(module: nn.Module, double: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give `module` the attributes that a forward has assigned or deleted on its copy."""
+    own, now = module.__dict__, double.__dict__
+    for name, value in now.items():
+        if name not in _REPLACED and own.get(name, _MISSING) is not value:
+            own[name] = value
+    if len(now) < len(own):
+        for name in [name for name in own if name not in now]:
+            del own[name]
+    for name, parameter in double._parameters.items():
+        if parameter is not weights.get(name) and parameter is not module._parameters.get(name):
+            module._parameters[name] = parameter
+
+
+def effective_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return, by path, `where(mask, parameter, 0)` of what the module's forward reads from parameters."""
+    found = {}
+    for path in module.__dict__.get("masked_reads", names_of_masked(module)):
+        owner_path, _, name = path.rpartition(".")
+        owner = module.get_submodule(owner_path)
+        if name in names_of_masked(owner) and name not in owner.__dict__.get("computed_weights", ()):
+            found[path] = ops.mask_weight(getattr(owner, name), bool_mask(owner, name))
+    return found
+
+
+def stand_in(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Module]) -> nn.Module:
+    """Return a shallow copy of `module`, of class `cls`, with the parameters at the given paths replaced.
+
+    Modules below that own some of them are copied too, for what reads their weights; who calls one calls the original.
+    """
+    double: nn.Module = cls.__new__(cls)
+    double.__dict__.update(module.__dict__)
+    own: dict[str, Tensor] = {}
+    below: dict[str, dict[str, Tensor]] = {}
+    for path, weight in weights.items():
+        child, _, rest = path.partition(".")
+        if rest:
+            below.setdefault(child, {})[rest] = weight
+        else:
+            own[path] = weight
+    double.__dict__["_parameters"] = {**module._parameters, **own}
+    if below:
+        children = {}
+        for name, inner in below.items():
+            child_module: Any = module._modules[name]
+            children[name] = stand_in(child_module, inner, _read_class(type(child_module)))
+            children[name].__dict__["stands_for"] = child_module
+        double.__dict__["_modules"] = {**module._modules, **children}
+    if isinstance(module, nn.RNNBase):
+        double.__dict__["_flat_weights"] = [getattr(double, name, None) for name in module._flat_weights_names]
+    return double
+
+
+class _Read:
+    """Mixed into the class of a copy that is read from; calls go to the module that it stands for."""
+
+    stands_for: nn.Module
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.stands_for(*args, **kwargs)
+
+
+_READ_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _read_class(cls: type[nn.Module]) -> type[nn.Module]:
+    if cls not in _READ_CLASSES:
+        metaclass: Any = type(cls)
+        namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        _READ_CLASSES[cls] = metaclass(cls.__name__, (_Read, cls), namespace)
+    return _READ_CLASSES[cls]
+
+
+# What torch.compiler.assume_constant_result says, without loading torch._dynamo: call it, do not look into it.
+_read_class._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,0 +1,144 @@
+"""The steps of a recorded pass: what the analyses of channels work on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..analysis.bias_sinks import Foldable, foldable_steps
+from .broadcast_forms import moves, nonzero
+from .context import leaves
+
+if TYPE_CHECKING:
+    from ..rules.table import Rule
+
+STALE = "stale"
+SCALED_BY_SIZE = "scaled_by_size"
+# What makes a tensor of one number in the sizes that it is given.
+# Operations by which Python code learns what a tensor holds.
+DECIDING = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist"})
+FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor of the recorded pass: its shape, what it holds if no input changes that, its names in the model."""
+
+    shape: tuple[int, ...]
+    constant: Tensor | None = None
+    names: tuple[str, ...] = ()
+    trainable: bool = False  # a parameter of the model
+
+
+@dataclass(eq=False)
+class Filled(Value):
+    """A constant of one number whose sizes were given as numbers, as torch.zeros makes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation: its name without overload ("convolution"), its arguments with Values for tensors, its results."""
+
+    name: str
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[Value, ...]
+    module: str
+
+    @cached_property
+    def inputs(self) -> list[Value]:
+        """The Values among the arguments, in order."""
+        return leaves((self.args, self.kwargs), Value)
+
+    @cached_property
+    def moves(self) -> bool:
+        """Whether it only moves the entries of its first argument."""
+        first = self.args[0] if self.args else None
+        if not isinstance(first, Value) or not self.results:
+            return False
+        if self.name in ("index", "index_select") and self.rest is None:
+            return False  # as the input says, in one dimension of several
+        return moves(self.name, first.shape, self.results[0].shape, self.args)
+
+    def argument(self, name: str) -> Any:
+        """Return the argument that the operation's schema calls `name`; its default, or None, if it was not given."""
+        for i, argument in enumerate(self.operation._schema.arguments):
+            if argument.name == name:
+                given = self.args[i] if i < len(self.args) else argument.default_value
+                return self.kwargs.get(name, given)
+        return None
+
+    @cached_property
+    def rest(self) -> Any:
+        """The arguments after the first, with tensors in place of constants; None if one depends on the input."""
+        return _constants(self.args[1:])
+
+
+def joined_values(step: Step) -> list[Value]:
+    """Return what a cat or a stack joins: cat passes over empty vectors, whatever the others are."""
+    return [value for value in step.args[0] if step.name == "stack" or value.shape != (0,)]
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of what an error says."""
+    return (str(error).strip().splitlines() or [""])[0][:160]
+
+
+def _constants(arguments: Any) -> Any:
+    """Return arguments with the tensors that Values stand for, None if one of them depends on the input."""
+    if isinstance(arguments, Value):
+        return arguments.constant
+    if isinstance(arguments, (tuple, list)):
+        found = [_constants(argument) for argument in arguments]
+        if any(new is None and old is not None for new, old in zip(found, arguments, strict=True)):
+            return None
+        return type(arguments)(found)
+    return arguments
+
+
+@dataclass(frozen=True)
+class Tape:
+    """All steps of a pass that depend on its input or on the model's tensors, and the Values that it returned.
+
+    `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add; those in
+    `held_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads. The first
+    `evaluated` steps are of the pass in eval mode; the others are of one in which what only runs in training ran too.
+    `problems` says why there is none of those although some layers did not run. `rules` are the user's own.
+    `branches` are the paths of modules whose forward asked what activations hold, with the arguments it was given.
+    """
+
+    steps: tuple[Step, ...]
+    outputs: tuple[Value, ...]
+    state: dict[str, Value] = field(default_factory=dict)
+    biases: frozenset[str] = frozenset()
+    attentions: tuple[str, ...] = ()
+    held_biases: frozenset[str] = frozenset()
+    evaluated: int = 0
+    problems: tuple[str, ...] = ()
+    branches: tuple[tuple[str, tuple[Value, ...]], ...] = ()
+    rules: Mapping[str, Rule] = field(default_factory=dict)  # the user's own
+    nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
+
+    @cached_property
+    def made(self) -> dict[Value, Step]:
+        """The step that made each constant that the pass computed."""
+        made = ((value, step) for step in self.steps for value in step.results)
+        return {value: step for value, step in made if value.constant is not None and not isinstance(value, Filled)}
+
+    @cached_property
+    def foldable(self) -> dict[Step, Foldable]:
+        """What constant channels may be folded into."""
+        return foldable_steps(self)
+
+    def nonzero_entries(self, value: Value) -> Tensor:
+        """Return where a constant is not zero, as a float32 form, as short as it can be; made once."""
+        if value not in self.nonzero:
+            assert value.constant is not None
+            self.nonzero[value] = nonzero(value.constant).to(torch.float32)
+        return self.nonzero[value]

@@ -1,0 +1,48 @@
+"""What the operations of a forward return, in shape alone: the analyses of channels do not look at activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tracing.one_forward import map_leaves
+
+# What takes time: of these zeros are returned.
+_PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}  # -> where the first factor stands
+_OTHERS = ("aten::convolution", "aten::_scaled_dot_product_flash_attention_for_cpu")
+_NEED_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class ValuesNeededError(Exception):
+    """What a forward does next depends on what its activations hold, so that they have to be computed."""
+
+
+def in_shape(func: Any, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
+    """Return what an operation returns, zeros if it is one that takes time; `inputs` are Values of its tensors.
+
+    Raises ValuesNeededError if the outcome, or its shape, shows what activations hold.
+    """
+    name = func._schema.name
+    if all(value.constant is not None for value in inputs):
+        return func(*args, **kwargs)
+    if name in _PRODUCTS:
+        first, second = args[_PRODUCTS[name] :][:2]
+        return torch.zeros((*first.shape[:-1], second.shape[-1]), dtype=first.dtype, device=first.device)
+    if name in _OTHERS:
+        without = func(*map_leaves(args, _on_meta), **map_leaves(kwargs, _on_meta))
+        device = args[0].device
+        return map_leaves(without, lambda leaf: torch.zeros_like(leaf, device=device) if _is_tensor(leaf) else leaf)
+    indexed = name == "aten::index" and all(value.constant is not None for value in inputs[1:])
+    if not name.startswith("aten::") or (_NEED_VALUES.intersection(func.tags) and not indexed):
+        raise ValuesNeededError
+    return func(*args, **kwargs)
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def _on_meta(leaf: Any) -> Any:
+    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf

@@ -1,0 +1,21 @@
+"""Rules of operations that make a tensor of one number in sizes that they are given."""
+
+from __future__ import annotations
+
+from ..analysis.axis_moves import new_axes
+from ..analysis.coupling import Coupling
+from ..analysis.liveness import Liveness
+from ..recording.ops import FILLS as NAMES
+from ..recording.ops import Step
+
+
+def _couple_fill(coupling: Coupling, step: Step) -> None:
+    result = step.results[0]
+    coupling.offer(result, new_axes(coupling, result.shape, [d for d, size in enumerate(result.shape) if size > 1]))
+
+
+def _flow_fill(live: Liveness, step: Step) -> None:
+    pass  # what it holds is known
+
+
+FILLS = dict.fromkeys(NAMES, (_couple_fill, _flow_fill))

@@ -1,0 +1,252 @@
+"""Rules of operations that multiply and add up: matrix products, attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..analysis.constants import hold_sum, still
+from ..analysis.coupling import Coupling, varying
+from ..analysis.liveness import Liveness, spread
+from ..analysis.mac_counts import multiply_adds
+from ..recording.ops import Step, Value
+
+
+def tie_or_fix(coupling: Coupling, a: Tensor | None, b: Tensor | None, size: int) -> None:
+    """Note that two sides of a sum are the same channels; a side without numbers keeps the other whole."""
+    if size == 1:
+        return
+    if a is not None and b is not None and a.shape == b.shape:
+        coupling.numbers.tie(a, b)
+        return
+    for side in (a, b):
+        if side is not None:
+            coupling.numbers.fix(side)
+
+
+def _operands(step: Step) -> tuple[Value | None, Value, Value]:
+    if step.name in ("addmm", "baddbmm", "addmv"):
+        return step.args[0], step.args[1], step.args[2]
+    return None, step.args[0], step.args[1]
+
+
+def _couple_matmul(coupling: Coupling, step: Step) -> None:
+    """[batch, n, m] @ [batch, m, p]; channels split over batch and m (or p) follow the batch: whole attention heads.
+
+    With head sizes they follow m (or p), and are the same in every head.
+    """
+    added, a, b = _operands(step)
+    result = step.results[0]
+    rank = len(result.shape)
+    vector = len(b.shape) < len(a.shape)
+    coupling.claim(a, [len(a.shape) - 1])
+    coupling.claim(b, [len(b.shape) - (1 if vector else 2)])
+    shared: list[Tensor] = []  # one head of keys or values for all queries
+    if rank == 3 and any(0 in varying(axis) for axis in coupling.of(a)) and coupling.heads == "whole":
+        coupling.claim(b, [0])
+        shared = [axis for axis in coupling.claimed.get(b, ()) if varying(axis) == (0,)]
+        coupling.by_reading += shared
+    summed_a, left = _apart(coupling, a, len(a.shape) - 1)
+    summed_b, right = _apart(coupling, b, len(b.shape) - (1 if vector else 2))
+    for axis in right if shared else ():
+        if 0 not in varying(axis):
+            coupling.numbers.fix(axis)
+    tie_or_fix(coupling, summed_a, summed_b, a.shape[-1])
+    if vector:
+        found = [axis.squeeze(-1) for axis in left]
+    else:
+        if rank == 3:
+            coupling.matched([_batches(coupling, left, a), _batches(coupling, right, b)])
+        found = [*left, *(axis for axis in right if not shared or 0 in varying(axis))]
+    if added is not None:
+        ones = [1] * (rank - len(added.shape))
+        extra = [axis.reshape(ones + list(axis.shape)) for axis in coupling.of(added)]
+        coupling.produced += coupling.of(added) if added.constant is not None else []
+        found = coupling.matched([(found, result.shape), (extra, [*ones, *added.shape])])
+    coupling.set(result, found)
+    axes = [*coupling.axes[result], *([summed_a] if summed_a is not None else [])]
+    coupling.operations.append(
+        (step, multiply_adds(step), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
+    )
+
+
+def _apart(coupling: Coupling, value: Value, dim: int) -> tuple[Tensor | None, list[Tensor]]:
+    """Return the numbers along the dimension of a matrix that is summed over, and the axes that are left."""
+    summed = None
+    left = []
+    for axis in coupling.of(value):
+        if coupling.heads == "size" and 0 in varying(axis) and len(value.shape) == 3:
+            if varying(axis) == (0,):  # all heads stay
+                coupling.numbers.fix(axis)
+                continue
+            axis = coupling.tied(axis, (0,))
+        if varying(axis) == (dim,):
+            summed = axis.reshape(-1)
+            continue
+        if dim in varying(axis):
+            first = axis.narrow(dim, 0, 1)
+            coupling.numbers.tie(axis, first)
+            axis = first
+        left.append(axis)
+        if value.constant is not None and set(varying(axis)) <= {len(value.shape) - 1, len(value.shape) - 2}:
+            coupling.produced.append(axis)
+    return summed, left
+
+
+def _batches(coupling: Coupling, axes: list[Tensor], value: Value) -> tuple[list[Tensor], list[int]]:
+    """Return the axes along the first dimension of a batch of matrices, which within a matrix do not vary."""
+    found = []
+    for axis in axes:
+        if 0 in varying(axis):
+            found.append(axis.narrow(1, 0, 1).narrow(2, 0, 1))
+            coupling.numbers.tie(axis, found[-1])
+    return found, [value.shape[0], 1, 1]
+
+
+def _flow_matmul(live: Liveness, step: Step) -> None:
+    added, a, b = _operands(step)
+    left, right = live.short(a), live.short(b)
+    product = moving = _multiplied(left, right, a, b)
+    entering = still(live, step)
+    if entering is not None:
+        moving = _multiplied(left * (1 - entering), right, a, b)
+        product = moving + _multiplied((left * entering).detach(), right, a, b)
+    hold_sum(live, step, moving, added, len(step.results[0].shape) - 1)
+    if added is not None:
+        product = product + live.of(added)
+    live.set(step.results[0], spread(product))
+
+
+def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
+    """Return a form of the product of two matrices, or of one and a vector, from those of their flags."""
+    vector = len(b.shape) < len(a.shape)
+    right = right.unsqueeze(-1) if vector else right
+    if left.shape[-1] == 1 or right.shape[-2] == 1:
+        product = left.sum(-1, keepdim=True) * right.sum(-2, keepdim=True)
+    else:
+        product = torch.matmul(left, right)
+    sizes = list(product.shape)
+    for value, shape, dim in ((a, a.shape, -2), (b, (*b.shape, 1) if vector else b.shape, -1)):
+        if value.constant is not None:  # its channels are apart from here on
+            sizes[:-2], sizes[dim] = shape[:-2], shape[dim]
+    product = product.expand(sizes)
+    return product.squeeze(-1) if vector else product
+
+
+def _couple_attention(coupling: Coupling, step: Step) -> None:
+    """softmax(q @ k) @ v over [batch, heads, tokens, size]: heads go whole, or, with one head, sizes of v."""
+    q, k, v = step.args[:3]
+    numbers = coupling.numbers
+    if coupling.heads == "size":
+        _couple_head_sizes(coupling, step)
+        return
+    heads: list[tuple[list[Tensor], list[int]]] = []
+    one_head = len(q.shape) < 4 or q.shape[-3] == 1
+    if not one_head and any(len(q.shape) - 3 in varying(axis) for axis in coupling.of(q)):
+        for value in (k, v):
+            coupling.claim(value, [len(value.shape) - 3])
+    for value in (q, k, v):
+        last = len(value.shape) - 1
+        found = []
+        for axis in _for_each_query(coupling.of(value), value, q):
+            if varying(axis) == (last,) and value is v and one_head:
+                continue
+            if not set(varying(axis)) - {last - 1, last}:
+                numbers.fix(axis)
+                continue
+            for d in set(varying(axis)) & {last - 1, last}:
+                numbers.tie(axis, axis.narrow(d, 0, 1))
+                axis = axis.narrow(d, 0, 1)
+            found.append(axis)
+        heads.append((found, [*q.shape[:-2], 1, 1] if value.shape[-3:-2] != (1,) else [*value.shape[:-2], 1, 1]))
+    mask = _attention_mask(step)
+    if mask is not None:
+        ones = [1] * (len(q.shape) - len(mask.shape))
+        left = [
+            axis for axis in coupling.of(mask) if not set(varying(axis)) & {len(mask.shape) - 1, len(mask.shape) - 2}
+        ]
+        for axis in coupling.of(mask):
+            if not any(axis is kept for kept in left):
+                numbers.fix(axis)
+        shape = [*ones, *mask.shape[:-2], 1, 1]
+        heads.append(([axis.reshape(ones + list(axis.shape)) for axis in left], shape))
+    found = coupling.matched(heads)
+    if not one_head and (v.shape[-3] == 1 or coupling.claimed.get(v)):
+        coupling.by_reading += found
+    sizes = [axis for axis in coupling.of(v) if varying(axis) == (len(v.shape) - 1,) and one_head]
+    coupling.set(step.results[0], [*found, *sizes])
+    for value in step.results[1:]:
+        coupling.set(value, [])
+    axes = coupling.axes[step.results[0]]
+    coupling.operations.append(
+        (step, multiply_adds(step), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
+    )
+
+
+def _for_each_query(axes: Iterable[Tensor], value: Value, q: Value) -> Iterator[Tensor]:
+    """Yield forms of keys or values with an entry along the heads for every query that reads them (enable_gqa)."""
+    times = q.shape[-3] // value.shape[-3] if len(value.shape) > 3 and value.shape[-3] > 1 else 1
+    for axis in axes:
+        yield axis if times == 1 or axis.shape[-3] == 1 else axis.repeat_interleave(times, -3)
+
+
+def _couple_head_sizes(coupling: Coupling, step: Step) -> None:
+    """The same with every head whole: sizes of q and k go together, in all heads, sizes of v likewise."""
+    q, k, v = step.args[:3]
+    sizes: list[Tensor | None] = []
+    for value in (q, k, v):
+        last = len(value.shape) - 1
+        own = None
+        for axis in coupling.of(value):
+            if last in varying(axis):
+                own = coupling.tied(axis, range(last))
+            else:
+                coupling.numbers.fix(axis)
+        sizes.append(own)
+    mask = _attention_mask(step)
+    if mask is not None:
+        coupling.fix(mask)
+    ends = [None if axis is None else axis.reshape(-1) for axis in sizes]
+    tie_or_fix(coupling, ends[0], ends[1], q.shape[-1])
+    coupling.set(step.results[0], [] if sizes[2] is None else [sizes[2]])
+    for value in step.results[1:]:
+        coupling.set(value, [])
+    rows = math.prod(q.shape[:-1]) * k.shape[-2]
+    for value, end in ((q, ends[0]), (v, ends[2])):
+        coupling.operations.append((step, rows * value.shape[-1], () if end is None else (end,)))
+
+
+def _attention_mask(step: Step) -> Value | None:
+    given = step.args[3] if len(step.args) > 3 else step.kwargs.get("attn_mask", step.kwargs.get("attn_bias"))
+    return given if isinstance(given, Value) else None
+
+
+def _flow_attention(live: Liveness, step: Step) -> None:
+    q, k, v = (flags for value in step.args[:3] for flags in _for_each_query([live.of(value)], value, step.args[0]))
+    weights = spread(q.sum((-2, -1), keepdim=True) + k.sum((-2, -1), keepdim=True) + 1)
+    mask = _attention_mask(step)
+    if mask is not None:
+        weights = weights * (live.of(mask).sum() + 1)
+    live.set(step.results[0], spread(weights * v.sum(-2, keepdim=True)))
+    for value in step.results[1:]:
+        live.set(value, torch.ones([1] * len(value.shape)))
+
+
+_MATMUL = (_couple_matmul, _flow_matmul)
+_ATTENTION = (_couple_attention, _flow_attention)
+PRODUCTS = {
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv"), _MATMUL),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_fused_attention_overrideable",
+        ),
+        _ATTENTION,
+    ),
+}

@@ -1,0 +1,92 @@
+"""Operations that work entry by entry: which they are, and where their results are zero."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..analysis.liveness import Liveness, spread
+from ..recording.broadcast_forms import ranked
+from ..recording.ops import Step, Value
+
+_ALSO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
+# f(0) = 0
+ZERO_STAYS = frozenset(
+    "relu gelu silu hardswish tanh neg abs leaky_relu elu celu selu erf sqrt sign floor ceil round trunc mish "
+    "softshrink hardshrink sin asin atan sinh asinh tan square expm1 log1p nan_to_num relu6 positive".split()
+)
+
+
+def pointwise(step: Step) -> bool:
+    """Whether an operation has one result and works entry by entry, its operands broadcast."""
+    if len(step.results) != 1 or step.operation is None:
+        return False
+    functional = getattr(torch.ops.aten, step.name.rstrip("_"), None)  # the tag is not set on those in place
+    if step.name.endswith("_") and functional is not None:
+        overloads = [getattr(functional, name) for name in functional.overloads()]
+    else:
+        overloads = [step.operation]
+    return any(torch.Tag.pointwise in o.tags for o in overloads) or step.name.rstrip("_") in _ALSO
+
+
+def pointwise_flags(live: Liveness, step: Step) -> Tensor:
+    """Return the flags of an entry-by-entry operation's result."""
+    name = step.name.rstrip("_")
+    rank = len(step.results[0].shape)
+    flags = [ranked(live.of(value), rank) for value in step.inputs]
+    first = flags[0]
+    if name == "copy":
+        return spread(flags[1] + 0 * first)
+    if name in ("mul", "div", "_prelu_kernel"):
+        return _product(live, step, flags, name)
+    if name in ("add", "sub", "maximum", "minimum", "fmod", "hypot"):
+        shifted = 1.0 if any(_number(argument) and argument != 0 for argument in step.args) else 0.0
+        return spread(sum(flags[1:], first) + shifted)
+    if name == "where":
+        condition, *branches = flags
+        return spread(sum(branches, torch.zeros(())) * (condition + 1))
+    if len(flags) == 1 and zero_stays(step):
+        return first.clone()
+    return spread(sum(flags[1:], first) + 1)
+
+
+def _number(argument: Any) -> bool:
+    return isinstance(argument, (bool, int, float, complex))
+
+
+def _product(live: Liveness, step: Step, flags: list[Tensor], name: str) -> Tensor:
+    """A product is zero where a factor is, unless another one is infinite or not a number: 0 * inf, 0 / 0."""
+    if len(flags) == 1:
+        scalars = [argument for argument in step.args if _number(argument)]
+        plain = isinstance(step.args[0], Value) and all(math.isfinite(abs(s)) and (s or name == "mul") for s in scalars)
+        return flags[0].clone() if plain else spread(flags[0] + 1)
+    first, second = flags
+    wild = torch.zeros(())
+    for value in step.inputs:
+        if value.constant is not None and value.constant.is_floating_point():
+            finite = live.constant(value).isfinite()
+            if not finite.all():
+                wild = wild + ranked((~finite).to(torch.float32), first.dim())
+    if name == "div":
+        return spread(first * (second + 1) + (1 - second.detach()) + wild)
+    return spread(first * (second + 1 if name == "_prelu_kernel" else second) + wild)
+
+
+def zero_stays(step: Step) -> bool:
+    """Whether an operation of one tensor makes zero of zero."""
+    name = step.name.rstrip("_")
+    if name == "pow":
+        power = step.args[1] if len(step.args) > 1 else None
+        return isinstance(step.args[0], Value) and isinstance(power, (int, float)) and power > 0
+    given = {**dict(zip(("min", "max"), step.args[1:], strict=False)), **step.kwargs}
+    if name == "hardtanh":
+        given = {"min": given.get("min", given.get("min_val", -1)), "max": given.get("max", given.get("max_val", 1))}
+    if name == "clamp_max":
+        given = {"max": given.get("min", given.get("max"))}
+    if name in ("clamp", "hardtanh", "clamp_min", "clamp_max"):
+        low, high = given.get("min"), given.get("max")
+        return (low is None or low <= 0) and (high is None or high >= 0)
+    return name in ZERO_STAYS

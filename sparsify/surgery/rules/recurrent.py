@@ -1,0 +1,207 @@
+"""Rules of recurrent layers: hidden units, the same ones in every layer and direction of a module.
+
+torch.nn.LSTM, GRU and RNN are one operation each here, with packed sequences and on every device alike. Its arguments
+are the input, the first states, the weights, what the call says else, and a Value for the states within each layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..analysis.coupling import Coupling, varying
+from ..analysis.liveness import Liveness, spread
+from ..recording.ops import Step, Value
+from .matmul import tie_or_fix
+from .sort_gather import along
+
+# How many gates a cell has, and which of them makes the state something else than zero.
+_GATES = {"lstm": (4, 2), "gru": (3, 2), "rnn_tanh": (1, 0), "rnn_relu": (1, 0)}
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One layer in one direction: its weights, a Value for its states, the sizes of a state and of what comes out."""
+
+    from_input: Value
+    from_state: Value
+    biases: tuple[Value, ...]
+    projection: Value | None
+    state: Value
+    hidden: int
+    out: int
+
+
+def sequence_step(name: str, args: tuple[Any, ...], results: tuple[Value, ...], module: str) -> Step:
+    """Return the step of a call of torch's function `name` with Values for tensors."""
+    if name not in _GATES:
+        return Step(name, None, args, {}, results, module)
+    packed = isinstance(args[1], Value) and isinstance(args[3], (list, tuple))
+    value, states, weights, biased = (args[0], *args[2:5]) if packed else args[:4]
+    bidirectional = args[8] if packed else args[7]
+    layers = args[5] if packed else args[4]
+    hidden = weights[0].shape[0] // _GATES[name][0]
+    within = [Value((1, hidden)) for _ in range(layers * (1 + bidirectional))]
+    given = tuple(states) if isinstance(states, (list, tuple)) else (states,)
+    kwargs = {"biased": biased, "directions": 1 + bidirectional, "within": within}
+    return Step(name, None, (value, given, tuple(weights)), kwargs, results, module)
+
+
+def _cells(step: Step) -> list[_Cell]:
+    weights, within = step.args[2], step.kwargs["within"]
+    count = len(weights) // len(within)
+    cells = []
+    for i, state in enumerate(within):
+        into, back, *rest = weights[i * count : (i + 1) * count]
+        biases = tuple(rest[:2]) if step.kwargs["biased"] else ()
+        projection = rest[-1] if len(rest) > len(biases) else None
+        hidden = state.shape[1]
+        out = hidden if projection is None else projection.shape[0]
+        cells.append(_Cell(into, back, biases, projection, state, hidden, out))
+    return cells
+
+
+def _couple_recurrent(coupling: Coupling, step: Step) -> None:
+    value, states, _ = step.args
+    numbers, gates = coupling.numbers, _GATES[step.name][0]
+    cells = _cells(step)
+    directions = step.kwargs["directions"]
+    units, outs = numbers.fresh(cells[0].hidden), numbers.fresh(cells[0].out)
+    if cells[0].projection is None:
+        numbers.tie(units, outs)
+    last = len(value.shape) - 1
+    coupling.claim(value, [last])
+    entering = _last(coupling, value)
+    for i, cell in enumerate(cells):
+        rows = units.repeat(gates)
+        _tie(coupling, cell.from_input, 0, rows)
+        _tie(coupling, cell.from_state, 0, rows)
+        for bias in cell.biases:
+            _tie(coupling, bias, 0, rows)
+        _tie(coupling, cell.from_state, 1, outs)
+        if cell.projection is not None:
+            _tie(coupling, cell.projection, 0, outs)
+            _tie(coupling, cell.projection, 1, units)
+        columns = [axis.reshape(-1) for axis in coupling.of(cell.from_input) if varying(axis) == (1,)]
+        size = cell.from_input.shape[1]
+        tie_or_fix(coupling, entering if i < directions else outs.repeat(directions), next(iter(columns), None), size)
+        coupling.set(cell.state, [along(units, 1, 2)])
+        _count(coupling, step, cell)
+    for state, own in zip(states, (outs, units), strict=False):
+        coupling.claim(state, [len(state.shape) - 1])
+        tie_or_fix(coupling, _last(coupling, state), own, len(own))
+    output, *ends = step.results
+    coupling.set(output, [along(outs.repeat(directions), last, last + 1)])
+    for end, own in zip(ends, (outs, units), strict=False):
+        coupling.set(end, [along(own, len(end.shape) - 1, len(end.shape))])
+
+
+def _tie(coupling: Coupling, value: Value, dim: int, numbers: Tensor) -> None:
+    """Tie one dimension of a weight to numbers, which it then produces if it is the first."""
+    found = [axis for axis in coupling.of(value) if varying(axis) == (dim,)]
+    tie_or_fix(coupling, found[0].reshape(-1) if found else None, numbers, len(numbers))
+    coupling.produced += found if dim == 0 else []
+
+
+def _last(coupling: Coupling, value: Value) -> Tensor | None:
+    """Return the numbers along the last dimension of a tensor; what it has along others stays."""
+    last = len(value.shape) - 1
+    for axis in coupling.of(value):
+        if varying(axis) != (last,):
+            coupling.numbers.fix(axis)
+    return next((axis.reshape(-1) for axis in coupling.of(value) if varying(axis) == (last,)), None)
+
+
+def _count(coupling: Coupling, step: Step, cell: _Cell) -> None:
+    positions = math.prod(step.args[0].shape[:-1])
+    for weight in (cell.from_input, cell.from_state, cell.projection):
+        if weight is not None:
+            axes = tuple(axis.reshape(-1) for axis in coupling.of(weight) if len(varying(axis)) == 1)
+            coupling.operations.append((step, positions * math.prod(weight.shape), axes))
+
+
+def _flow_recurrent(live: Liveness, step: Step) -> None:
+    value, states, _ = step.args
+    directions = step.kwargs["directions"]
+    first = [_features(live, state) for state in states]
+    entering = _features(live, value)
+    ends: list[Tensor] = []
+    within: list[Tensor] = []
+    cells = _cells(step)
+    for i, cell in enumerate(cells):
+        _flow_cell(live, step.name, cell, entering, first)
+        within.append(live.of(cell.state).reshape(-1))
+        ends.append(_out(live, cell, within[-1]))
+        if (i + 1) % directions == 0:
+            entering = torch.cat(ends[-directions:])
+    results = [entering, sum(ends[1:], ends[0]), sum(within[1:], within[0])]
+    for result, flags in zip(step.results, results, strict=False):
+        live.set(result, spread(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+
+
+def _features(live: Liveness, value: Value) -> Tensor:
+    """Return flags along the last dimension."""
+    flags = live.of(value)
+    return flags.reshape(-1, flags.shape[-1]).sum(0).expand(value.shape[-1])
+
+
+def _out(live: Liveness, cell: _Cell, state: Tensor) -> Tensor:
+    """Return the flags of what a layer puts out, which reads its states, and theirs what they reach in later steps."""
+    reached = state * 1 + (_reach(live, cell, slice(None)) @ state) * state.detach()
+    return spread(reached if cell.projection is None else live.of(cell.projection) @ reached)
+
+
+def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: list[Tensor]) -> None:
+    gates, making = _GATES[name]
+    rows = slice(making * cell.hidden, (making + 1) * cell.hidden)
+    before = live.of(cell.from_input) @ entering + live.of(cell.from_state) @ first[0]
+    for bias in cell.biases:
+        before = before + live.of(bias)
+    made = before[rows] + first[-1]
+    state = spread(_reach(live, cell, rows) @ made)
+    # Every gate of whatever a state reaches is read; of itself none makes it something else than zero.
+    read = _reach(live, cell, slice(None)) @ before.reshape(gates, -1).sum(0)
+    live.set(cell.state, spread(state * (1 + read)).reshape(1, -1))
+
+
+def _reach(live: Liveness, cell: _Cell, rows: slice) -> Tensor:
+    """Return which states [to, from] may be changed by which in later steps, each by itself among them."""
+    with torch.no_grad():
+        links = live.of(cell.from_state)
+        links = links if cell.projection is None else links @ live.of(cell.projection)
+        links = (links[rows].reshape(-1, cell.hidden, cell.hidden).sum(0) > 0).to(torch.float32)
+        reach = ((links + torch.eye(cell.hidden)) > 0).to(torch.float32)
+        for _ in range(max(1, math.ceil(math.log2(max(2, cell.hidden))))):
+            reach = ((reach @ reach) > 0).to(torch.float32)
+    return reach
+
+
+def _couple_packed(coupling: Coupling, step: Step) -> None:
+    """Between padded sequences and packed ones, whose features are the last dimension of both."""
+    value, result = step.args[0], step.results[0]
+    left = _last(coupling, value)
+    for other in step.inputs[1:]:
+        coupling.fix(other)
+    coupling.set(result, [] if left is None else [along(left, len(result.shape) - 1, len(result.shape))])
+    for value in step.results[1:]:
+        coupling.set(value, [])
+
+
+def _flow_packed(live: Liveness, step: Step) -> None:
+    result = step.results[0]
+    read = sum((live.of(other).sum() for other in step.inputs[1:]), torch.zeros(())) + 1
+    padding = step.args[3] if step.name == "_pad_packed_sequence" else 0
+    flags = _features(live, step.args[0]) * read + float(bool(padding))
+    live.set(result, spread(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+    for value in step.results[1:]:
+        live.set(value, spread(torch.ones([1] * len(value.shape)) * read))
+
+
+RECURRENT = {
+    **dict.fromkeys(_GATES, (_couple_recurrent, _flow_recurrent)),
+    **dict.fromkeys(("_pack_padded_sequence", "_pad_packed_sequence"), (_couple_packed, _flow_packed)),
+}

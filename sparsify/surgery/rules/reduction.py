@@ -1,0 +1,132 @@
+"""Rules of operations over dimensions: sums and means, softmax, pooling and resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..analysis.coupling import Coupling, varying
+from ..analysis.liveness import Liveness, spread
+from ..recording.ops import Step, Value
+
+Couple = Callable[[Coupling, Step], None]
+Flow = Callable[[Liveness, Step], None]
+_NORMS = ("linalg_vector_norm", "norm")
+_INDICES = ("max", "min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+
+
+def dims_of(step: Step, value: Value, position: int = 1) -> list[int]:
+    """Return the dimensions that a step names in its arguments; all of them if it names none."""
+    given = step.args[position] if len(step.args) > position else step.kwargs.get("dim")
+    rank = len(value.shape)
+    if given is None or given == []:
+        return list(range(rank))
+    return sorted({d % max(1, rank) for d in ([given] if isinstance(given, int) else given)})
+
+
+def _drop(form: Tensor, dims: list[int], result: Value) -> Tensor:
+    """Return a form without the reduced dimensions, unless the result keeps them."""
+    if len(result.shape) == form.dim():
+        return form
+    return form.reshape([size for d, size in enumerate(form.shape) if d not in dims])
+
+
+def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
+    """A sum over dimensions; with `counts` one that depends on how many entries there are, or on zeros (mean, max)."""
+
+    def couple(coupling: Coupling, step: Step) -> None:
+        value, *_ = step.inputs
+        dims = dims_of(step, value, 2 if step.name in _NORMS else 1)
+        power = step.args[1] if step.name in _NORMS and len(step.args) > 1 else 2
+        if counts or (power is not None and power <= 0):
+            left = coupling.depend(value, dims)
+        else:
+            kept = [axis for axis in coupling.of(value) if not set(varying(axis)) <= set(dims)]
+            left = _tied_along(coupling, kept, dims)
+        for result in step.results:
+            coupling.set(result, [_drop(axis, dims, result) for axis in left])
+
+    def flow(live: Liveness, step: Step) -> None:
+        value, *_ = step.inputs
+        dims = dims_of(step, value, 2 if step.name in _NORMS else 1)
+        flags = spread((live.of(value).sum(dims, keepdim=True) if dims else live.of(value)) + of_zero)
+        _set_all(live, step, [_drop(flags, dims, result) for result in step.results])
+
+    return couple, flow
+
+
+def _set_all(live: Liveness, step: Step, flags: list[Tensor]) -> None:
+    """Set the flags of a step's results; where the second holds indices, these are nonzero in dead channels too."""
+    indices = step.name.removesuffix("_with_indices") in _INDICES
+    for i, (result, form) in enumerate(zip(step.results, flags, strict=True)):
+        live.set(result, spread(form + 1) if i and indices else form.clone())
+
+
+def _tied_along(coupling: Coupling, found: list[Tensor], dims: list[int]) -> list[Tensor]:
+    left = []
+    for axis in found:
+        for d in set(varying(axis)) & set(dims):
+            first = axis.narrow(d, 0, 1)
+            coupling.numbers.tie(axis, first)
+            axis = first
+        left.append(axis)
+    return left
+
+
+def _couple_along(coupling: Coupling, step: Step) -> None:
+    """Softmax, cumulative sums: every entry depends on how many others there are."""
+    value = step.inputs[0]
+    left = coupling.depend(value, dims_of(step, value))
+    for result in step.results:
+        coupling.set(result, left)
+
+
+def _flow_softmax(live: Liveness, step: Step) -> None:
+    value = step.inputs[0]
+    live.set(step.results[0], spread(live.of(value).sum(dims_of(step, value), keepdim=True) + 1))
+
+
+def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
+    """Pooling, resizing: each channel by itself, over the last dimensions."""
+
+    def space(value: Value, step: Step) -> list[int]:
+        rank = len(value.shape)
+        return list(range(rank - (rank_of_space or next(int(c) for c in step.name if c in "123")), rank))
+
+    def couple(coupling: Coupling, step: Step) -> None:
+        value = step.inputs[0]
+        left = coupling.depend(value, space(value, step))
+        for other in step.inputs[1:]:
+            coupling.fix(other)
+        for result in step.results:
+            coupling.set(result, left)
+
+    def flow(live: Liveness, step: Step) -> None:
+        value = step.inputs[0]
+        flags = live.of(value).sum(space(value, step), keepdim=True)
+        for other in step.inputs[1:]:
+            flags = flags * (live.of(other).sum() + 1)
+        _set_all(live, step, [spread(flags) for _ in step.results])
+
+    return couple, flow
+
+
+REDUCTIONS = {
+    **dict.fromkeys(("sum", "linalg_vector_norm", "norm"), _reduction(counts=False)),
+    **dict.fromkeys(("mean", "amax", "amin", "max", "min", "var", "var_mean", "std"), _reduction(counts=True)),
+    "logsumexp": _reduction(counts=True, of_zero=1.0),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod"), (_couple_along, _flow_softmax)),
+    **{
+        name: _spatial()
+        for name in (
+            "max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
+            "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+            "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+            "upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+            "_upsample_nearest_exact2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+            "replication_pad2d replication_pad3d"
+        ).split()
+    },
+    "grid_sampler_2d": _spatial(2),
+}

@@ -1,0 +1,239 @@
+"""Rules of operations that work along some dimensions and leave the others apart: sorting, gathering, scattering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..analysis.coupling import Coupling, varying
+from ..analysis.liveness import Liveness, spread
+from ..recording.ops import Step, Value
+
+# Results of these are not zero where the input is; of the others the second, the indices, are not.
+_NUMBERS = ("argmax", "argmin", "logcumsumexp")
+_FILLING = ("scatter", "index_fill")
+_ONE_DIMENSION = (
+    "sort topk argmax argmin kthvalue mode median cummax cummin logcumsumexp gather linalg_cross index_select _fft_r2c "
+    "_fft_c2c _fft_c2r scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_fill index_fill_ "
+    "index_add index_add_ index_copy index_copy_ tril triu tril_ triu_ rot90"
+).split()
+
+
+def _dims(step: Step) -> list[int]:
+    """Return the dimensions along which entries of a step's first tensor meet."""
+    rank = len(step.args[0].shape)
+    if step.name.rstrip("_") in ("tril", "triu"):
+        return [rank - 2, rank - 1]
+    given = step.argument("dims" if step.name == "rot90" else "dim")
+    if given is None:
+        return list(range(rank))
+    return [d % max(1, rank) for d in ([given] if isinstance(given, int) else given)]
+
+
+def _couple_along(coupling: Coupling, step: Step) -> None:
+    value, result = step.args[0], step.results[0]
+    rank, dims = len(value.shape), _dims(step)
+    tensors = [v for v in step.inputs if len(v.shape) == rank]
+    for v in step.inputs:
+        if len(v.shape) != rank:
+            coupling.fix(v)
+    followed = {d for v in tensors for axis in coupling.of(v) for d in varying(axis)} - set(dims)
+    placed = []
+    for v in tensors:
+        coupling.claim(v, followed)
+        coupling.fix(v, [d for d in followed if v.shape[d] != value.shape[d]])
+        placed.append((coupling.depend(v, dims), [1 if d in dims else size for d, size in enumerate(v.shape)]))
+    left = coupling.matched(placed)
+    if len(result.shape) < rank:
+        left = [axis.reshape([size for d, size in enumerate(axis.shape) if d not in dims]) for axis in left]
+    for one in step.results:
+        coupling.set(one, left)
+
+
+def _flow_along(live: Liveness, step: Step) -> None:
+    value, result = step.args[0], step.results[0]
+    rank, dims = len(value.shape), _dims(step)
+    total, read = torch.zeros([1] * rank), torch.ones(())
+    for v, is_index in _operands(step):
+        flags = live.of(v)
+        if is_index:  # whatever it is, of zeros it takes zeros
+            read = read + flags.sum()
+        elif len(v.shape) == rank and all(v.shape[d] == value.shape[d] for d in range(rank) if d not in dims):
+            total = total + (flags.sum(dims, keepdim=True) if dims else flags)
+        else:
+            total = total + flags.sum()
+    name = step.name.removesuffix("_")
+    number = name in _FILLING and step.argument("value")
+    total = total * read + float(name in _NUMBERS or (bool(number) and not isinstance(number, Value)))
+    if len(result.shape) < rank:
+        total = total.reshape([size for d, size in enumerate(total.shape) if d not in dims])
+    for i, one in enumerate(step.results):
+        live.set(one, spread(total + float(i > 0)))
+
+
+def _operands(step: Step) -> Iterator[tuple[Value, bool]]:
+    """Yield the tensors among a step's arguments, and whether they say places."""
+    for argument in step.operation._schema.arguments:
+        given = step.argument(argument.name)
+        if isinstance(given, Value):
+            yield given, argument.name == "index"
+
+
+class _Indexed(NamedTuple):
+    """Which dimensions of x the index in x[index] takes, at which of the result the others are, how many it has."""
+
+    dims: list[int]
+    places: dict[int, int]
+    rank: int
+
+
+def _indexed(step: Step, *, masks: bool) -> _Indexed:
+    """Return what an index takes; with `masks` tensors of several dimensions are masks, which take as many."""
+    value, given = step.args[0], step.args[1]
+    dims: list[int] = []
+    ranks = [0]
+    d = 0
+    for index in given:
+        several = index is not None and (_is_mask(index) or (masks and index.constant is None))
+        taken = len(index.shape) if several else 1
+        if index is not None:
+            dims += range(d, d + taken)
+            ranks.append(1 if several else len(index.shape))
+        d += taken
+    others = [d for d in range(len(value.shape)) if d not in dims]
+    together = not dims or dims == list(range(dims[0], dims[-1] + 1))
+    before = dims[0] if dims and together else 0
+    return _Indexed(
+        dims, {d: i + (max(ranks) if i >= before else 0) for i, d in enumerate(others)}, max(ranks) + len(others)
+    )
+
+
+def _is_mask(index: Value) -> bool:
+    return index.constant is not None and index.constant.dtype == torch.bool
+
+
+def _taken(step: Step) -> _Indexed | None:
+    """Return what the index of x[index] takes, told by the result; None if that fits no reading."""
+    readings = (_indexed(step, masks=masks) for masks in (False, True))
+    return next((found for found in readings if found.rank == len(step.results[0].shape)), None)
+
+
+def _put(step: Step) -> _Indexed | None:
+    """Return what the index of x[index] = values takes; None if a tensor in it may be a mask or not."""
+    shape = step.args[0].shape
+    several = [v for v in step.args[1] if v is not None and v.constant is None and len(v.shape) > 1]
+    unclear = any(v.shape == shape[d : d + len(v.shape)] for v in several for d in range(len(shape)))
+    return None if unclear else _indexed(step, masks=False)
+
+
+def _along_one(axes: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    for axis in axes:
+        yield varying(axis)[0], axis.reshape(-1)
+
+
+def along(numbers: Tensor, dim: int, rank: int) -> Tensor:
+    """Return numbers as an axis along one dimension."""
+    return numbers.reshape([1] * dim + [-1] + [1] * (rank - 1 - dim))
+
+
+def _couple_index(coupling: Coupling, step: Step) -> None:
+    """x[:, index], where the index is not known beforehand: what is not indexed goes on."""
+    value, result = step.args[0], step.results[0]
+    found = _taken(step)
+    left = coupling.depend(value, found.dims) if found else []
+    if found is None or any(len(varying(axis)) != 1 for axis in left):
+        coupling.barrier(step, f"operation '{step.name}' moves entries as the input says")
+        return
+    for other in step.inputs[1:]:
+        coupling.fix(other)
+    ends = [(found.places[d], numbers) for d, numbers in _along_one(left)]
+    coupling.set(result, [along(numbers, d, found.rank) for d, numbers in ends])
+
+
+def _flow_index(live: Liveness, step: Step) -> None:
+    value, result = step.args[0], step.results[0]
+    flags, found = live.of(value), _taken(step)
+    read = sum((live.of(other).sum() for other in step.inputs[1:]), torch.zeros(())) + 1
+    if found is None:
+        live.set(result, spread(flags.sum() * read).expand([1] * len(result.shape)).clone())
+    else:
+        live.set(result, spread(_placed(flags, found.places, found.rank) * read))
+
+
+def _placed(flags: Tensor, places: dict[int, int], rank: int) -> Tensor:
+    """Return flags with some of their dimensions at other places, summed over the rest."""
+    rest = [d for d in range(flags.dim()) if d not in places]
+    flags = flags.sum(rest, keepdim=True) if rest else flags
+    sizes = [1] * rank
+    for d, place in places.items():
+        sizes[place] = flags.shape[d]
+    return flags.permute([*sorted(places, key=lambda d: places[d]), *rest]).reshape(sizes)
+
+
+def _back(step: Step, found: _Indexed) -> dict[int, int]:
+    """Return which dimension of x each of the values' is that are put there; not those that the index takes."""
+    shift = found.rank - len(step.args[2].shape)
+    return {place - shift: d for d, place in found.places.items() if place >= shift}
+
+
+def _couple_put(coupling: Coupling, step: Step) -> None:
+    """x[:, index] = values: what is not indexed is tied to the same dimension of the values."""
+    value, _, values, *_ = step.args
+    found = _put(step)
+    if found is None:
+        coupling.barrier(step, f"operation '{step.name}' moves entries as the input says")
+        return
+    for other in step.inputs[1:]:
+        if other is not values:
+            coupling.fix(other)
+    back, rank = _back(step, found), len(value.shape)
+    left = coupling.depend(value, found.dims)
+    followed = {d for axis in left for d in varying(axis)}
+    coupling.claim(values, [place for place, d in back.items() if d in followed])
+    given = []
+    for axis in coupling.of(values):
+        if len(varying(axis)) == 1 and varying(axis)[0] in back:
+            given.append(along(axis.reshape(-1), back[varying(axis)[0]], rank))
+        else:
+            coupling.numbers.fix(axis)
+    shape = [1] * rank
+    for place, d in back.items():
+        shape[d] = values.shape[place]
+    own = [1 if d in found.dims else size for d, size in enumerate(value.shape)]
+    coupling.set(step.results[0], coupling.matched([(left, own), (given, shape)]))
+
+
+def _flow_put(live: Liveness, step: Step) -> None:
+    value, _, values, *_ = step.args
+    found = _put(step)
+    if found is None:
+        live.barrier(step)
+        return
+    read = sum((live.of(other).sum() for other in step.inputs[1:] if other is not values), torch.zeros(())) + 1
+    put = _placed(live.of(values), _back(step, found), len(value.shape))
+    live.set(step.results[0], spread(live.of(value) + put * read))
+
+
+def _couple_complex(coupling: Coupling, step: Step) -> None:
+    """Pairs of numbers along the last dimension, which become one, or the other way round."""
+    value, result = step.args[0], step.results[0]
+    if step.name == "view_as_real":
+        coupling.set(result, [axis.unsqueeze(-1) for axis in coupling.of(value)])
+    else:
+        coupling.set(result, [axis.squeeze(-1) for axis in coupling.depend(value, [len(value.shape) - 1])])
+
+
+def _flow_complex(live: Liveness, step: Step) -> None:
+    flags = live.of(step.args[0])
+    live.set(step.results[0], spread(flags.unsqueeze(-1) if step.name == "view_as_real" else flags.sum(-1)))
+
+
+ALONG = {
+    **dict.fromkeys(_ONE_DIMENSION, (_couple_along, _flow_along)),
+    "index": (_couple_index, _flow_index),
+    **dict.fromkeys(("index_put", "index_put_"), (_couple_put, _flow_put)),
+    **dict.fromkeys(("view_as_complex", "view_as_real"), (_couple_complex, _flow_complex)),
+}

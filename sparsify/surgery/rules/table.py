@@ -1,0 +1,99 @@
+"""One row per operation: how it couples channels, and which entries can matter through it.
+
+`couple` enters in a Coupling which channels go together, `flow` enters in a Liveness the flags of the results.
+Operations that only move entries are in `axes.MOVES`; what works entry by entry has a common rule in `entrywise`; an
+operation with no rule is a barrier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+from ...errors import SparsifyError
+from ..analysis.coupling import Coupling, varying
+from ..analysis.liveness import Liveness, spread
+from ..recording.broadcast_forms import ranked
+from ..recording.ops import SCALED_BY_SIZE, Step
+from .concat_pad import LAYOUT
+from .convolution import CONVOLUTIONS
+from .fills import FILLS
+from .matmul import PRODUCTS
+from .normalisation import NORMS
+from .pointwise import pointwise, pointwise_flags
+from .recurrent import RECURRENT
+from .reduction import REDUCTIONS
+from .sort_gather import ALONG
+
+__all__ = ["RULES", "Rule", "checked_rules", "entrywise", "pointwise", "pointwise_flags", "spread"]
+
+
+class Rule(NamedTuple):
+    """What is known of one operation.
+
+    `couple(coupling, step)` enters which channels go together: it reads `coupling.of(value)` for the Values in
+    `step.inputs` and gives each of `step.results` its axes with `coupling.set`. `flow(live, step)` gives each result
+    its flags with `live.set`, made of `live.of(value)` by sums and products: positive where an entry may be nonzero,
+    and with a positive gradient for what it reads; `spread` makes ones of them.
+    """
+
+    couple: Callable[[Coupling, Step], None]
+    flow: Callable[[Liveness, Step], None]
+
+
+def entrywise(*, keeps_zero: bool) -> Rule:
+    """Return the rule of an operation that works entry by entry on tensors that are broadcast.
+
+    `keeps_zero` says whether its result is zero where all of them are.
+    """
+
+    def couple(coupling: Coupling, step: Step) -> None:
+        coupling.combine(step.results[0], step.inputs)
+
+    def flow(live: Liveness, step: Step) -> None:
+        rank = len(step.results[0].shape)
+        flags = [ranked(live.of(value), rank) for value in step.inputs]
+        live.set(step.results[0], spread(sum(flags, torch.zeros(())) + (0.0 if keeps_zero else 1.0)))
+
+    return Rule(couple, flow)
+
+
+def checked_rules(where: str, rules: Mapping[str, Rule] | None) -> dict[str, Rule]:
+    """Return a user's rules by operation, the names as steps have them; SparsifyError for what is no rule."""
+    found = {}
+    for name, rule in (rules or {}).items():
+        if not isinstance(rule, Rule) or not all(map(callable, rule)):
+            raise SparsifyError(
+                f"{where}: rules['{name}'] is no Rule of two functions, but of type {type(rule).__name__}"
+            )
+        found[name.removeprefix("aten::")] = rule
+    return found
+
+
+def _couple_scaled(coupling: Coupling, step: Step) -> None:
+    for value in step.inputs:
+        last = len(value.shape) - 1
+        if coupling.heads == "whole":
+            coupling.depend(value, [last])
+        elif any(last in varying(axis) for axis in coupling.of(value)):
+            coupling.fix(value, [last])
+            where = step.module or "the model"
+            why = f"{where}: attention divides by the root of the size of its heads, so that it stays"
+            coupling.barriers[why] = None
+            coupling.barred.add(step)
+
+
+def _flow_scaled(live: Liveness, step: Step) -> None:
+    pass
+
+
+RULES = {
+    SCALED_BY_SIZE: Rule(_couple_scaled, _flow_scaled),
+    **{
+        name: Rule(*rule)
+        for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
+        for name, rule in table.items()
+    },
+}

@@ -1,0 +1,112 @@
+"""What constant channels give to the layers that read them, put into these layers' biases before the channels go."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..analysis.channels import Study
+from ..masks import masked_parameters
+from ..recording.context import all_double
+from ..recording.ops import Step
+from ..recording.recorder import record
+from .cuts import Cuts, cut, every_tensor
+from .equivalence import doubles
+from .indices import without
+from .size_attributes import Kept
+
+
+@dataclass(frozen=True, eq=False)
+class Absorbed:
+    """What is to be added to a bias, float64, one entry for each row of the uncut weight."""
+
+    weight: str
+    bias: str
+    amounts: Tensor
+
+
+def held_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
+    """Return the biases (and other vectors) that have removed entries in rows of weights that are not all zero.
+
+    Masks go on such a model again, and would remove what was folded into these entries.
+    """
+    tensors = every_tensor(plain)
+    found = set()
+    for name, parameter in masked_parameters(masked).items():
+        removed = ~parameter.mask
+        if removed.dim() == 1:
+            weight = tensors.get(name.removesuffix("bias") + "weight")
+            if weight is not None and weight.dim() > 1 and len(weight) == len(removed) and weight.numel():
+                rows = weight.flatten(1)
+                removed = removed & ((rows.amax(1) != 0) | (rows.amin(1) != 0))
+            if removed.any():
+                found.add(name)
+    return frozenset(found)
+
+
+def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[Step, Tensor]:
+    """Return what the constant channels that enter foldable steps hold (float64; zero for the other channels).
+
+    It comes from a pass in float64, since the channels of a model in float64 hold it to that precision.
+    """
+    if not study.constant:
+        return {}
+    wide = copy.deepcopy(model).double()
+    results: list[tuple[Tensor, ...]] = []
+    with all_double():
+        tape = record(wide, doubles(example_input), results)
+    folds = {fold.weight.names: fold for fold in tape.foldable.values()}
+    seen = {
+        value: tensor
+        for step, tensors in zip(tape.steps, results, strict=False)
+        for value, tensor in zip(step.results, tensors, strict=True)
+    }
+    found = {}
+    for step, channels in study.constant.items():
+        fold = folds.get(study.foldable[step].weight.names)
+        if fold is not None and fold.value in seen:
+            entering = seen[fold.value].movedim(fold.dim, 0).flatten(1)[:, 0].double()
+            found[step] = torch.where(channels, entering, 0.0)
+    return found
+
+
+def absorbed(study: Study, kept: Kept, inputs: Mapping[Step, Tensor]) -> list[Absorbed]:
+    """Return what the channels that go take with them and the biases of the layers that read them have to make up."""
+    found = []
+    for step, entering in inputs.items():
+        fold = study.foldable[step]
+        gone = torch.from_numpy(~kept.along(fold.value, fold.dim))
+        channels = torch.from_numpy(np.flatnonzero(gone.numpy() & (entering != 0).numpy()))
+        if not len(channels):
+            continue
+        weight = fold.weight.constant
+        assert weight is not None
+        kernel = weight.index_select(1, channels.to(weight.device)).double()
+        sums = kernel.flatten(2).sum(2) if weight.dim() > 2 else kernel
+        found.append(Absorbed(fold.weight.names[0], fold.bias, sums @ entering[channels].to(weight.device)))
+    return found
+
+
+def cut_and_absorb(model: nn.Module, cuts: Cuts, amounts: Sequence[Absorbed]) -> Callable[[], None]:
+    """Cut a model and add to its biases what the channels that went gave; return a function that takes both back."""
+    undo = cut(model, cuts)
+    tensors = every_tensor(model)
+    before = [(tensors[one.bias], tensors[one.bias].detach().clone()) for one in amounts]
+    with torch.no_grad():
+        for one, (bias, _) in zip(amounts, before, strict=True):
+            rows = {0: cuts.removed.get(one.weight, {}).get(0, ())}
+            bias += without(one.amounts, rows).to(bias)
+
+    def back() -> None:
+        with torch.no_grad():
+            for bias, held in before:
+                bias.copy_(held)
+        undo()
+
+    return back

@@ -1,0 +1,177 @@
+"""What a shrink removed, as data: enough to do the same to a fresh model of the same class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ...errors import SparsifyError, nearest
+from ..masks import all_masked_parameters
+from .attributes import new_attributes, set_attributes
+from .indices import Axes, check_axes, checked, one_after_another, what_follows, without
+
+Slot: TypeAlias = tuple[nn.Module, str, Tensor]  # a module, and the name of a parameter or buffer there
+
+
+# With slots, since what looks through the attributes of a module shall find nothing to look through here.
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """What was taken out of a model.
+
+    `removed` maps names of the `state_dict` to {dimension: sorted indices removed}; `attributes` maps dotted paths
+    ("layer1.0.conv1.out_channels") to their new values; `added` names parameters that were not there before (a bias
+    that takes in the constant output of removed units).
+    """
+
+    removed: dict[str, dict[int, tuple[int, ...]]]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    added: tuple[str, ...] = ()
+
+
+def apply_cuts(model: nn.Module, cuts: Cuts) -> nn.Module:
+    """Take out of `model`, in place, what `cuts` names; return `model`, which remembers it (`cuts_of`).
+
+    Cut parameters are new objects: values, gradient, dtype, device, memory format and `requires_grad` are kept, and a
+    parameter with several names stays one object (to be named under one of them suffices). Biases that are added hold
+    zeros. The model must be plain; one that was cut before is cut further, and remembers both cuts as one.
+    Raises SparsifyError, nothing changed, for masks, for tensors, dimensions, indices or attributes that the model does
+    not have, and where nothing would be left of a dimension.
+    """
+    cut(model, cuts)
+    return model
+
+
+def cuts_of(model: nn.Module) -> Cuts | None:
+    """Return what was cut out of `model` altogether, relative to a fresh model of its class; None if nothing was."""
+    return model.__dict__.get("sparsify_cuts")
+
+
+def every_tensor(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of `model` under all of their names, those outside the `state_dict` too.
+
+    Lazy ones, which have no shape yet, are left out.
+    """
+    return {name: tensor for name, (_, _, tensor) in _slots(model).items() if not is_lazy(tensor)}
+
+
+def compose(first: Cuts, second: Cuts) -> Cuts:
+    """Return the cut that does what `first` and then `second`, relative to the model that `first` left, do."""
+    removed = {name: dict(axes) for name, axes in first.removed.items()}
+    for name, axes in second.removed.items():
+        if name in first.added:
+            continue  # it is made as long as its layer is then
+        before = removed.setdefault(name, {})
+        before.update({d: one_after_another(before.get(d, ()), indices) for d, indices in axes.items()})
+    kept = {path: value for path, value in first.attributes.items() if path not in second.attributes}
+    return Cuts(removed, {**kept, **second.attributes}, (*first.added, *second.added))
+
+
+def beyond(first: Cuts, both: Cuts) -> Cuts:
+    """Return what is to follow `first` so that both together are `both`; relative to the model that `first` left."""
+    removed: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, axes in both.removed.items():
+        for dimension, indices in axes.items():
+            more = what_follows(first.removed.get(name, {}).get(dimension, ()), indices)
+            if more:
+                removed.setdefault(name, {})[dimension] = more
+    attributes = {path: value for path, value in both.attributes.items() if first.attributes.get(path) != value}
+    return Cuts(removed, attributes, tuple(name for name in both.added if name not in first.added))
+
+
+def cut(model: nn.Module, cuts: Cuts) -> Callable[[], None]:
+    """Do what `apply_cuts` does and return a function that takes it back."""
+    cuts = checked(cuts, "apply_cuts")
+    if next(all_masked_parameters(model), None) is not None:
+        raise SparsifyError("apply_cuts: the model carries masks; cut the plain model (fold makes one) and convert it")
+    slots = _slots(model)
+    axes = _axes_by_tensor(slots, cuts)
+    attributes = new_attributes(model, cuts.attributes)
+    added = [_place_for_bias(model, slots, name) for name in cuts.added]
+    # One for each object that is cut: what is tied stays tied.
+    made = {key: _made(slots[name][2], which) for key, (name, which) in axes.items()}
+    # Remembered under all of its names, for a later cut may name another, and a copy may not be tied.
+    names = {name: axes[id(slot[2])][1] for name, slot in slots.items() if id(slot[2]) in axes}
+    done = replace(cuts, removed={name: dict(which) for name, which in names.items()})
+    before = cuts_of(model)
+    undo_attributes = set_attributes(attributes)
+
+    def undo() -> None:
+        undo_attributes()
+        for cut_name in names:
+            setattr(*slots[cut_name])
+        for module, name in added:
+            setattr(module, name, None)
+        model.__dict__.pop("sparsify_cuts", None)
+        model.__dict__.update({} if before is None else {"sparsify_cuts": before})
+
+    try:
+        for cut_name in names:
+            module, name, tensor = slots[cut_name]
+            setattr(module, name, made[id(tensor)])
+        for module, name in added:
+            setattr(module, name, _zeros_for(module))
+    except BaseException:
+        undo()
+        raise
+    model.__dict__["sparsify_cuts"] = done if before is None else compose(before, done)
+    return undo
+
+
+def _slots(model: nn.Module) -> dict[str, Slot]:
+    return {
+        f"{prefix}.{name}" if prefix else name: (module, name, tensor)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    }
+
+
+def _axes_by_tensor(slots: Mapping[str, Slot], cuts: Cuts) -> dict[int, tuple[str, Axes]]:
+    """Return, for the id of each tensor that is cut, its name and what goes; all names of a tensor have to agree."""
+    found: dict[int, tuple[str, Axes]] = {}
+    for name, axes in cuts.removed.items():
+        if name not in slots:
+            guess = nearest(name, slots)
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise SparsifyError(f"apply_cuts: the model has no parameter or buffer '{name}'{hint}")
+        tensor = slots[name][2]
+        check_axes("apply_cuts", name, tensor, axes)
+        other, same = found.setdefault(id(tensor), (name, axes))
+        if same != axes:
+            raise SparsifyError(f"apply_cuts: {other} and {name} are one tensor, and would be cut differently")
+    return found
+
+
+def _place_for_bias(model: nn.Module, slots: Mapping[str, Slot], name: str) -> tuple[nn.Module, str]:
+    path, _, own = name.rpartition(".")
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    if module is None or own != "bias" or f"{name.removesuffix('bias')}weight" not in slots:
+        raise SparsifyError(f"apply_cuts: '{name}' cannot be added: only the bias of a layer with a weight can")
+    if module._parameters.get(own, module) is not None:
+        raise SparsifyError(f"apply_cuts: '{name}' cannot be added: the layer has a bias, or never has one")
+    return module, own
+
+
+def _zeros_for(module: nn.Module) -> nn.Parameter:
+    """Return the bias for the module's weight as it is now."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        size = weight.shape[1] * module.groups
+    else:
+        size = weight.shape[0]
+    return nn.Parameter(weight.new_zeros(size), requires_grad=weight.requires_grad)
+
+
+def _made(tensor: Tensor, axes: Axes) -> Tensor:
+    left = without(tensor, axes)
+    if isinstance(tensor, nn.Parameter):
+        left = nn.Parameter(left, requires_grad=tensor.requires_grad)
+        if tensor.grad is not None:
+            left.grad = without(tensor.grad, axes)
+    left.__dict__.update(tensor.__dict__)  # marks that training scripts put on tensors
+    return left

@@ -1,0 +1,156 @@
+"""Whether a cut model gives the outputs of the one that it was cut from."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..analysis.channels import Study
+from ..recording.context import all_double
+from ..recording.recorder import record
+from .cuts import every_tensor
+from .other_inputs import Variant, apart, in_train_mode, outputs, variants
+from .size_attributes import Kept
+
+# The largest difference allowed, as a share of the largest output. In few bits it matters in which order one adds.
+LIMIT_64 = 1e-10
+LIMITS = {torch.float64: LIMIT_64, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+# Cuts a model, and returns a function that takes that back.
+Cutting: TypeAlias = Callable[[nn.Module], Callable[[], None]]
+
+
+class Proof:
+    """Compares cut models with the outputs of the whole one, in float64 and in the model's own precision."""
+
+    def __init__(self, whole: nn.Module, example_input: Any, examples: Sequence[Any] = (), *, wanted: bool) -> None:
+        self.wanted = wanted
+        self.difference: tuple[float, float] | None = None
+        self.seconds: tuple[float, float] | None = None
+        self.training = ""  # how the models compare in train mode
+        self._example, self._examples = example_input, examples
+        self._variants: tuple[Variant, ...] | None = None
+        self._double = None
+        if wanted:
+            self._whole = copy.deepcopy(whole)
+            self._single_outputs = outputs(whole, example_input)
+            self._whole_seconds = _seconds(whole, example_input)
+            self._limit = max(LIMITS.get(t.dtype, 0.0) for t in [torch.zeros(()), *every_tensor(whole).values()])
+            self._double = copy.deepcopy(whole).double()
+            self._double_example = doubles(example_input)
+            self._double_outputs = self._in_double()
+
+    def check(self, small: nn.Module, cutting: Cutting, found: Study, kept: Kept) -> tuple[str, str]:
+        """Return what is wrong with a model that was cut, and in which module; nothing if it is right."""
+        with _running(small) as modules:
+            try:
+                outcome = outputs(small, self._example)
+            except Exception as error:  # noqa: BLE001 - the model's own code meets sizes it was not written for
+                first = (str(error).strip().splitlines() or [""])[0][:160]
+                return f"its forward does not take fewer channels ({type(error).__name__}: {first})", modules[-1]
+        if self._double is None:
+            return "", ""
+        shapes, expected = ([tuple(t.shape) for t in side] for side in (outcome, self._single_outputs))
+        if shapes != expected:
+            return f"outputs have the shapes {shapes} instead of {expected}", self._first(cutting, found, kept)
+        single = apart(outcome, self._single_outputs)
+        double = float("inf")
+        if single <= self._limit:
+            undo = cutting(self._double)
+            try:
+                double = apart(self._in_double(), self._double_outputs)
+            finally:
+                undo()
+        if single <= self._limit and double <= LIMIT_64:
+            for variant in self.variants():
+                problem = variant.problem(small, self._limit)
+                if problem:
+                    return problem, ""
+            self.training = in_train_mode(self._whole, small, self.widest_input(), self._limit)
+            self.difference = (double, single)
+            self.seconds = (self._whole_seconds, _seconds(small, self._example))
+            return "", ""
+        return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, kept)
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Return the other inputs that the whole model takes; they are tried when they are first asked for."""
+        if self._variants is None:
+            self._variants = variants(self._whole, self._example, self._examples)
+        return self._variants
+
+    def widest_input(self) -> Any:
+        """Return the second batch, if the model takes one, else the example: norms in train mode want several."""
+        return next((v.input for v in self.variants() if v.what.startswith("a batch")), self._example)
+
+    def _in_double(self) -> list[Tensor]:
+        assert self._double is not None
+        with all_double():
+            return outputs(self._double, self._double_example)
+
+    def _first(self, cutting: Cutting, found: Study, kept: Kept) -> str:
+        """Return the module with the first operation whose results are not what is left of the whole model's."""
+        assert self._double is not None
+        whole: list[tuple[Tensor, ...]] = []
+        small: list[tuple[Tensor, ...]] = []
+        with all_double():
+            record(self._double, self._double_example, whole)
+            undo = cutting(self._double)
+            try:
+                record(self._double, self._double_example, small)
+            finally:
+                undo()
+        for step, before, after in zip(found.tape.steps, whole, small, strict=False):
+            for value, a, b in zip(step.results, before, after, strict=False):
+                for d in range(a.dim()):
+                    a = a.index_select(d, torch.from_numpy(np.flatnonzero(kept.along(value, d))))
+                if a.shape != b.shape or (a.is_floating_point() and apart([b], [a]) > LIMIT_64):
+                    return step.module
+        return ""
+
+
+def _seconds(model: nn.Module, example_input: Any) -> float:
+    """Return the median time of three forward passes."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        outputs(model, example_input)
+        times.append(time.perf_counter() - started)
+    return sorted(times)[1]
+
+
+def doubles(example_input: Any) -> Any:
+    """Return an example input with its floating tensors in float64."""
+
+    def widen(leaf: Any) -> Any:
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return tree_map(widen, example_input)
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[list[str]]:
+    """Give a list that holds, after an error, the modules that were running, the innermost last."""
+    running = [""]
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
+            handles.append(module.register_forward_hook(leave))
+    try:
+        yield running
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,95 @@
+"""The indices that a cut removes: checked, and taken out of a tensor."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from operator import index
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from ...errors import SparsifyError
+
+if TYPE_CHECKING:
+    from .cuts import Cuts
+
+Axes: TypeAlias = Mapping[int, tuple[int, ...]]  # dimension -> indices removed, ascending
+
+
+def checked(cuts: Cuts, where: str) -> Cuts:
+    """Return `cuts` in its plainest form, without axes of which nothing goes; `where` begins the error's line."""
+    removed: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, axes in cuts.removed.items():
+        for dimension, given in axes.items():
+            try:
+                indices = tuple(map(index, given))
+            except TypeError:
+                raise SparsifyError(f"{where}: {name}: the indices of dimension {dimension} are not integers") from None
+            if any(low >= high for low, high in pairwise(indices)):
+                raise SparsifyError(f"{where}: {name}: the indices of dimension {dimension} are not ascending")
+            if indices:
+                removed.setdefault(name, {})[dimension] = indices
+    for name in cuts.added:
+        if name in removed or cuts.added.count(name) > 1:
+            raise SparsifyError(f"{where}: {name} is added, so that it can be neither cut nor added again")
+    attributes = {path: _plain(value, f"{where}: {path}") for path, value in cuts.attributes.items()}
+    return replace(cuts, removed=removed, attributes=attributes, added=tuple(cuts.added))
+
+
+def check_axes(where: str, name: str, tensor: Tensor, axes: Axes) -> None:
+    """Raise SparsifyError unless the indices can be removed from the tensor, with some left of every dimension."""
+    if is_lazy(tensor):
+        raise SparsifyError(f"{where}: {name} has no shape yet (lazy module)")
+    shape = "x".join(map(str, tensor.shape)) or "a scalar"
+    for dimension, indices in axes.items():
+        if not 0 <= dimension < tensor.dim():
+            raise SparsifyError(f"{where}: {name} ({shape}) has no dimension {dimension}")
+        size = tensor.shape[dimension]
+        if indices[0] < 0 or indices[-1] >= size:
+            wrong = indices[0] if indices[0] < 0 else indices[-1]
+            raise SparsifyError(f"{where}: {name} ({shape}) has no index {wrong} in dimension {dimension}")
+        if len(indices) == size:
+            raise SparsifyError(f"{where}: {name} ({shape}): nothing would be left of dimension {dimension}")
+
+
+def without(tensor: Tensor, axes: Axes) -> Tensor:
+    """Return a detached copy of `tensor` without the removed indices, in the same memory format."""
+    # Selected in the order in which the dimensions lie in memory: channels_last stays so.
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dimension: -strides[dimension])
+    left = tensor.detach().permute(order)
+    for dimension, indices in axes.items():
+        keep = torch.ones(tensor.shape[dimension], dtype=torch.bool)
+        keep[list(indices)] = False
+        left = left.index_select(order.index(dimension), keep.nonzero().flatten().to(tensor.device))
+    return left.contiguous().permute([order.index(dimension) for dimension in range(tensor.dim())])
+
+
+def one_after_another(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    """Return what is removed by removing `first`, and of what is left then `second`; all ascending."""
+    # The index i of what is left was i + k before, with k removed indices r_0 < r_1 < ... in front of it: those with
+    # r_j - j <= i.
+    shifts = [position - rank for rank, position in enumerate(first)]
+    return tuple(sorted([*first, *(position + bisect_right(shifts, position) for position in second)]))
+
+
+def what_follows(first: Sequence[int], both: Sequence[int]) -> tuple[int, ...]:
+    """Return the indices, of what `first` left, that are to go so that all in all `both` do; all ascending."""
+    gone = set(first)
+    return tuple(position - bisect_left(first, position) for position in both if position not in gone)
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item, where) for item in value)
+    try:
+        if not isinstance(value, bool):
+            return index(value)
+    except TypeError:
+        pass
+    raise SparsifyError(f"{where}: {value!r:.40} is neither an integer nor a list of integers")

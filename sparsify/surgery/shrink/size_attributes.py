@@ -1,0 +1,240 @@
+"""What has to change besides tensors when channels go: sizes that modules keep in attributes.
+
+A forward that says `x.view(b, n, self.num_heads, self.head_dim)` needs another `num_heads`. The recorded pass tells
+which shapes change in which module, and from what to what; an attribute of that module which held the old number (or
+a tuple that contains it) is taken to be its source. Whether that was right, running the model shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from ..analysis.channels import Study
+from ..analysis.coupling import varying
+from ..recording.ops import FILLS, Step, Value
+from .size_sources import SPLITS, Sources, Use
+
+# Operations that are given the sizes of their result.
+_SHAPED = ("view", "_unsafe_view", "reshape", "expand", "repeat", *FILLS)
+# Modules whose sizes are told by their tensors.
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.PReLU, nn.Embedding, nn.RNNBase, *_NORMS)
+
+
+class Change(NamedTuple):
+    """A number in a module's forward that becomes another one, or all the sizes of a split."""
+
+    module: str
+    operation: str
+    old: int | tuple[int, ...]
+    new: int | tuple[int, ...]
+
+
+class Kept:
+    """The sizes that Values have after the groups in `gone` (bool, by group id) went."""
+
+    def __init__(self, study: Study, gone: np.ndarray[Any, Any]) -> None:
+        self._study = study
+        self._gone = np.append(gone, False)  # the last entry is for what stays, id -1
+
+    def gone(self, numbers: Any) -> np.ndarray[Any, Any]:
+        """Return for channel numbers whether they go."""
+        gone: np.ndarray[Any, Any] = self._gone[self._study.ids[np.asarray(numbers)]]
+        return gone
+
+    def along(self, value: Value, dim: int) -> np.ndarray[Any, Any]:
+        """Return which of the entries of a Value along a dimension stay."""
+        stay = np.ones(value.shape[dim], dtype=bool)
+        coupling = self._study.coupling
+        for axis in [*coupling.axes.get(value, []), *coupling.offered.get(value, [])]:
+            if dim in varying(axis):
+                others = tuple(d for d in range(axis.dim()) if d != dim)
+                stay &= ~self.gone(axis.numpy()).all(axis=others)
+        return stay
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Return the shape that a Value gets."""
+        return tuple(int(self.along(value, d).sum()) for d in range(len(value.shape)))
+
+
+def changes(study: Study, kept: Kept) -> list[Change]:
+    """Return the numbers given to operations that have to change, in order, each once."""
+    found: dict[Change, None] = {}
+    for step in study.tape.steps:
+        for old, new in changed_numbers(step, kept):
+            found[Change(step.module, step.name, old, new)] = None
+    return list(found)
+
+
+def changed_numbers(step: Step, kept: Kept) -> list[tuple[Any, Any]]:
+    """Return the numbers, (old, new), that one operation is given and that have to change."""
+    return [(old, new) for old, new in _arguments(step, kept) if old != new]
+
+
+def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
+    value = step.args[0] if step.args and isinstance(step.args[0], Value) else None
+    if step.name in _SHAPED:
+        yield from zip(step.results[0].shape, kept.shape(step.results[0]), strict=True)
+    elif step.name == "split_with_sizes":
+        dim = step.args[2] if len(step.args) > 2 else 0
+        old = tuple(result.shape[dim] for result in step.results)
+        new = tuple(kept.shape(result)[dim] for result in step.results)
+        yield old, new
+        yield from zip(old, new, strict=True)
+    elif step.name in ("split", "unsafe_split") and value is not None:
+        dim = step.args[2] if len(step.args) > 2 else 0
+        yield step.args[1], kept.shape(step.results[0])[dim]
+        yield value.shape[dim], kept.shape(value)[dim]  # forwards divide this by the number of parts
+    elif step.name == "slice" and value is not None:
+        dim = step.args[1] if len(step.args) > 1 else 0
+        stay = kept.along(value, dim)
+        for bound in step.args[2:4]:
+            if isinstance(bound, int) and 0 < bound < value.shape[dim]:
+                yield bound, int(stay[:bound].sum())
+    elif step.name == "convolution" and step.args[8] > 1:
+        yield step.args[8], new_groups(step, kept)
+    elif step.name == "native_group_norm":
+        per = step.args[4] // step.args[6]
+        yield step.args[6], kept.shape(step.args[0])[1] // per if step.args[6] > 1 else 1
+
+
+def new_groups(step: Any, kept: Kept) -> int:
+    """Return the number of groups of a convolution after the cut."""
+    groups = int(step.args[8])
+    return int(kept.along(step.args[0], 1).reshape(groups, -1).any(axis=1).sum())
+
+
+def layer_attributes(model: nn.Module, study: Study, kept: Kept) -> dict[str, int]:
+    """Return the attributes of torch.nn's own layers that tell the sizes of tensors that are cut."""
+    found: dict[str, int] = {}
+    groups = {step.args[1].names[0]: new_groups(step, kept) for step in study.tape.steps if _convolves(step)}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for attribute, new in _sizes(path, module, study, kept, groups):
+            if getattr(module, attribute, new) != new:
+                found[f"{path}.{attribute}" if path else attribute] = new
+    return found
+
+
+def _convolves(step: Any) -> bool:
+    return step.name == "convolution" and bool(step.args[1].names)
+
+
+def _sizes(
+    path: str, module: nn.Module, study: Study, kept: Kept, all_groups: dict[str, int]
+) -> Iterator[tuple[str, int]]:
+    if isinstance(module, nn.RNNBase):
+        yield from _recurrent_sizes(path, module, study, kept)
+    value = study.tape.state.get(f"{path}.weight" if path else "weight")
+    if value is None and isinstance(module, _NORMS):  # without parameters: what it is given tells
+        given = (step.inputs[0] for step in study.tape.steps if step.module == path and step.inputs)
+        value = next(given, None)
+        shape = kept.shape(value)[1:] if value is not None else ()
+    else:
+        shape = kept.shape(value) if value is not None else ()
+    if value is None or not shape:
+        return
+    if isinstance(module, nn.Linear):
+        yield "in_features", shape[1]
+        yield "out_features", shape[0]
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        groups = all_groups.get(value.names[0], module.groups)
+        inputs, outputs = (0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else (1, 0)
+        many, few = (groups, 1) if inputs == 1 else (1, groups)
+        yield "groups", groups
+        yield "in_channels", shape[inputs] * many
+        yield "out_channels", shape[outputs] * few
+    elif isinstance(module, (nn.modules.batchnorm._NormBase, nn.PReLU)):
+        yield ("num_parameters" if isinstance(module, nn.PReLU) else "num_features"), shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        yield "num_channels", shape[0]
+        old = module.num_channels // module.num_groups
+        yield "num_groups", max(1, shape[0] // old) if module.num_groups > 1 else 1
+    elif isinstance(module, nn.Embedding):
+        yield "embedding_dim", shape[1]
+
+
+def _recurrent_sizes(path: str, module: nn.RNNBase, study: Study, kept: Kept) -> Iterator[tuple[str, int]]:
+    prefix = f"{path}." if path else ""
+    into, back = (study.tape.state[f"{prefix}weight_{name}_l0"] for name in ("ih", "hh"))
+    gates = into.shape[0] // module.hidden_size
+    yield "input_size", kept.shape(into)[1]
+    yield "hidden_size", kept.shape(into)[0] // gates
+    if module.proj_size:
+        yield "proj_size", kept.shape(back)[1]
+
+
+def own_attributes(model: nn.Module, study: Study, kept: Kept, known: Sources) -> dict[str, tuple[int, int]]:
+    """Return {dotted path: (old, new)} of the attributes that the changed numbers come from.
+
+    One that was given for a size that changes is the source, one that was only given for other things is not. One of
+    which no use was seen is taken for the source if it holds the old number, and matters.
+    """
+    found = changes(study, kept)
+    sources = _guessed(model, found)
+    needed = _needed(study, kept, found)
+    for path in [path for path in sources if path not in known.uses]:
+        if not known.matters(path, sources[path][1]):
+            del sources[path]
+    for path, seen in known.uses.items():
+        direct = {new for use in seen if use.direct and use.dim is not None for new in needed(use)}
+        direct = direct or {new for use in seen if use.direct for new in needed(use)}
+        if direct or not any(new != use.number for use in seen for new in needed(use)):
+            sources.pop(path, None)
+        old = next((use.number for use in seen if use.direct), 0)
+        if len(direct) == 1 and direct != {old}:
+            sources[path] = (old, direct.pop())
+    return sources
+
+
+def _needed(study: Study, kept: Kept, found: list[Change]) -> Callable[[Use], set[int]]:
+    """Return a function that tells what a number that was given to a call has to become, if that is known."""
+    shapes: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = {}
+    for step in study.tape.steps:
+        if step.name in _SHAPED:
+            shapes.setdefault((step.module, step.results[0].shape), set()).add(kept.shape(step.results[0]))
+    splits = [(c.module, c.old, c.new) for c in found if isinstance(c.old, tuple) and isinstance(c.new, tuple)]
+    numbers: dict[tuple[str, Any], set[Any]] = {}
+    for change in found:
+        numbers.setdefault((change.module, change.old), set()).add(change.new)
+
+    def needed(use: Use) -> set[int]:
+        if use.dim is None:
+            return numbers.get((use.module, use.number), set())
+        if use.function in SPLITS:
+            here = [(old, new) for module, old, new in splits if module == use.module and use.dim < len(old)]
+            return {new[use.dim] for old, new in here if old[use.dim] == use.number}
+        return {shape[use.dim] for shape in shapes.get((use.module, use.shape), ())}
+
+    return needed
+
+
+def _guessed(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
+    """Return the attributes that hold the old number in the module whose operation needs a new one."""
+    wanted: dict[str, dict[Any, set[Any]]] = {}
+    for change in found:
+        wanted.setdefault(change.module, {}).setdefault(change.old, set()).add(change.new)
+    sources: dict[str, tuple[int, int]] = {}
+    for path, numbers in wanted.items():
+        prefix = f"{path}." if path else ""
+        module = model.get_submodule(path)
+        known = isinstance(module, _SIZED) and type(module).__module__.startswith("torch.nn.")
+        for name, held in vars(module).items() if not known else ():
+            new = numbers.get(held, ()) if _is_sizes(held) else ()
+            if len(new) == 1:
+                changed = zip(held, next(iter(new)), strict=True) if isinstance(held, tuple) else [(held, *new)]
+                items = {f"{prefix}{name}.{i}": pair for i, pair in enumerate(changed)}
+                sources |= items if isinstance(held, tuple) else {f"{prefix}{name}": items.popitem()[1]}
+            elif isinstance(held, (tuple, list)):
+                for i, item in enumerate(held):
+                    if type(item) is int and len(numbers.get(item, ())) == 1:
+                        sources[f"{prefix}{name}.{i}"] = (item, next(iter(numbers[item])))
+    return {path: pair for path, pair in sources.items() if pair[0] != pair[1]}
+
+
+def _is_sizes(held: Any) -> bool:
+    """Whether an attribute is one size, or a tuple of sizes that may be those of a split."""
+    return type(held) is int or (isinstance(held, tuple) and all(type(item) is int for item in held))

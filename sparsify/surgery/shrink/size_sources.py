@@ -1,0 +1,215 @@
+"""Where the sizes that operations are given come from: attributes of modules, followed through one pass of the model.
+
+An attribute may hold the number of channels by chance. So every integer that a module keeps, alone, in containers or in
+a configuration, is replaced by one that knows its path and hands it on through arithmetic; what functions of torch are
+called with tells which of them are sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..recording.context import eval_mode, module_names, not_compiled
+from ..side_effects import changed_buffers, unchanged
+from .attributes import new_attributes, set_attributes
+
+_SHAPED = frozenset(
+    "view reshape expand repeat tile broadcast_to unflatten zeros ones full new_zeros new_ones new_full".split()
+)
+SPLITS = ("split", "split_with_sizes")
+_OPAQUE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
+_DEPTH = 3  # of configurations in configurations
+
+
+class _Size(int):
+    """An integer that knows the attributes that it was made of, and whether it is one of them unchanged."""
+
+    paths: frozenset[str]
+    direct: bool
+
+
+def _size(value: int, paths: frozenset[str], *, direct: bool) -> _Size:
+    made = _Size(value)
+    made.paths, made.direct = paths, direct
+    return made
+
+
+def _arithmetic(name: str) -> Callable[[_Size, Any], Any]:
+    plain = getattr(int, name)
+
+    def operation(self: _Size, other: Any) -> Any:
+        outcome = plain(self, other)
+        if type(outcome) is not int:
+            return outcome
+        return _size(outcome, self.paths | getattr(other, "paths", frozenset()), direct=False)
+
+    return operation
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    for _method in (f"__{_name}__", f"__r{_name}__"):
+        setattr(_Size, _method, _arithmetic(_method))
+
+
+@dataclass(frozen=True)
+class Use:
+    """A call that was given a size: in which module, of what shape its result, and which dimension or number it is.
+
+    `dim` is None where the number is not the size of one dimension of the result.
+    """
+
+    module: str
+    function: str
+    shape: tuple[int, ...]
+    dim: int | None
+    number: int
+    direct: bool
+
+
+class Sources:
+    """What the integer attributes of an uncut model are used for."""
+
+    def __init__(self, model: nn.Module, example_input: Any) -> None:
+        self._model, self._example = model, example_input
+        self.uses = _attribute_uses(model, example_input)
+        self._matters: dict[str, bool] = {}
+        self._before: list[Tensor] | None = None
+
+    def matters(self, path: str, new: int) -> bool:
+        """Whether the model, as it is, would do anything else if an attribute held another number."""
+        from .other_inputs import outputs
+
+        if path not in self._matters:
+            if self._before is None:
+                self._before = outputs(self._model, self._example)
+            undo = set_attributes(new_attributes(self._model, {path: new}))
+            try:
+                after = outputs(self._model, self._example)
+                same = len(after) == len(self._before) and all(map(torch.equal, after, self._before))
+            except Exception:  # noqa: BLE001 - the model's own code, which says that it does not fit
+                same = False
+            finally:
+                undo()
+            self._matters[path] = not same
+        return self._matters[path]
+
+
+def _attribute_uses(model: nn.Module, example_input: Any) -> dict[str, list[Use]]:
+    """Return what each integer attribute was given to in one pass in eval mode, by its dotted path.
+
+    Nothing is known of a model whose forward takes no integers but plain ones.
+    """
+    from ..recording.recorder import own_inputs
+
+    running: list[str] = []
+    mode = _Watch(running)
+    with unchanged(model), changed_buffers(model, []), eval_mode(model), _watched_attributes(model):
+        with not_compiled(), module_names(model, running), torch.no_grad(), mode:
+            try:
+                model(*own_inputs(example_input))
+            except Exception:  # noqa: BLE001 - the model's own code; with plain integers it runs
+                return {}
+    return mode.found
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, running: list[str]) -> None:
+        super().__init__()
+        self.running = running
+        self.found: dict[str, list[Use]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        outcome = func(*args, **kwargs)
+        given = list(_sizes((args, kwargs)))
+        if given:
+            name = getattr(func, "__name__", "")
+            shape = tuple(outcome.shape) if isinstance(outcome, Tensor) else ()
+            where = self.running[-1] if self.running else ""
+            places = _places(name, args, kwargs, len(shape))
+            for size in given:
+                dim = next((d for d, one in places if one is size), None)
+                for path in size.paths:
+                    self.found.setdefault(path, []).append(Use(where, name, shape, dim, int(size), size.direct))
+        return outcome
+
+
+def _sizes(given: Any) -> Iterator[_Size]:
+    """Yield the integers that know where they are from among a call's arguments, slices included."""
+    if isinstance(given, _Size):
+        yield given
+    elif isinstance(given, slice):
+        yield from _sizes((given.start, given.stop))
+    elif isinstance(given, (tuple, list, dict)):
+        for item in given.values() if isinstance(given, dict) else given:
+            yield from _sizes(item)
+
+
+def _places(name: str, args: Any, kwargs: Any, rank: int) -> list[tuple[int, Any]]:
+    """Return the dimensions of the result whose sizes a call names, with these."""
+    if name in SPLITS:
+        given = next((one for one in [*args[1:], *kwargs.values()] if isinstance(one, (tuple, list))), ())
+        return list(enumerate(given))
+    if name not in _SHAPED:
+        return []
+    rest = list(args[1:]) if args and isinstance(args[0], Tensor) else list(args)
+    first = 0
+    if name == "unflatten":
+        first = int(rest.pop(0)) if rest else int(kwargs["dim"])
+    sizes = next((one for one in [*rest, *kwargs.values()] if isinstance(one, (tuple, list))), rest)
+    if name == "unflatten":
+        first %= max(1, rank - len(sizes) + 1)
+    elif len(sizes) != rank:
+        return []
+    return [(first + i, one) for i, one in enumerate(sizes)]
+
+
+@contextmanager
+def _watched_attributes(model: nn.Module) -> Iterator[None]:
+    """Have every integer larger than 1 that the model's modules keep know its path."""
+    before: list[tuple[dict[Any, Any], Any, Any]] = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule) and not type(module).__module__.startswith("torch.nn."):
+            _watch(vars(module), f"{path}." if path else "", before, seen)
+    try:
+        yield
+    finally:
+        for owner, key, value in reversed(before):
+            owner[key] = value
+
+
+def _watch(owner: dict[str, Any], prefix: str, before: list[Any], seen: set[int], depth: int = 0) -> None:
+    for key, value in list(owner.items()):
+        path = f"{prefix}{key}"
+        if type(value) is int or type(value) in (tuple, list, dict):
+            before.append((owner, key, value))
+            owner[key] = _knowing(value, path)
+        elif _is_configuration(value) and id(value) not in seen and depth < _DEPTH:
+            seen.add(id(value))
+            _watch(vars(value), f"{path}.", before, seen, depth + 1)
+
+
+def _is_configuration(value: Any) -> bool:
+    """Whether something is a plain object, whose attributes can be set."""
+    frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
+    return hasattr(value, "__dict__") and not isinstance(value, _OPAQUE) and not callable(value) and not frozen
+
+
+def _knowing(value: Any, path: str) -> Any:
+    """Return a number or containers of numbers that know their paths; anything else as it is."""
+    if type(value) is int:
+        return _size(value, frozenset([path]), direct=True) if value > 1 else value
+    if type(value) is dict:
+        return {key: _knowing(item, f"{path}.{key}") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_knowing(item, f"{path}.{i}") for i, item in enumerate(value))
+    return value

@@ -1,0 +1,208 @@
+"""Which modules have to be traced: those whose own forward reads the weights of modules instead of calling them."""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import math
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import pairwise
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import ops
+from ..masks import original_class
+
+METADATA = frozenset(
+    {
+        "shape",
+        "dtype",
+        "device",
+        "ndim",
+        "requires_grad",
+        "data_ptr",
+        "size",
+        "dim",
+        "numel",
+        "stride",
+        "is_floating_point",
+    }
+)
+CONV_AND_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+def is_torch(cls: type) -> bool:
+    """Whether a class is torch's own; the class of a parametrized module is what it is derived from."""
+    while cls.__module__ == "torch.nn.utils.parametrize" and "Parametrized" in cls.__name__ and cls.__bases__:
+        if issubclass(cls, nn.ModuleList):
+            break
+        cls = cls.__bases__[0]
+    return cls.__module__ == "torch" or cls.__module__.startswith("torch.")
+
+
+def has_forward(cls: type[nn.Module]) -> bool:
+    """Whether modules of a class can be called: a module that only holds parameters has no forward."""
+    return cls.forward is not nn.Module.forward
+
+
+def reads_weights_of_children(module: nn.Module) -> bool:
+    """Whether the code that a module's forward can reach mentions the name of a weight of a module below it.
+
+    Mentions such as `self.proj.weight.dtype` do not count. Parameters in a list or dict have no name to look for.
+    """
+    if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
+        return True
+    below = ((owner, p) for child in module.children() for owner in child.modules() for p in owner._parameters)
+    # Modules without a forward only hold parameters, whatever those are called.
+    names = frozenset(name for owner, name in below if "weight" in name or not has_forward(original_class(owner)))
+    cls = original_class(module)
+    return bool(names) and bool(names & _attributes_read(cls))  # type: ignore[arg-type]
+
+
+def chained_reads(module: nn.Module) -> list[str]:
+    """Return the weights of the module's children that its code names in one chain, as in `self.proj.weight`."""
+    cls = original_class(module)
+    names = _attributes_read(cls)  # type: ignore[arg-type]
+    found = []
+    for child, below in module.named_children():
+        weights = [name for name in below._parameters if "weight" in name and name in names]
+        found += [f"{child}.{name}" for name in weights if (child, name) in _chains(cls)]  # type: ignore[arg-type]
+    return found
+
+
+def mentions(module: nn.Module, names: frozenset[str]) -> bool:
+    """Whether the code that a module's forward can reach, methods of modules below included, mentions one of `names`.
+
+    Parameters in a list or dict have no name to look for: with one below, anything may be mentioned.
+    """
+    if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
+        return True
+    classes = {original_class(below) for below in module.modules() if below is not module}
+    below = frozenset(cls for cls in classes if not is_torch(cls))
+    return bool(names & _attributes_read(original_class(module), below))  # type: ignore[arg-type]
+
+
+def mentions_own(module: nn.Module, paths: Iterable[str]) -> bool:
+    """Whether these paths are all names of the module's own parameters, and its forward's code mentions each."""
+    return set(paths) <= module._parameters.keys() & _attributes_read(original_class(module))  # type: ignore[arg-type]
+
+
+def is_closed(cls: type[nn.Module]) -> bool:
+    """Whether a class's forward is seen to depend on its arguments and its module's attributes alone.
+
+    Then its graph for one kind of call is the whole truth. Modes, globals, class attributes and what a closure holds
+    may change later; whatever is not known to be a constant or an operation on tensors counts as such.
+    """
+    functions = _reachable(cls)
+    harmless = [*functions, torch, torch.nn, F, math, Tensor, *ops.MASKED, *map(vars(builtins).get, _HARMLESS)]
+    return bool(functions) and all(_reads_only_its_own(function, cls, harmless) for function in functions)
+
+
+def _reads_only_its_own(function: FunctionType, cls: type, harmless: list[Any]) -> bool:
+    if set(function.__code__.co_freevars) - {"__class__"}:
+        return False
+    for instruction in _instructions(function.__code__):
+        name = instruction.argval
+        if instruction.opname in _OUTSIDE or (instruction.opname in _LOADS and name in _MODES):
+            return False
+        if instruction.opname == "LOAD_GLOBAL":
+            value = function.__globals__.get(name, vars(builtins).get(name))
+            custom = isinstance(value, type) and issubclass(value, torch.autograd.Function)
+            if not custom and not any(value is one for one in harmless):
+                return False
+        elif instruction.opname in _LOADS and _is_plain_class_attribute(cls, name):
+            return False
+    return True
+
+
+def _is_plain_class_attribute(cls: type, name: str) -> bool:
+    found = [vars(base)[name] for base in cls.__mro__ if name in vars(base) and not is_torch(base)]
+    return any(not callable(value) and not isinstance(value, (property, staticmethod, classmethod)) for value in found)
+
+
+_HARMLESS = frozenset(
+    """abs all any bool dict enumerate float int isinstance len list max min range reversed slice sum super tuple zip
+    AssertionError NotImplementedError RuntimeError TypeError ValueError""".split()
+)
+_OUTSIDE = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "IMPORT_NAME", "LOAD_NAME"})
+_MODES = frozenset(
+    """is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled get_default_dtype
+    is_compiling is_exporting get_num_threads backends compiler cuda __class__ __dict__""".split()
+)
+
+
+def mentions_training(cls: type[nn.Module]) -> bool:
+    """Whether the code of a class's forward reads the mode, train or eval."""
+    return "training" in _attributes_read(cls)  # type: ignore[arg-type]
+
+
+@cache
+def _attributes_read(cls: type, below: frozenset[type] = frozenset()) -> frozenset[str]:
+    """Return the attribute names that a class's forward reads, the methods and functions it mentions included.
+
+    A name that it mentions may be a method of a class in `below` too.
+    """
+    return frozenset(name for function in _reachable(cls, below) for name in _names(function.__code__))
+
+
+@cache
+def _chains(cls: type) -> frozenset[tuple[str, str]]:
+    """Return the pairs of names that the code of a class's forward reads one from the other, such as (proj, weight)."""
+    found = set()
+    for function in _reachable(cls):
+        loads = list(_instructions(function.__code__))
+        found |= {(a.argval, b.argval) for a, b in pairwise(loads) if {a.opname, b.opname} <= _LOADS_ATTRIBUTE}
+    return frozenset(found)
+
+
+def _reachable(cls: type, below: frozenset[type] = frozenset()) -> list[FunctionType]:
+    """Return the functions that a class's forward may call by a name that its code mentions, itself first.
+
+    Those of torch are left out; of a method, that of every class it may stand for is taken (for `super`).
+    """
+    found: dict[CodeType, FunctionType] = {}
+    waiting: list[Any] = _definitions(cls, "forward")
+    while waiting:
+        value = waiting.pop(0)
+        function = getattr(value, "fget", None) or getattr(value, "__func__", value)  # properties, static methods
+        code = getattr(function, "__code__", None)
+        home = str(getattr(function, "__module__", "")).split(".")[0]
+        if not isinstance(code, CodeType) or code in found or home == "torch":
+            continue
+        found[code] = function
+        waiting.append(getattr(function, "__wrapped__", None))  # what a decorator calls
+        for name in _names(code):
+            methods = _definitions(cls, name)
+            waiting += methods or [function.__globals__.get(name)]
+            waiting += [method for other in below for method in _definitions(other, name)]
+    return list(found.values())
+
+
+def _definitions(cls: type, name: str) -> list[Any]:
+    return [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
+
+
+_LOADS_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_LOADS = frozenset({*_LOADS_ATTRIBUTE, "LOAD_GLOBAL", "LOAD_SUPER_ATTR"})
+
+
+def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
+    """Yield the instructions of a function and of those within it."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname != "CACHE":
+            yield instruction
+        if instruction.opname == "LOAD_CONST" and isinstance(instruction.argval, CodeType):
+            yield from _instructions(instruction.argval)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    instructions = list(_instructions(code))
+    for instruction, following in zip(instructions, [*instructions[1:], None], strict=True):
+        only_metadata = following is not None and following.opname in _LOADS_ATTRIBUTE and following.argval in METADATA
+        if instruction.opname in _LOADS and not only_metadata:
+            yield instruction.argval

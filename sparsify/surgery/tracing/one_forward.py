@@ -1,0 +1,233 @@
+"""Tracing one module's own forward with torch.fx, its children as leaves.
+
+Tracing runs Python code of the model with proxies. It may leave proxies in caches, add attributes, or meet a function
+that cannot take a proxy; what is needed against each is here and in effects.py, so that a trace leaves the model as it
+was, and so that a graph that would lose something the forward does is never run in its place.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import ParameterProxy
+
+from ..side_effects import changed_buffers, changed_contexts, drawn_numbers, in_mode, unchanged
+from .bytecode_scan import is_torch
+from .leaf_functions import Wrapped, describe, wrap_innermost
+
+_STANDARD = sys.stdlib_module_names  # the modules of Python itself
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_MOST_VARIED = 4  # optional arguments that are tried alone
+ATTEMPTS = 24  # functions and classes made leaves before giving up; 3 were enough for every zoo model measured
+
+
+class TraceFailure(Exception):
+    """A forward that cannot be traced; the text is the reason, with file and line where it is known.
+
+    `graph`, with the `constants` made in it, is there if it only shows what the forward computes and must not be run.
+    """
+
+    def __init__(self, reason: str, graph: fx.Graph | None = None, constants: dict[str, Tensor] | None = None) -> None:
+        super().__init__(reason)
+        self.graph = graph
+        self.constants = constants or {}
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """Stands for a tensor argument in a `Call`; `name` is unique in it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kind of call of a forward: constants as they are, a Placeholder for every tensor."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def _tensors_by_class(module: nn.Module) -> Iterator[None]:
+    """Have the code of a module's class see proxies as tensors where it asks with isinstance or torch.is_tensor."""
+    example = torch.empty(0, device="cpu")
+
+    def is_instance(value: Any, classes: Any) -> bool:
+        return isinstance(value, classes) or (isinstance(value, fx.Proxy) and isinstance(example, classes))
+
+    own = [cls.__module__ for cls in type(module).__mro__ if not is_torch(cls)]
+    spaces = [vars(sys.modules[name]) for name in dict.fromkeys(own) if name in sys.modules.keys() - _STANDARD]
+    before = [space.get("isinstance") for space in spaces]
+    for space in spaces:
+        space["isinstance"] = is_instance
+    try:
+        with patch.object(torch, "is_tensor", lambda value: is_instance(value, Tensor)):
+            yield
+    finally:
+        for space, function in zip(spaces, before, strict=True):
+            if function is None:
+                del space["isinstance"]
+            else:
+                space["isinstance"] = function
+
+
+class _Watched:
+    """Mixed into the proxies of a local trace, which notices attributes that are set on tensors."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "param", "name"):
+            self.tracer.lost.append(f"sets .{name} of a tensor")  # type: ignore[attr-defined]
+        super().__setattr__(name, value)
+
+
+class _Value(_Watched, fx.Proxy):
+    pass
+
+
+class _ParameterValue(_Watched, ParameterProxy):
+    def __len__(self) -> int:
+        return len(self.param)
+
+
+class LocalTracer(fx.Tracer):
+    """Traces the root's own forward; every child is a leaf. `lost` tells what a run of the graph would not do."""
+
+    def __init__(self, call: Call, *, proxy_buffers: bool) -> None:
+        super().__init__()
+        self.lost: list[str] = []
+        self.root_call = call
+        self.proxy_buffers = proxy_buffers
+        self.paths: dict[int, str] = {}
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        named = chain(root.named_parameters(), root.named_buffers() if self.proxy_buffers else ())
+        self.paths = {id(tensor): path for path, tensor in named}
+        return super().trace(root, concrete_args)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        path = self.paths.get(id(attr_val))
+        if path is None:
+            return attr_val
+        if path not in parameter_proxy_cache:
+            constant_shape = isinstance(attr_val, nn.Parameter)  # of a parameter, code may branch on the shape
+            factory = (lambda node: _ParameterValue(self, node, path, attr_val)) if constant_shape else None
+            parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {}, proxy_factory_fn=factory)
+        return parameter_proxy_cache[path]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        def fill(value: Any) -> Any:
+            return self.create_proxy("placeholder", value.name, (), {}) if isinstance(value, Placeholder) else value
+
+        args, kwargs = map_leaves(self.root_call.args, fill), map_leaves(self.root_call.kwargs, fill)
+
+        def call(root: nn.Module) -> Any:
+            return root_fn(root, *args, **kwargs)
+
+        return call, [self.root]
+
+
+def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return `value` with `function` applied to what is not a tuple, list or dict."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_leaves(item, function) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_leaves(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: map_leaves(item, function) for key, item in value.items()}
+    return function(value)
+
+
+def default_call(forward: Callable[..., Any]) -> Call:
+    """Return the plainest call of a method `forward`: a tensor for every argument without a default.
+
+    A forward that takes `*args` alone is called with one tensor.
+    """
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.default is inspect.Parameter.empty]
+    args = tuple(Placeholder(p.name) for p in required if p.kind in positional)
+    if not args:
+        args = tuple(Placeholder(p.name) for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL)
+    return Call(args, {p.name: Placeholder(p.name) for p in required if p.kind is inspect.Parameter.KEYWORD_ONLY})
+
+
+def kinds_of_call(forward: Callable[..., Any]) -> list[tuple[Call, bool]]:
+    """Return calls that may take different branches, the plainest first, each with gradients or without.
+
+    Optional tensors are left out and given, together and alone, and flags turned over.
+    """
+    plainest = default_call(forward)
+    by_name = [p for p in list(inspect.signature(forward).parameters.values())[1:] if p.kind in _BY_NAME]
+    optional = [p.name for p in by_name if p.default is None]
+    calls = [plainest]
+    for names in [optional, *([name] for name in optional[:_MOST_VARIED] if len(optional) > 1)] if optional else ():
+        calls.append(Call(plainest.args, plainest.kwargs | {name: Placeholder(name) for name in names}))
+    fullest = calls[: 1 + bool(optional)]
+    flags = [p for p in by_name if isinstance(p.default, bool)][:_MOST_VARIED]
+    turned = [Call(call.args, call.kwargs | {flag.name: not flag.default}) for call in fullest for flag in flags]
+    return [(call, True) for call in calls + turned] + [(call, False) for call in fullest]
+
+
+def trace_forward(module: nn.Module, call: Call, *, training: bool) -> fx.Graph:
+    """Return the graph of the module's own forward for one kind of call, children as leaves; the module is unchanged.
+
+    Raises TraceFailure if the forward cannot be traced, or if its graph would not do all that the forward does: draw
+    a random number or make a tensor anew each time, assign or change an attribute, run without gradients or in another
+    precision.
+    """
+    failure = TraceFailure("not tried")
+    for proxy_buffers in (True, False):
+        wrapped = Wrapped()
+        for _ in range(ATTEMPTS):
+            try:
+                return trace_once(LocalTracer(call, proxy_buffers=proxy_buffers), module, wrapped, training=training)
+            except TraceFailure as error:
+                failure = error if failure.graph is None else failure
+                break
+            except Exception as error:  # noqa: BLE001 - the model's own code raises whatever it likes on a proxy
+                failure = TraceFailure(describe(error)) if failure.graph is None else failure
+                if not wrap_innermost(error, wrapped):
+                    break
+    raise failure
+
+
+def trace_once(tracer: LocalTracer, module: nn.Module, wrapped: Wrapped, *, training: bool) -> fx.Graph:
+    """Return the graph that `tracer` makes of the module's forward, functions in `wrapped` as leaves; see above.
+
+    Raises whatever the forward raises, and TraceFailure if the graph would not do all that it does.
+    """
+    lost = tracer.lost
+    with in_mode(module, training), unchanged(module) as changes, wrapped.active(), ExitStack() as watched:
+        watched.enter_context(_tensors_by_class(module))
+        for effect in (drawn_numbers, changed_contexts):
+            watched.enter_context(effect(lost))
+        if not tracer.proxy_buffers:
+            watched.enter_context(changed_buffers(module, lost))
+        graph = tracer.trace(module)
+        constants = {name: value for name, value in module.__dict__.items() if name.startswith("_tensor_constant")}
+        changed = [name for name in changes() if name not in constants]
+    if constants:
+        lost.append("makes a tensor of constants in its forward")
+    if changed:
+        lost.append(f"changes self.{changed[0]} in its forward")
+    if lost:
+        raise TraceFailure(lost[0], graph, constants)
+    return graph

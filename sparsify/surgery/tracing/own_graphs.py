@@ -1,0 +1,91 @@
+"""The graphs of one module's own forward, its children as leaves: what conversion looks at, never what is run.
+
+A graph holds for one kind of call. Several are made: in train and in eval mode, with gradients and without, with the
+optional arguments left out and given, so that weights are found that only some of the calls read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from types import FunctionType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..masks import original_class
+from .one_forward import Call, TraceFailure, kinds_of_call, trace_forward
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum)
+# What two modules may be compared by: it cannot change later.
+CONSTANT = (*_PLAIN, type, FunctionType, torch.dtype, torch.device, torch.layout, torch.memory_format)
+OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
+
+
+@dataclass(frozen=True)
+class OwnGraphs:
+    """The traced forwards of one module, traced on `module`, children as leaves.
+
+    `partial` holds those that show only part of what the forward does; `failure` says why the plainest call, every
+    argument with a default left out, could not be traced whole.
+    """
+
+    module: nn.Module
+    graphs: list[fx.Graph]
+    partial: list[fx.Graph]
+    failure: str
+
+    @property
+    def all(self) -> list[fx.Graph]:
+        return [*self.graphs, *self.partial]
+
+
+def own_graphs(module: nn.Module) -> OwnGraphs:
+    """Trace a module's own forward in the kinds of call that may read different weights."""
+    original = as_original(module)
+    graphs: list[fx.Graph] = []
+    partial: list[fx.Graph] = []
+    constants: dict[str, Tensor] = {}
+    failure = ""
+    for kind in kinds(original):
+        try:
+            graphs.append(trace_kind(original, kind))
+        except TraceFailure as error:
+            failure = failure or (str(error) if kind.plainest else "")
+            constants |= error.constants
+            if error.graph is not None:
+                partial.append(error.graph)
+    original.__dict__.update(constants)
+    return OwnGraphs(original, graphs, partial, failure)
+
+
+class Kind(NamedTuple):
+    """A kind of call that is traced; `plainest`: every argument with a default is left out."""
+
+    call: Call
+    training: bool
+    gradients: bool
+    plainest: bool
+
+
+def kinds(module: nn.Module) -> Iterator[Kind]:
+    """Yield the kinds of call of a module's own forward that may read different weights, the plainest first."""
+    for number, (call, gradients) in enumerate(kinds_of_call(type(module).forward)):
+        for training in (False, True) if gradients else (False,):
+            yield Kind(call, training, gradients, number == 0)
+
+
+def trace_kind(original: nn.Module, kind: Kind) -> fx.Graph:
+    """Return the graph of one kind of call; raises TraceFailure, with a graph if it shows part of the forward."""
+    with torch.set_grad_enabled(kind.gradients):
+        return trace_forward(original, kind.call, training=kind.training)
+
+
+def as_original(module: nn.Module) -> nn.Module:
+    """Return an object of the module's original class over the same attributes, whose forward is the dense one."""
+    cls = original_class(module)
+    double: nn.Module = cls.__new__(cls)
+    double.__dict__.update(module.__dict__)
+    return double

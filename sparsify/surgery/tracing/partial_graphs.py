@@ -1,0 +1,101 @@
+"""Graphs of forwards that cannot be traced: what some of their paths do, to find the weights in them, not to be run.
+
+Where the code asks for a value that a trace does not have, an answer is made up: a condition is tried both ways, a loop
+over a tensor runs once, a number is 1. A trace that fails all the same counts up to there.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.proxy import ParameterProxy
+
+from .leaf_functions import Wrapped, wrap_innermost
+from .one_forward import ATTEMPTS, LocalTracer, TraceFailure, default_call, trace_once
+
+_PATHS = 16  # that are followed in each mode
+_TURNS = 4  # of a loop on a condition
+_LONGEST = 64  # parameter that a loop runs over
+
+Place = tuple[str, int]  # file and line
+Answers = dict[Place, bool]
+
+
+def sketches(module: nn.Module) -> Iterator[fx.Graph]:
+    """Yield graphs of what a module's forward does on some of its paths; none may be run, and any may be cut short.
+
+    `module` is an object of its original class, which gets the constants that the graphs read for attributes.
+    """
+    for training in (True, False):
+        wrapped = Wrapped()
+        waiting: list[Answers] = [{}]
+        known: set[Place] = set()
+        for answers in waiting:  # more are added while it runs
+            graph, asked = _sketch(module, answers, wrapped, training)
+            if graph is not None:
+                yield graph
+            more = [place for place in asked if place not in known]
+            known.update(more)
+            waiting += [answers | {place: True} for place in more][: max(0, _PATHS - len(waiting))]
+
+
+def _sketch(
+    module: nn.Module, answers: Answers, wrapped: Wrapped, training: bool
+) -> tuple[fx.Graph | None, list[Place]]:
+    """Return the graph of one path, and where conditions were asked for on it."""
+    for _ in range(ATTEMPTS):
+        tracer = _Tracer(default_call(type(module).forward), answers)
+        try:
+            return trace_once(tracer, module, wrapped, training=training), tracer.asked
+        except TraceFailure:
+            break
+        except Exception as error:  # noqa: BLE001 - the model's own code raises whatever it likes on a proxy
+            if not wrap_innermost(error, wrapped):
+                break
+    module.__dict__.update((name, tensor) for tensor, name in tracer.tensor_attrs.items() if "." not in name)
+    return getattr(tracer, "graph", None), tracer.asked
+
+
+class _Tracer(LocalTracer):
+    """Answers what code asks of proxies: conditions by place (False if there is no answer), loops, numbers."""
+
+    def __init__(self, call: Any, answers: Answers) -> None:
+        super().__init__(call, proxy_buffers=True)
+        self.answers = answers
+        self.asked: list[Place] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        frame = sys._getframe(1)
+        while str(frame.f_globals.get("__name__", "")).split(".")[0] in ("torch", "sparsify") and frame.f_back:
+            frame = frame.f_back
+        place = (frame.f_code.co_filename, frame.f_lineno)
+        self.asked.append(place)
+        return self.answers.get(place, False) and self.asked.count(place) <= _TURNS
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        items: Any = obj
+        length = min(len(obj.param), _LONGEST) if isinstance(obj, ParameterProxy) else 1
+        return iter([items[i] for i in range(length)])
+
+
+class _Value(fx.Proxy):
+    """A value of which anything may be asked."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __index__(self) -> int:
+        return 1
+
+    def __float__(self) -> float:
+        return 1.0
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})

@@ -1,0 +1,179 @@
+"""Watching a run of a converted model: which operations see a weight past its mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters
+
+# Operations that take weights or further parameters, by the name torch gives them.
+_DENSE_OPERATIONS = frozenset(
+    """linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
+    matmul mm bmm addmm baddbmm einsum tensordot multi_head_attention_forward _native_multi_head_attention
+    _transformer_encoder_layer_fwd lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+    batch_norm layer_norm group_norm instance_norm rms_norm prelu""".split()
+)
+_TAKES_WEIGHT_SECOND = frozenset(name for name in _DENSE_OPERATIONS if name.startswith(("linear", "conv")))
+_PRODUCTS = _DENSE_OPERATIONS - {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu"}
+# What hands on a masked weight without using it.
+_PASSED_ON = frozenset(
+    """where detach alias requires_grad_ view view_as _unsafe_view permute transpose t contiguous __get__
+    as_subclass data_ptr stride size untyped_storage""".split()
+)
+_LEAST_ZEROS = 0.2  # of a weight whose mask removes one half
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse tensors and others without memory of their own
+        return 0
+
+
+def tensors(value: Any, within: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """Yield the tensors in an output of any make: tuples, lists, dicts, dataclasses."""
+    items: Iterable[Any] = ()
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        items = value.values()
+    elif isinstance(value, (tuple, list)):
+        items = value
+    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module):
+        items = vars(value).values()
+    if id(value) not in within:  # an object may refer to itself
+        for item in items:
+            yield from tensors(item, (*within, id(value)))
+
+
+def _mask_of(node: Any) -> Tensor | None:
+    """Return the condition that a step of the backward graph masks with, if it is one."""
+    if node.name().startswith("_MaskOperand"):
+        mask: Tensor = node.saved_tensors[0]
+        return mask
+    return node._saved_condition if node.name() == "WhereBackward0" else None
+
+
+def walk(
+    outputs: list[Tensor], weights: dict[str, MaskedWeight], live: set[str], reached: set[str], dense: set[str]
+) -> None:
+    """Add the names of weights whose mask, whose parameter, and whose parameter past its mask the outputs depend on."""
+    by_mask = {weight.mask.data_ptr(): weight for weight in weights.values() if weight.mask.numel()}
+    first_name = {id(weight.parameter): name for name, weight in weights.items()}
+    roots = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen: set[tuple[Any, frozenset[int]]] = set()
+    waiting: list[tuple[Any, frozenset[int]]] = [(root, frozenset()) for root in roots]
+    while waiting:
+        node, passed = waiting.pop()
+        if (node, passed) in seen:
+            continue
+        seen.add((node, passed))
+        mask = _mask_of(node)
+        weight = by_mask.get(mask.data_ptr()) if mask is not None else None
+        if weight is not None:
+            live.add(first_name[id(weight.parameter)])
+            passed = passed | {id(weight.parameter)}
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) in first_name:
+            reached.add(first_name[id(variable)])
+            if id(variable) not in passed:
+                dense.add(first_name[id(variable)])
+        waiting.extend((following, passed) for following, _ in node.next_functions if following is not None)
+
+
+class DenseWeights(TorchFunctionMode):
+    """Notes every operation that multiplies with a masked weight as it is, or as computed past its mask.
+
+    `found` are lines about these, `used` the weights whose masked form an operation took, `unmasked` the parameters of
+    two or more dimensions without a mask that a product took.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.used: set[str] = set()
+        self.unmasked: set[str] = set()
+
+    def of(self, model: nn.Module) -> DenseWeights:
+        """Return the watch, turned to a converted model that is about to run."""
+        self.look_at(model)
+        return self
+
+    def look_at(self, model: nn.Module) -> None:
+        """Turn to a converted model that is about to run."""
+        self.weights = masked_parameters(model)
+        first = {id(weight.parameter): name for name, weight in self.weights.items()}
+        self.storages = {w.parameter.untyped_storage().data_ptr(): name for name, w in self.weights.items()}
+        every = list(all_masked_parameters(model))
+        self.masks = {w.mask.untyped_storage().data_ptr(): first[id(w.parameter)] for w in every if w.mask.numel()}
+        self.others = {
+            parameter.untyped_storage().data_ptr(): name
+            for name, parameter in model.named_parameters()
+            if id(parameter) not in first and parameter.dim() > 1 and parameter.numel()
+        }
+        self.effective: Any = WeakIdKeyDictionary()  # tensor -> the weight that it is the masked form of
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operation = getattr(func, "__name__", "")
+        self.look_at_arguments(operation, (args, kwargs))
+        if operation in _TAKES_WEIGHT_SECOND and len(args) > 1 and isinstance(args[1], Tensor):
+            self._look_at_computed(operation, args[1])
+        result = func(*args, **(kwargs or {}))
+        self.follow(operation, args, result)
+        return result
+
+    def follow(self, operation: str, args: Any, result: Any) -> None:
+        """Note the weights whose masked form an operation takes; one that only passes it on does not use it."""
+        given = [item for value in args for item in (value if isinstance(value, (tuple, list)) else (value,))]
+        names = {self.effective.get(item) for item in given if isinstance(item, Tensor)}
+        names |= {self.masks.get(_storage(item)) for item in given if isinstance(item, Tensor)}
+        names.discard(None)
+        if names and operation not in _PASSED_ON:
+            self.used |= names
+        elif names and isinstance(result, Tensor):
+            self.effective[result] = next(iter(names))
+
+    def look_at_arguments(self, operation: str, arguments: Any) -> None:
+        """Note the masked weights that are among the arguments of an operation as they are."""
+        for tensor in tensors(arguments) if operation in _DENSE_OPERATIONS else ():
+            name = self.storages.get(_storage(tensor)) if tensor.numel() else None
+            if operation in _PRODUCTS and _storage(tensor) in self.others:
+                self.unmasked.add(self.others[_storage(tensor)])
+            # What computes a weight multiplies with the parameter (a spectral norm say): the result is masked.
+            if name is not None and (operation in _TAKES_WEIGHT_SECOND or not is_computed(self.weights[name])):
+                self.found.append(f"{name}: {operation} saw the dense weight")
+
+    def _look_at_computed(self, operation: str, operand: Tensor) -> None:
+        live, reached, dense = set[str](), set[str](), set[str]()
+        walk([operand], self.weights, live, reached, dense)
+        self.found += [f"{name}: {operation} saw a weight computed from it past its mask" for name in sorted(dense)]
+        few_zeros = operand.numel() > 1 and (operand == 0).float().mean().item() < _LEAST_ZEROS
+        for name in sorted(live - dense):
+            further = self.weights[name].parameter_name in self.weights[name].module.__dict__.get("masked_also", ())
+            # What is computed from a masked further parameter may be anything.
+            if few_zeros and not further and operand.shape == self.weights[name].parameter.shape:
+                self.found.append(f"{name}: {operation} saw a weight whose zeros were lost after masking")
+
+
+class FusedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes dense weights in the kernels that layers of torch.nn call in eval mode without gradients.
+
+    They are not called while a TorchFunctionMode is active, and the operations below are named as torch's own are.
+    """
+
+    def __init__(self, watch: DenseWeights) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.watch = watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operation = func.overloadpacket.__name__
+        self.watch.look_at_arguments(operation, (args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        self.watch.follow(operation, args, result)
+        return result

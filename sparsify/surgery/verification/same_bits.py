@@ -1,0 +1,180 @@
+"""A converted model beside the same model without masks: equal calls, states and seeds, in many modes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..conversion.fold import plain_copy
+from ..copies import deep_copy
+from ..masks import all_masked_parameters
+from .leak_check import tensors
+
+Inspect = Callable[[nn.Module, list[Tensor]], None]  # looks at a copy that has run, and at its outputs
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a model is called. `backward`: gradients are compared too; `required`: optional arguments are left out."""
+
+    name: str
+    training: bool = False
+    gradients: bool = False
+    backward: bool = False
+    autocast: bool = False
+    required: bool = False
+
+
+EVAL = Mode("eval mode")
+TRAIN = Mode("train mode", training=True, gradients=True, backward=True)
+FURTHER = (
+    Mode("eval mode with gradients", gradients=True),
+    Mode("train mode without gradients", training=True),
+    Mode("eval mode under autocast", autocast=True),
+    Mode("train mode under autocast", training=True, gradients=True, autocast=True),
+)
+REQUIRED = (
+    Mode("eval mode, optional arguments left out", gradients=True, required=True),
+    Mode("train mode, optional arguments left out", training=True, gradients=True, required=True),
+)
+
+
+@dataclass
+class Runs:
+    """Runs of copies of one model. Each starts from the model's state: tensors, attributes, seeds.
+
+    The copies share one copy of the parameters; `masks` maps the ids of the model's masks to what copies carry instead.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    masks: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Copy the parameters."""
+        self.pool = {id(p): p.detach().clone() for p in self.model.parameters() if type(p) is nn.Parameter}
+        self.masked = {id(weight.parameter) for weight in all_masked_parameters(self.model)}
+        self.required = required_call(self.model, self.args, self.kwargs)
+
+    def copied(self, *, plain: bool, gradients: bool) -> nn.Module:
+        """Return a copy of the model, without masks or with these, as it is now."""
+        memo: dict[int, Any] = dict(self.masks)
+        for parameter in self.model.parameters():
+            if id(parameter) in self.pool:
+                values = self.pool[id(parameter)]
+                values.copy_(parameter.detach())  # a forward may have written to them
+                wanted = gradients and id(parameter) in self.masked and values.is_floating_point()
+                memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad or wanted)
+        for module in self.model.modules():
+            held = [value for value in module.__dict__.values() if isinstance(value, torch.Generator)]
+            memo |= {id(generator): generator.clone_state() for generator in held}
+        if plain:
+            return plain_copy(self.model, memo)
+        copied: nn.Module = deep_copy(self.model, memo)
+        return copied
+
+    def outputs(self, model: nn.Module, mode: Mode) -> list[Tensor]:
+        """Return the tensors that a copy puts out in a mode."""
+        args, kwargs = self.required if mode.required and self.required is not None else (self.args, self.kwargs)
+        args, kwargs = copy.deepcopy((args, kwargs))
+        model.train(mode.training)
+        device = next((p.device.type for p in model.parameters()), "cpu")
+        seed_generators()
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(mode.gradients))
+            if mode.autocast:
+                stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
+            return list(tensors(model(*args, **kwargs)))
+
+    def results(self, mode: Mode, *, plain: bool, look: Inspect | None = None) -> list[Tensor]:
+        """Return the outputs, the gradients if there are some to be computed, and the buffers after one run."""
+        model = self.copied(plain=plain, gradients=mode.gradients)
+        outputs = self.outputs(model, mode)
+        if look is not None:
+            look(model, outputs)
+        gradients: list[Tensor] = []
+        if mode.backward:
+            loss = sum(output.float().square().mean() for output in outputs if output.requires_grad)
+            if isinstance(loss, Tensor):
+                loss.backward()  # type: ignore[no-untyped-call]
+            gradients = [p.grad if p.grad is not None else torch.zeros(()) for p in model.parameters()]
+        masks = {id(weight.mask) for weight in all_masked_parameters(model)}
+        buffers = [buffer for buffer in model.buffers() if id(buffer) not in masks]
+        return [*(output.detach() for output in outputs), *gradients, *buffers]
+
+    def same(self, mode: Mode, look: Inspect | None = None) -> tuple[bool | None, str]:
+        """Return whether both give the same bits in a mode; None, and why, if that cannot be told.
+
+        Raises what the model without masks raises.
+        """
+        expected = self.results(mode, plain=True)
+        given = self.results(mode, plain=False, look=look)
+        if _equal(expected, given):
+            return True, ""
+        # It may differ by the hour, or by what threads did first: then no bit proves anything.
+        for plain, first in ((True, expected), (False, given), (True, expected)):
+            if not _equal(first, self.results(mode, plain=plain)):
+                return None, "the model gives other bits each time"
+        return False, ""
+
+
+def required_call(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return the arguments of a call without those that have defaults, or None if none of them was given."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return None
+    parameters = bound.signature.parameters
+    optional = [name for name in bound.arguments if parameters[name].default is not inspect.Parameter.empty]
+    for name in optional:
+        del bound.arguments[name]
+    return (bound.args, bound.kwargs) if optional else None
+
+
+def seed_generators() -> None:
+    """Seed the generators of torch, Python and NumPy."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(0)
+
+
+@contextmanager
+def generators_put_back() -> Iterator[None]:
+    """Put the generators of torch (of all its CUDA devices too), Python and NumPy back when the block ends."""
+    python, numpy = random.getstate(), np.random.get_state()
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if started else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    if len(first) != len(second):
+        return False
+    pairs = zip(first, second, strict=True)
+    return all(a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b)) for a, b in pairs)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]
+    return tensor.detach().contiguous().view(integer)

@@ -1,0 +1,182 @@
+"""verify(): proof of a conversion on an example input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
+from .leak_check import DenseWeights, FusedOperations, walk
+from .same_bits import EVAL, FURTHER, REQUIRED, TRAIN, Mode, Runs, generators_put_back
+
+_LARGE = 1 << 12  # entries
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found. `None` for a comparison that could not be made; `notes` says why.
+
+    `identical_eval` and `identical_train`: same bits as the model without masks (in train mode with the same seeds,
+    gradients and buffers included). `modes`: the same of further modes, by name: with and without gradients, under
+    autocast, with optional arguments left out. `live`: weights whose mask is reached by autograd in train or eval mode.
+    `without_gradient`: those that the forward uses, masked, where no gradient flows: behind detach, topk, argmax.
+    `unused`: weights that the forward does not use in either mode. `dense`: weights used somewhere without their mask.
+    `leaks`: operations that saw a dense weight under random half masks. `unmasked`: what products used that carries no
+    mask. Further parameters with masks count as weights here.
+    """
+
+    identical_eval: bool | None
+    identical_train: bool | None
+    masked: list[str]
+    live: list[str]
+    unused: list[str]
+    dense: list[str]
+    leaks: list[str]
+    notes: list[str] = field(default_factory=list)
+    modes: dict[str, bool | None] = field(default_factory=dict)
+    without_gradient: list[str] = field(default_factory=list)
+    unmasked: list[str] = field(default_factory=list)
+
+    @property
+    def dead(self) -> list[str]:
+        """Weights that the forward uses although their mask has no effect."""
+        quiet = {*self.live, *self.unused, *self.without_gradient}
+        return [name for name in self.masked if name not in quiet]
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for each thing that is wrong; empty if the conversion holds."""
+        lines = []
+        if self.identical_eval is False:
+            lines.append("the outputs in eval mode differ from the model without masks")
+        if self.identical_train is False:
+            lines.append("the outputs, gradients or buffers in train mode differ from the model without masks")
+        lines += [f"the outputs in {name} differ from the model without masks" for name in self._differing]
+        lines += [f"{name}: its mask has no effect" for name in self.dead]
+        lines += [f"{name}: used without its mask as well" for name in self.dense]
+        return lines + self.leaks
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    @property
+    def _differing(self) -> list[str]:
+        return [name for name, same in self.modes.items() if same is False]
+
+    def __str__(self) -> str:
+        if self.problems:
+            return "not verified: " + "; ".join(self.problems)
+        same = {True: "same bits", None: "not compared"}
+        counts = [f"{len(self.live)} of {len(self.masked)} masks live"]
+        counts += [f"{len(self.unused)} not used by the forward"] if self.unused else []
+        counts += [f"{len(self.without_gradient)} used without a gradient"] if self.without_gradient else []
+        warning = "" if self.masked else "; warning: no weight is masked"
+        return (
+            f"verified: {same[self.identical_eval]} in eval mode, {same[self.identical_train]} in train mode, "
+            f"{', '.join(counts)}, no dense weight seen under half masks{warning}"
+        )
+
+
+def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None) -> VerifyReport:
+    """Prove a conversion on one input; `model` is not changed, copies of it are run.
+
+    `args` is one tensor or a tuple. With all-ones masks the outputs must equal the plain model's bit for bit, in eval
+    and train mode, with and without gradients, under autocast to bfloat16, with optional arguments and without; in
+    train mode gradients and buffers too. Both run from the same state and seeds (of torch, Python and NumPy); where
+    that does not make the plain model give the same bits twice, or a mode cannot run, nothing is compared, and a note
+    says so. Every mask must be reached by autograd in train or eval mode, or be used where no gradient flows, and with
+    random half masks no conv, linear, attention or recurrent operation may see a dense weight.
+    Raises whatever the model raises in eval mode.
+    """
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    ones = {id(w.mask): torch.ones_like(w.mask) for w in all_masked_parameters(model)}
+    with generators_put_back():
+        return _verify(Runs(model, args, kwargs or {}, ones))
+
+
+def _verify(runs: Runs) -> VerifyReport:
+    names = list(masked_parameters(runs.model))
+    live, reached, dense = set[str](), set[str](), set[str]()
+
+    def look(copied: nn.Module, outputs: list[Tensor]) -> None:
+        walk(outputs, masked_parameters(copied), live, reached, dense)
+
+    notes: list[str] = []
+    identical_eval, reason = runs.same(EVAL)
+    notes += [f"{EVAL.name} was not compared: {reason}"] if reason else []
+    modes = [TRAIN, *FURTHER, *(REQUIRED if runs.required is not None else ())]
+    same: dict[str, bool | None] = {}
+    ran = [EVAL]
+    for mode in modes:
+        same[mode.name] = None
+        if mode.training and TRAIN not in ran and mode is not TRAIN:
+            continue
+        try:
+            same[mode.name], reason = runs.same(mode, look if mode.gradients else None)
+            ran.append(mode)
+        except Exception as error:  # noqa: BLE001 - some models cannot run so (targets, batch of one, no bfloat16)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if reason:
+            notes.append(f"{mode.name} was not {'checked' if mode is TRAIN else 'compared'}: {reason}")
+    watched = _watched(runs, ran)
+    leaks = list(dict.fromkeys(watched.found))
+    unmasked = sorted(watched.unmasked)
+    used = [name for name in names if name in watched.used and name not in live]
+    notes += [f"used without a gradient: {_listed(used)}"] if used else []
+    notes += ["no weight is masked"] if not names else []
+    notes += [f"used by products without a mask: {_listed(unmasked)}"] if unmasked else []
+    return VerifyReport(
+        identical_eval,
+        same.pop(TRAIN.name),
+        names,
+        [name for name in names if name in live],
+        [name for name in names if name not in live | reached and name not in used],
+        [name for name in names if name in dense and name in live],
+        leaks,
+        notes,
+        same,
+        used,
+        unmasked,
+    )
+
+
+def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
+    """Run under random half masks and return the watch that saw all operations."""
+    generator = torch.Generator().manual_seed(0)
+    half: dict[int, Tensor] = {}
+    for weight in all_masked_parameters(runs.model):  # a parameter of several names has one mask
+        half[id(weight.parameter)] = half.get(id(weight.parameter), _half(weight, generator))
+    runs.masks = {id(w.mask): half[id(w.parameter)] for w in all_masked_parameters(runs.model)}
+    watch = DenseWeights()
+    for mode in modes:
+        if mode is EVAL:
+            mode = Mode(EVAL.name, gradients=True)
+        elif mode is not TRAIN and not mode.required:
+            continue
+        copied = runs.copied(plain=False, gradients=True)
+        with watch.of(copied):
+            runs.outputs(copied, mode)
+    copied = runs.copied(plain=False, gradients=True)
+    watch.look_at(copied)
+    with FusedOperations(watch):
+        runs.outputs(copied, EVAL)
+    return watch
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _half(weight: MaskedWeight, generator: torch.Generator) -> Tensor:
+    """Return a random mask of half the entries: of few exactly half, since by chance nearly all might stay."""
+    count = weight.mask.numel()
+    if count > _LARGE:
+        return (torch.rand(weight.mask.shape, generator=generator) < 0.5).to(weight.mask.device)
+    order = torch.randperm(count, generator=generator)
+    return (order < (count + 1) // 2).reshape(weight.mask.shape).to(weight.mask.device)
