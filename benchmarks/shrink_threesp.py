@@ -23,9 +23,9 @@ from torch import Tensor, nn
 import sparsify
 from sparsify import Pruner
 from sparsify.surgery.shrink.shrink import ShrinkReport, shrink
-from sparsify.training.data import Data, load_data
-from sparsify.training.evaluate import evaluate
-from sparsify.training.settings import DataSettings
+from sparsify.training.data.datasets import Data, load_data
+from sparsify.training.loop.evaluate import evaluate
+from sparsify.training.recipe.settings import DataSettings
 
 MODELS = ("cifar:resnet32", "cifar:vgg19_bn")
 REMOVED = 0.75  # of the multiply-adds

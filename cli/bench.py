@@ -150,13 +150,13 @@ def _fresh(spec: str, pruning: Pruning, image_size: int | None) -> tuple[nn.Modu
 
 def _size(model: nn.Module, spec: str) -> int:
     """Return the size of the images that a model was made for; torchvision's do not say it themselves."""
-    from sparsify.training.inputs import declared_size
+    from sparsify.training.data.input_size import declared_size
 
     return declared_size(model) or (224 if spec.startswith("torchvision:") else _USUAL_SIZE)
 
 
 def _images(model: nn.Module, own: tuple[int, int], image_size: int | None) -> tuple[int, int, int]:
-    from sparsify.training.inputs import input_for
+    from sparsify.training.data.input_size import input_for
 
     try:
         channels, size = input_for(model, own, image_size=image_size)

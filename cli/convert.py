@@ -193,7 +193,7 @@ def _build(
 
 def _input_shape(model: nn.Module, spec: str, image_size: int | None) -> tuple[int, int, int]:
     """Return the shape of an image as the model takes it; torchvision's models do not say their size themselves."""
-    from sparsify.training.inputs import declared_size, input_for
+    from sparsify.training.data.input_size import declared_size, input_for
 
     usual = 224 if spec.startswith("torchvision:") else 32
     channels, size = input_for(model, (3, declared_size(model) or usual), image_size=image_size)

@@ -15,11 +15,11 @@ from .show import percent, say
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 def command(source: str, data: str | None, data_dir: str | None, device: str) -> None:
     """Measure top-1 accuracy and loss of a saved model on the test images of a data set."""
-    from sparsify.training.names import check_device
+    from sparsify.training.recipe.lookups import check_device
 
     path = saved_model(source)
     check_device(device, where="--device")
-    from sparsify.training.evaluate import evaluate_file
+    from sparsify.training.loop.evaluate import evaluate_file
 
     found, images = evaluate_file(path, data=data, data_dir=data_dir, device=device)
     say(f"{path}: accuracy {percent(found.accuracy)}, loss {found.loss:.4f} on {images.name} ({found.count:,} images)")

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from sparsify.training.plan import TrainingPlan, plan_training
+from sparsify.training.run.plan import TrainingPlan, plan_training
 
 from .show import count, percent, print_table, say
 
 if TYPE_CHECKING:
     from sparsify.pruning.settings.prune import Pruning
     from sparsify.pruning.settings.sections import CriterionSettings
-    from sparsify.training.recipe import Recipe
+    from sparsify.training.recipe.read import Recipe
 
 _EACH = {"global": "in all", "layer": "in each layer", "filter": "in each filter"}
 _WORDS = {

@@ -16,8 +16,8 @@ from .report import show_result, start_lines
 from .show import duration, percent, say
 
 if TYPE_CHECKING:
-    from sparsify.training.prepare import Prepared
-    from sparsify.training.run import TrainResult
+    from sparsify.training.run.prepare import Prepared
+    from sparsify.training.run.train import TrainResult
 
 # Without a terminal: a line at each evaluation, but not oftener than this, at the end, and within long epochs.
 _PLAIN_SECONDS = 2.0

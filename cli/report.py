@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from sparsify.formats.file.inspection import FileSummary
     from sparsify.pruning.report import PruningReport
     from sparsify.surgery.conversion.convert import ConversionReport
-    from sparsify.training.prepare import Prepared
-    from sparsify.training.run import TrainResult
+    from sparsify.training.run.prepare import Prepared
+    from sparsify.training.run.train import TrainResult
 
 
 def conversion_lines(report: ConversionReport) -> list[str]:

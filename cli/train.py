@@ -14,7 +14,7 @@ from sparsify.errors import SparsifyError
 from .main import Stopped
 
 if TYPE_CHECKING:
-    from sparsify.training.recipe import Recipe
+    from sparsify.training.recipe.read import Recipe
 
 # Option -> the recipe's key it is short for.
 _SHORT = {
@@ -72,7 +72,7 @@ def command(
 
 
 def _train(recipe: Recipe, folder: Path | None, *, resume: bool, overwrite: bool, check: bool) -> None:
-    from sparsify.training.folder import check_new, default_folder
+    from sparsify.training.run.run_folder import check_new, default_folder
 
     folder = folder or default_folder(recipe)
     if not resume:
@@ -81,7 +81,7 @@ def _train(recipe: Recipe, folder: Path | None, *, resume: bool, overwrite: bool
 
     screen = Screen()
     try:
-        from sparsify.training.run import train
+        from sparsify.training.run.train import train
 
         with screen:
             result = train(
@@ -101,7 +101,7 @@ def _train(recipe: Recipe, folder: Path | None, *, resume: bool, overwrite: bool
 
 
 def _merged(path: str, short: dict[str, str | int | None], overrides: Sequence[str]) -> Recipe:
-    from sparsify.training.recipe import read_recipe
+    from sparsify.training.recipe.read import read_recipe
 
     # A JSON string is a YAML string, whatever characters are in it.
     given = {name: f"{_SHORT[name]}={json.dumps(value)}" for name, value in short.items() if value is not None}
@@ -122,7 +122,7 @@ def _resumed(
     overwrite: bool,
     short: dict[str, str | int | None],
 ) -> Recipe:
-    from sparsify.training.folder import stored_recipe
+    from sparsify.training.run.run_folder import stored_recipe
 
     fixed = [f"--{name.replace('_', '-')}" for name, value in short.items() if value and name not in _FREE_ON_RESUME]
     fixed += ["--set"] * bool(overrides) + ["--out"] * bool(out) + ["--overwrite"] * overwrite

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from .surgery.sync import sync_masks as sync_masks
     from .surgery.tracing.whole_model import trace as trace
     from .surgery.verification.verify import verify as verify
-    from .training.recipe import Recipe as Recipe
-    from .training.recipe import read_recipe as read_recipe
-    from .training.run import train as train
+    from .training.recipe.read import Recipe as Recipe
+    from .training.recipe.read import read_recipe as read_recipe
+    from .training.run.train import train as train
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Pruner": ".pruning.pruner",
-    "Recipe": ".training.recipe",
+    "Recipe": ".training.recipe.read",
     "SparsifyError": ".errors",
     "analyse": ".surgery.analysis.channels",
     "build_model": ".models",
@@ -53,14 +53,14 @@ _HOME = {
     "load": ".export.save",
     "load_masks": ".formats.model.masks",
     "needs_data": ".pruning.criteria.table",
-    "read_recipe": ".training.recipe",
+    "read_recipe": ".training.recipe.read",
     "save": ".export.save",
     "set_masks": ".surgery.masks",
     "shrink": ".surgery.shrink.shrink",
     "sync_masks": ".surgery.sync",
     "to_semi_structured": ".runtime.semi_structured",
     "trace": ".surgery.tracing.whole_model",
-    "train": ".training.run",
+    "train": ".training.run.train",
     "verify": ".surgery.verification.verify",
 }
 

@@ -33,7 +33,7 @@ def test_names_are_those_of_the_libraries() -> None:
 def test_optimiser_names_are_those_of_timm() -> None:
     from timm.optim import list_optimizers
 
-    from sparsify.training.names import optimizer_names
+    from sparsify.training.recipe.lookups import optimizer_names
 
     assert set(optimizer_names()) == set(list_optimizers())
 

@@ -11,7 +11,7 @@ import torch
 
 import sparsify
 from cli.main import sparsify as command_group
-from sparsify.training.recipe import read_recipe
+from sparsify.training.recipe.read import read_recipe
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -4,8 +4,8 @@ import pytest
 
 from sparsify.pruning.schedules import plan
 from sparsify.pruning.settings.prune import CriterionSettings
-from sparsify.training.lr_schedules import learning_rate_factor
-from sparsify.training.recipe import Recipe, read_recipe
+from sparsify.training.recipe.lr_schedules import learning_rate_factor
+from sparsify.training.recipe.read import Recipe, read_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GENERAL = ("union_mask", "linear_ramp", "one_shot", "snip", "nm", "3sp", "cyclic", "dense")
@@ -41,7 +41,7 @@ def test_general_recipe_fits_any_model_and_length(name: str, epochs: int) -> Non
 @pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")
 @pytest.mark.parametrize("name", GENERAL)
 def test_general_recipe_runs_as_it_is_but_shorter(name: str, tmp_path: Path) -> None:
-    from sparsify.training.run import train
+    from sparsify.training.run.train import train
 
     overrides = ["train.epochs=1", "model.arguments={widths: [16, 16, 16]}", "train.device=cpu"]
     recipe = read_recipe(RECIPES / f"{name}.yaml", overrides)

@@ -10,7 +10,7 @@ from statistics import fmean
 from torch import Tensor
 
 from sparsify.formats.model.masks import load_masks
-from sparsify.training import folder as folders
+from sparsify.training.run import run_folder as folders
 
 from .queue import folder_of
 from .rows import Row, add_rows, key_of, read_rows

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from sparsify.training.evaluate import evaluate
-from sparsify.training.loop import train_steps
-from sparsify.training.plan import plan_training
-from sparsify.training.prepare import prepare
+from sparsify.training.loop.evaluate import evaluate
+from sparsify.training.loop.train_steps import train_steps
+from sparsify.training.run.plan import plan_training
+from sparsify.training.run.prepare import prepare
 
 from .study import Run, Study
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
-from sparsify.training.plan import plan_training
+from sparsify.training.run.plan import plan_training
 
 from .compare import Cell, Difference, Mean, cell_of, difference, mean_of, values
 from .rows import Row, key_of

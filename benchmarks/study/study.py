@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.errors import SparsifyError, nearest
-from sparsify.training.recipe import Recipe, check_names, parse_recipe
-from sparsify.training.yaml_lines import parse_yaml
+from sparsify.training.recipe.read import Recipe, check_names, parse_recipe
+from sparsify.training.recipe.yaml_lines import parse_yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -19,10 +19,10 @@ import torch
 from sparsify.errors import SparsifyError
 from sparsify.formats.io.atomic import atomic_write
 from sparsify.pruning.report import PruningReport
-from sparsify.training import folder as folders
-from sparsify.training.loop import Record
-from sparsify.training.recipe import read_recipe
-from sparsify.training.run import train
+from sparsify.training.loop.train_steps import Record
+from sparsify.training.recipe.read import read_recipe
+from sparsify.training.run import run_folder as folders
+from sparsify.training.run.train import train
 
 RESULT = "result.json"
 _PROCESSOR_SECONDS = "processor_seconds.json"

@@ -19,7 +19,7 @@ from benchmarks.study.rows import COLUMNS, Row, add_rows, beside, read_rows, tak
 from benchmarks.study.study import ROOT, Study, merge, read_study
 from sparsify.errors import SparsifyError
 from sparsify.formats.model.masks import load_masks
-from sparsify.training.plan import plan_training
+from sparsify.training.run.plan import plan_training
 
 TINY = """
 name: tiny
@@ -141,7 +141,7 @@ def test_annealed_cycles_end_where_the_learning_rate_is_near_zero() -> None:
 
 
 def test_the_full_study_trains_the_published_recipes_as_they_are() -> None:
-    from sparsify.training.recipe import read_recipe
+    from sparsify.training.recipe.read import read_recipe
 
     for run in read_study(Path("cifar100.yaml")).runs:
         if run.method in ("union", "vanilla"):

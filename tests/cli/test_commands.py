@@ -22,7 +22,7 @@ Run = Callable[..., Outcome]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished run."""
     from cli.train import _merged
-    from sparsify.training.run import train
+    from sparsify.training.run.train import train
 
     folder = tmp_path_factory.mktemp("runs") / "a"
     overrides = [*FEW[5::2]]
@@ -59,7 +59,7 @@ def test_train_refuses_an_existing_run_and_overwrite_replaces_it(sparsify: Run, 
 def test_a_run_stopped_before_it_began_points_at_no_older_one(
     sparsify: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsify.training import run
+    from sparsify.training.run import train as run
 
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.export import hub
 from sparsify.export.save import inspect_file
-from sparsify.training.recipe import parse_recipe
+from sparsify.training.recipe.read import parse_recipe
 
 from .hub import hub_at
 from .toys import holder

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from sparsify.training.batch_norm import recalibrate_batch_norm
+from sparsify.training.loop.recalibrate import recalibrate_batch_norm
 
 
 def test_statistics_are_the_plain_mean_over_the_batches() -> None:

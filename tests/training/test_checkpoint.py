@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from sparsify.errors import SparsifyError
-from sparsify.training.checkpoint import (
+from sparsify.training.run.checkpoint import (
     random_state,
     read_state,
     set_model_state,

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sparsify.errors import SparsifyError
 from sparsify.models import build_model
-from sparsify.training.data import DIGITS_FOR_TRAINING, count_classes, load_data
-from sparsify.training.image_files import FileLoader
-from sparsify.training.inputs import input_for
-from sparsify.training.memory import Images, Normalisation, TensorLoader, View, normalisation_of
-from sparsify.training.names import check_data_name
-from sparsify.training.settings import DataSettings
+from sparsify.training.data.datasets import DIGITS_FOR_TRAINING, count_classes, load_data
+from sparsify.training.data.image_files import FileLoader
+from sparsify.training.data.input_size import input_for
+from sparsify.training.data.resident import Images, Normalisation, TensorLoader, View, normalisation_of
+from sparsify.training.recipe.lookups import check_data_name
+from sparsify.training.recipe.settings import DataSettings
 
 
 class Takes(nn.Module):

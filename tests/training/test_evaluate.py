@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import SparsifyError
-from sparsify.training.evaluate import evaluate
+from sparsify.training.loop.evaluate import evaluate
 
 
 def test_accuracy_and_loss_are_means_over_examples_not_batches() -> None:

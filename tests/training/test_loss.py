@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsify.errors import SparsifyError
-from sparsify.training.loss import loss_of
+from sparsify.training.loop.loss import loss_of
 
 # Two examples, two classes; the scores give the true class probability 1/2 and 3/4.
 SCORES = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]])

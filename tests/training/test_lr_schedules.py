@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from sparsify.errors import SparsifyError
-from sparsify.training.lr_schedules import LR_SCHEDULES, LrSchedule, learning_rate_factor
+from sparsify.training.recipe.lr_schedules import LR_SCHEDULES, LrSchedule, learning_rate_factor
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(LrSchedule)
 

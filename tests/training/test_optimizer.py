@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from sparsify.errors import SparsifyError
-from sparsify.training.optimizer import make_accelerator, make_optimizer
-from sparsify.training.settings import OptimizerSettings, TrainSettings
+from sparsify.training.loop.optimizer import make_accelerator, make_optimizer
+from sparsify.training.recipe.settings import OptimizerSettings, TrainSettings
 
 
 def small() -> nn.Module:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify.errors import SparsifyError
-from sparsify.training.recipe import Recipe, check_names, parse_recipe, read_recipe, recipe_schema
-from sparsify.training.yaml_lines import parse_yaml
+from sparsify.training.recipe.read import Recipe, check_names, parse_recipe, read_recipe, recipe_schema
+from sparsify.training.recipe.yaml_lines import parse_yaml
 
 RECIPE = dedent("""\
     model: {name: cifar:resnet20}

@@ -12,11 +12,11 @@ from sparsify.formats.model.masks import load_masks
 from sparsify.models import build_model
 from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, set_masks
-from sparsify.training import run
-from sparsify.training.checkpoint import read_state
-from sparsify.training.prepare import prepare
-from sparsify.training.recipe import parse_recipe
-from sparsify.training.run import TrainResult, train
+from sparsify.training.recipe.read import parse_recipe
+from sparsify.training.run import train as run
+from sparsify.training.run.checkpoint import read_state
+from sparsify.training.run.prepare import prepare
+from sparsify.training.run.train import TrainResult, train
 
 UNION = {
     "sparsity": 0.5,

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import SparsifyError, nearest, unknown
+from ...errors import SparsifyError, nearest, unknown
 from .settings import DataSettings, known_device
 
 EMBEDDED = ("digits", "cifar10", "cifar100")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..pruning.schedules import Update, plan
-from .lr_schedules import learning_rate_factor
-from .recipe import Recipe
+from ...pruning.schedules import Update, plan
+from ..recipe.lr_schedules import learning_rate_factor
+from ..recipe.read import Recipe
 
 # Training images of the data sets whose size is known without opening them.
 _IMAGES = {"digits": 1500, "cifar10": 50_000, "cifar100": 50_000}
@@ -42,11 +42,11 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
 def _batches(recipe: Recipe) -> int:
     data = recipe.data
     if data.name in _IMAGES:
-        from .memory import count_used
+        from ..data.resident import count_used
 
         return count_used(_IMAGES[data.name], data.batch_size, shuffle=True, drop_last=data.drop_last)[1]
-    from ..models import build_model
-    from .data import count_classes, load_data
+    from ...models import build_model
+    from ..data.datasets import count_classes, load_data
 
     model = build_model(recipe.model.name, **{**recipe.model.arguments, "num_classes": count_classes(data)})
     return len(load_data(data, model, seed=recipe.train.seed).train)

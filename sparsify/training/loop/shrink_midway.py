@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..surgery.conversion.fold import plain_copy
-from ..surgery.shrink.cuts import Cuts, apply_cuts
-from ..surgery.shrink.optimizer_state import cut_optimizer
-from ..surgery.shrink.remask import mask_again
-from ..surgery.shrink.shrink import shrink
+from ...surgery.conversion.fold import plain_copy
+from ...surgery.shrink.cuts import Cuts, apply_cuts
+from ...surgery.shrink.optimizer_state import cut_optimizer
+from ...surgery.shrink.remask import mask_again
+from ...surgery.shrink.shrink import shrink
 
 if TYPE_CHECKING:
-    from .loop import Training
+    from .train_steps import Training
 
 
 def shrink_training(training: Training) -> None:

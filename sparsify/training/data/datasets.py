@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import SparsifyError
-from .inputs import input_for
-from .memory import Batch, Images, TensorLoader, View, normalisation_of
-from .names import EMBEDDED, check_data_name
-from .settings import DataSettings
+from ...errors import SparsifyError
+from ..recipe.lookups import EMBEDDED, check_data_name
+from ..recipe.settings import DataSettings
+from .input_size import input_for
+from .resident import Batch, Images, TensorLoader, View, normalisation_of
 
 DIGITS_FOR_TRAINING = 1500
 _CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 
-from ..errors import SparsifyError, nearest
-from ..pruning.settings.prune import Pruning
-from .recipe_errors import Source, first_problem, known_keys
+from ...errors import SparsifyError, nearest
+from ...pruning.settings.prune import Pruning
+from .errors import Source, first_problem, known_keys
 from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
 from .yaml_lines import parse_value, parse_yaml
 
@@ -92,8 +92,8 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
 
     Raises SparsifyError with the nearest guess; `source` tells where each key was written.
     """
-    from ..models import FROM_PYTHON, check_model_name
-    from .names import check_data_name, check_file, check_optimizer_name
+    from ...models import FROM_PYTHON, check_model_name
+    from .lookups import check_data_name, check_file, check_optimizer_name
 
     where = (source or Source("recipe", {})).where
     if not recipe.model.name.startswith(FROM_PYTHON):

@@ -11,20 +11,20 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..errors import RunError
-from ..formats.model.masks import load_masks
-from ..models import build_model
-from ..pruning.pruner import Pruner
-from ..surgery.conversion.convert import ConversionReport, convert
-from ..surgery.masks import masked_weights
-from ..surgery.verification.verify import VerifyReport, verify
-from ..weights import LoadReport, load_checkpoint
-from .data import Data, count_classes, load_data
-from .loop import Training
-from .lr_schedules import learning_rate_factor
-from .optimizer import make_accelerator, make_optimizer
-from .recipe import Recipe
-from .shrinking import make_forward
+from ...errors import RunError
+from ...formats.model.masks import load_masks
+from ...models import build_model
+from ...pruning.pruner import Pruner
+from ...surgery.conversion.convert import ConversionReport, convert
+from ...surgery.masks import masked_weights
+from ...surgery.verification.verify import VerifyReport, verify
+from ...weights import LoadReport, load_checkpoint
+from ..data.datasets import Data, count_classes, load_data
+from ..loop.optimizer import make_accelerator, make_optimizer
+from ..loop.shrink_midway import make_forward
+from ..loop.train_steps import Training
+from ..recipe.lr_schedules import learning_rate_factor
+from ..recipe.read import Recipe
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError, SparsifyError
-from ..formats.io.atomic import atomic_write
-from .recipe import Recipe, read_recipe
-from .yaml_lines import parse_yaml
+from ...errors import RunError, SparsifyError
+from ...formats.io.atomic import atomic_write
+from ..recipe.read import Recipe, read_recipe
+from ..recipe.yaml_lines import parse_yaml
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"

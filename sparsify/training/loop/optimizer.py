@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from ..errors import SparsifyError
-from .settings import OptimizerSettings, TrainSettings
+from ...errors import SparsifyError
+from ..recipe.settings import OptimizerSettings, TrainSettings
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:

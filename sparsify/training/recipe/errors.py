@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import SparsifyError, nearest
+from ...errors import SparsifyError, nearest
 from .yaml_lines import Keys
 
 

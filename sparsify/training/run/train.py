@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import SparsifyError
-from ..export.save import save, write
-from ..formats.file.cuts_text import cuts_from, cuts_text, read_cuts
-from ..models import FROM_PYTHON
-from ..pruning.report import PruningReport
-from ..surgery.masks import get_masks, set_masks
-from ..surgery.shrink.cuts import cuts_of
-from . import folder as folders
+from ...errors import SparsifyError
+from ...export.save import save, write
+from ...formats.file.cuts_text import cuts_from, cuts_text, read_cuts
+from ...models import FROM_PYTHON
+from ...pruning.report import PruningReport
+from ...surgery.masks import get_masks, set_masks
+from ...surgery.shrink.cuts import cuts_of
+from ..loop.shrink_midway import cut_as_before
+from ..loop.train_steps import Record, Training, train_steps
+from ..recipe.read import ModelSettings, Recipe, check_names, parse_recipe, read_recipe
+from . import run_folder as folders
 from .checkpoint import random_state, read_state, set_model_state, set_optimizer_state, set_random_state, write_state
-from .loop import Record, Training, train_steps
 from .prepare import Prepared, prepare
-from .recipe import ModelSettings, Recipe, check_names, parse_recipe, read_recipe
-from .shrinking import cut_as_before
 
 # A checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of the time,
 # and within a long epoch at the first record after ten minutes.

@@ -14,16 +14,16 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from ..errors import RunError, SparsifyError
-from .batch_norm import recalibrate_batch_norm
-from .data import Data, Loader
+from ...errors import RunError, SparsifyError
+from ..data.datasets import Data, Loader
+from ..recipe.settings import TrainSettings
 from .evaluate import evaluate, logits_of
 from .loss import loss_of
-from .settings import TrainSettings
-from .shrinking import shrink_training
+from .recalibrate import recalibrate_batch_norm
+from .shrink_midway import shrink_training
 
 if TYPE_CHECKING:
-    from ..pruning.pruner import Pruner
+    from ...pruning.pruner import Pruner
 
 # Batches handed to criteria that take gradients. Lee et al. 2019 take one; a whole epoch would cost as much as one at
 # every update.

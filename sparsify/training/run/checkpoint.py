@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import SparsifyError
-from ..formats.io.atomic import atomic_write
+from ...errors import SparsifyError
+from ...formats.io.atomic import atomic_write
 
 VERSION = 1
 

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import RunError, SparsifyError
-from .inputs import declared_size, input_for
-from .memory import Batch, count_used, generator_for
-from .settings import DataSettings
+from ...errors import RunError, SparsifyError
+from ..recipe.settings import DataSettings
+from .input_size import declared_size, input_for
+from .resident import Batch, count_used, generator_for
 
 if TYPE_CHECKING:
-    from .data import Data
+    from .datasets import Data
 
 _TEST_FOLDERS = ("test", "val", "validation")
 _LARGEST_DEFAULT = 224
@@ -49,7 +49,7 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     """
     from timm.data import create_transform, resolve_data_config
 
-    from .data import Data
+    from .datasets import Data
 
     if settings.name.startswith("folder:"):
         train, test = _folder(settings)

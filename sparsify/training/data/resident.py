@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import SparsifyError
+from ...errors import SparsifyError
 
 Batch = tuple[Tensor, Tensor]
 

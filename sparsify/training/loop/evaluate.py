@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import SparsifyError
-from ..export.save import inspect_file, load
-from ..formats.file.metadata import Metadata
-from .data import Data, load_data
-from .names import check_data_name, check_device
+from ...errors import SparsifyError
+from ...export.save import inspect_file, load
+from ...formats.file.metadata import Metadata
+from ..data.datasets import Data, load_data
+from ..recipe.lookups import check_data_name, check_device
+from ..recipe.settings import DataSettings, TrainSettings
+from ..recipe.yaml_lines import parse_yaml
 from .optimizer import make_accelerator
-from .settings import DataSettings, TrainSettings
-from .yaml_lines import parse_yaml
 
 
 @dataclass(frozen=True)

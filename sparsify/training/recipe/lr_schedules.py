@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import SparsifyError
-from ..pruning.settings.times import TimeValue, steps_in
+from ...errors import SparsifyError
+from ...pruning.settings.times import TimeValue, steps_in
 
 Factor = Annotated[float, Field(ge=0, le=1)]
 
