@@ -23,26 +23,13 @@ from ..cache_folder import folder
 from . import sparse_conv as kernels
 from .simd import WIDTH
 
-# What the code is made of: kernels, and the constants and code generation that they take in.
-SOURCES = (
-    "columns",
-    "functions",
-    "kernels",
-    "layout",
-    "moving",
-    "norms",
-    "pointwise",
-    "poolings",
-    "primitives",
-    "simd",
-)
 HERE = Path(__file__).parent
 _DIGEST = 32  # bytes
 
 
 def fingerprint(where: Path = HERE) -> bytes:
-    """Return a digest of the sources in a folder."""
-    return hashlib.sha256(b"\0".join((where / f"{name}.py").read_bytes() for name in SOURCES)).digest()
+    """Return a digest of a folder's sources: the kernels, and the constants and code generation that they take in."""
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in sorted(where.glob("*.py")))).digest()
 
 
 class KernelCache(NullCache):  # type: ignore[misc]
