@@ -16,8 +16,7 @@ from cli import bench, bench_runtimes, bench_steps
 from sparsify.errors import RunError
 from sparsify.runtime.program.describe import Line
 from sparsify.runtime.tuning.search import Way
-
-from .conftest import Outcome
+from tests.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sparsify as library
-
-from .conftest import Outcome
+from tests.cli.conftest import Outcome
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "union_mask.yaml"
 SHORT = ["--model", "timm:test_resnet", "--device", "cpu", "--set", "data.batch_size=500", "--set", "train.epochs=4"]

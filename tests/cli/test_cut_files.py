@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 import sparsify as library
 from sparsify.surgery.shrink.cuts import Cuts, apply_cuts, cuts_of
-
-from .conftest import Outcome
+from tests.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
 GONE = (0, 3, 4, 30)

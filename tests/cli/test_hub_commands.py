@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import sparsify as library
-
-from ..formats.hub import hub_at
-from .conftest import Outcome
+from tests.cli.conftest import Outcome
+from tests.export.hub import hub_at
 
 Run = Callable[..., Outcome]
 PAGE = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Outcome
+from tests.cli.conftest import Outcome
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/union_mask.yaml"

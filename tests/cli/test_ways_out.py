@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 
 import sparsify as library
 from sparsify.export.registry import WAYS
-
-from .conftest import Outcome
+from tests.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
 

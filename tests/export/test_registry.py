@@ -1,0 +1,179 @@
+"""Every way out, by one contract; what is particular to a format is tested beside it."""
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import sparsify
+from sparsify.errors import SparsifyError
+from sparsify.export.import_weights import import_weights
+from sparsify.export.registry import WAYS
+from tests.formats.toys import network
+
+
+class Net(nn.Module):
+    """A convolution, a norm, a linear layer, and a weight by another name than `weight`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2)
+        self.norm = nn.BatchNorm2d(16)
+        self.mix = nn.Parameter(torch.randn(16, 16) / 4)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x))).mean((2, 3))
+        return self.head(F.relu(F.linear(x, self.mix)))
+
+
+@pytest.fixture
+def masked() -> nn.Module:
+    """Return a converted model in training mode, whose norm has seen some data."""
+    torch.manual_seed(0)
+    model = Net()
+    model(torch.randn(8, 3, 16, 16))
+    sparsify.convert(model)
+    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.3 for name, mask in sparsify.get_masks(model).items()})
+    return model
+
+
+def _filled(state: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    model = Net()
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def _in_onnx_runtime(path: Path) -> Callable[[Tensor], Tensor]:
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    return lambda x: torch.as_tensor(session.run(None, {"x": x.numpy()})[0])
+
+
+def _imported(path: Path) -> Callable[[Tensor], Tensor]:
+    import_weights(path, path / "dense")
+    return _filled(load_file(path / "dense"))
+
+
+# format -> path -> what runs the model that was written, without the masked one.
+READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
+    "sparse": lambda path: sparsify.load(path, Net()).eval(),
+    "engine": lambda path: sparsify.compile(path, model=Net()),
+    "dense": lambda path: _filled(load_file(path)),
+    "onnx": _in_onnx_runtime,
+    "pt2": lambda path: torch.export.load(path).module(),
+    "compressed-tensors": _imported,
+    "hub": lambda path: sparsify.load(path, Net()).eval(),
+}
+
+
+def options(format: str) -> dict[str, Any]:
+    if WAYS[format].needs:
+        for name in WAYS[format].needs:
+            pytest.importorskip(name)
+    return {"example_input": torch.randn(1, 3, 16, 16)} if "example_input" in WAYS[format].takes else {}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("format", READERS)
+def test_what_is_written_gives_the_masked_models_outputs(format: str, masked: nn.Module, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in masked.state_dict().items()}
+    given = options(format)
+    size = sparsify.save(masked, tmp_path / "out", format=format, **given)
+    assert size == sum(map(len, tree(tmp_path).values())) and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "out").is_dir() == WAYS[format].folder
+    assert masked.training and all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
+    run = READERS[format](tmp_path / "out")
+    masked.eval()
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 16, 16)
+        with torch.no_grad():
+            wanted, found = masked(x), run(x)
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_every_way_out_has_a_reader_here() -> None:
+    assert READERS.keys() == WAYS.keys() - {"masks"}  # which hold no weights
+
+
+@pytest.mark.parametrize("format", WAYS)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    format: str, masked: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = options(format)
+    monkeypatch.setattr(Net, "forward", None)
+    with pytest.raises(SparsifyError, match="^cannot write [^\n]*nowhere"):
+        sparsify.save(masked, tmp_path / "nowhere" / "out", format=format, **given)
+
+
+@pytest.mark.parametrize("format", WAYS)
+def test_a_write_that_fails_leaves_nothing_and_what_was_there(
+    format: str, masked: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not WAYS[format].folder:
+        (tmp_path / "out").write_bytes(b"old")
+    before = tree(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    given = options(format)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SparsifyError, match="^cannot write [^\n]* no space left [^\n]*$"):
+        sparsify.save(masked, tmp_path / "out", format=format, **given)
+    assert tree(tmp_path) == before and len(list(tmp_path.iterdir())) == len(before)
+
+
+@pytest.mark.parametrize("format", WAYS)
+def test_help_is_one_sentence(format: str) -> None:
+    assert WAYS[format].help.endswith(".") and WAYS[format].help.count(". ") == 0
+
+
+@pytest.mark.parametrize("format", WAYS)
+def test_an_option_that_a_format_does_not_take_is_one_line(format: str, tmp_path: Path) -> None:
+    for option, value in {"dtype": "float16", "batch_size": 2, "example_input": torch.zeros(1), "threads": 1}.items():
+        if option not in WAYS[format].takes:
+            with pytest.raises(SparsifyError, match=f"^save: {format} takes no {option} [^\n]*$"):
+                sparsify.save(network(), tmp_path / "x", format=format, **{option: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_format_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SparsifyError, match="^save: unknown format 'spares'[^\n]*'sparse'[^\n]*$"):
+        sparsify.save(network(), tmp_path / "x", format="spares")
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    from sparsify.formats.io.atomic_folder import atomic_folder
+
+    for name in ("new", "empty"):
+        with atomic_folder(tmp_path / "new") as folder:
+            (folder / "a").write_text(name)
+            assert not (tmp_path / "new" / "a").exists()
+        assert tree(tmp_path) == {"new/a": name.encode()}
+        (tmp_path / "new" / "a").unlink()
+    with pytest.raises(OSError), atomic_folder(tmp_path / "new") as folder:
+        (folder / "a").write_text("half")
+        raise OSError(errno.ENOSPC, "full")
+    assert os.listdir(tmp_path) == ["new"] and not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("where", ["full", "file", "nowhere/new"])
+def test_a_folder_is_not_written_over_another_or_nowhere(where: str, tmp_path: Path) -> None:
+    from sparsify.formats.io.atomic_folder import atomic_folder
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").write_text("1")
+    (tmp_path / "file").write_text("2")
+    with pytest.raises(SparsifyError, match="^cannot write [^\n]*$"), atomic_folder(tmp_path / where):
+        raise AssertionError("the block is not reached")
+    assert tree(tmp_path) == {"full/precious": b"1", "file": b"2"}
