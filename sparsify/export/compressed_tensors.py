@@ -11,12 +11,13 @@ import numpy as np
 from torch import nn
 
 from ..errors import SparsifyError
-from ..formats.file.container import Array, Part, Shape, container_chunks
+from ..formats.file.container import Part, container_chunks
 from ..formats.file.metadata import metadata_text
 from ..formats.io.atomic import atomic_write
 from ..formats.io.atomic_folder import atomic_folder
 from ..formats.model.model_state import collect
 from ..formats.model.stored_tensors import dense_parts
+from ..formats.types import Array, Shape
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import masked_weights
 from .registry import Outgoing, Written

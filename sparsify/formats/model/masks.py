@@ -16,11 +16,12 @@ from ...export.registry import Outgoing, Written
 from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters, masked_parameters, set_masks
 from ...surgery.unwrap import unwrap
-from ..file.container import Array, Part, Shape, container_chunks
+from ..file.container import Part, container_chunks
 from ..file.mask_file import FORMAT, SUFFIX, are_masks_alone, names_of_dense, read_masks, shortest, table_of
 from ..file.metadata import Contents, metadata_text, read_contents
 from ..io.atomic import atomic_write
 from ..io.locate import model_file
+from ..types import Array, Shape
 from .dtypes import bits, from_bits
 from .load import ensure_masked
 from .model_state import collect, text_of_cuts
