@@ -16,7 +16,7 @@ from .shrinking import check_options, random_images, shrunk
 
 if TYPE_CHECKING:
     from sparsify.formats.file.inspection import FileSummary
-    from sparsify.surgery.analysis.channels import Dead
+    from sparsify.surgery.channels import Dead
 
 
 class _WithFormats(click.Command):
