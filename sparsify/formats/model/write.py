@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...surgery.conversion.fold import fold
 from ..file.container import container_chunks
 from ..file.metadata import metadata_text
 from ..io.atomic import atomic_write
@@ -26,8 +27,6 @@ def write_dense(request: ExportRequest) -> ExportResult:
     cut = text_of_cuts(request.model, request.cuts)
     if state.raw:
         # The forward computes with something else than these values: only folding can put the zeros in.
-        from ...surgery.conversion.fold import fold
-
         state = collect(fold(request.model))
     parts, text = dense_parts(state, request.dtype), metadata_text(request.metadata, {}, {}, cut)
     return ExportResult(atomic_write(request.path, container_chunks(parts, text)))
