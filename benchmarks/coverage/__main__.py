@@ -109,7 +109,9 @@ def append(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=["conversion", "shrink"], default="conversion")
     parser.add_argument("--dead", choices=["masks", "zeros"], default="masks", help="what a shrink takes")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="models to look at: a glob over zoo:name")

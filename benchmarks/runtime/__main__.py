@@ -38,7 +38,9 @@ SCALING_ROUNDS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.runtime", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=["table", "peak", "scaling"])
     parser.add_argument("--only", help="one of the networks; prints its rows and writes nothing")
     parser.add_argument("--batches", type=int, nargs="+", help="with --only: these in place of its own")

@@ -65,7 +65,9 @@ def counts(file: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.shrink", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=["models", "resnet50", "threesp"], required=True)
     parser.add_argument("--rounds", type=int, help="how often each measurement is taken, in turns")
     parser.add_argument("--threads", type=int, default=2, help="of resnet50 and threesp; models has one")

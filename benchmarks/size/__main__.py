@@ -46,7 +46,9 @@ WIDTHS = {"float32": 4, "float16": 2}
 
 def main() -> None:
     """Measure what was asked for and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
