@@ -30,12 +30,21 @@ if TYPE_CHECKING:
 @click.option("--sparsity", help="Fraction removed, as 0.9 or 1/3.  [default: 0, or what 2:4 comes to]")
 @click.option("--amount", type=int, help="In place of --sparsity: how many are removed in each group of the scope.")
 @click.option("--scope", help="global, layer, filter or erk.  [default: global; layer for unit and 2:4]")
-@click.option("--criterion", default="magnitude", show_default=True, help="magnitude, random or synflow.")
+@click.option(
+    "--criterion",
+    default="magnitude",
+    show_default=True,
+    help="magnitude, random, synflow or lamp; for units also fpgm or bn_scale.",
+)
 @click.option(
     "--granularity",
     default="weight",
     show_default=True,
     help="weight, unit (whole channels, tied ones), 2:4 (or other n:m, along the inputs) or 4x1 (or other blocks).",
+)
+@click.option(
+    "--aggregate",
+    help="With --granularity unit: how its entries make a unit's score: mean, sum, max or l2.  [default: mean]",
 )
 @click.option("--masks", metavar="RUN|FILE", help="Take the masks of this run or file, in place of pruning.")
 @click.option("--shrink", is_flag=True, help="Take channels of no influence out of the model, with proof.")
@@ -61,6 +70,7 @@ def command(
     scope: str | None,
     criterion: str,
     granularity: str,
+    aggregate: str | None,
     masks: str | None,
     shrink: bool,
     round_to: int | None,
@@ -88,7 +98,7 @@ def command(
     check_model_name(model, where="--model")
     if checkpoint is not None and pretrained:
         raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
-    pruning = _pruning(sparsity, amount, scope, criterion, granularity, ignore)
+    pruning = _pruning(sparsity, amount, scope, criterion, granularity, ignore, aggregate)
     check_options("convert", shrink, round_to=round_to, dead=dead)
     if masks is not None:
         _refuse_beside_masks()
@@ -102,14 +112,23 @@ def command(
 
 
 def _pruning(
-    sparsity: str | None, amount: int | None, scope: str | None, criterion: str, granularity: str, ignore: Sequence[str]
+    sparsity: str | None,
+    amount: int | None,
+    scope: str | None,
+    criterion: str,
+    granularity: str,
+    ignore: Sequence[str],
+    aggregate: str | None,
 ) -> Pruning:
     """Return the settings that the options come to."""
     from sparsify.pruning.settings.prune import parse_pruning
+    from sparsify.pruning.settings.sections import DATA_CRITERIA
 
     # Units of different layers are hard to compare by their weights: one layer would lose nearly all.
     scope = scope or ("layer" if granularity == "unit" or ":" in granularity else "global")
     settings: dict[str, Any] = {"scope": scope, "criterion": criterion, "granularity": granularity}
+    if aggregate is not None:
+        settings["granularity"] = {"name": granularity, "aggregate": aggregate}
     if amount is not None:
         settings["amount"] = amount
     if sparsity is not None or (amount is None and ":" not in granularity):
@@ -118,7 +137,7 @@ def _pruning(
         pruning = parse_pruning({**settings, "ignore": list(ignore), "schedule": "one_shot"})
     except SparsifyError as error:
         raise SparsifyError(re.sub(r"^pruning\.(\w+)[.\w]*:", r"--\1:", str(error))) from None
-    if criterion in ("snip", "grasp"):
+    if criterion in DATA_CRITERIA:
         raise SparsifyError(f"convert: {criterion} needs data; train with recipes/snip.yaml and this criterion instead")
     return pruning
 
@@ -126,7 +145,7 @@ def _pruning(
 def _refuse_beside_masks() -> None:
     """Raise SparsifyError if an option was given that --masks leaves nothing to say."""
     context = click.get_current_context()
-    for name in ("sparsity", "amount", "scope", "criterion", "granularity", "ignore"):
+    for name in ("sparsity", "amount", "scope", "criterion", "granularity", "aggregate", "ignore"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise SparsifyError(f"convert: --masks tells already which weights to keep; leave out --{name}")
 

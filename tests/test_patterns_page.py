@@ -9,7 +9,9 @@ import torch
 
 import sparsify
 from sparsify.formats.file.inspection import inspect_file
+from sparsify.pruning.criteria.table import CRITERIA
 from sparsify.pruning.settings.prune import parse_pruning
+from sparsify.pruning.settings.sections import UNIT_CRITERIA
 
 TEXT = (Path(__file__).parents[1] / "docs" / "patterns.md").read_text()
 
@@ -25,6 +27,15 @@ def test_the_python_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [row] = [row for row in inspect_file(tmp_path / "model.safetensors").rows if row.name == "0.weight"]
     bits = 64 * 128 // 4 * 3
     assert row.encoding == "n:m" and row.bytes_stored == 64 * 128 // 2 * 4 + bits // 8 + 3
+
+
+def test_the_page_lists_every_criterion_with_what_it_needs() -> None:
+    table = re.findall(r"^\| `(\w+)` \|.*\|([\w, ]*)\| [\w .]*\|$", TEXT.split("## By which scores")[1], re.MULTILINE)
+    assert sorted(name for name, _ in table) == sorted(CRITERIA)
+    for name, needs in table:
+        assert ("batches" in needs) == getattr(CRITERIA[name], "needs_data", False)
+        assert ("input" in needs) == getattr(CRITERIA[name], "needs_input", False)
+        assert ("units" in needs) == (name in UNIT_CRITERIA)
 
 
 def test_each_way_of_writing_is_read_as_said() -> None:

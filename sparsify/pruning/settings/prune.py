@@ -15,6 +15,7 @@ from .sections import (
     CRITERION_NAMES,
     SCHEDULE_NAMES,
     SCOPE_NAMES,
+    UNIT_CRITERIA,
     CriterionSettings,
     Names,
     Schedule,
@@ -107,6 +108,11 @@ class Pruning(Section):
             raise ValueError("granularity 'unit' with scope 'filter' makes no sense: a unit is a filter; use 'layer'")
         if self.granularity.share is not None:
             self._settings_that_fit_a_pattern(self.granularity.share)
+        if self.criterion.name in UNIT_CRITERIA and self.criterion.function is None and self.granularity.name != "unit":
+            raise ValueError(
+                f"criterion '{self.criterion.name}' compares units: it needs granularity unit, "
+                f"not {self.granularity.short}"
+            )
         for key, value in (("criterion.per", self.criterion.per), ("of", self.of)):
             if value is not None and self.granularity.name != "unit":
                 raise ValueError(f"'{key}' belongs to granularity unit, not to {self.granularity.name}")

@@ -27,7 +27,12 @@ from .times import TimeValue
 decimal = exact  # its name in the first versions
 
 # The names are written here as well as in the tables they select from, because those need torch.
-CRITERION_NAMES = ("magnitude", "random", "snip", "grasp", "synflow")
+CRITERION_NAMES = (
+    *("magnitude", "random", "snip", "grasp", "synflow", "taylor", "fisher", "movement", "wanda", "lamp"),
+    *("fpgm", "bn_scale"),
+)
+DATA_CRITERIA = ("snip", "grasp", "taylor", "fisher", "movement", "wanda")
+UNIT_CRITERIA = ("fpgm", "bn_scale")  # which score all entries of a unit alike
 GRANULARITY_NAMES = ("weight", "unit")
 SCOPE_NAMES = ("global", "layer", "filter", "erk")
 SCHEDULE_NAMES = ("one_shot", "linear", "cubic", "constant", "cyclic")
@@ -80,8 +85,12 @@ class CriterionSettings(_Named):
     function: SkipJsonSchema[Callable[..., Any] | None] = Field(default=None, exclude=True, repr=False)
     """from Python: a function of the user's own, see sparsify.pruning.criteria.table; `name` is then free"""
     name: Annotated[str, _enum(CRITERION_NAMES)]
-    """magnitude |w|, random, snip |w * dL/dw| (Lee et al. 2019), grasp w * Hg (Wang et al. 2020), or synflow, the
-    share in the flow through the positive network (Tanaka et al. 2020)"""
+    """magnitude |w|, random, snip |w * dL/dw| (Lee et al. 2019), grasp w * Hg (Wang et al. 2020), synflow, the share in
+    the flow through the positive network (Tanaka et al. 2020), taylor (w * dL/dw)^2 by batch (Molchanov et al. 2019),
+    fisher, w^2 / 2 times the mean squared gradient of a sample (Theis et al. 2018), movement -w * dL/dw (Sanh et al.
+    2020), wanda |w| times the norm of its inputs (Sun et al. 2024), lamp w^2 / the sum of the squares that are as large
+    (Lee et al. 2021); for units fpgm, the distances to the others (He et al. 2019), or bn_scale, the scale in the norm
+    that follows (Liu et al. 2017)"""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """grasp: the model's output is divided by it before the loss; default 200"""
     rounds: Annotated[int, Field(ge=1, strict=True)] | None = None
