@@ -31,6 +31,7 @@ from .prepare import Prepared, prepare
 # and within a long epoch at the first record after ten minutes.
 _WRITING_SHARE = 0.05
 _LONGEST_SECONDS = 600.0
+_RESTORED = ("step", "seconds", "metrics_size", "model", "optimizer", "pruner", "scaler", "random")
 _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a sparsity is of -> how a shrink calls it
 
 
@@ -140,6 +141,8 @@ def _restore(training: Training, folder: Path) -> dict[str, Any]:
     if not (folder / folders.LAST).exists():
         return {}
     state = read_state(folder / folders.LAST)
+    if missing := [key for key in _RESTORED if key not in state]:
+        raise SparsifyError(f"{folder / folders.LAST}: damaged checkpoint (without {', '.join(missing)})")
     if state.get("shrunk"):
         set_masks(training.model, state["masks"])
         cut_as_before(training, cuts_from(read_cuts(state["cuts"])), state["shrunk"])
