@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Data that were handed over in Python: a recipe calls them by this and their class.
-FROM_PYTHON = "python:"
 # What timm decodes and normalises: a folder of image files, and the prefixes of the readers of timm.data.
 FOLDER = "folder:"
 TIMM_READERS = ("torch/", "hfds/")

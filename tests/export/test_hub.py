@@ -102,6 +102,13 @@ def test_the_card_is_one_that_the_hub_reads_and_gives_every_figure(folder: Path)
     assert f"```yaml\n{RECIPE.to_yaml().strip()}\n```" in text
 
 
+@pytest.mark.parametrize("data", ["cifar10", "python:Own"])
+def test_no_normalisation_of_timms_is_claimed_for_images_that_it_did_not_read(tmp_path: Path, data: str) -> None:
+    about = {**ABOUT, "recipe": RECIPE.to_yaml().replace("name: digits", f"name: {data}")}
+    sparsify.save(network(), tmp_path / "h", format="hub", **about)
+    assert "mean" not in json.loads((tmp_path / "h" / "config.json").read_text())["pretrained_cfg"]
+
+
 def test_a_licence_is_told_where_the_weights_go_back_to_published_ones(tmp_path: Path) -> None:
     recipe = RECIPE.to_yaml().replace("pretrained: false", "pretrained: true").replace("name: digits", "name: torch/x")
     about = {**ABOUT, "spec": "timm:test_resnet.r160_in1k", "recipe": recipe}

@@ -7,8 +7,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...datasets import DATASETS, FOLDER, FROM_PYTHON, TIMM_READERS
+from ...datasets import DATASETS, FOLDER, TIMM_READERS
 from ...errors import SparsifyError, nearest, unknown
+from ...models import FROM_PYTHON
 from .settings import DataSettings, known_device
 
 

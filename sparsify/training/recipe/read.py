@@ -98,7 +98,8 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
     where = (source or Source("recipe", {})).where
     if not recipe.model.name.startswith(FROM_PYTHON):
         check_model_name(recipe.model.name, where=where(("model", "name")))
-    check_data_name(recipe.data, where=where(("data", "name")))
+    if not recipe.data.name.startswith(FROM_PYTHON):
+        check_data_name(recipe.data, where=where(("data", "name")))
     check_optimizer_name(recipe.train.optimizer.name, where=where(("train", "optimizer", "name")))
     if recipe.model.checkpoint is not None:
         check_file(recipe.model.checkpoint, where=where(("model", "checkpoint")))
