@@ -223,7 +223,7 @@ class Pruner:
                 copy_to_aliases(self.model)
                 self._done += 1
                 self._note_progress()
-                if self.on_cycle_end is not None and self.pruning.schedule.name == "cyclic" and update.progress == 1:
+                if self.on_cycle_end is not None and self.pruning.schedule.cyclical and update.progress == 1:
                     self.on_cycle_end(update.cycle)
         self._held.keep(weights.values())
         if self.finished:

@@ -166,7 +166,7 @@ def _restore(training: Training, folder: Path) -> dict[str, Any]:
 def _keep_masks(prepared: Prepared, folder: Path) -> None:
     """Let the masks at the end of each cycle be written; a run that goes on from before it writes the same again."""
     pruner = prepared.training.pruner
-    if pruner is None or pruner.pruning.schedule.name != "cyclic":
+    if pruner is None or not pruner.pruning.schedule.cyclical:
         return
 
     def keep(cycle: int) -> None:
