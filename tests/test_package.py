@@ -14,14 +14,16 @@ ALLOWED = {
     "errors": set(),
     "ops": {"errors"},
     "quantities": set(),
+    "datasets": set(),
+    "preserve": set(),
     "cifar": {"errors"},
     "surgery": {"errors", "ops"},
     "models": {"errors", "cifar", "weights"},
     "weights": {"errors", "formats", "surgery"},
-    "pruning": {"errors", "ops", "surgery"},
+    "pruning": {"errors", "ops", "preserve", "surgery"},
     "formats": {"errors", "ops", "surgery", "models", "quantities"},
     "runtime": {"errors", "surgery", "formats"},
-    "training": {"errors", "ops", "surgery", "models", "weights", "formats", "pruning"},
+    "training": {"errors", "ops", "surgery", "models", "weights", "formats", "pruning", "datasets", "preserve", "export"},
 }
 # Tables whose rows are imported when they are asked for.
 ROWS = {"ways_out.py": {"runtime"}}

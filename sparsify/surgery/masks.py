@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..errors import SparsifyError, nearest
+from ..errors import SparsifyError, did_you_mean
 from .parametrized import computed_weight, computes_from
 
 
@@ -149,8 +149,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     weights = {weight.name: weight for weight in all_masked_parameters(model)}
     for name, mask in masks.items():
         if name not in weights:
-            guess = nearest(name, weights)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(name, weights)
             raise SparsifyError(f"set_masks: the model has no masked weight '{name}'{hint}")
         expected = weights[name].mask.shape
         if mask.shape != expected:

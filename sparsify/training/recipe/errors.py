@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ...errors import SparsifyError, nearest
+from ...errors import SparsifyError, did_you_mean, nearest
 from .yaml_lines import Keys
 
 
@@ -153,8 +153,7 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _with_guess(problem: str, given: Any, allowed: list[str]) -> str:
-    guess = nearest(str(given), allowed)
-    hint = f"; did you mean '{guess}'?" if guess else ""
+    hint = did_you_mean(str(given), allowed)
     return f"{problem}{hint} (known: {', '.join(allowed)})"
 
 
@@ -167,8 +166,7 @@ def _describe_value(details: list[Any], given: Any) -> str:
             wanted.append(message)
     text = "; or ".join(wanted)
     expected = str(details[0].get("ctx", {}).get("expected", ""))
-    guess = nearest(given, re.findall(r"'([^']*)'", expected)) if isinstance(given, str) else None
-    hint = f"; did you mean '{guess}'?" if guess else ""
+    hint = did_you_mean(given, re.findall(r"'([^']*)'", expected)) if isinstance(given, str) else ""
     # What a check of ours says names the value itself; a section is too much to repeat.
     told = (
         isinstance(given, Mapping) or repr(given) in text and any(detail["type"] == "value_error" for detail in details)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...datasets import DATASETS, FOLDER, TIMM_READERS
-from ...errors import SparsifyError, nearest, unknown
+from ...errors import SparsifyError, did_you_mean, unknown
 from ...models import FROM_PYTHON
 from .settings import DataSettings, known_device
 
@@ -40,8 +40,7 @@ def check_data_name(settings: DataSettings, *, where: str = "") -> None:
         if not folder.is_dir():
             raise SparsifyError(f"{prefix}no such folder '{folder}'")
         return
-    guess = nearest(name, DATASETS) or (f"{FOLDER}{name}" if Path(name).is_dir() else None)
-    hint = f"; did you mean '{guess}'?" if guess else ""
+    hint = did_you_mean(name, DATASETS) or (f"; did you mean '{FOLDER}{name}'?" if Path(name).is_dir() else "")
     readers = " and ".join(f"{prefix}NAME" for prefix in TIMM_READERS)
     known = f"{', '.join(DATASETS)}, {FOLDER}PATH, {readers} (read by timm.data)"
     raise SparsifyError(f"{prefix}unknown data set '{name}'{hint} (known: {known})")

@@ -7,7 +7,6 @@ the tree as JSON into its metadata: one file with checksums, replaced by one ren
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from ...errors import SparsifyError
 from ...formats.file.container import Header, Part, checksums, container_chunks, open_file, read_header, read_part
 from ...formats.io.atomic import atomic_write
 from ...formats.model.dtypes import TORCH_DTYPES, bits, dtype_name, from_bits
+from ...preserve import cpu_random_state, set_cpu_random_state
 
 # The first version had no checksums.
 VERSIONS = ("1", "2")
@@ -104,9 +104,9 @@ def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def random_state() -> dict[str, Any]:
     """Return the state of every global random generator: Python's, NumPy's, torch's on the CPU and on each GPU."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    python, (name, keys, position, has_gauss, gauss), cpu = cpu_random_state()
     return {
-        "python": random.getstate(),
+        "python": python,
         "numpy": (
             name,
             torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -114,17 +114,15 @@ def random_state() -> dict[str, Any]:
             int(has_gauss),
             float(gauss),
         ),
-        "torch": torch.get_rng_state(),
+        "torch": cpu,
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Set every global random generator to a state from `random_state`."""
-    random.setstate(state["python"])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"])
+    name, keys, *rest = state["numpy"]
+    set_cpu_random_state((state["python"], (name, keys.numpy().astype(np.uint32), *rest), state["torch"]))
     # A run may go on on a machine with another number of GPUs: those that exist are set.
     for index, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(one, index)
