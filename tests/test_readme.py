@@ -12,6 +12,8 @@ import torch
 
 import sparsify
 from cli.main import sparsify as command_group
+from sparsify.pruning.schedules import plan
+from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.training.recipe.read import read_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ...errors import SparsifyError, nearest
+from ...errors import SparsifyError
+from ...validation import Source, first_problem
 from .curves import SCHEDULES, is_cyclical
 from .exact import Amount, Sparsity, exact
 from .granularity_settings import GRANULARITY_NAMES, GranularitySettings
@@ -184,23 +185,4 @@ def parse_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:
     try:
         return Pruning.model_validate(dict(pruning))
     except ValidationError as error:
-        raise SparsifyError(_first_mistake(error)) from None
-
-
-def _first_mistake(error: ValidationError) -> str:
-    # A missing key is often explained by an unknown one.
-    details = min(error.errors(include_url=False), key=lambda detail: detail["type"] == "missing")
-    place = [str(part) for part in details["loc"]]
-    message = str(details.get("ctx", {}).get("error", "")) or details["msg"]
-    if details["type"] == "extra_forbidden":
-        sections: dict[str, type[Section]] = {
-            "criterion": CriterionSettings,
-            "granularity": GranularitySettings,
-            "schedule": Schedule,
-        }
-        owner = sections[place[0]] if len(place) > 1 else Pruning
-        guess = nearest(place[-1], owner.model_fields)
-        message = "unknown key" + (f"; did you mean '{guess}'?" if guess else "")
-    if details["type"] == "missing":
-        message = "missing key"
-    return f"{'.'.join(['pruning', *place])}: {message}"
+        raise first_problem(error, Pruning, dict(pruning), Source("pruning", {}, joint=".")) from None

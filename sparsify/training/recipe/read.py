@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from ...errors import SparsifyError, nearest
 from ...pruning.settings.prune import Pruning
-from .errors import Source, first_problem, known_keys
+from ...validation import Source, first_problem, known_keys
 from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
 from .yaml_lines import parse_value, parse_yaml
 

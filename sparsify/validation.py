@@ -1,4 +1,4 @@
-"""Validation errors of a recipe -> one line: where, which key, what was given, what is allowed, the nearest guess."""
+"""Validation errors of settings -> one line: where, which key, what was given, what is allowed, the nearest guess."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ...errors import SparsifyError, did_you_mean, nearest
-from .yaml_lines import Keys
+from .errors import SparsifyError, did_you_mean, nearest
+
+Keys = tuple[str | int, ...]
 
 
 class Source:
-    """Where each key of a recipe was written: a file's lines, or the override that set it."""
+    """Where each key of settings was written: a file's lines, or the override that set it; `joint` precedes a key."""
 
-    def __init__(self, name: str, lines: Mapping[Keys, int]) -> None:
-        self.name = name
+    def __init__(self, name: str, lines: Mapping[Keys, int], *, joint: str = ": ") -> None:
+        self.name, self._joint = name, joint
         self._lines = dict(lines)
         self._overrides: dict[Keys, str] = {}
 
@@ -35,7 +36,7 @@ class Source:
                 return f"{self._overrides[path[:length]]}: {dotted}"
             if path[:length] in self._lines:
                 return f"{self.name}:{self._lines[path[:length]]}: {dotted}"
-        return f"{self.name}: {dotted}"
+        return f"{self.name}{self._joint}{dotted}" if dotted else self.name
 
     def order(self, path: Keys) -> tuple[int, int]:
         """Return a sort key: the file's lines in order, then the overrides."""
