@@ -63,7 +63,7 @@ def own_data(given: Any, settings: DataSettings, *, seed: int, device: torch.dev
             drop_last = settings.drop_last and shuffle
             loaders.append(FileLoader(part, size, settings.workers, seed, shuffle, drop_last, "cpu"))
     shape, seen = _first_batch(train, seed)
-    sets = [one.dataset if isinstance(one, DataLoader) else one for one in (train, test)]
+    sets: list[Any] = [one.dataset if isinstance(one, DataLoader) else one for one in (train, test)]
     told = len(getattr(sets[0], "classes", ()) or ())
     classes = settings.num_classes or told or seen
     checked = [Checked(loader, classes, device) for loader in loaders]
@@ -98,7 +98,8 @@ class GivenLoader:
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch `index`, from batch number `start` on; those before it are read and dropped."""
         number = generator_for(self.seed, index).initial_seed()
-        for part in (self.loader, self.loader.sampler, self.loader.batch_sampler):
+        drawing: tuple[Any, ...] = (self.loader, self.loader.sampler, self.loader.batch_sampler)
+        for part in drawing:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(index)
             if isinstance(getattr(part, "generator", None), torch.Generator):

@@ -50,6 +50,7 @@ def test_digits_are_those_of_the_source() -> None:
     datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
     source = datasets.load_digits()
     data, count = load_data(DataSettings(crop_padding=0), Takes(channels=1)), DATASETS["digits"].train_count
+    assert data.test is not None
     images, classes = map(torch.cat, zip(*data.test, strict=True))
     assert classes.tolist() == source.target[count:].tolist()
     train = torch.from_numpy(source.images[:count]).float()
@@ -236,6 +237,7 @@ def test_cifar100_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.Mon
     arrays = write_cifar100(tmp_path, monkeypatch)
     data = load_data(DataSettings(name="cifar100", dir=str(tmp_path), batch_size=4), Takes())
     assert data.num_classes == 100 and data.input_shape == (3, 32, 32) and len(data.train) == 2
+    assert data.test is not None
     [(images, classes)] = data.test
     assert classes.tolist() == [0, 1]
     train = arrays["train"].reshape(6, 3, 32, 32).astype(np.float64)
