@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ...errors import SparsifyError
 from ..unwrap import unwrap, wrapper_prefix
-from .cuts import Cuts, beyond, cuts_of
-from .indices import Axes, check_axes, checked, without
+from .cuts import Cuts, beyond, checked, cuts_of
+from .indices import Axes, check_axes, without
 
 _INNER = ("optimizer", "_base_optimizer", "base_optimizer")  # accelerate's wrapper, timm's Lookahead
 

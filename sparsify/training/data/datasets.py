@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -13,54 +10,20 @@ from torch import nn
 from ...datasets import DATASETS
 from ..recipe.lookups import check_data_name
 from ..recipe.settings import DataSettings
+from . import image_files
 from .input_size import input_for
-from .resident import Batch, TensorLoader, View, normalisation_of
+from .resident import TensorLoader, View, normalisation_of
+from .types import Data
 
 _PACKAGE = __package__.rpartition(".training")[0]
-
-
-class Loader(Protocol):
-    """Batches of (images, class indices); `epoch(index, start)` gives the same ones whenever it is called."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, from batch number `start` on."""
-        ...
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set as a model sees it: `input_shape` is (channels, height, width) of one image; `test` may be missing."""
-
-    name: str
-    num_classes: int
-    input_shape: tuple[int, ...]
-    train: Loader
-    test: Loader | None
-    train_count: int
-    test_count: int
-
-    @property
-    def description(self) -> str:
-        """One line for people: the set, its size and what the model sees."""
-        seen = "x".join(map(str, self.input_shape))
-        if len(self.input_shape) == 3:
-            channels, height, width = self.input_shape
-            seen = f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
-        return f"{self.name}: {self.train_count:,} training and {self.test_count:,} test images of {seen}"
 
 
 def count_classes(settings: DataSettings) -> int:
     """Return the number of classes without reading images. Raises SparsifyError if the set or its folder is unknown."""
     if settings.name in DATASETS:
         return DATASETS[settings.name].classes
-    from .image_files import count_classes as count_in_files
-
     check_data_name(settings)
-    return count_in_files(settings)
+    return image_files.count_classes(settings)
 
 
 def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device: torch.device | str = "cpu") -> Data:
@@ -71,9 +34,7 @@ def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device
     """
     check_data_name(settings)
     if settings.name not in DATASETS:
-        from .image_files import load_image_files
-
-        return load_image_files(settings, model, seed=seed, device=device)
+        return image_files.load_image_files(settings, model, seed=seed, device=device)
     row = DATASETS[settings.name]
     module, _, function = row.reader.partition(":")
     train, test = getattr(import_module(f".{module}", _PACKAGE), function)(settings.dir)

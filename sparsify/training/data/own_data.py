@@ -14,10 +14,10 @@ from ...errors import SparsifyError
 from ...models import FROM_PYTHON
 from ...preserve import cpu_random_state, keep_random_states, seed_cpu, set_cpu_random_state
 from ..recipe.settings import DataSettings
-from .datasets import Data, Loader
 from .image_files import FileLoader
 from .input_size import refuses
 from .resident import Batch, generator_for
+from .types import Data, Loader
 
 # What a recipe says about how images are found and varied, which data of the user's own do themselves.
 _NOT_OURS = ("dir", "image_size", "crop_padding", "padding_mode", "flip", "train_split", "test_split")
