@@ -17,8 +17,9 @@ from ..analysis.channels import Study
 from ..recording.context import all_double
 from ..recording.recorder import record
 from .cuts import every_tensor
-from .other_inputs import Variant, apart, in_train_mode, outputs, variants
+from .other_inputs import Variant, apart, in_train_mode, outputs, variants, watched_outputs
 from .size_attributes import Kept
+from .size_branches import modules_that_ask
 
 # The largest difference allowed, as a share of the largest output. In few bits it matters in which order one adds.
 LIMIT_64 = 1e-10
@@ -42,7 +43,7 @@ class Proof:
         self._double = None
         if wanted:
             self._whole = copy.deepcopy(whole)
-            self._single_outputs = outputs(whole, example_input)
+            self._single_outputs, self._asked = watched_outputs(whole, example_input)
             self._whole_seconds = _seconds(whole, example_input)
             self._limit = max(LIMITS.get(t.dtype, 0.0) for t in [torch.zeros(()), *every_tensor(whole).values()])
             self._double = copy.deepcopy(whole).double()
@@ -86,6 +87,10 @@ class Proof:
         if self._variants is None:
             self._variants = variants(self._whole, self._example, self._examples)
         return self._variants
+
+    def that_ask_for_sizes(self) -> list[str]:
+        """Return the modules that compare sizes of their input in Python: other sizes may go another way."""
+        return modules_that_ask([self._asked, *(variant.asked for variant in self.variants())])
 
     def widest_input(self) -> Any:
         """Return the second batch, if the model takes one, else the example: norms in train mode want several."""

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from ..recording.recorder import own_inputs, tensors_in
 from ..side_effects import changed_buffers, unchanged
+from .size_branches import Asked, SizeWatch
 
 # Dimensions that are made longer together, by the rank of the input: of sequences one after the other is tried.
 _ALONG: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3),), 5: ((2, 3, 4),)}
@@ -20,11 +21,12 @@ NOT_A_VALUE = 1e30  # what stands for minus infinity is no measure of the other 
 
 @dataclass(frozen=True)
 class Variant:
-    """Another input, what the whole model gives for it, and words for it ("a batch of 4")."""
+    """Another input, what the whole model gives for it and asks of its sizes, and words for it ("a batch of 4")."""
 
     what: str
     input: Any
     expected: list[Tensor]
+    asked: Asked
 
     def problem(self, small: nn.Module, limit: float) -> str:
         """Return what is wrong with a cut model's outputs for this input; nothing if they are right."""
@@ -41,14 +43,13 @@ class Variant:
 
 def variants(whole: nn.Module, example_input: Any, examples: Sequence[Any]) -> tuple[Variant, ...]:
     """Return a second batch and a second size of the example, where the model takes them, and a user's `examples`."""
-    found = [Variant(f"example {i + 2}", given, outputs(whole, given)) for i, given in enumerate(examples)]
+    found = [Variant(f"example {i + 2}", given, *watched_outputs(whole, given)) for i, given in enumerate(examples)]
     for candidates in (_batches(example_input), _sizes(example_input)):
         for what, given in candidates:
             try:
-                expected = outputs(whole, given)
+                found.append(Variant(what, given, *watched_outputs(whole, given)))
             except Exception:  # noqa: BLE001 - the model does not take it
                 continue
-            found.append(Variant(what, given, expected))
             break
     return tuple(found)
 
@@ -60,7 +61,7 @@ def _batches(example_input: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
-    """Yield inputs of another size: images larger in both directions, sequences longer."""
+    """Yield inputs of another size: images larger in both directions, sequences longer; then half as large."""
     tensors = [leaf for leaf in tree_flatten(example_input)[0] if isinstance(leaf, Tensor)]
     if len(tensors) != 1:
         return
@@ -68,12 +69,13 @@ def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
     dimensions = _ALONG.get(len(shape), ())
     if len(shape) == 2 and tensors[0].is_floating_point():
         return  # features
-    for dims in dimensions:
+    for dims, larger in ((dims, larger) for larger in (True, False) for dims in dimensions):
         given = example_input
         for d in dims:
-            given = _resized(given, d, shape[d] + (32 if shape[d] >= 64 else shape[d]))
-        larger = next(tuple(leaf.shape) for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor))
-        yield f"an input of shape {larger}", given
+            given = _resized(given, d, shape[d] + (32 if shape[d] >= 64 else shape[d]) if larger else shape[d] // 2)
+        size = next(tuple(leaf.shape) for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor))
+        if min(size, default=0):
+            yield f"an input of shape {size}", given
 
 
 def _resized(example_input: Any, dimension: int, size: int) -> Any:
@@ -133,6 +135,16 @@ def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
     """Return the tensors in the output of a model in the mode that it is in."""
     with torch.no_grad(), unchanged(model), changed_buffers(model, []):
         return tensors_in(model(*own_inputs(example_input)))
+
+
+def watched_outputs(model: nn.Module, example_input: Any) -> tuple[list[Tensor], Asked]:
+    """Return what `outputs` does, and what the model's modules asked of sizes."""
+    watch = SizeWatch(model)
+    try:
+        with watch:
+            return outputs(model, example_input), watch.asked
+    except Exception:  # noqa: BLE001 - its own, or because it takes no numbers but plain ones
+        return outputs(model, example_input), {"": [("not to be told", object())]}
 
 
 def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:

@@ -38,7 +38,9 @@ class ShrinkReport:
     after); both are None if no proof was asked for. `kept` says which dead groups stayed, and why, `uncounted` names
     operations ("module: operation") of which `multiply_adds` knows nothing. `proved`
     names the other inputs for which the outputs were compared as well; `training` tells how they compare in train mode
-    ("equal", or what is not), dropout and drop path off, and is empty if the model does not run so.
+    ("equal", or what is not), dropout and drop path off, and is empty if the model does not run so. `bound` names the
+    modules that compare sizes of their input in Python: for other sizes than those of the compared inputs they may do
+    something else, and of these nothing is known.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class ShrinkReport:
     proved: tuple[str, ...] = ()
     training: str = ""
     uncounted: tuple[str, ...] = ()
+    bound: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -69,6 +72,9 @@ class ShrinkReport:
             lines.append(f"  compared for the example{others}")
             if self.training not in ("", "equal"):
                 lines.append(f"  eval only: in train mode {self.training}")
+        if self.bound:
+            more = f" and {len(self.bound) - 3} more" if len(self.bound) > 3 else ""
+            lines.append(f"  bound to these sizes: {', '.join(self.bound[:3])}{more} may do something else for others")
         lines += [f"  not counted: multiply-adds of {operation}" for operation in self.uncounted]
         return "\n".join([*lines, *(f"  kept: {reason}" for reason in self.kept)])
 
@@ -82,7 +88,7 @@ def _line(what: str, *columns: str) -> str:
 
 
 def _ratio(sizes: tuple[float, float]) -> str:
-    return f"{100 * sizes[1] / sizes[0]:5.1f} %" if sizes[0] else ""
+    return f"{100 * sizes[1] / sizes[0]:5.1f} % left" if sizes[0] else ""
 
 
 def shrink(
@@ -145,6 +151,7 @@ def shrink(
         proved=tuple(variant.what for variant in proof.variants()) if verify else (),
         training=proof.training,
         uncounted=found.channels.uncounted,
+        bound=tuple(module or "the model" for module in proof.that_ask_for_sizes()) if verify else (),
     )
 
 
