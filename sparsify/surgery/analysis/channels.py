@@ -6,7 +6,7 @@ norms, the columns that read them. `analyse` finds the groups by running the mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -20,6 +20,7 @@ from ..masks import all_masked_parameters
 from ..recording.ops import Step, Tape, Value
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
+from .agreement import agreed, dead_by_group
 from .bias_sinks import Foldable
 from .coupling import Coupling, Heads, varying
 from .liveness import Liveness
@@ -80,7 +81,12 @@ class Study:
 
 
 def analyse(
-    model: nn.Module, example_input: Any, *, heads: Heads = "whole", rules: Mapping[str, Rule] | None = None
+    model: nn.Module,
+    example_input: Any,
+    *,
+    heads: Heads = "whole",
+    rules: Mapping[str, Rule] | None = None,
+    examples: Sequence[Any] = (),
 ) -> Channels:
     """Return the groups of a model's channels, found by running it once, in eval mode, on `example_input`.
 
@@ -88,14 +94,22 @@ def analyse(
 
     In attention a group is a whole head, or, with `heads` "size", one of the entries of every head's queries and keys,
     or values; a model that lost such must go on computing attention as it does here, not fused. SparsifyError for
-    another word. `rules` has rules for operations by name ("mylib::gate"), before those that are known. Errors of the
-    model's forward are passed on. The model is not changed.
+    another word. `rules` has rules for operations by name ("mylib::gate"), before those that are known. Groups that are
+    not the same in a pass of one of the further `examples` are left out, and a barrier says so. Errors of the model's
+    forward are passed on. The model is not changed.
     """
     check_heads("analyse", heads)
     if any(True for _ in all_masked_parameters(model)):
         model = fold(model)
-    tape = replace(record(model, example_input), rules=checked_rules("analyse", rules))
-    return study(tape, heads=heads).channels
+    own = checked_rules("analyse", rules)
+
+    def found(given: Any) -> Channels:
+        return study(replace(record(model, given), rules=own), heads=heads).channels
+
+    channels = found(example_input)
+    for number, other in enumerate(examples):
+        channels = agreed(channels, found(other), f"example {number + 2}")
+    return channels
 
 
 def check_heads(where: str, heads: str) -> None:
@@ -117,13 +131,15 @@ def study(
     heads: Heads = "whole",
     dead: Dead = "zeros",
     masks: Mapping[str, Tensor] | None = None,
+    by_group: Container[Step] = (),
 ) -> Study:
     """Return the groups of channels in a recorded pass; with `killable` only those that zeros can make dead.
 
     A group is dead, with `dead` "zeros", by what parameters hold, or, with "masks", by what `masks` remove of them
-    (bool by first name, True = keep), whatever the rest learns.
+    (bool by first name, True = keep), whatever the rest learns. Grouped convolutions lose whole groups if
+    they are among `by_group`, or, without `killable`, if more of what is dead are such.
     """
-    coupling = Coupling(tape, heads)
+    coupling = Coupling(tape, heads, by_group)
     roots = coupling.numbers.roots()
     on_activations = np.zeros(len(roots), dtype=bool)
     for value, axes in coupling.axes.items():
@@ -148,13 +164,18 @@ def study(
         ids = np.where(ids >= 0, np.cumsum(able)[ids] - 1, -1) if count else ids
         count = int(able.sum())
     labels = _labels(coupling, ids)
-    pruned, still = _pruned(tape, coupling, ids, count, masks or {})
+    pruned, live = _pruned(tape, coupling, ids, count, masks or {})
     alive = ~pruned
     if dead == "zeros":
         live = Liveness(tape)
-        alive, still = _alive(live, coupling, ids, count), live.still
+        alive = _alive(live, coupling, ids, count)
         _note_failures(live, coupling)
         pruned &= ~alive
+    if not killable and not by_group and live is not None:
+        whole = dead_by_group(live, coupling.grouped)
+        if whole:
+            return study(tape, killable=False, heads=heads, dead=dead, masks=masks, by_group=whole)
+    still = {} if live is None else live.still
     operations = tuple(
         Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
         for step, cost, axes in coupling.operations
@@ -225,15 +246,15 @@ def _note_failures(live: Liveness, coupling: Coupling) -> None:
 
 def _pruned(
     tape: Tape, coupling: Coupling, ids: np.ndarray[Any, Any], count: int, masks: Mapping[str, Tensor]
-) -> tuple[np.ndarray[Any, Any], dict[Step, Tensor]]:
-    """Return which groups are dead because of masks, and which channels that enter foldable steps are constant then."""
+) -> tuple[np.ndarray[Any, Any], Liveness | None]:
+    """Return which groups are dead because of masks, and the flags under these; None for those without masks."""
     if not masks:
-        return np.zeros(count, dtype=bool), {}
+        return np.zeros(count, dtype=bool), None
     live = Liveness(tape, masks, learning=True)
     dead = ~_alive(live, coupling, ids, count)
     if dead.any():
         dead &= _alive(Liveness(tape, learning=True), coupling, ids, count)
-    return dead, live.still
+    return dead, live
 
 
 def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:

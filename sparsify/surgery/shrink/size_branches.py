@@ -35,11 +35,11 @@ class SizeWatch(TorchFunctionMode):
     def __enter__(self) -> SizeWatch:
         self._names.__enter__()
         _watching.append(self)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         _watching.remove(self)
         self._names.__exit__(None, None, None)
 
@@ -138,4 +138,3 @@ for _kind in (_Size, _Ratio):
         setattr(_kind, _name, _handing_on(_base, _name))
     for _name in ("__round__", "__ceil__", "__floor__", "__trunc__"):
         setattr(_kind, _name, _handing_on(_base, _name))
-    setattr(_kind, "__hash__", _base.__hash__)
