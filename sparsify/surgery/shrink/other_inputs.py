@@ -16,6 +16,7 @@ from .size_branches import Asked, SizeWatch
 
 # Dimensions that are made longer together, by the rank of the input: of sequences one after the other is tried.
 _ALONG: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3),), 5: ((2, 3, 4),)}
+_RATES = ("p", "drop_prob")  # attributes of dropout and drop path
 NOT_A_VALUE = 1e30  # what stands for minus infinity is no measure of the other outputs
 
 
@@ -115,11 +116,17 @@ def in_train_mode(whole: nn.Module, small: nn.Module, example_input: Any, limit:
 
 def _training_outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
     modes = {module: module.training for module in model.modules()}
+    rates: list[tuple[nn.Module, str, Any]] = []
     # Batch norm writes to its running statistics without a new version of these.
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         for module in modes:
-            module.training = "drop" not in type(module).__name__.lower()
+            drops = "drop" in type(module).__name__.lower()
+            rate = next((name for name in _RATES if isinstance(vars(module).get(name), (int, float))), "")
+            module.training = not drops or bool(rate)
+            if drops and rate:  # off, but in train mode: a forward may ask for that
+                rates.append((module, rate, vars(module)[rate]))
+                setattr(module, rate, 0.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return outputs(model, example_input)
@@ -129,6 +136,8 @@ def _training_outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
                 buffer.copy_(values)
         for module, mode in modes.items():
             module.training = mode
+        for module, name, value in rates:
+            setattr(module, name, value)
 
 
 def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:

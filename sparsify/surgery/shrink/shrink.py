@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -195,8 +196,11 @@ class _Attempts:
             problem, where = self._cut(gone)
             if not problem or self._without_an_attribute(gone, where):
                 return gone
-            if problem.startswith("for ") and self._held_for_variants(gone):
-                continue
+            if problem.startswith("for "):
+                if self._held_for_variants(gone):
+                    continue
+                if self._right_without(gone, self._changed(gone)):
+                    return gone
             kept = Kept(self.found, gone)
             more = (self._met_in(where, kept) & gone) if where not in self.tried else np.zeros_like(gone)
             self.tried.add(where)
@@ -264,20 +268,41 @@ class _Attempts:
 
     def _without_an_attribute(self, gone: np.ndarray[Any, Any], where: str) -> bool:
         """Try to spare one attribute of the failing module's class; True if the model was right then."""
-        cls = self.classes.get(where)
-        kept = Kept(self.found, gone)
-        sources = own_attributes(self.model, self.found, kept, self.sources)
-        names = dict.fromkeys(self._names(path) for path in sources)
-        for name in [name for name in names if name[0] is cls and name not in self.spared | self.needed]:
+        changed = self._changed(gone)
+        cls = self._class_at(where, changed)
+        names = [name for name in changed if name[0] is cls and name not in self.spared]
+        for name in [name for name in names if name not in self.needed]:
             self.spared.add(name)
             problem, place = self._cut(gone)
             if not problem:
                 return True
-            if self.classes.get(place) is cls:
+            if self._class_at(place, changed) is cls:
                 self.spared.discard(name)
                 self.needed.add(name)
             else:
                 return self._without_an_attribute(gone, place)
+        return len(names) in (2, 3, 4) and self._right_without(gone, names, together=2)
+
+    def _class_at(self, path: str, changed: Sequence[tuple[type, str]]) -> type | None:
+        """Return the class of a module, or of the one around it that has such attributes and makes what it is given."""
+        owners = {cls for cls, _ in changed}
+        while path and self.classes.get(path) not in owners:
+            path = path.rpartition(".")[0]
+        return self.classes.get(path)
+
+    def _changed(self, gone: np.ndarray[Any, Any]) -> list[tuple[type, str]]:
+        """Return the attributes that change where none is spared."""
+        sources = own_attributes(self.model, self.found, Kept(self.found, gone), self.sources)
+        return list(dict.fromkeys(self._names(path) for path in sources))
+
+    def _right_without(self, gone: np.ndarray[Any, Any], names: Sequence[tuple[type, str]], together: int = 1) -> bool:
+        """Whether the model is right with some attributes spared, tried so many at once; they stay spared then."""
+        for some in combinations(names, together):
+            before = set(self.spared)
+            self.spared |= set(some)
+            if not self._cut(gone)[0]:
+                return True
+            self.spared = before
         return False
 
     def _met_in(self, module: str, kept: Kept | None = None) -> np.ndarray[Any, Any]:

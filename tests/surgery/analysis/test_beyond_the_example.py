@@ -31,6 +31,7 @@ ASKING: dict[str, Callable[[Tensor], Any]] = {
     "item": lambda x: x.sum().item() > 0,
     "int": lambda x: int(x.sum() * 10) > 0,
     "float": lambda x: float(x.max()) > 0,
+    "numpy": lambda x: x.numpy().sum() > 0,
     "tolist": lambda x: x.mean(1).tolist()[0] > 0,
     "equal": lambda x: torch.equal(x, x.abs()),
     "allclose": lambda x: torch.allclose(x, x.abs()),
@@ -193,6 +194,26 @@ def test_outputs_of_the_training_pass_are_outputs(make: Callable[[Tensor, Tensor
     report = shrink(model, IMAGE, dead="zeros")
     assert report.model.h1.out_channels == 3 and report.training == "equal"
     assert not model.training
+
+
+class AskingDropout(Supervised):
+    """A head that is returned where a dropout below is in train mode: the analysis keeps layers in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda y, s: (y, s))
+        self.drop = nn.Dropout(0.4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.drop(self.a(x))
+        side, y = self.h1(x), self.h2(self.b(x))
+        return (y, side) if self.drop.training else y
+
+
+def test_a_pass_in_train_mode_has_dropout_in_train_mode_too() -> None:
+    model = AskingDropout().eval()
+    report = shrink(model, IMAGE, dead="zeros")
+    assert report.training == "its outputs have other shapes"
+    assert (model.drop.p, report.model.drop.p, report.model.drop.training) == (0.4, 0.4, False)
 
 
 def test_an_analysis_of_a_converted_model_is_that_of_the_plain_one() -> None:
