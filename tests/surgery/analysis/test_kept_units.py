@@ -15,7 +15,8 @@ def with_norm(padding: int, norm: nn.Module) -> nn.Sequential:
 
 def plain_norm() -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(16, affine=False)
-    norm.running_mean = torch.cat([torch.full((9,), -1.0), torch.full((7,), 1.0)])
+    assert norm.running_mean is not None
+    norm.running_mean.copy_(torch.cat([torch.full((9,), -1.0), torch.full((7,), 1.0)]))
     return norm
 
 
