@@ -216,6 +216,19 @@ def test_a_pass_in_train_mode_has_dropout_in_train_mode_too() -> None:
     assert (model.drop.p, report.model.drop.p, report.model.drop.training) == (0.4, 0.4, False)
 
 
+class Dropping(Supervised):
+    """Drops entries in its own forward, as timm's models do before their classifier."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = nn.functional.dropout(self.b(self.a(x)), 0.3, training=self.training)
+        return self.h1(y), self.h2(y)
+
+
+def test_what_a_forward_drops_in_train_mode_may_go() -> None:
+    found = analyse(Dropping(lambda y, s: (y, s)), IMAGE)
+    assert (found.groups, found.barriers) == (16, ())
+
+
 def test_an_analysis_of_a_converted_model_is_that_of_the_plain_one() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 9, 1), nn.ReLU(), nn.Conv2d(9, 2, 1)
