@@ -282,7 +282,7 @@ class _Recorder(TorchDispatchMode):
                 raise ValuesNeededError
             self.steps.append(Step(how, None, (value,), {}, (), self.where()))
             self.left.append(value)
-            if how == "tolist":
+            if how != "data_ptr":
                 self.decided()
 
     def whole(self, func: Any, *args: Any) -> Any:
