@@ -14,7 +14,8 @@ from ..formats.model.write import write_sparse
 from ..runtime.compile import compile
 from ..runtime.tuning.file_record import entry
 from ..surgery.conversion.fold import fold
-from .program import case_of, example_of, of_size
+from .example import example_of
+from .program import case_of
 from .registry import Outgoing, Written
 
 
@@ -25,14 +26,13 @@ def write_engine(outgoing: Outgoing) -> Written:
     the example, and for one with no way to choose: the engine leaves to PyTorch whatever is not float32.
     """
     plain = fold(outgoing.model).cpu().eval()
-    example = example_of(outgoing, plain)
-    if outgoing.batch_size is not None:
-        example = of_size(example, outgoing.batch_size)
+    example = example_of(outgoing, plain).inputs
     case_of(plain, example)
     threads = torch.get_num_threads() if outgoing.threads is None else outgoing.threads
     with _of_torch(threads):
         engine = compile(plain, example, threads=threads)
-    if not engine.ways or not all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example):
+    plainly = not example.kwargs and all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example.args)
+    if not engine.ways or not plainly:
         raise SparsifyError("save: engine takes models whose inputs are float32 tensors; this one's are others")
     [(shapes, way)] = engine.ways.items()
     about = replace(outgoing.metadata, format="sparse", engine=entry(shapes, threads, way))

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Outgoing:
     """A model on its way out: unwrapped, with its metadata and the options its format takes (None: not given).
 
-    `dtype` names the type that floating values are cast to; `example_input`, a tensor or a tuple of positional
-    arguments, is what an exporter runs the model on; `batch_size` fixes the batch that otherwise may vary. `threads`
-    are those that the engine is tuned for.
+    `dtype` names the type that floating values are cast to; `example_input` (a tensor, a tuple, a dict or
+    `sparsify.Inputs`) is what an exporter runs the model on; `dynamic_shapes` names the dimensions that may vary, the
+    batch unless given, which `batch_size` fixes. `threads` are those that the engine is tuned for.
     """
 
     model: nn.Module
@@ -33,6 +33,7 @@ class Outgoing:
     dtype: str | None = None
     example_input: Any = None
     batch_size: int | None = None
+    dynamic_shapes: Any = None
     cuts: Cuts | None = None
     threads: int | None = None
 
@@ -156,6 +157,7 @@ def _masks(outgoing: Outgoing) -> Written:
 
 _OWN = frozenset({"dtype", "cuts"})
 _RUN = frozenset({"example_input", "batch_size"})
+_PROGRAM = _RUN | {"dynamic_shapes"}
 
 WAYS: dict[str, Way] = {
     "sparse": Way(_sparse, "Masks and kept values in a small safetensors file.", _OWN),
@@ -177,12 +179,12 @@ WAYS: dict[str, Way] = {
     "onnx": Way(
         _onnx,
         "An ONNX graph, checked in ONNX Runtime.",
-        _RUN,
+        _PROGRAM,
         needs=("onnx", "onnxscript"),
         install="onnx onnxscript onnxruntime",
         trainable=False,
     ),
-    "pt2": Way(_pt2, "A torch.export program, which PyTorch runs without the model's code.", _RUN, trainable=False),
+    "pt2": Way(_pt2, "A torch.export program, which PyTorch runs without the model's code.", _PROGRAM, trainable=False),
     "compressed-tensors": Way(
         _compressed_tensors,
         "Bitmasks and kept values in a folder that this library, up to 0.14, reads.",

@@ -40,6 +40,7 @@ def save(
     example_input: Any = None,
     batch_size: int | None = None,
     threads: int | None = None,
+    dynamic_shapes: Any = None,
 ) -> int:
     """Write `model` to `path` and return the bytes written; an old file is replaced only by a whole new one.
 
@@ -51,8 +52,11 @@ def save(
     A model that was cut remembers that; `cuts` tells it of one that does not: what is missing of a fresh model of the
     class, so that `load` can cut one alike.
     `dtype` ("float16", "bfloat16", "float32", or torch's own) casts floating values, which rounds them.
-    `example_input`, a tensor or a tuple of positional arguments, is what formats that hold the model's computation run
-    it on; its first dimension, the batch, may be of any size in the file unless `batch_size` fixes it.
+    `example_input`, a tensor, a tuple of positional arguments, a dict of keyword arguments or
+    `sparsify.Inputs(*args, **kwargs)`, is what formats that hold the model's computation run it on. Which of its
+    dimensions may be of any size in the file `dynamic_shapes` says by the arguments' names, {"x": {0: "batch", 2:
+    "height"}}: dimensions of one name are of one size, {} fixes all. Without it that is the first one of each tensor,
+    the batch, unless `batch_size` fixes it.
     `format="engine"` is the sparse file with the way of running it that is the fastest on this machine, for inputs like
     the example (a batch of `batch_size`) on `threads` threads, torch's own number unless given: `compile(path)` need
     not time it.
@@ -62,7 +66,7 @@ def save(
     warn_of_schedule(model, stacklevel=2)
     about = {"spec": spec, "arguments": arguments, "recipe": recipe, "seeds": seeds, "metrics": metrics, "extra": extra}
     options: dict[str, Any] = {"dtype": dtype, "cuts": cuts, "example_input": example_input}
-    options |= {"batch_size": batch_size, "threads": threads}
+    options |= {"batch_size": batch_size, "threads": threads, "dynamic_shapes": dynamic_shapes}
     return write(model, path, format, about, options).size
 
 

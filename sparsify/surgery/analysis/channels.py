@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...calls import inputs_of
 from ...errors import unknown
 from ..conversion.fold import fold
 from ..masks import all_masked_parameters
@@ -94,7 +95,7 @@ def analyse(
     check_heads("analyse", heads)
     if any(True for _ in all_masked_parameters(model)):
         model = fold(model)
-    tape = replace(record(model, example_input), rules=checked_rules("analyse", rules))
+    tape = replace(record(model, inputs_of(example_input, "analyse", model)), rules=checked_rules("analyse", rules))
     return study(tape, heads=heads).channels
 
 

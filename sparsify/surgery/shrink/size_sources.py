@@ -107,6 +107,7 @@ def _attribute_uses(model: nn.Module, example_input: Any) -> dict[str, list[Use]
 
     Nothing is known of a model whose forward takes no integers but plain ones.
     """
+    from ...calls import run
     from ..recording.recorder import own_inputs
 
     running: list[str] = []
@@ -114,7 +115,7 @@ def _attribute_uses(model: nn.Module, example_input: Any) -> dict[str, list[Use]
     with unchanged(model), changed_buffers(model, []), eval_mode(model), _watched_attributes(model):
         with not_compiled(), module_names(model, running), torch.no_grad(), mode:
             try:
-                model(*own_inputs(example_input))
+                run(model, own_inputs(example_input))
             except Exception:  # noqa: BLE001 - the model's own code; with plain integers it runs
                 return {}
     return mode.found
