@@ -11,7 +11,7 @@ from coverage_models import tries
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
-from sparsify.surgery.analysis.channels import Dead, analyse
+from sparsify.surgery.channels import Dead, analyse
 from sparsify.surgery.shrink.shrink import shrink
 from sparsify.surgery.verification.leak_check import tensors
 

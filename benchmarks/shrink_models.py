@@ -17,7 +17,7 @@ from coverage_shrink import heads, other_values, proof
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
-from sparsify.surgery.analysis.channels import Channels, analyse
+from sparsify.surgery.channels import Channels, analyse
 from sparsify.surgery.shrink.other_inputs import apart, outputs
 from sparsify.surgery.shrink.shrink import shrink
 

@@ -32,8 +32,8 @@ import sparsify
 from sparsify.export.save import read_state, save
 from sparsify.formats.codec.bitpack import ones
 from sparsify.formats.codec.weight_encodings import ENCODINGS, Choice, choose
-from sparsify.formats.file.container import Array, Shape
 from sparsify.formats.file.inspection import limit
+from sparsify.formats.types import Array, Shape
 from sparsify.pruning.pruner import Pruner
 from sparsify.surgery.masks import get_masks
 

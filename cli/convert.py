@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparsify.pruning.settings.prune import Pruning
-    from sparsify.surgery.analysis.channels import Dead
+    from sparsify.surgery.channels import Dead
 
 
 @click.command("convert")

@@ -11,7 +11,7 @@ from .show import say
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sparsify.surgery.analysis.channels import Dead
+    from sparsify.surgery.channels import Dead
 
 
 def random_images(count: int, shape: tuple[int, ...]) -> Tensor:

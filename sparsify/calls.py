@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -132,3 +133,18 @@ def tensors_in(outputs: Any) -> list[Tensor]:
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
             leaves += tensors_in(dict(vars(leaf)))
     return leaves
+
+
+def plain(outputs: Any) -> Any:
+    """Return a model's output in dicts, lists and tuples, which a program can hold without the model's classes."""
+    if outputs is None or isinstance(outputs, (Tensor, bool, int, float, str)):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return {key: plain(value) for key, value in outputs.items()}
+    if isinstance(outputs, tuple) and hasattr(outputs, "_asdict"):
+        return plain(outputs._asdict())
+    if isinstance(outputs, (list, tuple)):
+        return (list if isinstance(outputs, list) else tuple)(map(plain, outputs))
+    if is_dataclass(outputs) and not isinstance(outputs, type):
+        return {one.name: plain(getattr(outputs, one.name)) for one in fields(outputs)}
+    return plain(vars(outputs)) if hasattr(outputs, "__dict__") else outputs

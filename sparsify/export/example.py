@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..calls import Inputs, inputs_of
 from ..errors import SparsifyError, unknown
-from .registry import Outgoing
+from ..formats.request import ExportRequest
 
 BATCH = "batch"
 
@@ -78,15 +78,15 @@ class Example:
         return f"takes {shown}; " + (f"free: {free}; all other sizes are fixed" if free else "all sizes are fixed")
 
 
-def example_of(outgoing: Outgoing, model: nn.Module) -> Example:
+def example_of(request: ExportRequest, model: nn.Module) -> Example:
     """Return the example of a request, sized for its `batch_size`, and which of its dimensions may vary.
 
     Raises SparsifyError, one line, without an example, for one that the forward of `model` does not take, and for
     `dynamic_shapes` that do not fit it.
     """
-    if outgoing.example_input is None:
-        raise SparsifyError(f"save: {outgoing.metadata.format} needs an example_input to run the model on")
-    given = inputs_of(outgoing.example_input, "save", model)
+    if request.example_input is None:
+        raise SparsifyError(f"save: {request.metadata.format} needs an example_input to run the model on")
+    given = inputs_of(request.example_input, "save", model)
     floating = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
 
     def fitting(tensor: Tensor) -> Tensor:
@@ -100,18 +100,18 @@ def example_of(outgoing: Outgoing, model: nn.Module) -> Example:
     example = Example(pytree.tree_map_only(Tensor, fitting, ordered), parameters, (), ())
     keyed = pytree.tree_flatten_with_path(_arguments(example))[0]
     example = replace(example, paths=tuple(".".join(map(_step, path)) for path, _ in keyed))
-    if outgoing.dynamic_shapes is None:
+    if request.dynamic_shapes is None:
         batch = _with_batch(example)
-        size = outgoing.batch_size
+        size = request.batch_size
         return batch if size is None else replace(batch, inputs=batch.resized({BATCH: size}), free=({},) * len(keyed))
-    free = tuple(_free(outgoing.dynamic_shapes, example, [path for path, _ in keyed]))
+    free = tuple(_free(request.dynamic_shapes, example, [path for path, _ in keyed]))
     example = replace(example, free=free)
     _check(example)
-    if outgoing.batch_size is None:
+    if request.batch_size is None:
         return example
     if any(0 in free for free in example.free):
         raise SparsifyError("save: batch_size fixes dimension 0, and dynamic_shapes lets it vary: give one of the two")
-    return replace(example, inputs=_with_batch(example).resized({BATCH: outgoing.batch_size}))
+    return replace(example, inputs=_with_batch(example).resized({BATCH: request.batch_size}))
 
 
 def _is_tensor(leaf: Any) -> bool:

@@ -8,8 +8,8 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ..calls import Inputs, run, tensors_in
+from ..calls import Inputs, plain, run, tensors_in
 from ..errors import RunError, SparsifyError
+from ..formats.request import ExportRequest
 from ..relative_error import relative_error
 from ..surgery.conversion.fold import fold
 from ..surgery.copies import deep_copy
 from .example import Example, example_of
-from .registry import Outgoing
 
 # Of the largest output, as everywhere in sparsify; types of fewer bits round each operation more coarsely.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}
@@ -52,17 +52,17 @@ class Exported:
     hint: str = ""
 
 
-def export_folded(outgoing: Outgoing, dtype: torch.dtype | None = None) -> Exported:
-    """Return the model of `outgoing`, folded, as a program; floating tensors cast to `dtype` if one is given.
+def export_folded(request: ExportRequest, dtype: torch.dtype | None = None) -> Exported:
+    """Return the model of `request`, folded, as a program; floating tensors cast to `dtype` if one is given.
 
     The dimensions that `dynamic_shapes` names may be of any size; without it the first of each tensor, the batch,
-    unless `batch_size` fixes it. `outgoing` is not changed. Raises SparsifyError, one line, without an example input,
+    unless `batch_size` fixes it. `request` is not changed. Raises SparsifyError, one line, without an example input,
     for a model that does not take it, or not with other sizes, and for one that torch.export does not take.
     """
-    masked = deep_copy(outgoing.model).cpu().eval()
+    masked = deep_copy(request.model).cpu().eval()
     if dtype is not None:
         masked = masked.to(dtype)
-    example = example_of(outgoing, masked)
+    example = example_of(request, masked)
     cases = tuple(_cases(masked, example))
     folded = fold(masked)
     hint = _hint(masked)
@@ -177,21 +177,6 @@ def fresh(inputs: Inputs) -> Inputs:
     """Return the same call with copies of its tensors: torch.export would find the marks that it left on them."""
     copied: Inputs = pytree.tree_map_only(Tensor, torch.clone, inputs)
     return copied
-
-
-def plain(outputs: Any) -> Any:
-    """Return a model's output in dicts, lists and tuples, which a program can hold without the model's classes."""
-    if outputs is None or isinstance(outputs, (Tensor, bool, int, float, str)):
-        return outputs
-    if isinstance(outputs, Mapping):
-        return {key: plain(value) for key, value in outputs.items()}
-    if isinstance(outputs, tuple) and hasattr(outputs, "_asdict"):
-        return plain(outputs._asdict())
-    if isinstance(outputs, (list, tuple)):
-        return (list if isinstance(outputs, list) else tuple)(map(plain, outputs))
-    if is_dataclass(outputs) and not isinstance(outputs, type):
-        return {one.name: plain(getattr(outputs, one.name)) for one in fields(outputs)}
-    return plain(vars(outputs)) if hasattr(outputs, "__dict__") else outputs
 
 
 def _program(folded: nn.Module, example: Example, hint: str) -> ExportedProgram:

@@ -11,25 +11,25 @@ from torch import Tensor
 from ..calls import Inputs, run, tensors_in
 from ..errors import SparsifyError
 from ..formats.io.atomic import atomic_write
+from ..formats.request import ExportRequest, ExportResult, about_text
 from .program import check_outputs, export_folded, quiet, reason_of
-from .registry import Outgoing, Written, about_text
 
 
-def write_pt2(outgoing: Outgoing) -> Written:
+def write_pt2(request: ExportRequest) -> ExportResult:
     """Write what `torch.export.load(path).module()` runs: the folded model in evaluation mode, its types kept.
 
     The metadata are extra files of the archive: `sparsify.spec` and so on, and as JSON `sparsify.inputs`, the shapes
     that it takes, with names for free sizes. What was written is loaded again and run before it gets its name: RunError
     unless its outputs are the masked model's.
     """
-    exported = export_folded(outgoing)
+    exported = export_folded(request)
     program = exported.program
     # The example is not needed to load, and may be somebody's picture.
     program.example_inputs = None
     buffer = io.BytesIO()
     with quiet():
         try:
-            about = {**about_text(outgoing.metadata), "sparsify.inputs": json.dumps(exported.example.shapes())}
+            about = {**about_text(request.metadata), "sparsify.inputs": json.dumps(exported.example.shapes())}
             torch.export.save(program, buffer, extra_files=about)
         except Exception as error:  # noqa: BLE001 - what the program holds may be beyond what a file can
             raise SparsifyError(f"save: pt2 cannot hold this model: {reason_of(error)}") from error
@@ -41,5 +41,5 @@ def write_pt2(outgoing: Outgoing) -> Written:
             return tensors_in(run(module, inputs))
 
     checked = check_outputs("pt2", call, exported.cases, exported.hint)
-    size = atomic_write(outgoing.path, buffer.getbuffer())
-    return Written(size, (f"{exported.example}; checked: {checked}",))
+    size = atomic_write(request.path, buffer.getbuffer())
+    return ExportResult(size, (f"{exported.example}; checked: {checked}",))

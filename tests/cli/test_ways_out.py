@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import sparsify as library
-from sparsify.export.registry import WAYS
+from sparsify.export.registry import FORMATS
 from tests.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -28,11 +28,11 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("format", WAYS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_export_writes_every_format_and_says_what_it_costs(
     format: str, sparsify: Run, pruned: Path, tmp_path: Path
 ) -> None:
-    for name in WAYS[format].needs:
+    for name in FORMATS[format].needs:
         pytest.importorskip(name)
     code, out, err = sparsify("export", pruned, "--format", format, "--out", tmp_path / "out")
     assert (code, err) == (0, "") and "% of the dense 1.5 MB" in out.splitlines()[0]
@@ -99,8 +99,63 @@ def test_a_file_that_does_not_say_its_input_is_one_line(sparsify: Run, tmp_path:
 
 def test_export_lists_the_formats_in_its_help(sparsify: Run) -> None:
     shown = sparsify("export", "--help").out.partition("Formats:")[2].split()
-    for name, way in WAYS.items():
-        assert name in shown and " ".join(way.help.split()) in " ".join(shown)
+    for name, row in FORMATS.items():
+        assert name in shown and " ".join(row.help.split()) in " ".join(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "format"),
+    [
+        ("m.onnx", (), "onnx"),
+        ("m.ONNX", (), "onnx"),
+        ("m.pt2", (), "pt2"),
+        ("m.safetensors", (), "sparse"),
+        ("m", (), "sparse"),
+        ("m.safetensors", ("--masks-only",), "masks"),
+        ("m.safetensors", ("--format", "dense"), "dense"),
+        ("m", ("--format", "onnx"), "onnx"),
+        ("folder", (), "hub"),
+        ("new/", (), "hub"),
+        ("m.onnx", ("--format", "sparse"), ""),
+        ("m.onnx", ("--format", "pt2"), ""),
+        ("m.safetensors", ("--format", "onnx"), ""),
+        ("m.pt2", ("--format", "hub"), ""),
+        ("m.pt2", ("--masks-only",), ""),
+    ],
+)
+def test_the_suffix_chooses_the_format_and_a_contradiction_is_one_line(
+    name: str, options: tuple[str, ...], format: str, sparsify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    # What is written is another test's; here no model is loaded.
+    code, _, err = sparsify("export", "nothing", "--out", name, *options, "--threads", 1)
+    assert code == 2 and err.count("\n") == 1
+    if format:
+        assert f"export: {format} takes no --threads" in err
+    else:
+        assert f"export: --out {name} names a {Path(name).suffix} file, and " in err
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+@pytest.mark.parametrize(
+    ("dims", "found"),
+    [
+        ("0:batch,2:height, 3:width", "[batch, 3, height, width]"),
+        ("0,2", "[batch, 3, size2, 32]"),
+        ("", "[1, 3, 32, 32]"),
+    ],
+)
+def test_dimensions_that_may_vary(dims: str, found: str, sparsify: Run, pruned: Path, tmp_path: Path) -> None:
+    code, out, err = sparsify("export", pruned, "--out", tmp_path / "m.pt2", "--dynamic", dims)
+    assert (code, err) == (0, "") and f"takes x {found}; " in out
+
+
+@pytest.mark.parametrize("dims", ["height", "2-3", "0:batch;2", "0:a b"])
+def test_dimensions_that_are_none_are_one_line(dims: str, sparsify: Run, pruned: Path, tmp_path: Path) -> None:
+    code, _, err = sparsify("export", pruned, "--out", tmp_path / "m.pt2", "--dynamic", dims)
+    assert code == 2 and err.count("\n") == 1 and "--dynamic" in err and "0:batch,2:height" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_import_makes_an_export_dense_again(sparsify: Run, pruned: Path, tmp_path: Path) -> None:

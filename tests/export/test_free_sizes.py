@@ -202,7 +202,7 @@ class Output:
     nothing: None = None
 
 
-class Attributes(dict):
+class Attributes(dict[str, Any]):
     """A dict whose keys are attributes as well, as transformers has them."""
 
 

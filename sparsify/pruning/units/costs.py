@@ -6,16 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...calls import Inputs, inputs_of, run
+from ...surgery.channels import Channels
 from ..preserve_state import unchanged
-
-if TYPE_CHECKING:
-    from ...surgery.analysis.channels import Channels
 
 _TIMED_RUNS = 3
 

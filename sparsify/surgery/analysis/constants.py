@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..recording import broadcast_forms as forms
 from ..recording.broadcast_forms import ranked
-from ..recording.ops import Step, Value, joined_values
+from ..recording.ops import Step, Value, dims_of, joined_values
 from ..tracing.one_forward import map_leaves
 
 if TYPE_CHECKING:
@@ -206,8 +206,6 @@ def _plain_average(step: Step) -> bool:
 
 
 def _reduced(live: Liveness, step: Step) -> Tensor | None:
-    from ..rules.reduction import dims_of
-
     value, result = step.args[0], step.results[0]
     dims = dims_of(step, value)
     form = uniform(held(live, value), dims)

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
-from ..recording.ops import Step, Value
+from ..analysis.coupling import Couple, Coupling, varying
+from ..analysis.liveness import Flow, Liveness, spread
+from ..recording.ops import Step, Value, dims_of
 
-Couple = Callable[[Coupling, Step], None]
-Flow = Callable[[Liveness, Step], None]
 _NORMS = ("linalg_vector_norm", "norm")
 _INDICES = ("max", "min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-
-
-def dims_of(step: Step, value: Value, position: int = 1) -> list[int]:
-    """Return the dimensions that a step names in its arguments; all of them if it names none."""
-    given = step.args[position] if len(step.args) > position else step.kwargs.get("dim")
-    rank = len(value.shape)
-    if given is None or given == []:
-        return list(range(rank))
-    return sorted({d % max(1, rank) for d in ([given] if isinstance(given, int) else given)})
 
 
 def _drop(form: Tensor, dims: list[int], result: Value) -> Tensor:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from ...calls import inputs_of
 from ...errors import RunError, SparsifyError
-from ..analysis.agreement import same_groups
-from ..analysis.channels import Dead, Study, check_dead, check_heads, study
 from ..analysis.coupling import Heads
 from ..analysis.mac_counts import multiply_adds
+from ..channels import Dead, Study, check_dead, check_heads, study
 from ..conversion.fold import fold
 from ..masks import all_masked_parameters
 from ..recording.ops import Tape
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
+from .agreement import same_groups
 from .bias_absorption import absorbed, constant_inputs, cut_and_absorb, held_biases
 from .cuts import Cuts, cuts_of
 from .equivalence import Proof
@@ -124,8 +124,8 @@ def shrink(
     masks = removing_masks(model, tape)
 
     def study_of(tape: Tape) -> Study:
-        tape = replace(tape, held_biases=held_biases(model, small), rules=own)
-        return study(tape, killable=False, heads=heads, dead=dead, masks=masks)
+        tape = replace(tape, held_biases=held_biases(model, small))
+        return study(tape, killable=False, heads=heads, dead=dead, masks=masks, rules=own)
 
     found = study_of(tape)
     count = sum(parameter.numel() for parameter in small.parameters())

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ..analysis.channels import Study
 from ..analysis.coupling import varying
+from ..channels import Study
 from ..recording.ops import FILLS, Step, Value
 from .size_sources import SPLITS, Sources, Use
 

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...calls import run
 from ..recording.context import eval_mode, module_names, not_compiled
+from ..recording.recorder import own_inputs
 from ..side_effects import changed_buffers, unchanged
 from .attributes import new_attributes, set_attributes
+from .other_inputs import outputs
 
 _SHAPED = frozenset(
     "view reshape expand repeat tile broadcast_to unflatten zeros ones full new_zeros new_ones new_full".split()
@@ -85,8 +88,6 @@ class Sources:
 
     def matters(self, path: str, new: int) -> bool:
         """Whether the model, as it is, would do anything else if an attribute held another number."""
-        from .other_inputs import outputs
-
         if path not in self._matters:
             if self._before is None:
                 self._before = outputs(self._model, self._example)
@@ -107,9 +108,6 @@ def _attribute_uses(model: nn.Module, example_input: Any) -> dict[str, list[Use]
 
     Nothing is known of a model whose forward takes no integers but plain ones.
     """
-    from ...calls import run
-    from ..recording.recorder import own_inputs
-
     running: list[str] = []
     mode = _Watch(running)
     with unchanged(model), changed_buffers(model, []), eval_mode(model), _watched_attributes(model):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparsify import convert, fold, set_masks
-from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.channels import analyse
 from sparsify.surgery.shrink.other_inputs import apart, outputs
 from sparsify.surgery.shrink.shrink import shrink
 from tests.surgery.shrink.test_shrink import perturbed, same_on, without

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.calls import tensors_in
-from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.channels import analyse
 from sparsify.surgery.recording.ops import STALE, Tape
 from sparsify.surgery.recording.recorder import record
 

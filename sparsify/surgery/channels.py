@@ -6,29 +6,31 @@ norms, the columns that read them. `analyse` finds the groups by running the mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...calls import inputs_of
-from ...errors import unknown
-from ..conversion.fold import fold
-from ..masks import all_masked_parameters
-from ..recording.ops import Step, Tape, Value
-from ..recording.recorder import record
-from ..rules.table import Rule, checked_rules
-from .bias_sinks import Foldable
-from .coupling import Coupling, Heads, varying
-from .liveness import Liveness
-from .mac_counts import uncounted
-from .reasons import reasons, spoiling
-from .union_find import FIXED
+from ..calls import inputs_of
+from ..errors import unknown
+from .analysis.bias_sinks import Foldable, foldable_steps
+from .analysis.coupling import Coupling, Heads, varying
+from .analysis.liveness import Liveness
+from .analysis.mac_counts import uncounted
+from .analysis.reasons import reasons, spoiling
+from .analysis.union_find import FIXED
+from .conversion.fold import fold
+from .masks import all_masked_parameters
+from .recording.ops import Step, Tape, Value
+from .recording.recorder import record
+from .rules.table import Rule, Rules, checked_rules
 
 Dead: TypeAlias = Literal["masks", "zeros"]
+_MakeLiveness: TypeAlias = Callable[..., Liveness]  # of one pass and its rules
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def analyse(
     check_heads("analyse", heads)
     if any(True for _ in all_masked_parameters(model)):
         model = fold(model)
-    tape = replace(record(model, inputs_of(example_input, "analyse", model)), rules=checked_rules("analyse", rules))
-    return study(tape, heads=heads).channels
+    own = checked_rules("analyse", rules)
+    return study(record(model, inputs_of(example_input, "analyse", model)), heads=heads, rules=own).channels
 
 
 def check_heads(where: str, heads: str) -> None:
@@ -118,13 +120,17 @@ def study(
     heads: Heads = "whole",
     dead: Dead = "zeros",
     masks: Mapping[str, Tensor] | None = None,
+    rules: Rules | None = None,
 ) -> Study:
     """Return the groups of channels in a recorded pass; with `killable` only those that zeros can make dead.
 
     A group is dead, with `dead` "zeros", by what parameters hold, or, with "masks", by what `masks` remove of them
     (bool by first name, True = keep), whatever the rest learns.
     """
-    coupling = Coupling(tape, heads)
+    rules = rules or Rules()
+    coupling = Coupling(tape, rules.couple, heads)
+    foldable = foldable_steps(tape)
+    liveness = partial(Liveness, tape, rules.flow, foldable)
     roots = coupling.numbers.roots()
     on_activations = np.zeros(len(roots), dtype=bool)
     for value, axes in coupling.axes.items():
@@ -144,15 +150,15 @@ def study(
     count = len(candidates)
     produced = _produced(coupling)
     if killable:
-        able = _killable(tape, coupling, ids, count, _labels(coupling, ids), produced)
+        able = _killable(tape, liveness, coupling, ids, count, _labels(coupling, ids), produced)
         ids = np.where((ids >= 0) & able[ids], ids, -1) if count else ids
         ids = np.where(ids >= 0, np.cumsum(able)[ids] - 1, -1) if count else ids
         count = int(able.sum())
     labels = _labels(coupling, ids)
-    pruned, still = _pruned(tape, coupling, ids, count, masks or {})
+    pruned, still = _pruned(liveness, coupling, ids, count, masks or {})
     alive = ~pruned
     if dead == "zeros":
-        live = Liveness(tape)
+        live = liveness()
         alive, still = _alive(live, coupling, ids, count), live.still
         _note_failures(live, coupling)
         pruned &= ~alive
@@ -162,10 +168,10 @@ def study(
     )
     unknown_costs = uncounted(tape.steps[: tape.evaluated])
     kept = {name: dim for name, dim in produced.items() if dim in labels.get(name, {})}
-    stays = reasons(coupling, ids, lambda: _spoiling(tape, coupling)) if killable else ()
+    stays = reasons(coupling, ids, lambda: _spoiling(tape, liveness, coupling)) if killable else ()
     barriers = (*coupling.barriers, *stays)
     channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, barriers, unknown_costs)
-    return Study(tape, coupling, ids, channels, tape.foldable, still, pruned)
+    return Study(tape, coupling, ids, channels, foldable, still, pruned)
 
 
 def _labels(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:
@@ -196,7 +202,7 @@ def _produced(coupling: Coupling) -> dict[str, int]:
     return found
 
 
-def _spoiling(tape: Tape, coupling: Coupling) -> dict[int, Step]:
+def _spoiling(tape: Tape, liveness: _MakeLiveness, coupling: Coupling) -> dict[int, Step]:
     """Return the first step that makes something else of each number's zeros, by the number's root."""
     roots = coupling.numbers.roots()
     produced = _produced(coupling)
@@ -204,7 +210,7 @@ def _spoiling(tape: Tape, coupling: Coupling) -> dict[int, Step]:
     for value in dict.fromkeys(tape.state.values()):
         if value.names[0] in produced:
             kept[value.names[0]] = torch.zeros([1] * len(value.shape), dtype=torch.bool)
-    live = Liveness(tape, kept)
+    live = liveness(kept)
 
     def carries(value: Value) -> set[int]:
         if value.constant is not None or value not in live.flags:
@@ -225,15 +231,19 @@ def _note_failures(live: Liveness, coupling: Coupling) -> None:
 
 
 def _pruned(
-    tape: Tape, coupling: Coupling, ids: np.ndarray[Any, Any], count: int, masks: Mapping[str, Tensor]
+    liveness: _MakeLiveness,
+    coupling: Coupling,
+    ids: np.ndarray[Any, Any],
+    count: int,
+    masks: Mapping[str, Tensor],
 ) -> tuple[np.ndarray[Any, Any], dict[Step, Tensor]]:
     """Return which groups are dead because of masks, and which channels that enter foldable steps are constant then."""
     if not masks:
         return np.zeros(count, dtype=bool), {}
-    live = Liveness(tape, masks, learning=True)
+    live = liveness(masks, learning=True)
     dead = ~_alive(live, coupling, ids, count)
     if dead.any():
-        dead &= _alive(Liveness(tape, learning=True), coupling, ids, count)
+        dead &= _alive(liveness(learning=True), coupling, ids, count)
     return dead, live.still
 
 
@@ -260,6 +270,7 @@ def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count:
 
 def _killable(
     tape: Tape,
+    liveness: _MakeLiveness,
     coupling: Coupling,
     ids: np.ndarray[Any, Any],
     count: int,
@@ -281,7 +292,7 @@ def _killable(
                 sizes = [1] * len(value.shape)
                 sizes[produced[name]] = -1
                 kept[name] = torch.from_numpy((numbers < 0) | ~half[numbers]).reshape(sizes)
-        live = Liveness(tape, kept, learning=True)
+        live = liveness(kept, learning=True)
         _note_failures(live, coupling)
         killable |= half & ~_alive(live, coupling, ids, count)
     return killable

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .channels import Channels
+from ..channels import Channels
 
 
 def same_groups(one: Channels, other: Channels) -> np.ndarray[Any, Any]:
