@@ -130,8 +130,9 @@ def check_outputs(
         try:
             found = tuple(call(case.inputs))
         except Exception as error:  # noqa: BLE001 - whatever the other side raises, the file is of no use
+            larger = "" if case.sizes in ("", "batch=1", "batch=3") else "; a larger example_input may free this size"
             raise SparsifyError(
-                f"save: {format}: what was made of the model does not run{where}: {reason_of(error)}{hint}"
+                f"save: {format}: what was made of the model does not run{where}: {reason_of(error)}{hint or larger}"
             ) from error
         if [output.shape for output in found] != [output.shape for output in case.outputs]:
             raise RunError(

@@ -139,16 +139,20 @@ def test_the_suffix_chooses_the_format_and_a_contradiction_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("dims", "found"),
-    [
-        ("0:batch,2:height, 3:width", "[batch, 3, height, width]"),
-        ("0,2", "[batch, 3, size2, 32]"),
-        ("", "[1, 3, 32, 32]"),
-    ],
+    ("dims", "found"), [("0:batch,2:height, 3", "[batch, 3, height, size3]"), ("", "[1, 3, 64, 64]")]
 )
 def test_dimensions_that_may_vary(dims: str, found: str, sparsify: Run, pruned: Path, tmp_path: Path) -> None:
-    code, out, err = sparsify("export", pruned, "--out", tmp_path / "m.pt2", "--dynamic", dims)
+    about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}, "extra": {"input_shape": [3, 64, 64]}}
+    library.save(library.load(pruned), tmp_path / "large", **about)  # type: ignore[arg-type]
+    code, out, err = sparsify("export", tmp_path / "large", "--out", tmp_path / "m.pt2", "--dynamic", dims)
     assert (code, err) == (0, "") and f"takes x {found}; " in out
+
+
+def test_a_size_that_the_program_is_bound_to_is_one_line(sparsify: Run, pruned: Path, tmp_path: Path) -> None:
+    # The last layer of this network makes one pixel of 32, and torch.export takes a size of one for a constant.
+    code, _, err = sparsify("export", pruned, "--out", tmp_path / "m.pt2", "--dynamic", "2:height")
+    assert code == 2 and err.count("\n") == 1 and "with height=64" in err and "a larger example_input" in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dims", ["height", "2-3", "0:batch;2", "0:a b"])
