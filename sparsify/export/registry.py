@@ -20,11 +20,11 @@ _SPARSIFY = __name__.partition(".")[0]
 class Format(NamedTuple):
     """One format: its writer, one sentence of help, and which options of `ExportRequest` it takes.
 
-    `writer` is a function, or names one of ours, "export.pt2:write_pt2"; it writes whole or not at all, and raises SparsifyError for a
-    model that the format cannot hold. `needs` are the modules it imports beside what sparsify depends on, `install`
-    what to install for them; `folder` tells that the path is a folder's, and `ours` names the function that tells which
-    older one may be replaced, beside an empty one. `trainable` tells whether what is written may be trained on.
-    `suffix` is what names of its files end in, "" for folders.
+    `writer` is a function, or names one of ours, "export.pt2:write_pt2". It writes whole or not at all, and raises
+    SparsifyError for a model that the format cannot hold. `needs` are the modules it imports beside what sparsify
+    depends on, `install` what to install for them; `folder` tells that the path is a folder's, and `ours` names the
+    function that tells which older one may be replaced, beside an empty one. `trainable` tells whether what is written
+    may be trained on. `suffix` is what names of its files end in, "" for folders.
     """
 
     writer: str | Callable[[ExportRequest], ExportResult]
