@@ -100,8 +100,8 @@ def command(
     if "example_input" in row.takes:
         shape = _input_shape(known, f"use sparsify.save(model, path, format='{layout}', example_input=...)")
         options["example_input"] = random_images(1, shape)
-    told = ("spec", "arguments", "recipe", "seeds", "metrics", "extra")
-    about = {name: getattr(known.metadata, name) for name in told}
+    keys = ("spec", "arguments", "recipe", "seeds", "metrics", "extra")
+    about = {name: getattr(known.metadata, name) for name in keys}
     written = write(model, out, layout, about, options)
     say(written_line(out, written.size, known.bytes_original, model), *written.notes)
 

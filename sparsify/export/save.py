@@ -87,10 +87,10 @@ def write(
         given["dtype"] = str(given["dtype"]).removeprefix("torch.")
         if given["dtype"] not in CASTS:
             raise unknown("dtype", given["dtype"], CASTS, where="save")
-    told = {key: value for key, value in about.items() if value is not None}
-    if hasattr(told.get("recipe"), "to_yaml"):
-        told["recipe"] = told["recipe"].to_yaml()
-    told["arguments"] = {k: v for k, v in told.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
-    metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **told)
+    known = {key: value for key, value in about.items() if value is not None}
+    if hasattr(known.get("recipe"), "to_yaml"):
+        known["recipe"] = known["recipe"].to_yaml()
+    known["arguments"] = {k: v for k, v in known.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
+    metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **known)
     check_place(row, path)
     return row.write(ExportRequest(unwrap(model), path, metadata, **given))
