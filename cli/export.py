@@ -10,9 +10,9 @@ from sparsify.errors import SparsifyError
 from sparsify.export.registry import FORMATS, check_format, check_place, format_of
 
 from .paths import saved_model
-from .report import written_line
-from .show import say
-from .shrinking import check_options, random_images, shrunk
+from .view.report import written_line
+from .view.show import say
+from .view.shrinking import check_options, random_images, shrunk
 
 if TYPE_CHECKING:
     from sparsify.formats.file.inspection import FileSummary

@@ -63,7 +63,7 @@ class Liveness:
         self.learnt: set[Value] = set()  # of which `held` rests on what is learnt and shared by all channels
         self.flags: dict[Value, Tensor] = {}
         self.ends: list[Tensor] = []
-        self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see varying.py
+        self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see constants.py
         self.failures: dict[Step, str] = {}
         self.foldable = foldable
         self.still: dict[Step, Tensor] = {}  # of foldable steps: which channels that enter are constant, not zero

@@ -1,7 +1,7 @@
 """One row per operation: how it couples channels, and which entries can matter through it.
 
 `couple` enters in a Coupling which channels go together, `flow` enters in a Liveness the flags of the results.
-Operations that only move entries are in `axes.MOVES`; what works entry by entry has a common rule in `entrywise`; an
+Operations that only move entries are in `broadcast_forms.MOVES`; what works entry by entry has a common rule; an
 operation with no rule is a barrier.
 """
 

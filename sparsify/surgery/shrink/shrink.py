@@ -146,7 +146,7 @@ def shrink(
         difference=attempt.proof.difference,
         seconds=attempt.proof.seconds,
         kept=(*attempt.reasons, *([_NO_MASKS] if dead == "masks" and not masks else [])),
-        proved=tuple(variant.what for variant in proof.variants()) if verify else (),
+        proved=tuple(variant.what for variant in proof.variants),
         training=proof.training,
         uncounted=found.channels.uncounted,
     )
@@ -211,7 +211,7 @@ class _Attempts:
     def _held_for_variants(self, gone: np.ndarray[Any, Any]) -> bool:
         """Hold what is dead for the example alone, or goes together with others for another input; whether it helps."""
         before = self.held.copy()
-        for variant in self.proof.variants():
+        for variant in self.proof.variants:
             self.hold_what_differs(variant.what, variant.input)
         return bool((self.held & ~before & gone).any())
 

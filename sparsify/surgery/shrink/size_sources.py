@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -82,9 +83,13 @@ class Sources:
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         self._model, self._example = model, example_input
-        self.uses = _attribute_uses(model, example_input)
         self._matters: dict[str, bool] = {}
         self._before: list[Tensor] | None = None
+
+    @cached_property
+    def uses(self) -> dict[str, list[Use]]:
+        """What each integer attribute was given to in one pass, which is made when it is first asked for."""
+        return _attribute_uses(self._model, self._example)
 
     def matters(self, path: str, new: int) -> bool:
         """Whether the model, as it is, would do anything else if an attribute held another number."""

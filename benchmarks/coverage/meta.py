@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from coverage_checks import Row, apply_conversion, in_one_line
-from coverage_models import Try, arguments, create, tries
 from torch import Tensor, nn
 
 from sparsify.surgery.verification.leak_check import tensors
+
+from .checks import Row, apply_conversion, in_one_line
+from .models import Try, arguments, create, tries
 
 
 def check_on_meta(model: str, reason: str) -> Row:

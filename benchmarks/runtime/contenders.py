@@ -1,13 +1,11 @@
-"""The networks of runtime.py, and everything that runs them: in turns, each alone while it is timed."""
+"""The networks of the runtime benchmark, and everything that runs them: in turns, each alone while it is timed."""
 
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import os
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -27,6 +24,8 @@ from torch import Tensor, nn
 
 import sparsify
 
+from ..timing import alternate
+
 LAYOUTS = ("torch, contiguous", "torch, channels last")
 TURN = 0.2  # seconds of one turn, at least one pass
 MOST = 100  # passes of one turn
@@ -34,21 +33,6 @@ PAUSE = 0.1  # seconds: threads of the one before may still wait busily for more
 CLOSE = 1e-4  # of the largest output
 
 Turn = Callable[[int], list[float]]  # passes -> seconds of each
-
-
-def _numba() -> ModuleType:
-    """Return Numba. It takes a module `coverage` for the package of that name, and the one beside this file is not."""
-    known = sys.modules.get("coverage")
-    sys.modules["coverage"] = None  # type: ignore[assignment]
-    try:
-        return importlib.import_module("numba")
-    finally:
-        del sys.modules["coverage"]
-        if known is not None:
-            sys.modules["coverage"] = known
-
-
-_numba()
 
 
 @dataclass(frozen=True)
@@ -186,7 +170,7 @@ def deepsparse_turn(python: str, folder: Path, x: Tensor, expected: Tensor, thre
     np.save(folder / "x.npy", x.numpy())
     files = [str(folder / name) for name in ("model.onnx", "x.npy", "y.npy")]
     # Isolated: the scripts beside that one are no packages of its environment.
-    command = [python, "-I", str(Path(__file__).with_name("runtime_deepsparse.py")), *files, str(len(x)), str(threads)]
+    command = [python, "-I", str(Path(__file__).with_name("deepsparse_process.py")), *files, str(len(x)), str(threads)]
     told = {**os.environ, "NM_DISABLE_TELEMETRY": "1"}
     with (
         (folder / "errors.txt").open("w+") as errors,
@@ -214,15 +198,12 @@ def deepsparse_turn(python: str, folder: Path, x: Tensor, expected: Tensor, thre
         yield turn
 
 
-def alternate(turns: Mapping[str, Turn], rounds: int) -> dict[str, list[float]]:
-    """Return for each the median seconds of every turn; a round is a turn of all, every other one backwards.
-
-    The first pass of a turn does not count.
-    """
+def take_turns(turns: Mapping[str, Turn], rounds: int) -> dict[str, list[float]]:
+    """Return for each the median seconds of every turn, of which the first pass does not count."""
     passes = {name: max(1, min(MOST, int(TURN / min(turn(2))))) for name, turn in turns.items()}
-    found: dict[str, list[float]] = {name: [] for name in turns}
-    for index in range(rounds):
-        for name in list(turns) if index % 2 == 0 else list(turns)[::-1]:
-            time.sleep(PAUSE)
-            found[name].append(median(turns[name](passes[name] + 1)[1:]))
-    return found
+
+    def one(name: str) -> float:
+        time.sleep(PAUSE)
+        return median(turns[name](passes[name] + 1)[1:])
+
+    return alternate({name: partial(one, name) for name in turns}, rounds)

@@ -1,4 +1,4 @@
-"""The tables and the chart of runtime.py."""
+"""The tables and the chart of the runtime benchmark."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import torch
-from runtime_contenders import LAYOUTS
+
+from .contenders import LAYOUTS
 
 Row = Mapping[str, Any]
 OTHERS = {"onnxruntime": "ONNX Runtime", "deepsparse": "DeepSparse"}
@@ -20,14 +20,6 @@ every one has a turn. Random weights, each layer but the first and the last prun
 0 and 1. *torch* is the better of its two memory formats. ONNX Runtime and DeepSparse run one file of opset 13. All
 outputs are PyTorch's within 1e-4 of the largest. The last columns say how many times as fast as each the engine is."""
 _SIZE, _PASSES = 2048, 12
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return the lower and the upper quartile, of one value itself."""
-    if len(values) == 1:
-        return values[0], values[0]
-    low, _, high = quantiles(values, n=4)
-    return low, high
 
 
 def best_layout(row: Row) -> str:
@@ -96,7 +88,7 @@ def scaling(rows: Sequence[Row], chart: Path) -> str:
     lines = [
         f"{rows[0]['network']} as in the table above, {rows[0]['rounds']} rounds.",
         "",
-        f"![times torch by sparsity, images per second by batch]({chart.name})",
+        f"![times torch by sparsity, images per second by batch](runtime/{chart.name})",
         "",
         "| batch | threads | sparsity | engine, ms | torch / engine | ONNX Runtime / engine | images/s |",
         "|---|---|---|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,21 @@ if TYPE_CHECKING:
     from sparsify.training.run.train import TrainResult
 
 
+# How a mask enters (`ConversionReport.masked`) -> what that means.
+_HOW = {
+    "direct": "the layer calls a masked operation in place of the dense one",
+    "substituted": "the forward, as it was written, reads the masked weight",
+    "computed": "the forward computes the weight that it uses, and what is computed is masked",
+}
+
+
 def conversion_lines(report: ConversionReport) -> list[str]:
     """Return what got masks and, with its reason, every weight that did not."""
     from sparsify.surgery.masks import masked_weights
 
     entries = sum(weight.parameter.numel() for weight in masked_weights(report.model).values())
     lines = [f"masks: {count(len(report.masked), 'weight')}, {count(entries, 'number')}"]
+    lines += [f"  {number:,} {how}: {_HOW[how]}" for how, number in Counter(report.masked.values()).items()]
     by_reason: dict[str, list[str]] = {}
     for name, reason in report.skipped.items():
         by_reason.setdefault(reason, []).append(name)

@@ -1,6 +1,6 @@
 """Bytes of sparse files, ours in every encoding and those of other tools, and how fast ours are written and read.
 
-    python benchmarks/size.py [--rounds 5] [--networks cifar:vgg19_bn ...] [--sparsities 0.5 0.8 ...]
+    python -m benchmarks.size [--rounds 5] [--networks cifar:vgg19_bn ...] [--sparsities 0.5 0.8 ...]
 
 The networks have random weights, pruned by magnitude. Every file holds everything that its network's state has; a
 weight that an encoding cannot tell takes the file's smallest. Needs the package zstandard. All rows go to size.csv, the
@@ -24,8 +24,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from record import environment, record
-from size_summary import summary
 from torch import Tensor, nn
 
 import sparsify
@@ -37,6 +35,9 @@ from sparsify.formats.types import Array, Shape
 from sparsify.pruning.pruner import Pruner
 from sparsify.surgery.masks import get_masks
 
+from ..record import environment, record
+from .summary import summary
+
 ROWS = Path(__file__).parent / "size.csv"
 NETWORKS = ("cifar:vgg19_bn", "timm:resnet50", "timm:vit_small_patch16_224")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -45,7 +46,9 @@ WIDTHS = {"float32": 4, "float16": 2}
 
 def main() -> None:
     """Measure what was asked for and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
@@ -65,7 +68,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     versions = environment("numpy", "torch", "timm", "zstandard", threads=1)
-    record("size.py", f"{versions}\n\n{summary(rows)}")
+    record("size", f"{versions}\n\n{summary(rows)}")
 
 
 def pruned(spec: str, scope: str, sparsity: float) -> nn.Module:
@@ -122,13 +125,15 @@ def forced(encoding: str) -> Callable[..., Choice]:
 
 def csr_bytes(mask: Array, width: int) -> int:
     """Return the bytes of torch's CSR with int32 indices of the weight as a matrix of its output units."""
-    return int(mask.sum()) * (width + 4) + 4 * (mask.shape[0] + 1)
+    kept, units = int(mask.sum()), int(mask.shape[0])
+    return kept * (width + 4) + 4 * (units + 1)
 
 
 def compressed_tensors_bytes(mask: Array, width: int) -> int:
     """Return the bytes of `sparse-bitmask` of compressed-tensors 0.14.0.1: each last dimension is a row of its own."""
-    lines = math.prod(mask.shape[:-1])
-    return int(mask.sum()) * width + lines * ((mask.shape[-1] + 7) // 8 + 8) + 8 * mask.ndim
+    lines: int = math.prod(mask.shape[:-1])
+    row = (int(mask.shape[-1]) + 7) // 8
+    return int(mask.sum()) * width + lines * (row + 8) + 8 * int(mask.ndim)
 
 
 def escapes_bytes(mask: Array, width: int) -> int:

@@ -16,8 +16,6 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from record import environment, record
-from shrink_latency import alternate, clock, figures, forward, kind_of_time
 from torch import Tensor, nn
 
 import sparsify
@@ -28,13 +26,17 @@ from sparsify.training.data.types import Data
 from sparsify.training.loop.evaluate import evaluate
 from sparsify.training.recipe.settings import DataSettings
 
+from ..record import environment, record
+from ..timing import alternate, clock, figures, kind_of_time
+from .latency import forward
+
 MODELS = ("cifar:resnet32", "cifar:vgg19_bn")
 REMOVED = 0.75  # of the multiply-adds
 TRAINING, INFERENCE = 128, (1, 64)  # batches that are timed
 SCORED = 8  # batches that the sensitivity is summed over
 LEARNING_RATE = 0.05
-HEADER = ("model", "parameters", "multiply-adds", "what", "dense, ms", "quartiles", "shrunk, ms", "quartiles")
-HEADER += ("dense / shrunk", "quartiles")
+_TIMES = ("dense, ms", "quartiles", "shrunk, ms", "quartiles", "dense / shrunk", "quartiles")
+HEADER = ("model", "parameters", "multiply-adds", "what", *_TIMES)
 SETTINGS = {
     "criterion": {"name": "snip", "per": "flops"},
     "granularity": {"name": "unit", "aggregate": "sum"},
@@ -85,7 +87,7 @@ def measure(folder: Path, only: str, rounds: int, steps: int, seeds: int) -> Non
             "|---|---|---|---|---|---|",
             *runs,
         ]
-    record("shrink.py --part threesp", "\n".join(lines))
+    record("shrink --part threesp", "\n".join(lines))
 
 
 def pair(spec: str, folder: Path, seed: int) -> tuple[Pair, Data]:
@@ -120,6 +122,8 @@ def timed(spec: str, folder: Path, rounds: int) -> list[str]:
     rows = []
     whole, left = (f"{before:,} to {after:,}" for before, after in (both.report.parameters, both.report.multiply_adds))
     for what, each in cases.items():
+        for once in each.values():
+            once()
         seconds = alternate(each, rounds, 20 if what.endswith(" 1") else 1)
         dense = " | ".join(figures(seconds["dense"], seconds["dense"]).split(" | ")[:2])
         small = figures(seconds["shrunk"], seconds["dense"])
@@ -142,7 +146,7 @@ def training_step(model: nn.Module, images: Tensor, classes: Tensor) -> Callable
 
 def learn(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, classes: Tensor) -> None:
     """Take one optimiser step on one batch."""
-    F.cross_entropy(model(images), classes).backward()
+    F.cross_entropy(model(images), classes).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad()
 

@@ -1,4 +1,4 @@
-"""The tables of size.py."""
+"""The tables of the size benchmark."""
 
 from __future__ import annotations
 
@@ -70,4 +70,4 @@ is *full* or *n:m* here). From their layouts, without headers: *gaps with escape
 weight; *CSR* of torch with int32 indices, a row for each output unit; *sparse-bitmask* of compressed-tensors 0.14.0.1.
 *zip* (deflate, level 6) and *zstd* (level 3) are of the dense safetensors file; that they come near the limit, and at
 the highest sparsities below it, is because batch norms that were never trained compress to nothing.
-All rows, in bytes, are in [size.csv](size.csv)."""
+All rows, in bytes, are in [size.csv](size/size.csv)."""

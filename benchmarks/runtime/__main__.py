@@ -1,10 +1,10 @@
 """Milliseconds of sparse networks on the engine, PyTorch, ONNX Runtime and DeepSparse, in turns.
 
-    python benchmarks/runtime.py [--part table|scaling|peak] [--deepsparse PYTHON] [--rounds 11] [--threads 2]
-    python benchmarks/runtime.py --only cifar:resnet32 --batches 1 --rounds 1     # to try it: writes nothing
+    python -m benchmarks.runtime [--part table|scaling|peak] [--deepsparse PYTHON] [--rounds 11] [--threads 2]
+    python -m benchmarks.runtime --only cifar:resnet32 --batches 1 --rounds 1     # to try it: writes nothing
 
 `table` writes runtime.csv and a section of results.md; `peak` one that sets the table's arithmetic rates beside the
-machine's; `scaling` times one network at many sparsities and batches, for a section and runtime_scaling.svg. All three
+machine's; `scaling` times one network at many sparsities and batches, for a section and scaling.svg. All three
 in that order unless --part names one. PYTHON is the interpreter of an environment with deepsparse 1.8, which needs one
 of its own (`pip install deepsparse==1.8.0` in Python 3.8 to 3.11). The scaling needs matplotlib.
 """
@@ -22,12 +22,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from record import environment, record
-from runtime_contenders import Cell, alternate, contenders
-from runtime_summary import quartiles, rates, scaling, table
+from ..record import environment, record
+from ..timing import quartiles
+from .contenders import Cell, contenders, take_turns
+from .summary import rates, scaling, table
 
 ROWS = Path(__file__).parent / "runtime.csv"
-CHART = Path(__file__).parent / "runtime_scaling.svg"
+CHART = Path(__file__).parent / "scaling.svg"
 NETWORKS = {"cifar:resnet32": (64, 1), "cifar:vgg19_bn": (64, 1), "timm:resnet50": (16, 1)}
 SPARSITIES = (0.0, 0.9, 0.95, 0.98)
 SCALED = "cifar:resnet32"
@@ -37,7 +38,9 @@ SCALING_ROUNDS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.runtime", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=["table", "peak", "scaling"])
     parser.add_argument("--only", help="one of the networks; prints its rows and writes nothing")
     parser.add_argument("--batches", type=int, nargs="+", help="with --only: these in place of its own")
@@ -58,7 +61,7 @@ def main() -> None:
         _table(given.rounds, given.threads, given.deepsparse)
     if given.part in (None, "peak"):
         with ROWS.open(newline="") as file:
-            record("runtime.py --part peak", f"{_about(given.threads)}\n\n{rates(list(csv.DictReader(file)))}")
+            record("runtime --part peak", f"{_about(given.threads)}\n\n{rates(list(csv.DictReader(file)))}")
     if given.part in (None, "scaling"):
         _scaling(min(given.rounds, SCALING_ROUNDS))
 
@@ -75,7 +78,7 @@ def _table(rounds: int, threads: int, deepsparse: str | None) -> None:
         writer.writeheader()
         writer.writerows(rows)
     others = "" if deepsparse is None else f" DeepSparse {_version(deepsparse)}, Python of its own."
-    record("runtime.py --part table", f"{_about(threads)}{others}\n\n{table(rows)}")
+    record("runtime --part table", f"{_about(threads)}{others}\n\n{table(rows)}")
 
 
 def _scaling(rounds: int) -> None:
@@ -85,7 +88,7 @@ def _scaling(rounds: int) -> None:
     ]
     by_batch = [Cell(SCALED, batch, 0.9, threads) for batch, threads in itertools.product(SCALING_BATCHES, (1, 2))]
     rows = measure(dict.fromkeys([*by_sparsity, *by_batch]), rounds, None)
-    record("runtime.py --part scaling", f"{_about(None)}\n\n{scaling(rows, CHART)}")
+    record("runtime --part scaling", f"{_about(None)}\n\n{scaling(rows, CHART)}")
 
 
 def measure(cells: Iterable[Cell], rounds: int, deepsparse: str | None) -> list[dict[str, Any]]:
@@ -93,7 +96,7 @@ def measure(cells: Iterable[Cell], rounds: int, deepsparse: str | None) -> list[
     rows = []
     for cell in cells:
         with contenders(cell, deepsparse) as (turns, about):
-            seconds = alternate(turns, rounds)
+            seconds = take_turns(turns, rounds)
         row: dict[str, Any] = {**vars(cell), **about, "rounds": rounds}
         for name, values in seconds.items():
             low, high = quartiles(values)

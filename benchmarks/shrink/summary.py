@@ -1,32 +1,23 @@
-"""What the rows of shrink.py's models say, as shrink.csv and a section of results.md."""
+"""What the rows of the models that were shrunk say, as shrink.csv and a section of results.md."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
-from record import environment, record
+from ..record import Row, environment, record, rows
 
 TABLE = Path(__file__).parent / "shrink.csv"
-SECTION = "shrink.py --part models"
-Row = dict[str, Any]
-
-
-def rows(file: Path) -> list[Row]:
-    """Return the rows of a file; of two for one model the later counts."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return list({row["model"]: row for row in map(json.loads, lines)}.values())
+SECTION = "shrink --part models"
 
 
 def seconds_of(side: Row, *parts: str) -> float | None:
     """Return the seconds of these parts of the work, or of all of it: the median over the rounds. None if it failed."""
     if not side.get("times") or side["verdict"] != "works":
         return None
-    return median(sum(times.get(part, 0.0) for part in parts or times) for times in side["times"])
+    return median(float(sum(times.get(part, 0.0) for part in parts or times)) for times in side["times"])
 
 
 def ratio(row: Row, *parts: str) -> float | None:
@@ -55,7 +46,7 @@ def line(row: Row) -> str:
 
 def summarise(file: Path) -> None:
     """Write shrink.csv and the section of results.md from all rows."""
-    found = sorted(rows(file), key=lambda row: row["model"])
+    found = sorted(rows(file).values(), key=lambda row: row["model"])
     with TABLE.open("w", newline="") as out:
         table = [flat(row) for row in found]
         writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")

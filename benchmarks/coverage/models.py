@@ -55,7 +55,7 @@ def family(model: str) -> str:
     zoo, _, name = model.partition(":")
     if zoo == "timm":
         return f"timm.{timm.model_entrypoint(name).__module__.rpartition('.')[2]}"
-    module = torchvision.models.get_model_builder(name).__module__
+    module: str = torchvision.models.get_model_builder(name).__module__
     return "torchvision." + module.removeprefix("torchvision.models.")
 
 
@@ -70,13 +70,15 @@ def create(model: str, options: dict[str, Any], device: str = "cpu") -> nn.Modul
     zoo, _, name = model.partition(":")
     with _NoRandomFill():
         if zoo == "timm":
-            return timm.create_model(name, **options)
+            made: nn.Module = timm.create_model(name, **options)
+            return made
         defaults: dict[str, Any] = {"weights": None}
         if family(model).split(".")[1] in ("detection", "segmentation"):
             defaults["weights_backbone"] = None
         if name in ("googlenet", "inception_v3"):
             defaults["init_weights"] = False
-        return torchvision.models.get_model(name, **defaults, **options)
+        made = torchvision.models.get_model(name, **defaults, **options)
+        return made
 
 
 def fill(model: nn.Module, seed: int = 0) -> None:

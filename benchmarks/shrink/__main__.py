@@ -1,9 +1,9 @@
 """Whole-unit pruning and shrinking, beside Torch-Pruning and beside the dense models.
 
-    python benchmarks/shrink.py --part models [--only 'timm:res*'] [--rounds 3]   # rows, then shrink.csv and results.md
-    python benchmarks/shrink.py --part models --summary                           # from the rows that are there
-    python benchmarks/shrink.py --part resnet50 [--rounds 9]
-    python benchmarks/shrink.py --part threesp --data FOLDER [--steps 300] [--seeds 2]
+    python -m benchmarks.shrink --part models [--only 'timm:res*'] [--rounds 3]   # rows, then shrink.csv and results.md
+    python -m benchmarks.shrink --part models --summary                           # from the rows that are there
+    python -m benchmarks.shrink --part resnet50 [--rounds 9]
+    python -m benchmarks.shrink --part threesp --data FOLDER [--steps 300] [--seeds 2]
 
 `models` gives each model a process of its own, with one thread, a limit of memory and one of time. Its rows are
 appended to FOLDER/models.jsonl as they are made, and models that have one are left out the next time. The folder of
@@ -19,16 +19,15 @@ import warnings
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import shrink_latency
-import shrink_models
-import shrink_summary
-import shrink_threesp
 import torch
-from coverage_models import create
-from coverage_processes import Work, work_through
-from coverage_shrink import MODELS
 
-FOLDER = Path(__file__).parent / "shrink_rows"
+from ..coverage.models import create
+from ..coverage.processes import Work, work_through
+from ..coverage.shrunk import MODELS
+from ..record import rows
+from . import latency, models, summary, threesp
+
+FOLDER = Path(__file__).parent / "rows"
 
 
 def compare_models(given: argparse.Namespace) -> None:
@@ -36,37 +35,39 @@ def compare_models(given: argparse.Namespace) -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     (given.folder / ".gitignore").write_text("*\n")
     file = given.folder / "models.jsonl"
-    done = {row["model"] for row in shrink_summary.rows(file) if not fnmatchcase(row["model"], given.redo)}
+    done = {model for model in rows(file) if not fnmatchcase(model, given.redo)}
     asked = [model for model in MODELS if fnmatchcase(model, given.only) and model not in done]
     known = counts(given.folder / "sizes.json")
     torch.set_num_threads(1)
     # What is imported on first use is no part of the work: every process starts with it.
-    shrink_models.compare(*shrink_models.tiny(), rounds=1, seconds=60)
+    models.compare(*models.tiny(), rounds=1, seconds=60)
     gc.collect()
     gc.freeze()
 
     def work(model: str) -> Work:
-        return lambda: shrink_models.compare_model(model, rounds=given.rounds, seconds=given.seconds)
+        return lambda: models.compare_model(model, rounds=given.rounds, seconds=given.seconds)
 
     # Each side has its own limit of time within the process; this one ends what hangs.
     limits = {"jobs": given.jobs, "memory": given.memory, "seconds": 20 * given.seconds}
-    models = sorted(asked, key=known.__getitem__)
-    for done_now, (model, row) in enumerate(work_through(models, work, lambda model, row: None, **limits), 1):
+    by_size = sorted(asked, key=known.__getitem__)
+    for done_now, (model, row) in enumerate(work_through(by_size, work, lambda model, row: None, **limits), 1):
         with file.open("a") as out:
             out.write(json.dumps({"model": model} | row) + "\n")
-        print(f"{done_now}/{len(models)} {model}: {shrink_summary.line(row)}", flush=True)
+        print(f"{done_now}/{len(by_size)} {model}: {summary.line(row)}", flush=True)
 
 
 def counts(file: Path) -> dict[str, int]:
     """Return the number of parameters of every model; counted once and kept in a file."""
     if not file.exists():
-        file.write_text(json.dumps({model: shrink_models.count(create(model, {}, "meta")) for model in MODELS}))
+        file.write_text(json.dumps({model: models.count(create(model, {}, "meta")) for model in MODELS}))
     known: dict[str, int] = json.loads(file.read_text())
     return known
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.shrink", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=["models", "resnet50", "threesp"], required=True)
     parser.add_argument("--rounds", type=int, help="how often each measurement is taken, in turns")
     parser.add_argument("--threads", type=int, default=2, help="of resnet50 and threesp; models has one")
@@ -88,15 +89,15 @@ def main() -> None:
         given.rounds = given.rounds or 3
         if not given.summary:
             compare_models(given)
-        shrink_summary.summarise(given.folder / "models.jsonl")
+        summary.summarise(given.folder / "models.jsonl")
         return
     torch.set_num_threads(given.threads)
     if given.part == "resnet50":
-        shrink_latency.measure(given.rounds or 9)
+        latency.measure(given.rounds or 9)
     elif given.data is None:
         parser.error("threesp needs --data, the folder of CIFAR-100")
     else:
-        shrink_threesp.measure(given.data, given.only, given.rounds or 9, given.steps, given.seeds)
+        threesp.measure(given.data, given.only, given.rounds or 9, given.steps, given.seeds)
 
 
 if __name__ == "__main__":

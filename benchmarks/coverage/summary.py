@@ -1,4 +1,4 @@
-"""coverage.csv and the section of results.md, made of the rows that coverage.py has collected."""
+"""coverage.csv and the section of results.md, made of the rows that the coverage benchmark has collected."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from record import environment, record
+from ..record import Row, environment, record
 
-Row = dict[str, Any]
 TABLE = Path(__file__).parent / "coverage.csv"
 _SHOWN = 12  # models named of those that share a cause
 
@@ -21,7 +20,8 @@ statistics of batch norms moved off 0 and 1), the smallest input that it takes, 
 0.1 where timm takes them. *Same bits*: outputs in eval mode, and in train mode with the same seed outputs, gradients
 and buffers, equal those before the conversion. *No dense weight*: with random half masks no conv, linear, attention or
 recurrent operation sees a weight past its mask. A model past the run's limits of parameters, memory or
-time is converted on the meta device, where there are no bits to compare. Row by row: [coverage.csv](coverage.csv).
+time is converted on the meta device, where there are no bits to compare. Row by row:
+[coverage.csv](coverage/coverage.csv).
 """
 
 COLUMNS = (
@@ -42,7 +42,7 @@ def summarise(conversion: Mapping[str, Row], shrink: Mapping[str, Row]) -> None:
     )
     if shrink:
         body += "\n" + "\n".join(shrink_lines(shrink))
-    record("coverage.py", body)
+    record("coverage", body)
     print(body)
 
 
@@ -162,9 +162,9 @@ def _listed(title: str, found: Mapping[str, list[str]]) -> list[str]:
     if not groups:
         return []
     lines = [f"{title}:", ""]
-    for why, models in sorted(groups.items(), key=lambda group: -len(group[1])):
+    for cause, models in sorted(groups.items(), key=lambda group: -len(group[1])):
         more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
-        lines.append(f"- {why}: {', '.join(models[:_SHOWN])}{more} ({len(models)})")
+        lines.append(f"- {cause}: {', '.join(models[:_SHOWN])}{more} ({len(models)})")
     return [*lines, ""]
 
 

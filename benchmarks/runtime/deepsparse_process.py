@@ -1,6 +1,6 @@
 """One network in DeepSparse, in a process of its own: Python of DeepSparse's environment runs this file.
 
-    python runtime_deepsparse.py MODEL.onnx INPUT.npy OUTPUT.npy BATCH THREADS
+    python deepsparse_process.py MODEL.onnx INPUT.npy OUTPUT.npy BATCH THREADS
 
 Writes the outputs for the input, prints the version once it is ready, and for each line "N" of its standard input the
 seconds of N passes, as JSON. Between two lines it waits.

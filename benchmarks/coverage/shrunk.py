@@ -6,14 +6,15 @@ import copy
 from typing import Any
 
 import torch
-from coverage_checks import Row, first_that_runs, in_one_line
-from coverage_models import tries
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
 from sparsify.surgery.channels import Dead, analyse
 from sparsify.surgery.shrink.shrink import shrink
 from sparsify.surgery.verification.leak_check import tensors
+
+from .checks import Row, first_that_runs, in_one_line
+from .models import tries
 
 # The models that a peer was tried on: torchvision's classifiers, and one small model of each of timm's source files.
 TORCHVISION = """

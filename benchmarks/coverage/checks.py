@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from coverage_models import Try, arguments, create, fill, tries
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsify import SparsifyError, convert, verify
 from sparsify.surgery.conversion.convert import ConversionReport
 from sparsify.surgery.verification.leak_check import tensors
+
+from .models import Try, arguments, create, fill, tries
 
 Row = dict[str, Any]
 

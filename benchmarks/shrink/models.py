@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 import torch_pruning
-from coverage_checks import Row, in_one_line
-from coverage_models import Try, arguments, create, fill, tries
-from coverage_shrink import heads, other_values, proof
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
 from sparsify.surgery.channels import Channels, analyse
 from sparsify.surgery.shrink.other_inputs import apart, outputs
 from sparsify.surgery.shrink.shrink import shrink
+
+from ..coverage.checks import Row, in_one_line
+from ..coverage.models import Try, arguments, create, fill, tries
+from ..coverage.shrunk import heads, other_values, proof
 
 SPARSITY = 0.5
 EXACT = 1e-9  # largest difference that a cut may make in double precision, relative to the largest output

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from coverage_checks import Row, in_one_line
+from .checks import Row, in_one_line
 
 Work = Callable[[], Row]
 

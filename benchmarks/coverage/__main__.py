@@ -1,7 +1,7 @@
 """Which models of timm and torchvision convert, and which shrink: every one is built, converted and proved.
 
-    python benchmarks/coverage.py --part conversion [--only 'timm:resnet*'] [--redo '*swin*'] [--jobs 2]
-    python benchmarks/coverage.py --summary            # coverage.csv and the section of results.md
+    python -m benchmarks.coverage --part conversion [--only 'timm:resnet*'] [--redo '*swin*'] [--jobs 2]
+    python -m benchmarks.coverage --summary            # coverage.csv and the section of results.md
 
 Each model has a process of its own, with one thread, a limit of memory and one of time. The rows are appended to
 FOLDER/conversion.jsonl and FOLDER/shrink.jsonl as they are made; models that have one are left out the next time.
@@ -18,14 +18,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from coverage_checks import Row, check_conversion
-from coverage_meta import check_on_meta
-from coverage_models import all_models, create, family
-from coverage_processes import Work, work_through
-from coverage_shrink import MODELS, check_shrink
-from coverage_summary import summarise
 
-FOLDER = Path(__file__).parent / "coverage"
+from ..record import Row, rows
+from .checks import check_conversion
+from .meta import check_on_meta
+from .models import all_models, create, family
+from .processes import Work, work_through
+from .shrunk import MODELS, check_shrink
+from .summary import summarise
+
+FOLDER = Path(__file__).parent / "rows"
 GOOD = ("holds", "part", "shrinks")
 TOO_LARGE = "too many parameters to be run"
 
@@ -46,12 +48,6 @@ def in_order(counted: dict[str, tuple[str, int]]) -> list[str]:
     by_size = sorted(counted, key=lambda model: counted[model][1])
     smallest = {part: model for model in reversed(by_size) for part in [counted[model][0]]}
     return sorted(by_size, key=lambda model: not (model.startswith("torchvision:") or model in smallest.values()))
-
-
-def rows(file: Path) -> dict[str, Row]:
-    """Return the rows of a file by model; of two for one model the later counts."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return {row["model"]: row for row in map(json.loads, lines)}
 
 
 def convert_all(given: argparse.Namespace) -> None:
@@ -113,7 +109,9 @@ def append(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=["conversion", "shrink"], default="conversion")
     parser.add_argument("--dead", choices=["masks", "zeros"], default="masks", help="what a shrink takes")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="models to look at: a glob over zoo:name")
