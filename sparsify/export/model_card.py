@@ -75,7 +75,7 @@ def _head(about: Metadata) -> str:
     """Return the YAML at the card's head; a licence only where the weights go back to published ones that have one."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    accuracy, data = _accuracy(about), trained_on(about) or "unknown"
+    accuracy, data, origin = _accuracy(about), trained_on(about) or "unknown", _origin(about)
     result = EvalResult(
         task_type="image-classification",
         dataset_type=data,
@@ -90,7 +90,8 @@ def _head(about: Metadata) -> str:
         pipeline_tag=None if accuracy is None else "image-classification",
         model_name=about.spec or "sparse model",
         eval_results=None if accuracy is None else [result],
-        **_origin(about),
+        license=origin.get("license"),
+        base_model=origin.get("base_model"),
     )
     return f"---\n{head.to_yaml()}\n---"
 
