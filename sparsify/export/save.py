@@ -1,4 +1,4 @@
-"""Saving a model in any of the formats of registry.py. formats/model/load.py is the way back."""
+"""save(): a model written in any of the formats of registry.py. formats/model/load.py reads them."""
 
 from __future__ import annotations
 
