@@ -210,8 +210,8 @@ def test_altered_bytes_are_an_error_or_a_mask_of_the_number_stored(
 
 
 def test_blocks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("bits", "gaps"):
-        monkeypatch.setattr(f"sparsify.formats.{module}.BLOCK", 16)
+    for module in ("bitpack", "rice"):
+        monkeypatch.setattr(f"sparsify.formats.codec.{module}.BLOCK", 16)
     generator = np.random.default_rng(0)
     for size in (63, 64, 65, 200, 333):
         for keep in (0.0, 0.02, 0.1, 0.98, 1.0):
