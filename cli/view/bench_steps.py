@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, fx
 
+from sparsify.calls import Inputs
 from sparsify.formats.io.atomic import atomic_write
 from sparsify.runtime.lowering.builder import Step
 from sparsify.runtime.program.assemble import Segment
@@ -51,7 +52,9 @@ def timed_steps(engine: Engine, x: Tensor, way: Way) -> tuple[int, list[Timed]]:
     """Return how many images one thread works on at once, and the steps of that with the time of one thread."""
     part = x[: way.images] if way.kind == "chunks" else x
     with torch.no_grad():
-        plan = make_plan(engine.model, [part], tuple, lambda node: node.name not in way.dense)
+        plan = make_plan(
+            engine.model, [part], lambda tensors: Inputs(*tensors), lambda node: node.name not in way.dense
+        )
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:

@@ -15,7 +15,8 @@ from ..formats.request import ExportRequest, ExportResult
 from ..runtime.compile import compile
 from ..runtime.tuning.file_record import entry
 from ..surgery.conversion.fold import fold
-from .program import case_of, example_of, of_size
+from .example import example_of
+from .program import case_of
 
 
 def write_engine(request: ExportRequest) -> ExportResult:
@@ -25,14 +26,13 @@ def write_engine(request: ExportRequest) -> ExportResult:
     the example, and for one with no way to choose: the engine leaves to PyTorch whatever is not float32.
     """
     plain = fold(request.model).cpu().eval()
-    example = example_of(request, plain)
-    if request.batch_size is not None:
-        example = of_size(example, request.batch_size)
+    example = example_of(request, plain).inputs
     case_of(plain, example)
     threads = torch.get_num_threads() if request.threads is None else request.threads
     with _of_torch(threads):
         engine = compile(plain, example, threads=threads)
-    if not engine.ways or not all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example):
+    plainly = not example.kwargs and all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example.args)
+    if not engine.ways or not plainly:
         raise SparsifyError("save: engine takes models whose inputs are float32 tensors; this one's are others")
     [(shapes, way)] = engine.ways.items()
     about = replace(request.metadata, format="sparse", engine=entry(shapes, threads, way))

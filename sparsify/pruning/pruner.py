@@ -55,7 +55,8 @@ class Pruner:
 
         `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count
         optimiser steps. Random numbers come from `generator`, of which one number is drawn; without it, from seed 0.
-        `example_input`, a tensor or a tuple of positional arguments, shows how the channels of the layers are tied:
+        `example_input`, a tensor, a tuple of positional arguments, a dict of keyword arguments or
+        `sparsify.Inputs(*args, **kwargs)`, shows how the channels of the layers are tied:
         with it, granularity unit prunes groups of them in all tensors that produce them, biases and norms too, on which
         it puts masks; without it a unit is a row of one weight. `channels` is what `surgery.channels.analyse` found,
         if that is known; else `rules` are those that it shall know besides its own, and `examples` further inputs, of

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..calls import inputs_of, run
 from ..errors import SparsifyError
 from ..formats.model.load import load
 from ..surgery.conversion.fold import fold
@@ -30,9 +31,9 @@ def compile(
     """Return an engine for a model (masked, folded, shrunk or any other) or a file, run once on `example_input`.
 
     `source` is the model, or what `load` takes: a file's path, a run or "hf:OWNER/NAME"; `model` is then what the file
-    is loaded into, in place, if it does not name its own. `example_input` is a tensor or a tuple of positional
-    arguments; for a file it may be left out if the file says what its model takes. `threads` is torch's own number
-    unless given.
+    is loaded into, in place, if it does not name its own. `example_input` is a tensor, a tuple of positional arguments,
+    a dict of keyword arguments or `sparsify.Inputs(*args, **kwargs)`; for a file it may be left out if the file says
+    what its model takes. `threads` is torch's own number unless given.
     With `tune` every way to run the example's shape is timed and the fastest kept, PyTorch's own among them; it is also
     kept on the disk, for the next engine of the same weights (tuning.json in the folder SPARSIFY_CACHE, by default
     sparsify in the user's folder for caches). Without it nothing is timed and kernels are used wherever there are some.
@@ -63,17 +64,17 @@ def _started(model: nn.Module, example_input: Any, threads: int, tune: bool, fil
     """Return the engine after its first run."""
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise SparsifyError("compile: the model's parameters have no values yet (meta device)")
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = inputs_of(example_input, "compile", model)
     if on_cuda(model):
         folded, note = for_cuda(model, inputs)
         engine = Engine(folded, threads, tune)
         engine.note, engine.uses_kernels = note, False
-        engine(*inputs)
+        run(engine, inputs)
         return engine
     engine = Engine(fold(model).eval().requires_grad_(False), threads, tune)
     if file is not None and file.way is not None:
         engine.known[file.shapes] = file.way
-    engine(*inputs)
+    run(engine, inputs)
     if file is not None:
         wrong = file.way is not None and engine.ways.get(file.shapes, file.way) != file.way
         unfit = "it does not give the model's outputs" if wrong else file.unfit

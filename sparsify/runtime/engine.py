@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..calls import Inputs as Call
+from ..calls import run as run_call
 from ..errors import EngineWarning
 from .call_inputs import Inputs, Shapes, shown, taken_apart, unusable
 from .kernel_errors import Fault
@@ -70,31 +72,31 @@ class Engine:
         self.known, self.ways = {**self.known, **self.ways}, {}
         self._born()
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Torch's own context managers are Python, in the middle of which a signal handler may raise.
         gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         try:
             torch._C._set_grad_enabled(False)
             torch.set_autocast_enabled("cpu", False)
-            return self._answer(args)
+            return self._answer(Call(*args, **kwargs))
         finally:
             torch._C._set_grad_enabled(gradients)
             torch.set_autocast_enabled("cpu", autocast)
 
-    def _answer(self, args: tuple[Any, ...]) -> Any:
-        inputs = taken_apart(args)
+    def _answer(self, call: Call) -> Any:
+        inputs = taken_apart(call)
         reason = unusable(inputs)
         if reason:
             self._left.add(reason)
         empty = not inputs.tensors or any(x.numel() == 0 for x in inputs.tensors)
         if reason or empty or not self.uses_kernels or self._owner == threading.get_ident():
-            return self.model(*args)
+            return run_call(self.model, call)
         with self._lock:
             self._owner = threading.get_ident()
             try:
                 key = inputs.key
                 if key not in self.ways and self._too_many(inputs):
-                    return self.model(*args)
+                    return run_call(self.model, call)
                 if key not in self.ways:
                     self.ways[key] = self._choose(inputs)
                 return self._run(self.ways[key], inputs)
@@ -156,7 +158,7 @@ class Engine:
     def _run(self, way: Way, inputs: Inputs) -> Any:
         """Return the outputs for these inputs by one way."""
         if way.kind == "torch":
-            return self.model(*inputs.args())
+            return run_call(self.model, inputs.call())
         if way.kind == "chunks":
             return self._chunks(way, inputs)
         plan = self._shown[inputs.key] = self._plan(way, inputs)
@@ -204,7 +206,7 @@ class Engine:
 
             def work() -> Plan:
                 with torch.no_grad():
-                    return make_plan(self.model, inputs.tensors, inputs.args, lambda node: node.name not in way.dense)
+                    return make_plan(self.model, inputs.tensors, inputs.call, lambda node: node.name not in way.dense)
 
             plan = self._plans[key] = untorn(work)
             for name, why in plan.failed.items():

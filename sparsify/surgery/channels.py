@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..calls import inputs_of
 from ..errors import unknown
 from .agreement import agreed, dead_by_group
 from .analysis.bias_sinks import Foldable, foldable_steps
@@ -104,9 +105,9 @@ def analyse(
     if any(True for _ in all_masked_parameters(model)):
         model = fold(model)
     own = checked_rules("analyse", rules)
-    channels = study(record(model, example_input), heads=heads, rules=own).channels
+    channels = study(record(model, inputs_of(example_input, "analyse", model)), heads=heads, rules=own).channels
     for number, other in enumerate(examples):
-        found = study(record(model, other), heads=heads, rules=own).channels
+        found = study(record(model, inputs_of(other, "analyse", model)), heads=heads, rules=own).channels
         channels = agreed(channels, found, f"example {number + 2}")
     return channels
 

@@ -92,6 +92,12 @@ def test_the_card_is_one_that_the_hub_reads_and_gives_every_figure(folder: Path)
     assert read.data.library_name == "sparsify" and read.data.license is None
     assert read.data.tags == ["sparsify", "sparsity", "pruning", "timm"]
     assert read.data.pipeline_tag == "image-classification"
+    [result] = read.data.eval_results
+    assert (read.data.model_name, result.dataset_name, result.metric_type) == ("timm:test_resnet", "digits", "accuracy")
+    assert result.metric_value == 0.875
+    figures = read.text.partition("## Figures")[2]
+    assert read.text.index("**Test accuracy 87.5 %** on digits") < read.text.index("## Load it")
+    assert figures.index("test_accuracy") < figures.index("sparsity of the masked weights") < figures.index("top5")
     saved, text = inspect_file(folder / "model.safetensors"), read.text
     assert 'model = sparsify.load("hf:OWNER/NAME")' in text and "# [batch, 3, 32, 32]" in text
     for row in saved.rows:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
+from sparsify.calls import Inputs
 from sparsify.errors import EngineWarning
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
@@ -153,7 +154,7 @@ class Named(nn.Module):
 
 def test_the_order_of_a_table_matters_not() -> None:
     model, a, b = Named().eval(), torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
-    engine = compile(model, {"a": a, "b": b}, threads=1, tune=False)
+    engine = compile(model, Inputs({"a": a, "b": b}), threads=1, tune=False)
     check(engine, model, {"a": b, "b": a})
     check(engine, model, {"b": b, "a": a})
     check(engine, model, {"a": a, "b": b})

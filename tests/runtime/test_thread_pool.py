@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparsify.calls import Inputs
 from sparsify.runtime import thread_pool as workers
 from sparsify.runtime.kernels import sparse_conv as kernels
 from sparsify.runtime.kernels.jit import ready
@@ -49,7 +50,7 @@ def job_of(count: int) -> tuple[Workers, Callable[[Tensor], Tensor], nn.Module]:
     """Return threads, a job that computes a network with them, and the network."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 5, 1)).eval().requires_grad_(False)
-    plan = make_plan(model, [torch.randn(2, 3, 6, 6)], lambda tensors: (tensors[0],))
+    plan = make_plan(model, [torch.randn(2, 3, 6, 6)], lambda tensors: Inputs(tensors[0]))
     segment = plan.program.parts[0]
     assert isinstance(segment, Segment)
     workers, buffers = Workers(count), memory(plan.program.floats)

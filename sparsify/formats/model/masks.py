@@ -118,8 +118,8 @@ def _check(
             f"{path}: {_of(len(other), masks)} another shape than the parameter in the model: "
             f"'{first}' {_sizes(masks[first])} for {_sizes(parameters[first])}{built}{cut}"
         )
-    told = {id(parameters[name]) for name in masks}
-    bare = [name for name, weight in masked_parameters(model).items() if id(weight.parameter) not in told]
+    in_file = {id(parameters[name]) for name in masks}
+    bare = [name for name, weight in masked_parameters(model).items() if id(weight.parameter) not in in_file]
     if bare:
         raise SparsifyError(
             f"{path}: holds no mask for {_more(bare)}, masked in the model; give a plain model, or one masked alike"

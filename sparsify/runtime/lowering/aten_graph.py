@@ -11,11 +11,12 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from ...calls import run
 from ...errors import RunError
 
 
 def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Any]:
-    """Return the graph of `model(*unflatten(inputs))` for inputs of these shapes, and the structure of its outputs.
+    """Return the graph of the call `unflatten(inputs)` for inputs of these shapes, and the structure of its outputs.
 
     The graph takes the tensors one by one and returns a flat list. The model is in evaluation mode and plain. Whatever
     PyTorch raises where a forward cannot be recorded goes to the caller, and RunError where its control flow depends on
@@ -24,7 +25,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[f
     structure: list[Any] = []
 
     def flat(*tensors: Tensor) -> list[Any]:
-        outputs, spec = pytree.tree_flatten(model(*unflatten(tensors)))
+        outputs, spec = pytree.tree_flatten(run(model, unflatten(tensors)))
         structure[:] = [spec]
         return outputs
 

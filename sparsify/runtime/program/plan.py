@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from ...calls import Inputs
 from ..kernel_errors import PASSED, KernelError
 from ..kernels.jit import ready
 from ..kernels.planes import ALIGNMENT
@@ -19,7 +20,7 @@ from ..lowering.rules import RULES
 from ..thread_pool import numbers
 from .assemble import Array, Program, Segment, assemble
 
-Unflatten = Callable[[Sequence[Tensor]], tuple[Any, ...]]
+Unflatten = Callable[[Sequence[Tensor]], Inputs]
 
 
 @dataclass(frozen=True)

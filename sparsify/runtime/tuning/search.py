@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ...errors import SparsifyError
+from ...relative_error import relative_error
 from ..kernel_errors import PASSED, Fault, KernelError, one_line
 from ..lowering.builder import Step
 from ..lowering.conv_linear import WEIGHTED
@@ -90,7 +91,7 @@ def choose(
 def checked(run: Run, way: Way, expected: Sequence[Any]) -> Fault | None:
     """Return what is wrong with a way, None if its outputs are those expected."""
     try:
-        apart = difference(run(way), expected)
+        apart = relative_error(run(way), expected)
     except PASSED:
         raise
     except SparsifyError as error:
@@ -173,24 +174,4 @@ def _least(work: Callable[[], Any]) -> float:
     return min(_seconds(work) for _ in range(_LEAST))
 
 
-def difference(outputs: Sequence[Any], expected: Sequence[Any]) -> float:
-    """Return how far outputs are from those expected, relative to the largest; inf if they are of another kind."""
-    return max((_apart(one, other) for one, other in zip(outputs, expected, strict=True)), default=0.0)
-
-
-def _apart(one: Any, other: Any) -> float:
-    if not isinstance(other, Tensor):
-        return 0.0 if one == other else float("inf")
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return float("inf")
-    if not other.is_floating_point() or other.numel() == 0:
-        return 0.0 if torch.equal(one, other) else float("inf")
-    finite = other.isfinite()
-    # Where the model gives no number, the same must come out.
-    if not torch.equal(one[~finite].nan_to_num(), other[~finite].nan_to_num()) or not bool(
-        one[finite].isfinite().all()
-    ):
-        return float("inf")
-    largest = float(other[finite].abs().max()) if finite.any() else 0.0
-    apart = float((one[finite] - other[finite]).abs().max()) if finite.any() else 0.0
-    return apart / largest if largest else float(apart > 0)
+difference = relative_error

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ...relative_error import relative_error
 from ..channels import Study
 from ..recording.context import all_double
 from ..recording.recorder import record
 from .cuts import every_tensor
-from .other_inputs import Variant, apart, in_train_mode, outputs, training_outputs, variants, watched_outputs
+from .other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
 from .size_attributes import Kept
 from .size_branches import modules_that_ask
 
@@ -64,12 +65,12 @@ class Proof:
         shapes, expected = ([tuple(t.shape) for t in side] for side in (outcome, self._single_outputs))
         if shapes != expected:
             return f"outputs have the shapes {shapes} instead of {expected}", self._first(cutting, found, kept)
-        single = apart(outcome, self._single_outputs)
+        single = relative_error(outcome, self._single_outputs)
         double = float("inf")
         if single <= self._limit:
             undo = cutting(self._double)
             try:
-                double = apart(self._in_double(), self._double_outputs)
+                double = relative_error(self._in_double(), self._double_outputs)
             finally:
                 undo()
         if single <= self._limit and double <= LIMIT_64:
@@ -112,7 +113,7 @@ class Proof:
             for value, a, b in zip(step.results, before, after, strict=False):
                 for d in range(a.dim()):
                     a = a.index_select(d, torch.from_numpy(np.flatnonzero(kept.along(value, d))))
-                if a.shape != b.shape or (a.is_floating_point() and apart([b], [a]) > LIMIT_64):
+                if a.shape != b.shape or (a.is_floating_point() and relative_error([b], [a]) > LIMIT_64):
                     return step.module
         return ""
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..recording.recorder import own_inputs, tensors_in
+from ...calls import run, tensors_in
+from ...relative_error import relative_error
+from ..recording.recorder import own_inputs
 from ..side_effects import changed_buffers, unchanged
 from .size_branches import Asked, SizeWatch
 
 # Dimensions that are made longer together, by the rank of the input: of sequences one after the other is tried.
 _ALONG: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3),), 5: ((2, 3, 4),)}
 _RATES = ("p", "drop_prob")  # attributes of dropout and drop path
-NOT_A_VALUE = 1e30  # what stands for minus infinity is no measure of the other outputs
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Variant:
         shapes, expected = ([tuple(t.shape) for t in side] for side in (given, self.expected))
         if shapes != expected:
             return f"for {self.what} outputs have the shapes {shapes} instead of {expected}"
-        difference = apart(given, self.expected)
+        difference = relative_error(given, self.expected)
         return f"for {self.what} outputs differ by {difference:.1e} of the largest" if difference > limit else ""
 
 
@@ -120,7 +121,7 @@ def in_train_mode(expected: list[Tensor] | None, small: nn.Module, example_input
         return f"it raises {type(error).__name__}"
     if [t.shape for t in given] != [t.shape for t in expected]:
         return "its outputs have other shapes"
-    difference = apart(given, expected)
+    difference = relative_error(given, expected)
     return "equal" if difference <= limit else f"its outputs differ by {difference:.1e} of the largest"
 
 
@@ -161,7 +162,7 @@ def _in_train_mode(model: nn.Module, example_input: Any) -> list[Tensor]:
 def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
     """Return the tensors in the output of a model in the mode that it is in."""
     with torch.no_grad(), unchanged(model), changed_buffers(model, []):
-        return tensors_in(model(*own_inputs(example_input)))
+        return tensors_in(run(model, own_inputs(example_input)))
 
 
 def watched_outputs(model: nn.Module, example_input: Any) -> tuple[list[Tensor], Asked]:
@@ -172,20 +173,3 @@ def watched_outputs(model: nn.Module, example_input: Any) -> tuple[list[Tensor],
             return outputs(model, example_input), watch.asked
     except Exception:  # noqa: BLE001 - its own, or because it takes no numbers but plain ones
         return outputs(model, example_input), {"": [("not to be told", object())]}
-
-
-def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Return max |difference| / max |theirs| of the tensor where that is largest.
-
-    Entries that are not numbers in both are equal.
-    """
-    return max((_apart(a, b) for a, b in zip(ours, theirs, strict=True) if a.numel()), default=0.0)
-
-
-def _apart(ours: Tensor, theirs: Tensor) -> float:
-    a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (ours, theirs))
-    size = b.abs()
-    largest = float(torch.where(size < NOT_A_VALUE, size, 0).max())
-    same = (a == b) | ((a != a) & (b != b))
-    difference = float(torch.where(same, 0, (a - b).abs()).nan_to_num(nan=float("inf")).max())
-    return difference / largest if largest else difference

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from ...calls import inputs_of
 from ...errors import RunError, SparsifyError
 from ..agreement import same_groups
 from ..analysis.coupling import Heads
@@ -109,7 +110,8 @@ def shrink(
     that the biases of its readers can take in; it goes with the channels that it is tied to, if they are dead as well.
     With `dead` "masks" that has to follow from what the masks of `model` remove, whatever its parameters learn: what is
     only zero for now, as many a norm at the start of training, stays. With "zeros" the values of parameters count.
-    `example_input` is a tensor, or a tuple of arguments. Sizes are left multiples
+    `example_input` is a tensor, a tuple of positional arguments, a dict of keyword arguments or
+    `sparsify.Inputs(*args, **kwargs)`. Sizes are left multiples
     of `round_to` where enough dead channels are there to stay. Unless `verify` is False the result is compared with
     `model` on the example input, in float64 and float32. `model` is not changed. Raises RunError, naming the module
     that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1
@@ -121,6 +123,8 @@ def shrink(
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
     check_heads("shrink", heads)
     check_dead("shrink", dead)
+    example_input = inputs_of(example_input, "shrink", model)
+    examples = [inputs_of(other, "shrink: examples", model) for other in examples]
     small = fold(model).eval()
     own = checked_rules("shrink", rules)
     tape = record(small, example_input)

@@ -14,7 +14,7 @@ from sparsify.surgery.shrink.shrink import shrink
 def test_the_difference_is_the_largest_over_the_largest_of_its_tensor() -> None:
     assert apart([torch.tensor([1.0, 4.0])], [torch.tensor([2.0, 4.0])]) == 0.25
     assert apart([torch.tensor([1.0]), torch.tensor([8.0])], [torch.tensor([2.0]), torch.tensor([8.0])]) == 0.5
-    assert apart([torch.tensor([0.5])], [torch.tensor([0.0])]) == 0.5, "of nothing it is the difference itself"
+    assert apart([torch.tensor([0.5])], [torch.tensor([0.0])]) == math.inf, "nothing is small beside zeros"
     assert apart([torch.empty(0)], [torch.empty(0)]) == 0
 
 
@@ -29,8 +29,9 @@ def test_equal_infinities_and_no_numbers_are_no_difference_and_no_measure() -> N
 
 
 def test_whole_numbers_and_truths_are_compared() -> None:
-    assert apart([torch.tensor([True, False])], [torch.tensor([True, True])]) == 1
-    assert apart([torch.tensor([3])], [torch.tensor([4])]) == 0.25
+    assert apart([torch.tensor([True, False])], [torch.tensor([True, True])]) == math.inf
+    assert apart([torch.tensor([3])], [torch.tensor([4])]) == math.inf
+    assert apart([torch.tensor([4])], [torch.tensor([4])]) == 0
 
 
 class Own(nn.Module):
