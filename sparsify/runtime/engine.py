@@ -46,7 +46,7 @@ class Engine:
         self.note = ""
         self.uses_kernels = True
         self._tune = tune
-        self._left: set[str] = set()  # lines on calls that are torch's
+        self._left: set[str] = set()  # lines on what is torch's, or not used
         self._failed: dict[str, str] = {}  # operations whose kernels failed: why
         self._born()
 
@@ -135,8 +135,12 @@ class Engine:
 
         name = remembered.key(self.model, inputs.key, self.threads) if self._tune else ""
         before = self.known.get(inputs.key) or (remembered.recall(name) if self._tune else None)
-        if before is not None and (before.kind == "torch" or checked(run, before, run(TORCH)) is None):
-            return before
+        faults: list[Fault] = []
+        if before is not None:
+            fault = None if before.kind == "torch" else checked(run, before, run(TORCH))
+            if fault is None:
+                return before
+            faults.append(fault)
         images = _images([*inputs.cut, *run(TORCH)])
         most = -(-images // self.threads)
         chunks = sorted({min(most, size) for size in CHUNKS}, reverse=True) if images > 1 else []
@@ -144,14 +148,21 @@ class Engine:
         if self.threads > 1 and inputs.cut and all(len(x) == 1 for x in inputs.cut):
             # Threads that wait for each other after every step may take longer than one alone.
             ways.append(Way("chunks", 1))
-        faults: list[Fault] = []
         way = choose(run, plan, ways, self._tune, faults)
-        if way.kind == "torch" and not way.seconds and any(fault.raised for fault in faults):
-            self._warn(f"input {shown(inputs.key)} is left to PyTorch: {way.why}")
+        self._tell(inputs, faults, alone=way.kind == "torch" and not way.seconds)
         # What follows from a failure is no finding.
-        if way.seconds and not self._failed and not any(fault.of_kernel for fault in faults):
+        if way.seconds and not self._failed and not any(fault.ours for fault in faults):
             remembered.keep(name, way)
         return way
+
+    def _tell(self, inputs: Inputs, faults: Sequence[Fault], alone: bool) -> None:
+        """Warn of what was raised, once for each reason; PyTorch is `alone` if no other way is right."""
+        for why in dict.fromkeys(fault.text for fault in faults if fault.ours or fault.raised and alone):
+            ways = " or ".join(dict.fromkeys(fault.way for fault in faults if fault.text == why))
+            line = "is left to PyTorch" if alone else f"is not run by {ways}"
+            self._warn(f"input {shown(inputs.key)} {line}: {why}")
+            if not alone:
+                self._left.add(f"input {shown(inputs.key)}: not used: {ways}: {why}")
 
     def _run(self, way: Way, inputs: Inputs) -> Any:
         """Return the outputs for these inputs by one way."""

@@ -1,8 +1,11 @@
 """Calls with integers, truth values and what is no tensor: the float part runs on kernels."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import sparsify
 from sparsify.errors import EngineWarning
@@ -275,3 +278,64 @@ def test_a_masked_denoiser_runs_its_convolutions_sparse() -> None:
     engine = compile(model, (x, t), threads=1, tune=False)
     assert "sparse kernel" in str(engine) and "embedding" in str(engine)
     check(engine, model, x, t)
+
+
+def test_a_way_that_fails_is_said_though_another_one_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(engine: Engine, way: object, inputs: object) -> object:
+        raise KeyError("no chunk")
+
+    monkeypatch.setattr(Engine, "_chunks", broken)
+    model, x = nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 8, 8)
+    with pytest.warns(
+        EngineWarning,
+        match="is not run by .* or each thread on 1 image at a time: KeyError",
+    ) as said:
+        engine = compile(model, x, threads=1, tune=False)
+    assert len(said) == 1 and [way.kind for way in engine.ways.values()] == ["split"]
+    assert "each thread on 1 image at a time: KeyError: 'no chunk'" in str(engine)
+    check(engine, model, x)
+
+
+def test_what_fails_when_a_program_is_assembled_costs_its_own_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsify.runtime.program import assemble
+
+    monkeypatch.setitem(assemble._OWN, "LARGEST", failing(ValueError("no window")))
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)).eval(), torch.randn(1, 3, 8, 8)
+    with pytest.warns(EngineWarning, match="max_pool2d_with_indices is left to PyTorch .*ValueError: no window"):
+        engine = compile(model, x, threads=1, tune=False)
+    assert {"CONVOLVE_TILES"} <= kernels_of(engine)
+    check(engine, model, x)
+
+
+def test_outputs_that_are_wrong_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sparsify.runtime.lowering import epilogue
+
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
+    monkeypatch.setitem(epilogue.CLAMPS, torch.ops.aten.relu.default, lambda: (0.25, 0.5))
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)
+    with pytest.warns(EngineWarning, match="is left to PyTorch: its outputs differ by .* of the largest") as said:
+        engine = compile(model, x, threads=1)
+    assert len(said) == 1 and not list(tmp_path.iterdir())
+    check(engine, model, x)
+
+
+def test_a_forward_that_cannot_be_traced_is_said() -> None:
+    class Untraceable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if get_proxy_mode() is not None:
+                raise RuntimeError("not to be recorded")
+            return x + 1
+
+    model, x = Untraceable().eval(), torch.randn(2, 3)
+    with pytest.warns(EngineWarning, match="input 2x3 is left to PyTorch: RuntimeError: not to be recorded"):
+        engine = compile(model, x, threads=1)
+    assert torch.equal(engine(x), x + 1) and "PyTorch: RuntimeError: not to be recorded" in str(engine)
+
+
+def test_an_invariant_that_breaks_while_a_program_runs_goes_to_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(workers: object, arrays: object) -> None:
+        raise AssertionError("never")
+
+    monkeypatch.setattr("sparsify.runtime.thread_pool.Workers.split", broken)
+    with pytest.raises(AssertionError, match="never"):
+        compile(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8), threads=1, tune=False)

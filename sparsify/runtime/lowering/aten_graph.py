@@ -12,14 +12,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ...errors import RunError
+from ..kernel_errors import PASSED, TraceError, one_line
 
 
 def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Any]:
     """Return the graph of `model(*unflatten(inputs))` for inputs of these shapes, and the structure of its outputs.
 
-    The graph takes the tensors one by one and returns a flat list. The model is in evaluation mode and plain. Whatever
-    PyTorch raises where a forward cannot be recorded goes to the caller, and RunError where its control flow depends on
-    values.
+    The graph takes the tensors one by one and returns a flat list. The model is in evaluation mode and plain. Raises
+    TraceError where PyTorch cannot record the forward, and RunError where its control flow depends on values.
     """
     structure: list[Any] = []
 
@@ -31,11 +31,13 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[f
     with torch.no_grad():
         try:
             graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
-        except RuntimeError as error:
+        except PASSED:
+            raise
+        except Exception as error:
             # As make_fx says that a number is taken out of a tensor.
             if "value out of a tracing tensor" in str(error):
                 raise RunError("the forward depends on values (it takes a number out of a tensor)") from error
-            raise
+            raise TraceError(one_line(error)) from error
     _refuse_values(graph)
     graph.graph.eliminate_dead_code()
     return graph, structure[0]

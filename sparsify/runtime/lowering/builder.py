@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..kernel_errors import PASSED, KernelError
+from ..kernel_errors import blamed_on
 from ..kernels.planes import Planes
 from .aten_graph import constants, shape_of
 from .packed_rows import Rows
@@ -125,12 +125,8 @@ class Lowering:
         rule = self.rules.get(node.target)
         if rule is None or not self.native(node):
             return False
-        try:
+        with blamed_on(node.name):
             return rule(self, node)
-        except PASSED:
-            raise
-        except Exception as error:
-            raise KernelError(node.name, error) from error
 
     def call(self, node: fx.Node) -> None:
         """Leave an operation to torch."""

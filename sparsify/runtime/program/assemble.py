@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from ..kernel_errors import blamed_on
 from ..kernels import opcodes as columns
 from ..kernels.planes import ALIGNMENT, Planes
 from ..kernels.simd import TILE, WIDTH
@@ -158,11 +159,12 @@ def _segment(steps: Sequence[Step], places: Mapping[int, int], pool: _Pool) -> S
     nodes = [*reads, *writes]
     table = np.zeros((len(steps), len(columns.COLUMNS)), dtype=np.int64)
     for row, step in zip(table, steps, strict=True):
-        found = _columns(step, places) | pool.add(step)
-        if step.tensor is not None:
-            found["TENSOR"] = nodes.index(step.tensor)
-        for name, value in found.items():
-            row[_COLUMN[name]] = value
+        with blamed_on(step.name):
+            found = _columns(step, places) | pool.add(step)
+            if step.tensor is not None:
+                found["TENSOR"] = nodes.index(step.tensor)
+            for name, value in found.items():
+                row[_COLUMN[name]] = value
     return Segment(table, tuple(steps), tuple(reads), tuple(writes))
 
 

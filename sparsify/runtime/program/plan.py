@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..kernel_errors import PASSED, KernelError
+from ..kernel_errors import KernelError, blamed_on
 from ..kernels.jit import ready
 from ..kernels.planes import ALIGNMENT
 from ..lowering.aten_graph import trace
@@ -57,7 +57,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a plain model in evaluation mode for inputs of these shapes.
 
-    `native` says which operations may have a kernel. Raises what PyTorch raises if the forward cannot be traced.
+    `native` says which operations may have a kernel. Raises TraceError or RunError if the forward cannot be traced.
     """
     return lower(*trace(model, inputs, unflatten), native)
 
@@ -68,11 +68,10 @@ def lower(graph: fx.GraphModule, structure: Any, native: Callable[[fx.Node], boo
     while True:
         lowering = Lowering(graph, RULES, lambda node: node.name not in failed and native(node))
         try:
-            steps = lowering.all()
+            program = assemble(lowering.all(), lowering.planes, lowering.within)
             break
         except KernelError as error:
             failed[error.operation] = error.reason
-    program = assemble(steps, lowering.planes, lowering.within)
     nodes = list(graph.graph.nodes)
     outputs = tuple(nodes[-1].args[0])
     return Plan(
@@ -121,12 +120,8 @@ def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> l
                 values[node] = torch.empty(node.meta["val"].shape, dtype=torch.float32, device="cpu")
                 held.append(values[node])
             addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
-            try:
+            with blamed_on(part.name):
                 run(arrays_of(plan.program, part, buffers, addresses))
-            except PASSED:
-                raise
-            except Exception as error:
-                raise KernelError(part.name, error) from error
         else:
             values[part.node] = _call(part.node, values, plan.known)
         for node in plan.done_with.get(number, ()):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import SparsifyError
-from ..kernel_errors import PASSED, Fault, KernelError, one_line
+from ..kernel_errors import PASSED, Fault, KernelError, TraceError, one_line
 from ..lowering.builder import Step
 from ..program.assemble import Segment, assemble
 from ..program.plan import Plan, alone, arrays_of, memory
@@ -53,9 +53,7 @@ TORCH = Way("torch")
 Run = Callable[[Way], list[Any]]
 
 
-def choose(
-    run: Run, plan: Callable[[Way], Plan], ways: Iterable[Way], tune: bool, faults: list[Fault] | None = None
-) -> Way:
+def choose(run: Run, plan: Callable[[Way], Plan], ways: Iterable[Way], tune: bool, faults: list[Fault]) -> Way:
     """Return the fastest of the ways whose outputs are torch's, or torch's own.
 
     `run` returns the outputs of a way, flat; `plan` the plan it uses. Without `tune` the first that is right is taken.
@@ -63,22 +61,23 @@ def choose(
     """
     expected = run(TORCH)
     right: list[Way] = []
-    found = [] if faults is None else faults
     for way in ways:
         fault = checked(run, way, expected)
         if fault is not None:
-            found.append(fault)
+            faults.append(fault)
             continue
         right.append(way)
         if not tune:
             return way
     if not right:
-        return replace(TORCH, why=found[-1].text if found else "there is no other way")
+        return replace(TORCH, why=faults[-1].text if faults else "there is no other way")
     seconds = timed(run, [TORCH, *right])
     best = min(right, key=seconds.__getitem__)
     dense = faster_dense(plan(best))
     mixed = replace(best, dense=dense)
-    if dense and checked(run, mixed, expected) is None:
+    if dense and (fault := checked(run, mixed, expected)) is not None:
+        faults.append(fault)
+    elif dense:
         seconds |= timed(run, [best, mixed])
     fastest = min(seconds, key=seconds.__getitem__)
     return replace(
@@ -93,12 +92,16 @@ def checked(run: Run, way: Way, expected: Sequence[Any]) -> Fault | None:
     except PASSED:
         raise
     except SparsifyError as error:
-        return Fault(" ".join(str(error).split()))
-    except KernelError as error:
-        return Fault(str(error), raised=True, of_kernel=True)
-    except Exception as error:  # noqa: BLE001 - whatever a forward raises when it is traced, torch can run it
-        return Fault(one_line(error), raised=True)
-    return None if apart <= TOLERANCE else Fault(f"its outputs differ by {apart:.1e} of the largest")
+        return Fault(str(way), " ".join(str(error).split()))
+    except TraceError as error:
+        return Fault(str(way), str(error), raised=True)
+    except Exception as error:  # noqa: BLE001 - PyTorch gives the outputs, and the caller of this warns
+        text = str(error) if isinstance(error, KernelError) else one_line(error)
+        return Fault(str(way), text, raised=True, ours=True)
+    # Images that depend on each other make a difference in chunks, and none where all are there.
+    wrong = way.kind != "chunks"
+    text = f"its outputs differ by {apart:.1e} of the largest"
+    return None if apart <= TOLERANCE else Fault(str(way), text, raised=wrong, ours=wrong)
 
 
 def timed(run: Run, ways: Sequence[Way]) -> dict[Way, float]:
