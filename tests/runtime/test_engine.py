@@ -13,6 +13,8 @@ import sparsify
 from sparsify import SparsifyError
 from sparsify.errors import CacheWarning
 from sparsify.runtime.compile import compile
+from sparsify.runtime.engine import Engine
+from sparsify.runtime.lowering.builder import Step
 from sparsify.runtime.tuning.search import TORCH, Way, difference
 
 
@@ -26,6 +28,13 @@ def pruned(spec: str, sparsity: float = 0.9) -> nn.Module:
     settings = {"criterion": "magnitude", "sparsity": sparsity, "scope": "filter"}
     sparsify.Pruner(model, settings, total_steps=0).start()
     return model
+
+
+def on_kernels(engine: Engine) -> None:
+    """Nothing was left to PyTorch: neither a shape as a whole nor an operation."""
+    assert engine.ways and all(way.kind != "torch" and not way.dense for way in engine.ways.values()), str(engine)
+    for plan in engine._plans.values():
+        assert all(isinstance(step, Step) for step in plan.steps), str(engine)
 
 
 def close(found: Tensor, model: nn.Module, x: Tensor) -> None:
@@ -72,6 +81,7 @@ def resnet() -> nn.Module:
 def test_every_way_gives_the_model_s_outputs(resnet: nn.Module, images: int, threads: int) -> None:
     x = torch.randn(images, 3, 32, 32)
     engine = compile(resnet, x, threads=threads, tune=False)
+    on_kernels(engine)
     mixed = Way("split", dense=frozenset({"convolution_1"}))
     for way in (TORCH, Way("split"), Way("chunks", 1), Way("chunks", 2), mixed):
         engine.ways = {(tuple(x.shape),): way}
@@ -85,11 +95,13 @@ def test_other_shapes_are_compiled_when_they_come(resnet: nn.Module) -> None:
         close(engine(x), resnet, x)
         close(engine(x), resnet, x)
     assert len(engine.ways) == 4
+    on_kernels(engine)
 
 
 def test_the_engine_keeps_its_weights(resnet: nn.Module) -> None:
     model, x = copy.deepcopy(resnet), torch.randn(2, 3, 32, 32)
     engine = compile(model, x, threads=1, tune=False)
+    on_kernels(engine)
     before = engine(x)
     for parameter in model.parameters():
         parameter.data.zero_()
@@ -100,6 +112,7 @@ def test_the_engine_keeps_its_weights(resnet: nn.Module) -> None:
 def test_outputs_are_the_caller_s_own(resnet: nn.Module) -> None:
     x = torch.randn(2, 3, 32, 32)
     engine = compile(resnet, x, threads=1, tune=False)
+    on_kernels(engine)
     first = engine(x)
     kept = first.clone()
     engine(torch.randn(2, 3, 32, 32))
@@ -109,7 +122,9 @@ def test_outputs_are_the_caller_s_own(resnet: nn.Module) -> None:
 def test_several_threads_may_call(resnet: nn.Module) -> None:
     inputs = [torch.randn(2, 3, 32, 32) for _ in range(6)]
     engine = compile(resnet, inputs[0], threads=2, tune=False)
+    on_kernels(engine)
     expected = [engine(x) for x in inputs]
+    close(expected[0], resnet, inputs[0])
     found: list[Tensor | None] = [None] * len(inputs)
 
     def call(index: int) -> None:
@@ -179,7 +194,10 @@ class Several(nn.Module):
 def test_inputs_and_outputs_may_be_of_any_structure() -> None:
     model = Several()
     x, y = torch.randn(2, 1, 5, 5), torch.randn(2, 1, 5, 5)
-    found, expected = compile(model, (x, y), threads=2, tune=False)(x, y), model(x, y)
+    engine = compile(model, (x, y), threads=2, tune=False)
+    assert {way.kind for way in engine.ways.values()} == {"chunks"}
+    assert "CONVOLVE" in {step.kind for step in next(iter(engine._plans.values())).steps if isinstance(step, Step)}
+    found, expected = engine(x, y), model(x, y)
     assert found.keys() == expected.keys()
     assert found["number"] == 7
     assert torch.equal(found["constant"], torch.arange(3))
@@ -255,6 +273,7 @@ def test_an_empty_batch_is_torch_s(resnet: nn.Module) -> None:
 def test_gaps_in_an_input_do_not_matter(resnet: nn.Module) -> None:
     x = torch.randn(2, 3, 64, 64)[:, :, ::2, ::2]
     engine = compile(resnet, x, threads=1, tune=False)
+    on_kernels(engine)
     close(engine(x), resnet, x)
     close(engine(x.contiguous(memory_format=torch.channels_last)), resnet, x)
 
@@ -272,6 +291,7 @@ def test_an_error_of_the_model_is_the_caller_s(resnet: nn.Module) -> None:
     engine = compile(resnet, torch.randn(1, 3, 32, 32), threads=2, tune=False)
     with pytest.raises(RuntimeError, match="channels"):
         engine(torch.randn(1, 4, 32, 32))
+    on_kernels(engine)
     x = torch.randn(1, 3, 32, 32)
     close(engine(x), resnet, x)
 
