@@ -11,6 +11,7 @@ import sparsify
 from sparsify.errors import EngineWarning
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
+from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.lowering import rules
 from sparsify.runtime.lowering.builder import Step
 from sparsify.runtime.tuning.search import TORCH, difference
@@ -56,8 +57,8 @@ class Tokens(nn.Module):
         return y
 
 
-def kernels_of(engine: Engine) -> set[str]:
-    return {step.kind for plan in engine._plans.values() for step in plan.steps if isinstance(step, Step)}
+def kernels_of(engine: Engine) -> set[Opcode]:
+    return {step.opcode for plan in engine._plans.values() for step in plan.steps if isinstance(step, Step)}
 
 
 def check(engine: Engine, model: nn.Module, *args: object) -> None:
@@ -76,7 +77,7 @@ def test_a_step_number_for_each_image_leaves_convolutions_to_kernels(
     x, t = torch.randn(images, 3, 6, 6), torch.arange(images, dtype=dtype)
     engine = compile(model, (x, t), threads=threads, tune=False)
     assert [way.kind != "torch" for way in engine.ways.values()] == [True]
-    assert any(kind.startswith("CONVOLVE") for kind in kernels_of(engine))
+    assert any(kind.startswith(Opcode.CONVOLVE) for kind in kernels_of(engine))
     for number in range(4):
         check(engine, model, torch.randn_like(x), (t + number).to(dtype))
     assert "int" in str(engine) and len(engine.ways) == 1
@@ -104,7 +105,7 @@ def test_truth_values_leave_convolutions_to_kernels(images: int) -> None:
     model = Masked().eval()
     x, mask = torch.randn(images, 3, 6, 6), torch.rand(images, 6, 6) < 0.5
     engine = compile(model, (x, mask), threads=2, tune=False)
-    assert kernels_of(engine) & {"CONVOLVE", "CONVOLVE_TILES"}
+    assert kernels_of(engine) & {Opcode.CONVOLVE, Opcode.CONVOLVE_TILES}
     for given in (mask, ~mask, torch.zeros_like(mask)):
         check(engine, model, x, given)
 
@@ -112,7 +113,7 @@ def test_truth_values_leave_convolutions_to_kernels(images: int) -> None:
 def test_token_numbers_alone_leave_linear_layers_to_kernels() -> None:
     model, ids = Tokens().eval(), torch.randint(20, (2, 5))
     engine = compile(model, ids, threads=1, tune=False)
-    assert next(iter(engine.ways.values())).kind != "torch" and "CONVOLVE_TILES" in kernels_of(engine)
+    assert next(iter(engine.ways.values())).kind != "torch" and Opcode.CONVOLVE_TILES in kernels_of(engine)
     check(engine, model, ids.flip(0))
 
 
@@ -227,7 +228,7 @@ def test_a_kernel_that_fails_costs_its_own_operation_and_is_said(
     with pytest.warns(EngineWarning, match="max_pool2d_with_indices is left to PyTorch .*ValueError: no pool") as said:
         engine = compile(model, x, threads=1, tune=tune)
     assert len(said) == 1 and "ValueError: no pool" in str(engine)
-    assert {"CONVOLVE_TILES"} <= kernels_of(engine)
+    assert {Opcode.CONVOLVE_TILES} <= kernels_of(engine)
     assert not list(tmp_path.iterdir())  # type: ignore[attr-defined]
     check(engine, model, x)
 
@@ -299,19 +300,19 @@ def test_a_way_that_fails_is_said_though_another_one_is_right(monkeypatch: pytes
 def test_what_fails_when_a_program_is_assembled_costs_its_own_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsify.runtime.program import assemble
 
-    monkeypatch.setitem(assemble._OWN, "LARGEST", failing(ValueError("no window")))
+    monkeypatch.setitem(assemble._OWN, Opcode.MAX_POOL, failing(ValueError("no window")))
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)).eval(), torch.randn(1, 3, 8, 8)
     with pytest.warns(EngineWarning, match="max_pool2d_with_indices is left to PyTorch .*ValueError: no window"):
         engine = compile(model, x, threads=1, tune=False)
-    assert {"CONVOLVE_TILES"} <= kernels_of(engine)
+    assert {Opcode.CONVOLVE_TILES} <= kernels_of(engine)
     check(engine, model, x)
 
 
 def test_outputs_that_are_wrong_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from sparsify.runtime.lowering import epilogue
+    from sparsify.runtime.lowering import elementwise
 
     monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
-    monkeypatch.setitem(epilogue.CLAMPS, torch.ops.aten.relu.default, lambda: (0.25, 0.5))
+    monkeypatch.setitem(elementwise.CLAMPS, torch.ops.aten.relu.default, lambda: (0.25, 0.5))
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)
     with pytest.warns(EngineWarning, match="is left to PyTorch: its outputs differ by .* of the largest") as said:
         engine = compile(model, x, threads=1)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import opcodes as at
 from .activations import apply
 from .loops import FAST, clear, move, share
+from .opcodes import Binary
+from .opcodes import Column as at
 from .planes import ALIGNMENT
 
 BLOCK = 1024  # floats that stay in the first cache from one pass to the next
@@ -23,10 +24,10 @@ def stretches(step, low, high, each):
     A stretch is whole vectors: borders between rows, and what is beyond the last one. Planes without a border above are
     one stretch together, unless `each` plane is to be one.
     """
-    size, first = step[at.OUT_SIZE], step[at.FIRST]
+    size, first = step[at.OUT_PLANE], step[at.FIRST]
     if first == 0 and not each:
         return 1, low * size, (high - low) * size
-    span = (step[at.HEIGHT] * step[at.PITCH] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    span = (step[at.HEIGHT] * step[at.ROW_STRIDE] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
     return high - low, low * size + first, min(span, size - first)
 
 
@@ -38,9 +39,9 @@ def function(step, buffers, limits, part, parts):
     """Write a function of each pixel, which may be where the pixel is."""
     low, high = share(step[at.CHANNELS], part, parts)
     count, begin, length = stretches(step, low, high, False)
-    parameter, factor = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
+    parameter, factor = limits[step[at.SCALARS]], limits[step[at.SCALARS] + 1]
     for stretch in range(count):
-        place = begin + stretch * step[at.OUT_SIZE]
+        place = begin + stretch * step[at.OUT_PLANE]
         for block in range(place, place + length, BLOCK):
             floats = min(BLOCK, place + length - block)
             if step[at.OUT] != step[at.IN]:
@@ -53,10 +54,10 @@ def function(step, buffers, limits, part, parts):
 def _join(buffers, begin, other, count, how):
     """Replace `count` floats by their sums, differences or products with others."""
     first, second = np.uint64(begin), np.uint64(other)
-    if how == at.SUM:
+    if how == Binary.SUM:
         for i in range(np.uint64(count)):
             buffers[first + i] += buffers[second + i]
-    elif how == at.DIFFERENCE:
+    elif how == Binary.DIFFERENCE:
         for i in range(np.uint64(count)):
             buffers[first + i] -= buffers[second + i]
     else:
@@ -87,16 +88,16 @@ def combine(step, buffers, limits, part, parts):
     The output may be where the pixels are. Factors and the other buffer count if there are some.
     """
     low, high = share(step[at.CHANNELS], part, parts)
-    lanes, out, other, scales = step[at.LANES], step[at.OUT], step[at.RESIDUAL], step[at.FACTORS] >= 0
+    lanes, out, other, scales = step[at.BATCH], step[at.OUT], step[at.RESIDUAL], step[at.FACTORS] >= 0
     count, begin, length = stretches(step, low, high, scales)
-    least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
+    least, most = limits[step[at.SCALARS]], limits[step[at.SCALARS] + 1]
     clamps = least > -np.inf or most < np.inf
     size = ALIGNMENT * lanes * max(1, BLOCK // (ALIGNMENT * lanes)) if scales else BLOCK
     factors = np.empty(size if scales else 0, np.float32)
     for stretch in range(count):
-        place = begin + stretch * step[at.OUT_SIZE]
+        place = begin + stretch * step[at.OUT_PLANE]
         if scales:
-            source = step[at.FACTORS] + (low + stretch) * step[at.FACTORS_SIZE]
+            source = step[at.FACTORS] + (low + stretch) * step[at.FACTORS_PLANE]
             filled = min(size, length)
             move(factors, 0, 1, buffers, source, 1, min(lanes, filled))
             there = lanes

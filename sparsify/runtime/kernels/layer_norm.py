@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import opcodes as at
 from .loops import FAST, fill, share
+from .opcodes import Column as at
 
 BLOCK = 64  # floats of each plane that are done before the next ones
 
@@ -20,12 +20,12 @@ def norm_of_channels(step, buffers, weights, pointers, biases, limits, part, par
 
     The output may not be where the input is. Parts share the pixels.
     """
-    channels, size, first = step[at.CHANNELS], step[at.OUT_SIZE], step[at.FIRST]
-    span = step[at.HEIGHT] * step[at.PITCH]
+    channels, size, first = step[at.CHANNELS], step[at.OUT_PLANE], step[at.FIRST]
+    span = step[at.HEIGHT] * step[at.ROW_STRIDE]
     low, high = share((span + BLOCK - 1) // BLOCK, part, parts)
-    source, out, eps = step[at.IN] - first, step[at.OUT], limits[step[at.LIMITS]]
+    source, out, eps = step[at.IN] - first, step[at.OUT], limits[step[at.SCALARS]]
     means, scales = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    rows = pointers[step[at.POINTERS]] + step[at.WEIGHTS]
+    rows = pointers[step[at.INDPTR]] + step[at.VALUES]
     for block in range(first + low * BLOCK, first + high * BLOCK, BLOCK):
         # In whole vectors, unless there is a number for each plane.
         count = min(BLOCK, size - block)
@@ -71,7 +71,7 @@ def _moments(buffers, begin, size, channels, count, eps, means, scales):
 @njit(**FAST)
 def _clear_between(step, buffers, begin, count):
     """Set what is no pixel among `count` floats of every plane to zero; `begin` counts from the first pixel."""
-    row, pitch, size, end = step[at.ROW], step[at.PITCH], step[at.OUT_SIZE], begin + count
+    row, pitch, size, end = step[at.ROW], step[at.ROW_STRIDE], step[at.OUT_PLANE], begin + count
     start = step[at.OUT] + step[at.FIRST]
     for r in range(begin // pitch, min((end - 1) // pitch + 1, step[at.HEIGHT])):
         low, high = max(begin, r * pitch + row), min(end, (r + 1) * pitch)

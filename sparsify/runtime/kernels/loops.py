@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import opcodes as at
+from .opcodes import Column as at
 
 FAST = {"nogil": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
@@ -66,7 +66,13 @@ def share(count, part, parts):
 @njit(**FAST)
 def clear(buffers, start, step, low, high):
     """Set the borders of the output's planes low..high to zero: whatever is no pixel."""
-    height, row, pitch, size, first = step[at.HEIGHT], step[at.ROW], step[at.PITCH], step[at.OUT_SIZE], step[at.FIRST]
+    height, row, pitch, size, first = (
+        step[at.HEIGHT],
+        step[at.ROW],
+        step[at.ROW_STRIDE],
+        step[at.OUT_PLANE],
+        step[at.FIRST],
+    )
     for channel in range(low, high):
         plane = start + channel * size
         fill(buffers, plane, first, 0)

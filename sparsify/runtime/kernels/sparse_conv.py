@@ -13,12 +13,13 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit, types
 
-from . import opcodes as at
 from .copy import copy, enlarge, pack, pack_channels_last, place, split, unpack, unpack_channels_last
 from .elementwise import combine, function
 from .layer_norm import norm_of_channels
 from .loops import FAST as _FAST
 from .loops import clear, share
+from .opcodes import Column as at
+from .opcodes import Opcode
 from .pooling import mean, pool
 from .simd import (
     TILE,
@@ -110,11 +111,11 @@ def convolve(step, buffers, offsets, weights, pointers, biases, limits, part, pa
 
     A residual in the output's own place is what the sums begin with.
     """
-    out, residual, size, first = step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE], step[at.POINTERS]
-    count, chunks, rows, wide = step[at.CHANNELS], step[at.CHUNKS], step[at.TILE_ROWS], step[at.BLOCK]
-    pitch, pace, lines, span = step[at.IN_LINE], step[at.OUT_LINE], step[at.LINES], step[at.SPAN]
+    out, residual, size, first = step[at.OUT], step[at.RESIDUAL], step[at.OUT_PLANE], step[at.INDPTR]
+    count, chunks, rows, wide = step[at.CHANNELS], step[at.CHUNKS], step[at.TILE_ROWS], step[at.TILE_WIDTH]
+    pitch, pace, lines, span = step[at.IN_ROW_STRIDE], step[at.ROW_STRIDE], step[at.RUNS], step[at.RUN]
     low, high = share_of_rows(pointers, first, count, part, parts)
-    where, values, nothing = pointer(offsets, 0), pointer(weights, step[at.WEIGHTS]), pointer(biases, biases.size - 1)
+    where, values, nothing = pointer(offsets, 0), pointer(weights, step[at.VALUES]), pointer(biases, biases.size - 1)
     inside = residual == out
     other = residual if residual >= 0 else out
     for line in range(0, lines, rows):
@@ -126,8 +127,8 @@ def convolve(step, buffers, offsets, weights, pointers, biases, limits, part, pa
                 # What a chunk of input channels has in this block stays in the cache for all outputs.
                 ends = chunk == chunks - 1
                 resumes, adds = inside or chunk > 0, ends and residual >= 0 and not inside
-                least = limits[step[at.LIMITS]] if ends else np.float32(-np.inf)
-                most = limits[step[at.LIMITS] + 1] if ends else np.float32(np.inf)
+                least = limits[step[at.SCALARS]] if ends else np.float32(-np.inf)
+                most = limits[step[at.SCALARS] + 1] if ends else np.float32(np.inf)
                 for channel in range(low, high):
                     row = first + chunk * count + channel
                     begin, end = pointers[row], pointers[row + 1]
@@ -139,7 +140,7 @@ def convolve(step, buffers, offsets, weights, pointers, biases, limits, part, pa
                         x, near = pointer(buffers, source), pointer(buffers, out + place)
                         more = pointer(buffers, other + place)
                         tile_sums(
-                            step[at.SHAPE], x, where, values, begin, end, bias, near, more,
+                            step[at.TILE_SHAPE], x, where, values, begin, end, bias, near, more,
                             size, pitch, pace, resumes, adds, least, most,
                         )  # fmt: skip
                         continue
@@ -159,22 +160,22 @@ def convolve(step, buffers, offsets, weights, pointers, biases, limits, part, pa
 @njit(**_FAST)
 def convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
     """Do what `convolve` does for weights with few zeros: TILE output planes at once share what they read."""
-    out, residual, size = step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE]
-    pitch, pace, lines, span = step[at.IN_LINE], step[at.OUT_LINE], step[at.LINES], step[at.SPAN]
-    rows, wide = step[at.TILE_ROWS], step[at.BLOCK]
+    out, residual, size = step[at.OUT], step[at.RESIDUAL], step[at.OUT_PLANE]
+    pitch, pace, lines, span = step[at.IN_ROW_STRIDE], step[at.ROW_STRIDE], step[at.RUNS], step[at.RUN]
+    rows, wide = step[at.TILE_ROWS], step[at.TILE_WIDTH]
     low, high = share(step[at.CHANNELS] // TILE, part, parts)
-    least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
+    least, most = limits[step[at.SCALARS]], limits[step[at.SCALARS] + 1]
     inside = residual == out
     adds = residual >= 0 and not inside
     other = residual if adds else out
-    where, values = pointer(offsets, 0), pointer(weights, step[at.WEIGHTS])
+    where, values = pointer(offsets, 0), pointer(weights, step[at.VALUES])
     for line in range(0, lines, rows):
         for block in range(0, span, wide):
             source, target = step[at.IN] + line * pitch + block, step[at.FIRST] + line * pace + block
             whole = line + rows <= lines and block + wide < span + WIDTH
             left = (min(span - block, wide) + WIDTH - 1) // WIDTH
             for tile in range(low, high):
-                begin, end = pointers[step[at.POINTERS] + tile], pointers[step[at.POINTERS] + tile + 1]
+                begin, end = pointers[step[at.INDPTR] + tile], pointers[step[at.INDPTR] + tile + 1]
                 bias = pointer(biases, step[at.BIASES] + tile * TILE)
                 place = target + tile * TILE * size
                 for r in range(1 if whole else min(rows, lines - line)):
@@ -183,7 +184,7 @@ def convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, pa
                         x = pointer(buffers, source + r * pitch + i * WIDTH)
                         near, more = pointer(buffers, out + to), pointer(buffers, other + to)
                         shared_sums(
-                            step[at.SHAPE] if whole else -1, x, where, values, begin, end, bias, near, more,
+                            step[at.TILE_SHAPE] if whole else -1, x, where, values, begin, end, bias, near, more,
                             size, pitch, pace, inside, adds, least, most,
                         )  # fmt: skip
     clear(buffers, out, step, low * TILE, high * TILE)
@@ -193,17 +194,17 @@ def convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, pa
 def dot(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
     """Write one number for each output channel: the sum of its weights times the floats they are for. One image."""
     x, out, residual = step[at.IN], step[at.OUT], step[at.RESIDUAL]
-    low, high = share_of_rows(pointers, step[at.POINTERS], step[at.CHANNELS], part, parts)
-    least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
+    low, high = share_of_rows(pointers, step[at.INDPTR], step[at.CHANNELS], part, parts)
+    least, most = limits[step[at.SCALARS]], limits[step[at.SCALARS] + 1]
     for channel in range(low, high):
-        begin, end = pointers[step[at.POINTERS] + channel], pointers[step[at.POINTERS] + channel + 1]
+        begin, end = pointers[step[at.INDPTR] + channel], pointers[step[at.INDPTR] + channel + 1]
         total = np.float32(0)
         if end > begin and offsets[end - 1] - offsets[begin] == end - begin - 1:
-            first, values = np.uint64(x + np.int64(offsets[begin])), np.uint64(step[at.WEIGHTS] + begin)
+            first, values = np.uint64(x + np.int64(offsets[begin])), np.uint64(step[at.VALUES] + begin)
             for j in range(np.uint64(end - begin)):
                 total += weights[values + j] * buffers[first + j]
         else:
-            first, values, places = np.uint64(x), np.uint64(step[at.WEIGHTS] + begin), np.uint64(begin)
+            first, values, places = np.uint64(x), np.uint64(step[at.VALUES] + begin), np.uint64(begin)
             for j in range(np.uint64(end - begin)):
                 total += weights[values + j] * buffers[first + np.uint64(offsets[places + j])]
         total += biases[step[at.BIASES] + channel]
@@ -215,30 +216,30 @@ def dot(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
 
 @njit(**_FAST)
 def _without_weights(step, buffers, limits, addresses, part, parts):
-    kind = step[at.KIND]
-    if kind == at.SPLIT:
+    kind = step[at.OPCODE]
+    if kind == Opcode.DECIMATE:
         split(step, buffers, part, parts)
-    elif kind == at.LARGEST or kind == at.AVERAGE:
+    elif kind == Opcode.MAX_POOL or kind == Opcode.AVG_POOL:
         pool(step, buffers, part, parts)
-    elif kind == at.MEAN:
+    elif kind == Opcode.MEAN:
         mean(step, buffers, part, parts)
-    elif kind == at.FUNCTION_OF:
+    elif kind == Opcode.ACTIVATION:
         function(step, buffers, limits, part, parts)
-    elif kind == at.COMBINE:
+    elif kind == Opcode.BINARY:
         combine(step, buffers, limits, part, parts)
-    elif kind == at.PLACE:
+    elif kind == Opcode.PAD_CROP:
         place(step, buffers, limits, part, parts)
-    elif kind == at.ENLARGE:
+    elif kind == Opcode.UPSAMPLE:
         enlarge(step, buffers, part, parts)
-    elif kind == at.COPY:
+    elif kind == Opcode.COPY:
         copy(step, buffers, part, parts)
-    elif kind == at.PACK:
+    elif kind == Opcode.PACK:
         pack(step, buffers, addresses, part, parts)
-    elif kind == at.UNPACK:
+    elif kind == Opcode.UNPACK:
         unpack(step, buffers, addresses, part, parts)
-    elif kind == at.PACK_CHANNELS_LAST:
+    elif kind == Opcode.PACK_CHANNELS_LAST:
         pack_channels_last(step, buffers, addresses, part, parts)
-    elif kind == at.UNPACK_CHANNELS_LAST:
+    elif kind == Opcode.UNPACK_CHANNELS_LAST:
         unpack_channels_last(step, buffers, addresses, part, parts)
 
 
@@ -250,14 +251,14 @@ def run(steps, buffers, offsets, weights, pointers, biases, limits, addresses, s
     """
     for number in range(steps.shape[0]):
         step = steps[number]
-        kind = step[at.KIND]
-        if kind == at.CONVOLVE:
+        kind = step[at.OPCODE]
+        if kind == Opcode.CONVOLVE:
             convolve(step, buffers, offsets, weights, pointers, biases, limits, part, parts)
-        elif kind == at.CONVOLVE_TILES:
+        elif kind == Opcode.CONVOLVE_TILES:
             convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, part, parts)
-        elif kind == at.DOT:
+        elif kind == Opcode.DOT:
             dot(step, buffers, offsets, weights, pointers, biases, limits, part, parts)
-        elif kind == at.NORM:
+        elif kind == Opcode.LAYER_NORM:
             norm_of_channels(step, buffers, weights, pointers, biases, limits, part, parts)
         else:
             _without_weights(step, buffers, limits, addresses, part, parts)
@@ -276,7 +277,7 @@ def perform(signals, job, part, parts):
 
     It stays as it is until all threads have ended its last step.
     """
-    columns = len(at.COLUMNS)
+    columns = len(at)
     run(
         carray(longs_at(job[0]), (job[1] // columns, columns)),
         carray(floats_at(job[2]), job[3]),

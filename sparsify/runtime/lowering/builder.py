@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from ..kernel_errors import blamed_on
+from ..kernels.opcodes import Opcode
 from ..kernels.planes import Planes
 from .aten_graph import constants, shape_of
 from .packed_rows import Rows
@@ -55,7 +56,7 @@ class Buffer:
 class Step:
     """One kernel's work. `reads` and `writes` are numbers of buffers; `at` is the plane of `writes` it begins at."""
 
-    kind: str
+    opcode: Opcode
     name: str
     planes: Planes  # of the output
     source: Planes
@@ -143,8 +144,8 @@ class Lowering:
         if node in self.tensors or node in self.constants:
             return
         buffer = self.buffers[node]
-        planes, kind = buffer.planes, "UNPACK_CHANNELS_LAST" if buffer.channels_last else "UNPACK"
-        self.steps.append(Step(kind, node.name, planes, planes, (buffer.number,), -1, tensor=node))
+        planes, opcode = buffer.planes, Opcode.UNPACK_CHANNELS_LAST if buffer.channels_last else Opcode.UNPACK
+        self.steps.append(Step(opcode, node.name, planes, planes, (buffer.number,), -1, tensor=node))
         self.tensors.add(node)
 
     def new(self, planes: Planes) -> int:
@@ -169,8 +170,8 @@ class Lowering:
 
     def bordered(self, node: fx.Node, source: Buffer, planes: Planes) -> Buffer:
         """Return planes with a wider border, copied from those that were made without one: a matrix seen as images."""
-        number, margins = self.new(planes), {"MARGIN_ROWS": 0, "MARGIN": 0}
-        step = Step("PLACE", node.name, planes, source.planes, (source.number,), number, numbers=margins)
+        number, margins = self.new(planes), {"PADDING_Y": 0, "PADDING_X": 0}
+        step = Step(Opcode.PAD_CROP, node.name, planes, source.planes, (source.number,), number, numbers=margins)
         self.steps.append(replace(step, limits=(0.0, 0.0)))
         return Buffer(number, planes, source.shape)
 
@@ -214,8 +215,8 @@ class Lowering:
         """Return new planes that are written from torch's tensor."""
         self.tensor(node)
         buffer = Buffer(self.new(planes), planes, shape, last)
-        kind = "PACK_CHANNELS_LAST" if buffer.channels_last else "PACK"
-        self.steps.append(Step(kind, node.name, planes, planes, (), buffer.number, tensor=node))
+        opcode = Opcode.PACK_CHANNELS_LAST if buffer.channels_last else Opcode.PACK
+        self.steps.append(Step(opcode, node.name, planes, planes, (), buffer.number, tensor=node))
         self.buffers[node] = buffer
         return buffer
 

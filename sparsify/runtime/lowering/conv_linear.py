@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..kernels.opcodes import Opcode
 from ..kernels.planes import Planes
 from ..kernels.simd import TILE
 from .aten_graph import shape_of
@@ -47,11 +48,11 @@ def weighted(
     inside = after.free and keeps_within(out, source.planes)
     number = after.residual if inside and after.residual is not None else lowering.new(out)
     reads = (source.number,) if after.residual is None else (source.number, after.residual)
-    step = Step("CONVOLVE", node.name, out, source.planes, reads, number, rows=rows, limits=after.limits)
+    step = Step(Opcode.CONVOLVE, node.name, out, source.planes, reads, number, rows=rows, limits=after.limits)
     if out.is_vector:
-        lowering.steps.append(replace(step, kind="DOT"))
+        lowering.steps.append(replace(step, opcode=Opcode.DOT))
     elif both is not None:
-        lowering.steps.append(replace(step, kind="CONVOLVE_TILES", rows=both[0]))
+        lowering.steps.append(replace(step, opcode=Opcode.CONVOLVE_TILES, rows=both[0]))
         if len(both[1].biases):
             lowering.steps.append(replace(step, rows=both[1], at=len(both[0].biases)))
     else:
@@ -79,10 +80,10 @@ def convolution(lowering: Lowering, node: fx.Node) -> bool:
         planes = place.planes
         number = lowering.new(planes)
         for index, (row, column) in enumerate(place.phases):
-            numbers = {"STRIDE_ROWS": stride[0], "STRIDE": stride[1], "ROW_SHIFT": row, "COLUMN_SHIFT": column}
+            numbers = {"STRIDE_Y": stride[0], "STRIDE_X": stride[1], "PHASE_Y": row, "PHASE_X": column}
             lowering.steps.append(
                 Step(
-                    "SPLIT",
+                    Opcode.DECIMATE,
                     node.name,
                     planes,
                     source.planes,
@@ -185,7 +186,7 @@ def norm_of_channels(lowering: Lowering, node: fx.Node) -> bool:
     weight = torch.ones(count) if values[0] is None else values[0]
     bias = torch.zeros(count) if values[1] is None else values[1]
     number, rows = lowering.new(source.planes), one_per_plane(weight, bias, source.planes)
-    step = Step("NORM", node.name, source.planes, source.planes, (source.number,), number, rows=rows)
+    step = Step(Opcode.LAYER_NORM, node.name, source.planes, source.planes, (source.number,), number, rows=rows)
     lowering.steps.append(replace(step, limits=(float(eps), 0.0)))
     lowering.done |= {node, result}
     return lowering.give(result, number, source.planes, source.last)

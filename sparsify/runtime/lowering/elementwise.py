@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..kernels.opcodes import DIFFERENCE, FUNCTIONS, PRODUCT
+from ..kernels.opcodes import Activation, Binary, Opcode
 from .aten_graph import shape_of
 from .builder import UNBOUNDED, Buffer, Lowering, Step, arguments
 
@@ -33,7 +33,7 @@ def combine(
     apart = other is None or lowering.lies(other.number)[0] != lowering.lies(source.number)[0]
     number = source.number if apart and lowering.reusable(node, source) else lowering.new(source.planes)
     reads = (source.number,) if other is None else (source.number, other.number)
-    lowering.steps.append(Step("COMBINE", node.name, source.planes, source.planes, reads, number, **columns))
+    lowering.steps.append(Step(Opcode.BINARY, node.name, source.planes, source.planes, reads, number, **columns))
     return lowering.give(last, number, source.planes, source.last)
 
 
@@ -47,7 +47,7 @@ def clamped(lowering: Lowering, node: fx.Node) -> tuple[fx.Node, tuple[float, fl
     return user, limits
 
 
-def joined(how: int) -> Callable[[Lowering, fx.Node], bool]:
+def joined(how: Binary) -> Callable[[Lowering, fx.Node], bool]:
     """Return the rule of a sum, a difference or a product of two activations of one shape."""
 
     def rule(lowering: Lowering, node: fx.Node) -> bool:
@@ -56,11 +56,11 @@ def joined(how: int) -> Callable[[Lowering, fx.Node], bool]:
             return False
         held = lowering.buffers.get(one) or lowering.buffers.get(two)
         if held is None or shape_of(one) != shape_of(two):
-            return how == PRODUCT and scaled(lowering, node, one, two)
+            return how == Binary.PRODUCT and scaled(lowering, node, one, two)
         first, second = lowering.like(one, held), lowering.like(two, held)
         if first is None or second is None:
             return False
-        if how != DIFFERENCE and not lowering.reusable(node, first):
+        if how != Binary.DIFFERENCE and not lowering.reusable(node, first):
             first, second = second, first
         last, limits = clamped(lowering, node)
         return combine(lowering, node, last, first, second, limits=limits, numbers={"FUNCTION": how})
@@ -111,8 +111,8 @@ def function(name: str, parameter: float = 0.0) -> Callable[[Lowering, fx.Node],
         while (user := lowering.only_user(last)) is not None and (times := _number(user, last)) is not None:
             lowering.done.add(last)
             factor, last = factor * times, user
-        numbers, planes = {"FUNCTION": FUNCTIONS.index(kind)}, source.planes
-        step = Step("FUNCTION_OF", node.name, planes, planes, (source.number,), number, numbers=numbers)
+        numbers, planes = {"FUNCTION": Activation[kind.upper()]}, source.planes
+        step = Step(Opcode.ACTIVATION, node.name, planes, planes, (source.number,), number, numbers=numbers)
         lowering.steps.append(replace(step, limits=(slope, factor)))
         return lowering.give(last, number, planes, source.last)
 
@@ -186,7 +186,7 @@ CLAMPS: dict[Any, Callable[..., tuple[float, float] | None]] = {
     aten.clamp_max.default: lambda high: _between(None, high),
 }
 
-FUNCTION_OF: dict[Any, Callable[[Lowering, fx.Node], bool]] = {
+ACTIVATIONS: dict[Any, Callable[[Lowering, fx.Node], bool]] = {
     aten.sigmoid.default: function("sigmoid"),
     aten.silu.default: function("silu"),
     aten.gelu.default: function("gelu"),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.opcodes import Opcode
 from ..kernels.planes import Planes
 from .aten_graph import shape_of
 from .builder import Lowering, Step, arguments, first_result
@@ -16,12 +17,12 @@ from .views import view
 aten = torch.ops.aten
 
 
-def pooling(kind: str) -> Callable[[Lowering, fx.Node], bool]:
-    """Return the rule of a max ("LARGEST") or mean ("AVERAGE") pooling, rounded up or down."""
+def pooling(kind: Opcode) -> Callable[[Lowering, fx.Node], bool]:
+    """Return the rule of a max (Opcode.MAX_POOL) or mean (Opcode.AVG_POOL) pooling, rounded up or down."""
 
     def rule(lowering: Lowering, node: fx.Node) -> bool:
         source = lowering.buffers.get(arguments(node)[0])
-        target = first_result(lowering, node) if kind == "LARGEST" else node
+        target = first_result(lowering, node) if kind == Opcode.MAX_POOL else node
         shape = None if target is None else shape_of(target)
         if source is None or target is None:
             return False
@@ -39,20 +40,20 @@ def pooling(kind: str) -> Callable[[Lowering, fx.Node], bool]:
     return rule
 
 
-def _pool_numbers(kind: str, given: list[Any]) -> dict[str, int] | None:
+def _pool_numbers(kind: Opcode, given: list[Any]) -> dict[str, int] | None:
     """Return the columns of a pooling; None for one that is dilated."""
     kernel = _pair(given[0])
     stride = _pair(given[1]) if len(given) > 1 and given[1] else kernel
     margin = _pair(given[2]) if len(given) > 2 else (0, 0)
     rest = given[3:]
     divisor = 0
-    if kind == "LARGEST":
+    if kind == Opcode.MAX_POOL:
         if rest and set(_pair(rest[0])) != {1}:
             return None
     else:
         counts_border = rest[1] if len(rest) > 1 else True
         divisor = rest[2] if len(rest) > 2 and rest[2] else -1 if counts_border else 0
-    names = ("KERNEL_ROWS", "KERNEL", "STRIDE_ROWS", "STRIDE", "MARGIN_ROWS", "MARGIN", "DIVISOR")
+    names = ("KERNEL_Y", "KERNEL_X", "STRIDE_Y", "STRIDE_X", "PADDING_Y", "PADDING_X", "DIVISOR")
     return dict(zip(names, (*kernel, *stride, *margin, divisor), strict=True))
 
 
@@ -71,7 +72,7 @@ def mean(lowering: Lowering, node: fx.Node) -> bool:
         return False
     planes = Planes(source.planes.channels, 1, 1, lowering.pads.get((1, 1), 0) if len(shape) == 4 else 0, shape[0])
     number = lowering.new(planes)
-    lowering.steps.append(Step("MEAN", node.name, planes, source.planes, (source.number,), number))
+    lowering.steps.append(Step(Opcode.MEAN, node.name, planes, source.planes, (source.number,), number))
     return lowering.give(node, number, planes)
 
 
@@ -84,9 +85,9 @@ def adaptive(lowering: Lowering, node: fx.Node) -> bool:
     if image is None or image.planes.height % shape[2] or image.planes.width % shape[3]:
         return False
     kernel = [image.planes.height // shape[2], image.planes.width // shape[3]]
-    numbers = _pool_numbers("AVERAGE", [kernel])
+    numbers = _pool_numbers(Opcode.AVG_POOL, [kernel])
     planes = lowering.of_image(shape)
     number = lowering.new(planes)
-    step = Step("AVERAGE", node.name, planes, image.planes, (image.number,), number, numbers=numbers or {})
+    step = Step(Opcode.AVG_POOL, node.name, planes, image.planes, (image.number,), number, numbers=numbers or {})
     lowering.steps.append(step)
     return lowering.give(node, number, planes)

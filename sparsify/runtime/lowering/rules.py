@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.opcodes import DIFFERENCE, PRODUCT, SUM
+from ..kernels.opcodes import Binary, Opcode
 from . import conv_linear as weighted
 from . import elementwise as entrywise
 from . import epilogue as tails
@@ -20,9 +20,9 @@ RULES: dict[Any, Rule] = {
     aten.addmm.default: weighted.linear,
     aten.mm.default: weighted.linear,
     aten.native_layer_norm.default: weighted.norm_of_channels,
-    aten.add.Tensor: weighted.with_constants(entrywise.joined(SUM)),
-    aten.sub.Tensor: weighted.with_constants(entrywise.joined(DIFFERENCE)),
-    aten.mul.Tensor: weighted.with_constants(entrywise.joined(PRODUCT)),
+    aten.add.Tensor: weighted.with_constants(entrywise.joined(Binary.SUM)),
+    aten.sub.Tensor: weighted.with_constants(entrywise.joined(Binary.DIFFERENCE)),
+    aten.mul.Tensor: weighted.with_constants(entrywise.joined(Binary.PRODUCT)),
     aten.div.Tensor: weighted.with_constants(),
     aten.rsub.Scalar: weighted.with_constants(),
     aten.permute.default: looks.permutation,
@@ -35,12 +35,12 @@ RULES: dict[Any, Rule] = {
     aten.constant_pad_nd.default: looks.border,
     aten.upsample_nearest2d.default: looks.enlarged,
     aten.upsample_nearest2d.vec: looks.enlarged,
-    aten.max_pool2d_with_indices.default: pooled.pooling("LARGEST"),
-    aten.avg_pool2d.default: pooled.pooling("AVERAGE"),
+    aten.max_pool2d_with_indices.default: pooled.pooling(Opcode.MAX_POOL),
+    aten.avg_pool2d.default: pooled.pooling(Opcode.AVG_POOL),
     aten._adaptive_avg_pool2d.default: pooled.adaptive,
     aten.mean.dim: pooled.mean,
     **dict.fromkeys(looks.VIEWS, looks.view),
     **dict.fromkeys(tails.NORMS, weighted.alone),
     **dict.fromkeys(entrywise.CLAMPS, entrywise.clamp),
-    **entrywise.FUNCTION_OF,
+    **entrywise.ACTIVATIONS,
 }

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.opcodes import Opcode
 from .aten_graph import shape_of
 from .builder import Buffer, Lowering, Step, arguments
 
@@ -86,8 +87,8 @@ def permutation(lowering: Lowering, node: fx.Node) -> bool:
     number = lowering.new(planes)
     for group in range(groups):
         part = _part(lowering, held, group * each, each)
-        numbers = {"OUT_STEP": groups * planes.size}
-        step = Step("COPY", node.name, planes, part.planes, (part.number,), number, at=group, numbers=numbers)
+        numbers = {"COPY_STRIDE": groups * planes.size}
+        step = Step(Opcode.COPY, node.name, planes, part.planes, (part.number,), number, at=group, numbers=numbers)
         lowering.steps.append(step)
     return lowering.give(node, number, planes)
 
@@ -119,11 +120,11 @@ def part(lowering: Lowering, node: fx.Node) -> bool:
     number = lowering.new(planes)
     row, column = (begin, 0) if dim == 2 else (0, begin)
     if step == 1:
-        kind, numbers = "PLACE", {"MARGIN_ROWS": row, "MARGIN": column}
+        opcode, numbers = Opcode.PAD_CROP, {"PADDING_Y": row, "PADDING_X": column}
     else:
-        kind, numbers = "SPLIT", {"ROW_SHIFT": row, "COLUMN_SHIFT": column}
-        numbers |= {"STRIDE_ROWS": step if dim == 2 else 1, "STRIDE": step if dim == 3 else 1}
-    made = Step(kind, node.name, planes, image.planes, (image.number,), number, numbers=numbers, limits=(0.0, 0.0))
+        opcode, numbers = Opcode.DECIMATE, {"PHASE_Y": row, "PHASE_X": column}
+        numbers |= {"STRIDE_Y": step if dim == 2 else 1, "STRIDE_X": step if dim == 3 else 1}
+    made = Step(opcode, node.name, planes, image.planes, (image.number,), number, numbers=numbers, limits=(0.0, 0.0))
     lowering.steps.append(made)
     return lowering.give(node, number, planes)
 
@@ -165,7 +166,7 @@ def concatenation(lowering: Lowering, node: fx.Node) -> bool:
     begins = [sum(one.planes.channels for one in found[:index]) for index in range(len(found))]
     for one, begin in zip(found, begins, strict=True):
         if not _lies_there(lowering, one, begin, number, list(zip(found, begins, strict=True))):
-            step = Step("COPY", node.name, planes, one.planes, (one.number,), number, at=begin)
+            step = Step(Opcode.COPY, node.name, planes, one.planes, (one.number,), number, at=begin)
             lowering.steps.append(step)
     return lowering.give(node, number, planes)
 
@@ -198,12 +199,14 @@ def border(lowering: Lowering, node: fx.Node) -> bool:
         return False
     planes = lowering.of_image(shape)
     number = lowering.new(planes)
-    step = Step("PLACE", node.name, planes, source.planes, (source.number,), number, at=before, limits=(value, value))
-    lowering.steps.append(replace(step, numbers={"MARGIN_ROWS": -top, "MARGIN": -left}))
+    step = Step(
+        Opcode.PAD_CROP, node.name, planes, source.planes, (source.number,), number, at=before, limits=(value, value)
+    )
+    lowering.steps.append(replace(step, numbers={"PADDING_Y": -top, "PADDING_X": -left}))
     for count, begin in ((before, 0), (after, shape[1] - after)):
         if count:
             # A window that begins below the image.
-            numbers = {"MARGIN_ROWS": source.planes.height, "CHANNELS": count}
+            numbers = {"PADDING_Y": source.planes.height, "CHANNELS": count}
             lowering.steps.append(replace(step, at=begin, numbers=numbers))
     return lowering.give(node, number, planes)
 
@@ -220,8 +223,8 @@ def enlarged(lowering: Lowering, node: fx.Node) -> bool:
         return False
     planes = lowering.of_image(shape)
     number = lowering.new(planes)
-    step = Step("ENLARGE", node.name, planes, source.planes, (source.number,), number)
-    lowering.steps.append(replace(step, numbers={"KERNEL_ROWS": rows, "KERNEL": columns}))
+    step = Step(Opcode.UPSAMPLE, node.name, planes, source.planes, (source.number,), number)
+    lowering.steps.append(replace(step, numbers={"KERNEL_Y": rows, "KERNEL_X": columns}))
     return lowering.give(node, number, planes)
 
 

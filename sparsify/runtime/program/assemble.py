@@ -10,15 +10,14 @@ import numpy as np
 from torch import fx
 
 from ..kernel_errors import blamed_on
-from ..kernels import opcodes as columns
+from ..kernels.opcodes import Column, Opcode
 from ..kernels.planes import ALIGNMENT, Planes
 from ..kernels.simd import TILE, WIDTH
 from ..lowering.builder import Call, Step
 from ..lowering.packed_rows import SHAPES, SHARED_SHAPES, tiling
 
 Array = np.ndarray[Any, Any]
-PACKS, UNPACKS = ("PACK", "PACK_CHANNELS_LAST"), ("UNPACK", "UNPACK_CHANNELS_LAST")
-_COLUMN = {name: index for index, name in enumerate(columns.COLUMNS)}
+PACKS, UNPACKS = (Opcode.PACK, Opcode.PACK_CHANNELS_LAST), (Opcode.UNPACK, Opcode.UNPACK_CHANNELS_LAST)
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,12 @@ class _Pool:
     def add(self, step: Step) -> dict[str, int]:
         """Append a step's weights and return the columns that say where they are."""
         self.limits += step.limits
-        found = {"LIMITS": len(self.limits) - 2}
+        found = {"SCALARS": len(self.limits) - 2}
         if step.rows is not None:
-            found |= {"POINTERS": self.rows, "BIASES": self.outputs, "CHANNELS": len(step.rows.biases)}
+            found |= {"INDPTR": self.rows, "BIASES": self.outputs, "CHANNELS": len(step.rows.biases)}
             # The pointers count offsets; tiles have more weights than those, so that weights lie elsewhere.
-            each = TILE if step.kind == "CONVOLVE_TILES" else 1
-            found["WEIGHTS"] = self.values - each * self.entries
+            each = TILE if step.opcode == Opcode.CONVOLVE_TILES else 1
+            found["VALUES"] = self.values - each * self.entries
             self.pointers.append(step.rows.pointers + self.entries)
             self.offsets.append(step.rows.offsets)
             self.weights.append(step.rows.weights)
@@ -154,17 +153,17 @@ class _Pool:
 
 
 def _segment(steps: Sequence[Step], places: Mapping[int, int], pool: _Pool) -> Segment:
-    reads = [step.tensor for step in steps if step.kind in PACKS and step.tensor is not None]
-    writes = [step.tensor for step in steps if step.kind in UNPACKS and step.tensor is not None]
+    reads = [step.tensor for step in steps if step.opcode in PACKS and step.tensor is not None]
+    writes = [step.tensor for step in steps if step.opcode in UNPACKS and step.tensor is not None]
     nodes = [*reads, *writes]
-    table = np.zeros((len(steps), len(columns.COLUMNS)), dtype=np.int64)
+    table = np.zeros((len(steps), len(Column)), dtype=np.int64)
     for row, step in zip(table, steps, strict=True):
         with blamed_on(step.name):
             found = _columns(step, places) | pool.add(step)
             if step.tensor is not None:
                 found["TENSOR"] = nodes.index(step.tensor)
             for name, value in found.items():
-                row[_COLUMN[name]] = value
+                row[Column[name]] = value
     return Segment(table, tuple(steps), tuple(reads), tuple(writes))
 
 
@@ -172,18 +171,18 @@ def _columns(step: Step, places: Mapping[int, int]) -> dict[str, int]:
     """Return the columns of a step but those of its weights and tensors."""
     out, source = step.planes, step.source
     found = {
-        "KIND": columns.KINDS.index(step.kind),
+        "OPCODE": step.opcode,
         "CHANNELS": out.channels,
-        "LANES": out.lanes,
-        "IN_SIZE": source.size,
-        "IN_LINE": source.pitch,
+        "BATCH": out.lanes,
+        "IN_PLANE": source.size,
+        "IN_ROW_STRIDE": source.pitch,
         "IN_HEIGHT": source.height,
         "IN_WIDTH": source.width,
-        "OUT_SIZE": out.size,
+        "OUT_PLANE": out.size,
         "FIRST": out.first,
         "HEIGHT": out.height,
         "ROW": out.row,
-        "PITCH": out.pitch,
+        "ROW_STRIDE": out.pitch,
         "RESIDUAL": -1,
         "FACTORS": -1,
     }
@@ -195,47 +194,46 @@ def _columns(step: Step, places: Mapping[int, int]) -> dict[str, int]:
         found["RESIDUAL"] = places[step.reads[1]] + step.at * out.size
     if step.factors is not None:
         found |= {"FACTORS": places[step.factors.number] + step.factors.planes.first}
-        found |= {"FACTORS_SIZE": step.factors.planes.size}
-    own = _OWN[step.kind](step, found) if step.kind in _OWN else {}
-    return found | own | {name: value for name, value in step.numbers.items() if name in _COLUMN}
+        found |= {"FACTORS_PLANE": step.factors.planes.size}
+    own = _OWN[step.opcode](step, found) if step.opcode in _OWN else {}
+    return found | own | {name: value for name, value in step.numbers.items() if name in Column.__members__}
 
 
 def _of_sums(step: Step, found: Mapping[str, int]) -> dict[str, int]:
     assert step.rows is not None
-    out, shapes = step.planes, SHARED_SHAPES if step.kind == "CONVOLVE_TILES" else SHAPES
+    out, shapes = step.planes, SHARED_SHAPES if step.opcode == Opcode.CONVOLVE_TILES else SHAPES
     tile = tiling(out, step.source, shapes)
-    lines = {"LINES": 1, "SPAN": out.span} if tile.linear else {"LINES": out.height, "SPAN": out.row}
+    lines = {"RUNS": 1, "RUN": out.span} if tile.linear else {"RUNS": out.height, "RUN": out.row}
     return lines | {
         "IN": found["IN"] + step.rows.base,
         "CHUNKS": step.rows.chunks,
-        "SHAPE": shapes.index((tile.rows, tile.vectors)),
+        "TILE_SHAPE": shapes.index((tile.rows, tile.vectors)),
         "TILE_ROWS": tile.rows,
-        "BLOCK": tile.vectors * WIDTH,
-        "OUT_LINE": out.pitch,
+        "TILE_WIDTH": tile.vectors * WIDTH,
     }
 
 
 def _of_split(step: Step, found: Mapping[str, int]) -> dict[str, int]:
     out, source, n = step.planes, step.source, step.numbers
-    row, column = n["ROW_SHIFT"], n["COLUMN_SHIFT"]
-    height = min(out.height, -(-(source.height - row) // n["STRIDE_ROWS"]))
-    width = min(out.width, -(-(source.width - column) // n["STRIDE"]))
+    row, column = n["PHASE_Y"], n["PHASE_X"]
+    height = min(out.height, -(-(source.height - row) // n["STRIDE_Y"]))
+    width = min(out.width, -(-(source.width - column) // n["STRIDE_X"]))
     begin = found["IN"] + row * source.pitch + column * source.lanes
     return {"CHANNELS": source.channels, "IN": begin, "HEIGHT": height, "ROW": width * out.lanes}
 
 
 def _from_the_beginning(step: Step, found: Mapping[str, int]) -> dict[str, int]:
     channels, begin = step.source.channels, found["IN"] - step.source.first
-    return {"CHANNELS": channels, "IN": begin, "OUT_STEP": step.planes.size}
+    return {"CHANNELS": channels, "IN": begin, "COPY_STRIDE": step.planes.size}
 
 
-_OWN: dict[str, Callable[[Step, Mapping[str, int]], dict[str, int]]] = {
-    "CONVOLVE": _of_sums,
-    "CONVOLVE_TILES": _of_sums,
-    "DOT": _of_sums,
-    "SPLIT": _of_split,
-    "COMBINE": _from_the_beginning,
-    "FUNCTION_OF": _from_the_beginning,
-    "COPY": _from_the_beginning,
-    "PLACE": lambda step, found: {"CHANNELS": step.source.channels},
+_OWN: dict[Opcode, Callable[[Step, Mapping[str, int]], dict[str, int]]] = {
+    Opcode.CONVOLVE: _of_sums,
+    Opcode.CONVOLVE_TILES: _of_sums,
+    Opcode.DOT: _of_sums,
+    Opcode.DECIMATE: _of_split,
+    Opcode.BINARY: _from_the_beginning,
+    Opcode.ACTIVATION: _from_the_beginning,
+    Opcode.COPY: _from_the_beginning,
+    Opcode.PAD_CROP: lambda step, found: {"CHANNELS": step.source.channels},
 }

@@ -7,29 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..kernels.opcodes import Opcode
 from ..lowering.builder import UNBOUNDED, Step
 from ..tuning.search import WEIGHTED
 from .plan import Plan
-
-HOW = {
-    "CONVOLVE": "sparse kernel",
-    "CONVOLVE_TILES": "dense kernel",
-    "DOT": "sparse kernel",
-    "SPLIT": "pixels apart for a stride",
-    "LARGEST": "max pooling",
-    "AVERAGE": "mean pooling",
-    "MEAN": "mean of each plane",
-    "COMBINE": "sum, product, clamp",
-    "FUNCTION_OF": "function of each pixel",
-    "NORM": "norm over channels",
-    "COPY": "copy of planes",
-    "PLACE": "more or fewer pixels around",
-    "ENLARGE": "each pixel several times",
-    "PACK": "from torch's layout",
-    "UNPACK": "to torch's layout",
-    "PACK_CHANNELS_LAST": "from torch's layout",
-    "UNPACK_CHANNELS_LAST": "to torch's layout",
-}
 
 
 @dataclass(frozen=True)
@@ -71,12 +52,12 @@ def lines(plan: Plan, model: nn.Module, dense: frozenset[str] = frozenset()) -> 
 
 def _kernel(step: Step, name: str) -> Line:
     planes = step.planes
-    how, size = HOW[step.kind], f"{planes.channels}x{planes.height}x{planes.width}"
+    how, size = step.opcode.description, f"{planes.channels}x{planes.height}x{planes.width}"
     if step.rows is None:
         return Line(name, how, size)
     how += " + sum" if len(step.reads) > 1 else ""
     how += " + clamp" if step.limits != UNBOUNDED else ""
-    kept = len(step.rows.offsets) if step.kind != "CONVOLVE_TILES" else int((step.rows.weights != 0).sum())
+    kept = len(step.rows.offsets) if step.opcode != Opcode.CONVOLVE_TILES else int((step.rows.weights != 0).sum())
     work = len(step.rows.weights) * planes.height * planes.width * planes.lanes
     return Line(name, how, size, step.rows.entries, kept, work)
 

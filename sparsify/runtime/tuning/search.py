@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from ...errors import SparsifyError
 from ..kernel_errors import PASSED, Fault, KernelError, TraceError, one_line
+from ..kernels.opcodes import Opcode
 from ..lowering.builder import Step
 from ..program.assemble import Segment, assemble
 from ..program.plan import Plan, alone, arrays_of, memory
@@ -130,7 +131,7 @@ def faster_dense(plan: Plan) -> frozenset[str]:
     for part in plan.program.parts:
         if isinstance(part, Segment):
             for index, step in enumerate(part.steps):
-                if step.rows is not None or step.kind == "SPLIT":
+                if step.rows is not None or step.opcode == Opcode.DECIMATE:
                     one = replace(part, table=part.table[index : index + 1])
                     none = np.zeros(1, dtype=np.int64)
                     seconds = _least(partial(alone, arrays_of(plan.program, one, buffers, none)))
@@ -163,8 +164,8 @@ def _dense(plan: Plan, node: fx.Node) -> float:
 def _moving(steps: Sequence[Step]) -> float:
     """Return the least seconds of writing a layer's input as torch's tensor, and its output as planes."""
     source, planes = steps[0].source, steps[-1].planes
-    there = Step("UNPACK", "", source, source, (0,), -1)
-    back = Step("PACK", "", planes, planes, (), 1)
+    there = Step(Opcode.UNPACK, "", source, source, (0,), -1)
+    back = Step(Opcode.PACK, "", planes, planes, (), 1)
     program = assemble([there, back], {0: source, 1: planes})
     floats = max(p.channels * p.height * p.width * p.lanes for p in (source, planes))
     tensor = memory(floats)

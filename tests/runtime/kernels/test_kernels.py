@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
+from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.lowering.builder import Step
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.plan import Plan
@@ -199,7 +200,12 @@ def test_a_number_that_is_none_goes_through_as_in_torch() -> None:
 def test_many_weights_are_done_in_tiles_and_the_rest_singly() -> None:
     layer = nn.Conv2d(3, 6, 3, padding=1)
     engine = check(layer, torch.randn(2, 3, 8, 8))
-    assert [step.kind for step in plan_of(engine).steps] == ["PACK", "CONVOLVE_TILES", "CONVOLVE", "UNPACK"]
+    assert [step.opcode for step in plan_of(engine).steps] == [
+        Opcode.PACK,
+        Opcode.CONVOLVE_TILES,
+        Opcode.CONVOLVE,
+        Opcode.UNPACK,
+    ]
 
 
 @pytest.mark.parametrize(("groups", "stride", "images"), [(1, 1, 16), (1, 2, 3), (2, 1, 1), (1, 1, 1)])

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.kernels.planes import ALIGNMENT, Planes
 from sparsify.runtime.lowering.builder import Step
 from sparsify.runtime.program.assemble import place_buffers
@@ -45,7 +46,7 @@ def test_buffers_that_are_alive_together_share_no_memory(lives: list[tuple[int, 
     for time in range(9):
         for number, (one, other, _) in enumerate(lives):
             if time in (min(one, other), max(one, other)):
-                steps.append(Step("COMBINE", "", planes[number], planes[number], (number,), number))
+                steps.append(Step(Opcode.BINARY, "", planes[number], planes[number], (number,), number))
     places, end = place_buffers(steps, planes, {})
     used = {number: [index for index, step in enumerate(steps) if step.writes == number] for number in planes}
     for one in planes:
@@ -58,7 +59,7 @@ def test_buffers_that_are_alive_together_share_no_memory(lives: list[tuple[int, 
 
 def test_buffers_that_follow_each_other_share_memory() -> None:
     planes = {number: Planes(4, 3, 3, 1, 2) for number in range(4)}
-    steps = [Step("COMBINE", "", planes[n], planes[n - 1], (n - 1,), n) for n in range(1, 4)]
+    steps = [Step(Opcode.BINARY, "", planes[n], planes[n - 1], (n - 1,), n) for n in range(1, 4)]
     places, _ = place_buffers(steps, planes, {})
     assert places[0] == places[2]
     assert places[1] == places[3]
@@ -69,7 +70,7 @@ def test_planes_of_another_buffer_lie_in_it() -> None:
     # 0 and 1 are 2, one after the other, and 2 is the end of 3; 4 is written between them.
     within = {0: (2, 0), 1: (2, 2), 2: (3, 4)}
     order = [((), 0), ((0,), 4), ((4,), 1), ((2,), 4), ((3,), 4)]
-    steps = [Step("COMBINE", "", planes[n], planes[n], reads, n) for reads, n in order]
+    steps = [Step(Opcode.BINARY, "", planes[n], planes[n], reads, n) for reads, n in order]
     places, end = place_buffers(steps, planes, within)
     size = planes[0].size
     assert [places[n] - places[3] for n in (0, 1, 2)] == [4 * size, 6 * size, 4 * size]
