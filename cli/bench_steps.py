@@ -26,7 +26,7 @@ from .show import percent
 
 if TYPE_CHECKING:
     from sparsify.runtime.engine import Engine
-    from sparsify.runtime.tuning.search import Way
+    from sparsify.runtime.tuning.search import Strategy
 
 ENOUGH = 0.02  # seconds of timing for each step
 _LEAST, _MOST = 3, 50  # passes
@@ -41,17 +41,17 @@ class Timed:
     seconds: float
 
 
-def plan_lines(way: Way) -> list[str]:
-    """Return which way the engine chose for a shape, and how long each one took."""
-    found = [f"engine: {way}{f': {way.why}' if way.why else ''}"]
-    return [*found, *(f"  {figures(1e3 * seconds):>9} ms  {name}" for name, seconds in way.seconds.items())]
+def plan_lines(strategy: Strategy) -> list[str]:
+    """Return which strategy the engine chose for a shape, and how long each one took."""
+    found = [f"engine: {strategy}{f': {strategy.why}' if strategy.why else ''}"]
+    return [*found, *(f"  {figures(1e3 * seconds):>9} ms  {name}" for name, seconds in strategy.seconds.items())]
 
 
-def timed_steps(engine: Engine, x: Tensor, way: Way) -> tuple[int, list[Timed]]:
+def timed_steps(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[int, list[Timed]]:
     """Return how many images one thread works on at once, and the steps of that with the time of one thread."""
-    part = x[: way.images] if way.kind == "chunks" else x
+    part = x[: strategy.images] if strategy.kind == "chunks" else x
     with torch.no_grad():
-        plan = make_plan(engine.model, [part], tuple, lambda node: node.name not in way.dense)
+        plan = make_plan(engine.model, [part], tuple, lambda node: node.name not in strategy.dense)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -65,7 +65,7 @@ def timed_steps(engine: Engine, x: Tensor, way: Way) -> tuple[int, list[Timed]]:
         if isinstance(step, Step) or step.node.meta.get("val") is not None
     ]
     found: list[Timed] = []
-    for line, one in zip(lines(plan, engine.model, way.dense), told, strict=True):
+    for line, one in zip(lines(plan, engine.model, strategy.dense), told, strict=True):
         if found and (found[-1].line.name, found[-1].line.how) == (line.name, line.how):
             found[-1] = Timed(line, found[-1].seconds + one)
         else:

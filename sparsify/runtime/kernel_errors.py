@@ -1,4 +1,4 @@
-"""Failures that PyTorch makes up for: of one operation's kernel, of tracing, of a way of running a model."""
+"""Failures that PyTorch makes up for: of one operation's kernel, of tracing, of an execution strategy."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def blamed_on(operation: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a way of running a model is not used, one line.
+    """Why an execution strategy is not used, one line.
 
     `raised` tells that there was an error, and not only that one trace does not hold for other inputs, or that images
     depend on each other. `ours` tells that it may be a bug of the engine: tracing is not to blame.
     """
 
-    way: str
+    strategy: str
     text: str
     raised: bool = False
     ours: bool = False

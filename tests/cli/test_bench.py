@@ -15,7 +15,7 @@ import sparsify as library
 from cli import bench, bench_runtimes, bench_steps
 from sparsify.errors import RunError
 from sparsify.runtime.program.describe import Line
-from sparsify.runtime.tuning.search import Way
+from sparsify.runtime.tuning.search import Strategy
 from tests.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -217,13 +217,13 @@ class Strided(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("way", [Way("split"), Way("chunks", 2)])
-def test_steps_of_one_layer_that_are_alike_are_one_row(way: Way) -> None:
+@pytest.mark.parametrize("strategy", [Strategy("split"), Strategy("chunks", 2)])
+def test_steps_of_one_layer_that_are_alike_are_one_row(strategy: Strategy) -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 2, 4, 4)
     engine = library.compile(Strided().eval(), x, threads=1, tune=False)
-    images, steps = bench_steps.timed_steps(engine, x, way)
-    assert images == (2 if way.kind == "chunks" else 5)
+    images, steps = bench_steps.timed_steps(engine, x, strategy)
+    assert images == (2 if strategy.kind == "chunks" else 5)
     hows = [(step.line.name, bench_steps.kind(step.line.how)) for step in steps]
     # Pixels for a stride are chosen in four steps; what follows the convolution goes to torch's layout.
     assert [how for name, how in hows if name == "conv"] == ["other kernels", "dense kernel", "other kernels"]

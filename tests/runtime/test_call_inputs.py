@@ -76,19 +76,19 @@ def test_a_step_number_for_each_image_leaves_convolutions_to_kernels(
     model = Steps().eval()
     x, t = torch.randn(images, 3, 6, 6), torch.arange(images, dtype=dtype)
     engine = compile(model, (x, t), threads=threads, tune=False)
-    assert [way.kind != "torch" for way in engine.ways.values()] == [True]
+    assert [strategy.kind != "torch" for strategy in engine.strategies.values()] == [True]
     assert any(kind.startswith(Opcode.CONVOLVE) for kind in kernels_of(engine))
     for number in range(4):
         check(engine, model, torch.randn_like(x), (t + number).to(dtype))
-    assert "int" in str(engine) and len(engine.ways) == 1
+    assert "int" in str(engine) and len(engine.strategies) == 1
 
 
 def test_a_step_number_for_all_images_is_not_cut() -> None:
     model = Steps().eval()
     x = torch.randn(4, 3, 6, 6)
     engine = compile(model, (x, torch.tensor(3)), threads=2, tune=False)
-    [way] = engine.ways.values()
-    assert way.kind == "chunks"
+    [strategy] = engine.strategies.values()
+    assert strategy.kind == "chunks"
     for number in (0, 7):
         check(engine, model, x, torch.tensor(number))
 
@@ -97,7 +97,7 @@ def test_integers_and_their_types_are_told_apart() -> None:
     model, x = Steps().eval(), torch.randn(1, 3, 6, 6)
     engine = compile(model, (x, torch.tensor([1])), threads=1, tune=False)
     check(engine, model, x, torch.tensor([1], dtype=torch.int32))
-    assert len(engine.ways) == 2
+    assert len(engine.strategies) == 2
 
 
 @pytest.mark.parametrize("images", [1, 4])
@@ -113,7 +113,7 @@ def test_truth_values_leave_convolutions_to_kernels(images: int) -> None:
 def test_token_numbers_alone_leave_linear_layers_to_kernels() -> None:
     model, ids = Tokens().eval(), torch.randint(20, (2, 5))
     engine = compile(model, ids, threads=1, tune=False)
-    assert next(iter(engine.ways.values())).kind != "torch" and Opcode.CONVOLVE_TILES in kernels_of(engine)
+    assert next(iter(engine.strategies.values())).kind != "torch" and Opcode.CONVOLVE_TILES in kernels_of(engine)
     check(engine, model, ids.flip(0))
 
 
@@ -132,7 +132,7 @@ def test_what_is_no_tensor_makes_a_program_of_its_own(flag: object) -> None:
     engine = compile(model, (x, t, True), threads=1, tune=False)
     for given in (flag, True, False):
         check(engine, model, x, t, given)
-    assert all(way.kind != "torch" for way in engine.ways.values())
+    assert all(strategy.kind != "torch" for strategy in engine.strategies.values())
 
 
 def test_many_values_are_torch_s_and_that_is_told() -> None:
@@ -140,7 +140,7 @@ def test_many_values_are_torch_s_and_that_is_told() -> None:
     engine = compile(model, (x, t, True, 0.5), threads=1, tune=False)
     for number in range(12):
         check(engine, model, x, t, True, float(number))
-    assert len(engine.ways) == 8 and "more than 8 values" in str(engine)
+    assert len(engine.strategies) == 8 and "more than 8 values" in str(engine)
 
 
 class Named(nn.Module):
@@ -192,7 +192,7 @@ def test_autocast_changes_nothing(first: bool) -> None:
         wanted = model(x)
     for found in (inside, engine(x)):
         assert difference([found], [wanted]) <= 1e-5
-    assert next(iter(engine.ways.values())).kind != "torch"
+    assert next(iter(engine.strategies.values())).kind != "torch"
 
 
 def test_what_a_caller_does_to_constant_outputs_is_not_seen_by_the_next() -> None:
@@ -249,7 +249,7 @@ def test_kernels_that_fail_altogether_are_said_and_nothing_is_remembered(
         engine = compile(model, x, threads=1)
     check(engine, model, x)
     assert "no compiler" in str(engine) and not list(tmp_path.iterdir())  # type: ignore[attr-defined]
-    assert compile(model, x, threads=1).ways[(tuple(x.shape),)].seconds
+    assert compile(model, x, threads=1).strategies[(tuple(x.shape),)].seconds
 
 
 def test_a_wrong_premise_is_no_failure_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,14 +258,14 @@ def test_a_wrong_premise_is_no_failure_of_a_kernel(monkeypatch: pytest.MonkeyPat
         compile(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8), threads=1, tune=False)
 
 
-def test_a_way_that_torch_won_in_the_absence_of_failures_is_kept(
+def test_a_strategy_that_torch_won_in_the_absence_of_failures_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    from sparsify.runtime.tuning import cache as remembered
+    from sparsify.runtime.tuning import cache
 
     monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
-    remembered.keep("a", TORCH)
-    found = remembered.recall("a")
+    cache.keep("a", TORCH)
+    found = cache.recall("a")
     assert found is not None and found.kind == "torch"
 
 
@@ -281,8 +281,8 @@ def test_a_masked_denoiser_runs_its_convolutions_sparse() -> None:
     check(engine, model, x, t)
 
 
-def test_a_way_that_fails_is_said_though_another_one_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(engine: Engine, way: object, inputs: object) -> object:
+def test_a_strategy_that_fails_is_said_though_another_one_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(engine: Engine, strategy: object, inputs: object) -> object:
         raise KeyError("no chunk")
 
     monkeypatch.setattr(Engine, "_chunks", broken)
@@ -292,7 +292,7 @@ def test_a_way_that_fails_is_said_though_another_one_is_right(monkeypatch: pytes
         match="is not run by .* or each thread on 1 image at a time: KeyError",
     ) as said:
         engine = compile(model, x, threads=1, tune=False)
-    assert len(said) == 1 and [way.kind for way in engine.ways.values()] == ["split"]
+    assert len(said) == 1 and [strategy.kind for strategy in engine.strategies.values()] == ["split"]
     assert "each thread on 1 image at a time: KeyError: 'no chunk'" in str(engine)
     check(engine, model, x)
 

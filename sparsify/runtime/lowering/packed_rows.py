@@ -137,10 +137,10 @@ class Tiling:
 def tiling(out: Planes, source: Planes, shapes: Sequence[tuple[int, int]] = SHAPES) -> Tiling:
     """Return the cheapest tiling of an output's planes. Without gaps on both sides a plane may count as one row."""
     # A row's last vector reaches into the next row, which must not be in the same tile then.
-    ways = [Tiling(rows, vectors, False) for rows, vectors in shapes if rows == 1 or out.row % WIDTH == 0]
+    tilings = [Tiling(rows, vectors, False) for rows, vectors in shapes if rows == 1 or out.row % WIDTH == 0]
     if out.pitch == source.pitch:
-        ways += [Tiling(rows, vectors, True) for rows, vectors in shapes if rows == 1]
-    return min(ways, key=lambda way: _cost(way, out))
+        tilings += [Tiling(rows, vectors, True) for rows, vectors in shapes if rows == 1]
+    return min(tilings, key=lambda tile: _cost(tile, out))
 
 
 def keeps_within(out: Planes, source: Planes) -> bool:
@@ -148,13 +148,13 @@ def keeps_within(out: Planes, source: Planes) -> bool:
     return out.row % WIDTH == 0 or all(tiling(out, source, shapes).linear for shapes in (SHAPES, SHARED_SHAPES))
 
 
-def _cost(way: Tiling, out: Planes) -> float:
+def _cost(tile: Tiling, out: Planes) -> float:
     """Return what one weight costs in all tiles, and what the tiles cost, in multiply-adds of vectors."""
-    lines, span = (1, out.span) if way.linear else (out.height, out.row)
+    lines, span = (1, out.span) if tile.linear else (out.height, out.row)
     vectors = -(-span // WIDTH)
-    whole, left = divmod(vectors, way.vectors)
-    groups, single = divmod(lines, way.rows)
-    visits = groups * (whole + way.rows * _pieces(left)) + single * (whole * _pieces(way.vectors) + _pieces(left))
+    whole, left = divmod(vectors, tile.vectors)
+    groups, single = divmod(lines, tile.rows)
+    visits = groups * (whole + tile.rows * _pieces(left)) + single * (whole * _pieces(tile.vectors) + _pieces(left))
     return lines * vectors + VISIT * visits
 
 

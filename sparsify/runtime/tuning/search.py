@@ -1,4 +1,4 @@
-"""Which way is the fastest for inputs of one shape: each is checked against the model, then timed."""
+"""Autotuning: which strategy is the fastest for inputs of one shape. Each is checked against the model, then timed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ..program.plan import Plan, alone, arrays_of, memory
 
 TOLERANCE = 1e-5  # of the largest output
 CHUNKS = (1, 4, 8, 16)  # images
-ENOUGH = 0.2  # seconds of timing for each way
+ENOUGH = 0.2  # seconds of timing for each strategy
 _LEAST, _MOST = 3, 50  # rounds
 
 
 @dataclass(frozen=True)
-class Way:
+class Strategy:
     """How inputs of one shape are run.
 
     `kind` is "torch", "split" (all threads work on all images) or "chunks" (a thread works on `images` at a time). Of
     `dense`, layers by their nodes' names, torch does the work although there is a kernel. `why` says why it is torch,
-    `seconds` how long every way took that was timed.
+    `seconds` how long every strategy took that was timed.
     """
 
     kind: str
@@ -50,33 +50,35 @@ class Way:
         return text + (f", {left} layer{'s' if left > 1 else ''} left to PyTorch" if left else "")
 
 
-TORCH = Way("torch")
-Run = Callable[[Way], list[Any]]
+TORCH = Strategy("torch")
+Run = Callable[[Strategy], list[Any]]
 
 
-def choose(run: Run, plan: Callable[[Way], Plan], ways: Iterable[Way], tune: bool, faults: list[Fault]) -> Way:
-    """Return the fastest of the ways whose outputs are torch's, or torch's own.
+def autotune(
+    run: Run, plan: Callable[[Strategy], Plan], strategies: Iterable[Strategy], tune: bool, faults: list[Fault]
+) -> Strategy:
+    """Return the fastest of the strategies whose outputs are torch's, or torch's own.
 
-    `run` returns the outputs of a way, flat; `plan` the plan it uses. Without `tune` the first that is right is taken.
-    `faults` takes what is wrong with the others.
+    `run` returns the outputs of a strategy, flat; `plan` the plan it uses. Without `tune` the first that is right is
+    taken. `faults` takes what is wrong with the others.
     """
     expected = run(TORCH)
-    right: list[Way] = []
-    for way in ways:
-        fault = checked(run, way, expected)
+    right: list[Strategy] = []
+    for strategy in strategies:
+        fault = check(run, strategy, expected)
         if fault is not None:
             faults.append(fault)
             continue
-        right.append(way)
+        right.append(strategy)
         if not tune:
-            return way
+            return strategy
     if not right:
-        return replace(TORCH, why=faults[-1].text if faults else "there is no other way")
+        return replace(TORCH, why=faults[-1].text if faults else "there is no other strategy")
     seconds = timed(run, [TORCH, *right])
     best = min(right, key=seconds.__getitem__)
     dense = faster_dense(plan(best))
     mixed = replace(best, dense=dense)
-    if dense and (fault := checked(run, mixed, expected)) is not None:
+    if dense and (fault := check(run, mixed, expected)) is not None:
         faults.append(fault)
     elif dense:
         seconds |= timed(run, [best, mixed])
@@ -86,33 +88,33 @@ def choose(run: Run, plan: Callable[[Way], Plan], ways: Iterable[Way], tune: boo
     )
 
 
-def checked(run: Run, way: Way, expected: Sequence[Any]) -> Fault | None:
-    """Return what is wrong with a way, None if its outputs are those expected."""
+def check(run: Run, strategy: Strategy, expected: Sequence[Any]) -> Fault | None:
+    """Return what is wrong with a strategy, None if its outputs are those expected."""
     try:
-        apart = difference(run(way), expected)
+        apart = difference(run(strategy), expected)
     except PASSED:
         raise
     except SparsifyError as error:
-        return Fault(str(way), " ".join(str(error).split()))
+        return Fault(str(strategy), " ".join(str(error).split()))
     except TraceError as error:
-        return Fault(str(way), str(error), raised=True)
+        return Fault(str(strategy), str(error), raised=True)
     except Exception as error:  # noqa: BLE001 - PyTorch gives the outputs, and the caller of this warns
         text = str(error) if isinstance(error, KernelError) else one_line(error)
-        return Fault(str(way), text, raised=True, ours=True)
+        return Fault(str(strategy), text, raised=True, ours=True)
     # Images that depend on each other make a difference in chunks, and none where all are there.
-    wrong = way.kind != "chunks"
+    wrong = strategy.kind != "chunks"
     text = f"its outputs differ by {apart:.1e} of the largest"
-    return None if apart <= TOLERANCE else Fault(str(way), text, raised=wrong, ours=wrong)
+    return None if apart <= TOLERANCE else Fault(str(strategy), text, raised=wrong, ours=wrong)
 
 
-def timed(run: Run, ways: Sequence[Way]) -> dict[Way, float]:
-    """Return the least seconds of each way; they take turns."""
-    least = dict.fromkeys(ways, float("inf"))
+def timed(run: Run, strategies: Sequence[Strategy]) -> dict[Strategy, float]:
+    """Return the least seconds of each strategy; they take turns."""
+    least = dict.fromkeys(strategies, float("inf"))
     rounds = 0
     begin = time.perf_counter()
-    while rounds < _LEAST or rounds < _MOST and time.perf_counter() - begin < ENOUGH * len(ways):
-        for way in ways:
-            least[way] = min(least[way], _seconds(partial(run, way)))
+    while rounds < _LEAST or rounds < _MOST and time.perf_counter() - begin < ENOUGH * len(strategies):
+        for strategy in strategies:
+            least[strategy] = min(least[strategy], _seconds(partial(run, strategy)))
         rounds += 1
     return least
 
@@ -124,7 +126,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def faster_dense(plan: Plan) -> frozenset[str]:
-    """Return the nodes of the layers that torch's dense operation does sooner, the way there and back included."""
+    """Return the nodes of the layers that PyTorch runs faster dense, the layout conversions included."""
     nodes = plan.nodes
     took: dict[str, float] = {}
     buffers = memory(plan.program.floats)

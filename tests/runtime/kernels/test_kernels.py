@@ -38,8 +38,8 @@ def plan_of(engine: Engine) -> Plan:
 def check(model: nn.Module, x: Tensor, threads: int = 1, calls: int = 0) -> Engine:
     """Hold the engine's outputs against float64's; all but `calls` operations must have kernels."""
     engine = compile(model, x, threads=threads, tune=False)
-    way = next(iter(engine.ways.values()))
-    assert way.kind != "torch", way.why
+    strategy = next(iter(engine.strategies.values()))
+    assert strategy.kind != "torch", strategy.why
     parts = plan_of(engine).program.parts
     assert sum(not isinstance(part, Segment) for part in parts) == calls
     with torch.no_grad():
@@ -290,7 +290,7 @@ def test_a_view_behind_a_transposition_is_torch_s_on_what_is_contiguous_now() ->
 
     model, x = Tokens().eval(), torch.randn(2, 4, 3, 3)
     engine = compile(model, x, threads=1, tune=False)
-    assert next(iter(engine.ways.values())).kind != "torch"
+    assert next(iter(engine.strategies.values())).kind != "torch"
     torch.testing.assert_close(engine(x), model(x))
 
 
