@@ -35,8 +35,8 @@ def compile(
     unless given.
     With `tune` every execution strategy is timed for the example's shape and the fastest kept, PyTorch's own among them
     (autotuning); it is also kept on the disk, for the next engine of the same weights (tuning.json in the folder
-    SPARSIFY_CACHE, by default sparsify in the user's folder for caches). Without it nothing is timed and kernels are used
-    wherever there are some. Nor is anything timed for the shape that a file holds a strategy for
+    SPARSIFY_CACHE, by default sparsify in the user's folder for caches). Without it nothing is timed and kernels are
+    used wherever there are some. Nor is anything timed for the shape that a file holds a strategy for
     (`save(format="engine")`), unless that was found on another machine, with other versions or for another number of
     threads: then it is tuned here, and the log and `print(engine)` say so.
     Every strategy is compared with the model's outputs first and left out if they differ by more than 1e-5 of the

@@ -102,3 +102,6 @@ class Column(IntEnum):
     FACTORS = auto()  # BINARY: the factor of the first plane's first image, -1 for none
     FACTORS_PLANE = auto()
     COPY_STRIDE = auto()  # COPY: from plane to plane of the output
+
+
+COLUMNS = len(Column)

@@ -18,8 +18,8 @@ from .elementwise import combine, function
 from .layer_norm import norm_of_channels
 from .loops import FAST as _FAST
 from .loops import clear, share
+from .opcodes import COLUMNS, Opcode
 from .opcodes import Column as at
-from .opcodes import Opcode
 from .pooling import mean, pool
 from .simd import (
     TILE,
@@ -277,9 +277,8 @@ def perform(signals, job, part, parts):
 
     It stays as it is until all threads have ended its last step.
     """
-    columns = len(at)
     run(
-        carray(longs_at(job[0]), (job[1] // columns, columns)),
+        carray(longs_at(job[0]), (job[1] // COLUMNS, COLUMNS)),
         carray(floats_at(job[2]), job[3]),
         carray(offsets_at(job[4]), job[5]),
         carray(floats_at(job[6]), job[7]),

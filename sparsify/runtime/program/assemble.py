@@ -10,7 +10,7 @@ import numpy as np
 from torch import fx
 
 from ..kernel_errors import blamed_on
-from ..kernels.opcodes import Column, Opcode
+from ..kernels.opcodes import COLUMNS, Column, Opcode
 from ..kernels.planes import ALIGNMENT, Planes
 from ..kernels.simd import TILE, WIDTH
 from ..lowering.builder import Call, Step
@@ -156,7 +156,7 @@ def _segment(steps: Sequence[Step], places: Mapping[int, int], pool: _Pool) -> S
     reads = [step.tensor for step in steps if step.opcode in PACKS and step.tensor is not None]
     writes = [step.tensor for step in steps if step.opcode in UNPACKS and step.tensor is not None]
     nodes = [*reads, *writes]
-    table = np.zeros((len(steps), len(Column)), dtype=np.int64)
+    table = np.zeros((len(steps), COLUMNS), dtype=np.int64)
     for row, step in zip(table, steps, strict=True):
         with blamed_on(step.name):
             found = _columns(step, places) | pool.add(step)
