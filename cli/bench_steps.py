@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, fx
 
 from sparsify.formats.io.atomic import atomic_write
-from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.describe import Line, lines
 from sparsify.runtime.program.plan import Plan, alone, arrays_of, contiguous, make_plan, memory
@@ -61,8 +61,8 @@ def timed_steps(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[int, lis
     # The plan tells of no operation without a value.
     told = [
         one
-        for one, step in zip(seconds, plan.steps, strict=True)
-        if isinstance(step, Step) or step.node.meta.get("val") is not None
+        for one, step in zip(seconds, plan.instructions, strict=True)
+        if isinstance(step, Instruction) or step.node.meta.get("val") is not None
     ]
     found: list[Timed] = []
     for line, one in zip(lines(plan, engine.model, strategy.dense), told, strict=True):
@@ -84,7 +84,7 @@ def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
             values.update((node, torch.empty(node.meta["val"].shape)) for node in part.writes)
             held += [values[node] for node in part.writes]
             addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
-            for index in range(len(part.steps)):
+            for index in range(len(part.instructions)):
                 one = replace(part, table=part.table[index : index + 1])
                 found.append(_least(partial(alone, arrays_of(plan.program, one, buffers, addresses))))
         else:

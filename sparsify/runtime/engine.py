@@ -1,4 +1,4 @@
-"""The engine: a model as programs of steps, one for each shape of its inputs, run by several threads."""
+"""The engine: a model as compiled programs, one for each shape of its inputs, run by several threads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import EngineWarning
-from .call_inputs import Inputs, Shapes, shown, taken_apart, unusable
-from .kernel_errors import Fault
+from .call_inputs import Inputs, Shapes, images_in, shown, taken_apart, unusable
+from .kernel_errors import Fault, by_reason
 from .program.assemble import Array
 from .program.describe import text
 from .program.plan import Plan, alone, execute, make_plan, memory
@@ -141,7 +141,7 @@ class Engine:
             if fault is None:
                 return before
             faults.append(fault)
-        images = _images([*inputs.cut, *run(TORCH)])
+        images = images_in([*inputs.cut, *run(TORCH)])
         most = -(-images // self.threads)
         chunks = sorted({min(most, size) for size in CHUNKS}, reverse=True) if images > 1 else []
         strategies = [*(Strategy("chunks", size) for size in chunks), Strategy("split")]
@@ -156,13 +156,11 @@ class Engine:
         return strategy
 
     def _tell(self, inputs: Inputs, faults: Sequence[Fault], alone: bool) -> None:
-        """Warn of what was raised, once for each reason; PyTorch is `alone` if no other strategy is right."""
-        for why in dict.fromkeys(fault.text for fault in faults if fault.ours or fault.raised and alone):
-            strategies = " or ".join(dict.fromkeys(fault.strategy for fault in faults if fault.text == why))
-            line = "is left to PyTorch" if alone else f"is not run by {strategies}"
-            self._warn(f"input {shown(inputs.key)} {line}: {why}")
-            if not alone:
-                self._left.add(f"input {shown(inputs.key)}: not used: {strategies}: {why}")
+        """Warn of what failed, once for each reason; PyTorch is `alone` if no other strategy is right."""
+        key = shown(inputs.key)
+        for why, strategies in by_reason(faults, alone).items():
+            self._warn(f"input {key} {'is left to PyTorch' if alone else f'is not run by {strategies}'}: {why}")
+            self._left |= set() if alone else {f"input {key}: not used: {strategies}: {why}"}
 
     def _run(self, strategy: Strategy, inputs: Inputs) -> Any:
         """Return the outputs for these inputs by one strategy."""
@@ -241,12 +239,6 @@ class Engine:
 
     def _warn(self, line: str) -> None:
         warnings.warn(f"engine of {type(self.model).__name__}: {line}", EngineWarning, stacklevel=2)
-
-
-def _images(values: Sequence[Any]) -> int:
-    """Return the size of the first dimension that all values have alike, 1 if they have none."""
-    sizes = {len(value) if isinstance(value, Tensor) and value.dim() else 0 for value in values}
-    return max(1, *sizes) if len(sizes) == 1 else 1
 
 
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()

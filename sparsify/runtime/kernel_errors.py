@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,6 +45,12 @@ class Fault:
     text: str
     raised: bool = False
     ours: bool = False
+
+
+def by_reason(faults: Sequence[Fault], alone: bool) -> dict[str, str]:
+    """Return the strategies of faults that are to be told, by their reason; all that was raised if PyTorch is alone."""
+    reasons = dict.fromkeys(fault.text for fault in faults if fault.ours or fault.raised and alone)
+    return {why: " or ".join(dict.fromkeys(one.strategy for one in faults if one.text == why)) for why in reasons}
 
 
 def one_line(error: BaseException) -> str:

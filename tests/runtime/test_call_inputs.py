@@ -13,7 +13,7 @@ from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
 from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.lowering import rules
-from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.tuning.search import TORCH, difference
 
 
@@ -58,7 +58,9 @@ class Tokens(nn.Module):
 
 
 def kernels_of(engine: Engine) -> set[Opcode]:
-    return {step.opcode for plan in engine._plans.values() for step in plan.steps if isinstance(step, Step)}
+    return {
+        step.opcode for plan in engine._plans.values() for step in plan.instructions if isinstance(step, Instruction)
+    }
 
 
 def check(engine: Engine, model: nn.Module, *args: object) -> None:

@@ -15,7 +15,7 @@ from sparsify.errors import CacheWarning
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
 from sparsify.runtime.kernels.opcodes import Opcode
-from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.tuning.search import TORCH, Strategy, difference
 
 
@@ -37,7 +37,7 @@ def on_kernels(engine: Engine) -> None:
         strategy.kind != "torch" and not strategy.dense for strategy in engine.strategies.values()
     ), str(engine)
     for plan in engine._plans.values():
-        assert all(isinstance(step, Step) for step in plan.steps), str(engine)
+        assert all(isinstance(step, Instruction) for step in plan.instructions), str(engine)
 
 
 def close(found: Tensor, model: nn.Module, x: Tensor) -> None:
@@ -200,7 +200,7 @@ def test_inputs_and_outputs_may_be_of_any_structure() -> None:
     engine = compile(model, (x, y), threads=2, tune=False)
     assert next(iter(engine.strategies.values())).kind != "torch"
     assert Opcode.CONVOLVE in {
-        step.opcode for step in next(iter(engine._plans.values())).steps if isinstance(step, Step)
+        step.opcode for step in next(iter(engine._plans.values())).instructions if isinstance(step, Instruction)
     }
     found, expected = engine(x, y), model(x, y)
     assert found.keys() == expected.keys()

@@ -1,4 +1,4 @@
-"""Operations that make one pixel of many."""
+"""Lowering of poolings and means over pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx
 from ..kernels.opcodes import Opcode
 from ..kernels.planes import Planes
 from .aten_graph import shape_of
-from .builder import Lowering, Step, arguments, first_result
+from .builder import Lowering, arguments, first_result
 from .views import view
 
 aten = torch.ops.aten
@@ -31,11 +31,10 @@ def pooling(kind: Opcode) -> Callable[[Lowering, fx.Node], bool]:
         numbers = _pool_numbers(kind, [*arguments(node)[1:]])
         if numbers is None:
             return False
-        planes = lowering.of_image(shape)
-        number = lowering.new(planes)
-        lowering.steps.append(Step(kind, node.name, planes, source.planes, (source.number,), number, numbers=numbers))
+        planes = lowering.image_planes(shape)
+        number = lowering.emit(kind, node, planes, source, numbers=numbers)
         lowering.done.add(node)
-        return lowering.give(target, number, planes)
+        return lowering.bind(target, number, planes)
 
     return rule
 
@@ -71,9 +70,8 @@ def mean(lowering: Lowering, node: fx.Node) -> bool:
     if not dims or dims != set(range(2, len(source.shape))):
         return False
     planes = Planes(source.planes.channels, 1, 1, lowering.pads.get((1, 1), 0) if len(shape) == 4 else 0, shape[0])
-    number = lowering.new(planes)
-    lowering.steps.append(Step(Opcode.MEAN, node.name, planes, source.planes, (source.number,), number))
-    return lowering.give(node, number, planes)
+    number = lowering.emit(Opcode.MEAN, node, planes, source)
+    return lowering.bind(node, number, planes)
 
 
 def adaptive(lowering: Lowering, node: fx.Node) -> bool:
@@ -86,8 +84,6 @@ def adaptive(lowering: Lowering, node: fx.Node) -> bool:
         return False
     kernel = [image.planes.height // shape[2], image.planes.width // shape[3]]
     numbers = _pool_numbers(Opcode.AVG_POOL, [kernel])
-    planes = lowering.of_image(shape)
-    number = lowering.new(planes)
-    step = Step(Opcode.AVG_POOL, node.name, planes, image.planes, (image.number,), number, numbers=numbers or {})
-    lowering.steps.append(step)
-    return lowering.give(node, number, planes)
+    planes = lowering.image_planes(shape)
+    number = lowering.emit(Opcode.AVG_POOL, node, planes, image, numbers=numbers or {})
+    return lowering.bind(node, number, planes)

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ...errors import SparsifyError
 from ..kernel_errors import PASSED, Fault, KernelError, TraceError, one_line
 from ..kernels.opcodes import Opcode
-from ..lowering.builder import Step
+from ..lowering.ir import Instruction
 from ..program.assemble import Segment, assemble
 from ..program.plan import Plan, alone, arrays_of, memory
 
@@ -132,7 +132,7 @@ def faster_dense(plan: Plan) -> frozenset[str]:
     buffers = memory(plan.program.floats)
     for part in plan.program.parts:
         if isinstance(part, Segment):
-            for index, step in enumerate(part.steps):
+            for index, step in enumerate(part.instructions):
                 if step.rows is not None or step.opcode == Opcode.DECIMATE:
                     one = replace(part, table=part.table[index : index + 1])
                     none = np.zeros(1, dtype=np.int64)
@@ -154,7 +154,7 @@ def _dense(plan: Plan, node: fx.Node) -> float:
             plan.known[one] if one in plan.known else torch.zeros(one.meta["val"].shape, dtype=one.meta["val"].dtype)
         ),
     )
-    steps = [step for step in plan.steps if isinstance(step, Step) and step.name == node.name]
+    steps = [step for step in plan.instructions if isinstance(step, Instruction) and step.name == node.name]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -163,13 +163,13 @@ def _dense(plan: Plan, node: fx.Node) -> float:
         torch.set_num_threads(threads)
 
 
-def _moving(steps: Sequence[Step]) -> float:
-    """Return the least seconds of writing a layer's input as torch's tensor, and its output as planes."""
-    source, planes = steps[0].source, steps[-1].planes
-    there = Step(Opcode.UNPACK, "", source, source, (0,), -1)
-    back = Step(Opcode.PACK, "", planes, planes, (), 1)
+def _moving(instructions: Sequence[Instruction]) -> float:
+    """Return the least seconds of writing a layer's input as PyTorch's tensor, and its output as planes."""
+    source, planes = instructions[0].source, instructions[-1].planes
+    there = Instruction(Opcode.UNPACK, "", source, source, (0,), -1)
+    back = Instruction(Opcode.PACK, "", planes, planes, (), 1)
     program = assemble([there, back], {0: source, 1: planes})
-    floats = max(p.channels * p.height * p.width * p.lanes for p in (source, planes))
+    floats = max(p.channels * p.height * p.width * p.batch for p in (source, planes))
     tensor = memory(floats)
     addresses = np.array([tensor.ctypes.data], dtype=np.int64)
     segment, buffers = program.parts[0], memory(program.floats)

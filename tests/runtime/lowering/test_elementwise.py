@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparsify.runtime.kernels.activations import apply
 from sparsify.runtime.kernels.opcodes import Activation, Opcode
-from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.lowering.ir import Instruction
 from tests.runtime.kernels.test_kernels import QUICK, Calls, check, plan_of, sparse
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -131,7 +131,11 @@ def test_what_can_be_is_done_in_place() -> None:
         return F.silu(F.silu(F.conv2d(x, v)))
 
     engine = check(Calls(forward, sparse((3, 2, 1, 1), 1)), sparse((2, 2, 5, 5), 1, 2))
-    steps = [step for step in plan_of(engine).steps if isinstance(step, Step) and step.opcode == Opcode.ACTIVATION]
+    steps = [
+        step
+        for step in plan_of(engine).instructions
+        if isinstance(step, Instruction) and step.opcode == Opcode.ACTIVATION
+    ]
     assert [step.reads for step in steps] == [(steps[0].writes,)] * 2
 
 
