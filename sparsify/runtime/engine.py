@@ -22,7 +22,7 @@ from .program.plan import Plan, alone, execute, make_plan, memory
 from .signal_safe import untorn
 from .thread_pool import Workers
 from .tuning import cache
-from .tuning.search import CHUNKS, TORCH, Strategy, autotune, check
+from .tuning.search import TORCH, Strategy, autotune, candidates, check
 
 _VALUES = 8  # of what is no tensor, with tensors of one size: each makes a program of its own
 
@@ -106,17 +106,14 @@ class Engine:
         sizes = inputs.sizes
         if inputs.key == sizes or sum(set(sizes) <= set(key) and key != sizes for key in self.strategies) < _VALUES:
             return False
-        self._left.add(
-            f"input {shown(sizes)}, with more than {_VALUES} values of what is no tensor: PyTorch: "
-            "each value takes a program of its own: give tensors"
-        )
+        many = f"with more than {_VALUES} values of what is no tensor"
+        self._left.add(f"input {shown(sizes)}, {many}: PyTorch: each value takes a program of its own: give tensors")
         return True
 
     def __str__(self) -> str:
         """Return how each shape that came so far is run: strategy, seconds of those timed, steps."""
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
-        found += [self.note] if self.note else []
-        found += sorted(self._left)
+        found += [*([self.note] if self.note else []), *sorted(self._left)]
         found += [f"{name}: left to PyTorch as its kernel failed: {why}" for name, why in self._failed.items()]
         for key, strategy in list(self.strategies.items()):
             found.append(f"input {shown(key)}: {strategy}{f': {strategy.why}' if strategy.why else ''}")
@@ -142,12 +139,8 @@ class Engine:
                 return before
             faults.append(fault)
         images = images_in([*inputs.cut, *run(TORCH)])
-        most = -(-images // self.threads)
-        chunks = sorted({min(most, size) for size in CHUNKS}, reverse=True) if images > 1 else []
-        strategies = [*(Strategy("chunks", size) for size in chunks), Strategy("split")]
-        if self.threads > 1 and inputs.cut and all(len(x) == 1 for x in inputs.cut):
-            # Threads that wait for each other after every step may take longer than one alone.
-            strategies.append(Strategy("chunks", 1))
+        single = bool(inputs.cut) and all(len(x) == 1 for x in inputs.cut)
+        strategies = candidates(images, single, self.threads)
         strategy = autotune(run, plan, strategies, self._tune, faults)
         self._tell(inputs, faults, alone=strategy.kind == "torch" and not strategy.seconds)
         # What follows from a failure is no finding.
@@ -245,7 +238,7 @@ _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def _in_child() -> None:
-    """Give every engine threads and buffers of this process; PyTorch, whose own threads are gone as well, has one."""
+    """Give every engine threads and buffers of this process; PyTorch, whose threads are gone as well, has one."""
     torch.set_num_threads(1)
     for engine in list(_ENGINES):
         engine._born()

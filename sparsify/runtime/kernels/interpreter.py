@@ -22,7 +22,7 @@ from .pooling import mean, pool
 from .simd import arrive, exchange, floats_at, give_way, longs_at, offsets_at, seen, swap_if
 from .sparse_conv import convolve, convolve_tiles, dot
 
-# Numbers that all threads see: jobs given and instructions ended, each on a cache line of its own, and what each thread does.
+# Numbers that all threads see: jobs given, instructions ended, each on a cache line of its own; what each thread does.
 GIVEN, ENDED, STATE = 0, 16, 32
 ASLEEP, AWAKE, BUSY = 0, 1, 2
 JOB = 17  # numbers in a job

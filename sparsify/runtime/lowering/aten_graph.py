@@ -72,8 +72,8 @@ def constants(graph: fx.GraphModule) -> dict[fx.Node, Any]:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """Return the sizes of a node's tensor, None if it is no tensor of float32."""
+    """Return the sizes of a node's tensor, None if there is none of float32 or it is empty: no kernel is for those."""
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+    if not isinstance(value, Tensor) or value.dtype != torch.float32 or 0 in value.shape:
         return None
     return tuple(value.shape)

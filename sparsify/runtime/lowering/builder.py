@@ -103,7 +103,7 @@ class Lowering:
     def image(self, node: fx.Node) -> Buffer | None:
         """Return planes with the pixels of a tensor [image, channel, row, column]; None if it is no such tensor."""
         shape = shape_of(node)
-        if shape is None or len(shape) != 4 or 0 in shape or node in self.constants:
+        if shape is None or len(shape) != 4 or node in self.constants:
             return None
         found = self.buffers.get(node)
         if found is not None:
@@ -124,7 +124,7 @@ class Lowering:
     def matrix(self, node: fx.Node) -> Buffer | None:
         """Return planes with the columns of a matrix [row, column], a lane for each row; None if it is no matrix."""
         shape = shape_of(node)
-        if shape is None or len(shape) != 2 or 0 in shape or node in self.constants:
+        if shape is None or len(shape) != 2 or node in self.constants:
             return None
         found = self.buffers.get(node)
         if found is not None:
@@ -145,7 +145,7 @@ class Lowering:
     def features(self, node: fx.Node) -> Buffer | None:
         """Return planes whose channels are the last dimension of a tensor; None if it has none, or lies otherwise."""
         shape = shape_of(node)
-        if shape is None or len(shape) < 2 or 0 in shape or node in self.constants:
+        if shape is None or len(shape) < 2 or node in self.constants:
             return None
         found = self.buffers.get(node)
         if found is not None:

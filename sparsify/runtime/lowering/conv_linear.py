@@ -32,6 +32,7 @@ from .packed_rows import (
 from .views import VIEWS
 
 aten = torch.ops.aten
+WEIGHTED = (aten.convolution.default, aten.addmm.default, aten.mm.default)
 
 
 def weighted(
@@ -73,7 +74,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> bool:
     if bias is not None and bias not in lowering.constants:
         return False
     source, shape = lowering.image(x), shape_of(node)
-    if source is None or shape is None or 0 in shape:
+    if source is None or shape is None:
         return False
     out = lowering.image_planes(shape)
     place = split_for_strides(source.planes, out, values.shape[2:], stride, padding, dilation)

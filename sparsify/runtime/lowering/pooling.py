@@ -77,8 +77,8 @@ def mean(lowering: Lowering, node: fx.Node) -> bool:
 def adaptive(lowering: Lowering, node: fx.Node) -> bool:
     """Means of windows whose number divides the image."""
     source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
-    if source is None or shape is None or 0 in shape or view(lowering, node):
-        return source is not None and shape is not None and 0 not in shape
+    if source is None or shape is None or view(lowering, node):
+        return source is not None and shape is not None
     image = lowering.image(arguments(node)[0])
     if image is None or image.planes.height % shape[2] or image.planes.width % shape[3]:
         return False

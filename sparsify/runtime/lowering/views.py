@@ -104,8 +104,8 @@ def _part(lowering: Lowering, held: Buffer, begin: int, count: int) -> Buffer:
 def slicing(lowering: Lowering, node: fx.Node) -> bool:
     """A slice: of channels, which moves nothing, or of an image."""
     held, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
-    if held is None or shape is None or 0 in shape or view(lowering, node):
-        return held is not None and shape is not None and 0 not in shape
+    if held is None or shape is None or view(lowering, node):
+        return held is not None and shape is not None
     args = (*arguments(node), *(None, 0, None, None, 1)[len(arguments(node)) :])
     dim, begin, step = args[1], args[2], args[4]
     dim, step = dim % len(shape), 1 if step is None else step
@@ -134,9 +134,7 @@ def splitting(lowering: Lowering, node: fx.Node) -> bool:
     users = list(node.users)
     if held is None or made is None or held.channel_dim is None or dim % len(held.shape) != held.channel_dim:
         return False
-    if any(
-        user.target is not getitem or shape_of(user) is None or 0 in made[arguments(user)[1]].shape for user in users
-    ):
+    if any(user.target is not getitem or shape_of(user) is None for user in users):
         return False
     counts = [one.shape[held.channel_dim] for one in made]
     lowering.done.add(node)
@@ -188,7 +186,7 @@ def padding(lowering: Lowering, node: fx.Node) -> bool:
     """More pixels, or channels, of one value around an image; fewer where their number is negative."""
     amounts, value = arguments(node)[1], float(arguments(node)[2]) if len(arguments(node)) > 2 else 0.0
     shape = shape_of(node)
-    if arguments(node)[0] not in lowering.buffers or shape is None or 0 in shape or len(amounts) not in (2, 4, 6):
+    if arguments(node)[0] not in lowering.buffers or shape is None or len(amounts) not in (2, 4, 6):
         return False
     source = lowering.image(arguments(node)[0])
     left, _, top, _, before, after = (*amounts, 0, 0, 0, 0)[:6]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..kernels.opcodes import Opcode
+from ..lowering.conv_linear import WEIGHTED
 from ..lowering.ir import UNBOUNDED, Instruction
-from ..tuning.search import WEIGHTED
 from .plan import Plan
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from ...errors import SparsifyError
 from ..kernel_errors import PASSED, Fault, KernelError, TraceError, one_line
 from ..kernels.opcodes import Opcode
+from ..lowering.conv_linear import WEIGHTED
 from ..lowering.ir import Instruction
 from ..program.assemble import Segment, assemble
 from ..program.plan import Plan, alone, arrays_of, memory
@@ -52,6 +53,15 @@ class Strategy:
 
 TORCH = Strategy("torch")
 Run = Callable[[Strategy], list[Any]]
+
+
+def candidates(images: int, single: bool, threads: int) -> list[Strategy]:
+    """Return the strategies for so many independent images (1 if they are not); `single` tells that there is one."""
+    largest = -(-images // threads)
+    chunks = sorted({min(largest, size) for size in CHUNKS}, reverse=True) if images > 1 else []
+    # Threads that wait for each other after every instruction may take longer than one alone.
+    alone = [Strategy("chunks", 1)] if single and threads > 1 else []
+    return [*(Strategy("chunks", size) for size in chunks), Strategy("split"), *alone]
 
 
 def autotune(
@@ -141,9 +151,6 @@ def faster_dense(plan: Plan) -> frozenset[str]:
     return frozenset(
         name for name, seconds in took.items() if nodes[name].target in WEIGHTED and _dense(plan, nodes[name]) < seconds
     )
-
-
-WEIGHTED = (torch.ops.aten.convolution.default, torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
 
 
 def _dense(plan: Plan, node: fx.Node) -> float:
