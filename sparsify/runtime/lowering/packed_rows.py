@@ -22,7 +22,7 @@ VISIT = 1.5  # what it costs to begin and end the sums of one tile and output, i
 
 @dataclass(frozen=True)
 class PackedRows:
-    """CSR: entries indptr[i] .. indptr[i + 1] are output channel i's. Offsets are column indices, in floats from `base`,
+    """CSR: entries indptr[i] .. indptr[i + 1] are output channel i's. Offsets are column indices in floats, from `base`,
     where the first entry of the first window lies, counted from the input buffer's first pixel.
     """
 
