@@ -111,7 +111,7 @@ class Engine:
         return True
 
     def __str__(self) -> str:
-        """Return how each shape that came so far is run: strategy, seconds of those timed, steps."""
+        """Return how each shape that came so far is run: strategy, seconds of those timed, instructions."""
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
         found += [*([self.note] if self.note else []), *sorted(self._left)]
         found += [f"{name}: left to PyTorch as its kernel failed: {why}" for name, why in self._failed.items()]

@@ -61,7 +61,7 @@ class Workers:
             raise error
 
     def split(self, arrays: Sequence[Array]) -> None:
-        """Go through the steps of `interpreter.run`, whose arrays are given, all threads at once.
+        """Go through the instructions of `interpreter.run`, whose arrays are given, all threads at once.
 
         Threads that had a job a moment ago take the next one without the interpreter, whose lock and whose waking of
         threads take as long as a small network. The job itself is one call of compiled code.

@@ -1,4 +1,4 @@
-"""What kernels are made of: runs_of of floats that are set, copied or reduced, shares of work, borders."""
+"""Primitives of the kernels: fill, copy, reduce, scale, the division of work among threads, zeroed padding."""
 
 # mypy: ignore-errors
 # Compiled by Numba, which types them itself.
@@ -65,7 +65,7 @@ def share(count, part, parts):
 
 @njit(**FAST)
 def clear(buffers, start, op, low, high):
-    """Set the borders of the output's planes low..high to zero: whatever is no pixel."""
+    """Set the padding of the output's planes low..high to zero: whatever is no pixel."""
     height, row, row_stride, size, first = (
         op[at.HEIGHT],
         op[at.ROW],

@@ -25,7 +25,7 @@ def arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 class Lowering:
-    """What is known while the steps of a graph are written down, in order."""
+    """The state of lowering a graph, node by node, in order."""
 
     def __init__(self, graph: fx.GraphModule, rules: Mapping[Any, Rule], native: Callable[[fx.Node], bool]) -> None:
         self.graph = graph
@@ -37,12 +37,12 @@ class Lowering:
         self.buffers: dict[fx.Node, Buffer] = {}
         self.tensors: set[fx.Node] = set()  # nodes that torch's tensors hold
         self.done: set[fx.Node] = set()
-        self.past: set[fx.Node] = set()  # nodes whose steps are written
+        self.past: set[fx.Node] = set()  # nodes that are lowered
         self.aliases: dict[int, tuple[int, int]] = {}  # buffers that are planes of another: which, and from which on
         self.pads = pads(graph, self.constants)
 
     def all(self) -> list[Instruction | Call]:
-        """Return the steps of the whole graph; its outputs are torch's tensors."""
+        """Return the instructions and calls of the whole graph; its outputs are PyTorch's tensors."""
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 self.tensors.add(node)
@@ -56,7 +56,7 @@ class Lowering:
         return self.instructions
 
     def lower(self, node: fx.Node) -> bool:
-        """Write the steps of an operation and return True; False if there is no kernel for it, or it shall have none.
+        """Emit an operation's instructions and return True; False if there is no kernel for it, or it shall have none.
 
         Raises KernelError where a rule fails, which must cost no more than this operation's kernel.
         """
@@ -116,13 +116,13 @@ class Lowering:
         return self.pack(node, self.image_planes(shape), shape)
 
     def padded(self, node: fx.Node, source: Buffer, planes: Planes) -> Buffer:
-        """Return planes with a wider border, copied from those that were made without one: a matrix seen as images."""
+        """Return planes with wider padding, copied from those that were made without one: a matrix seen as images."""
         window = {"PADDING_Y": 0, "PADDING_X": 0}
         number = self.emit(Opcode.PAD_CROP, node, planes, source, numbers=window, scalars=(0.0, 0.0))
         return Buffer(number, planes, source.shape)
 
     def matrix(self, node: fx.Node) -> Buffer | None:
-        """Return planes with the columns of a matrix [row, column], a lane for each row; None if it is no matrix."""
+        """Return planes with the columns of a matrix [row, column], rows as the batch; None if it is no matrix."""
         shape = shape_of(node)
         if shape is None or len(shape) != 2 or node in self.constants:
             return None
@@ -186,7 +186,7 @@ class Lowering:
         """Return whether only `node` still needs what is in a buffer, which it may then overwrite."""
         whole, _ = self.root(source.number)
         return all(
-            user is node or user in self.done or user in self.past  # done: steps that are written ahead of their turn
+            user is node or user in self.done or user in self.past  # done: fused, ahead of their turn
             for other, buffer in self.buffers.items()
             if self.root(buffer.number)[0] == whole
             for user in other.users
@@ -205,7 +205,7 @@ def first_result(lowering: Lowering, node: fx.Node) -> fx.Node | None:
 
 
 def pads(graph: fx.GraphModule, known: Mapping[fx.Node, Any]) -> dict[tuple[int, int], int]:
-    """Return the border that images of each size have: what the widest convolution on them reads of it."""
+    """Return the padding that images of each size have: what the widest convolution on them reads of it."""
     widest: dict[tuple[int, int], int] = {}
     for node in graph.graph.nodes:
         if node.target is aten.convolution.default and not arguments(node)[6]:
@@ -216,5 +216,5 @@ def pads(graph: fx.GraphModule, known: Mapping[fx.Node, Any]) -> dict[tuple[int,
     return widest
 
 
-# Writes the steps of an operation, and of those behind it that are done with it; False leaves it to torch.
+# Emits the instructions of an operation, with its fused epilogue; False leaves it to PyTorch.
 Rule = Callable[[Lowering, fx.Node], bool]

@@ -43,7 +43,7 @@ def weighted(
     out: Planes,
     last: bool = False,
 ) -> bool:
-    """Write the step of a convolution or a linear layer, with what follows it."""
+    """Emit a convolution or a linear layer with its epilogue."""
     after = fuse_epilogue(lowering, node, out, last)
     rows = make(after.scale, after.shift)
     both = None if out.is_vector else tiled(rows, TILE)

@@ -29,7 +29,7 @@ def clamp(lowering: Lowering, node: fx.Node) -> bool:
 def emit_binary(
     lowering: Lowering, node: fx.Node, last: fx.Node, source: Buffer, other: Buffer | None = None, **fields: Any
 ) -> bool:
-    """Write the step that makes the value of `last` of the pixels that `node` reads, and of another buffer's."""
+    """Emit the BINARY that makes the value of `last` of the pixels that `node` reads, and of another buffer's."""
     apart = other is None or lowering.root(other.number)[0] != lowering.root(source.number)[0]
     into = source.number if apart and lowering.reusable(node, source) else -1
     sources = (source,) if other is None else (source, other)

@@ -22,7 +22,7 @@ VISIT = 1.5  # what it costs to begin and end the sums of one tile and output, i
 
 @dataclass(frozen=True)
 class PackedRows:
-    """CSR: entries indptr[i] .. indptr[i + 1] are output channel i's. Offsets are column indices in floats, from `base`,
+    """CSR: entries indptr[i] .. indptr[i + 1] are output channel i's. Offsets, in floats, count from `base`:
     where the first entry of the first window lies, counted from the input buffer's first pixel.
     """
 
@@ -69,7 +69,7 @@ def split_for_strides(
         there = max(-(-(sizes[d] - part) // stride[d]) for part in phase[d])
         extent.append(min(there, ends[d] + max(moved[d])))
         pad = max(pad, -min(moved[d]), ends[d] + max(moved[d]) - extent[d])
-    # With the output's distance from row to row the whole plane is one stretch.
+    # With the output's distance from row to row the whole plane is one contiguous run.
     pad = max(pad, out.width + out.pad - extent[1])
     phases = sorted({(a, b) for a in phase[0] for b in phase[1]})
     planes = Planes(source.channels * len(phases), extent[0], extent[1], pad, source.batch)
@@ -125,7 +125,7 @@ def one_per_plane(scale: Tensor, shift: Tensor, source: Planes) -> PackedRows:
 class Tiling:
     """What of an output plane is computed before the next output's: `rows` rows of `vectors` vectors.
 
-    `linear` tells that the plane counts as one row, its borders included, which then are computed as well.
+    `linear` tells that the plane counts as one row, its padding included, which then are computed as well.
     """
 
     rows: int
@@ -242,7 +242,7 @@ def _rows(kept: Any, offsets: Any, weights: Any, biases: Tensor, base: int) -> P
 def _rise(indptr: Any, offsets: Any) -> bool:
     """Return whether the offsets of each row rise, so that its first and last tell whether there is a gap.
 
-    With strides they may not; and two entries are for one place of the border between two rows.
+    With strides they may not; and two entries are for one place of the padding between two rows.
     """
     rises = offsets[1:] > offsets[:-1]
     begins = indptr[(indptr > 0) & (indptr < len(offsets))]

@@ -43,7 +43,7 @@ def _pool_numbers(kind: Opcode, given: list[Any]) -> dict[str, int] | None:
     """Return the columns of a pooling; None for one that is dilated."""
     kernel = _pair(given[0])
     stride = _pair(given[1]) if len(given) > 1 and given[1] else kernel
-    margin = _pair(given[2]) if len(given) > 2 else (0, 0)
+    padding = _pair(given[2]) if len(given) > 2 else (0, 0)
     rest = given[3:]
     divisor = 0
     if kind == Opcode.MAX_POOL:
@@ -53,7 +53,7 @@ def _pool_numbers(kind: Opcode, given: list[Any]) -> dict[str, int] | None:
         counts_border = rest[1] if len(rest) > 1 else True
         divisor = rest[2] if len(rest) > 2 and rest[2] else -1 if counts_border else 0
     names = ("KERNEL_Y", "KERNEL_X", "STRIDE_Y", "STRIDE_X", "PADDING_Y", "PADDING_X", "DIVISOR")
-    return dict(zip(names, (*kernel, *stride, *margin, divisor), strict=True))
+    return dict(zip(names, (*kernel, *stride, *padding, divisor), strict=True))
 
 
 def _pair(value: Any) -> tuple[int, int]:
