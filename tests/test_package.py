@@ -131,8 +131,11 @@ def test_a_circle_of_modules_that_run_is_told_from_one_of_types(tmp_path: Path) 
 
 def test_every_package_is_installed() -> None:
     listed = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    there = [".".join(file.parent.relative_to(ROOT.parent).parts) for file in ROOT.rglob("__init__.py")]
-    assert sorted(listed) == sorted([*there, "sparsify.cli"])
+    files = [*ROOT.rglob("__init__.py"), *(ROOT.parent / "cli").rglob("__init__.py")]
+    there = [file.parent.relative_to(ROOT.parent).parts for file in files]
+    assert sorted(listed) == sorted(
+        ".".join(parts if parts[0] == "sparsify" else ("sparsify", *parts)) for parts in there
+    )
 
 
 def test_errors_know_their_exit_code_and_the_nearest_word() -> None:
