@@ -196,7 +196,7 @@ def test_the_table_of_runtimes_by_hand(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(("name", "beginning"), [("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF")])
 def test_charts_of_every_kind(name: str, beginning: bytes, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    hows = ("sparse kernel + clamp", "dense kernel", "torch: erf.default", "mean of each plane")
+    hows = ("sparse kernel + clamp", "dense kernel", "torch: erf.default", "global average pooling")
     steps = [bench_steps.Timed(Line(f"layer{i}", how, "1x1x1"), 1e-3 * i) for i, how in enumerate(hows)]
     bench_steps.draw(steps, "Model, 1 image, one thread", str(tmp_path / name))
     content = (tmp_path / name).read_bytes()

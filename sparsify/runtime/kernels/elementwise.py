@@ -19,7 +19,7 @@ BLOCK = 1024  # floats that stay in the first cache from one pass to the next
 
 @njit(**FAST)
 def runs_of(op, low, high, each):
-    """Return how many runs_of hold the pixels of planes low..high, and the first one's place and length.
+    """Return how many contiguous runs hold the pixels of planes low..high, and the first one's place and length.
 
     A run is whole vectors: padding between rows, and what is beyond the last one. Planes without padding above are
     one run together, unless `each` plane is to be one.

@@ -83,7 +83,7 @@ class Column(IntEnum):
     TILE_SHAPE = auto()  # index among packed_rows.SHAPES or SHARED_SHAPES
     TILE_ROWS = auto()
     TILE_WIDTH = auto()  # floats of each row of a tile
-    RUNS = auto()  # contiguous runs_of that are computed: one for each row, or one in all
+    RUNS = auto()  # contiguous runs that are computed: one for each row, or one in all
     RUN = auto()  # floats of one
     RESIDUAL = auto()  # the first plane of what is added, -1 for none
     INDPTR = auto()  # where the packed rows' indptr begins

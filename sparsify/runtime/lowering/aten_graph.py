@@ -44,7 +44,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[f
 
 
 def _refuse_values(graph: fx.GraphModule) -> None:
-    """Raise RunError if the forward looks at a value that depends on its inputs: the next call may need other operations."""
+    """Raise RunError if the forward reads a value that depends on its inputs: the next call may go another way."""
     varying: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):

@@ -1,4 +1,4 @@
-"""What an engine does, for a person: which one runs how, and why."""
+"""What `print(engine)` shows: which operation runs how, and why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Line:
-    """One one: the layer or operation, how it runs, what comes out of it, and its weights."""
+    """One instruction or call: the layer or operation, how it runs, what comes out of it, and its weights."""
 
     name: str
     how: str
