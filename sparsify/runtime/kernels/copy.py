@@ -50,7 +50,7 @@ def copy(op, buffers, part, parts):
 
 @njit(**FAST)
 def pad_crop(op, buffers, scalars, part, parts):
-    """Write planes that are a window of the input's, from row PADDING_Y and column PADDING_X on, padded with a number."""
+    """Write planes: a window of the input's, from row PADDING_Y and column PADDING_X on, padded with a value."""
     low, high = share(op[at.CHANNELS], part, parts)
     batch, top, width = op[at.BATCH], op[at.PADDING_Y], op[at.IN_WIDTH] * op[at.BATCH]
     left = op[at.PADDING_X] * batch
