@@ -76,6 +76,12 @@ def taken_apart(call: Call) -> Inputs:
     return Inputs(tuple(leaves[place] for place in places), rest, places, structure, flat)
 
 
+def images_in(values: Sequence[Any]) -> int:
+    """Return the size of the first dimension that all values have alike, 1 if they have none."""
+    sizes = {len(value) if isinstance(value, Tensor) and value.dim() else 0 for value in values}
+    return max(1, *sizes) if len(sizes) == 1 else 1
+
+
 def unusable(inputs: Inputs) -> str:
     """Return why kernels cannot be used for these inputs, "" if they can."""
     tensors = inputs.tensors

@@ -86,7 +86,7 @@ def test_a_tuned_file_says_for_what_and_runs(sparsify: Run, pruned: Path, tmp_pa
     engine = library.compile(tmp_path / "e", threads=1)
     with torch.no_grad():
         wanted = library.load(pruned)(x)
-    assert engine.ways[((2, 3, 32, 32),)].why == "tuned when the file was written"
+    assert engine.strategies[((2, 3, 32, 32),)].why == "tuned when the file was written"
     assert (engine(x) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
-from sparsify.runtime.tuning.search import Way
+from sparsify.runtime.tuning.search import Strategy
 
 SHAPES: list[tuple[int, ...]] = [(images, 3, side, side) for images in (1, 2, 5) for side in (8, 12)]
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals and fork")
@@ -64,8 +64,8 @@ def check(engine: Engine, net: nn.Module, shapes: list[tuple[int, ...]] = SHAPES
     for shape in shapes:
         x = torch.randn(shape)
         wanted = net(x)
-        assert (engine(x) - wanted).abs().max() <= 1e-5 * wanted.abs().max(), (shape, engine.ways.get((shape,)))
-        assert not kernels or engine.ways[(shape,)].kind != "torch"
+        assert (engine(x) - wanted).abs().max() <= 1e-5 * wanted.abs().max(), (shape, engine.strategies.get((shape,)))
+        assert not kernels or engine.strategies[(shape,)].kind != "torch"
 
 
 def torn(engine: Engine, seconds: float, calls: list[Tensor]) -> bool:
@@ -92,10 +92,10 @@ def fuzz(net: nn.Module, threads: int, rounds: int, seed: int) -> int:
         assert (torch.get_num_threads(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == settings
         check(engine, net, chance.sample(SHAPES, 2))
         if chance.random() < 0.3:
-            engine.ways.clear()
+            engine.strategies.clear()
             engine._plans.clear()
-        for key in engine.ways:
-            engine.ways[key] = chance.choice([Way("split"), Way("chunks", 1), Way("chunks", 2)])
+        for key in engine.strategies:
+            engine.strategies[key] = chance.choice([Strategy("split"), Strategy("chunks", 1), Strategy("chunks", 2)])
     check(engine, net)
     return found
 
@@ -125,10 +125,10 @@ def test_tuning_that_was_interrupted_is_done_anew_and_kept_nowhere(
     engine._tune = True
     x = torch.randn(SHAPES[1])
     settings = torch.get_num_threads(), torch.is_grad_enabled()
-    assert torn(engine, 0.02, [x]) and (tuple(x.shape),) not in engine.ways
+    assert torn(engine, 0.02, [x]) and (tuple(x.shape),) not in engine.strategies
     assert not os.listdir(str(tmp_path))
     check(engine, net, [SHAPES[1]], kernels=False)
-    assert engine.ways[(SHAPES[1],)].seconds
+    assert engine.strategies[(SHAPES[1],)].seconds
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == settings
 
 
@@ -166,8 +166,8 @@ def test_errors_of_hooks_and_of_wrong_inputs_are_the_caller_s_and_leave_nothing(
 
 def test_buffers_may_hold_anything_before_a_call(net: nn.Module) -> None:
     engine = compile(net, torch.randn(SHAPES[0]), threads=2, tune=False)
-    for way in (Way("split"), Way("chunks", 1), Way("chunks", 2)):
-        engine.ways = {(shape,): way for shape in SHAPES}
+    for strategy in (Strategy("split"), Strategy("chunks", 1), Strategy("chunks", 2)):
+        engine.strategies = {(shape,): strategy for shape in SHAPES}
         check(engine, net)
         for buffer in engine._buffers.values():
             buffer.fill(float("nan"))
@@ -193,11 +193,13 @@ def in_child(engine: Engine, x: Tensor, wanted: Tensor) -> int:
 
 @posix
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("way", [Way("split"), Way("chunks", 1), Way("torch")], ids=lambda way: way.kind)
-def test_a_child_of_fork_has_threads_of_its_own(way: Way, net: nn.Module) -> None:
+@pytest.mark.parametrize(
+    "strategy", [Strategy("split"), Strategy("chunks", 1), Strategy("torch")], ids=lambda strategy: strategy.kind
+)
+def test_a_child_of_fork_has_threads_of_its_own(strategy: Strategy, net: nn.Module) -> None:
     x = torch.randn(2, 3, 96, 96)
     engine = compile(net, x, threads=2, tune=False)
-    engine.ways[(tuple(x.shape),)] = way
+    engine.strategies[(tuple(x.shape),)] = strategy
     wanted = net(x)
     engine(x)
     assert in_child(engine, x, wanted) == 0
@@ -237,8 +239,8 @@ def test_copies_are_engines_of_their_own(how: str, net: nn.Module) -> None:
 def test_threads_of_an_engine_end_with_it_and_handles_do_not_pile_up(net: nn.Module) -> None:
     def use() -> None:
         engine = compile(net, torch.randn(SHAPES[-1]), threads=3, tune=False)
-        for way in (Way("split"), Way("chunks", 1)):
-            engine.ways[(SHAPES[-1],)] = way
+        for strategy in (Strategy("split"), Strategy("chunks", 1)):
+            engine.strategies[(SHAPES[-1],)] = strategy
             check(engine, net, [SHAPES[-1]])
 
     def handles() -> tuple[int, int]:

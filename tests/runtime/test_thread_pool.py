@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsify.calls import Inputs
 from sparsify.runtime import thread_pool as workers
-from sparsify.runtime.kernels import sparse_conv as kernels
+from sparsify.runtime.kernels import interpreter
 from sparsify.runtime.kernels.jit import ready
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.plan import arrays_of, make_plan, memory
@@ -187,8 +187,8 @@ def test_a_thread_that_is_gone_is_an_error_and_no_endless_wait() -> None:
 
 
 def test_a_thread_that_finds_no_job_falls_asleep() -> None:
-    signals, job = np.zeros(kernels.STATE + 2, dtype=np.int64), np.zeros(kernels.JOB, dtype=np.int64)
+    signals, job = np.zeros(interpreter.STATE + 2, dtype=np.int64), np.zeros(interpreter.JOB, dtype=np.int64)
     assert ready()(signals, job, 1, 2, 0)
-    assert signals[kernels.STATE + 1] == kernels.ASLEEP
+    assert signals[interpreter.STATE + 1] == interpreter.ASLEEP
     assert not ready()(signals, job, 0, 2, 10)  # nothing is given to a thread asleep
-    assert signals[kernels.GIVEN] == 0
+    assert signals[interpreter.GIVEN] == 0
