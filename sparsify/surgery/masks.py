@@ -81,7 +81,7 @@ def make_masks_bool(state_dict: dict[str, Any], keys: Iterable[str]) -> None:
 
 def _as_bool(mask: Tensor, name: str) -> Tensor:
     if mask.dtype is torch.bool:
-        return mask
+        return _true_or_false(mask)
     wrong = mask[(mask != 0) & (mask != 1)]
     if wrong.numel():
         raise SparsifyError(
@@ -90,6 +90,14 @@ def _as_bool(mask: Tensor, name: str) -> Tensor:
             "sparsify.sync_masks(average, live)"
         )
     return mask.bool()
+
+
+def _true_or_false(mask: Tensor) -> Tensor:
+    """Return a bool mask whose every byte is 0 or 1: in a view of uint8 any other stands for True too."""
+    if mask.is_meta or type(mask) not in (Tensor, nn.Parameter):
+        return mask
+    values = mask.view(torch.uint8)
+    return values != 0 if bool((values > 1).any()) else mask
 
 
 def names_of_masked(module: nn.Module) -> tuple[str, ...]:

@@ -181,7 +181,7 @@ def test_several_threads_wait_for_one_compilation(monkeypatch: pytest.MonkeyPatc
     class Slow:
         def compile(self, signature: object) -> None:
             begun.append(signature)
-            assert goes_on.wait(10)
+            assert goes_on.wait(60)
 
     monkeypatch.setattr(interpreter, "enter", Slow())
     monkeypatch.setattr(compiled, "_running", None)
