@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
 
+from ..preserve import keep_modes, keep_random_states
 from ..surgery.masks import all_masked_parameters
 
 
@@ -17,7 +16,6 @@ from ..surgery.masks import all_masked_parameters
 def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training: bool | None = True) -> Iterator[None]:
     """Put the model in train mode (or not, None: as it is) with gradients for `parameters`; at the end put all back."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    flags = {module: module.training for module in model.modules()}
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     masks = {id(weight.mask) for weight in all_masked_parameters(model)}
     values = [
@@ -26,7 +24,7 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
         for buffer in owned.values()
         if buffer is not None and id(buffer) not in masks
     ]
-    with random_states(next(model.parameters()).device), torch.enable_grad():
+    with keep_random_states(next(model.parameters()).device), keep_modes(model), torch.enable_grad():
         try:
             if training is not None:
                 model.train(training)
@@ -42,8 +40,6 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
             with torch.no_grad():
                 for buffer, value in values:
                     buffer.copy_(value)
-            for module, was in flags.items():
-                module.training = was
 
 
 @contextmanager
@@ -61,16 +57,3 @@ def without_traces(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iter
             parameter.grad = gradient
         for parameter, flag in required:
             parameter.requires_grad_(flag)
-
-
-@contextmanager
-def random_states(device: torch.device) -> Iterator[None]:
-    """Restore the random states of torch, Python and NumPy: batches may be drawn and augmented with any of them."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [] if device.type in ("cpu", "meta") else [device]
-    try:
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -11,7 +11,7 @@ A dimension of which all entries are alike because a number said how long it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -40,10 +40,17 @@ class Coupling:
 
     `rule` returns what enters a step, None for one that only moves entries or has no rule of its own.
     Where attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
+    Of the grouped convolutions `by_group` whole groups go, whatever is usual.
     """
 
-    def __init__(self, tape: Tape, rule: Callable[[Step], Couple | None], heads: Heads = "whole") -> None:
-        self.heads = heads
+    def __init__(
+        self,
+        tape: Tape,
+        rule: Callable[[Step], Couple | None],
+        heads: Heads = "whole",
+        by_group: Container[Step] = (),
+    ) -> None:
+        self.heads, self.by_group = heads, by_group
         self.numbers = Numbers()
         self.axes: dict[Value, list[Tensor]] = {}
         self.offered: dict[Value, list[Tensor]] = {}
@@ -55,6 +62,7 @@ class Coupling:
         self.barriers: dict[str, None] = dict.fromkeys(tape.problems)
         self.barred: set[object] = set()  # steps and sentences that are barriers already
         self.open = Settling()
+        self.grouped: list[Step] = []  # convolutions that lose the same positions of every group
         self._rule = rule
         for step in tape.steps[: tape.evaluated]:
             told = len(self.operations)

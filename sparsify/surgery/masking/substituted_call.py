@@ -139,6 +139,7 @@ def stand_in(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Modu
             child_module: Any = module._modules[name]
             children[name] = stand_in(child_module, inner, _read_class(type(child_module)))
             children[name].__dict__["stands_for"] = child_module
+            children[name].__dict__["lent"] = dict(children[name]._parameters)
         double.__dict__["_modules"] = {**module._modules, **children}
     if isinstance(module, nn.RNNBase):
         double.__dict__["_flat_weights"] = [getattr(double, name, None) for name in module._flat_weights_names]
@@ -146,15 +147,29 @@ def stand_in(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Modu
 
 
 class _Read:
-    """Mixed into the class of a copy that is read from; calls go to the module that it stands for."""
+    """Mixed into the class of a copy that is read from; calls go to the module that it stands for.
+
+    If weights were put into the copy since (torch.func.functional_call does), the call is meant for these, as they are.
+    """
 
     stands_for: nn.Module
+    lent: Mapping[str, Tensor | None]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _given_others(self):  # type: ignore[arg-type]
+            return stand_in(self, {}, original_class(self.stands_for))(*args, **kwargs)  # type: ignore[arg-type]
         return self.stands_for(*args, **kwargs)
+
+
+def _given_others(double: nn.Module) -> bool:
+    """Whether a copy, or one below it, holds other parameters than it was made with."""
+    lent = double.__dict__["lent"]
+    if any(parameter is not lent.get(name) for name, parameter in double._parameters.items()):
+        return True
+    return any(isinstance(child, _Read) and _given_others(child) for child in double._modules.values())
 
 
 _READ_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}

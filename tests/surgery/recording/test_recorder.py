@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparsify.calls import tensors_in
 from sparsify.surgery.channels import analyse
 from sparsify.surgery.recording.ops import STALE, Tape
-from sparsify.surgery.recording.recorder import record, tensors_in
+from sparsify.surgery.recording.recorder import record
 
 
 class Calls(nn.Module):
