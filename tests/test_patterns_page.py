@@ -12,6 +12,7 @@ from sparsify.formats.file.inspection import inspect_file
 from sparsify.pruning.criteria.table import CRITERIA
 from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.pruning.settings.sections import UNIT_CRITERIA
+from sparsify.training.recipe.yaml_lines import parse_yaml
 
 TEXT = (Path(__file__).parents[1] / "docs" / "patterns.md").read_text()
 
@@ -45,3 +46,9 @@ def test_each_way_of_writing_is_read_as_said() -> None:
         granularity = parse_pruning({"sparsity": 0.5, "granularity": short}).granularity
         assert granularity.name == name
         assert numbers == [value for value in (granularity.n, granularity.m, *(granularity.size or ())) if value]
+
+
+def test_the_rules_shown_are_rules_of_a_recipe() -> None:
+    [shown] = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    pruning = parse_pruning(parse_yaml(shown, "patterns.md").value["prune"])
+    assert [rule.match[0] for rule in pruning.rules or ()] == ["last", "Linear", "layer1"]

@@ -1,0 +1,162 @@
+"""The parts of a pruning: the weights of each rule, and those of none, with their own settings and choices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SparsifyError
+from ..surgery.channels import Channels
+from ..surgery.ignore_patterns import PatternError
+from ..surgery.masks import MaskedWeight
+from ..surgery.rules.table import Rule
+from .build_candidates import make_choices
+from .criteria.gradients import with_first_input
+from .criteria.table import CRITERIA, Context, Criterion
+from .mask_update import update_masks
+from .schedules import Update, plan
+from .selection.candidates import Choices
+from .selection.prunable_weights import matching_weights, pruned_weights
+from .settings.prune import Pruning
+from .units.group_candidates import UnitChoices
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights that are pruned by one criterion, granularity, scope and sparsity.
+
+    `plan` has as many updates as every other part's, on the same steps; `match` is the rule's, empty without one.
+    """
+
+    match: tuple[str, ...]
+    pruning: Pruning
+    plan: tuple[Update, ...]
+    choices: Choices
+    criterion: Criterion
+
+    def needs(self, what: str) -> bool:
+        """Whether the criterion is marked as one that needs "data" or an "input"."""
+        return bool(getattr(self.criterion, f"needs_{what}", False))
+
+
+def make_parts(
+    model: nn.Module,
+    pruning: Pruning,
+    times: tuple[int, int | None],
+    example_input: Any,
+    channels: Channels | None,
+    rules: Mapping[str, Rule] | None,
+    examples: Sequence[Any],
+) -> tuple[Part, ...]:
+    """Return the parts of a pruning of `model`, those of rules first; `times` are its total steps, and an epoch's.
+
+    Raises SparsifyError as `make_choices` does, and for a rule that no weight is left for.
+    """
+    parts = []
+    for match, own, names in _settings(model, pruning):
+        choices = make_choices(model, own, names, example_input, channels, rules, examples)
+        criterion = own.criterion.function or CRITERIA[own.criterion.name]
+        parts.append(Part(match, own, tuple(plan(own, *times)), choices, criterion))
+    owners: dict[str, Part] = {}
+    for part in parts:
+        for name in part.choices.names:
+            if name in owners:
+                raise SparsifyError(
+                    f"pruning.rules: {name} is tied to weights of two parts, {_named(owners[name])} and "
+                    f"{_named(part)}; let one rule match them"
+                )
+            owners[name] = part
+    return tuple(parts)
+
+
+def _named(part: Part) -> str:
+    return f"the rule for {', '.join(part.match)}" if part.match else "what no rule matches"
+
+
+def _settings(model: nn.Module, pruning: Pruning) -> Iterator[tuple[tuple[str, ...], Pruning, list[str]]]:
+    """Yield the match, the settings and the weights of each part."""
+    left = pruned_weights(model, pruning.ignore, pruning.only or ())
+    for index, rule in enumerate(pruning.rules or ()):
+        matched = matching_weights(model, rule.match, ("rules", index, "match"))
+        names = [name for name in left if name in matched]
+        if not names:
+            raise PatternError(
+                ("rules", index, "match"),
+                f"no weight is left for {', '.join(rule.match)}: other rules, 'ignore' or 'only' come first",
+            )
+        left = [name for name in left if name not in matched]
+        if not rule.ignore:
+            yield rule.match, pruning.under(rule), names
+    if left:
+        yield (), pruning, left
+
+
+def with_data(
+    parts: Iterable[Part], batches: Iterable[Any] | None, loss_fn: Any, example_input: Any
+) -> tuple[Iterable[Any] | None, Any]:
+    """Return the batches, an iterator that is needed as a list, and the example, from the first batch if it is needed.
+
+    Raises SparsifyError if a criterion needs data or an input and there is none.
+    """
+    for part in parts:
+        name = part.pruning.criterion.name
+        if part.needs("data"):
+            if batches is None or loss_fn is None:
+                raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) before step()")
+            batches = list(batches) if isinstance(batches, Iterator) else batches
+        if part.needs("input") and example_input is None:
+            if batches is None:
+                raise SparsifyError(f"criterion '{name}' needs an input's shape: give Pruner an example_input")
+            batches, example_input = with_first_input(batches)
+    return batches, example_input
+
+
+def update_parts(
+    parts: Sequence[Part],
+    index: int,
+    weights: Mapping[str, MaskedWeight],
+    context: Context,
+    union: Mapping[str, Tensor],
+) -> float:
+    """Write the masks that the update of this index asks for in every part, and return the sparsity that is due."""
+    due, sizes = [], []
+    for part in parts:
+        own = {name: weights[name] for name in part.choices.names}
+        given = replace(context, options=part.pruning.criterion.options)
+        due.append(update_masks(part.plan[index], part.pruning, part.criterion, part.choices, own, given, union))
+        sizes.append(sum(weight.mask.numel() for weight in own.values()))
+    return due[0] if len(due) == 1 else sum(map(float.__mul__, due, map(float, sizes))) / max(1, sum(sizes))
+
+
+def removed(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> float:
+    """Return the sparsity that the masks have at present."""
+    masks = {name: weight.mask for name, weight in weights.items()}
+    if len(parts) == 1:
+        return float(parts[0].choices.removed(masks))
+    gone = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+    return gone / max(1, sum(mask.numel() for mask in masks.values()))
+
+
+def measured_prices(parts: Sequence[Part]) -> dict[str, Tensor]:
+    """Return the prices that were measured, under "prices": those of two pruners differ."""
+    choices = parts[0].choices
+    measured = parts[0].pruning.criterion.per == "milliseconds"
+    return {"prices": choices.prices} if measured and isinstance(choices, UnitChoices) else {}
+
+
+def at_prices(parts: tuple[Part, ...], prices: Tensor) -> tuple[Part, ...]:
+    """Return the parts at other prices than those that were measured."""
+    choices = parts[0].choices
+    return (replace(parts[0], choices=choices.at_prices(prices)),) if isinstance(choices, UnitChoices) else parts
+
+
+def private_generator(generator: torch.Generator | None) -> torch.Generator:
+    """Return a CPU generator of our own, which may be rewound without a caller's numbers coming twice."""
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator().manual_seed(int(seed))
