@@ -1,6 +1,6 @@
 """Read mutated files for some seconds: anything but SparsifyError, or a state that holds together, is a failure.
 
-    python benchmarks/fuzz_format.py SECONDS [--seed 0] [--atheris]
+    python -m benchmarks.fuzz_format SECONDS [--seed 0] [--atheris]
 
 The files hold a weight of every encoding. Half of the mutations come with good checksums, so that they get past these:
 bytes of streams and values, and the header's shapes, offsets, encodings and counts. A mutation without them must be

@@ -1,7 +1,8 @@
-"""Writing of benchmarks/results.md: one section per script, with the hardware and versions it was measured on."""
+"""Writing of benchmarks/results.md: one section per benchmark, with the hardware and versions it was measured on."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -10,9 +11,11 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results.md"
-TITLE = "# Measurements\n\nEach section is written by the script it is named after.\n"
+TITLE = "# Measurements\n\nEach section is written by the benchmark it is named after, `python -m benchmarks.NAME`.\n"
+Row = dict[str, Any]
 
 
 def environment(*packages: str, threads: int | None = None) -> str:
@@ -48,3 +51,9 @@ def record(section: str, body: str, results: Path | None = None) -> None:
     else:
         text = f"{text.rstrip()}\n\n{entry}"
     results.write_text(f"{text.rstrip()}\n")
+
+
+def rows(file: Path) -> dict[str, Row]:
+    """Return the rows of a file of JSON lines by model; of two for one model the later counts."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {row["model"]: row for row in map(json.loads, lines)}

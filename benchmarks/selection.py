@@ -1,6 +1,6 @@
 """Global magnitude selection over the 143.7 M weights of timm's vgg19_bn, beside torch.nn.utils.prune.
 
-    python benchmarks/selection.py [--rounds 3] [--threads 2]
+    python -m benchmarks.selection [--rounds 3] [--threads 2]
 
 Each measurement runs in a process of its own, the two alternated, so that the peak memory is its own as well. The peer
 takes about half a minute and 9 GB a round. Ours is measured on the second and later selections of a model too, which is
@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from record import environment, record, seconds
+from .record import environment, record, seconds
 
 SPARSITY = 0.9
 OURS_PER_ROUND = 7
@@ -66,7 +66,7 @@ def _peak() -> int:
 
 def run(worker: str, threads: int) -> dict[str, Any]:
     """Return what one worker measured, in a process of its own."""
-    command = [sys.executable, __file__, "--worker", worker, "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks.selection", "--worker", worker, "--threads", str(threads)]
     answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return answer
 
@@ -98,7 +98,7 @@ def main() -> None:
         times = [value for measured in results[worker] for value in measured["seconds"]]
         memory = max(measured["bytes"] for measured in results[worker]) / 1e9
         lines.append(f"| {name} | {seconds(times)} | {memory:.2g} GB | {results[worker][0]['removed']:,} |")
-    record("selection.py", "\n".join(lines))
+    record("selection", "\n".join(lines))
     print("\n".join(lines))
 
 

@@ -1,6 +1,6 @@
 """Seconds of one training step: dense, masked by sparsify, and masked by torch.nn.utils.prune, alternated.
 
-    python benchmarks/step_time.py [--rounds N] [--only MODEL]
+    python -m benchmarks.step_time [--rounds N] [--only MODEL]
 
 Each model is built three times with the same weights, masked at 90 % by magnitude, layer by layer, and takes SGD steps
 (Nesterov momentum 0.9, weight decay 5e-4) on random images of 32x32. Rounds alternate between the three in one process.
@@ -11,18 +11,20 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import statistics
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 import torch.nn.functional as F
-from record import environment, record
 from torch import nn
 from torch.nn.utils import prune
 
 import sparsify
 from sparsify.surgery.masks import masked_weights
+
+from .record import environment, record
+from .timing import alternate, quartiles
 
 CASES = [("cifar:resnet32", 128, 1), ("cifar:vgg19_bn", 128, 1), ("timm:vgg19_bn", 64, 1)]
 
@@ -37,7 +39,7 @@ def masked(model: nn.Module) -> nn.Module:
 def pruned_by_torch(model: nn.Module) -> nn.Module:
     for weight in list(masked_weights(masked(copy.deepcopy(model)))):
         module = model.get_submodule(weight.rpartition(".")[0])
-        prune.l1_unstructured(module, "weight", amount=0.9)
+        prune.l1_unstructured(module, "weight", amount=0.9)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -49,7 +51,7 @@ def stepper(model: nn.Module, batch: int) -> Callable[[], float]:
     def step() -> float:
         started = time.perf_counter()
         loss = F.cross_entropy(model(images), classes)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - started
@@ -67,19 +69,15 @@ def measure(spec: str, batch: int, rounds: int, steps: int) -> list[str]:
     }
     for step in steppers.values():
         step(), step()
-    seconds: dict[str, list[float]] = {name: [] for name in steppers}
-    for round_number in range(rounds):
-        names = list(steppers) if round_number % 2 == 0 else list(reversed(steppers))
-        for name in names:
-            seconds[name].append(statistics.median(steppers[name]() for _ in range(steps)))
+    seconds = alternate(steppers, rounds, steps)
     rows = []
     for name, values in seconds.items():
         ratios = [value / dense for value, dense in zip(values, seconds["dense"], strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4)
-        of_medians = statistics.median(values) / statistics.median(seconds["dense"])
-        figures = [statistics.median(values), of_medians, statistics.median(ratios)]
+        low, high = quartiles(ratios)
+        of_medians = median(values) / median(seconds["dense"])
+        figures = [median(values), of_medians, median(ratios)]
         cells = [spec, str(batch), name, *(f"{figure:.3f}" for figure in figures)]
-        rows.append(f"| {' | '.join(cells)} | {quartiles[0]:.3f} to {quartiles[2]:.3f} |")
+        rows.append(f"| {' | '.join(cells)} | {low:.3f} to {high:.3f} |")
     del steppers
     gc.collect()
     return rows
@@ -98,7 +96,7 @@ def main() -> None:
     header = "| model | batch | masked by | seconds a step | ratio of medians | median of ratios | quartiles |"
     note = f"Medians of {options.rounds} alternated rounds, 32x32 images, 90 % sparsity, SGD with momentum."
     about = environment("torch", "timm", threads=torch.get_num_threads())
-    record("step_time.py", "\n".join([about, note, "", header, "|---|---|---|---|---|---|---|", *rows]))
+    record("step_time", "\n".join([about, note, "", header, "|---|---|---|---|---|---|---|", *rows]))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import click
 from sparsify.errors import RunError, SparsifyError
 
 from .paths import saved_model
-from .show import count, percent, print_table, say
-from .shrinking import random_images
+from .view.show import count, percent, print_table, say
+from .view.shrinking import random_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,7 +174,7 @@ def _bench(
     plan: bool,
     plot: str | None,
 ) -> None:
-    from .bench_runtimes import alternated, ready, result_table
+    from .view.bench_runtimes import alternated, ready, result_table
 
     x = random_images(shape[0], tuple(shape[1:]))
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -189,7 +189,7 @@ def _bench(
     if not plan and plot is None:
         say("--plan shows how the engine runs each layer, and why")
         return
-    from .bench_steps import draw, plan_lines, step_table, timed_steps
+    from .view.bench_steps import draw, plan_lines, step_table, timed_steps
 
     way = engine.ways[(tuple(x.shape),)]
     say(*plan_lines(way))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,15 @@ from click.core import ParameterSource
 from sparsify.errors import RunError, SparsifyError
 
 from .paths import saved_model
-from .report import conversion_lines, file_line, masks_line, sparsity_lines
-from .show import say
-from .shrinking import check_options, random_images, shrunk
+from .view.report import conversion_lines, file_line, masks_line, sparsity_lines
+from .view.show import say
+from .view.shrinking import check_options, random_images, shrunk
 
 if TYPE_CHECKING:
     from torch import nn
 
     from sparsify.pruning.settings.prune import Pruning
-    from sparsify.surgery.analysis.channels import Dead
+    from sparsify.surgery.channels import Dead
 
 
 @click.command("convert")
@@ -76,14 +77,36 @@ def command(
     The weights come from CHECKPOINT (safetensors, or a torch file of tensors: plain, wrapped or EMA; also a folder with
     model.safetensors, or hf:OWNER/NAME), from the model's library with --pretrained, or are fresh. The conversion is
     verified before anything is written.
+
+    What is printed counts the weights by how their masks enter: direct, the layer calls a masked operation in place of
+    the dense one; substituted, the forward runs as it was written and reads the masked weight; computed, the forward
+    computes the weight that it uses (weight standardisation), and what is computed is masked.
     """
     from sparsify.formats.io.atomic import check_writable
     from sparsify.models import check_model_name
-    from sparsify.pruning.settings.prune import parse_pruning
 
     check_model_name(model, where="--model")
     if checkpoint is not None and pretrained:
         raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
+    pruning = _pruning(sparsity, amount, scope, criterion, granularity, ignore)
+    check_options("convert", shrink, round_to=round_to, dead=dead)
+    if masks is not None:
+        _refuse_beside_masks()
+    check_writable(out)
+    checkpoint = None if checkpoint is None else str(saved_model(checkpoint))
+    how = pruning if masks is None else saved_model(masks)
+    masked, arguments, input_shape = _convert(checkpoint, model, how, num_classes, pretrained, image_size, seed)
+    if shrink:
+        masked = shrunk(masked, input_shape, round_to, dead or "masks")
+    _write(masked, model, arguments, input_shape, seed, out)
+
+
+def _pruning(
+    sparsity: str | None, amount: int | None, scope: str | None, criterion: str, granularity: str, ignore: Sequence[str]
+) -> Pruning:
+    """Return the settings that the options come to."""
+    from sparsify.pruning.settings.prune import parse_pruning
+
     # Units of different layers are hard to compare by their weights: one layer would lose nearly all.
     scope = scope or ("layer" if granularity == "unit" or ":" in granularity else "global")
     settings: dict[str, Any] = {"scope": scope, "criterion": criterion, "granularity": granularity}
@@ -97,16 +120,7 @@ def command(
         raise SparsifyError(re.sub(r"^pruning\.(\w+)[.\w]*:", r"--\1:", str(error))) from None
     if criterion in ("snip", "grasp"):
         raise SparsifyError(f"convert: {criterion} needs data; train with recipes/snip.yaml and this criterion instead")
-    check_options("convert", shrink, round_to=round_to, dead=dead)
-    if masks is not None:
-        _refuse_beside_masks()
-    check_writable(out)
-    checkpoint = None if checkpoint is None else str(saved_model(checkpoint))
-    how = pruning if masks is None else saved_model(masks)
-    masked, arguments, input_shape = _convert(checkpoint, model, how, num_classes, pretrained, image_size, seed)
-    if shrink:
-        masked = shrunk(masked, input_shape, round_to, dead or "masks")
-    _write(masked, model, arguments, input_shape, seed, out)
+    return pruning
 
 
 def _refuse_beside_masks() -> None:

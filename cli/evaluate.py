@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .paths import saved_model
-from .show import percent, say
+from .view.show import percent, say
 
 
 @click.command("eval")

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsify.errors import SparsifyError
-from sparsify.export.registry import WAYS, check_place, check_way
+from sparsify.export.registry import FORMATS, check_format, check_place
 
 from .paths import saved_model
-from .report import written_line
-from .show import say
-from .shrinking import check_options, random_images, shrunk
+from .view.report import written_line
+from .view.show import say
+from .view.shrinking import check_options, random_images, shrunk
 
 if TYPE_CHECKING:
     from sparsify.formats.file.inspection import FileSummary
-    from sparsify.surgery.analysis.channels import Dead
+    from sparsify.surgery.channels import Dead
 
 
 class _WithFormats(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Formats"):
-            formatter.write_dl([(name, way.help) for name, way in WAYS.items()])
+            formatter.write_dl([(name, row.help) for name, row in FORMATS.items()])
 
 
 @click.command("export", cls=_WithFormats)
@@ -31,7 +31,7 @@ class _WithFormats(click.Command):
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(list(WAYS)),
+    type=click.Choice(list(FORMATS)),
     default="sparse",
     show_default=True,
     metavar="NAME",
@@ -80,17 +80,17 @@ def command(
         layout = "masks"
     options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "threads": threads}
     given = [name for name, value in options.items() if value is not None]
-    way = check_way(layout, given, where="export", spelled=lambda name: f"--{name.replace('_', '-')}")
+    row = check_format(layout, given, where="export", spelled=lambda name: f"--{name.replace('_', '-')}")
     path = saved_model(source)
-    check_place(way, out)
+    check_place(row, out)
     from sparsify.export.save import inspect_file, load, write
 
     known = inspect_file(path)
     model = load(path)
-    usual: Dead = "masks" if way.trainable else "zeros"
+    usual: Dead = "masks" if row.trainable else "zeros"
     if shrink:
         model = shrunk(model, _input_shape(known, "use sparsify.shrink"), round_to, dead or usual)
-    if "example_input" in way.takes:
+    if "example_input" in row.takes:
         shape = _input_shape(known, f"use sparsify.save(model, path, format='{layout}', example_input=...)")
         options["example_input"] = random_images(1, shape)
     told = ("spec", "arguments", "recipe", "seeds", "metrics", "extra")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .show import byte_count, count, percent, say
+from .view.show import byte_count, count, percent, say
 
 
 @click.command("import")

@@ -12,8 +12,8 @@ import click
 from sparsify.errors import SparsifyError
 
 from .paths import saved_model
-from .report import conversion_lines
-from .show import Layer, byte_count, count, fits, layer_table, percent, print_table, say
+from .view.report import conversion_lines
+from .view.show import Layer, byte_count, count, fits, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
     from torch import nn

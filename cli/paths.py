@@ -8,7 +8,7 @@ from sparsify.errors import SparsifyError
 
 
 def saved_model(source: str) -> Path:
-    """Return the path of the model's file that `source` leads to (`formats.sources.model_file`).
+    """Return the path of the model's file that `source` leads to (`formats.io.locate.model_file`).
 
     Raises SparsifyError if there is none.
     """

@@ -64,7 +64,7 @@ def command(
     else:
         raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
     if dry_run:
-        from .plan import show_plan
+        from .view.plan import show_plan
 
         show_plan(merged)
         return
@@ -77,7 +77,7 @@ def _train(recipe: Recipe, folder: Path | None, *, resume: bool, overwrite: bool
     folder = folder or default_folder(recipe)
     if not resume:
         check_new(folder, overwrite=overwrite)  # before torch takes its seconds to import
-    from .progress import Screen
+    from .view.progress import Screen
 
     screen = Screen()
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .pruning.pruner import Pruner as Pruner
     from .runtime.compile import compile as compile
     from .runtime.semi_structured import to_semi_structured as to_semi_structured
-    from .surgery.analysis.channels import analyse as analyse
+    from .surgery.channels import analyse as analyse
     from .surgery.conversion.convert import convert as convert
     from .surgery.conversion.fold import fold as fold
     from .surgery.masks import get_masks as get_masks
@@ -41,7 +41,7 @@ _HOME = {
     "Pruner": ".pruning.pruner",
     "Recipe": ".training.recipe.read",
     "SparsifyError": ".errors",
-    "analyse": ".surgery.analysis.channels",
+    "analyse": ".surgery.channels",
     "build_model": ".models",
     "compile": ".runtime.compile",
     "convert": ".surgery.conversion.convert",

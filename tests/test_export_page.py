@@ -10,7 +10,7 @@ import torch
 
 import sparsify
 from cli import main
-from sparsify.export.registry import WAYS
+from sparsify.export.registry import FORMATS
 
 TEXT = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
 
@@ -81,5 +81,5 @@ def test_what_was_imported_is_the_dense_export(exported: Path) -> None:
 
 
 def test_every_way_out_is_told_of_here_or_on_its_own_page() -> None:
-    for name in WAYS:
+    for name in FORMATS:
         assert f"`{name}`" in TEXT or f"[{name}]({name}.md)" in TEXT

@@ -82,3 +82,12 @@ def test_the_loop_shown_removes_a_fifth_of_the_rest_each_time(tmp_path: Path, mo
     assert torch.equal(sparsify.get_masks(ticket)["1.weight"], rounds[-1]) and list(seen[0]) == ["1.weight"]
     moved = ticket[1].weight.detach() != early["1.weight"]
     assert bool(moved[rounds[-1]].any()) and not bool(moved[~rounds[-1]].any())
+
+
+def test_the_averages_shown_carry_the_live_masks() -> None:
+    scope: dict[str, Any] = {}
+    exec(compile(blocks("python")[1], "masks.md", "exec"), scope)
+    mask = sparsify.get_masks(scope["live"])["1.weight"]
+    assert int(mask.sum()) == 320
+    for average in (scope["average"].module, scope["own"]):
+        assert torch.equal(sparsify.get_masks(average)["1.weight"], mask)

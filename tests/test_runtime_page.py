@@ -43,5 +43,5 @@ def test_the_commands_shown_are_understood(line: str) -> None:
 
 
 def test_the_files_named_are_there() -> None:
-    named = re.findall(r"`(\w+\.py)`", TEXT)
-    assert named and all((PACKAGE / name).is_file() for name in named)
+    named = re.findall(r"`(runtime/[\w/]+\.py)`", TEXT)
+    assert named and all((PACKAGE.parent / name).is_file() for name in named)

@@ -11,49 +11,50 @@ import numpy as np
 from torch import nn
 
 from ..errors import SparsifyError
-from ..formats.file.container import Array, Part, Shape, container_chunks
+from ..formats.file.container import Part, container_chunks
 from ..formats.file.metadata import metadata_text
 from ..formats.io.atomic import atomic_write
 from ..formats.io.atomic_folder import atomic_folder
 from ..formats.model.model_state import collect
 from ..formats.model.stored_tensors import dense_parts
+from ..formats.request import ExportRequest, ExportResult
+from ..formats.types import Array, Shape
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import masked_weights
-from .registry import Outgoing, Written
 
 # The release whose layout this is; later ones dropped the sparse formats.
 VERSION = "0.14.0.1"
 SUFFIXES = (".shape", ".compressed", ".bitmask", ".row_offsets")
 
 
-def write_compressed_tensors(outgoing: Outgoing) -> Written:
+def write_compressed_tensors(request: ExportRequest) -> ExportResult:
     """Write the folder: each masked `L.weight` as `L.compressed`, `L.bitmask`, `L.shape`, the rest as it is.
 
     Weights of other names are stored dense, with their zeros, and noted: the format knows no others. `L.row_offsets`
     is there, since the reader asks for it, and empty, since it does not use it. Raises SparsifyError for tensors whose
     names the reader would take for parts of a weight.
     """
-    parts, modules, left = _parts(outgoing)
-    text = metadata_text(outgoing.metadata, {}, {})
-    with atomic_folder(outgoing.path) as folder:
+    parts, modules, left = _parts(request)
+    text = metadata_text(request.metadata, {}, {})
+    with atomic_folder(request.path) as folder:
         size = atomic_write(folder / "model.safetensors", container_chunks(parts, text))
-        size += atomic_write(folder / "config.json", _config(outgoing.model, modules).encode())
+        size += atomic_write(folder / "config.json", _config(request.model, modules).encode())
     notes = [f"{len(modules)} weight{'s' * (len(modules) != 1)} in sparse-bitmask"]
     if left:
         notes.append(f"  stored dense, since the format knows no such names: {', '.join(left)}")
-    return Written(size, tuple(notes))
+    return ExportResult(size, tuple(notes))
 
 
-def _parts(outgoing: Outgoing) -> tuple[list[Part], list[str], list[str]]:
+def _parts(request: ExportRequest) -> tuple[list[Part], list[str], list[str]]:
     """Return what is stored, the modules whose weights are compressed, and the masked weights that cannot be."""
-    state = collect(outgoing.model)
+    state = collect(request.model)
     masked = (state.masks.keys() | {alias for alias, name in state.aliases.items() if name in state.masks}) - state.also
     if state.raw:
         # The forward computes with something else than these values: only folding can put the zeros in.
-        state = collect(fold(outgoing.model))
+        state = collect(fold(request.model))
     parts: list[Part] = []
     modules, left = [], []
-    for part in dense_parts(state, outgoing.dtype):
+    for part in dense_parts(state, request.dtype):
         module, _, name = part.name.rpartition(".")
         if part.name.endswith(SUFFIXES):
             raise SparsifyError(f"save: compressed-tensors would take the tensor {part.name} for a part of a weight")

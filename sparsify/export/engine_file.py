@@ -11,35 +11,35 @@ from torch import Tensor
 
 from ..errors import SparsifyError
 from ..formats.model.write import write_sparse
+from ..formats.request import ExportRequest, ExportResult
 from ..runtime.compile import compile
 from ..runtime.tuning.file_record import entry
 from ..surgery.conversion.fold import fold
 from .program import case_of, example_of, of_size
-from .registry import Outgoing, Written
 
 
-def write_engine(outgoing: Outgoing) -> Written:
+def write_engine(request: ExportRequest) -> ExportResult:
     """Write what `write_sparse` does, with the way that is the fastest here for inputs like the example.
 
     It is found by timing as `compile` does, or known from before. Raises SparsifyError for a model that does not take
     the example, and for one with no way to choose: the engine leaves to PyTorch whatever is not float32.
     """
-    plain = fold(outgoing.model).cpu().eval()
-    example = example_of(outgoing, plain)
-    if outgoing.batch_size is not None:
-        example = of_size(example, outgoing.batch_size)
+    plain = fold(request.model).cpu().eval()
+    example = example_of(request, plain)
+    if request.batch_size is not None:
+        example = of_size(example, request.batch_size)
     case_of(plain, example)
-    threads = torch.get_num_threads() if outgoing.threads is None else outgoing.threads
+    threads = torch.get_num_threads() if request.threads is None else request.threads
     with _of_torch(threads):
         engine = compile(plain, example, threads=threads)
     if not engine.ways or not all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example):
         raise SparsifyError("save: engine takes models whose inputs are float32 tensors; this one's are others")
     [(shapes, way)] = engine.ways.items()
-    about = replace(outgoing.metadata, format="sparse", engine=entry(shapes, threads, way))
-    size = write_sparse(replace(outgoing, metadata=about)).size
+    about = replace(request.metadata, format="sparse", engine=entry(shapes, threads, way))
+    size = write_sparse(replace(request, metadata=about)).size
     inputs = ", ".join("x".join(map(str, shape)) for shape in shapes)
     on = f"{threads} thread{'s' if threads > 1 else ''} of this machine"
-    return Written(size, (f"tuned for {inputs} on {on}: {way}",))
+    return ExportResult(size, (f"tuned for {inputs} on {on}: {way}",))
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from ..formats.file.inspection import FileSummary, inspect_file
 from ..formats.io.atomic import atomic_write
 from ..formats.io.atomic_folder import atomic_folder
 from ..formats.io.locate import MODEL_FILE
+from ..formats.model.write import write_sparse
+from ..formats.request import ExportRequest, ExportResult
 from .model_card import card, trained_on
-from .registry import Outgoing, Written
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,19 +31,17 @@ _OWN_IMAGES = ("digits", "cifar10", "cifar100")
 _SEAL = "<!-- written by sparsify, {} -->\n"
 
 
-def write_hub(outgoing: Outgoing) -> Written:
+def write_hub(request: ExportRequest) -> ExportResult:
     """Write the folder, whole or not at all; an older one is replaced if nobody has changed anything in it since."""
-    from ..formats.model.write import write_sparse
-
-    with atomic_folder(outgoing.path, ours=is_as_written) as folder:
-        metadata = replace(outgoing.metadata, format="sparse")
-        size = write_sparse(replace(outgoing, path=folder / MODEL_FILE, metadata=metadata)).size
+    with atomic_folder(request.path, ours=is_as_written) as folder:
+        metadata = replace(request.metadata, format="sparse")
+        size = write_sparse(replace(request, path=folder / MODEL_FILE, metadata=metadata)).size
         saved = inspect_file(folder / MODEL_FILE)
-        config = json.dumps(_config(outgoing.model, saved), indent=2).encode() + b"\n"
+        config = json.dumps(_config(request.model, saved), indent=2).encode() + b"\n"
         text = card(saved).encode()
         size += atomic_write(folder / CONFIG, config)
         size += atomic_write(folder / CARD, text + _seal(text, config, folder / MODEL_FILE))
-    return Written(size, (f"put it on the hub with: hf upload OWNER/NAME {outgoing.path}",))
+    return ExportResult(size, (f"put it on the hub with: hf upload OWNER/NAME {request.path}",))
 
 
 def is_as_written(folder: Path) -> bool:

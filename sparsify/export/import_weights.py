@@ -17,11 +17,9 @@ import numpy as np
 from ..errors import SparsifyError
 from ..formats.file.container import (
     MAX_RANK,
-    Array,
     Entry,
     Header,
     Part,
-    Shape,
     checksums,
     container_chunks,
     is_shape,
@@ -31,6 +29,7 @@ from ..formats.file.container import (
 )
 from ..formats.file.metadata import Metadata, metadata_text
 from ..formats.io.atomic import atomic_write, check_writable
+from ..formats.types import Array, Shape
 
 _PART = re.compile(r"(.+)\.(shape|compressed|bitmask|row_offsets)")
 _NEEDED = {"shape", "compressed", "bitmask"}

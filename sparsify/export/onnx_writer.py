@@ -12,33 +12,33 @@ from torch.utils import _pytree as pytree
 
 from ..errors import SparsifyError
 from ..formats.io.atomic import atomic_write
+from ..formats.request import ExportRequest, ExportResult, about_text
 from .program import Exported, Inputs, check_outputs, export_folded, quiet, reason_of
-from .registry import Outgoing, Written, about_text
 
 OPSET = 18
 _LIMIT = 2**31 - 2**20  # of a protocol buffer, with room for the graph
 
 
-def write_onnx(outgoing: Outgoing) -> Written:
+def write_onnx(request: ExportRequest) -> ExportResult:
     """Write an ONNX file of operator set 18 whose constants are the folded weights, in float32.
 
     The metadata are its metadata_props, `sparsify.spec` and so on. The graph is checked by ONNX's checker and, where
     ONNX Runtime is installed, run: RunError unless its outputs are the masked model's. Raises SparsifyError for a model
     that cannot be exported, or that is larger than the 2 GB of an ONNX file.
     """
-    size = sum(tensor.numel() * 4 for tensor in outgoing.model.state_dict().values() if torch.is_tensor(tensor))
+    size = sum(tensor.numel() * 4 for tensor in request.model.state_dict().values() if torch.is_tensor(tensor))
     if size > _LIMIT:
         has = f"this model has {size / 1e9:.1f} GB"
         raise SparsifyError(f"save: onnx holds at most 2 GB in one file, {has}; pt2 takes it")
-    exported = export_folded(outgoing, torch.float32)
-    content = _graph(exported, outgoing)
+    exported = export_folded(request, torch.float32)
+    content = _graph(exported, request)
     checked = _checked(content, exported)
-    return Written(
-        atomic_write(outgoing.path, content), (f"opset {OPSET}, float32, takes {exported.batch}; {checked}",)
+    return ExportResult(
+        atomic_write(request.path, content), (f"opset {OPSET}, float32, takes {exported.batch}; {checked}",)
     )
 
 
-def _graph(exported: Exported, outgoing: Outgoing) -> bytes:
+def _graph(exported: Exported, request: ExportRequest) -> bytes:
     """Return the checked graph's bytes."""
     import onnx
 
@@ -51,7 +51,7 @@ def _graph(exported: Exported, outgoing: Outgoing) -> bytes:
         for node in _nodes(model):
             del node.metadata_props[:]  # where in the sources it came from
             node.doc_string = ""
-        for key, value in about_text(outgoing.metadata).items():
+        for key, value in about_text(request.metadata).items():
             model.metadata_props.add(key=key, value=value)
         try:
             onnx.checker.check_model(model, full_check=True)

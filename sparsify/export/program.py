@@ -16,9 +16,9 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import RunError, SparsifyError
+from ..formats.request import ExportRequest
 from ..surgery.conversion.fold import fold
 from ..surgery.copies import deep_copy
-from .registry import Outgoing
 
 Inputs: TypeAlias = tuple[Any, ...]
 # Of the largest output, as everywhere in sparsify; types of fewer bits round each operation more coarsely.
@@ -43,18 +43,18 @@ class Exported:
     batch: str
 
 
-def export_folded(outgoing: Outgoing, dtype: torch.dtype | None = None) -> Exported:
-    """Return the model of `outgoing`, folded, as a program; floating tensors cast to `dtype` if one is given.
+def export_folded(request: ExportRequest, dtype: torch.dtype | None = None) -> Exported:
+    """Return the model of `request`, folded, as a program; floating tensors cast to `dtype` if one is given.
 
-    The first dimension of the inputs, the batch, may be of any size, unless `batch_size` fixes it. `outgoing` is not
+    The first dimension of the inputs, the batch, may be of any size, unless `batch_size` fixes it. `request` is not
     changed. Raises SparsifyError, one line, without an example input, for a model that does not take it and for one
     that torch.export does not take.
     """
-    masked = deep_copy(outgoing.model).cpu().eval()
+    masked = deep_copy(request.model).cpu().eval()
     if dtype is not None:
         masked = masked.to(dtype)
-    example = example_of(outgoing, masked)
-    fixed = outgoing.batch_size
+    example = example_of(request, masked)
+    fixed = request.batch_size
     # Two, since torch.export takes a batch of one for a constant; and other sizes than that to check by.
     sizes = (1, 3) if fixed is None else (fixed,)
     cases = tuple(case_of(masked, of_size(example, size)) for size in sizes)
@@ -150,11 +150,11 @@ def _fresh(inputs: Inputs) -> Inputs:
     return copied
 
 
-def example_of(outgoing: Outgoing, model: nn.Module) -> Inputs:
+def example_of(request: ExportRequest, model: nn.Module) -> Inputs:
     """Return the example as positional arguments on the CPU, in the model's type; SparsifyError without a batch."""
-    given = outgoing.example_input
+    given = request.example_input
     if given is None:
-        raise SparsifyError(f"save: {outgoing.metadata.format} needs an example_input to run the model on")
+        raise SparsifyError(f"save: {request.metadata.format} needs an example_input to run the model on")
     inputs = tuple(given) if isinstance(given, (tuple, list)) else (given,)
     floating = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
 

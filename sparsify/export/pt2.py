@@ -10,24 +10,24 @@ from torch.utils import _pytree as pytree
 
 from ..errors import SparsifyError
 from ..formats.io.atomic import atomic_write
+from ..formats.request import ExportRequest, ExportResult, about_text
 from .program import Inputs, check_outputs, export_folded, quiet, reason_of
-from .registry import Outgoing, Written, about_text
 
 
-def write_pt2(outgoing: Outgoing) -> Written:
+def write_pt2(request: ExportRequest) -> ExportResult:
     """Write what `torch.export.load(path).module()` runs: the folded model in evaluation mode, its types kept.
 
     The metadata are extra files of the archive, `sparsify.spec` and so on. What was written is loaded again and run
     before it gets its name: RunError unless its outputs are the masked model's.
     """
-    exported = export_folded(outgoing)
+    exported = export_folded(request)
     program = exported.program
     # The example is not needed to load, and may be somebody's picture.
     program.example_inputs = None
     buffer = io.BytesIO()
     with quiet():
         try:
-            torch.export.save(program, buffer, extra_files=about_text(outgoing.metadata))
+            torch.export.save(program, buffer, extra_files=about_text(request.metadata))
         except Exception as error:  # noqa: BLE001 - what the program holds may be beyond what a file can
             raise SparsifyError(f"save: pt2 cannot hold this model: {reason_of(error)}") from error
         buffer.seek(0)
@@ -38,5 +38,5 @@ def write_pt2(outgoing: Outgoing) -> Written:
             return [leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
 
     checked = check_outputs("pt2", run, exported.cases)
-    size = atomic_write(outgoing.path, buffer.getbuffer())
-    return Written(size, (f"takes {exported.batch}; checked: {checked}",))
+    size = atomic_write(request.path, buffer.getbuffer())
+    return ExportResult(size, (f"takes {exported.batch}; checked: {checked}",))

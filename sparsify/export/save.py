@@ -1,4 +1,4 @@
-"""Saving a model in any of the formats of ways_out.py. loading.py is the way back."""
+"""Saving a model in any of the formats of registry.py. formats/model/load.py is the way back."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from ..formats.model.dtypes import CASTS
 from ..formats.model.load import load as load
 from ..formats.model.read import FileState as FileState
 from ..formats.model.read import read_state as read_state
+from ..formats.request import ExportRequest, ExportResult
 from ..surgery.progress import warn_of_schedule
 from ..surgery.shrink.cuts import Cuts
 from ..surgery.unwrap import unwrap
-from .registry import Outgoing, Written, check_place, check_way
+from .registry import check_format, check_place
 
 
 def save(
@@ -45,7 +46,7 @@ def save(
 
     `format="sparse"` stores each masked weight as its mask and its kept values: values under the mask are not stored.
     Effective weights and masks come back bit for bit. `format="dense"` stores the dense model's own names with removed
-    entries as +0.0, which any safetensors reader loads. docs/export.md tells of the other formats (`ways_out.WAYS`).
+    entries as +0.0, which any safetensors reader loads. docs/export.md tells of the other formats (`registry.FORMATS`).
     `spec` names the model ("timm:resnet18") and `arguments` what it was built with (`num_classes`), so that `load`
     needs only the file. `recipe` (a Recipe, or text), `seeds`, `metrics` and `extra` are kept in the metadata.
     A model that was cut remembers that; `cuts` tells it of one that does not: what is missing of a fresh model of the
@@ -72,12 +73,12 @@ def write(
     format: str,
     about: Mapping[str, Any],
     options: Mapping[str, Any],
-) -> Written:
+) -> ExportResult:
     """Do what `save` does, its arguments in tables, and return what was written."""
     from .. import __version__
 
     given = {name: value for name, value in options.items() if value is not None}
-    way = check_way(format, given, where="save")
+    row = check_format(format, given, where="save")
     if "dtype" in given:
         given["dtype"] = str(given["dtype"]).removeprefix("torch.")
         if given["dtype"] not in CASTS:
@@ -87,5 +88,5 @@ def write(
         told["recipe"] = told["recipe"].to_yaml()
     told["arguments"] = {k: v for k, v in told.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
     metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **told)
-    check_place(way, path)
-    return way.write(Outgoing(unwrap(model), path, metadata, **given))
+    check_place(row, path)
+    return row.write(ExportRequest(unwrap(model), path, metadata, **given))

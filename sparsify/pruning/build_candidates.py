@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from ..errors import SparsifyError
+from ..surgery.channels import Channels, analyse
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
+from ..surgery.rules.table import Rule
 from .selection.candidates import Choices, EntryChoices, check_amount
 from .selection.granularity import GRANULARITIES, along_inputs
 from .selection.prunable_weights import pruned_weights
@@ -18,10 +20,6 @@ from .settings.prune import Pruning
 from .units.costs import COSTS, Term, at_prices, forward_milliseconds
 from .units.group_candidates import UnitChoices
 from .units.groups import learn_groups
-
-if TYPE_CHECKING:
-    from ..surgery.analysis.channels import Channels
-    from ..surgery.rules.table import Rule
 
 
 def make_choices(
@@ -55,8 +53,6 @@ def _make_choices(
     scope, settings = SCOPES[pruning.scope], pruning.granularity
     if settings.name == "unit" and (channels is not None or example_input is not None):
         if channels is None:
-            from ..surgery.analysis.channels import analyse
-
             channels = analyse(fold(model), example_input, heads=settings.heads or "whole", rules=rules)
         per = _per(model, pruning, example_input, channels)
         of = None if pruning.of in (None, "units") else _budget(model, str(pruning.of), channels)

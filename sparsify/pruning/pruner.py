@@ -6,14 +6,16 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
+from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
+from ..surgery.rules.table import Rule
 from .build_candidates import make_choices
 from .criteria.gradients import LossFunction, on_model_and_batch, with_first_input
 from .criteria.table import CRITERIA, Context
@@ -24,10 +26,6 @@ from .selection.prunable_weights import HeldValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning
 from .state import pack, unpack
 from .units.group_candidates import UnitChoices
-
-if TYPE_CHECKING:
-    from ..surgery.analysis.channels import Channels
-    from ..surgery.rules.table import Rule
 
 __all__ = ["Pruner", "PruningReport", "ScheduleWarning", "SparsityWarning"]
 

@@ -98,8 +98,9 @@ def attributes_of(modules: Iterable[tuple[str, nn.Module]]) -> list[Attributes]:
     """Return the attributes of modules, by their paths, for `put_back`."""
     saved = []
     for path, module in modules:
-        containers = {k: _content(v) for k, v in module.__dict__.items() if isinstance(v, (dict, list, set))}
-        saved.append(Attributes(f"{path}." if path else "", module, dict(module.__dict__), containers))
+        attributes = dict(module.__dict__)
+        containers = {k: _content(v) if v else [] for k, v in attributes.items() if isinstance(v, (dict, list, set))}
+        saved.append(Attributes(f"{path}." if path else "", module, attributes, containers))
     return saved
 
 
@@ -110,7 +111,7 @@ def put_back(saved: list[Attributes]) -> None:
         module.__dict__.update(attributes)
         for name, content in containers.items():
             container = attributes[name]
-            if not _same(container, content):
+            if (container or content) and not _same(container, content):
                 container.clear()
                 container.extend(content) if isinstance(container, list) else container.update(content)
 

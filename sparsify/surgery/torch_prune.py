@@ -50,7 +50,7 @@ def take_over(model: nn.Module) -> list[Pruned]:
         if not isinstance(module, torch.jit.ScriptModule)
         for name, mask in pruned_parameters(module).items()
     ]
-    refused = _refused(model, found)
+    refused = _refused(model, found) if found else None
     if refused is not None:
         raise cannot_take_over(*refused)
     for one in found:

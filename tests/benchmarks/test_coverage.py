@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def script(name: str) -> Any:
-    return importlib.import_module(name)
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def network() -> nn.Module:
@@ -33,7 +33,7 @@ def network() -> nn.Module:
 
 
 def checked(model: nn.Module) -> dict[str, Any]:
-    row: dict[str, Any] = script("coverage_checks").check_converted(model, (torch.randn(2, 3, 4, 4),), "by hand")
+    row: dict[str, Any] = script("coverage.checks").check_converted(model, (torch.randn(2, 3, 4, 4),), "by hand")
     return row
 
 
@@ -57,7 +57,7 @@ def test_a_mask_without_effect_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         model[5].__class__ = nn.Linear
         return report
 
-    monkeypatch.setattr(script("coverage_checks"), "convert", broken)
+    monkeypatch.setattr(script("coverage.checks"), "convert", broken)
     row = checked(network())
     assert row["verdict"] == "fails" and "5.weight: its mask has no effect" in row["problems"]
 
@@ -68,7 +68,7 @@ def test_a_conversion_that_changes_values_fails(monkeypatch: pytest.MonkeyPatch)
             model[5].bias[0] += 1e-3
         return sparsify.convert(model)
 
-    monkeypatch.setattr(script("coverage_checks"), "convert", broken)
+    monkeypatch.setattr(script("coverage.checks"), "convert", broken)
     row = checked(network())
     assert row["eval"] is True and row["verdict"] == "fails"  # verify alone would not see it
     assert row["problems"] == [f"{mode}: the output is not the one before the conversion" for mode in ("eval", "train")]
@@ -76,7 +76,7 @@ def test_a_conversion_that_changes_values_fails(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_weight_that_is_left_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        script("coverage_checks"), "convert", lambda model: sparsify.convert(model, ignore=["5.weight"])
+        script("coverage.checks"), "convert", lambda model: sparsify.convert(model, ignore=["5.weight"])
     )
     assert checked(network())["missed"] == {"5.weight": "ignored by '5.weight'"}
 
@@ -91,14 +91,14 @@ def test_an_output_that_is_not_finite_is_told() -> None:
 
 def test_filling_moves_what_would_hide_a_branch() -> None:
     model = network()
-    script("coverage_models").fill(model)
+    script("coverage.models").fill(model)
     norm = model[1]
     assert all(tensor.unique().numel() == 4 for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
     assert 0 < model[5].weight.abs().max() <= 16**-0.5 and model[5].weight.unique().numel() == 48
 
 
 def results(work: dict[str, Any], **limits: Any) -> dict[str, dict[str, Any]]:
-    run = script("coverage_processes").work_through
+    run = script("coverage.processes").work_through
     limits = {"jobs": 2, "memory": 1.0, "seconds": 30.0} | limits
     return dict(run(list(work), work.__getitem__, lambda model, row: None, **limits))
 
@@ -128,7 +128,7 @@ def test_a_process_that_takes_too_long_is_ended() -> None:
 
 
 def test_rows_are_kept_and_the_rest_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    coverage = script("coverage")
+    coverage = script("coverage.__main__")
     models = {"timm:a": ["timm.a", 3], "timm:b": ["timm.b", 2], "torchvision:c": ["torchvision.c", 500]}
     (tmp_path / "sizes.json").write_text(json.dumps(models))
     (tmp_path / "conversion.jsonl").write_text(json.dumps({"model": "timm:a", "verdict": "fails"}) + "\n")
@@ -136,7 +136,7 @@ def test_rows_are_kept_and_the_rest_is_done(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(coverage, "check_on_meta", lambda model, why: {"verdict": "part", "bits": f"meta: {why}"})
 
     def go(*options: str) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["coverage.py", "--folder", str(tmp_path), *options])
+        monkeypatch.setattr(sys, "argv", ["coverage", "--folder", str(tmp_path), *options])
         coverage.main()
         return {model: row["verdict"] for model, row in coverage.rows(tmp_path / "conversion.jsonl").items()}
 
@@ -153,7 +153,7 @@ def test_rows_are_kept_and_the_rest_is_done(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(script("coverage_summary"), "TABLE", tmp_path / "coverage.csv")
+    monkeypatch.setattr(script("coverage.summary"), "TABLE", tmp_path / "coverage.csv")
     monkeypatch.setattr(script("record"), "RESULTS", tmp_path / "results.md")
     yield tmp_path
 
@@ -167,7 +167,7 @@ def test_the_summary_counts_and_names_every_miss(written: Path) -> None:
     small = {"model": "timm:a", "verdict": "shrinks", "parameters": 9, "after": 3, "form": "own class", "problems": []}
     small |= {"multiply_adds": [100, 20]}
     rows = {row["model"]: row for row in (holds, fails, large)}
-    script("coverage_summary").summarise(rows, {"timm:a": small | {"difference": 0.0, "units": 5}})
+    script("coverage.summary").summarise(rows, {"timm:a": small | {"difference": 0.0, "units": 5}})
     text = (written / "results.md").read_text()
     for line in (
         "| models | 2 | 1 |",
@@ -192,10 +192,10 @@ def test_the_summary_counts_and_names_every_miss(written: Path) -> None:
 @pytest.mark.sample
 @pytest.mark.parametrize("model", ["timm:test_resnet", "timm:test_vit", "torchvision:raft_small"])
 def test_models_of_the_zoos(model: str) -> None:
-    count = len(script("coverage_checks").weights_by_type(script("coverage_models").create(model, {})))
-    row = script("coverage_checks").check_conversion(model)
+    count = len(script("coverage.checks").weights_by_type(script("coverage.models").create(model, {})))
+    row = script("coverage.checks").check_conversion(model)
     assert row["verdict"] == "holds" and row["live"] == row["masked"] == count
-    row = script("coverage_meta").check_on_meta(model, "too large")
+    row = script("coverage.meta").check_on_meta(model, "too large")
     assert row["verdict"] == "part" and row["live"] == row["masked"] == count and row["notes"] == []
 
 
@@ -236,10 +236,10 @@ def refusing(model: nn.Sequential, given: Any, **_: Any) -> Any:
 def test_a_shrunk_model_is_held_against_the_pruned_one(
     shrink: Any, verdict: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script("coverage_shrink"), "shrink", shrink)
+    monkeypatch.setattr(script("coverage.shrunk"), "shrink", shrink)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
-    row = script("coverage_shrink").check_shrunk(model, (torch.randn(2, 6),), "by hand")
+    row = script("coverage.shrunk").check_shrunk(model, (torch.randn(2, 6),), "by hand")
     assert row["verdict"] == verdict and " ".join(row["problems"]).startswith(problem)
     assert (row["parameters"], row["units"], row["barriers"]) == (75, 8, 0)
     if verdict == "shrinks":

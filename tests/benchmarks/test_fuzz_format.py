@@ -12,7 +12,7 @@ from sparsify.formats.codec.weight_encodings import Encoding
 
 @pytest.fixture
 def fuzz() -> Any:
-    return importlib.import_module("fuzz_format")
+    return importlib.import_module("benchmarks.fuzz_format")
 
 
 def test_some_mutations_are_accepted_and_most_refused(fuzz: Any, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Engine:
 
 
 def script(name: str) -> Any:
-    return importlib.import_module(name)
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def interpreter(folder: Path, code: str) -> str:
@@ -43,7 +43,7 @@ def interpreter(folder: Path, code: str) -> str:
 
 
 def test_networks_are_pruned_but_for_the_ends_and_their_norms_do_something() -> None:
-    model = script("runtime_contenders").network("cifar:resnet20", 0.75)
+    model = script("runtime.contenders").network("cifar:resnet20", 0.75)
     share = {name: float((p == 0).double().mean()) for name, p in model.named_parameters() if p.dim() > 1}
     assert share.pop("conv1.weight") == share.pop("fc.weight") == 0
     assert set(share.values()) == {0.75}
@@ -58,12 +58,12 @@ def test_multiply_adds_by_hand() -> None:
         model[0].weight[0] = 0  # 9 of 36
         model[2].weight[:, 0] = 0  # 3 of 48
     # Two images: 2x2 positions of the convolution, one of the linear layer.
-    found = script("runtime_contenders").multiply_adds(model.eval(), torch.randn(2, 2, 4, 4))
+    found = script("runtime.contenders").multiply_adds(model.eval(), torch.randn(2, 2, 4, 4))
     assert found == (2 * (4 * 27 + 45), 2 * (4 * 36 + 48))
 
 
 def test_turns_alternate_and_their_first_pass_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    contenders = script("runtime_contenders")
+    contenders = script("runtime.contenders")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     order: list[tuple[str, int]] = []
 
@@ -74,13 +74,13 @@ def test_turns_alternate_and_their_first_pass_does_not_count(monkeypatch: pytest
 
         return passes
 
-    found = contenders.alternate({"a": turn("a", contenders.TURN / 4), "b": turn("b", 3.0)}, 2)
+    found = contenders.take_turns({"a": turn("a", contenders.TURN / 4), "b": turn("b", 3.0)}, 2)
     assert order == [("a", 2), ("b", 2), ("a", 5), ("b", 2), ("b", 2), ("a", 5)]
     assert found == {"a": [contenders.TURN / 4] * 2, "b": [3.0] * 2}
 
 
 def test_deepsparse_waits_for_its_turn_and_is_checked(tmp_path: Path) -> None:
-    contenders = script("runtime_contenders")
+    contenders = script("runtime.contenders")
     x = torch.randn(2, 3)
     (tmp_path / "model.onnx").write_bytes(b"onnx")
     python = interpreter(tmp_path, FAKE.format(factor=1))
@@ -122,7 +122,7 @@ def _spread(value: float) -> str:
 
 
 def test_the_table_has_the_better_layout_and_the_ratios() -> None:
-    summary = script("runtime_summary")
+    summary = script("runtime.summary")
     text = summary.table([row()])
     assert "DeepSparse was not timed" in text
     assert "| a | 64 | 90% | 10 (9 to 11) | 30 (27 to 33) | 25 (22.5 to 27.5) | 3.00 | 2.50 | all threads" in text
@@ -130,14 +130,8 @@ def test_the_table_has_the_better_layout_and_the_ratios() -> None:
     assert "| 20 (18 to 22) | 3.00 | 2.50 | 2.00 | all threads" in text and "not timed" not in text
 
 
-def test_quartiles_of_one_value_are_that_value() -> None:
-    summary = script("runtime_summary")
-    assert summary.quartiles([2.0]) == (2.0, 2.0)
-    assert summary.quartiles([1.0, 2.0, 3.0]) == (1.0, 3.0)
-
-
 def test_rates_are_set_beside_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    summary = script("runtime_summary")
+    summary = script("runtime.summary")
     threads = torch.get_num_threads()
     assert summary.matrix_product(1, 64) > 1e6
     torch.set_num_threads(threads)
@@ -151,8 +145,8 @@ def test_the_scaling_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = [row(batch=batch, threads=t, sparsity=s) for batch in (1, 64) for t in (1, 2) for s in (0.5, 0.9)]
     rows += [row(batch=batch, threads=t) for batch in (2, 4) for t in (1, 2)]
-    text = script("runtime_summary").scaling(rows, tmp_path / "a.svg")
-    assert "| 64 | 2 | 90% | 10 | 3.00 | 2.50 | 6,400 |" in text and "](a.svg)" in text
+    text = script("runtime.summary").scaling(rows, tmp_path / "a.svg")
+    assert "| 64 | 2 | 90% | 10 | 3.00 | 2.50 | 6,400 |" in text and "](runtime/a.svg)" in text
     chart = (tmp_path / "a.svg").read_text()
     for label in ("batch 1, 1 thread", "batch 64, 2 threads", "ONNX Runtime, 2 threads", "engine, 1 thread"):
         assert f"<!-- {label} -->" in chart
@@ -163,13 +157,13 @@ def test_a_cell_is_measured_and_the_script_tries_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
-    runtime, contenders = script("runtime"), script("runtime_contenders")
+    runtime, contenders = script("runtime.__main__"), script("runtime.contenders")
     before = torch.get_num_threads()
     monkeypatch.setattr(contenders, "TURN", 0.0)
     monkeypatch.setattr(contenders, "PAUSE", 0.0)
     monkeypatch.setattr(runtime, "NETWORKS", {"cifar:resnet20": (2,)})
     monkeypatch.setattr(runtime, "record", lambda *_: pytest.fail("a trial writes nothing"))
-    monkeypatch.setattr(sys, "argv", "runtime.py --only cifar:resnet20 --sparsities 0.9 --rounds 1 --threads 1".split())
+    monkeypatch.setattr(sys, "argv", "runtime --only cifar:resnet20 --sparsities 0.9 --rounds 1 --threads 1".split())
     try:
         runtime.main()
     finally:

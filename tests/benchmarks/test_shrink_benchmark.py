@@ -13,7 +13,7 @@ pytest.importorskip("torch_pruning")
 
 
 def script(name: str) -> Any:
-    return importlib.import_module(name)
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def network() -> nn.Module:
@@ -24,7 +24,7 @@ def network() -> nn.Module:
 
 def compared(model: nn.Module, **limits: Any) -> dict[str, Any]:
     limits = {"rounds": 2, "seconds": 60.0} | limits
-    row: dict[str, Any] = script("shrink_models").compare(model, (torch.randn(1, 3, 8, 8),), **limits)
+    row: dict[str, Any] = script("shrink.models").compare(model, (torch.randn(1, 3, 8, 8),), **limits)
     return row
 
 
@@ -52,7 +52,7 @@ def test_a_side_that_raises_or_takes_too_long_fails_alone(monkeypatch: pytest.Mo
         while True:
             pass
 
-    models = script("shrink_models")
+    models = script("shrink.models")
     monkeypatch.setattr(models, "peer", endless)
     row = compared(network(), seconds=1)
     assert row["peer"]["verdict"] == "fails" and row["peer"]["problem"] == "not finished in 1 s"
@@ -74,12 +74,12 @@ def test_a_side_that_raises_or_takes_too_long_fails_alone(monkeypatch: pytest.Mo
     ],
 )
 def test_what_did_not_get_smaller_or_right_fails(wrong: Any, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script("shrink_models"), "peer", lambda *_: (wrong(), {"find": 1.0, "cut": 1.0}))
+    monkeypatch.setattr(script("shrink.models"), "peer", lambda *_: (wrong(), {"find": 1.0, "cut": 1.0}))
     assert compared(network())["peer"]["problem"].startswith(problem)
 
 
 def test_a_cut_that_changes_the_output_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = script("shrink_models")
+    models = script("shrink.models")
     shrink = models.shrink
 
     def careless(*given: Any, **options: Any) -> Any:
@@ -94,7 +94,7 @@ def test_a_cut_that_changes_the_output_fails(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_summary_counts_and_lists_where_we_are_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    summary = script("shrink_summary")
+    summary = script("shrink.summary")
     monkeypatch.setattr(summary, "TABLE", tmp_path / "shrink.csv")
     monkeypatch.setattr(script("record"), "RESULTS", tmp_path / "results.md")
     mine = {"verdict": "works", "after": 25, "changed": 0.5, "difference": 1e-15, "with_proof": 3.0}

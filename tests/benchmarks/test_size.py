@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def size() -> Any:
-    return importlib.import_module("size")
+    return importlib.import_module("benchmarks.size.__main__")
 
 
 MASK = np.zeros((4, 2, 3), np.bool_)
@@ -31,7 +31,7 @@ def test_escapes_take_the_best_width(size: Any) -> None:
 
 
 def test_the_section_has_a_row_for_each_file(size: Any) -> None:
-    summary = importlib.import_module("size_summary")
+    summary = importlib.import_module("benchmarks.size.summary")
     kinds = ("limit", *summary.OURS, *summary.OTHERS)
     about = {"network": "a", "sparsity": 0.9, "write": 200.0, "read": 300.0, **dict.fromkeys(kinds, 1000)}
     rows = [about | {"scope": scope, "dtype": dtype} for scope in ("layer", "global") for dtype in size.WIDTHS]

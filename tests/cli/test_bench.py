@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import sparsify as library
-from cli import bench, bench_runtimes, bench_steps
+from cli import bench
+from cli.view import bench_runtimes, bench_steps
 from sparsify.errors import RunError
 from sparsify.runtime.program.describe import Line
 from sparsify.runtime.tuning.search import Way

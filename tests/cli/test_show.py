@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from cli.show import Layer, byte_count, count, duration, fits, layer_table, percent
+from cli.view.show import Layer, byte_count, count, duration, fits, layer_table, percent
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import sparsify as library
-from sparsify.export.registry import WAYS
+from sparsify.export.registry import FORMATS
 from tests.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -28,11 +28,11 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("format", WAYS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_export_writes_every_format_and_says_what_it_costs(
     format: str, sparsify: Run, pruned: Path, tmp_path: Path
 ) -> None:
-    for name in WAYS[format].needs:
+    for name in FORMATS[format].needs:
         pytest.importorskip(name)
     code, out, err = sparsify("export", pruned, "--format", format, "--out", tmp_path / "out")
     assert (code, err) == (0, "") and "% of the dense 1.5 MB" in out.splitlines()[0]
@@ -99,8 +99,8 @@ def test_a_file_that_does_not_say_its_input_is_one_line(sparsify: Run, tmp_path:
 
 def test_export_lists_the_formats_in_its_help(sparsify: Run) -> None:
     shown = sparsify("export", "--help").out.partition("Formats:")[2].split()
-    for name, way in WAYS.items():
-        assert name in shown and " ".join(way.help.split()) in " ".join(shown)
+    for name, row in FORMATS.items():
+        assert name in shown and " ".join(row.help.split()) in " ".join(shown)
 
 
 def test_import_makes_an_export_dense_again(sparsify: Run, pruned: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import RunError, SparsifyError
 from sparsify.export import program as exported
-from sparsify.export.registry import WAYS, Way
+from sparsify.export import registry
 from sparsify.export.save import write
 
 FORMATS = ["pt2", "onnx"]
@@ -73,7 +73,7 @@ def masked(model: nn.Module) -> nn.Module:
 
 
 def needed(format: str) -> None:
-    for name in (*WAYS[format].needs, *(["onnxruntime"] if format == "onnx" else [])):
+    for name in (*registry.FORMATS[format].needs, *(["onnxruntime"] if format == "onnx" else [])):
         pytest.importorskip(name)
 
 
@@ -193,7 +193,9 @@ def test_half_precision_and_a_model_of_another_type_go_out(tmp_path: Path) -> No
 
 
 def test_without_onnx_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WAYS, "onnx", Way(*WAYS["onnx"][:4], needs=("onnx_that_is_not_there",), install="that"))
+    monkeypatch.setitem(
+        registry.FORMATS, "onnx", registry.FORMATS["onnx"]._replace(needs=("onnx_that_is_not_there",), install="that")
+    )
     with pytest.raises(SparsifyError, match="^save: onnx needs onnx_that_is_not_there: pip install that$"):
         sparsify.save(nn.Linear(6, 4), tmp_path / "a", format="onnx", example_input=torch.randn(2, 6))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.export.import_weights import import_weights
-from sparsify.export.registry import WAYS
+from sparsify.export.registry import FORMATS
 from tests.formats.toys import network
 
 
@@ -74,10 +74,10 @@ READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
 
 
 def options(format: str) -> dict[str, Any]:
-    if WAYS[format].needs:
-        for name in WAYS[format].needs:
+    if FORMATS[format].needs:
+        for name in FORMATS[format].needs:
             pytest.importorskip(name)
-    return {"example_input": torch.randn(1, 3, 16, 16)} if "example_input" in WAYS[format].takes else {}
+    return {"example_input": torch.randn(1, 3, 16, 16)} if "example_input" in FORMATS[format].takes else {}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ def test_what_is_written_gives_the_masked_models_outputs(format: str, masked: nn
     given = options(format)
     size = sparsify.save(masked, tmp_path / "out", format=format, **given)
     assert size == sum(map(len, tree(tmp_path).values())) and len(list(tmp_path.iterdir())) == 1
-    assert (tmp_path / "out").is_dir() == WAYS[format].folder
+    assert (tmp_path / "out").is_dir() == FORMATS[format].folder
     assert masked.training and all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
     run = READERS[format](tmp_path / "out")
     masked.eval()
@@ -102,10 +102,10 @@ def test_what_is_written_gives_the_masked_models_outputs(format: str, masked: nn
 
 
 def test_every_way_out_has_a_reader_here() -> None:
-    assert READERS.keys() == WAYS.keys() - {"masks"}  # which hold no weights
+    assert READERS.keys() == FORMATS.keys() - {"masks"}  # which hold no weights
 
 
-@pytest.mark.parametrize("format", WAYS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     format: str, masked: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,11 +115,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
         sparsify.save(masked, tmp_path / "nowhere" / "out", format=format, **given)
 
 
-@pytest.mark.parametrize("format", WAYS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_write_that_fails_leaves_nothing_and_what_was_there(
     format: str, masked: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not WAYS[format].folder:
+    if not FORMATS[format].folder:
         (tmp_path / "out").write_bytes(b"old")
     before = tree(tmp_path)
 
@@ -133,15 +133,15 @@ def test_a_write_that_fails_leaves_nothing_and_what_was_there(
     assert tree(tmp_path) == before and len(list(tmp_path.iterdir())) == len(before)
 
 
-@pytest.mark.parametrize("format", WAYS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_help_is_one_sentence(format: str) -> None:
-    assert WAYS[format].help.endswith(".") and WAYS[format].help.count(". ") == 0
+    assert FORMATS[format].help.endswith(".") and FORMATS[format].help.count(". ") == 0
 
 
-@pytest.mark.parametrize("format", WAYS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_an_option_that_a_format_does_not_take_is_one_line(format: str, tmp_path: Path) -> None:
     for option, value in {"dtype": "float16", "batch_size": 2, "example_input": torch.zeros(1), "threads": 1}.items():
-        if option not in WAYS[format].takes:
+        if option not in FORMATS[format].takes:
             with pytest.raises(SparsifyError, match=f"^save: {format} takes no {option} [^\n]*$"):
                 sparsify.save(network(), tmp_path / "x", format=format, **{option: value})
     assert not list(tmp_path.iterdir())

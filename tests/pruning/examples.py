@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsify.surgery.analysis.channels import Channels, Operation
+from sparsify.surgery.channels import Channels, Operation
 from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, masked_weights
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify import SparsifyError
-from sparsify.export.registry import Outgoing
 from sparsify.formats.file.metadata import Metadata
 from sparsify.formats.model.write import write_sparse
+from sparsify.formats.request import ExportRequest
 from sparsify.runtime.compile import compile
 from sparsify.runtime.tuning import file_record as stored
 from sparsify.runtime.tuning import search as tuning
@@ -60,7 +60,7 @@ def pruned(model: nn.Module) -> nn.Module:
 
 def written(path: Path, model: nn.Module, engine: Mapping[str, Any], **about: Any) -> Path:
     """Write a model with this entry, whatever it says."""
-    write_sparse(Outgoing(model, path, Metadata(format="sparse", engine=engine, **about)))
+    write_sparse(ExportRequest(model, path, Metadata(format="sparse", engine=engine, **about)))
     return path
 
 

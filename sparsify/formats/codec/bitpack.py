@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..file.container import Array, Shape
+from ..types import Array, Shape
 
 _BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 # Entries worked on at once: what is held beside the tensor stays small, and in the processor's cache. At most 2^16.

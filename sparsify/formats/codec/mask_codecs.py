@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..file.container import Array, Shape
+from ..types import Array, Shape
 from .bitpack import count, pack, packed_size, unpack
 from .n_of_m import decode_groups, encode_groups
 from .rice import decode_gaps, encode_gaps

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from ..file.container import Array, Shape
+from ..types import Array, Shape
 from .bitpack import check_planes, from_planes, packed_size, to_planes
 
 _MOST = 16

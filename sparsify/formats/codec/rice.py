@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..file.container import Array, Shape
+from ..types import Array, Shape
 from .bitpack import BLOCK, check_planes, count, from_planes, pack, packed_size, to_planes
 
 _MOST_DIGITS = 8

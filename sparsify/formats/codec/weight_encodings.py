@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..file.container import Array, Shape
+from ..types import Array, Shape
 from .bitpack import gather, scatter
 from .mask_codecs import ALL, BITMASK, GAPS, GROUPS, UNITS, Positions
 

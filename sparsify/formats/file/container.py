@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from ...errors import SparsifyError
-
-Array: TypeAlias = np.ndarray[Any, Any]
-Shape: TypeAlias = tuple[int, ...]
+from ..types import Array, Shape
 
 # Bytes per element, by the container's name of the type. An element is handled as an unsigned integer of that width,
 # so that a NaN's payload or a negative zero cannot be lost on the way.

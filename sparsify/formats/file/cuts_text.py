@@ -11,7 +11,8 @@ import numpy as np
 
 from ...errors import SparsifyError
 from ..codec.bitpack import count
-from .container import MAX_RANK, Array, Shape
+from ..types import Array, Shape
+from .container import MAX_RANK
 
 if TYPE_CHECKING:
     from ...surgery.shrink.cuts import Cuts

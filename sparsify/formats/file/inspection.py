@@ -10,7 +10,8 @@ from typing import Any
 
 from ...errors import SparsifyError
 from ..codec.bitpack import count
-from .container import DTYPES, Entry, Shape, checksums, open_file, read_part
+from ..types import Shape
+from .container import DTYPES, Entry, checksums, open_file, read_part
 from .metadata import Contents, MaskedEntry, Metadata, read_contents
 
 

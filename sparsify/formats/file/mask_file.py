@@ -13,7 +13,8 @@ import numpy as np
 from ...errors import SparsifyError
 from ..codec.mask_codecs import MOST_ENTRIES_A_BYTE
 from ..codec.weight_encodings import ENCODINGS
-from .container import Array, Header, Shape, checksums, is_shape, open_file, read_part
+from ..types import Array, Shape
+from .container import Header, checksums, is_shape, open_file, read_part
 from .metadata import Contents, Metadata, read_contents
 
 FORMAT = "sparsify-masks"

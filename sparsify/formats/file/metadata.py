@@ -12,7 +12,8 @@ from typing import Any
 from ...errors import SparsifyError
 from ..codec.mask_codecs import MOST_ENTRIES_A_BYTE
 from ..codec.weight_encodings import ENCODINGS, Choice
-from .container import Entry, Header, Shape, is_shape, read_header
+from ..types import Shape
+from .container import Entry, Header, is_shape, read_header
 from .cuts_text import StoredCuts, read_cuts
 
 # A file is of the first version that can say what it says, so that an older reader reads what it can and refuses the

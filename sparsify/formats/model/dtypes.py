@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError
-from ..file.container import Array, Shape
+from ..types import Array, Shape
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,

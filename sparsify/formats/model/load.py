@@ -9,6 +9,11 @@ from functools import partial
 from torch import nn
 
 from ...errors import SparsifyError
+from ...models import build_model
+from ...surgery.conversion.convert import convert
+from ...surgery.conversion.fold import fold as fold_model
+from ...surgery.conversion.mask_extra import mask_also
+from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters
 from ...surgery.shrink.cuts import Cuts, cut, cuts_of, every_tensor
 from ...surgery.unwrap import unwrap
@@ -63,15 +68,11 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     if model is None:
         target.eval()
     if fold and next(all_masked_parameters(inner), None) is not None:
-        from ...surgery.conversion.fold import fold as fold_model
-
         return fold_model(inner)
     return target
 
 
 def _build(path: str | os.PathLike[str], metadata: Metadata) -> nn.Module:
-    from ...models import build_model
-
     if metadata.spec is None:
         raise SparsifyError(f"{os.fspath(path)}: the file does not name its model; pass the model to load it into")
     foreign = [key for key in metadata.arguments if key in NOT_ARGUMENTS]
@@ -101,8 +102,6 @@ def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> 
         raise SparsifyError(f"{os.fspath(path)}: the model cannot be cut as the file's was: {error}") from error
 
     def back() -> None:
-        from ...surgery.masking.masked_classes import detach_masks
-
         for module in model.modules():
             detach_masks(module)  # it was plain
         undo()
@@ -121,9 +120,6 @@ def ensure_masked(where: str, model: nn.Module, weights: Collection[str], furthe
 
     Raises SparsifyError, which `where` begins, unless all of them carry masks then.
     """
-    from ...surgery.conversion.convert import convert
-    from ...surgery.conversion.mask_extra import mask_also
-
     skipped: Mapping[str, str] = {}
     if next(all_masked_parameters(model), None) is None:
         skipped = convert(model, ignore=[name for name in _weights(model) if name not in weights]).skipped

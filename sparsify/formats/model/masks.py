@@ -12,29 +12,30 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...errors import SparsifyError, nearest
-from ...export.registry import Outgoing, Written
 from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters, masked_parameters, set_masks
 from ...surgery.unwrap import unwrap
-from ..file.container import Array, Part, Shape, container_chunks
+from ..file.container import Part, container_chunks
 from ..file.mask_file import FORMAT, SUFFIX, are_masks_alone, names_of_dense, read_masks, shortest, table_of
 from ..file.metadata import Contents, metadata_text, read_contents
 from ..io.atomic import atomic_write
 from ..io.locate import model_file
+from ..request import ExportRequest, ExportResult
+from ..types import Array, Shape
 from .dtypes import bits, from_bits
 from .load import ensure_masked
 from .model_state import collect, text_of_cuts
 from .read import read_file
 
 
-def write_masks(outgoing: Outgoing) -> Written:
+def write_masks(request: ExportRequest) -> ExportResult:
     """Write the masks of a model, those on biases and norms too, and none of its weights."""
-    if text_of_cuts(outgoing.model, None):
+    if text_of_cuts(request.model, None):
         raise SparsifyError(
             "save: masks: the model was cut smaller, so that its masks fit no fresh model of its class; "
             "save it with its weights (format 'sparse')"
         )
-    state = collect(outgoing.model)
+    state = collect(request.model)
     if not state.masks:
         raise SparsifyError("save: masks: the model carries no masks")
     parts: list[Part] = []
@@ -46,11 +47,11 @@ def write_masks(outgoing: Outgoing) -> Written:
         if name in state.also:
             table[name]["also"] = True
         parts.append(Part(name + SUFFIX, "U8", stored.shape, partial(_itself, stored)))
-    names = (name for name, _ in outgoing.model.named_parameters(remove_duplicate=False))
+    names = (name for name, _ in request.model.named_parameters(remove_duplicate=False))
     tables = {"masks": table, "dense": [name for name in names if name not in table]}
-    text = metadata_text(outgoing.metadata, {}, {}) | {"format": FORMAT}
+    text = metadata_text(request.metadata, {}, {}) | {"format": FORMAT}
     text |= {key: json.dumps(value, separators=(",", ":")) for key, value in tables.items()}
-    return Written(atomic_write(outgoing.path, container_chunks(parts, text)))
+    return ExportResult(atomic_write(request.path, container_chunks(parts, text)))
 
 
 def _itself(stored: Array) -> Array:

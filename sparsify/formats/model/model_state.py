@@ -12,8 +12,7 @@ from torch.nn.parameter import is_lazy
 from ...errors import SparsifyError
 from ...surgery.masks import all_masked_parameters, all_masked_weights, is_computed
 from ...surgery.shrink.attributes import new_attributes
-from ...surgery.shrink.cuts import Cuts, cuts_of, every_tensor
-from ...surgery.shrink.indices import checked
+from ...surgery.shrink.cuts import Cuts, checked, cuts_of, every_tensor
 from ..file.cuts_text import cuts_text, read_cuts
 
 

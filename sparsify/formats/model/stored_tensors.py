@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from ..codec.weight_encodings import ENCODINGS, Choice, Encoding, choose, with_zeros
-from ..file.container import DTYPES, Array, Part
+from ..file.container import DTYPES, Part
+from ..types import Array
 from .dtypes import bits, dtype_name, from_bits, stored_bits, stored_dtype
 from .model_state import ModelState
 

@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...surgery.channels import Channels
 from ..preserve_state import unchanged
-
-if TYPE_CHECKING:
-    from ...surgery.analysis.channels import Channels
 
 _TIMED_RUNS = 3
 

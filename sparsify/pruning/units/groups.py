@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 
 from ...errors import SparsifyError
 from ...surgery.analysis.union_find import lowest_connected
+from ...surgery.channels import Channels
+from ...surgery.conversion.mask_extra import mask_also
 from ...surgery.masks import layout, masked_parameters, masked_weights, matrix_shapes
 from ..selection.prunable_weights import maskable_weights
-
-if TYPE_CHECKING:
-    from ...surgery.analysis.channels import Channels
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,6 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
 
 def _mask_further(model: nn.Module, names: list[str]) -> dict[str, str]:
     """Put masks on further parameters; return those that take none, with the reason."""
-    from ...surgery.conversion.mask_extra import mask_also
-
     if not names:
         return {}
     try:

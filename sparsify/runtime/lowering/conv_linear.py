@@ -30,6 +30,7 @@ from .packed_rows import (
 from .views import VIEWS
 
 aten = torch.ops.aten
+WEIGHTED = (aten.convolution.default, aten.addmm.default, aten.mm.default)
 
 
 def weighted(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..lowering.builder import UNBOUNDED, Step
-from ..tuning.search import WEIGHTED
+from ..lowering.conv_linear import WEIGHTED
 from .plan import Plan
 
 HOW = {

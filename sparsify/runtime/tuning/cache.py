@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ...errors import CacheWarning, SparsifyError
+from ...formats.io.atomic import atomic_write
 from ..cache_folder import folder
 from ..call_inputs import Shapes
 from ..kernels.simd import WIDTH
@@ -56,8 +57,6 @@ def recall(name: str) -> Way | None:
 
 def keep(name: str, way: Way) -> None:
     """Keep a way under this key; where nothing can be written, a CacheWarning, it is found anew next time."""
-    from ...formats.io.atomic import atomic_write
-
     if str(folder()) == os.devnull:
         return
     found = {**_read(), name: as_table(way)}

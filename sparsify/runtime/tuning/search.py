@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from ...errors import SparsifyError
 from ..kernel_errors import PASSED, Fault, KernelError, one_line
 from ..lowering.builder import Step
+from ..lowering.conv_linear import WEIGHTED
 from ..program.assemble import Segment, assemble
 from ..program.plan import Plan, alone, arrays_of, memory
 
@@ -135,9 +136,6 @@ def faster_dense(plan: Plan) -> frozenset[str]:
     return frozenset(
         name for name, seconds in took.items() if nodes[name].target in WEIGHTED and _dense(plan, nodes[name]) < seconds
     )
-
-
-WEIGHTED = (torch.ops.aten.convolution.default, torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
 
 
 def _dense(plan: Plan, node: fx.Node) -> float:

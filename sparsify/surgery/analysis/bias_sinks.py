@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import nn
-
-if TYPE_CHECKING:
-    from ..recording.ops import Step, Tape, Value
-
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from ..recording.ops import Step, Tape, Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,17 +16,6 @@ class Foldable:
     dim: int
     weight: Value
     bias: str
-
-
-def addable_biases(model: nn.Module) -> frozenset[str]:
-    """Return the names of the biases, there or not, that layers add to what their weight makes."""
-    found = set()
-    for path, module in model.named_modules(remove_duplicate=False):
-        for cls in _LAYERS if isinstance(module, _LAYERS) else ():
-            inner = "forward" if cls is nn.Linear else "_conv_forward"
-            if type(module).forward is cls.forward and getattr(type(module), inner) is getattr(cls, inner):
-                found.add(f"{path}.bias" if path else "bias")
-    return frozenset(found)
 
 
 def foldable_steps(tape: Tape) -> dict[Step, Foldable]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..recording import broadcast_forms as forms
 from ..recording.broadcast_forms import ranked
-from ..recording.ops import Step, Value, joined_values
+from ..recording.ops import Step, Value, dims_of, joined_values
 from ..tracing.one_forward import map_leaves
 
 if TYPE_CHECKING:
@@ -30,16 +30,17 @@ _ENTRYWISE = frozenset(
     "asinh acosh atanh erfc nan_to_num".split()
 )
 _CONDITIONS = {"where": 0, "masked_fill": 1}  # operation -> its argument that is true or false
-_NORMS = "native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split()
-_AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
-# With one value at every position, this is what comes out: over space, over the dimensions that they name.
-_OVER_SPACE = frozenset(
+BATCH_NORMS = "native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split()
+AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+# With one value at every position, this is what comes out: over space, over the dimensions that they name. The rules
+# take these lists for theirs.
+OVER_SPACE = (
     "max_pool1d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d "
     "adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
     "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d reflection_pad1d reflection_pad2d "
-    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d".split()
-)
-_OVER_DIMENSIONS = ("mean", "amax", "amin")
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
+).split()
+OVER_DIMENSIONS = ("mean", "amax", "amin")
 
 
 def enter(live: Liveness, step: Step) -> None:
@@ -108,16 +109,16 @@ def _known(live: Liveness, step: Step) -> list[Tensor | None] | None:
         return _entry_by_entry(live, step)
     if step.name in ("cat", "stack"):
         return _joined(live, step)
-    if step.name in _NORMS:
+    if step.name in BATCH_NORMS:
         return [_normalised(live, step), *[None] * (len(step.results) - 1)]
     if not isinstance(step.args[0], Value) or _flags_say_all(live, step.args[0]):
         return None
-    if step.name in _OVER_SPACE or (step.name in _AVERAGES and _plain_average(step)):
+    if step.name in OVER_SPACE or (step.name in AVERAGES and _plain_average(step)):
         space = next(int(c) for c in step.name if c in "123")
         rank = len(step.args[0].shape)
         form = uniform(held(live, step.args[0]), range(rank - space, rank))
         return [form, *[None] * (len(step.results) - 1)]
-    if step.name in _OVER_DIMENSIONS:
+    if step.name in OVER_DIMENSIONS:
         return [_reduced(live, step)]
     return None
 
@@ -206,8 +207,6 @@ def _plain_average(step: Step) -> bool:
 
 
 def _reduced(live: Liveness, step: Step) -> Tensor | None:
-    from ..rules.reduction import dims_of
-
     value, result = step.args[0], step.results[0]
     dims = dims_of(step, value)
     form = uniform(held(live, value), dims)

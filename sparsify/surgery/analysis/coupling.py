@@ -11,12 +11,12 @@ A dimension of which all entries are alike because a number said how long it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from ..recording.ops import DECIDING, STALE, Step, Tape, Value, first_line
+from ..recording.ops import DECIDING, STALE, Step, Tape, Value, first_line, pointwise
 from .axis_moves import move
 from .deferred import Settling, settle
 from .mac_counts import multiply_adds
@@ -24,7 +24,7 @@ from .reasons import OUTPUTS
 from .union_find import Numbers
 
 Heads: TypeAlias = Literal["whole", "size"]
-
+Couple: TypeAlias = "Callable[[Coupling, Step], None]"
 
 # Of torch.nn's attention.
 _ROWS_OF_HEADS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -38,10 +38,11 @@ def varying(axis: Tensor) -> tuple[int, ...]:
 class Coupling:
     """The axes of every Value of a pass, built up step by step.
 
+    `rule` returns what enters a step, None for one that only moves entries or has no rule of its own.
     Where attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
     """
 
-    def __init__(self, tape: Tape, heads: Heads = "whole") -> None:
+    def __init__(self, tape: Tape, rule: Callable[[Step], Couple | None], heads: Heads = "whole") -> None:
         self.heads = heads
         self.numbers = Numbers()
         self.axes: dict[Value, list[Tensor]] = {}
@@ -54,7 +55,7 @@ class Coupling:
         self.barriers: dict[str, None] = dict.fromkeys(tape.problems)
         self.barred: set[object] = set()  # steps and sentences that are barriers already
         self.open = Settling()
-        self._rules = tape.rules
+        self._rule = rule
         for step in tape.steps[: tape.evaluated]:
             told = len(self.operations)
             self.follow(step)
@@ -217,11 +218,9 @@ class Coupling:
             )
 
     def _enter(self, step: Step) -> None:
-        from ..rules.table import RULES, pointwise
-
-        rule = self._rules.get(step.name) or (None if step.moves else RULES.get(step.name))
-        if rule is not None:
-            rule.couple(self, step)
+        couple = self._rule(step)
+        if couple is not None:
+            couple(self, step)
         elif step.moves:
             move(self, step)
         elif pointwise(step):

@@ -7,8 +7,8 @@ or 1 again. The gradient of the outputs for these flags is then positive exactly
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from torch import Tensor
 
 from ..recording import broadcast_forms as forms
 from ..recording.ops import Step, Tape, Value, first_line
+from .bias_sinks import Foldable
 from .constants import enter
+
+Flow: TypeAlias = "Callable[[Liveness, Step], None]"
 
 
 class _Spread(torch.autograd.Function):
@@ -38,20 +41,31 @@ def spread(x: Tensor) -> Tensor:
 class Liveness:
     """The flags of every Value of a pass; `kept` masks entries of the model's tensors, by their first name.
 
-    With `learning` the other entries of parameters may come to hold anything, whatever they hold now.
+    `rule` returns what enters a step, None for one that only moves entries or is a barrier; `foldable` are the steps
+    that can take constant channels into a bias. With `learning` the other entries of parameters may come to hold
+    anything, whatever they hold now.
     """
 
-    def __init__(self, tape: Tape, kept: Mapping[str, Tensor] | None = None, *, learning: bool = False) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        rule: Callable[[Step], Flow | None],
+        foldable: Mapping[Step, Foldable],
+        kept: Mapping[str, Tensor] | None = None,
+        *,
+        learning: bool = False,
+    ) -> None:
         self.tape = tape
+        self._rule = rule
         self.kept = kept or {}
         self.learning = learning
         self.as_stored = not self.kept and not learning
         self.learnt: set[Value] = set()  # of which `held` rests on what is learnt and shared by all channels
         self.flags: dict[Value, Tensor] = {}
         self.ends: list[Tensor] = []
-        self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see varying.py
+        self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see constants.py
         self.failures: dict[Step, str] = {}
-        self.foldable = tape.foldable
+        self.foldable = foldable
         self.still: dict[Step, Tensor] = {}  # of foldable steps: which channels that enter are constant, not zero
         with torch.enable_grad():
             for step in tape.steps:
@@ -108,16 +122,11 @@ class Liveness:
             self.barrier(step)
 
     def _enter(self, step: Step) -> None:
-        from ..rules.table import RULES, pointwise, pointwise_flags
-
-        if step.name in self.tape.rules:
-            self.tape.rules[step.name].flow(self, step)
+        flow = self._rule(step)
+        if flow is not None:
+            flow(self, step)
         elif step.moves and step.rest is not None:
             self._move(step)
-        elif step.name in RULES:
-            RULES[step.name].flow(self, step)
-        elif pointwise(step):
-            self.set(step.results[0], pointwise_flags(self, step))
         else:
             self.barrier(step)
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 from math import prod
 
 from ..recording.context import leaves
-from ..recording.ops import Step, Value
-from ..rules.pointwise import pointwise
+from ..recording.ops import Step, Value, pointwise
 
 
 def _product(step: Step) -> int:

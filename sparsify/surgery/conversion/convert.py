@@ -63,7 +63,7 @@ def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
 
 def _convert(model: nn.Module, ignore: list[str], pruned: list[Pruned]) -> ConversionReport:
     plan = _make_plan(model, {(id(one.module), one.name) for one in pruned})
-    owners = weight_owners(model)
+    owners = plan.owners
     maskable = [n for n, (module, key) in owners.items() if (id(module), key) in plan.how and not is_adapter(n, module)]
     ignored = ignored_names(
         maskable,
@@ -106,7 +106,8 @@ def _make_plan(model: nn.Module, further: set[Key]) -> Plan:
     leave_out_unmaskable(model, plan)
     for where in plan.dense:
         plan.how.pop(where, None)
-    settle_shared(weight_owners(model), plan)
+    plan.owners = weight_owners(model, plan)
+    settle_shared(plan)
     return plan
 
 

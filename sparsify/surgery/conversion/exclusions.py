@@ -7,7 +7,6 @@ from torch import nn
 
 from ..masking.masked_classes import masked_class
 from ..masks import original_class
-from .foreign_changes import unreachable_weights
 from .plan import Key, Plan
 
 
@@ -15,7 +14,7 @@ def leave_out_unmaskable(model: nn.Module, plan: Plan) -> None:
     """Take out of `plan`, with the reasons, the weights that cannot carry a mask and those that a final class reads."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     for module in modules:
-        for name, reason in unreachable_weights(module).items():
+        for name, reason in plan.unreachable(module).items():
             plan.how.pop((id(module), name), None)
             plan.reasons[id(module), name] = reason
     for module in modules:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import getattr_static
-
 import torch
 from torch import Tensor, fx, nn
 
@@ -43,7 +41,7 @@ def _plain(parameter: Tensor) -> bool:
 
 def _answers(module: nn.Module, name: str) -> bool:
     """Whether a module has an attribute; one that fails when it is read is there too."""
-    if getattr_static(module, name, None) is not None:
+    if name in module.__dict__ or any(name in cls.__dict__ for cls in type(module).__mro__):
         return True
     try:
         return hasattr(module, name)

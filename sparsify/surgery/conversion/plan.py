@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..discovery.weight_uses import PART, Use, parameter_uses
 from ..masking.masked_classes import Masked, is_direct
@@ -50,13 +50,21 @@ class Plan:
     reached: set[Key] = field(default_factory=set)  # those of them that a forward reads through its mask
     blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads past any mask -> why
     outside: dict[int, str] = field(default_factory=dict)  # ids of parameters read from afar -> why no mask enters
+    owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)  # of every weight-like parameter, by name
+    _unreachable: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def unreachable(self, module: nn.Module) -> dict[str, str]:
+        """Return what `unreachable_weights` says of a module, asked once: nothing changes while a plan is made."""
+        if id(module) not in self._unreachable:
+            self._unreachable[id(module)] = unreachable_weights(module)
+        return self._unreachable[id(module)]
 
 
-def weight_owners(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+def weight_owners(model: nn.Module, plan: Plan) -> dict[str, tuple[nn.Module, str]]:
     """Return every name of a weight-like parameter -> (module, parameter name), in `state_dict` order."""
     found = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for name in dict.fromkeys([*own_weights(module), *unreachable_weights(module)]):
+        for name in dict.fromkeys([*own_weights(module), *plan.unreachable(module)]):
             found[f"{prefix}.{name}" if prefix else name] = (module, name)
     return found
 
@@ -67,16 +75,12 @@ def own_weights(module: nn.Module) -> list[str]:
         return []
     lazy = nn.UninitializedParameter
     parameters = [(n, p) for n, p in module._parameters.items() if p is not None and not isinstance(p, lazy)]
-    return [name for name, parameter in parameters if _weight_like(parameter)]
-
-
-def _weight_like(parameter: Tensor) -> bool:
-    return parameter.is_floating_point() and parameter.dim() > 1
+    return [name for name, parameter in parameters if parameter.is_floating_point() and parameter.dim() > 1]
 
 
 def plan_module(module: nn.Module, plan: Plan) -> None:
     """Decide how the weights that one module's forward reads are masked."""
-    unreachable = unreachable_weights(module)
+    unreachable = plan.unreachable(module)
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
     formed = forming_parameters(module)
@@ -234,10 +238,10 @@ def _has_parts(path: str, uses: dict[str, Use]) -> bool:
     return any(use.reason == PART.format(path) for use in uses.values())
 
 
-def settle_shared(owners: dict[str, tuple[nn.Module, str]], plan: Plan) -> None:
+def settle_shared(plan: Plan) -> None:
     """A parameter that one of its modules uses dense, or another reads from afar, is masked in none of them."""
     sharing: dict[int, dict[Key, str]] = {}
-    for name, (module, key) in owners.items():
+    for name, (module, key) in plan.owners.items():
         held = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
         if held is not None:
             sharing.setdefault(id(held), {}).setdefault((id(module), key), name)

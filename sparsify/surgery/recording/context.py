@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 _Leaf = TypeVar("_Leaf")
 # The functions that are one operation here, whatever kernels they run on a device.
 WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pack_padded_sequence", "_pad_packed_sequence")
+_ADDING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}
 
 
@@ -70,6 +71,17 @@ class Unseen(TorchFunctionMode):
 def whole_attentions(model: nn.Module) -> tuple[str, ...]:
     """Return the paths of torch.nn's attention modules, which take no fewer heads: all together are as wide as x."""
     return tuple(path for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+
+
+def addable_biases(model: nn.Module) -> frozenset[str]:
+    """Return the names of the biases, there or not, that layers add to what their weight makes."""
+    found = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        for cls in _ADDING if isinstance(module, _ADDING) else ():
+            inner = "forward" if cls is nn.Linear else "_conv_forward"
+            if type(module).forward is cls.forward and getattr(type(module), inner) is getattr(cls, inner):
+                found.add(f"{path}.bias" if path else "bias")
+    return frozenset(found)
 
 
 @contextmanager

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..analysis.bias_sinks import Foldable, foldable_steps
 from .broadcast_forms import moves, nonzero
 from .context import leaves
-
-if TYPE_CHECKING:
-    from ..rules.table import Rule
 
 STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
 # What makes a tensor of one number in the sizes that it is given.
 # Operations by which Python code learns what a tensor holds.
 DECIDING = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist"})
+_ALSO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
 FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 
 
@@ -85,6 +81,27 @@ def joined_values(step: Step) -> list[Value]:
     return [value for value in step.args[0] if step.name == "stack" or value.shape != (0,)]
 
 
+def pointwise(step: Step) -> bool:
+    """Whether an operation has one result and works entry by entry, its operands broadcast."""
+    if len(step.results) != 1 or step.operation is None:
+        return False
+    functional = getattr(torch.ops.aten, step.name.rstrip("_"), None)  # the tag is not set on those in place
+    if step.name.endswith("_") and functional is not None:
+        overloads = [getattr(functional, name) for name in functional.overloads()]
+    else:
+        overloads = [step.operation]
+    return any(torch.Tag.pointwise in o.tags for o in overloads) or step.name.rstrip("_") in _ALSO
+
+
+def dims_of(step: Step, value: Value, position: int = 1) -> list[int]:
+    """Return the dimensions that a step names in its arguments; all of them if it names none."""
+    given = step.args[position] if len(step.args) > position else step.kwargs.get("dim")
+    rank = len(value.shape)
+    if given is None or given == []:
+        return list(range(rank))
+    return sorted({d % max(1, rank) for d in ([given] if isinstance(given, int) else given)})
+
+
 def first_line(error: Exception) -> str:
     """Return the beginning of what an error says."""
     return (str(error).strip().splitlines() or [""])[0][:160]
@@ -109,7 +126,7 @@ class Tape:
     `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add; those in
     `held_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads. The first
     `evaluated` steps are of the pass in eval mode; the others are of one in which what only runs in training ran too.
-    `problems` says why there is none of those although some layers did not run. `rules` are the user's own.
+    `problems` says why there is none of those although some layers did not run.
     `branches` are the paths of modules whose forward asked what activations hold, with the arguments it was given.
     """
 
@@ -122,7 +139,6 @@ class Tape:
     evaluated: int = 0
     problems: tuple[str, ...] = ()
     branches: tuple[tuple[str, tuple[Value, ...]], ...] = ()
-    rules: Mapping[str, Rule] = field(default_factory=dict)  # the user's own
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
 
     @cached_property
@@ -130,11 +146,6 @@ class Tape:
         """The step that made each constant that the pass computed."""
         made = ((value, step) for step in self.steps for value in step.results)
         return {value: step for value, step in made if value.constant is not None and not isinstance(value, Filled)}
-
-    @cached_property
-    def foldable(self) -> dict[Step, Foldable]:
-        """What constant channels may be folded into."""
-        return foldable_steps(self)
 
     def nonzero_entries(self, value: Value) -> Tensor:
         """Return where a constant is not zero, as a float32 form, as short as it can be; made once."""

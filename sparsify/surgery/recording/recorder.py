@@ -17,14 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..analysis.bias_sinks import addable_biases
-from ..rules.pointwise import pointwise
-from ..rules.recurrent import sequence_step
 from ..side_effects import changed_buffers, unchanged
 from ..tracing.bytecode_scan import CONV_AND_LINEAR, is_torch, mentions_training
 from ..tracing.one_forward import map_leaves
-from .context import Memory, Unseen, eval_mode, leaves, module_names, not_compiled, whole_attentions
-from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Step, Tape, Value
+from .context import Memory, Unseen, addable_biases, eval_mode, leaves, module_names, not_compiled, whole_attentions
+from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Step, Tape, Value, pointwise
+from .sequences import sequence_step
 from .shape_only import ValuesNeededError, in_shape
 
 

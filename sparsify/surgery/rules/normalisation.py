@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..analysis.constants import BATCH_NORMS
 from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, spread
 from ..recording.broadcast_forms import ranked
@@ -151,10 +152,7 @@ def _flow_weight_norm(live: Liveness, step: Step) -> None:
 
 NORMS = {
     "_weight_norm_interface": (_couple_weight_norm, _flow_weight_norm),
-    **dict.fromkeys(
-        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
-        (_couple_batch_norm, _flow_batch_norm),
-    ),
+    **dict.fromkeys(BATCH_NORMS, (_couple_batch_norm, _flow_batch_norm)),
     "native_layer_norm": (_couple_layer_norm, _flow_layer_norm),
     "_fused_rms_norm": (_couple_layer_norm, _flow_layer_norm),
     "native_group_norm": (_couple_group_norm, _flow_group_norm),

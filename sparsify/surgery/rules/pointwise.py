@@ -12,24 +12,11 @@ from ..analysis.liveness import Liveness, spread
 from ..recording.broadcast_forms import ranked
 from ..recording.ops import Step, Value
 
-_ALSO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
 # f(0) = 0
 ZERO_STAYS = frozenset(
     "relu gelu silu hardswish tanh neg abs leaky_relu elu celu selu erf sqrt sign floor ceil round trunc mish "
     "softshrink hardshrink sin asin atan sinh asinh tan square expm1 log1p nan_to_num relu6 positive".split()
 )
-
-
-def pointwise(step: Step) -> bool:
-    """Whether an operation has one result and works entry by entry, its operands broadcast."""
-    if len(step.results) != 1 or step.operation is None:
-        return False
-    functional = getattr(torch.ops.aten, step.name.rstrip("_"), None)  # the tag is not set on those in place
-    if step.name.endswith("_") and functional is not None:
-        overloads = [getattr(functional, name) for name in functional.overloads()]
-    else:
-        overloads = [step.operation]
-    return any(torch.Tag.pointwise in o.tags for o in overloads) or step.name.rstrip("_") in _ALSO
 
 
 def pointwise_flags(live: Liveness, step: Step) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +15,12 @@ from torch import Tensor
 from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, spread
 from ..recording.ops import Step, Value
+from ..recording.sequences import GATES
 from .matmul import tie_or_fix
 from .sort_gather import along
 
-# How many gates a cell has, and which of them makes the state something else than zero.
-_GATES = {"lstm": (4, 2), "gru": (3, 2), "rnn_tanh": (1, 0), "rnn_relu": (1, 0)}
+# Which of a cell's gates makes the state something else than zero.
+_MAKING = {"lstm": 2, "gru": 2, "rnn_tanh": 0, "rnn_relu": 0}
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,6 @@ class _Cell:
     state: Value
     hidden: int
     out: int
-
-
-def sequence_step(name: str, args: tuple[Any, ...], results: tuple[Value, ...], module: str) -> Step:
-    """Return the step of a call of torch's function `name` with Values for tensors."""
-    if name not in _GATES:
-        return Step(name, None, args, {}, results, module)
-    packed = isinstance(args[1], Value) and isinstance(args[3], (list, tuple))
-    value, states, weights, biased = (args[0], *args[2:5]) if packed else args[:4]
-    bidirectional = args[8] if packed else args[7]
-    layers = args[5] if packed else args[4]
-    hidden = weights[0].shape[0] // _GATES[name][0]
-    within = [Value((1, hidden)) for _ in range(layers * (1 + bidirectional))]
-    given = tuple(states) if isinstance(states, (list, tuple)) else (states,)
-    kwargs = {"biased": biased, "directions": 1 + bidirectional, "within": within}
-    return Step(name, None, (value, given, tuple(weights)), kwargs, results, module)
 
 
 def _cells(step: Step) -> list[_Cell]:
@@ -67,7 +52,7 @@ def _cells(step: Step) -> list[_Cell]:
 
 def _couple_recurrent(coupling: Coupling, step: Step) -> None:
     value, states, _ = step.args
-    numbers, gates = coupling.numbers, _GATES[step.name][0]
+    numbers, gates = coupling.numbers, GATES[step.name]
     cells = _cells(step)
     directions = step.kwargs["directions"]
     units, outs = numbers.fresh(cells[0].hidden), numbers.fresh(cells[0].out)
@@ -156,7 +141,7 @@ def _out(live: Liveness, cell: _Cell, state: Tensor) -> Tensor:
 
 
 def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: list[Tensor]) -> None:
-    gates, making = _GATES[name]
+    gates, making = GATES[name], _MAKING[name]
     rows = slice(making * cell.hidden, (making + 1) * cell.hidden)
     before = live.of(cell.from_input) @ entering + live.of(cell.from_state) @ first[0]
     for bias in cell.biases:
@@ -202,6 +187,6 @@ def _flow_packed(live: Liveness, step: Step) -> None:
 
 
 RECURRENT = {
-    **dict.fromkeys(_GATES, (_couple_recurrent, _flow_recurrent)),
+    **dict.fromkeys(GATES, (_couple_recurrent, _flow_recurrent)),
     **dict.fromkeys(("_pack_padded_sequence", "_pad_packed_sequence"), (_couple_packed, _flow_packed)),
 }

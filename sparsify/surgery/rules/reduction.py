@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
-from ..recording.ops import Step, Value
+from ..analysis.constants import AVERAGES, OVER_DIMENSIONS, OVER_SPACE
+from ..analysis.coupling import Couple, Coupling, varying
+from ..analysis.liveness import Flow, Liveness, spread
+from ..recording.ops import Step, Value, dims_of
 
-Couple = Callable[[Coupling, Step], None]
-Flow = Callable[[Liveness, Step], None]
 _NORMS = ("linalg_vector_norm", "norm")
 _INDICES = ("max", "min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-
-
-def dims_of(step: Step, value: Value, position: int = 1) -> list[int]:
-    """Return the dimensions that a step names in its arguments; all of them if it names none."""
-    given = step.args[position] if len(step.args) > position else step.kwargs.get("dim")
-    rank = len(value.shape)
-    if given is None or given == []:
-        return list(range(rank))
-    return sorted({d % max(1, rank) for d in ([given] if isinstance(given, int) else given)})
 
 
 def _drop(form: Tensor, dims: list[int], result: Value) -> Tensor:
@@ -114,19 +102,13 @@ def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
 
 REDUCTIONS = {
     **dict.fromkeys(("sum", "linalg_vector_norm", "norm"), _reduction(counts=False)),
-    **dict.fromkeys(("mean", "amax", "amin", "max", "min", "var", "var_mean", "std"), _reduction(counts=True)),
+    **dict.fromkeys((*OVER_DIMENSIONS, "max", "min", "var", "var_mean", "std"), _reduction(counts=True)),
     "logsumexp": _reduction(counts=True, of_zero=1.0),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod"), (_couple_along, _flow_softmax)),
-    **{
-        name: _spatial()
-        for name in (
-            "max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
-            "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-            "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
-            "upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-            "_upsample_nearest_exact2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
-            "replication_pad2d replication_pad3d"
-        ).split()
-    },
+    **dict.fromkeys((*OVER_SPACE, *AVERAGES), _spatial()),
+    **dict.fromkeys(
+        ("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"),
+        _spatial(),
+    ),
     "grid_sampler_2d": _spatial(2),
 }

@@ -1,33 +1,34 @@
 """One row per operation: how it couples channels, and which entries can matter through it.
 
 `couple` enters in a Coupling which channels go together, `flow` enters in a Liveness the flags of the results.
-Operations that only move entries are in `axes.MOVES`; what works entry by entry has a common rule in `entrywise`; an
+Operations that only move entries are in `broadcast_forms.MOVES`; what works entry by entry has a common rule; an
 operation with no rule is a barrier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from ...errors import SparsifyError
-from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
+from ..analysis.coupling import Couple, Coupling, varying
+from ..analysis.liveness import Flow, Liveness, spread
 from ..recording.broadcast_forms import ranked
-from ..recording.ops import SCALED_BY_SIZE, Step
+from ..recording.ops import SCALED_BY_SIZE, Step, pointwise
 from .concat_pad import LAYOUT
 from .convolution import CONVOLUTIONS
 from .fills import FILLS
 from .matmul import PRODUCTS
 from .normalisation import NORMS
-from .pointwise import pointwise, pointwise_flags
+from .pointwise import pointwise_flags
 from .recurrent import RECURRENT
 from .reduction import REDUCTIONS
 from .sort_gather import ALONG
 
-__all__ = ["RULES", "Rule", "checked_rules", "entrywise", "pointwise", "pointwise_flags", "spread"]
+__all__ = ["RULES", "Rule", "Rules", "checked_rules", "entrywise", "spread"]
 
 
 class Rule(NamedTuple):
@@ -39,8 +40,8 @@ class Rule(NamedTuple):
     and with a positive gradient for what it reads; `spread` makes ones of them.
     """
 
-    couple: Callable[[Coupling, Step], None]
-    flow: Callable[[Liveness, Step], None]
+    couple: Couple
+    flow: Flow
 
 
 def entrywise(*, keeps_zero: bool) -> Rule:
@@ -60,8 +61,8 @@ def entrywise(*, keeps_zero: bool) -> Rule:
     return Rule(couple, flow)
 
 
-def checked_rules(where: str, rules: Mapping[str, Rule] | None) -> dict[str, Rule]:
-    """Return a user's rules by operation, the names as steps have them; SparsifyError for what is no rule."""
+def checked_rules(where: str, rules: Mapping[str, Rule] | None) -> Rules:
+    """Return what is known with a user's rules, by operation, before the table's; SparsifyError for what is no rule."""
     found = {}
     for name, rule in (rules or {}).items():
         if not isinstance(rule, Rule) or not all(map(callable, rule)):
@@ -69,7 +70,7 @@ def checked_rules(where: str, rules: Mapping[str, Rule] | None) -> dict[str, Rul
                 f"{where}: rules['{name}'] is no Rule of two functions, but of type {type(rule).__name__}"
             )
         found[name.removeprefix("aten::")] = rule
-    return found
+    return Rules(found)
 
 
 def _couple_scaled(coupling: Coupling, step: Step) -> None:
@@ -97,3 +98,29 @@ RULES = {
         for name, rule in table.items()
     },
 }
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is known of operations: the user's `own` rules by name, then the table's."""
+
+    own: Mapping[str, Rule] = field(default_factory=dict)
+
+    def couple(self, step: Step) -> Couple | None:
+        """Return what enters a step in a Coupling; None if that only moves entries, or has no rule of its own."""
+        rule = self.own.get(step.name) or (None if step.moves else RULES.get(step.name))
+        return None if rule is None else rule.couple
+
+    def flow(self, step: Step) -> Flow | None:
+        """Return what enters a step in a Liveness; None if that only moves entries, or is a barrier."""
+        if step.name in self.own:
+            return self.own[step.name].flow
+        if step.moves and step.rest is not None:
+            return None
+        if step.name in RULES:
+            return RULES[step.name].flow
+        return _flow_pointwise if pointwise(step) else None
+
+
+def _flow_pointwise(live: Liveness, step: Step) -> None:
+    live.set(step.results[0], pointwise_flags(live, step))

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..analysis.channels import Study
+from ..analysis.bias_sinks import foldable_steps
+from ..channels import Study
 from ..masks import masked_parameters
 from ..recording.context import all_double
 from ..recording.ops import Step
@@ -61,7 +62,7 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
     results: list[tuple[Tensor, ...]] = []
     with all_double():
         tape = record(wide, doubles(example_input), results)
-    folds = {fold.weight.names: fold for fold in tape.foldable.values()}
+    folds = {fold.weight.names: fold for fold in foldable_steps(tape).values()}
     seen = {
         value: tensor
         for step, tensors in zip(tape.steps, results, strict=False)

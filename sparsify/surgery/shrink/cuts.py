@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from operator import index
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from ...errors import SparsifyError, nearest
 from ..masks import all_masked_parameters
 from .attributes import new_attributes, set_attributes
-from .indices import Axes, check_axes, checked, one_after_another, what_follows, without
+from .indices import Axes, check_axes, one_after_another, what_follows, without
 
 Slot: TypeAlias = tuple[nn.Module, str, Tensor]  # a module, and the name of a parameter or buffer there
 
@@ -82,6 +84,26 @@ def beyond(first: Cuts, both: Cuts) -> Cuts:
     return Cuts(removed, attributes, tuple(name for name in both.added if name not in first.added))
 
 
+def checked(cuts: Cuts, where: str) -> Cuts:
+    """Return `cuts` in its plainest form, without axes of which nothing goes; `where` begins the error's line."""
+    removed: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, axes in cuts.removed.items():
+        for dimension, given in axes.items():
+            try:
+                indices = tuple(map(index, given))
+            except TypeError:
+                raise SparsifyError(f"{where}: {name}: the indices of dimension {dimension} are not integers") from None
+            if any(low >= high for low, high in pairwise(indices)):
+                raise SparsifyError(f"{where}: {name}: the indices of dimension {dimension} are not ascending")
+            if indices:
+                removed.setdefault(name, {})[dimension] = indices
+    for name in cuts.added:
+        if name in removed or cuts.added.count(name) > 1:
+            raise SparsifyError(f"{where}: {name} is added, so that it can be neither cut nor added again")
+    attributes = {path: _plain(value, f"{where}: {path}") for path, value in cuts.attributes.items()}
+    return replace(cuts, removed=removed, attributes=attributes, added=tuple(cuts.added))
+
+
 def cut(model: nn.Module, cuts: Cuts) -> Callable[[], None]:
     """Do what `apply_cuts` does and return a function that takes it back."""
     cuts = checked(cuts, "apply_cuts")
@@ -119,6 +141,17 @@ def cut(model: nn.Module, cuts: Cuts) -> Callable[[], None]:
         raise
     model.__dict__["sparsify_cuts"] = done if before is None else compose(before, done)
     return undo
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item, where) for item in value)
+    try:
+        if not isinstance(value, bool):
+            return index(value)
+    except TypeError:
+        pass
+    raise SparsifyError(f"{where}: {value!r:.40} is neither an integer nor a list of integers")
 
 
 def _slots(model: nn.Module) -> dict[str, Slot]:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..analysis.channels import Study
+from ..channels import Study
 from ..recording.context import all_double
 from ..recording.recorder import record
 from .cuts import every_tensor
-from .other_inputs import Variant, apart, in_train_mode, outputs, variants
+from .other_inputs import Variant, apart, in_train_mode, outputs, training_outputs, variants
 from .size_attributes import Kept
 
 # The largest difference allowed, as a share of the largest output. In few bits it matters in which order one adds.
@@ -37,13 +37,14 @@ class Proof:
         self.difference: tuple[float, float] | None = None
         self.seconds: tuple[float, float] | None = None
         self.training = ""  # how the models compare in train mode
-        self._example, self._examples = example_input, examples
-        self._variants: tuple[Variant, ...] | None = None
+        self.variants: tuple[Variant, ...] = ()  # the other inputs that the whole model takes
+        self._example = example_input
         self._double = None
         if wanted:
-            self._whole = copy.deepcopy(whole)
-            self._single_outputs = outputs(whole, example_input)
-            self._whole_seconds = _seconds(whole, example_input)
+            self._single_outputs, first = _timed(whole, example_input)
+            self._whole_seconds = _median(first, whole, example_input)
+            self.variants = variants(whole, example_input, examples)
+            self._training_outputs = training_outputs(whole, self.widest_input())
             self._limit = max(LIMITS.get(t.dtype, 0.0) for t in [torch.zeros(()), *every_tensor(whole).values()])
             self._double = copy.deepcopy(whole).double()
             self._double_example = doubles(example_input)
@@ -51,12 +52,12 @@ class Proof:
 
     def check(self, small: nn.Module, cutting: Cutting, found: Study, kept: Kept) -> tuple[str, str]:
         """Return what is wrong with a model that was cut, and in which module; nothing if it is right."""
-        with _running(small) as modules:
-            try:
-                outcome = outputs(small, self._example)
-            except Exception as error:  # noqa: BLE001 - the model's own code meets sizes it was not written for
-                first = (str(error).strip().splitlines() or [""])[0][:160]
-                return f"its forward does not take fewer channels ({type(error).__name__}: {first})", modules[-1]
+        try:
+            outcome, first = _timed(small, self._example)
+        except Exception as error:  # noqa: BLE001 - the model's own code meets sizes it was not written for
+            line = (str(error).strip().splitlines() or [""])[0][:160]
+            problem = f"its forward does not take fewer channels ({type(error).__name__}: {line})"
+            return problem, _failing(small, self._example)
         if self._double is None:
             return "", ""
         shapes, expected = ([tuple(t.shape) for t in side] for side in (outcome, self._single_outputs))
@@ -71,25 +72,19 @@ class Proof:
             finally:
                 undo()
         if single <= self._limit and double <= LIMIT_64:
-            for variant in self.variants():
+            for variant in self.variants:
                 problem = variant.problem(small, self._limit)
                 if problem:
                     return problem, ""
-            self.training = in_train_mode(self._whole, small, self.widest_input(), self._limit)
+            self.training = in_train_mode(self._training_outputs, small, self.widest_input(), self._limit)
             self.difference = (double, single)
-            self.seconds = (self._whole_seconds, _seconds(small, self._example))
+            self.seconds = (self._whole_seconds, _median(first, small, self._example))
             return "", ""
         return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, kept)
 
-    def variants(self) -> tuple[Variant, ...]:
-        """Return the other inputs that the whole model takes; they are tried when they are first asked for."""
-        if self._variants is None:
-            self._variants = variants(self._whole, self._example, self._examples)
-        return self._variants
-
     def widest_input(self) -> Any:
         """Return the second batch, if the model takes one, else the example: norms in train mode want several."""
-        return next((v.input for v in self.variants() if v.what.startswith("a batch")), self._example)
+        return next((v.input for v in self.variants if v.what.startswith("a batch")), self._example)
 
     def _in_double(self) -> list[Tensor]:
         assert self._double is not None
@@ -117,14 +112,15 @@ class Proof:
         return ""
 
 
-def _seconds(model: nn.Module, example_input: Any) -> float:
-    """Return the median time of three forward passes."""
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        outputs(model, example_input)
-        times.append(time.perf_counter() - started)
-    return sorted(times)[1]
+def _timed(model: nn.Module, example_input: Any) -> tuple[list[Tensor], float]:
+    """Return the outputs of one forward pass, and its time."""
+    started = time.perf_counter()
+    return outputs(model, example_input), time.perf_counter() - started
+
+
+def _median(first: float, model: nn.Module, example_input: Any) -> float:
+    """Return the median time of three forward passes, of which the first has been timed."""
+    return sorted([first, *(_timed(model, example_input)[1] for _ in range(2))])[1]
 
 
 def doubles(example_input: Any) -> Any:
@@ -134,6 +130,16 @@ def doubles(example_input: Any) -> Any:
         return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
     return tree_map(widen, example_input)
+
+
+def _failing(model: nn.Module, example_input: Any) -> str:
+    """Return the innermost module whose forward raises; it runs once more, as noting modules would have cost time."""
+    with _running(model) as modules:
+        try:
+            outputs(model, example_input)
+        except Exception:  # noqa: BLE001 - the error was reported before
+            return modules[-1]
+    return ""
 
 
 @contextmanager

@@ -1,13 +1,10 @@
-"""The indices that a cut removes: checked, and taken out of a tensor."""
+"""The indices that a cut removes: held against a tensor, taken out of it, one cut after another."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
-from operator import index
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,30 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError
 
-if TYPE_CHECKING:
-    from .cuts import Cuts
-
 Axes: TypeAlias = Mapping[int, tuple[int, ...]]  # dimension -> indices removed, ascending
-
-
-def checked(cuts: Cuts, where: str) -> Cuts:
-    """Return `cuts` in its plainest form, without axes of which nothing goes; `where` begins the error's line."""
-    removed: dict[str, dict[int, tuple[int, ...]]] = {}
-    for name, axes in cuts.removed.items():
-        for dimension, given in axes.items():
-            try:
-                indices = tuple(map(index, given))
-            except TypeError:
-                raise SparsifyError(f"{where}: {name}: the indices of dimension {dimension} are not integers") from None
-            if any(low >= high for low, high in pairwise(indices)):
-                raise SparsifyError(f"{where}: {name}: the indices of dimension {dimension} are not ascending")
-            if indices:
-                removed.setdefault(name, {})[dimension] = indices
-    for name in cuts.added:
-        if name in removed or cuts.added.count(name) > 1:
-            raise SparsifyError(f"{where}: {name} is added, so that it can be neither cut nor added again")
-    attributes = {path: _plain(value, f"{where}: {path}") for path, value in cuts.attributes.items()}
-    return replace(cuts, removed=removed, attributes=attributes, added=tuple(cuts.added))
 
 
 def check_axes(where: str, name: str, tensor: Tensor, axes: Axes) -> None:
@@ -82,14 +56,3 @@ def what_follows(first: Sequence[int], both: Sequence[int]) -> tuple[int, ...]:
     """Return the indices, of what `first` left, that are to go so that all in all `both` do; all ascending."""
     gone = set(first)
     return tuple(position - bisect_left(first, position) for position in both if position not in gone)
-
-
-def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item, where) for item in value)
-    try:
-        if not isinstance(value, bool):
-            return index(value)
-    except TypeError:
-        pass
-    raise SparsifyError(f"{where}: {value!r:.40} is neither an integer nor a list of integers")

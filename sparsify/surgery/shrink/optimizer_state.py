@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ...errors import SparsifyError
 from ..unwrap import unwrap
-from .cuts import Cuts, beyond, cuts_of
-from .indices import Axes, check_axes, checked, without
+from .cuts import Cuts, beyond, checked, cuts_of
+from .indices import Axes, check_axes, without
 
 # DistributedDataParallel, AveragedModel and timm's ModelEmaV3; torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")

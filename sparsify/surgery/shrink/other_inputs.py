@@ -54,13 +54,18 @@ def variants(whole: nn.Module, example_input: Any, examples: Sequence[Any]) -> t
 
 
 def _batches(example_input: Any) -> Iterator[tuple[str, Any]]:
+    """Yield larger batches, the one that costs least first: some forwards take only multiples of a number."""
     sizes = {leaf.shape[0] for leaf in tree_flatten(example_input)[0] if isinstance(leaf, Tensor) and leaf.dim()}
-    if len(sizes) == 1:
-        yield f"a batch of {2 * max(sizes)}", _resized(example_input, 0, 2 * max(sizes))
+    for size in sizes if len(sizes) == 1 else ():
+        for larger in dict.fromkeys((size + 1, 2 * size)):
+            yield f"a batch of {larger}", _resized(example_input, 0, larger)
 
 
 def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
-    """Yield inputs of another size: images larger in both directions, sequences longer."""
+    """Yield inputs of another size: images larger in both directions, sequences longer.
+
+    Of images one is enough, if the forward takes a batch of one: the example's batch is compared anyway.
+    """
     tensors = [leaf for leaf in tree_flatten(example_input)[0] if isinstance(leaf, Tensor)]
     if len(tensors) != 1:
         return
@@ -69,11 +74,17 @@ def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
     if len(shape) == 2 and tensors[0].is_floating_point():
         return  # features
     for dims in dimensions:
-        given = example_input
-        for d in dims:
-            given = _resized(given, d, shape[d] + (32 if shape[d] >= 64 else shape[d]))
-        larger = next(tuple(leaf.shape) for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor))
-        yield f"an input of shape {larger}", given
+        for start in dict.fromkeys((1, shape[0])) if len(shape) >= 4 else (shape[0],):
+            given = _first(example_input, start)
+            for d in dims:
+                given = _resized(given, d, shape[d] + (32 if shape[d] >= 64 else shape[d]))
+            larger = next(tuple(leaf.shape) for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor))
+            yield f"an input of shape {larger}", given
+
+
+def _first(example_input: Any, count: int) -> Any:
+    """Return an example with the first entries of its tensors."""
+    return tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, example_input)
 
 
 def _resized(example_input: Any, dimension: int, size: int) -> Any:
@@ -92,17 +103,15 @@ def _resized(example_input: Any, dimension: int, size: int) -> Any:
     return tree_map(resize, example_input)
 
 
-def in_train_mode(whole: nn.Module, small: nn.Module, example_input: Any, limit: float) -> str:
-    """Return how two models compare in train mode, dropout and drop path off: "equal", or what is not so.
+def in_train_mode(expected: list[Tensor] | None, small: nn.Module, example_input: Any, limit: float) -> str:
+    """Return how a model compares in train mode, dropout and drop path off: "equal", or what is not so.
 
-    Nothing if the whole model does not run so.
+    `expected` is what `training_outputs` returned of the whole model; nothing is said if that does not run so.
     """
-    try:
-        expected = _training_outputs(whole, example_input)
-    except Exception:  # noqa: BLE001 - it wants targets, or more than one example for its norms
+    if expected is None:
         return ""
     try:
-        given = _training_outputs(small, example_input)
+        given = _in_train_mode(small, example_input)
     except Exception as error:  # noqa: BLE001 - the model's own code meets sizes it was not written for
         return f"it raises {type(error).__name__}"
     if [t.shape for t in given] != [t.shape for t in expected]:
@@ -111,7 +120,15 @@ def in_train_mode(whole: nn.Module, small: nn.Module, example_input: Any, limit:
     return "equal" if difference <= limit else f"its outputs differ by {difference:.1e} of the largest"
 
 
-def _training_outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
+def training_outputs(model: nn.Module, example_input: Any) -> list[Tensor] | None:
+    """Return the tensors in the output of a model in train mode, dropout and drop path off; None if it does not run."""
+    try:
+        return _in_train_mode(model, example_input)
+    except Exception:  # noqa: BLE001 - it wants targets, or more than one example for its norms
+        return None
+
+
+def _in_train_mode(model: nn.Module, example_input: Any) -> list[Tensor]:
     modes = {module: module.training for module in model.modules()}
     # Batch norm writes to its running statistics without a new version of these.
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]

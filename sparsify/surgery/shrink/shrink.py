@@ -11,15 +11,15 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...errors import RunError, SparsifyError
-from ..analysis.agreement import same_groups
-from ..analysis.channels import Dead, Study, check_dead, check_heads, study
 from ..analysis.coupling import Heads
 from ..analysis.mac_counts import multiply_adds
+from ..channels import Dead, Study, check_dead, check_heads, study
 from ..conversion.fold import fold
 from ..masks import all_masked_parameters
 from ..recording.ops import Tape
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
+from .agreement import same_groups
 from .bias_absorption import absorbed, constant_inputs, cut_and_absorb, held_biases
 from .cuts import Cuts, cuts_of
 from .equivalence import Proof
@@ -120,8 +120,8 @@ def shrink(
     masks = removing_masks(model, tape)
 
     def study_of(tape: Tape) -> Study:
-        tape = replace(tape, held_biases=held_biases(model, small), rules=own)
-        return study(tape, killable=False, heads=heads, dead=dead, masks=masks)
+        tape = replace(tape, held_biases=held_biases(model, small))
+        return study(tape, killable=False, heads=heads, dead=dead, masks=masks, rules=own)
 
     found = study_of(tape)
     count = sum(parameter.numel() for parameter in small.parameters())
@@ -142,7 +142,7 @@ def shrink(
         difference=attempt.proof.difference,
         seconds=attempt.proof.seconds,
         kept=(*attempt.reasons, *([_NO_MASKS] if dead == "masks" and not masks else [])),
-        proved=tuple(variant.what for variant in proof.variants()) if verify else (),
+        proved=tuple(variant.what for variant in proof.variants),
         training=proof.training,
         uncounted=found.channels.uncounted,
     )
@@ -207,7 +207,7 @@ class _Attempts:
     def _held_for_variants(self, gone: np.ndarray[Any, Any]) -> bool:
         """Hold what is dead for the example alone, or goes together with others for another input; whether it helps."""
         before = self.held.copy()
-        for variant in self.proof.variants():
+        for variant in self.proof.variants:
             self.hold_what_differs(variant.what, variant.input)
         return bool((self.held & ~before & gone).any())
 

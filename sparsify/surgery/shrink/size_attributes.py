@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ..analysis.channels import Study
 from ..analysis.coupling import varying
+from ..channels import Study
 from ..recording.ops import FILLS, Step, Value
 from .size_sources import SPLITS, Sources, Use
 
@@ -174,6 +174,8 @@ def own_attributes(model: nn.Module, study: Study, kept: Kept, known: Sources) -
     which no use was seen is taken for the source if it holds the old number, and matters.
     """
     found = changes(study, kept)
+    if not found:
+        return {}
     sources = _guessed(model, found)
     needed = _needed(study, kept, found)
     for path in [path for path in sources if path not in known.uses]:

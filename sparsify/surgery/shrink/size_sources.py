@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..recording.context import eval_mode, module_names, not_compiled
+from ..recording.recorder import own_inputs
 from ..side_effects import changed_buffers, unchanged
 from .attributes import new_attributes, set_attributes
+from .other_inputs import outputs
 
 _SHAPED = frozenset(
     "view reshape expand repeat tile broadcast_to unflatten zeros ones full new_zeros new_ones new_full".split()
@@ -79,14 +82,16 @@ class Sources:
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         self._model, self._example = model, example_input
-        self.uses = _attribute_uses(model, example_input)
         self._matters: dict[str, bool] = {}
         self._before: list[Tensor] | None = None
 
+    @cached_property
+    def uses(self) -> dict[str, list[Use]]:
+        """What each integer attribute was given to in one pass, which is made when it is first asked for."""
+        return _attribute_uses(self._model, self._example)
+
     def matters(self, path: str, new: int) -> bool:
         """Whether the model, as it is, would do anything else if an attribute held another number."""
-        from .other_inputs import outputs
-
         if path not in self._matters:
             if self._before is None:
                 self._before = outputs(self._model, self._example)
@@ -107,8 +112,6 @@ def _attribute_uses(model: nn.Module, example_input: Any) -> dict[str, list[Use]
 
     Nothing is known of a model whose forward takes no integers but plain ones.
     """
-    from ..recording.recorder import own_inputs
-
     running: list[str] = []
     mode = _Watch(running)
     with unchanged(model), changed_buffers(model, []), eval_mode(model), _watched_attributes(model):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,8 +11,10 @@ from torch import nn
 from ...errors import SparsifyError
 from ..recipe.lookups import EMBEDDED, check_data_name
 from ..recipe.settings import DataSettings
+from . import image_files
 from .input_size import input_for
-from .resident import Batch, Images, TensorLoader, View, normalisation_of
+from .resident import Images, TensorLoader, View, normalisation_of
+from .types import Data
 
 DIGITS_FOR_TRAINING = 1500
 _CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
@@ -26,46 +25,12 @@ _CIFAR = {
 }
 
 
-class Loader(Protocol):
-    """Batches of (images, class indices); `epoch(index, start)` gives the same ones whenever it is called."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, from batch number `start` on."""
-        ...
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set as a model sees it: `input_shape` is (channels, height, width) of one image."""
-
-    name: str
-    num_classes: int
-    input_shape: tuple[int, int, int]
-    train: Loader
-    test: Loader
-    train_count: int
-    test_count: int
-
-    @property
-    def description(self) -> str:
-        """One line for people: the set, its size and what the model sees."""
-        channels, height, width = self.input_shape
-        seen = f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
-        return f"{self.name}: {self.train_count:,} training and {self.test_count:,} test images of {seen}"
-
-
 def count_classes(settings: DataSettings) -> int:
     """Return the number of classes without reading images. Raises SparsifyError if the set or its folder is unknown."""
     if settings.name in _CLASSES:
         return _CLASSES[settings.name]
-    from .image_files import count_classes as count_in_files
-
     check_data_name(settings)
-    return count_in_files(settings)
+    return image_files.count_classes(settings)
 
 
 def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device: torch.device | str = "cpu") -> Data:
@@ -76,9 +41,7 @@ def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device
     """
     check_data_name(settings)
     if settings.name not in EMBEDDED:
-        from .image_files import load_image_files
-
-        return load_image_files(settings, model, seed=seed, device=device)
+        return image_files.load_image_files(settings, model, seed=seed, device=device)
     train, test = _digits() if settings.name == "digits" else _cifar(settings.name, settings.dir)
     own = (train.pixels.shape[1], train.pixels.shape[2])
     channels, size = input_for(model, own, image_size=settings.image_size)

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from ...errors import RunError, SparsifyError
 from ..recipe.settings import DataSettings
 from .input_size import declared_size, input_for
 from .resident import Batch, count_used, generator_for
-
-if TYPE_CHECKING:
-    from .datasets import Data
+from .types import Data
 
 _TEST_FOLDERS = ("test", "val", "validation")
 _LARGEST_DEFAULT = 224
@@ -43,13 +41,11 @@ def count_classes(settings: DataSettings) -> int:
 
 
 def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, device: torch.device | str) -> Data:
-    """Return the data set of image files as `data.Data`, with images of the size and the channels `model` takes.
+    """Return the data set of image files as `Data`, with images of the size and the channels `model` takes.
 
     The size is `image_size`, else what the model was made for, else that of the first training image, at most 224.
     """
     from timm.data import create_transform, resolve_data_config
-
-    from .datasets import Data
 
     if settings.name.startswith("folder:"):
         train, test = _folder(settings)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ...errors import SparsifyError
 from ...export.save import inspect_file, load
 from ...formats.file.metadata import Metadata
-from ..data.datasets import Data, load_data
+from ..data.datasets import load_data
+from ..data.types import Data
 from ..recipe.lookups import check_data_name, check_device
 from ..recipe.settings import DataSettings, TrainSettings
 from ..recipe.yaml_lines import parse_yaml

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,15 +15,13 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from ...errors import RunError, SparsifyError
-from ..data.datasets import Data, Loader
+from ...pruning.pruner import Pruner
+from ..data.types import Data, Loader
 from ..recipe.settings import TrainSettings
 from .evaluate import evaluate, logits_of
 from .loss import loss_of
 from .recalibrate import recalibrate_batch_norm
 from .shrink_midway import shrink_training
-
-if TYPE_CHECKING:
-    from ...pruning.pruner import Pruner
 
 # Batches handed to criteria that take gradients. Lee et al. 2019 take one; a whole epoch would cost as much as one at
 # every update.

@@ -11,8 +11,10 @@ from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 
 from ...errors import SparsifyError, nearest
+from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
 from .errors import Source, first_problem, known_keys
+from .lookups import check_data_name, check_file, check_optimizer_name
 from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
 from .yaml_lines import parse_value, parse_yaml
 
@@ -92,9 +94,6 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
 
     Raises SparsifyError with the nearest guess; `source` tells where each key was written.
     """
-    from ...models import FROM_PYTHON, check_model_name
-    from .lookups import check_data_name, check_file, check_optimizer_name
-
     where = (source or Source("recipe", {})).where
     if not recipe.model.name.startswith(FROM_PYTHON):
         check_model_name(recipe.model.name, where=where(("model", "name")))

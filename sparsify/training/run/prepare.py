@@ -19,7 +19,8 @@ from ...surgery.conversion.convert import ConversionReport, convert
 from ...surgery.masks import masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport, load_checkpoint
-from ..data.datasets import Data, count_classes, load_data
+from ..data.datasets import count_classes, load_data
+from ..data.types import Data
 from ..loop.optimizer import make_accelerator, make_optimizer
 from ..loop.shrink_midway import make_forward
 from ..loop.train_steps import Training

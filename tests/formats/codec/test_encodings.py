@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from sparsify.export.save import inspect_file, load, read_state, save
 from sparsify.formats.codec.weight_encodings import ENCODINGS, Choice, choose
-from sparsify.formats.file.container import Array, Shape
 from sparsify.formats.model.dtypes import TORCH_DTYPES
+from sparsify.formats.types import Array, Shape
 from tests.formats.file.example_reader import read_sparsify
 from tests.formats.model.test_round_trip import random_bits
 from tests.formats.toys import UNSIGNED, Holder, Standardised, holder, same_bits

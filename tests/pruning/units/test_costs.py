@@ -20,7 +20,7 @@ from sparsify.pruning.units.costs import (
     savings,
     total,
 )
-from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.channels import analyse
 from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.conversion.fold import fold
 from sparsify.surgery.masks import get_masks, masked_weights

@@ -15,7 +15,7 @@ from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
 from sparsify.pruning.selection.prunable_weights import pruned_weights
 from sparsify.pruning.units.groups import Groups, learn_groups
-from sparsify.surgery.analysis.channels import Channels
+from sparsify.surgery.channels import Channels
 from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, masked_parameters, masked_weights
 from sparsify.surgery.shrink.shrink import shrink

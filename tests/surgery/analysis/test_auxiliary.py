@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.channels import analyse
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.shrink.other_inputs import apart
 from sparsify.surgery.shrink.shrink import shrink

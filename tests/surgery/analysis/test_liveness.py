@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.analysis.bias_sinks import foldable_steps
 from sparsify.surgery.analysis.liveness import Liveness, spread
+from sparsify.surgery.channels import analyse
 from sparsify.surgery.recording.recorder import record
+from sparsify.surgery.rules.table import Rules
 from sparsify.surgery.shrink.shrink import shrink
 
 
@@ -206,6 +208,6 @@ def test_masks_stand_for_the_parameters_they_are_of() -> None:
     tape = record(model, torch.randn(5, 3))
     kept = torch.ones(4, 3, dtype=torch.bool)
     kept[2] = False
-    live = Liveness(tape, {"first.weight": kept})
+    live = Liveness(tape, Rules().flow, foldable_steps(tape), {"first.weight": kept})
     product = next(step for step in tape.steps if step.name == "mm").results[0]
     assert live.alive(product).reshape(-1).tolist() == [True, True, False, True]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify import Pruner, convert
 from sparsify.errors import SparsifyError
-from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.channels import analyse
 from sparsify.surgery.shrink.shrink import shrink
 
 

@@ -224,3 +224,12 @@ def test_an_interrupt_in_the_middle_changes_nothing(monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         convert(model)
     assert fingerprint(model) == before
+
+
+def test_what_is_known_of_a_module_is_asked_anew_by_each_conversion() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight_mask = None  # type: ignore[assignment]
+    assert [*convert(model).masked] == ["0.weight"]
+    del model[1].weight_mask
+    assert [*convert(model).masked] == ["0.weight", "1.weight"]
+    assert verify(model, X).ok

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.channels import analyse
 from sparsify.surgery.recording.ops import STALE, Tape
 from sparsify.surgery.recording.recorder import record, tensors_in
 

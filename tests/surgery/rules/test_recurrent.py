@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.channels import analyse
 
 
 class Recurrent(nn.Module):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.surgery.analysis.channels import analyse, study
+from sparsify.surgery.channels import analyse, study
 from sparsify.surgery.conversion.mask_extra import mask_also
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.shrink.bias_absorption import absorbed, constant_inputs, cut_and_absorb

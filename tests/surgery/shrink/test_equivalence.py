@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.surgery.recording.context import all_double
+from sparsify.surgery.shrink.equivalence import _failing
 from sparsify.surgery.shrink.other_inputs import apart, outputs
 from sparsify.surgery.shrink.shrink import shrink
 
@@ -90,3 +91,26 @@ def test_running_statistics_are_those_of_the_model_after_a_proof_in_train_mode()
     model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()
     small = shrink(model, torch.randn(4, 3)).model
     assert not small[1].running_mean.any() and small[1].num_batches_tracked == 0
+
+
+class Pairs(nn.Module):
+    """Takes pairs of images, and forgets their order: no odd batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu()).unflatten(0, (-1, 2)).mean(1)
+
+
+def test_other_inputs_are_the_smallest_that_the_forward_takes() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    assert shrink(nn.Conv2d(3, 2, 1), x).proved == ("a batch of 3", "an input of shape (1, 3, 8, 8)")
+    assert shrink(Pairs(), x).proved == ("a batch of 4", "an input of shape (2, 3, 8, 8)")
+
+
+def test_the_innermost_module_that_raises_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
+    assert _failing(model, torch.randn(2, 3)) == "1.1"
+    assert _failing(model[0], torch.randn(2, 3)) == "", "what has raised once may run the next time"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsify import convert, fold, set_masks
 from sparsify.errors import RunError, SparsifyError
-from sparsify.surgery.analysis.channels import analyse
+from sparsify.surgery.channels import analyse
 from sparsify.surgery.shrink.other_inputs import apart, outputs
 from sparsify.surgery.shrink.shrink import ShrinkReport, shrink
 from tests.surgery.rules.test_rules import CASES, Forward, conv, image, linear

@@ -1,0 +1,44 @@
+"""Times of several that take turns, so that whatever else the machine does meets all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median, quantiles
+
+import torch
+
+
+def clock() -> float:
+    """Return a time in seconds: of the processor where there is one thread, which others at work leave as it is."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def kind_of_time() -> str:
+    """Return a sentence that says what `clock` measures."""
+    return "Times are of the processor." if torch.get_num_threads() == 1 else "Times are of the clock on the wall."
+
+
+def alternate(timed: Mapping[str, Callable[[], float]], rounds: int, times: int = 1) -> dict[str, list[float]]:
+    """Return for each the seconds of every round, the median of `times` calls; every other round goes backwards."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for index in range(rounds):
+        for name in list(timed) if index % 2 == 0 else list(timed)[::-1]:
+            seconds[name].append(median(timed[name]() for _ in range(times)))
+    return seconds
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """Return the lower and the upper quartile, of one value itself."""
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = quantiles(values, n=4)
+    return low, high
+
+
+def figures(seconds: Sequence[float], dense: Sequence[float]) -> str:
+    """Return cells: median and quartiles in milliseconds, then how many times as fast as the dense model it is."""
+    ratios = [whole / one for whole, one in zip(dense, seconds, strict=True)]
+    (low, high), (least, most) = quartiles(seconds), quartiles(ratios)
+    times = f"{1e3 * median(seconds):.4g} | {1e3 * low:.4g} to {1e3 * high:.4g}"
+    return f"{times} | {median(ratios):.2f} | {least:.2f} to {most:.2f}"

@@ -1,0 +1,168 @@
+"""What was converted, verified and pruned, in lines and a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .show import Layer, byte_count, count, layer_table, percent, print_table, say
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparsify.formats.file.inspection import FileSummary
+    from sparsify.pruning.report import PruningReport
+    from sparsify.surgery.conversion.convert import ConversionReport
+    from sparsify.training.run.prepare import Prepared
+    from sparsify.training.run.train import TrainResult
+
+
+# How a mask enters (`ConversionReport.masked`) -> what that means.
+_HOW = {
+    "direct": "the layer calls a masked operation in place of the dense one",
+    "substituted": "the forward, as it was written, reads the masked weight",
+    "computed": "the forward computes the weight that it uses, and what is computed is masked",
+}
+
+
+def conversion_lines(report: ConversionReport) -> list[str]:
+    """Return what got masks and, with its reason, every weight that did not."""
+    from sparsify.surgery.masks import masked_weights
+
+    entries = sum(weight.parameter.numel() for weight in masked_weights(report.model).values())
+    lines = [f"masks: {count(len(report.masked), 'weight')}, {count(entries, 'number')}"]
+    lines += [f"  {number:,} {how}: {_HOW[how]}" for how, number in Counter(report.masked.values()).items()]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in report.skipped.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines += [f"  no mask on {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    lines += [f"  note: {note}" for note in report.notes]
+    return lines
+
+
+def masks_line(model: nn.Module, path: str | Path) -> str:
+    """Return what the masks that `model` took from a file are on, and what they remove."""
+    from sparsify.surgery.masks import get_masks, masked_weights
+
+    masks = [weight.mask for weight in masked_weights(model).values()]
+    size, kept = sum(mask.numel() for mask in masks), sum(int(mask.sum()) for mask in masks)
+    further = len(get_masks(model)) - len(masks)
+    beside = f" and {count(further, 'further parameter')}" if further else ""
+    share = f": {size - kept:,} of {count(size, 'number')} removed, {percent((size - kept) / size)}" if size else ""
+    return f"masks: from {path}, on {count(len(masks), 'weight')}{beside}{share}"
+
+
+def start_lines(prepared: Prepared, folder: Path) -> list[str]:
+    """Return what is about to run: model, data, weights loaded, masks, verification, folder."""
+    training, name = prepared.training, prepared.spec or type(prepared.training.model).__name__
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    lines = [f"{name}: {parameters:,} parameters, on {training.accelerator.device}", training.data.description]
+    if prepared.loaded is not None:
+        lines.append(f"weights: {len(prepared.loaded.loaded)} tensors from {prepared.recipe.model.checkpoint}")
+        if prepared.loaded.reinitialised:
+            lines.append(f"  left as initialised, of another size there: {', '.join(prepared.loaded.reinitialised)}")
+        if prepared.loaded.ignored:
+            lines.append(f"  ignored there: {', '.join(prepared.loaded.ignored)}")
+    if prepared.recipe.model.masks is not None:
+        lines.append(masks_line(training.model, prepared.recipe.model.masks))
+    if prepared.conversion is not None:
+        lines += conversion_lines(prepared.conversion)
+    if prepared.verification is not None:
+        lines += [str(prepared.verification), *(f"  note: {note}" for note in prepared.verification.notes)]
+    epochs, per_epoch = training.settings.epochs, training.steps_per_epoch
+    return [*lines, f"{folder}: {count(training.total_steps, 'step')}, {count(epochs, 'epoch')} of {per_epoch:,}"]
+
+
+def show_result(result: TrainResult) -> None:
+    """Print the per-layer table, what was reached, the file's size next to the dense one, and what to do next."""
+    from sparsify.formats.file.inspection import inspect_file
+
+    saved = inspect_file(result.folder / "model.safetensors")
+    masked = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]
+    if masked:
+        print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masked))
+    say(*_result_lines(result, saved))
+
+
+def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
+    lines = []
+    if result.report is not None:
+        lines += sparsity_lines(result.report)
+    if result.shrunk is not None:
+        shares = (result.shrunk[name] for name in ("multiply_adds", "parameters"))
+        multiply_adds, parameters = (percent(after / before if before else 1.0) for before, after in shares)
+        lines.append(f"the shrunk model has {multiply_adds} of the multiply-adds and {parameters} of the parameters")
+    accuracy = result.metrics.get("test_accuracy")
+    if accuracy is not None:
+        lines.append(f"test accuracy {percent(accuracy)}, loss {result.metrics['test_loss']:.4f}")
+    lines.append(file_line(saved))
+    folder = result.folder
+    return [
+        *lines,
+        "next:",
+        f"  sparsify export {folder} --out model.safetensors",
+        f"  sparsify inspect {folder}",
+        f"  sparsify eval {folder}",
+    ]
+
+
+def sparsity_lines(report: PruningReport) -> list[str]:
+    """Return what a pruning came to, against what was asked for."""
+    reached, requested = percent(report.reached), percent(report.requested)
+    notes = [f"  note: {note}" for note in report.notes]
+    if report.of != "entries":
+        return _choice_lines(report) + notes
+    lines = [
+        f"sparsity {reached}, {requested} requested: {report.removed:,} of {report.size:,} pruned weights removed",
+        f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
+        *_before_lines(report),
+    ]
+    if report.chosen == report.due and reached != requested and not notes:
+        lines.append("  (exactly what was due: every group of the scope is rounded down to whole weights)")
+    if report.chosen != report.due:
+        lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
+    return lines + notes
+
+
+def _before_lines(report: PruningReport) -> list[str]:
+    """Return what was removed when the pruning began, if anything was."""
+    if not report.removed_before:
+        return []
+    share = percent(report.removed_before / report.size) if report.size else "-"
+    return [f"  ({report.removed_before:,}, {share} of the pruned weights, were removed before this pruning)"]
+
+
+def file_line(saved: FileSummary) -> str:
+    """Return the size of a file next to the one of its dense model, before anything was cut out of that."""
+    return _size_line(saved.path, saved.sparsity, saved.bytes_file, saved.bytes_original)
+
+
+def written_line(path: str, size: int, dense: int, model: nn.Module) -> str:
+    """Return the same of anything that was written of `model`: `size` bytes, `dense` ones as it was before."""
+    from sparsify.surgery.masks import masked_weights
+
+    masks = [weight.mask for weight in masked_weights(model).values()]
+    total, kept = sum(mask.numel() for mask in masks), sum(int(mask.sum()) for mask in masks)
+    return _size_line(path, (total - kept) / total if total else None, size, dense)
+
+
+def _size_line(path: str, sparsity: float | None, size: int, dense: int) -> str:
+    share = "" if sparsity is None else f"{percent(sparsity)} of the masked weights removed, "
+    return f"{path}: {share}{byte_count(size)}, {percent(size / dense)} of the dense {byte_count(dense)}"
+
+
+def _choice_lines(report: PruningReport) -> list[str]:
+    """Return what pruning whole units or blocks came to."""
+    of = "multiply-adds" if report.of == "flops" else report.of
+    kind = "blocks" if of == "blocks" else "units"
+    lines = [
+        f"{kind}: {report.chosen:,} of {report.choices:,} removed, {percent(report.share)} of the {of} "
+        f"({percent(report.requested)} requested)",
+        f"  with them {percent(report.reached)} of the weights that were to be pruned, "
+        f"{percent(report.model_sparsity)} of all {report.parameters:,} parameters",
+        *_before_lines(report),
+    ]
+    if report.chosen != report.due:
+        lines.append(f"warning: {report.due:,} of {report.choices:,} {kind} were to be removed, {report.chosen:,} are")
+    return lines

@@ -1,0 +1,39 @@
+"""Taking dead channels out of a model, for the commands that write one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparsify.errors import SparsifyError
+
+from .show import say
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparsify.surgery.channels import Dead
+
+
+def random_images(count: int, shape: tuple[int, ...]) -> Tensor:
+    """Return images of normal noise, the same ones every time."""
+    import torch
+
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def check_options(command: str, shrink: bool, **given: object) -> None:
+    """Raise SparsifyError for an option that only says how to shrink, where nothing is to be shrunk."""
+    for name, value in given.items():
+        if value is not None and not shrink:
+            raise SparsifyError(f"{command}: --{name.replace('_', '-')} belongs to --shrink")
+
+
+def shrunk(model: nn.Module, input_shape: tuple[int, ...], round_to: int | None, dead: Dead) -> nn.Module:
+    """Return the smaller model, with those masks that still remove something, and say what went."""
+    from sparsify.surgery.shrink.remask import mask_again
+    from sparsify.surgery.shrink.shrink import shrink
+
+    report = shrink(model, random_images(1, input_shape), round_to=round_to, dead=dead)
+    first, *rest = str(report).splitlines()
+    say(f"{first}; for one input of {'x'.join(map(str, input_shape))}:", *rest)
+    return mask_again(report.model, model, report.cuts)

@@ -1,0 +1,46 @@
+"""What a writer of a format is given, and what it gives back. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .file.metadata import Metadata, metadata_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..surgery.shrink.cuts import Cuts
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """A model to be written: unwrapped, with its metadata and the options its format takes (None: not given).
+
+    `dtype` names the type that floating values are cast to; `example_input`, a tensor or a tuple of positional
+    arguments, is what an exporter runs the model on; `batch_size` fixes the batch that otherwise may vary. `threads`
+    are those that the engine is tuned for.
+    """
+
+    model: nn.Module
+    path: str | os.PathLike[str]
+    metadata: Metadata
+    dtype: str | None = None
+    example_input: Any = None
+    batch_size: int | None = None
+    cuts: Cuts | None = None
+    threads: int | None = None
+
+
+class ExportResult(NamedTuple):
+    """What a writer wrote: bytes on the disk, and what a user should know of it beside that, a line each."""
+
+    size: int
+    notes: tuple[str, ...] = ()
+
+
+def about_text(metadata: Metadata) -> dict[str, str]:
+    """Return the metadata as text by key (`sparsify.spec`, ...), for formats that have a place for some."""
+    text = metadata_text(metadata, {}, {})
+    return {f"sparsify.{key}": value for key, value in text.items() if key not in ("format", "version")}

@@ -1,0 +1,25 @@
+"""torch.nn's recurrent layers as one operation each, with a Value for the states within each layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .ops import Step, Value
+
+# How many gates a cell has.
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def sequence_step(name: str, args: tuple[Any, ...], results: tuple[Value, ...], module: str) -> Step:
+    """Return the step of a call of torch's function `name` with Values for tensors."""
+    if name not in GATES:
+        return Step(name, None, args, {}, results, module)
+    packed = isinstance(args[1], Value) and isinstance(args[3], (list, tuple))
+    value, states, weights, biased = (args[0], *args[2:5]) if packed else args[:4]
+    bidirectional = args[8] if packed else args[7]
+    layers = args[5] if packed else args[4]
+    hidden = weights[0].shape[0] // GATES[name]
+    within = [Value((1, hidden)) for _ in range(layers * (1 + bidirectional))]
+    given = tuple(states) if isinstance(states, (list, tuple)) else (states,)
+    kwargs = {"biased": biased, "directions": 1 + bidirectional, "within": within}
+    return Step(name, None, (value, given, tuple(weights)), kwargs, results, module)

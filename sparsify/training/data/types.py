@@ -1,0 +1,41 @@
+"""A data set as training sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from .resident import Batch
+
+
+class Loader(Protocol):
+    """Batches of (images, class indices); `epoch(index, start)` gives the same ones whenever it is called."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `index`, from batch number `start` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set as a model sees it: `input_shape` is (channels, height, width) of one image."""
+
+    name: str
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    train: Loader
+    test: Loader
+    train_count: int
+    test_count: int
+
+    @property
+    def description(self) -> str:
+        """One line for people: the set, its size and what the model sees."""
+        channels, height, width = self.input_shape
+        seen = f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
+        return f"{self.name}: {self.train_count:,} training and {self.test_count:,} test images of {seen}"
