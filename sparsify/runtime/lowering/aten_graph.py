@@ -16,7 +16,7 @@ from ...calls import run
 from ...errors import RunError
 from ..kernel_errors import PASSED, TraceError, one_line
 
-# What hands the memory of a tensor to other code. That of a tensor being traced holds no values: NumPy would read noise.
+# What hands a tensor's memory to other code: that of one being traced holds no values, NumPy would read noise.
 _READS = frozenset({"numpy", "__array__", "__dlpack__", "tolist", "data_ptr", "untyped_storage", "storage"})
 
 
