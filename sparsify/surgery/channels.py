@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import unknown
-from .analysis.bias_sinks import Foldable, foldable_steps
+from .analysis.bias_sinks import Foldable, foldable_ops
 from .analysis.coupling import Coupling, Heads, varying
 from .analysis.liveness import Liveness
 from .analysis.mac_counts import uncounted
@@ -24,7 +24,7 @@ from .analysis.reasons import reasons, spoiling
 from .analysis.union_find import FIXED
 from .conversion.fold import fold
 from .masks import all_masked_parameters
-from .recording.ops import Step, Tape, Value
+from .recording.ops import Op, Recording, Value
 from .recording.recorder import record
 from .rules.table import Rule, Rules, checked_rules
 
@@ -67,17 +67,17 @@ class Channels:
 class Study:
     """What `analyse` worked out on the way: the pass, its couplings, the group id of each number (-1: stays).
 
-    `constant` tells which channels that enter a step hold one nonzero value whatever the input, for the steps in
+    `constant` tells which channels that enter an operation hold one nonzero value whatever the input, for the operations in
     `foldable`, which can take them into a bias, if there are any. `pruned` tells for each group whether it is dead
     because of masks, whatever parameters learn.
     """
 
-    tape: Tape
+    recording: Recording
     coupling: Coupling
     ids: np.ndarray[Any, Any]
     channels: Channels
-    foldable: dict[Step, Foldable]
-    constant: dict[Step, Tensor]
+    foldable: dict[Op, Foldable]
+    constant: dict[Op, Tensor]
     pruned: np.ndarray[Any, Any]
 
 
@@ -113,7 +113,7 @@ def check_dead(where: str, dead: str) -> None:
 
 
 def study(
-    tape: Tape,
+    recording: Recording,
     *,
     killable: bool = True,
     heads: Heads = "whole",
@@ -127,9 +127,9 @@ def study(
     (bool by first name, True = keep), whatever the rest learns.
     """
     rules = rules or Rules()
-    coupling = Coupling(tape, rules.couple, heads)
-    foldable = foldable_steps(tape)
-    liveness = partial(Liveness, tape, rules.flow, foldable)
+    coupling = Coupling(recording, rules.couple, heads)
+    foldable = foldable_ops(recording)
+    liveness = partial(Liveness, recording, rules.flow, foldable)
     roots = coupling.numbers.roots()
     on_activations = np.zeros(len(roots), dtype=bool)
     for value, axes in coupling.axes.items():
@@ -149,7 +149,7 @@ def study(
     count = len(candidates)
     produced = _produced(coupling)
     if killable:
-        able = _killable(tape, liveness, coupling, ids, count, _labels(coupling, ids), produced)
+        able = _killable(recording, liveness, coupling, ids, count, _labels(coupling, ids), produced)
         ids = np.where((ids >= 0) & able[ids], ids, -1) if count else ids
         ids = np.where(ids >= 0, np.cumsum(able)[ids] - 1, -1) if count else ids
         count = int(able.sum())
@@ -162,15 +162,15 @@ def study(
         _note_failures(live, coupling)
         pruned &= ~alive
     operations = tuple(
-        Operation(step.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
-        for step, cost, axes in coupling.operations
+        Operation(op.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
+        for op, cost, axes in coupling.operations
     )
-    unknown_costs = uncounted(tape.steps[: tape.evaluated])
+    unknown_costs = uncounted(recording.ops[: recording.eval_count])
     kept = {name: dim for name, dim in produced.items() if dim in labels.get(name, {})}
-    stays = reasons(coupling, ids, lambda: _spoiling(tape, liveness, coupling)) if killable else ()
+    stays = reasons(coupling, ids, lambda: _spoiling(recording, liveness, coupling)) if killable else ()
     barriers = (*coupling.barriers, *stays)
     channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, barriers, unknown_costs)
-    return Study(tape, coupling, ids, channels, foldable, still, pruned)
+    return Study(recording, coupling, ids, channels, foldable, still, pruned)
 
 
 def _labels(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:
@@ -201,12 +201,12 @@ def _produced(coupling: Coupling) -> dict[str, int]:
     return found
 
 
-def _spoiling(tape: Tape, liveness: _MakeLiveness, coupling: Coupling) -> dict[int, Step]:
-    """Return the first step that makes something else of each number's zeros, by the number's root."""
+def _spoiling(recording: Recording, liveness: _MakeLiveness, coupling: Coupling) -> dict[int, Op]:
+    """Return the first operation that makes something else of each number's zeros, by the number's root."""
     roots = coupling.numbers.roots()
     produced = _produced(coupling)
     kept = {}
-    for value in dict.fromkeys(tape.state.values()):
+    for value in dict.fromkeys(recording.state.values()):
         if value.names[0] in produced:
             kept[value.names[0]] = torch.zeros([1] * len(value.shape), dtype=torch.bool)
     live = liveness(kept)
@@ -220,13 +220,13 @@ def _spoiling(tape: Tape, liveness: _MakeLiveness, coupling: Coupling) -> dict[i
         numbers = [np.broadcast_arrays(roots[axis.numpy()], flags) for axis in axes]
         return {number for found, alive in numbers for number in np.unique(found[alive]).tolist()}
 
-    return spoiling(tape.steps, carries)
+    return spoiling(recording.ops, carries)
 
 
 def _note_failures(live: Liveness, coupling: Coupling) -> None:
-    for step, failure in live.failures.items():
-        where = step.module or "the model"
-        coupling.barriers[f"{where}: operation '{step.name}' does not fit its rule ({failure})"] = None
+    for op, failure in live.failures.items():
+        where = op.module or "the model"
+        coupling.barriers[f"{where}: operation '{op.name}' does not fit its rule ({failure})"] = None
 
 
 def _pruned(
@@ -235,8 +235,8 @@ def _pruned(
     ids: np.ndarray[Any, Any],
     count: int,
     masks: Mapping[str, Tensor],
-) -> tuple[np.ndarray[Any, Any], dict[Step, Tensor]]:
-    """Return which groups are dead because of masks, and which channels that enter foldable steps are constant then."""
+) -> tuple[np.ndarray[Any, Any], dict[Op, Tensor]]:
+    """Return which groups are dead because of masks, and which channels that enter foldable operations are constant then."""
     if not masks:
         return np.zeros(count, dtype=bool), {}
     live = liveness(masks, learning=True)
@@ -268,7 +268,7 @@ def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count:
 
 
 def _killable(
-    tape: Tape,
+    recording: Recording,
     liveness: _MakeLiveness,
     coupling: Coupling,
     ids: np.ndarray[Any, Any],
@@ -284,7 +284,7 @@ def _killable(
     halves = np.random.default_rng(0).permutation(count) % 2 == 0
     for half in (halves, ~halves):
         kept = {}
-        for value in dict.fromkeys(tape.state.values()):
+        for value in dict.fromkeys(recording.state.values()):
             name = value.names[0]
             if name in produced and produced[name] in labels.get(name, {}):
                 numbers = labels[name][produced[name]].numpy()

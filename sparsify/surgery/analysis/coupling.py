@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from ..recording.ops import DECIDING, STALE, Step, Tape, Value, first_line, pointwise
+from ..recording.ops import DATA_DEPENDENT, STALE, Op, Recording, Value, first_line, pointwise
 from .axis_moves import move
 from .deferred import Settling, settle
 from .mac_counts import multiply_adds
@@ -24,7 +24,7 @@ from .reasons import OUTPUTS
 from .union_find import Numbers
 
 Heads: TypeAlias = Literal["whole", "size"]
-Couple: TypeAlias = "Callable[[Coupling, Step], None]"
+Couple: TypeAlias = "Callable[[Coupling, Op], None]"
 
 # Of torch.nn's attention.
 _ROWS_OF_HEADS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -36,13 +36,13 @@ def varying(axis: Tensor) -> tuple[int, ...]:
 
 
 class Coupling:
-    """The axes of every Value of a pass, built up step by step.
+    """The axes of every Value of a pass, built up operation by operation.
 
-    `rule` returns what enters a step, None for one that only moves entries or has no rule of its own.
+    `rule` returns what enters an operation, None for one that only moves entries or has no rule of its own.
     Where attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
     """
 
-    def __init__(self, tape: Tape, rule: Callable[[Step], Couple | None], heads: Heads = "whole") -> None:
+    def __init__(self, recording: Recording, rule: Callable[[Op], Couple | None], heads: Heads = "whole") -> None:
         self.heads = heads
         self.numbers = Numbers()
         self.axes: dict[Value, list[Tensor]] = {}
@@ -51,27 +51,27 @@ class Coupling:
         self.ranges: list[tuple[int, int, Value, int]] = []  # first number, one past the last, tensor, dimension
         self.produced: list[Tensor] = []  # numbers whose zeros in a parameter make the operation's results zero
         self.by_reading: list[Tensor] = []  # numbers that zeros in what reads them make dead
-        self.operations: list[tuple[Step, int, tuple[Tensor, ...]]] = []
-        self.barriers: dict[str, None] = dict.fromkeys(tape.problems)
-        self.barred: set[object] = set()  # steps and sentences that are barriers already
+        self.operations: list[tuple[Op, int, tuple[Tensor, ...]]] = []
+        self.barriers: dict[str, None] = dict.fromkeys(recording.problems)
+        self.barred: set[object] = set()  # operations and sentences that are barriers already
         self.open = Settling()
         self._rule = rule
-        for step in tape.steps[: tape.evaluated]:
+        for op in recording.ops[: recording.eval_count]:
             told = len(self.operations)
-            self.follow(step)
-            if len(self.operations) == told and multiply_adds(step):
-                self.operations.append((step, multiply_adds(step), ()))  # no rule says what it saves
+            self.follow(op)
+            if len(self.operations) == told and multiply_adds(op):
+                self.operations.append((op, multiply_adds(op), ()))  # no rule says what it saves
         costly = len(self.operations)
-        for step in tape.steps[tape.evaluated :]:
-            self.follow(step)
+        for op in recording.ops[recording.eval_count :]:
+            self.follow(op)
         del self.operations[costly:]  # what only runs in training is no cost
-        for path, given in tape.branches:
-            self._keep_branch(tape, path, given)
+        for path, given in recording.branches:
+            self._keep_branch(recording, path, given)
         self.numbers.at = OUTPUTS
-        for value in tape.outputs:
+        for value in recording.outputs:
             self.fix(value)
-        for path in tape.attentions:
-            self._keep_heads(tape, path)
+        for path in recording.attentions:
+            self._keep_heads(recording, path)
         settle(self.numbers, self.open)
 
     def of(self, value: Value) -> list[Tensor]:
@@ -205,65 +205,65 @@ class Coupling:
                     self.numbers.tie(axis, axis.narrow(d, 0, 1))
         return given
 
-    def follow(self, step: Step) -> None:
-        """Enter what one step says; what can not be entered is kept."""
-        self.numbers.at = step
+    def follow(self, op: Op) -> None:
+        """Enter what one operation says; what can not be entered is kept."""
+        self.numbers.at = op
         try:
-            self._enter(step)
+            self._enter(op)
         except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
-            for value in step.results:
+            for value in op.results:
                 self.fix(value)
             self.barrier(
-                step, f"operation '{step.name}' does not fit its rule ({type(error).__name__}: {first_line(error)})"
+                op, f"operation '{op.name}' does not fit its rule ({type(error).__name__}: {first_line(error)})"
             )
 
-    def _enter(self, step: Step) -> None:
-        couple = self._rule(step)
+    def _enter(self, op: Op) -> None:
+        couple = self._rule(op)
         if couple is not None:
-            couple(self, step)
-        elif step.moves:
-            move(self, step)
-        elif pointwise(step):
-            self.combine(step.results[0], step.inputs)
-            if step.name in ("add", "add_") and step.results[0].constant is None:  # a bias, or a table of positions
-                constants = (value for value in step.inputs if value.constant is not None)
+            couple(self, op)
+        elif op.is_movement:
+            move(self, op)
+        elif pointwise(op):
+            self.combine(op.results[0], op.inputs)
+            if op.name in ("add", "add_") and op.results[0].constant is None:  # a bias, or a table of positions
+                constants = (value for value in op.inputs if value.constant is not None)
                 self.produced += [axis for value in constants for axis in self.of(value)]
             return
         else:
-            self.barrier(step)
-        if step.results and not step.moves:
-            for value in step.inputs:
+            self.barrier(op)
+        if op.results and not op.is_movement:
+            for value in op.inputs:
                 for axis in self.offered.pop(value, []):
                     self.numbers.fix(axis)
 
-    def barrier(self, step: Step, why: str = "") -> None:
-        """Keep everything that goes into a step."""
-        for value in step.inputs:
+    def barrier(self, op: Op, why: str = "") -> None:
+        """Keep everything that goes into an operation."""
+        for value in op.inputs:
             for axis in [*self.of(value), *self.offered.pop(value, [])]:
                 self.numbers.fix(axis)
-        for value in step.results:
+        for value in op.results:
             self.axes.setdefault(value, [])
-        if step.name in DECIDING and not why:
+        if op.name in DATA_DEPENDENT and not why:
             return  # `_keep_branch` says what it means
-        what = "memory written through another tensor" if step.name == STALE else f"operation '{step.name}'"
-        self.barriers[f"{step.module or 'the model'}: {why or what + ' has no rule'}"] = None
-        self.barred.add(step)
+        what = "memory written through another tensor" if op.name == STALE else f"operation '{op.name}'"
+        self.barriers[f"{op.module or 'the model'}: {why or what + ' has no rule'}"] = None
+        self.barred.add(op)
 
-    def _keep_branch(self, tape: Tape, path: str, given: Sequence[Value]) -> None:
+    def _keep_branch(self, recording: Recording, path: str, given: Sequence[Value]) -> None:
         """Note that all channels stay that a forward meets which decides by values what it does."""
         why = f"{path or 'the model'}: its forward asks what activations hold, and may do something else with others"
         self.numbers.at = why
-        inside = [step for step in tape.steps if not path or step.module == path or step.module.startswith(f"{path}.")]
-        met = dict.fromkeys([*given, *(value for step in inside for value in (*step.inputs, *step.results))])
+        inside = [op for op in recording.ops if not path or op.module == path or op.module.startswith(f"{path}.")]
+        met = dict.fromkeys([*given, *(value for op in inside for value in (*op.inputs, *op.results))])
         for value in met:
             if value in self.axes or value.constant is None:
                 self.fix(value)
         self.barriers[why] = None
         self.barred.add(why)
 
-    def _keep_heads(self, tape: Tape, path: str) -> None:
+    def _keep_heads(self, recording: Recording, path: str) -> None:
         """Note that one of torch.nn's attention modules keeps its heads and their sizes."""
-        own = [tape.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
+        own = [recording.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
         rows = [value for value in own if value in self.axes]
         why = (
             f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"

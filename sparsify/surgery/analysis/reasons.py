@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..recording.ops import Step, Value
+from ..recording.ops import Op, Value
 
 if TYPE_CHECKING:
     from .coupling import Coupling
@@ -25,12 +25,10 @@ _WORDS = {
 }
 
 
-def reasons(
-    coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[], Mapping[int, Step]]
-) -> tuple[str, ...]:
+def reasons(coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[], Mapping[int, Op]]) -> tuple[str, ...]:
     """Return a line for each cause for which all that a weight produces stays, the making of the outputs left out.
 
-    `ids` are the groups of the numbers (-1: stays). `spoiled` is called, where it matters, for the steps that make
+    `ids` are the groups of the numbers (-1: stays). `spoiled` is called, where it matters, for the operations that make
     something else of a number's zeros.
     """
     wholly = _produced(coupling, ids)
@@ -45,16 +43,16 @@ def reasons(
         if cause is OUTPUTS or cause in coupling.barred:
             continue
         if cause is not None:
-            what = _sentence(cause, _WORDS.get(cause.name, "needs all of them") if isinstance(cause, Step) else "")
+            what = _sentence(cause, _WORDS.get(cause.name, "needs all of them") if isinstance(cause, Op) else "")
         elif len(np.unique(roots[numbers])) == 1:
             what = "all channels can only go together"
         else:
-            steps = spoiled()
-            step = next((steps[n] for n in roots[numbers].tolist() if n in steps), None)
+            ops = spoiled()
+            op = next((ops[n] for n in roots[numbers].tolist() if n in ops), None)
             what = (
                 "zeros in them do not make their channels zero"
-                if step is None
-                else _sentence(step, "makes other values of zeros")
+                if op is None
+                else _sentence(op, "makes other values of zeros")
             )
         found.setdefault(what, []).append(name)
     return tuple(f"{what}: {_names(names)} stay" for what, names in found.items())
@@ -76,19 +74,19 @@ def _produced(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.nd
 
 
 def _sentence(cause: Any, what: str) -> str:
-    return f"{cause.module or 'the model'}: operation '{cause.name}' {what}" if isinstance(cause, Step) else str(cause)
+    return f"{cause.module or 'the model'}: operation '{cause.name}' {what}" if isinstance(cause, Op) else str(cause)
 
 
 def _names(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
-def spoiling(steps: tuple[Step, ...], carries: Callable[[Value], set[int]]) -> dict[int, Step]:
-    """Return, for each number, the first step with a result that carries it alive although no input does."""
-    found: dict[int, Step] = {}
-    for step in steps:
-        after = {number for value in step.results for number in carries(value)}
+def spoiling(ops: tuple[Op, ...], carries: Callable[[Value], set[int]]) -> dict[int, Op]:
+    """Return, for each number, the first operation with a result that carries it alive although no input does."""
+    found: dict[int, Op] = {}
+    for op in ops:
+        after = {number for value in op.results for number in carries(value)}
         if after - found.keys():
-            before = {number for value in step.inputs for number in carries(value)}
-            found |= dict.fromkeys(after - before - found.keys(), step)
+            before = {number for value in op.inputs for number in carries(value)}
+            found |= dict.fromkeys(after - before - found.keys(), op)
     return found

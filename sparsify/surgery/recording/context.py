@@ -45,7 +45,7 @@ def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
     return [leaf for argument in arguments for leaf in leaves(argument, kind)]
 
 
-class Unseen(TorchFunctionMode):
+class FunctionHooks(TorchFunctionMode):
     """Calls `leave` with a tensor that goes to another library, `scaled` with what is divided by the root of a size.
 
     `whole` makes calls of functions that are to be one operation.

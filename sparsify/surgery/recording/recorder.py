@@ -20,16 +20,25 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..side_effects import changed_buffers, unchanged
 from ..tracing.bytecode_scan import CONV_AND_LINEAR, is_torch, mentions_training
 from ..tracing.one_forward import map_leaves
-from .context import Memory, Unseen, addable_biases, eval_mode, leaves, module_names, not_compiled, whole_attentions
-from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Step, Tape, Value, pointwise
-from .sequences import sequence_step
-from .shape_only import ValuesNeededError, in_shape
+from .context import (
+    FunctionHooks,
+    Memory,
+    addable_biases,
+    eval_mode,
+    leaves,
+    module_names,
+    not_compiled,
+    whole_attentions,
+)
+from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Op, Recording, Value, pointwise
+from .sequences import sequence_op
+from .shape_only import ValuesNeededError, run_shape_only
 
 
-def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Tape:
+def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Recording:
     """Return the operations of `model(example_input)` in eval mode; a tuple holds several arguments.
 
-    `results`, if given, is filled with copies of every step's results. The model is left as it was. Errors of the
+    `results`, if given, is filled with copies of every operation's results. The model is left as it was. Errors of the
     model's own forward are passed on. Activations are computed only if they are asked for, or decide what happens.
     """
     if results is None:
@@ -40,11 +49,13 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
     return _record(model, example_input, results, computed=True)
 
 
-def _record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> Tape:
+def _record(
+    model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None, *, computed: bool
+) -> Recording:
     with unchanged(model), changed_buffers(model, []), eval_mode(model):
         recorder = _Recorder(model, results, computed=computed)
         outputs = recorder.run(model, example_input)
-        count, problem = len(recorder.steps), ""
+        count, problem = len(recorder.ops), ""
         idle = recorder.idle_layers(model)
         modal = modules_that_ask_for_the_mode(model)
         if idle or modal:
@@ -52,14 +63,14 @@ def _record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ..
             if modal or len(recorder.idle_layers(model)) < len(idle):
                 outputs += more
             else:
-                del recorder.steps[count:]
-    return Tape(
-        tuple(recorder.steps),
+                del recorder.ops[count:]
+    return Recording(
+        tuple(recorder.ops),
         tuple(outputs),
         recorder.state,
         addable_biases(model),
         whole_attentions(model),
-        evaluated=count,
+        eval_count=count,
         problems=(problem,) if problem else (),
         branches=tuple(recorder.branches),
     )
@@ -127,7 +138,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.computed = computed
-        self.steps: list[Step] = []
+        self.ops: list[Op] = []
         self.results = results
         self.module: list[str] = []
         self.given: list[Any] = []  # what each of these modules was called with
@@ -151,14 +162,14 @@ class _Recorder(TorchDispatchMode):
         for tensor in tree_flatten(args)[0]:
             if isinstance(tensor, Tensor):
                 self.enter(tensor, Value(_shape(tensor)))
-        seen = Unseen(self.leave, self.scaled, self.whole)
+        seen = FunctionHooks(self.leave, self.scaled, self.whole)
         with not_compiled(), module_names(model, self.module, self.given), torch.no_grad(), self, seen:
             outputs = model(*args)
         return [self.value_of(leaf) for leaf in tensors_in(outputs)]
 
     def idle_layers(self, model: nn.Module) -> list[str]:
-        """Return the paths of convolutions and linear layers whose weight no step has read."""
-        read = {value for step in self.steps for value in step.inputs}
+        """Return the paths of convolutions and linear layers whose weight no operation has read."""
+        read = {value for op in self.ops for value in op.inputs}
         layers = (path for path, module in model.named_modules() if isinstance(module, CONV_AND_LINEAR))
         weights = ((path, self.state.get(f"{path}.weight" if path else "weight")) for path in layers)
         return [path for path, value in weights if value is not None and value not in read]
@@ -191,7 +202,7 @@ class _Recorder(TorchDispatchMode):
         if constant and not (memory.writes and any(_from_model(other) for other in known)):
             return self.enter(tensor, Value(_shape(tensor), tensor.detach()))
         made = _Derived(_shape(tensor), tensor.detach()) if constant else Value(_shape(tensor))
-        self.steps.append(Step(STALE, None, tuple(known), {}, (made,), self.where()))
+        self.ops.append(Op(STALE, None, tuple(known), {}, (made,), self.where()))
         return self.enter(tensor, made)
 
     def where(self) -> str:
@@ -208,7 +219,7 @@ class _Recorder(TorchDispatchMode):
         inputs = leaves((given, given_kwargs), Value)
         if func._schema.is_mutable:
             self._written(func, args, kwargs)
-        outcome = func(*args, **kwargs) if self.computed else in_shape(func, args, kwargs, inputs)
+        outcome = func(*args, **kwargs) if self.computed else run_shape_only(func, args, kwargs, inputs)
         name = func._schema.name.removeprefix("aten::")
         tensors = leaves(outcome, Tensor)
         if isinstance(outcome, (bool, int, float)) and any(value.constant is None for value in inputs):
@@ -226,7 +237,7 @@ class _Recorder(TorchDispatchMode):
         if any(argument.is_out for argument in func._schema.arguments):
             name, func = f"{name}(out=)", None
         if not constant or results:
-            self._note(Step(name, func, tuple(given), given_kwargs, tuple(results), self.where()), tensors)
+            self._note(Op(name, func, tuple(given), given_kwargs, tuple(results), self.where()), tensors)
         return outcome
 
     def decided(self) -> None:
@@ -235,11 +246,11 @@ class _Recorder(TorchDispatchMode):
         with _disable_current_modes():
             self.branches.append((self.where(), tuple(self.value_of(tensor) for tensor in arguments)))
 
-    def _note(self, step: Step, tensors: list[Tensor]) -> None:
-        self.steps.append(step)
+    def _note(self, op: Op, tensors: list[Tensor]) -> None:
+        self.ops.append(op)
         if self.results is not None:
-            # Other steps, which only note something, have no results.
-            self.results += [()] * (len(self.steps) - 1 - len(self.results))
+            # Other operations, which only note something, have no results.
+            self.results += [()] * (len(self.ops) - 1 - len(self.results))
             self.results.append(tuple(tensor.detach().clone() for tensor in tensors))
 
     def _filled(
@@ -255,12 +266,12 @@ class _Recorder(TorchDispatchMode):
             return
         if len(tensors) != 1 or max(sizes, default=1) == 1:
             return
-        step = Step(
+        op = Op(
             name, func, args, kwargs if args else {}, (Filled(_shape(tensors[0]), tensors[0].detach()),), self.where()
         )
-        if not args or step.moves or (pointwise(step) and bool((tensors[0] == tensors[0].flatten()[0]).all())):
-            self.enter(tensors[0], step.results[0])
-            self._note(step, tensors)
+        if not args or op.is_movement or (pointwise(op) and bool((tensors[0] == tensors[0].flatten()[0]).all())):
+            self.enter(tensors[0], op.results[0])
+            self._note(op, tensors)
 
     def _written(self, func: Any, args: Any, kwargs: Any) -> None:
         """Note that tensors are about to be written to; constants keep what they held."""
@@ -280,7 +291,7 @@ class _Recorder(TorchDispatchMode):
         if value.constant is None:
             if not self.computed:
                 raise ValuesNeededError
-            self.steps.append(Step(how, None, (value,), {}, (), self.where()))
+            self.ops.append(Op(how, None, (value,), {}, (), self.where()))
             self.left.append(value)
             if how == "tolist":
                 self.decided()
@@ -293,16 +304,16 @@ class _Recorder(TorchDispatchMode):
         tensors = leaves(outcome, Tensor)
         results = tuple(Value(_shape(tensor)) for tensor in tensors)
         if func.__name__ == "_pack_padded_sequence" and given[1].constant is not None:
-            results[1].constant = tensors[1]  # how many sequences there are at each step
+            results[1].constant = tensors[1]  # how many sequences there are at each operation
         for tensor, value in zip(tensors, results, strict=True):
             self.enter(tensor, value)
-        self._note(sequence_step(func.__name__, given, results, self.where()), tensors)
+        self._note(sequence_op(func.__name__, given, results, self.where()), tensors)
         return outcome
 
     def scaled(self, *tensors: Tensor) -> None:
         """Note that something is scaled by the root of the last size of tensors."""
         values = tuple(self.value_of(tensor) for tensor in tensors)
-        self.steps.append(Step(SCALED_BY_SIZE, None, values, {}, (), self.where()))
+        self.ops.append(Op(SCALED_BY_SIZE, None, values, {}, (), self.where()))
 
 
 @dataclass(eq=False)

@@ -103,12 +103,12 @@ class Proof:
                 record(self._double, self._double_example, small)
             finally:
                 undo()
-        for step, before, after in zip(found.tape.steps, whole, small, strict=False):
-            for value, a, b in zip(step.results, before, after, strict=False):
+        for op, before, after in zip(found.recording.ops, whole, small, strict=False):
+            for value, a, b in zip(op.results, before, after, strict=False):
                 for d in range(a.dim()):
                     a = a.index_select(d, torch.from_numpy(np.flatnonzero(kept.along(value, d))))
                 if a.shape != b.shape or (a.is_floating_point() and apart([b], [a]) > LIMIT_64):
-                    return step.module
+                    return op.module
         return ""
 
 

@@ -16,11 +16,11 @@ from ..analysis.mac_counts import multiply_adds
 from ..channels import Dead, Study, check_dead, check_heads, study
 from ..conversion.fold import fold
 from ..masks import all_masked_parameters
-from ..recording.ops import Tape
+from ..recording.ops import Recording
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
 from .agreement import same_groups
-from .bias_absorption import absorbed, constant_inputs, cut_and_absorb, held_biases
+from .bias_absorption import absorbed, constant_inputs, cut_and_absorb, fixed_biases
 from .cuts import Cuts, cuts_of
 from .equivalence import Proof
 from .size_attributes import Kept, changed_numbers, layer_attributes, own_attributes
@@ -116,14 +116,14 @@ def shrink(
     check_dead("shrink", dead)
     small = fold(model).eval()
     own = checked_rules("shrink", rules)
-    tape = record(small, example_input)
-    masks = removing_masks(model, tape)
+    recording = record(small, example_input)
+    masks = removing_masks(model, recording)
 
-    def study_of(tape: Tape) -> Study:
-        tape = replace(tape, held_biases=held_biases(model, small))
-        return study(tape, killable=False, heads=heads, dead=dead, masks=masks, rules=own)
+    def study_of(recording: Recording) -> Study:
+        recording = replace(recording, fixed_biases=fixed_biases(model, small))
+        return study(recording, killable=False, heads=heads, dead=dead, masks=masks, rules=own)
 
-    found = study_of(tape)
+    found = study_of(recording)
     count = sum(parameter.numel() for parameter in small.parameters())
     proof = Proof(small, example_input, examples, wanted=verify)
     attempt = _Attempts(small, example_input, found, proof, lambda other: study_of(record(small, other)))
@@ -138,7 +138,7 @@ def shrink(
         removed=int(gone.sum()),
         pruned=int((gone & found.pruned).sum()),
         parameters=(count, sum(parameter.numel() for parameter in small.parameters())),
-        multiply_adds=(_cost(tape), _cost(record(small, example_input)) if gone.any() else _cost(tape)),
+        multiply_adds=(_cost(recording), _cost(record(small, example_input)) if gone.any() else _cost(recording)),
         difference=attempt.proof.difference,
         seconds=attempt.proof.seconds,
         kept=(*attempt.reasons, *([_NO_MASKS] if dead == "masks" and not masks else [])),
@@ -151,18 +151,18 @@ def shrink(
 _NO_MASKS = "everything: no mask of this model removes anything; dead='zeros' also takes what is zero as it is now"
 
 
-def removing_masks(model: nn.Module, tape: Tape) -> dict[str, Tensor]:
-    """Return the masks that remove something, by the first name that their parameter has on the folded model's tape."""
+def removing_masks(model: nn.Module, recording: Recording) -> dict[str, Tensor]:
+    """Return the masks that remove something, by the first name that their parameter has on the folded model's recording."""
     found = {}
     for weight in all_masked_parameters(model):
-        value = tape.state.get(weight.name)
+        value = recording.state.get(weight.name)
         if value is not None and value.shape == weight.mask.shape and not bool(weight.mask.all()):
             found[value.names[0]] = weight.mask
     return found
 
 
-def _cost(tape: Tape) -> int:
-    return sum(multiply_adds(step) for step in tape.steps[: tape.evaluated])
+def _cost(recording: Recording) -> int:
+    return sum(multiply_adds(op) for op in recording.ops[: recording.eval_count])
 
 
 class _Attempts:
@@ -223,7 +223,7 @@ class _Attempts:
         """Cut the model; if it is not right, take that back and return what was wrong and in which module."""
         kept = Kept(self.found, gone)
         amounts = absorbed(self.found, kept, self.inputs)
-        added = tuple(one.bias for one in amounts if one.bias not in self.found.tape.state)
+        added = tuple(one.bias for one in amounts if one.bias not in self.found.recording.state)
         cuts = Cuts(self._removed(kept), self._attributes(kept), added)
         cutting = partial(cut_and_absorb, cuts=cuts, amounts=amounts)
         undo = cutting(self.model)
@@ -236,7 +236,7 @@ class _Attempts:
         removed: dict[str, dict[int, tuple[int, ...]]] = {}
         for name, dims in self.found.channels.labels.items():
             for d in dims:
-                indices = np.flatnonzero(~kept.along(self.found.tape.state[name], d))
+                indices = np.flatnonzero(~kept.along(self.found.recording.state[name], d))
                 if len(indices):
                     removed.setdefault(name, {})[d] = tuple(indices.tolist())
         return removed
@@ -281,10 +281,10 @@ class _Attempts:
         cls = self.classes.get(module)
         every = len(self.reasons) >= 3
         met = np.zeros(len(self.held) + 1, dtype=bool)
-        for step in self.found.tape.steps:
-            inside = step.module == module or (every and self.classes.get(step.module) is cls)
-            if inside and (kept is None or changed_numbers(step, kept)):
-                for value in (*step.inputs, *step.results):
+        for op in self.found.recording.ops:
+            inside = op.module == module or (every and self.classes.get(op.module) is cls)
+            if inside and (kept is None or changed_numbers(op, kept)):
+                for value in (*op.inputs, *op.results):
                     for axis in self.found.coupling.axes.get(value, []):
                         met[self.found.ids[axis.numpy()].reshape(-1)] = True
         return met[:-1]

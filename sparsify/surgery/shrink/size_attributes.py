@@ -15,7 +15,7 @@ from torch import nn
 
 from ..analysis.coupling import varying
 from ..channels import Study
-from ..recording.ops import FILLS, Step, Value
+from ..recording.ops import FILLS, Op, Value
 from .size_sources import SPLITS, Sources, Use
 
 # Operations that are given the sizes of their result.
@@ -64,54 +64,54 @@ class Kept:
 def changes(study: Study, kept: Kept) -> list[Change]:
     """Return the numbers given to operations that have to change, in order, each once."""
     found: dict[Change, None] = {}
-    for step in study.tape.steps:
-        for old, new in changed_numbers(step, kept):
-            found[Change(step.module, step.name, old, new)] = None
+    for op in study.recording.ops:
+        for old, new in changed_numbers(op, kept):
+            found[Change(op.module, op.name, old, new)] = None
     return list(found)
 
 
-def changed_numbers(step: Step, kept: Kept) -> list[tuple[Any, Any]]:
+def changed_numbers(op: Op, kept: Kept) -> list[tuple[Any, Any]]:
     """Return the numbers, (old, new), that one operation is given and that have to change."""
-    return [(old, new) for old, new in _arguments(step, kept) if old != new]
+    return [(old, new) for old, new in _arguments(op, kept) if old != new]
 
 
-def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
-    value = step.args[0] if step.args and isinstance(step.args[0], Value) else None
-    if step.name in _SHAPED:
-        yield from zip(step.results[0].shape, kept.shape(step.results[0]), strict=True)
-    elif step.name == "split_with_sizes":
-        dim = step.args[2] if len(step.args) > 2 else 0
-        old = tuple(result.shape[dim] for result in step.results)
-        new = tuple(kept.shape(result)[dim] for result in step.results)
+def _arguments(op: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
+    value = op.args[0] if op.args and isinstance(op.args[0], Value) else None
+    if op.name in _SHAPED:
+        yield from zip(op.results[0].shape, kept.shape(op.results[0]), strict=True)
+    elif op.name == "split_with_sizes":
+        dim = op.args[2] if len(op.args) > 2 else 0
+        old = tuple(result.shape[dim] for result in op.results)
+        new = tuple(kept.shape(result)[dim] for result in op.results)
         yield old, new
         yield from zip(old, new, strict=True)
-    elif step.name in ("split", "unsafe_split") and value is not None:
-        dim = step.args[2] if len(step.args) > 2 else 0
-        yield step.args[1], kept.shape(step.results[0])[dim]
+    elif op.name in ("split", "unsafe_split") and value is not None:
+        dim = op.args[2] if len(op.args) > 2 else 0
+        yield op.args[1], kept.shape(op.results[0])[dim]
         yield value.shape[dim], kept.shape(value)[dim]  # forwards divide this by the number of parts
-    elif step.name == "slice" and value is not None:
-        dim = step.args[1] if len(step.args) > 1 else 0
+    elif op.name == "slice" and value is not None:
+        dim = op.args[1] if len(op.args) > 1 else 0
         stay = kept.along(value, dim)
-        for bound in step.args[2:4]:
+        for bound in op.args[2:4]:
             if isinstance(bound, int) and 0 < bound < value.shape[dim]:
                 yield bound, int(stay[:bound].sum())
-    elif step.name == "convolution" and step.args[8] > 1:
-        yield step.args[8], new_groups(step, kept)
-    elif step.name == "native_group_norm":
-        per = step.args[4] // step.args[6]
-        yield step.args[6], kept.shape(step.args[0])[1] // per if step.args[6] > 1 else 1
+    elif op.name == "convolution" and op.args[8] > 1:
+        yield op.args[8], new_groups(op, kept)
+    elif op.name == "native_group_norm":
+        per = op.args[4] // op.args[6]
+        yield op.args[6], kept.shape(op.args[0])[1] // per if op.args[6] > 1 else 1
 
 
-def new_groups(step: Any, kept: Kept) -> int:
+def new_groups(op: Any, kept: Kept) -> int:
     """Return the number of groups of a convolution after the cut."""
-    groups = int(step.args[8])
-    return int(kept.along(step.args[0], 1).reshape(groups, -1).any(axis=1).sum())
+    groups = int(op.args[8])
+    return int(kept.along(op.args[0], 1).reshape(groups, -1).any(axis=1).sum())
 
 
 def layer_attributes(model: nn.Module, study: Study, kept: Kept) -> dict[str, int]:
     """Return the attributes of torch.nn's own layers that tell the sizes of tensors that are cut."""
     found: dict[str, int] = {}
-    groups = {step.args[1].names[0]: new_groups(step, kept) for step in study.tape.steps if _convolves(step)}
+    groups = {op.args[1].names[0]: new_groups(op, kept) for op in study.recording.ops if _convolves(op)}
     for path, module in model.named_modules(remove_duplicate=False):
         for attribute, new in _sizes(path, module, study, kept, groups):
             if getattr(module, attribute, new) != new:
@@ -119,8 +119,8 @@ def layer_attributes(model: nn.Module, study: Study, kept: Kept) -> dict[str, in
     return found
 
 
-def _convolves(step: Any) -> bool:
-    return step.name == "convolution" and bool(step.args[1].names)
+def _convolves(op: Any) -> bool:
+    return op.name == "convolution" and bool(op.args[1].names)
 
 
 def _sizes(
@@ -128,9 +128,9 @@ def _sizes(
 ) -> Iterator[tuple[str, int]]:
     if isinstance(module, nn.RNNBase):
         yield from _recurrent_sizes(path, module, study, kept)
-    value = study.tape.state.get(f"{path}.weight" if path else "weight")
+    value = study.recording.state.get(f"{path}.weight" if path else "weight")
     if value is None and isinstance(module, _NORMS):  # without parameters: what it is given tells
-        given = (step.inputs[0] for step in study.tape.steps if step.module == path and step.inputs)
+        given = (op.inputs[0] for op in study.recording.ops if op.module == path and op.inputs)
         value = next(given, None)
         shape = kept.shape(value)[1:] if value is not None else ()
     else:
@@ -159,7 +159,7 @@ def _sizes(
 
 def _recurrent_sizes(path: str, module: nn.RNNBase, study: Study, kept: Kept) -> Iterator[tuple[str, int]]:
     prefix = f"{path}." if path else ""
-    into, back = (study.tape.state[f"{prefix}weight_{name}_l0"] for name in ("ih", "hh"))
+    into, back = (study.recording.state[f"{prefix}weight_{name}_l0"] for name in ("ih", "hh"))
     gates = into.shape[0] // module.hidden_size
     yield "input_size", kept.shape(into)[1]
     yield "hidden_size", kept.shape(into)[0] // gates
@@ -195,9 +195,9 @@ def own_attributes(model: nn.Module, study: Study, kept: Kept, known: Sources) -
 def _needed(study: Study, kept: Kept, found: list[Change]) -> Callable[[Use], set[int]]:
     """Return a function that tells what a number that was given to a call has to become, if that is known."""
     shapes: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = {}
-    for step in study.tape.steps:
-        if step.name in _SHAPED:
-            shapes.setdefault((step.module, step.results[0].shape), set()).add(kept.shape(step.results[0]))
+    for op in study.recording.ops:
+        if op.name in _SHAPED:
+            shapes.setdefault((op.module, op.results[0].shape), set()).add(kept.shape(op.results[0]))
     splits = [(c.module, c.old, c.new) for c in found if isinstance(c.old, tuple) and isinstance(c.new, tuple)]
     numbers: dict[tuple[str, Any], set[Any]] = {}
     for change in found:
