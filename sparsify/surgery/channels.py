@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import unknown
-from .analysis.bias_sinks import Foldable, foldable_ops
+from .analysis.bias_sinks import BiasSink, bias_sinks
 from .analysis.coupling import Coupling, Heads, varying
 from .analysis.liveness import Liveness
 from .analysis.mac_counts import uncounted
 from .analysis.reasons import reasons, spoiling
-from .analysis.union_find import FIXED
+from .analysis.union_find import PINNED
 from .conversion.fold import fold
 from .masks import all_masked_parameters
 from .recording.ops import Op, Recording, Value
@@ -68,7 +68,7 @@ class Study:
     """What `analyse` worked out on the way: the pass, its couplings, the group id of each number (-1: stays).
 
     `constant` tells which channels that enter an operation hold one nonzero value whatever the input, for the operations in
-    `foldable`, which can take them into a bias, if there are any. `pruned` tells for each group whether it is dead
+    `bias_sinks`, which can take them into a bias, if there are any. `pruned` tells for each group whether it is dead
     because of masks, whatever parameters learn.
     """
 
@@ -76,7 +76,7 @@ class Study:
     coupling: Coupling
     ids: np.ndarray[Any, Any]
     channels: Channels
-    foldable: dict[Op, Foldable]
+    bias_sinks: dict[Op, BiasSink]
     constant: dict[Op, Tensor]
     pruned: np.ndarray[Any, Any]
 
@@ -128,9 +128,9 @@ def study(
     """
     rules = rules or Rules()
     coupling = Coupling(recording, rules.couple, heads)
-    foldable = foldable_ops(recording)
-    liveness = partial(Liveness, recording, rules.flow, foldable)
-    roots = coupling.numbers.roots()
+    sinks = bias_sinks(recording)
+    liveness = partial(Liveness, recording, rules.flow, sinks)
+    roots = coupling.numbers.find()
     on_activations = np.zeros(len(roots), dtype=bool)
     for value, axes in coupling.axes.items():
         if value.constant is None:
@@ -142,7 +142,7 @@ def study(
     candidates = np.flatnonzero(on_activations & of_the_model)
     # What is all of a dimension stays: nothing would be left.
     everything = [roots[first] for first, end, *_ in coupling.ranges if (roots[first:end] == roots[first]).all()]
-    candidates = candidates[~np.isin(candidates, [FIXED, *everything])]
+    candidates = candidates[~np.isin(candidates, [PINNED, *everything])]
     ids = np.full(len(roots), -1, dtype=np.int64)
     ids[candidates] = np.arange(len(candidates))
     ids = ids[roots]
@@ -158,7 +158,7 @@ def study(
     alive = ~pruned
     if dead == "zeros":
         live = liveness()
-        alive, still = _alive(live, coupling, ids, count), live.still
+        alive, still = _alive(live, coupling, ids, count), live.constant_channels
         _note_failures(live, coupling)
         pruned &= ~alive
     operations = tuple(
@@ -170,7 +170,7 @@ def study(
     stays = reasons(coupling, ids, lambda: _spoiling(recording, liveness, coupling)) if killable else ()
     barriers = (*coupling.barriers, *stays)
     channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, barriers, unknown_costs)
-    return Study(recording, coupling, ids, channels, foldable, still, pruned)
+    return Study(recording, coupling, ids, channels, sinks, still, pruned)
 
 
 def _labels(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:
@@ -188,7 +188,7 @@ def _produced(coupling: Coupling) -> dict[str, int]:
     marked = np.zeros(coupling.numbers.count, dtype=bool)
     for axis in coupling.produced:
         marked[axis.numpy().reshape(-1)] = True
-    roots = coupling.numbers.roots()
+    roots = coupling.numbers.find()
     read = np.zeros(len(roots), dtype=bool)
     for axis in coupling.by_reading:
         read[roots[axis.numpy().reshape(-1)]] = True
@@ -196,14 +196,14 @@ def _produced(coupling: Coupling) -> dict[str, int]:
     for by_reading in (True, False):  # a parameter has one dimension that is masked
         for first, end, value, d in coupling.ranges:
             makes = read[roots[first:end]].any() and d == 1 if by_reading else marked[first:end].any()
-            if value.trainable and makes and (roots[first:end] != FIXED).any():
+            if value.trainable and makes and (roots[first:end] != PINNED).any():
                 found |= dict.fromkeys(value.names, d)
     return found
 
 
 def _spoiling(recording: Recording, liveness: _MakeLiveness, coupling: Coupling) -> dict[int, Op]:
     """Return the first operation that makes something else of each number's zeros, by the number's root."""
-    roots = coupling.numbers.roots()
+    roots = coupling.numbers.find()
     produced = _produced(coupling)
     kept = {}
     for value in dict.fromkeys(recording.state.values()):
@@ -243,7 +243,7 @@ def _pruned(
     dead = ~_alive(live, coupling, ids, count)
     if dead.any():
         dead &= _alive(liveness(learning=True), coupling, ids, count)
-    return dead, live.still
+    return dead, live.constant_channels
 
 
 def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:

@@ -25,7 +25,7 @@ def move(coupling: Coupling, op: Op) -> None:
         moved = _moved(axis, op, rest)
         if op.name in ("split", "unsafe_split") and len({part.shape for part in moved}) == 1 and moved[0] is not axis:
             for part in moved[1:]:  # parts of one size stay of one size
-                coupling.numbers.tie(part, moved[0])
+                coupling.numbers.union(part, moved[0])
         for result, form in zip(results, moved, strict=True):
             result.append(form)
     offered: list[list[Tensor]] = [[] for _ in op.results]
@@ -57,4 +57,4 @@ def _stretched(coupling: Coupling, op: Op) -> list[Tensor]:
 def new_axes(coupling: Coupling, shape: tuple[int, ...], dims: list[int]) -> list[Tensor]:
     """Return an axis of new numbers for each of some dimensions of a tensor."""
     rank = len(shape)
-    return [coupling.numbers.fresh(shape[d]).reshape([1] * d + [-1] + [1] * (rank - 1 - d)) for d in dims]
+    return [coupling.numbers.new(shape[d]).reshape([1] * d + [-1] + [1] * (rank - 1 - d)) for d in dims]

@@ -9,7 +9,7 @@ from ..recording.ops import Op, Recording, Value
 
 
 @dataclass(frozen=True, eq=False)
-class Foldable:
+class BiasSink:
     """An operation that adds up the channels of `value` along `dim`, weighted, and a bias, which may not be there yet."""
 
     value: Value
@@ -18,7 +18,7 @@ class Foldable:
     bias: str
 
 
-def foldable_ops(recording: Recording) -> dict[Op, Foldable]:
+def bias_sinks(recording: Recording) -> dict[Op, BiasSink]:
     """Return the operations of a pass that constant channels may be folded into, with what is needed to do it.
 
     They are linear layers and plain convolutions without padding, at whose border no channel is other than elsewhere.
@@ -28,26 +28,26 @@ def foldable_ops(recording: Recording) -> dict[Op, Foldable]:
     made = {result: op for op in recording.ops for result in op.results}
     found = {}
     for op in recording.ops:
-        fold = _convolution(op, recording) if op.name == "convolution" else _product(op, recording, made)
-        if fold is None or fold.value.constant is not None or fold.bias in recording.fixed_biases:
+        sink = _convolution(op, recording) if op.name == "convolution" else _product(op, recording, made)
+        if sink is None or sink.value.constant is not None or sink.bias in recording.fixed_biases:
             continue
-        chain = [fold.weight, *(value for value in op.inputs if value.constant is not None)]
-        if fold.bias in recording.state:
-            chain.append(recording.state[fold.bias])
+        chain = [sink.weight, *(value for value in op.inputs if value.constant is not None)]
+        if sink.bias in recording.state:
+            chain.append(recording.state[sink.bias])
         if all(readers[value] == 1 for value in chain):
-            found[op] = fold
+            found[op] = sink
     return found
 
 
-def _convolution(op: Op, recording: Recording) -> Foldable | None:
+def _convolution(op: Op, recording: Recording) -> BiasSink | None:
     value, weight, bias, _, padding, _, transposed, _, groups = op.args
     if transposed or groups != 1 or any(padding):
         return None
     name = _bias(op, recording, weight, bias)
-    return None if name is None else Foldable(value, 1, weight, name)
+    return None if name is None else BiasSink(value, 1, weight, name)
 
 
-def _product(op: Op, recording: Recording, made: dict[Value, Op]) -> Foldable | None:
+def _product(op: Op, recording: Recording, made: dict[Value, Op]) -> BiasSink | None:
     """Activations times a weight that was transposed, as linear layers do."""
     if op.name not in ("mm", "addmm") or op.kwargs:
         return None
@@ -57,7 +57,7 @@ def _product(op: Op, recording: Recording, made: dict[Value, Op]) -> Foldable | 
         return None
     weight = turned.args[0]
     name = _bias(op, recording, weight, added[0] if added else None)
-    return None if name is None else Foldable(value, 1, weight, name)
+    return None if name is None else BiasSink(value, 1, weight, name)
 
 
 def _bias(op: Op, recording: Recording, weight: Value, bias: Value | None) -> str | None:

@@ -43,80 +43,84 @@ OVER_SPACE = (
 OVER_DIMENSIONS = ("mean", "amax", "amin")
 
 
-def enter(live: Liveness, op: Op) -> None:
-    """Enter in `live.held` what the results of an operation hold, whose flags are there, if these do not say it all."""
+def propagate(live: Liveness, op: Op) -> None:
+    """Enter in `live.known_values` what the results of an operation hold, whose flags are there, if these do not say it all."""
     if not op.results or all(value.constant is not None for value in op.results):
         return
-    known = [live.held[value] for value in op.results] if op.results[0] in live.held else _known(live, op)
+    known = (
+        [live.known_values[value] for value in op.results]
+        if op.results[0] in live.known_values
+        else _transfer(live, op)
+    )
     for value, form in zip(op.results, known or (), strict=False):
         if form is not None and value in live.flags:
-            live.held[value] = torch.where(live.flags[value].detach() > 0, form, 0.0)
-            if any(source in live.learnt or _shared(live, source) for source in op.inputs):
-                live.learnt.add(value)
+            live.known_values[value] = torch.where(live.flags[value].detach() > 0, form, 0.0)
+            if any(source in live.depends_on_learnt or _is_shared_scalar(live, source) for source in op.inputs):
+                live.depends_on_learnt.add(value)
             else:
-                _drop_zeros(live, value)
+                _clear_zero_flags(live, value)
 
 
-def _drop_zeros(live: Liveness, value: Value) -> None:
+def _clear_zero_flags(live: Liveness, value: Value) -> None:
     """Take the flags of entries that hold zero whatever the input, as negative constants do after a ReLU."""
-    zero = (live.held[value] == 0) & (live.flags[value].detach() > 0)
+    zero = (live.known_values[value] == 0) & (live.flags[value].detach() > 0)
     if zero.any():
         live.set(value, live.flags[value] * (~zero).to(torch.float32))
 
 
-def _shared(live: Liveness, value: Value) -> bool:
+def _is_shared_scalar(live: Liveness, value: Value) -> bool:
     """Whether a Value is one number that is learnt: a channel may depend on it, and does not go with it."""
-    return live.learning and value.trainable and math.prod(value.shape) == 1 and value.names[0] not in live.kept
+    return live.learning and value.trainable and math.prod(value.shape) == 1 and value.names[0] not in live.masks
 
 
-def held(live: Liveness, value: Value) -> Tensor:
+def known_value(live: Liveness, value: Value) -> Tensor:
     """Return the form of a Value that says what its entries hold whatever the input; NaN where that is not known."""
-    if value in live.held:
-        return live.held[value]
+    if value in live.known_values:
+        return live.known_values[value]
     if value.constant is None:
         return torch.where(live.of(value).detach() > 0, math.nan, 0.0).to(torch.float64)
     if value.constant.is_complex():
         return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64)
-    if live.learning and value.trainable and not _shared(live, value):
-        kept = live.kept.get(value.names[0], torch.ones([1] * len(value.shape), dtype=torch.bool))
+    if live.learning and value.trainable and not _is_shared_scalar(live, value):
+        kept = live.masks.get(value.names[0], torch.ones([1] * len(value.shape), dtype=torch.bool))
         return torch.where(kept, math.nan, 0.0).to(torch.float64)
     if value.names or live.as_stored or value not in live.recording.producers:
         return live.constant(value).to(torch.float64)
     # Made of parameters, which are masked: rarely asked for, and then too large to keep.
     op = live.recording.producers[value]
-    known = (_known(live, op) or [None] * len(op.results))[op.results.index(value)]
+    known = (_transfer(live, op) or [None] * len(op.results))[op.results.index(value)]
     return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64) if known is None else known
 
 
-def _flags_say_all(live: Liveness, value: Value) -> bool:
+def _only_zeros_known(live: Liveness, value: Value) -> bool:
     """Whether of the entries of a Value only those without a flag are known: they hold zero."""
-    return value.constant is None and value not in live.held
+    return value.constant is None and value not in live.known_values
 
 
-def _unknown(live: Liveness, value: Value) -> bool:
+def _nothing_known(live: Liveness, value: Value) -> bool:
     """Whether nothing is known of any entry of a Value."""
-    return _flags_say_all(live, value) and bool(live.of(value).all())
+    return _only_zeros_known(live, value) and bool(live.of(value).all())
 
 
-def _known(live: Liveness, op: Op) -> list[Tensor | None] | None:
+def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
     """Return forms of an operation's results; None for one, or for all, where its flags say all that is known."""
     name = op.name.rstrip("_")
     if op.is_movement:
-        return None if _flags_say_all(live, op.args[0]) else _moved(live, op)
+        return None if _only_zeros_known(live, op.args[0]) else _moved(live, op)
     if name == "copy":
-        return [expand_rank(held(live, op.args[1]), len(op.results[0].shape))]
+        return [expand_rank(known_value(live, op.args[1]), len(op.results[0].shape))]
     if name in _ENTRYWISE:
         return _entry_by_entry(live, op)
     if op.name in ("cat", "stack"):
         return _joined(live, op)
     if op.name in BATCH_NORMS:
         return [_normalised(live, op), *[None] * (len(op.results) - 1)]
-    if not isinstance(op.args[0], Value) or _flags_say_all(live, op.args[0]):
+    if not isinstance(op.args[0], Value) or _only_zeros_known(live, op.args[0]):
         return None
     if op.name in OVER_SPACE or (op.name in AVERAGES and _plain_average(op)):
         space = next(int(c) for c in op.name if c in "123")
         rank = len(op.args[0].shape)
-        form = uniform(held(live, op.args[0]), range(rank - space, rank))
+        form = uniform(known_value(live, op.args[0]), range(rank - space, rank))
         return [form, *[None] * (len(op.results) - 1)]
     if op.name in OVER_DIMENSIONS:
         return [_reduced(live, op)]
@@ -133,7 +137,7 @@ def uniform(form: Tensor, dims: range | list[int]) -> Tensor:
 
 def _moved(live: Liveness, op: Op) -> list[Tensor | None] | None:
     value, rest = op.args[0], op.constant_args
-    form = held(live, value)
+    form = known_value(live, value)
     if rest is None or form.isnan().all():
         return None
     if op.name in forms.SPLITS:
@@ -147,7 +151,7 @@ def _entry_by_entry(live: Liveness, op: Op) -> list[Tensor | None] | None:
     family = getattr(torch.ops.aten, family_name, None)
     operation = getattr(family, op.overload._overloadname, None)
     condition = op.args[_CONDITIONS[family_name]] if family_name in _CONDITIONS else op
-    if operation is None or any(_unknown(live, value) for value in op.inputs):
+    if operation is None or any(_nothing_known(live, value) for value in op.inputs):
         return None
 
     def outcome(given: dict[Value, Tensor]) -> Tensor:
@@ -159,27 +163,27 @@ def _entry_by_entry(live: Liveness, op: Op) -> list[Tensor | None] | None:
         return made.to(torch.float64)
 
     rank = len(op.results[0].shape)
-    if all(_flags_say_all(live, value) for value in op.inputs):
+    if all(_only_zeros_known(live, value) for value in op.inputs):
         of_zeros = outcome({value: torch.zeros((), dtype=torch.float64) for value in op.inputs})
         if not of_zeros:
             return None
         moving = [expand_rank(live.of(value).detach(), rank) > 0 for value in op.inputs]
         return [torch.where(functools.reduce(torch.logical_or, moving), math.nan, of_zeros)]
-    given = {value: expand_rank(held(live, value), rank) for value in op.inputs}
+    given = {value: expand_rank(known_value(live, value), rank) for value in op.inputs}
     lost = functools.reduce(torch.logical_or, [form.isnan() for form in given.values()])
     return None if lost.all() else [torch.where(lost, math.nan, outcome(given))]
 
 
 def _joined(live: Liveness, op: Op) -> list[Tensor | None] | None:
     values = concat_inputs(op)
-    if all(_flags_say_all(live, value) for value in values):
+    if all(_only_zeros_known(live, value) for value in values):
         return None
     rank = len(op.results[0].shape)
     dim = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank
     if op.name == "cat":
-        return [forms.concat([held(live, v) for v in values], [v.shape for v in values], dim)]
+        return [forms.concat([known_value(live, v) for v in values], [v.shape for v in values], dim)]
     shapes = [(*v.shape[:dim], 1, *v.shape[dim:]) for v in values]
-    return [forms.concat([held(live, v).unsqueeze(dim) for v in values], shapes, dim)]
+    return [forms.concat([known_value(live, v).unsqueeze(dim) for v in values], shapes, dim)]
 
 
 def _normalised(live: Liveness, op: Op) -> Tensor | None:
@@ -187,16 +191,16 @@ def _normalised(live: Liveness, op: Op) -> Tensor | None:
     if not isinstance(mean, Value) or not isinstance(variance, Value) or rest[0] is True:
         return None
     shape = [1, -1] + [1] * (len(value.shape) - 2)
-    if _flags_say_all(live, value):
+    if _only_zeros_known(live, value):
         moving = live.of(value) if weight is None else live.of(value) * live.of(weight).reshape(shape)
         if not bool((live.flags[op.results[0]] > moving).any()):
             return None
 
     def along(v: Value) -> Tensor:
-        return held(live, v).expand(v.shape).reshape(shape)
+        return known_value(live, v).expand(v.shape).reshape(shape)
 
     scale = (along(variance) + rest[-1]).rsqrt() * (1.0 if weight is None else along(weight))
-    form = torch.where(scale == 0, 0.0, (held(live, value) - along(mean)) * scale)
+    form = torch.where(scale == 0, 0.0, (known_value(live, value) - along(mean)) * scale)
     return form if bias is None else form + along(bias)
 
 
@@ -209,7 +213,7 @@ def _plain_average(op: Op) -> bool:
 def _reduced(live: Liveness, op: Op) -> Tensor | None:
     value, result = op.args[0], op.results[0]
     dims = dims_of(op, value)
-    form = uniform(held(live, value), dims)
+    form = uniform(known_value(live, value), dims)
     return (
         form
         if len(result.shape) == form.dim()
@@ -217,49 +221,49 @@ def _reduced(live: Liveness, op: Op) -> Tensor | None:
     )
 
 
-def still(live: Liveness, op: Op) -> Tensor | None:
+def constant_inputs(live: Liveness, op: Op) -> Tensor | None:
     """Return which channels entering a foldable operation hold one value, not zero, everywhere (float 0/1); None if none.
 
-    What reads them is the operation's bias, once they are folded into it; they are noted in `live.still`.
+    What reads them is the operation's bias, once they are folded into it; they are noted in `live.constant_channels`.
     """
-    fold = live.foldable.get(op)
-    if fold is None or _flags_say_all(live, fold.value):
+    sink = live.bias_sinks.get(op)
+    if sink is None or _only_zeros_known(live, sink.value):
         return None
-    values = _entering(live, op)
-    constant = ~values.isnan() & (_flagged(live, op) if live.learnt else values != 0)
+    values = _entering_values(live, op)
+    constant = ~values.isnan() & (_may_be_nonzero(live, op) if live.depends_on_learnt else values != 0)
     if not constant.any():
         return None
-    live.still[op] = constant
+    live.constant_channels[op] = constant
     return constant.to(torch.float32)
 
 
-def _entering(live: Liveness, op: Op) -> Tensor:
+def _entering_values(live: Liveness, op: Op) -> Tensor:
     """Return what each channel that enters a foldable operation holds at all positions."""
-    fold = live.foldable[op]
-    form = held(live, fold.value)
-    form = uniform(form, [d for d in range(form.dim()) if d != fold.dim])
-    return form.reshape(-1).expand(fold.value.shape[fold.dim])
+    sink = live.bias_sinks[op]
+    form = known_value(live, sink.value)
+    form = uniform(form, [d for d in range(form.dim()) if d != sink.dim])
+    return form.reshape(-1).expand(sink.value.shape[sink.dim])
 
 
-def _columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
+def _weight_columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
     """Return columns of a weight, float64; with NaN for entries that are learnt."""
     assert weight.constant is not None
     columns = weight.constant[:, wanted].to(torch.float64)
-    kept = live.kept.get(weight.names[0])
+    kept = live.masks.get(weight.names[0])
     if live.learning and weight.trainable:
         columns = torch.full_like(columns, math.nan)
     return columns if kept is None else torch.where(kept.expand(weight.shape)[:, wanted], columns, 0)
 
 
-def _flagged(live: Liveness, op: Op) -> Tensor:
+def _may_be_nonzero(live: Liveness, op: Op) -> Tensor:
     """Return which channels that enter a foldable operation may be nonzero: what is learnt may be zero for now."""
-    fold = live.foldable[op]
-    flags = live.of(fold.value).detach()
-    dims = [d for d in range(flags.dim()) if d != fold.dim]
-    return (flags.amax(dims) if dims else flags).reshape(-1).expand(fold.value.shape[fold.dim]) > 0
+    sink = live.bias_sinks[op]
+    flags = live.of(sink.value).detach()
+    dims = [d for d in range(flags.dim()) if d != sink.dim]
+    return (flags.amax(dims) if dims else flags).reshape(-1).expand(sink.value.shape[sink.dim]) > 0
 
 
-def hold_sum(live: Liveness, op: Op, moving: Tensor, added: Value | None, dim: int) -> None:
+def propagate_sum(live: Liveness, op: Op, moving: Tensor, added: Value | None, dim: int) -> None:
     """Enter what a weighted sum of channels holds, along `dim`: nothing that is known where `moving` is positive."""
     result = op.results[0]
     moving = moving.detach() > 0
@@ -269,13 +273,13 @@ def hold_sum(live: Liveness, op: Op, moving: Tensor, added: Value | None, dim: i
     if added is not None:
         sizes = [1] * len(result.shape)
         sizes[dim] = -1
-        form = held(live, added)
+        form = known_value(live, added)
         total = expand_rank(form, len(sizes)) if len(added.shape) != 1 else form.reshape(sizes)
-    if op in live.still:
-        constant = live.still[op]
-        kernel = _columns(live, live.foldable[op].weight, constant)
+    if op in live.constant_channels:
+        constant = live.constant_channels[op]
+        kernel = _weight_columns(live, live.bias_sinks[op].weight, constant)
         sums = kernel.flatten(2).sum(2) if kernel.dim() > 2 else kernel
         sizes = [1] * len(result.shape)
         sizes[dim] = -1
-        total = total + (sums @ _entering(live, op)[constant]).reshape(sizes)
-    live.held[result] = torch.where(moving, math.nan, total)
+        total = total + (sums @ _entering_values(live, op)[constant]).reshape(sizes)
+    live.known_values[result] = torch.where(moving, math.nan, total)

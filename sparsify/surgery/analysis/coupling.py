@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..recording.ops import DATA_DEPENDENT, STALE, Op, Recording, Value, first_line, pointwise
 from .axis_moves import move
-from .deferred import Settling, settle
+from .deferred import Deferred, resolve
 from .mac_counts import multiply_adds
 from .reasons import OUTPUTS
-from .union_find import Numbers
+from .union_find import UnionFind
 
 Heads: TypeAlias = Literal["whole", "size"]
 Couple: TypeAlias = "Callable[[Coupling, Op], None]"
@@ -44,7 +44,7 @@ class Coupling:
 
     def __init__(self, recording: Recording, rule: Callable[[Op], Couple | None], heads: Heads = "whole") -> None:
         self.heads = heads
-        self.numbers = Numbers()
+        self.numbers = UnionFind()
         self.axes: dict[Value, list[Tensor]] = {}
         self.offered: dict[Value, list[Tensor]] = {}
         self.claimed: dict[Value, list[Tensor]] = {}  # those of the axes that were offered, along which all is alike
@@ -54,25 +54,25 @@ class Coupling:
         self.operations: list[tuple[Op, int, tuple[Tensor, ...]]] = []
         self.barriers: dict[str, None] = dict.fromkeys(recording.problems)
         self.barred: set[object] = set()  # operations and sentences that are barriers already
-        self.open = Settling()
+        self.deferred = Deferred()
         self._rule = rule
         for op in recording.ops[: recording.eval_count]:
-            told = len(self.operations)
-            self.follow(op)
-            if len(self.operations) == told and multiply_adds(op):
+            counted = len(self.operations)
+            self.visit(op)
+            if len(self.operations) == counted and multiply_adds(op):
                 self.operations.append((op, multiply_adds(op), ()))  # no rule says what it saves
         costly = len(self.operations)
         for op in recording.ops[recording.eval_count :]:
-            self.follow(op)
+            self.visit(op)
         del self.operations[costly:]  # what only runs in training is no cost
         for path, given in recording.branches:
-            self._keep_branch(recording, path, given)
-        self.numbers.at = OUTPUTS
+            self._pin_branch(recording, path, given)
+        self.numbers.cause = OUTPUTS
         for value in recording.outputs:
-            self.fix(value)
+            self.pin(value)
         for path in recording.attentions:
-            self._keep_heads(recording, path)
-        settle(self.numbers, self.open)
+            self._pin_heads(recording, path)
+        resolve(self.numbers, self.deferred)
 
     def of(self, value: Value) -> list[Tensor]:
         """Return the axes of a Value; a tensor of the model gets one per dimension when it is first asked for."""
@@ -82,7 +82,7 @@ class Coupling:
                 if size > 1:
                     sizes = [1] * len(value.shape)
                     sizes[d] = size
-                    numbers = self.numbers.fresh(size)
+                    numbers = self.numbers.new(size)
                     self.ranges.append((int(numbers[0]), int(numbers[-1]) + 1, value, d))
                     made.append(numbers.reshape(sizes))
             self.axes[value] = made
@@ -93,27 +93,27 @@ class Coupling:
         kept: list[Tensor] = []
         for axis in axes:
             if not varying(axis):
-                self.numbers.fix(axis)  # what is left of a dimension when a part of one entry was taken
+                self.numbers.pin(axis)  # what is left of a dimension when a part of one entry was taken
                 continue
             apart = []
             for other in kept:
                 if set(varying(other)) & set(varying(axis)):
-                    axis = self._one(axis, other)
+                    axis = self._merge(axis, other)
                 else:
                     apart.append(other)
             kept = [*apart, axis]
         for axis in kept:
             if len(varying(axis)) > 1:
-                self.open.add(axis, self.numbers.at)
+                self.deferred.add(axis, self.numbers.cause)
         self.axes[value] = kept
 
-    def _one(self, axis: Tensor, other: Tensor) -> Tensor:
+    def _merge(self, axis: Tensor, other: Tensor) -> Tensor:
         """Tie axes with a common dimension, now or once it is settled what they follow; return the wider one."""
         few, many = sorted((other, axis), key=lambda one: len(varying(one)))
         if set(varying(few)) < set(varying(many)):
-            self.open.meet(many, few, self.numbers.at)
+            self.deferred.meet(many, few, self.numbers.cause)
         else:
-            self.numbers.tie(axis, other)
+            self.numbers.union(axis, other)
         return many
 
     def offer(self, value: Value, axes: Iterable[Tensor]) -> None:
@@ -124,7 +124,7 @@ class Coupling:
                 taken |= set(varying(axis))
                 self.offered.setdefault(value, []).append(axis)
             else:
-                self.numbers.fix(axis)
+                self.numbers.pin(axis)
 
     def claim(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
         """Return the axes of a Value, among them those that were offered along `dims`, which count from now on."""
@@ -136,11 +136,11 @@ class Coupling:
         self.offer(value, [axis for axis in offered if not wanted & set(varying(axis))])
         return self.axes[value]
 
-    def fix(self, value: Value, dims: Iterable[int] | None = None) -> None:
+    def pin(self, value: Value, dims: Iterable[int] | None = None) -> None:
         """Note that a Value keeps its size along `dims`, or altogether."""
         for axis in self.of(value):
             if dims is None or set(varying(axis)) & set(dims):
-                self.numbers.fix(axis)
+                self.numbers.pin(axis)
 
     def depend(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
         """Return the axes left after an operation that depends on the number of entries along `dims` (a mean)."""
@@ -149,20 +149,16 @@ class Coupling:
         for axis in self.of(value):
             rest = set(varying(axis)) - reduced
             if not rest:
-                self.numbers.fix(axis)
+                self.numbers.pin(axis)
                 continue
-            for d in set(varying(axis)) & reduced:
-                first = axis.narrow(d, 0, 1)
-                self.numbers.tie(axis, first)
-                axis = first
-            left.append(axis)
+            left.append(self.union_along(axis, reduced))
         return left
 
-    def tied(self, axis: Tensor, dims: Iterable[int]) -> Tensor:
+    def union_along(self, axis: Tensor, dims: Iterable[int]) -> Tensor:
         """Note that channels do not differ along `dims`, and return the axis without these."""
         for d in set(varying(axis)) & set(dims):
             first = axis.narrow(d, 0, 1)
-            self.numbers.tie(axis, first)
+            self.numbers.union(axis, first)
             axis = first
         return axis
 
@@ -186,9 +182,9 @@ class Coupling:
                 shape[d] > 1 and d not in {varying(o)[0] for o in own}
                 for own, shape in zip(offered, shapes, strict=True)
             ):
-                self.numbers.fix(axis)  # another is as long, whatever is said to this one
+                self.numbers.pin(axis)  # another is as long, whatever is said to this one
             else:
-                self.numbers.tie(axis, together.setdefault(d, axis))
+                self.numbers.union(axis, together.setdefault(d, axis))
         self.offer(result, together.values())
 
     def matched(self, operands: Sequence[tuple[Sequence[Tensor], Sequence[int]]]) -> list[Tensor]:
@@ -200,24 +196,24 @@ class Coupling:
             for axis in given:
                 loose = {d for d in varying(axis) if shape[d] > 1 and d not in own}
                 if loose and loose == set(varying(axis)):
-                    self.numbers.fix(axis)
+                    self.numbers.pin(axis)
                 for d in loose:
-                    self.numbers.tie(axis, axis.narrow(d, 0, 1))
+                    self.numbers.union(axis, axis.narrow(d, 0, 1))
         return given
 
-    def follow(self, op: Op) -> None:
+    def visit(self, op: Op) -> None:
         """Enter what one operation says; what can not be entered is kept."""
-        self.numbers.at = op
+        self.numbers.cause = op
         try:
-            self._enter(op)
+            self._apply_rule(op)
         except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
             for value in op.results:
-                self.fix(value)
+                self.pin(value)
             self.barrier(
                 op, f"operation '{op.name}' does not fit its rule ({type(error).__name__}: {first_line(error)})"
             )
 
-    def _enter(self, op: Op) -> None:
+    def _apply_rule(self, op: Op) -> None:
         couple = self._rule(op)
         if couple is not None:
             couple(self, op)
@@ -234,43 +230,43 @@ class Coupling:
         if op.results and not op.is_movement:
             for value in op.inputs:
                 for axis in self.offered.pop(value, []):
-                    self.numbers.fix(axis)
+                    self.numbers.pin(axis)
 
     def barrier(self, op: Op, why: str = "") -> None:
         """Keep everything that goes into an operation."""
         for value in op.inputs:
             for axis in [*self.of(value), *self.offered.pop(value, [])]:
-                self.numbers.fix(axis)
+                self.numbers.pin(axis)
         for value in op.results:
             self.axes.setdefault(value, [])
         if op.name in DATA_DEPENDENT and not why:
-            return  # `_keep_branch` says what it means
+            return  # `_pin_branch` says what it means
         what = "memory written through another tensor" if op.name == STALE else f"operation '{op.name}'"
         self.barriers[f"{op.module or 'the model'}: {why or what + ' has no rule'}"] = None
         self.barred.add(op)
 
-    def _keep_branch(self, recording: Recording, path: str, given: Sequence[Value]) -> None:
+    def _pin_branch(self, recording: Recording, path: str, given: Sequence[Value]) -> None:
         """Note that all channels stay that a forward meets which decides by values what it does."""
         why = f"{path or 'the model'}: its forward asks what activations hold, and may do something else with others"
-        self.numbers.at = why
+        self.numbers.cause = why
         inside = [op for op in recording.ops if not path or op.module == path or op.module.startswith(f"{path}.")]
         met = dict.fromkeys([*given, *(value for op in inside for value in (*op.inputs, *op.results))])
         for value in met:
             if value in self.axes or value.constant is None:
-                self.fix(value)
+                self.pin(value)
         self.barriers[why] = None
         self.barred.add(why)
 
-    def _keep_heads(self, recording: Recording, path: str) -> None:
+    def _pin_heads(self, recording: Recording, path: str) -> None:
         """Note that one of torch.nn's attention modules keeps its heads and their sizes."""
         own = [recording.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
         rows = [value for value in own if value in self.axes]
         why = (
             f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
         )
-        self.numbers.at = why
+        self.numbers.cause = why
         for value in rows:
-            self.fix(value, [0])
+            self.pin(value, [0])
         if rows:
             self.barriers[why] = None
             self.barred.add(why)

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..recording import broadcast_forms as forms
 from ..recording.ops import Op, Recording, Value, first_line
-from .bias_sinks import Foldable
-from .constants import enter
+from .bias_sinks import BiasSink
+from .constants import propagate
 
 Flow: TypeAlias = "Callable[[Liveness, Op], None]"
 
 
-class _Spread(torch.autograd.Function):
+class _Indicator(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return (x > 0).to(x.dtype)
@@ -32,16 +32,16 @@ class _Spread(torch.autograd.Function):
         return (gradient > 0).to(gradient.dtype)
 
 
-def spread(x: Tensor) -> Tensor:
+def indicator(x: Tensor) -> Tensor:
     """Return flags: 1 where `x` is positive; whoever reads the result reads all that `x` is made of."""
-    flags: Tensor = _Spread.apply(x)
+    flags: Tensor = _Indicator.apply(x)
     return flags
 
 
 class Liveness:
     """The flags of every Value of a pass; `kept` masks entries of the model's tensors, by their first name.
 
-    `rule` returns what enters an operation, None for one that only moves entries or is a barrier; `foldable` are the operations
+    `rule` returns what enters an operation, None for one that only moves entries or is a barrier; `sinks` are the operations
     that can take constant channels into a bias. With `learning` the other entries of parameters may come to hold
     anything, whatever they hold now.
     """
@@ -50,28 +50,30 @@ class Liveness:
         self,
         recording: Recording,
         rule: Callable[[Op], Flow | None],
-        foldable: Mapping[Op, Foldable],
-        kept: Mapping[str, Tensor] | None = None,
+        sinks: Mapping[Op, BiasSink],
+        masks: Mapping[str, Tensor] | None = None,
         *,
         learning: bool = False,
     ) -> None:
         self.recording = recording
         self._rule = rule
-        self.kept = kept or {}
+        self.masks = masks or {}
         self.learning = learning
-        self.as_stored = not self.kept and not learning
-        self.learnt: set[Value] = set()  # of which `held` rests on what is learnt and shared by all channels
+        self.as_stored = not self.masks and not learning
+        self.depends_on_learnt: set[Value] = set()  # of which `held` rests on what is learnt and shared by all channels
         self.flags: dict[Value, Tensor] = {}
-        self.ends: list[Tensor] = []
-        self.held: dict[Value, Tensor] = {}  # what entries hold whatever the input, see constants.py
+        self.roots: list[Tensor] = []
+        self.known_values: dict[Value, Tensor] = {}  # what entries hold whatever the input, see constants.py
         self.failures: dict[Op, str] = {}
-        self.foldable = foldable
-        self.still: dict[Op, Tensor] = {}  # of foldable operations: which channels that enter are constant, not zero
+        self.bias_sinks = sinks
+        self.constant_channels: dict[
+            Op, Tensor
+        ] = {}  # of foldable operations: which channels that enter are constant, not zero
         with torch.enable_grad():
             for op in recording.ops:
-                self.follow(op)
-            self.ends += [self.of(value) for value in recording.outputs]
-            total = sum((flag.sum() for flag in self.ends), torch.zeros(()))
+                self.visit(op)
+            self.roots += [self.of(value) for value in recording.outputs]
+            total = sum((flag.sum() for flag in self.roots), torch.zeros(()))
             if total.requires_grad:
                 total.backward()  # type: ignore[no-untyped-call]
 
@@ -92,7 +94,7 @@ class Liveness:
             else:
                 may_be_anything = self.learning and value.trainable
                 flags = torch.ones([1] * len(value.shape)) if may_be_anything else self.recording.nonzero_entries(value)
-                kept = self.kept.get(value.names[0]) if value.names else None
+                kept = self.masks.get(value.names[0]) if value.names else None
                 flags = flags if kept is None else flags * kept
             self.flags[value] = flags
         return self.flags[value]
@@ -100,7 +102,7 @@ class Liveness:
     def constant(self, value: Value) -> Tensor:
         """Return what a constant holds, under the masks in `kept`."""
         assert value.constant is not None
-        kept = self.kept.get(value.names[0]) if value.names else None
+        kept = self.masks.get(value.names[0]) if value.names else None
         return value.constant if kept is None else torch.where(kept, value.constant, 0)
 
     def set(self, value: Value, flags: Tensor) -> None:
@@ -112,16 +114,16 @@ class Liveness:
             flags.retain_grad()
         self.flags[value] = flags
 
-    def follow(self, op: Op) -> None:
+    def visit(self, op: Op) -> None:
         """Enter the flags of one operation's results; where that fails everything matters, and `failures` says why."""
         try:
-            self._enter(op)
-            enter(self, op)
+            self._apply_rule(op)
+            propagate(self, op)
         except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
             self.failures[op] = f"{type(error).__name__}: {first_line(error)}"
             self.barrier(op)
 
-    def _enter(self, op: Op) -> None:
+    def _apply_rule(self, op: Op) -> None:
         flow = self._rule(op)
         if flow is not None:
             flow(self, op)
@@ -134,9 +136,9 @@ class Liveness:
         """Everything that goes in matters, everything that comes out may be nonzero."""
         total = sum((self.of(value).sum() for value in op.inputs), torch.zeros(()))
         if not op.results:
-            self.ends.append(total)
+            self.roots.append(total)
         for value in op.results:
-            self.set(value, spread(total + 1).expand([1] * len(value.shape)).clone())
+            self.set(value, indicator(total + 1).expand([1] * len(value.shape)).clone())
 
     def _move(self, op: Op) -> None:
         value, rest = op.args[0], op.constant_args

@@ -34,8 +34,8 @@ def reasons(coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[],
     wholly = _produced(coupling, ids)
     if not wholly:
         return ()
-    first, causes = coupling.numbers.why_fixed()
-    roots = coupling.numbers.roots()
+    first, causes = coupling.numbers.why_pinned()
+    roots = coupling.numbers.find()
     found: dict[str, list[str]] = {}
     for numbers, name in wholly:
         fixing = first[numbers][first[numbers] >= 0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
+from ..analysis.liveness import Liveness, indicator
 from ..recording import broadcast_forms as forms
 from ..recording.ops import Op, Value, concat_inputs
 
@@ -22,7 +22,7 @@ def _couple_pad(coupling: Coupling, op: Op) -> None:
         for i in range(len(pads) // 2):
             d = len(value.shape) - 1 - i
             if axis.shape[d] > 1 and pads[2 * i : 2 * i + 2] != [0, 0]:
-                # A number that never goes stands where padding is: FIXED.
+                # A number that never goes stands where padding is: PINNED.
                 around = [[size for size in axis.shape] for _ in range(2)]
                 around[0][d], around[1][d] = max(0, pads[2 * i]), max(0, pads[2 * i + 1])
                 inner = axis.narrow(
@@ -95,7 +95,7 @@ def _flow_joined(live: Liveness, op: Op) -> None:
         return
     first = operands[0][0][0]
     if all(f[0].shape[dim] == 1 and bool((f[0] == first).all()) for f, _ in operands):  # tokens before others
-        live.set(op.results[0], spread(sum((f[0] for f, _ in operands[1:]), first)))
+        live.set(op.results[0], indicator(sum((f[0] for f, _ in operands[1:]), first)))
         return
     live.set(op.results[0], forms.concat([f[0] for f, _ in operands], [shape for _, shape in operands], dim))
 
@@ -112,12 +112,12 @@ def _couple_patches(coupling: Coupling, op: Op) -> None:
         if varying(axis) == (0,):
             axes.append(axis.reshape([-1] + [1] * (len(result.shape) - 1)))
         elif varying(axis) != (1,):
-            coupling.numbers.fix(axis)
+            coupling.numbers.pin(axis)
         elif op.name == "im2col":
             axes.append(axis.reshape(-1).repeat_interleave(size).reshape(1, -1, 1))
         else:
             grouped = axis.reshape(-1, size)
-            coupling.numbers.tie(grouped, grouped[:, :1])
+            coupling.numbers.union(grouped, grouped[:, :1])
             axes.append(grouped[:, :1].reshape(1, -1, 1, 1))
     coupling.set(result, axes)
 
@@ -131,9 +131,9 @@ def _flow_patches(live: Liveness, op: Op) -> None:
     flags = live.of(value).expand(-1, value.shape[1], *[-1] * (len(value.shape) - 2))
     flags = flags.flatten(2).sum(2, keepdim=True)
     if op.name == "im2col":
-        live.set(result, spread(flags.repeat_interleave(size, 1)))
+        live.set(result, indicator(flags.repeat_interleave(size, 1)))
     else:
-        live.set(result, spread(flags.reshape(flags.shape[0], -1, size).sum(2)[..., None, None]))
+        live.set(result, indicator(flags.reshape(flags.shape[0], -1, size).sum(2)[..., None, None]))
 
 
 def _couple_like(coupling: Coupling, op: Op) -> None:
@@ -149,21 +149,21 @@ def _flow_like(live: Liveness, op: Op) -> None:
 
 def _couple_embedding(coupling: Coupling, op: Op) -> None:
     weight, result = op.args[0], op.results[0]
-    coupling.fix(op.args[1])
+    coupling.pin(op.args[1])
     axes = []
     for axis in coupling.of(weight):
         if varying(axis) == (1,):
             axes.append(axis.reshape([1] * (len(result.shape) - 1) + [-1]))
             coupling.produced.append(axis)
         else:
-            coupling.numbers.fix(axis)
+            coupling.numbers.pin(axis)
     coupling.set(result, axes)
 
 
 def _flow_embedding(live: Liveness, op: Op) -> None:
     weight, result = op.args[0], op.results[0]
     flags = live.of(weight).expand(weight.shape).sum(0) * (1 + live.of(op.args[1]).sum())
-    live.set(result, spread(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+    live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
 
 
 def _couple_glu(coupling: Coupling, op: Op) -> None:
@@ -174,7 +174,7 @@ def _couple_glu(coupling: Coupling, op: Op) -> None:
     axes = []
     for axis in coupling.of(value):
         if axis.shape[dim] > 1:
-            coupling.numbers.tie(axis.narrow(dim, 0, half), axis.narrow(dim, half, half))
+            coupling.numbers.union(axis.narrow(dim, 0, half), axis.narrow(dim, half, half))
             axis = axis.narrow(dim, 0, half)
         axes.append(axis)
     coupling.set(op.results[0], axes)
@@ -186,7 +186,7 @@ def _flow_glu(live: Liveness, op: Op) -> None:
     first = second = live.of(value)
     if first.shape[dim] > 1:
         first, second = first.chunk(2, dim)
-    live.set(op.results[0], spread(first * (second + 1)))
+    live.set(op.results[0], indicator(first * (second + 1)))
 
 
 LAYOUT = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..analysis.constants import hold_sum, still
+from ..analysis.constants import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
+from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import multiply_adds
 from ..recording.broadcast_forms import reshape
 from ..recording.ops import Op
-from .matmul import tie_or_fix
+from .matmul import union_or_pin
 
 
 def _couple_convolution(coupling: Coupling, op: Op) -> None:
@@ -21,10 +21,10 @@ def _couple_convolution(coupling: Coupling, op: Op) -> None:
     inputs, outputs = (0, 1) if transposed else (1, 0)
     own = {varying(axis)[0]: axis for axis in coupling.of(weight) if len(varying(axis)) == 1}
     if any(len(varying(axis)) > 1 for axis in coupling.of(weight)):
-        coupling.fix(weight)
+        coupling.pin(weight)
     for d in range(2, len(weight.shape)):
         if d in own:
-            numbers.fix(own[d])
+            numbers.pin(own[d])
     left = []
     entering = None
     coupling.claim(value, [1])
@@ -34,11 +34,11 @@ def _couple_convolution(coupling: Coupling, op: Op) -> None:
         elif varying(axis) == (0,):
             left.append(axis)
         else:
-            numbers.fix(axis)
+            numbers.pin(axis)
     channels = value.shape[1]
     leaving = _numbers_along(own, outputs, weight.shape[outputs])
     if groups == 1:
-        tie_or_fix(coupling, entering, _numbers_along(own, inputs, channels), channels)
+        union_or_pin(coupling, entering, _numbers_along(own, inputs, channels), channels)
     else:
         leaving = _couple_groups(coupling, entering, own, op)
     if leaving is not None:
@@ -46,13 +46,13 @@ def _couple_convolution(coupling: Coupling, op: Op) -> None:
         shape[1] = -1
         if bias is not None:
             for axis in coupling.of(bias):
-                numbers.tie(axis, leaving)
+                numbers.union(axis, leaving)
                 coupling.produced.append(axis)
             if not coupling.of(bias) and len(leaving) > 1:
-                numbers.fix(leaving)
+                numbers.pin(leaving)
         left.append(leaving.reshape(shape))
     elif bias is not None:
-        coupling.fix(bias)
+        coupling.pin(bias)
     coupling.produced += [axis for d, axis in own.items() if d == outputs or (groups > 1 and d == 0)]
     coupling.set(result, left)
     coupling.operations.append((op, multiply_adds(op), tuple(own[d].reshape(-1) for d in sorted(own) if d < 2)))
@@ -74,13 +74,13 @@ def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, T
     numbers = coupling.numbers
     rows, columns = (_numbers_along(own, d, weight.shape[d]) for d in (0, 1))
     if rows is None or columns is None:
-        _fix_all(coupling, own, entering)
+        _pin_all(coupling, own, entering)
         return None
     into = None if entering is None else entering.reshape(groups, -1)
     out = rows.reshape(groups, -1)
     if transposed:  # its rows are the inputs; its columns stand for the outputs of every group
-        numbers.tie(out, torch.zeros(1, 1, dtype=torch.int64) if into is None else into)
-        out = numbers.fresh(op.results[0].shape[1]).reshape(groups, -1)
+        numbers.union(out, torch.zeros(1, 1, dtype=torch.int64) if into is None else into)
+        out = numbers.new(op.results[0].shape[1]).reshape(groups, -1)
     stay = torch.zeros(1, 1, dtype=torch.int64)
     given = stay if into is None else into
     sides = ((given, not transposed), (out, transposed))
@@ -91,13 +91,13 @@ def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, T
         alike += [(side, columns[None, :] if len(columns) == side.shape[1] else stay) for side, has in sides if has]
         alike += [(columns, stay)] if into is None and not transposed else []
     width = value.shape[1] // groups
-    coupling.open.choose((whole, alike) if groups >= width else (alike, whole), op)
+    coupling.deferred.choose((whole, alike) if groups >= width else (alike, whole), op)
     return out.reshape(-1)
 
 
-def _fix_all(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None) -> None:
+def _pin_all(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None) -> None:
     for axis in [*own.values(), *([] if entering is None else [entering])]:
-        coupling.numbers.fix(axis)
+        coupling.numbers.pin(axis)
 
 
 def _flow_convolution(live: Liveness, op: Op) -> None:
@@ -115,16 +115,16 @@ def _flow_convolution(live: Liveness, op: Op) -> None:
         form = reshape(_weighted(grouped, kernel), (batch, groups, leaving // groups), (batch, leaving))
         return form.expand(-1, leaving)
 
-    entering = still(live, op)
+    entering = constant_inputs(live, op)
     if entering is None:
         product = moving = through(flags)
     else:
         moving = through(flags * (1 - entering))
         product = moving + through((flags * entering).detach())
-    hold_sum(live, op, moving.reshape([*moving.shape, *[1] * len(space)]), bias, 1)
+    propagate_sum(live, op, moving.reshape([*moving.shape, *[1] * len(space)]), bias, 1)
     if bias is not None:
         product = product + live.of(bias)
-    live.set(op.results[0], spread(product.reshape([*product.shape, *[1] * len(space)])))
+    live.set(op.results[0], indicator(product.reshape([*product.shape, *[1] * len(space)])))
 
 
 def _weighted(flags: Tensor, kernel: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..analysis.constants import BATCH_NORMS
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
+from ..analysis.liveness import Liveness, indicator
 from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import Op, Value
 
@@ -36,11 +36,11 @@ def _couple_affine(coupling: Coupling, op: Op, found: list[Tensor], tensors: lis
             if along and len(v.shape) == 1:
                 sizes = [1] * rank
                 sizes[dim] = -1
-                coupling.numbers.tie(own.reshape(sizes), along[0])
+                coupling.numbers.union(own.reshape(sizes), along[0])
             else:
-                coupling.numbers.fix(own)
+                coupling.numbers.pin(own)
         if not coupling.of(v) and along and v.shape != (1,):
-            coupling.numbers.fix(along[0])
+            coupling.numbers.pin(along[0])
     coupling.set(result, found)
 
 
@@ -56,7 +56,7 @@ def _flow_batch_norm(live: Liveness, op: Op) -> None:
 
     scale = nonzero(weight, 1.0)
     mean = nonzero(statistics[0] if statistics else None, 0.0)
-    live.set(op.results[0], spread(live.of(value) * scale + mean * scale + nonzero(bias, 0.0)))
+    live.set(op.results[0], indicator(live.of(value) * scale + mean * scale + nonzero(bias, 0.0)))
     _set_statistics(live, op)
 
 
@@ -71,14 +71,14 @@ def _couple_layer_norm(coupling: Coupling, op: Op) -> None:
     left = coupling.depend(value, range(rank - count, rank))
     for v in rest:
         if isinstance(v, Value):
-            coupling.fix(v)
+            coupling.pin(v)
     coupling.set(op.results[0], left)
 
 
 def _flow_layer_norm(live: Liveness, op: Op) -> None:
     value, normalized, weight, bias = op.args[:4] if op.name == "native_layer_norm" else (*op.args[:3], None)
     dims = list(range(len(value.shape) - len(normalized), len(value.shape)))
-    _flow_normalised(live, op, spread(live.of(value).sum(dims, keepdim=True)), weight, bias, len(value.shape))
+    _flow_normalised(live, op, indicator(live.of(value).sum(dims, keepdim=True)), weight, bias, len(value.shape))
 
 
 def _flow_normalised(
@@ -100,7 +100,7 @@ def _flow_normalised(
         flags = flags * placed(weight)
     if bias is not None:
         flags = flags + placed(bias)
-    live.set(op.results[0], spread(flags))
+    live.set(op.results[0], indicator(flags))
     _set_statistics(live, op)
 
 
@@ -111,10 +111,10 @@ def _couple_group_norm(coupling: Coupling, op: Op) -> None:
         if 1 not in varying(axis):
             left.append(axis)
         elif groups == 1 or varying(axis) != (1,):
-            coupling.numbers.fix(axis)
+            coupling.numbers.pin(axis)
         else:
             grouped = axis.reshape(groups, channels // groups)
-            coupling.numbers.tie(grouped, grouped[:, :1])
+            coupling.numbers.union(grouped, grouped[:, :1])
             left.append(axis)
     vectors = [v for v in (weight, bias) if v is not None]
     _couple_affine(coupling, op, left, vectors, 1)
@@ -128,7 +128,7 @@ def _flow_group_norm(live: Liveness, op: Op) -> None:
     flags = live.of(value)
     flags = flags.sum([d for d in range(rank) if d != 1], keepdim=True).expand(1, channels, *[1] * (rank - 2))
     whole = flags.reshape(groups, -1).sum(1, keepdim=True).expand(groups, channels // groups).reshape(flags.shape)
-    _flow_normalised(live, op, spread(whole), weight, bias, rank, dim=1)
+    _flow_normalised(live, op, indicator(whole), weight, bias, rank, dim=1)
 
 
 def _couple_weight_norm(coupling: Coupling, op: Op) -> None:
@@ -139,14 +139,14 @@ def _couple_weight_norm(coupling: Coupling, op: Op) -> None:
     _couple_affine(coupling, op, left, [], dim)
     for own in coupling.of(length):
         for axis in left:
-            coupling.numbers.tie(own, axis)
+            coupling.numbers.union(own, axis)
 
 
 def _flow_weight_norm(live: Liveness, op: Op) -> None:
     weight, length, *_ = op.args
     for result in op.results:
         live.set(
-            result, spread(live.of(weight).sum() + live.of(length).sum() + 1).expand([1] * len(result.shape)).clone()
+            result, indicator(live.of(weight).sum() + live.of(length).sum() + 1).expand([1] * len(result.shape)).clone()
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..analysis.liveness import Liveness, spread
+from ..analysis.liveness import Liveness, indicator
 from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import Op, Value
 
@@ -26,18 +26,18 @@ def pointwise_flags(live: Liveness, op: Op) -> Tensor:
     flags = [expand_rank(live.of(value), rank) for value in op.inputs]
     first = flags[0]
     if name == "copy":
-        return spread(flags[1] + 0 * first)
+        return indicator(flags[1] + 0 * first)
     if name in ("mul", "div", "_prelu_kernel"):
         return _product(live, op, flags, name)
     if name in ("add", "sub", "maximum", "minimum", "fmod", "hypot"):
         shifted = 1.0 if any(_number(argument) and argument != 0 for argument in op.args) else 0.0
-        return spread(sum(flags[1:], first) + shifted)
+        return indicator(sum(flags[1:], first) + shifted)
     if name == "where":
         condition, *branches = flags
-        return spread(sum(branches, torch.zeros(())) * (condition + 1))
+        return indicator(sum(branches, torch.zeros(())) * (condition + 1))
     if len(flags) == 1 and zero_stays(op):
         return first.clone()
-    return spread(sum(flags[1:], first) + 1)
+    return indicator(sum(flags[1:], first) + 1)
 
 
 def _number(argument: Any) -> bool:
@@ -49,7 +49,7 @@ def _product(live: Liveness, op: Op, flags: list[Tensor], name: str) -> Tensor:
     if len(flags) == 1:
         scalars = [argument for argument in op.args if _number(argument)]
         plain = isinstance(op.args[0], Value) and all(math.isfinite(abs(s)) and (s or name == "mul") for s in scalars)
-        return flags[0].clone() if plain else spread(flags[0] + 1)
+        return flags[0].clone() if plain else indicator(flags[0] + 1)
     first, second = flags
     wild = torch.zeros(())
     for value in op.inputs:
@@ -58,8 +58,8 @@ def _product(live: Liveness, op: Op, flags: list[Tensor], name: str) -> Tensor:
             if not finite.all():
                 wild = wild + expand_rank((~finite).to(torch.float32), first.dim())
     if name == "div":
-        return spread(first * (second + 1) + (1 - second.detach()) + wild)
-    return spread(first * (second + 1 if name == "_prelu_kernel" else second) + wild)
+        return indicator(first * (second + 1) + (1 - second.detach()) + wild)
+    return indicator(first * (second + 1 if name == "_prelu_kernel" else second) + wild)
 
 
 def zero_stays(op: Op) -> bool:

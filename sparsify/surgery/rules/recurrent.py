@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
+from ..analysis.liveness import Liveness, indicator
 from ..recording.ops import Op, Value
 from ..recording.sequences import GATES
-from .matmul import tie_or_fix
+from .matmul import union_or_pin
 from .sort_gather import along
 
 # Which of a cell's gates makes the state something else than zero.
@@ -55,40 +55,40 @@ def _couple_recurrent(coupling: Coupling, op: Op) -> None:
     numbers, gates = coupling.numbers, GATES[op.name]
     cells = _cells(op)
     directions = op.kwargs["directions"]
-    units, outs = numbers.fresh(cells[0].hidden), numbers.fresh(cells[0].out)
+    units, outs = numbers.new(cells[0].hidden), numbers.new(cells[0].out)
     if cells[0].projection is None:
-        numbers.tie(units, outs)
+        numbers.union(units, outs)
     last = len(value.shape) - 1
     coupling.claim(value, [last])
     entering = _last(coupling, value)
     for i, cell in enumerate(cells):
         rows = units.repeat(gates)
-        _tie(coupling, cell.from_input, 0, rows)
-        _tie(coupling, cell.from_state, 0, rows)
+        _union(coupling, cell.from_input, 0, rows)
+        _union(coupling, cell.from_state, 0, rows)
         for bias in cell.biases:
-            _tie(coupling, bias, 0, rows)
-        _tie(coupling, cell.from_state, 1, outs)
+            _union(coupling, bias, 0, rows)
+        _union(coupling, cell.from_state, 1, outs)
         if cell.projection is not None:
-            _tie(coupling, cell.projection, 0, outs)
-            _tie(coupling, cell.projection, 1, units)
+            _union(coupling, cell.projection, 0, outs)
+            _union(coupling, cell.projection, 1, units)
         columns = [axis.reshape(-1) for axis in coupling.of(cell.from_input) if varying(axis) == (1,)]
         size = cell.from_input.shape[1]
-        tie_or_fix(coupling, entering if i < directions else outs.repeat(directions), next(iter(columns), None), size)
+        union_or_pin(coupling, entering if i < directions else outs.repeat(directions), next(iter(columns), None), size)
         coupling.set(cell.state, [along(units, 1, 2)])
         _count(coupling, op, cell)
     for state, own in zip(states, (outs, units), strict=False):
         coupling.claim(state, [len(state.shape) - 1])
-        tie_or_fix(coupling, _last(coupling, state), own, len(own))
+        union_or_pin(coupling, _last(coupling, state), own, len(own))
     output, *ends = op.results
     coupling.set(output, [along(outs.repeat(directions), last, last + 1)])
     for end, own in zip(ends, (outs, units), strict=False):
         coupling.set(end, [along(own, len(end.shape) - 1, len(end.shape))])
 
 
-def _tie(coupling: Coupling, value: Value, dim: int, numbers: Tensor) -> None:
+def _union(coupling: Coupling, value: Value, dim: int, numbers: Tensor) -> None:
     """Tie one dimension of a weight to numbers, which it then produces if it is the first."""
     found = [axis for axis in coupling.of(value) if varying(axis) == (dim,)]
-    tie_or_fix(coupling, found[0].reshape(-1) if found else None, numbers, len(numbers))
+    union_or_pin(coupling, found[0].reshape(-1) if found else None, numbers, len(numbers))
     coupling.produced += found if dim == 0 else []
 
 
@@ -97,7 +97,7 @@ def _last(coupling: Coupling, value: Value) -> Tensor | None:
     last = len(value.shape) - 1
     for axis in coupling.of(value):
         if varying(axis) != (last,):
-            coupling.numbers.fix(axis)
+            coupling.numbers.pin(axis)
     return next((axis.reshape(-1) for axis in coupling.of(value) if varying(axis) == (last,)), None)
 
 
@@ -125,7 +125,7 @@ def _flow_recurrent(live: Liveness, op: Op) -> None:
             entering = torch.cat(ends[-directions:])
     results = [entering, sum(ends[1:], ends[0]), sum(within[1:], within[0])]
     for result, flags in zip(op.results, results, strict=False):
-        live.set(result, spread(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+        live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
 
 
 def _features(live: Liveness, value: Value) -> Tensor:
@@ -137,7 +137,7 @@ def _features(live: Liveness, value: Value) -> Tensor:
 def _out(live: Liveness, cell: _Cell, state: Tensor) -> Tensor:
     """Return the flags of what a layer puts out, which reads its states, and theirs what they reach in later operations."""
     reached = state * 1 + (_reach(live, cell, slice(None)) @ state) * state.detach()
-    return spread(reached if cell.projection is None else live.of(cell.projection) @ reached)
+    return indicator(reached if cell.projection is None else live.of(cell.projection) @ reached)
 
 
 def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: list[Tensor]) -> None:
@@ -147,10 +147,10 @@ def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: 
     for bias in cell.biases:
         before = before + live.of(bias)
     made = before[rows] + first[-1]
-    state = spread(_reach(live, cell, rows) @ made)
+    state = indicator(_reach(live, cell, rows) @ made)
     # Every gate of whatever a state reaches is read; of itself none makes it something else than zero.
     read = _reach(live, cell, slice(None)) @ before.reshape(gates, -1).sum(0)
-    live.set(cell.state, spread(state * (1 + read)).reshape(1, -1))
+    live.set(cell.state, indicator(state * (1 + read)).reshape(1, -1))
 
 
 def _reach(live: Liveness, cell: _Cell, rows: slice) -> Tensor:
@@ -170,7 +170,7 @@ def _couple_packed(coupling: Coupling, op: Op) -> None:
     value, result = op.args[0], op.results[0]
     left = _last(coupling, value)
     for other in op.inputs[1:]:
-        coupling.fix(other)
+        coupling.pin(other)
     coupling.set(result, [] if left is None else [along(left, len(result.shape) - 1, len(result.shape))])
     for value in op.results[1:]:
         coupling.set(value, [])
@@ -181,9 +181,9 @@ def _flow_packed(live: Liveness, op: Op) -> None:
     read = sum((live.of(other).sum() for other in op.inputs[1:]), torch.zeros(())) + 1
     padding = op.args[3] if op.name == "_pad_packed_sequence" else 0
     flags = _features(live, op.args[0]) * read + float(bool(padding))
-    live.set(result, spread(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+    live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
     for value in op.results[1:]:
-        live.set(value, spread(torch.ones([1] * len(value.shape)) * read))
+        live.set(value, indicator(torch.ones([1] * len(value.shape)) * read))
 
 
 RECURRENT = {

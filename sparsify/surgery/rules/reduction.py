@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..analysis.constants import AVERAGES, OVER_DIMENSIONS, OVER_SPACE
 from ..analysis.coupling import Couple, Coupling, varying
-from ..analysis.liveness import Flow, Liveness, spread
+from ..analysis.liveness import Flow, Liveness, indicator
 from ..recording.ops import Op, Value, dims_of
 
 _NORMS = ("linalg_vector_norm", "norm")
@@ -31,14 +31,14 @@ def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
             left = coupling.depend(value, dims)
         else:
             kept = [axis for axis in coupling.of(value) if not set(varying(axis)) <= set(dims)]
-            left = _tied_along(coupling, kept, dims)
+            left = [coupling.union_along(axis, dims) for axis in kept]
         for result in op.results:
             coupling.set(result, [_drop(axis, dims, result) for axis in left])
 
     def flow(live: Liveness, op: Op) -> None:
         value, *_ = op.inputs
         dims = dims_of(op, value, 2 if op.name in _NORMS else 1)
-        flags = spread((live.of(value).sum(dims, keepdim=True) if dims else live.of(value)) + of_zero)
+        flags = indicator((live.of(value).sum(dims, keepdim=True) if dims else live.of(value)) + of_zero)
         _set_all(live, op, [_drop(flags, dims, result) for result in op.results])
 
     return couple, flow
@@ -48,18 +48,7 @@ def _set_all(live: Liveness, op: Op, flags: list[Tensor]) -> None:
     """Set the flags of an operation's results; where the second holds indices, these are nonzero in dead channels too."""
     indices = op.name.removesuffix("_with_indices") in _INDICES
     for i, (result, form) in enumerate(zip(op.results, flags, strict=True)):
-        live.set(result, spread(form + 1) if i and indices else form.clone())
-
-
-def _tied_along(coupling: Coupling, found: list[Tensor], dims: list[int]) -> list[Tensor]:
-    left = []
-    for axis in found:
-        for d in set(varying(axis)) & set(dims):
-            first = axis.narrow(d, 0, 1)
-            coupling.numbers.tie(axis, first)
-            axis = first
-        left.append(axis)
-    return left
+        live.set(result, indicator(form + 1) if i and indices else form.clone())
 
 
 def _couple_along(coupling: Coupling, op: Op) -> None:
@@ -72,7 +61,7 @@ def _couple_along(coupling: Coupling, op: Op) -> None:
 
 def _flow_softmax(live: Liveness, op: Op) -> None:
     value = op.inputs[0]
-    live.set(op.results[0], spread(live.of(value).sum(dims_of(op, value), keepdim=True) + 1))
+    live.set(op.results[0], indicator(live.of(value).sum(dims_of(op, value), keepdim=True) + 1))
 
 
 def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
@@ -86,7 +75,7 @@ def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
         value = op.inputs[0]
         left = coupling.depend(value, space(value, op))
         for other in op.inputs[1:]:
-            coupling.fix(other)
+            coupling.pin(other)
         for result in op.results:
             coupling.set(result, left)
 
@@ -95,7 +84,7 @@ def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
         flags = live.of(value).sum(space(value, op), keepdim=True)
         for other in op.inputs[1:]:
             flags = flags * (live.of(other).sum() + 1)
-        _set_all(live, op, [spread(flags) for _ in op.results])
+        _set_all(live, op, [indicator(flags) for _ in op.results])
 
     return couple, flow
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
+from ..analysis.liveness import Liveness, indicator
 from ..recording.ops import Op, Value
 
 # Results of these are not zero where the input is; of the others the second, the indices, are not.
@@ -39,12 +39,12 @@ def _couple_along(coupling: Coupling, op: Op) -> None:
     tensors = [v for v in op.inputs if len(v.shape) == rank]
     for v in op.inputs:
         if len(v.shape) != rank:
-            coupling.fix(v)
+            coupling.pin(v)
     followed = {d for v in tensors for axis in coupling.of(v) for d in varying(axis)} - set(dims)
     placed = []
     for v in tensors:
         coupling.claim(v, followed)
-        coupling.fix(v, [d for d in followed if v.shape[d] != value.shape[d]])
+        coupling.pin(v, [d for d in followed if v.shape[d] != value.shape[d]])
         placed.append((coupling.depend(v, dims), [1 if d in dims else size for d, size in enumerate(v.shape)]))
     left = coupling.matched(placed)
     if len(result.shape) < rank:
@@ -71,7 +71,7 @@ def _flow_along(live: Liveness, op: Op) -> None:
     if len(result.shape) < rank:
         total = total.reshape([size for d, size in enumerate(total.shape) if d not in dims])
     for i, one in enumerate(op.results):
-        live.set(one, spread(total + float(i > 0)))
+        live.set(one, indicator(total + float(i > 0)))
 
 
 def _operands(op: Op) -> Iterator[tuple[Value, bool]]:
@@ -148,7 +148,7 @@ def _couple_index(coupling: Coupling, op: Op) -> None:
         coupling.barrier(op, f"operation '{op.name}' moves entries as the input says")
         return
     for other in op.inputs[1:]:
-        coupling.fix(other)
+        coupling.pin(other)
     ends = [(found.places[d], numbers) for d, numbers in _along_one(left)]
     coupling.set(result, [along(numbers, d, found.rank) for d, numbers in ends])
 
@@ -158,9 +158,9 @@ def _flow_index(live: Liveness, op: Op) -> None:
     flags, found = live.of(value), _taken(op)
     read = sum((live.of(other).sum() for other in op.inputs[1:]), torch.zeros(())) + 1
     if found is None:
-        live.set(result, spread(flags.sum() * read).expand([1] * len(result.shape)).clone())
+        live.set(result, indicator(flags.sum() * read).expand([1] * len(result.shape)).clone())
     else:
-        live.set(result, spread(_placed(flags, found.places, found.rank) * read))
+        live.set(result, indicator(_placed(flags, found.places, found.rank) * read))
 
 
 def _placed(flags: Tensor, places: dict[int, int], rank: int) -> Tensor:
@@ -188,7 +188,7 @@ def _couple_put(coupling: Coupling, op: Op) -> None:
         return
     for other in op.inputs[1:]:
         if other is not values:
-            coupling.fix(other)
+            coupling.pin(other)
     back, rank = _back(op, found), len(value.shape)
     left = coupling.depend(value, found.dims)
     followed = {d for axis in left for d in varying(axis)}
@@ -198,7 +198,7 @@ def _couple_put(coupling: Coupling, op: Op) -> None:
         if len(varying(axis)) == 1 and varying(axis)[0] in back:
             given.append(along(axis.reshape(-1), back[varying(axis)[0]], rank))
         else:
-            coupling.numbers.fix(axis)
+            coupling.numbers.pin(axis)
     shape = [1] * rank
     for place, d in back.items():
         shape[d] = values.shape[place]
@@ -214,7 +214,7 @@ def _flow_put(live: Liveness, op: Op) -> None:
         return
     read = sum((live.of(other).sum() for other in op.inputs[1:] if other is not values), torch.zeros(())) + 1
     put = _placed(live.of(values), _back(op, found), len(value.shape))
-    live.set(op.results[0], spread(live.of(value) + put * read))
+    live.set(op.results[0], indicator(live.of(value) + put * read))
 
 
 def _couple_complex(coupling: Coupling, op: Op) -> None:
@@ -228,7 +228,7 @@ def _couple_complex(coupling: Coupling, op: Op) -> None:
 
 def _flow_complex(live: Liveness, op: Op) -> None:
     flags = live.of(op.args[0])
-    live.set(op.results[0], spread(flags.unsqueeze(-1) if op.name == "view_as_real" else flags.sum(-1)))
+    live.set(op.results[0], indicator(flags.unsqueeze(-1) if op.name == "view_as_real" else flags.sum(-1)))
 
 
 ALONG = {

@@ -15,7 +15,7 @@ import torch
 
 from ...errors import SparsifyError
 from ..analysis.coupling import Couple, Coupling, varying
-from ..analysis.liveness import Flow, Liveness, spread
+from ..analysis.liveness import Flow, Liveness, indicator
 from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import SCALED_BY_SIZE, Op, pointwise
 from .concat_pad import LAYOUT
@@ -28,7 +28,9 @@ from .recurrent import RECURRENT
 from .reduction import REDUCTIONS
 from .sort_gather import ALONG
 
-__all__ = ["RULES", "Rule", "Rules", "checked_rules", "entrywise", "spread"]
+__all__ = ["RULES", "Rule", "Rules", "checked_rules", "entrywise", "indicator", "spread"]
+
+spread = indicator  # its name in the first versions, by which rules of users import it
 
 
 class Rule(NamedTuple):
@@ -37,7 +39,7 @@ class Rule(NamedTuple):
     `couple(coupling, op)` enters which channels go together: it reads `coupling.of(value)` for the Values in
     `op.inputs` and gives each of `op.results` its axes with `coupling.set`. `flow(live, op)` gives each result
     its flags with `live.set`, made of `live.of(value)` by sums and products: positive where an entry may be nonzero,
-    and with a positive gradient for what it reads; `spread` makes ones of them.
+    and with a positive gradient for what it reads; `indicator` makes ones of them.
     """
 
     couple: Couple
@@ -56,7 +58,7 @@ def entrywise(*, keeps_zero: bool) -> Rule:
     def flow(live: Liveness, op: Op) -> None:
         rank = len(op.results[0].shape)
         flags = [expand_rank(live.of(value), rank) for value in op.inputs]
-        live.set(op.results[0], spread(sum(flags, torch.zeros(())) + (0.0 if keeps_zero else 1.0)))
+        live.set(op.results[0], indicator(sum(flags, torch.zeros(())) + (0.0 if keeps_zero else 1.0)))
 
     return Rule(couple, flow)
 
@@ -79,7 +81,7 @@ def _couple_scaled(coupling: Coupling, op: Op) -> None:
         if coupling.heads == "whole":
             coupling.depend(value, [last])
         elif any(last in varying(axis) for axis in coupling.of(value)):
-            coupling.fix(value, [last])
+            coupling.pin(value, [last])
             where = op.module or "the model"
             why = f"{where}: attention divides by the root of the size of its heads, so that it stays"
             coupling.barriers[why] = None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..analysis.bias_sinks import foldable_ops
+from ..analysis.bias_sinks import bias_sinks
 from ..channels import Study
 from ..masks import masked_parameters
 from ..recording.context import all_double
@@ -62,7 +62,7 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
     results: list[tuple[Tensor, ...]] = []
     with all_double():
         recording = record(wide, doubles(example_input), results)
-    folds = {fold.weight.names: fold for fold in foldable_ops(recording).values()}
+    sinks = {sink.weight.names: sink for sink in bias_sinks(recording).values()}
     seen = {
         value: tensor
         for op, tensors in zip(recording.ops, results, strict=False)
@@ -70,9 +70,9 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
     }
     found = {}
     for op, channels in study.constant.items():
-        fold = folds.get(study.foldable[op].weight.names)
-        if fold is not None and fold.value in seen:
-            entering = seen[fold.value].movedim(fold.dim, 0).flatten(1)[:, 0].double()
+        sink = sinks.get(study.bias_sinks[op].weight.names)
+        if sink is not None and sink.value in seen:
+            entering = seen[sink.value].movedim(sink.dim, 0).flatten(1)[:, 0].double()
             found[op] = torch.where(channels, entering, 0.0)
     return found
 
@@ -81,16 +81,16 @@ def absorbed(study: Study, kept: Kept, inputs: Mapping[Op, Tensor]) -> list[Abso
     """Return what the channels that go take with them and the biases of the layers that read them have to make up."""
     found = []
     for op, entering in inputs.items():
-        fold = study.foldable[op]
-        gone = torch.from_numpy(~kept.along(fold.value, fold.dim))
+        sink = study.bias_sinks[op]
+        gone = torch.from_numpy(~kept.along(sink.value, sink.dim))
         channels = torch.from_numpy(np.flatnonzero(gone.numpy() & (entering != 0).numpy()))
         if not len(channels):
             continue
-        weight = fold.weight.constant
+        weight = sink.weight.constant
         assert weight is not None
         kernel = weight.index_select(1, channels.to(weight.device)).double()
         sums = kernel.flatten(2).sum(2) if weight.dim() > 2 else kernel
-        found.append(Absorbed(fold.weight.names[0], fold.bias, sums @ entering[channels].to(weight.device)))
+        found.append(Absorbed(sink.weight.names[0], sink.bias, sums @ entering[channels].to(weight.device)))
     return found
 
 

@@ -175,7 +175,7 @@ class _Attempts:
         self.sources = Sources(model, example_input)
         self.inputs = constant_inputs(model, example_input, found)
         self.classes = {name: type(module) for name, module in model.named_modules()}
-        self.held = np.zeros(found.channels.groups, dtype=bool)
+        self.known_values = np.zeros(found.channels.groups, dtype=bool)
         self.tried: set[str] = set()  # modules of which the operations that are given numbers were held
         self.spared: set[tuple[type, str]] = set()  # attributes that are not the source of a size after all
         self.needed: set[tuple[type, str]] = set()  # those that it did not help to spare
@@ -184,7 +184,7 @@ class _Attempts:
     def until_proved(self, round_to: int | None) -> np.ndarray[Any, Any]:
         """Cut the model and return which groups went."""
         while True:
-            gone = removable(self.found, self.found.channels.dead.numpy() & ~self.held, round_to)
+            gone = removable(self.found, self.found.channels.dead.numpy() & ~self.known_values, round_to)
             problem, where = self._cut(gone)
             if not problem or self._without_an_attribute(gone, where):
                 return gone
@@ -201,21 +201,21 @@ class _Attempts:
             if not more.any():
                 place = where or type(self.model).__name__
                 raise RunError(f"shrink: {place}: {problem}; nothing was changed")
-            self.held |= more
+            self.known_values |= more
             self.reasons.append(f"{where or 'the model'}: {int(more.sum())} dead groups stay: {problem}")
 
     def _held_for_variants(self, gone: np.ndarray[Any, Any]) -> bool:
         """Hold what is dead for the example alone, or goes together with others for another input; whether it helps."""
-        before = self.held.copy()
+        before = self.known_values.copy()
         for variant in self.proof.variants:
             self.hold_what_differs(variant.what, variant.input)
-        return bool((self.held & ~before & gone).any())
+        return bool((self.known_values & ~before & gone).any())
 
     def hold_what_differs(self, what: str, other_input: Any) -> None:
         """Hold the groups that are not the same, or not dead, in a pass of another input."""
         differs = ~same_groups(self.found.channels, self.study_of(other_input).channels)
-        more = differs & ~self.held & self.found.channels.dead.numpy()
-        self.held |= differs
+        more = differs & ~self.known_values & self.found.channels.dead.numpy()
+        self.known_values |= differs
         if more.any():
             self.reasons.append(f"{int(more.sum())} dead groups stay: for {what} other channels go together, or matter")
 
@@ -280,7 +280,7 @@ class _Attempts:
         """
         cls = self.classes.get(module)
         every = len(self.reasons) >= 3
-        met = np.zeros(len(self.held) + 1, dtype=bool)
+        met = np.zeros(len(self.known_values) + 1, dtype=bool)
         for op in self.found.recording.ops:
             inside = op.module == module or (every and self.classes.get(op.module) is cls)
             if inside and (kept is None or changed_numbers(op, kept)):
