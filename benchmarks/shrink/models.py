@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
 from sparsify.surgery.channels import Channels, analyse
-from sparsify.surgery.shrink.other_inputs import apart, outputs
+from sparsify.surgery.shrink.other_inputs import relative_error, outputs
 from sparsify.surgery.shrink.shrink import shrink
 
 from ..coverage.checks import Row, in_one_line
@@ -158,7 +158,7 @@ def judge(small: nn.Module, before: list[Tensor], given: tuple[Tensor, ...], who
         return {"after": left, "problem": "its outputs have other shapes"}
     if left >= SMALLER * whole:
         return {"after": left, "problem": f"{left / whole:.1%} of the parameters are left"}
-    return {"after": left, "changed": apart(after, before)}
+    return {"after": left, "changed": relative_error(after, before)}
 
 
 def proved(network: nn.Module, given: tuple[Tensor, ...], ignored: list[str]) -> Row:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsify import convert, fold, set_masks
 from sparsify.surgery.channels import analyse
-from sparsify.surgery.shrink.other_inputs import apart, outputs
+from sparsify.surgery.shrink.other_inputs import relative_error, outputs
 from sparsify.surgery.shrink.shrink import shrink
 from tests.surgery.shrink.test_shrink import perturbed, same_on, without
 
@@ -121,7 +121,7 @@ def noise_in_dead_channels(model: nn.Module, x: Tensor, noise: float) -> float:
             if labels is not None:
                 dead = (labels >= 0) & found.dead[labels.clamp(min=0)]
                 handles.append(module.register_forward_hook(_noisy(dead, noise)))
-    differing = apart(outputs(model, x), expected)
+    differing = relative_error(outputs(model, x), expected)
     for handle in handles:
         handle.remove()
     return differing
@@ -200,7 +200,7 @@ def test_what_is_said_to_be_dead_is_dead_by_brute_force(seed: int) -> None:
             return torch.cat([result[:, :unit], 50 * torch.randn_like(result[:, :1]), result[:, unit + 1 :]], 1)
 
         handle = model[0].register_forward_hook(hook)
-        unread = apart(outputs(model, x), [model(x)]) == 0
+        unread = relative_error(outputs(model, x), [model(x)]) == 0
         handle.remove()
         with_noise_off = torch.equal(F.relu(model[0](x))[:, unit], torch.zeros(4, 5, 5))
         if labels[unit] >= 0 and found.dead[labels[unit]]:

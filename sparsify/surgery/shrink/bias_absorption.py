@@ -20,7 +20,7 @@ from ..recording.recorder import record
 from .cuts import Cuts, cut, every_tensor
 from .equivalence import doubles
 from .indices import without
-from .size_attributes import Kept
+from .size_attributes import PrunedShapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +77,13 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
     return found
 
 
-def absorbed(study: Study, kept: Kept, inputs: Mapping[Op, Tensor]) -> list[Absorbed]:
+def absorbed(study: Study, new_shapes: PrunedShapes, inputs: Mapping[Op, Tensor]) -> list[Absorbed]:
     """Return what the channels that go take with them and the biases of the layers that read them have to make up."""
     found = []
     for op, entering in inputs.items():
         sink = study.bias_sinks[op]
-        gone = torch.from_numpy(~kept.along(sink.value, sink.dim))
-        channels = torch.from_numpy(np.flatnonzero(gone.numpy() & (entering != 0).numpy()))
+        removed = torch.from_numpy(~new_shapes.kept_along(sink.value, sink.dim))
+        channels = torch.from_numpy(np.flatnonzero(removed.numpy() & (entering != 0).numpy()))
         if not len(channels):
             continue
         weight = sink.weight.constant

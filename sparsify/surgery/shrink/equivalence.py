@@ -17,8 +17,8 @@ from ..channels import Study
 from ..recording.context import all_double
 from ..recording.recorder import record
 from .cuts import every_tensor
-from .other_inputs import Variant, apart, in_train_mode, outputs, training_outputs, variants
-from .size_attributes import Kept
+from .other_inputs import Variant, relative_error, in_train_mode, outputs, training_outputs, variants
+from .size_attributes import PrunedShapes
 
 # The largest difference allowed, as a share of the largest output. In few bits it matters in which order one adds.
 LIMIT_64 = 1e-10
@@ -50,7 +50,7 @@ class Proof:
             self._double_example = doubles(example_input)
             self._double_outputs = self._in_double()
 
-    def check(self, small: nn.Module, cutting: Cutting, found: Study, kept: Kept) -> tuple[str, str]:
+    def check(self, small: nn.Module, cutting: Cutting, found: Study, new_shapes: PrunedShapes) -> tuple[str, str]:
         """Return what is wrong with a model that was cut, and in which module; nothing if it is right."""
         try:
             outcome, first = _timed(small, self._example)
@@ -62,13 +62,13 @@ class Proof:
             return "", ""
         shapes, expected = ([tuple(t.shape) for t in side] for side in (outcome, self._single_outputs))
         if shapes != expected:
-            return f"outputs have the shapes {shapes} instead of {expected}", self._first(cutting, found, kept)
-        single = apart(outcome, self._single_outputs)
+            return f"outputs have the shapes {shapes} instead of {expected}", self._first(cutting, found, new_shapes)
+        single = relative_error(outcome, self._single_outputs)
         double = float("inf")
         if single <= self._limit:
             undo = cutting(self._double)
             try:
-                double = apart(self._in_double(), self._double_outputs)
+                double = relative_error(self._in_double(), self._double_outputs)
             finally:
                 undo()
         if single <= self._limit and double <= LIMIT_64:
@@ -80,7 +80,7 @@ class Proof:
             self.difference = (double, single)
             self.seconds = (self._whole_seconds, _median(first, small, self._example))
             return "", ""
-        return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, kept)
+        return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, new_shapes)
 
     def widest_input(self) -> Any:
         """Return the second batch, if the model takes one, else the example: norms in train mode want several."""
@@ -91,7 +91,7 @@ class Proof:
         with all_double():
             return outputs(self._double, self._double_example)
 
-    def _first(self, cutting: Cutting, found: Study, kept: Kept) -> str:
+    def _first(self, cutting: Cutting, found: Study, new_shapes: PrunedShapes) -> str:
         """Return the module with the first operation whose results are not what is left of the whole model's."""
         assert self._double is not None
         whole: list[tuple[Tensor, ...]] = []
@@ -106,8 +106,8 @@ class Proof:
         for op, before, after in zip(found.recording.ops, whole, small, strict=False):
             for value, a, b in zip(op.results, before, after, strict=False):
                 for d in range(a.dim()):
-                    a = a.index_select(d, torch.from_numpy(np.flatnonzero(kept.along(value, d))))
-                if a.shape != b.shape or (a.is_floating_point() and apart([b], [a]) > LIMIT_64):
+                    a = a.index_select(d, torch.from_numpy(np.flatnonzero(new_shapes.kept_along(value, d))))
+                if a.shape != b.shape or (a.is_floating_point() and relative_error([b], [a]) > LIMIT_64):
                     return op.module
         return ""
 

@@ -35,7 +35,7 @@ class Variant:
         shapes, expected = ([tuple(t.shape) for t in side] for side in (given, self.expected))
         if shapes != expected:
             return f"for {self.what} outputs have the shapes {shapes} instead of {expected}"
-        difference = apart(given, self.expected)
+        difference = relative_error(given, self.expected)
         return f"for {self.what} outputs differ by {difference:.1e} of the largest" if difference > limit else ""
 
 
@@ -116,7 +116,7 @@ def in_train_mode(expected: list[Tensor] | None, small: nn.Module, example_input
         return f"it raises {type(error).__name__}"
     if [t.shape for t in given] != [t.shape for t in expected]:
         return "its outputs have other shapes"
-    difference = apart(given, expected)
+    difference = relative_error(given, expected)
     return "equal" if difference <= limit else f"its outputs differ by {difference:.1e} of the largest"
 
 
@@ -152,15 +152,15 @@ def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
         return tensors_in(model(*own_inputs(example_input)))
 
 
-def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+def relative_error(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """Return max |difference| / max |theirs| of the tensor where that is largest.
 
     Entries that are not numbers in both are equal.
     """
-    return max((_apart(a, b) for a, b in zip(ours, theirs, strict=True) if a.numel()), default=0.0)
+    return max((_relative_error(a, b) for a, b in zip(ours, theirs, strict=True) if a.numel()), default=0.0)
 
 
-def _apart(ours: Tensor, theirs: Tensor) -> float:
+def _relative_error(ours: Tensor, theirs: Tensor) -> float:
     a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (ours, theirs))
     size = b.abs()
     largest = float(torch.where(size < NOT_A_VALUE, size, 0).max())

@@ -23,7 +23,7 @@ from .agreement import same_groups
 from .bias_absorption import absorbed, constant_inputs, cut_and_absorb, fixed_biases
 from .cuts import Cuts, cuts_of
 from .equivalence import Proof
-from .size_attributes import Kept, changed_numbers, layer_attributes, own_attributes
+from .size_attributes import PrunedShapes, changed_numbers, layer_attributes, own_attributes
 from .size_sources import Sources
 
 
@@ -128,17 +128,17 @@ def shrink(
     proof = Proof(small, example_input, examples, wanted=verify)
     attempt = _Attempts(small, example_input, found, proof, lambda other: study_of(record(small, other)))
     for number, other in enumerate(examples):
-        attempt.hold_what_differs(f"example {number + 2}", other)
-    gone = attempt.until_proved(round_to)
+        attempt.pin_what_differs(f"example {number + 2}", other)
+    removed = attempt.until_proved(round_to)
     small.train(model.training)
     return ShrinkReport(
         model=small,
         cuts=cuts_of(small) or Cuts({}),
         groups=found.channels.groups,
-        removed=int(gone.sum()),
-        pruned=int((gone & found.pruned).sum()),
+        removed=int(removed.sum()),
+        pruned=int((removed & found.pruned).sum()),
         parameters=(count, sum(parameter.numel() for parameter in small.parameters())),
-        multiply_adds=(_cost(recording), _cost(record(small, example_input)) if gone.any() else _cost(recording)),
+        multiply_adds=(_cost(recording), _cost(record(small, example_input)) if removed.any() else _cost(recording)),
         difference=attempt.proof.difference,
         seconds=attempt.proof.seconds,
         kept=(*attempt.reasons, *([_NO_MASKS] if dead == "masks" and not masks else [])),
@@ -175,76 +175,76 @@ class _Attempts:
         self.sources = Sources(model, example_input)
         self.inputs = constant_inputs(model, example_input, found)
         self.classes = {name: type(module) for name, module in model.named_modules()}
-        self.known_values = np.zeros(found.channels.groups, dtype=bool)
-        self.tried: set[str] = set()  # modules of which the operations that are given numbers were held
-        self.spared: set[tuple[type, str]] = set()  # attributes that are not the source of a size after all
-        self.needed: set[tuple[type, str]] = set()  # those that it did not help to spare
+        self.pinned = np.zeros(found.channels.groups, dtype=bool)
+        self.widened: set[str] = set()  # modules of which the operations that are given numbers were held
+        self.rejected: set[tuple[type, str]] = set()  # attributes that are not the source of a size after all
+        self.required: set[tuple[type, str]] = set()  # those that it did not help to spare
         self.reasons: list[str] = []
 
     def until_proved(self, round_to: int | None) -> np.ndarray[Any, Any]:
         """Cut the model and return which groups went."""
         while True:
-            gone = removable(self.found, self.found.channels.dead.numpy() & ~self.known_values, round_to)
-            problem, where = self._cut(gone)
-            if not problem or self._without_an_attribute(gone, where):
-                return gone
-            if problem.startswith("for ") and self._held_for_variants(gone):
+            removed = removable(self.found, self.found.channels.dead.numpy() & ~self.pinned, round_to)
+            problem, where = self._cut(removed)
+            if not problem or self._without_an_attribute(removed, where):
+                return removed
+            if problem.startswith("for ") and self._pin_for_variants(removed):
                 continue
-            kept = Kept(self.found, gone)
-            more = (self._met_in(where, kept) & gone) if where not in self.tried else np.zeros_like(gone)
-            self.tried.add(where)
+            new_shapes = PrunedShapes(self.found, removed)
+            more = (self._met_in(where, new_shapes) & removed) if where not in self.widened else np.zeros_like(removed)
+            self.widened.add(where)
             while not more.any():
-                more = self._met_in(where) & gone
+                more = self._met_in(where) & removed
                 if more.any() or not where:
                     break
                 where = where.rpartition(".")[0]  # what the module was given comes from further out
             if not more.any():
                 place = where or type(self.model).__name__
                 raise RunError(f"shrink: {place}: {problem}; nothing was changed")
-            self.known_values |= more
+            self.pinned |= more
             self.reasons.append(f"{where or 'the model'}: {int(more.sum())} dead groups stay: {problem}")
 
-    def _held_for_variants(self, gone: np.ndarray[Any, Any]) -> bool:
+    def _pin_for_variants(self, removed: np.ndarray[Any, Any]) -> bool:
         """Hold what is dead for the example alone, or goes together with others for another input; whether it helps."""
-        before = self.known_values.copy()
+        before = self.pinned.copy()
         for variant in self.proof.variants:
-            self.hold_what_differs(variant.what, variant.input)
-        return bool((self.known_values & ~before & gone).any())
+            self.pin_what_differs(variant.what, variant.input)
+        return bool((self.pinned & ~before & removed).any())
 
-    def hold_what_differs(self, what: str, other_input: Any) -> None:
+    def pin_what_differs(self, what: str, other_input: Any) -> None:
         """Hold the groups that are not the same, or not dead, in a pass of another input."""
         differs = ~same_groups(self.found.channels, self.study_of(other_input).channels)
-        more = differs & ~self.known_values & self.found.channels.dead.numpy()
-        self.known_values |= differs
+        more = differs & ~self.pinned & self.found.channels.dead.numpy()
+        self.pinned |= differs
         if more.any():
             self.reasons.append(f"{int(more.sum())} dead groups stay: for {what} other channels go together, or matter")
 
-    def _cut(self, gone: np.ndarray[Any, Any]) -> tuple[str, str]:
+    def _cut(self, removed: np.ndarray[Any, Any]) -> tuple[str, str]:
         """Cut the model; if it is not right, take that back and return what was wrong and in which module."""
-        kept = Kept(self.found, gone)
-        amounts = absorbed(self.found, kept, self.inputs)
+        new_shapes = PrunedShapes(self.found, removed)
+        amounts = absorbed(self.found, new_shapes, self.inputs)
         added = tuple(one.bias for one in amounts if one.bias not in self.found.recording.state)
-        cuts = Cuts(self._removed(kept), self._attributes(kept), added)
+        cuts = Cuts(self._removed(new_shapes), self._attributes(new_shapes), added)
         cutting = partial(cut_and_absorb, cuts=cuts, amounts=amounts)
         undo = cutting(self.model)
-        problem, where = self.proof.check(self.model, cutting, self.found, kept)
+        problem, where = self.proof.check(self.model, cutting, self.found, new_shapes)
         if problem:
             undo()
         return problem, where
 
-    def _removed(self, kept: Kept) -> dict[str, dict[int, tuple[int, ...]]]:
+    def _removed(self, new_shapes: PrunedShapes) -> dict[str, dict[int, tuple[int, ...]]]:
         removed: dict[str, dict[int, tuple[int, ...]]] = {}
         for name, dims in self.found.channels.labels.items():
             for d in dims:
-                indices = np.flatnonzero(~kept.along(self.found.recording.state[name], d))
+                indices = np.flatnonzero(~new_shapes.kept_along(self.found.recording.state[name], d))
                 if len(indices):
                     removed.setdefault(name, {})[d] = tuple(indices.tolist())
         return removed
 
-    def _attributes(self, kept: Kept) -> dict[str, Any]:
-        layers = layer_attributes(self.model, self.found, kept)
-        sources = own_attributes(self.model, self.found, kept, self.sources)
-        own = {path: new for path, (_, new) in sources.items() if self._names(path) not in self.spared}
+    def _attributes(self, new_shapes: PrunedShapes) -> dict[str, Any]:
+        layers = layer_attributes(self.model, self.found, new_shapes)
+        sources = own_attributes(self.model, self.found, new_shapes, self.sources)
+        own = {path: new for path, (_, new) in sources.items() if self._names(path) not in self.rejected}
         return own | layers
 
     def _names(self, path: str) -> tuple[type, str]:
@@ -255,35 +255,35 @@ class _Attempts:
                 return self.classes[".".join(parts[:i])], ".".join(parts[i:])
         raise AssertionError(path)
 
-    def _without_an_attribute(self, gone: np.ndarray[Any, Any], where: str) -> bool:
+    def _without_an_attribute(self, removed: np.ndarray[Any, Any], where: str) -> bool:
         """Try to spare one attribute of the failing module's class; True if the model was right then."""
         cls = self.classes.get(where)
-        kept = Kept(self.found, gone)
-        sources = own_attributes(self.model, self.found, kept, self.sources)
+        new_shapes = PrunedShapes(self.found, removed)
+        sources = own_attributes(self.model, self.found, new_shapes, self.sources)
         names = dict.fromkeys(self._names(path) for path in sources)
-        for name in [name for name in names if name[0] is cls and name not in self.spared | self.needed]:
-            self.spared.add(name)
-            problem, place = self._cut(gone)
+        for name in [name for name in names if name[0] is cls and name not in self.rejected | self.required]:
+            self.rejected.add(name)
+            problem, place = self._cut(removed)
             if not problem:
                 return True
             if self.classes.get(place) is cls:
-                self.spared.discard(name)
-                self.needed.add(name)
+                self.rejected.discard(name)
+                self.required.add(name)
             else:
-                return self._without_an_attribute(gone, place)
+                return self._without_an_attribute(removed, place)
         return False
 
-    def _met_in(self, module: str, kept: Kept | None = None) -> np.ndarray[Any, Any]:
+    def _met_in(self, module: str, new_shapes: PrunedShapes | None = None) -> np.ndarray[Any, Any]:
         """Return which groups a module's own forward meets; after three tries those of all modules of its class.
 
         With `kept`, only operations count that are given numbers that would have to change: views, splits.
         """
         cls = self.classes.get(module)
         every = len(self.reasons) >= 3
-        met = np.zeros(len(self.known_values) + 1, dtype=bool)
+        met = np.zeros(len(self.pinned) + 1, dtype=bool)
         for op in self.found.recording.ops:
             inside = op.module == module or (every and self.classes.get(op.module) is cls)
-            if inside and (kept is None or changed_numbers(op, kept)):
+            if inside and (new_shapes is None or changed_numbers(op, new_shapes)):
                 for value in (*op.inputs, *op.results):
                     for axis in self.found.coupling.axes.get(value, []):
                         met[self.found.ids[axis.numpy()].reshape(-1)] = True
@@ -292,7 +292,7 @@ class _Attempts:
 
 def removable(found: Study, dead: np.ndarray[Any, Any], round_to: int | None) -> np.ndarray[Any, Any]:
     """Return which dead groups may go (bool per group): something is left of every dimension; counts are rounded up."""
-    gone = dead.copy()
+    removed = dead.copy()
     sides = {
         numbers.numpy().tobytes(): numbers.numpy() for d in found.channels.labels.values() for numbers in d.values()
     }
@@ -300,11 +300,11 @@ def removable(found: Study, dead: np.ndarray[Any, Any], round_to: int | None) ->
     while changed:
         changed = False
         for numbers in sides.values():
-            goes = (numbers >= 0) & gone[numbers]
+            goes = (numbers >= 0) & removed[numbers]
             left = len(numbers) - int(goes.sum())
             wanted = min(len(numbers), max(1, -(-left // round_to) * round_to if round_to else left))
             if left < wanted:
                 back = list(dict.fromkeys(numbers[goes].tolist()))[: wanted - left]
-                gone[back] = False
+                removed[back] = False
                 changed = True
-    return gone
+    return removed

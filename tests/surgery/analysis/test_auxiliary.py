@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparsify.surgery.channels import analyse
 from sparsify.surgery.recording.recorder import record
-from sparsify.surgery.shrink.other_inputs import apart
+from sparsify.surgery.shrink.other_inputs import relative_error
 from sparsify.surgery.shrink.shrink import shrink
 from tests.surgery.halves import zero_half
 
@@ -66,7 +66,7 @@ def test_a_shrunk_model_trains_as_the_whole_one_does() -> None:
             module.p = 0.0
     with torch.no_grad():
         outputs = [network(IMAGE.double()) for network in (small, whole)]
-    assert len(outputs[0]) == 2 and apart(outputs[0], outputs[1]) < 1e-10
+    assert len(outputs[0]) == 2 and relative_error(outputs[0], outputs[1]) < 1e-10
 
 
 def test_the_model_and_the_modes_of_its_modules_are_left_as_they_were() -> None:

@@ -220,9 +220,9 @@ class TwoOutputs(nn.Module):
 
 
 def test_each_output_is_compared_by_its_own_largest_entry() -> None:
-    from sparsify.surgery.shrink.other_inputs import apart
+    from sparsify.surgery.shrink.other_inputs import relative_error
 
     with torch.no_grad():
         ours = TwoOutputs()(X)
     theirs = (ours[0] * 1.5, ours[1])
-    assert apart(ours, theirs) == pytest.approx(1 / 3, rel=1e-3)
+    assert relative_error(ours, theirs) == pytest.approx(1 / 3, rel=1e-3)

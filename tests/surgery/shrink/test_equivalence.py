@@ -7,30 +7,30 @@ from torch import Tensor, nn
 
 from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.equivalence import _failing
-from sparsify.surgery.shrink.other_inputs import apart, outputs
+from sparsify.surgery.shrink.other_inputs import relative_error, outputs
 from sparsify.surgery.shrink.shrink import shrink
 
 
 def test_the_difference_is_the_largest_over_the_largest_of_its_tensor() -> None:
-    assert apart([torch.tensor([1.0, 4.0])], [torch.tensor([2.0, 4.0])]) == 0.25
-    assert apart([torch.tensor([1.0]), torch.tensor([8.0])], [torch.tensor([2.0]), torch.tensor([8.0])]) == 0.5
-    assert apart([torch.tensor([0.5])], [torch.tensor([0.0])]) == 0.5, "of nothing it is the difference itself"
-    assert apart([torch.empty(0)], [torch.empty(0)]) == 0
+    assert relative_error([torch.tensor([1.0, 4.0])], [torch.tensor([2.0, 4.0])]) == 0.25
+    assert relative_error([torch.tensor([1.0]), torch.tensor([8.0])], [torch.tensor([2.0]), torch.tensor([8.0])]) == 0.5
+    assert relative_error([torch.tensor([0.5])], [torch.tensor([0.0])]) == 0.5, "of nothing it is the difference itself"
+    assert relative_error([torch.empty(0)], [torch.empty(0)]) == 0
 
 
 def test_equal_infinities_and_no_numbers_are_no_difference_and_no_measure() -> None:
     inf, nan = math.inf, math.nan
-    assert apart([torch.tensor([nan, inf, 2.0])], [torch.tensor([nan, inf, 2.0])]) == 0
-    assert apart([torch.tensor([nan])], [torch.tensor([1.0])]) > 1e300
-    assert apart([torch.tensor([inf, 2.0])], [torch.tensor([-inf, 2.0])]) > 1e300
-    assert apart([torch.tensor([-inf, 2.5])], [torch.tensor([-inf, 2.0])]) == 0.25
+    assert relative_error([torch.tensor([nan, inf, 2.0])], [torch.tensor([nan, inf, 2.0])]) == 0
+    assert relative_error([torch.tensor([nan])], [torch.tensor([1.0])]) > 1e300
+    assert relative_error([torch.tensor([inf, 2.0])], [torch.tensor([-inf, 2.0])]) > 1e300
+    assert relative_error([torch.tensor([-inf, 2.5])], [torch.tensor([-inf, 2.0])]) == 0.25
     lowest = torch.finfo(torch.float32).min
-    assert apart([torch.tensor([lowest, 2.5])], [torch.tensor([lowest, 2.0])]) == 0.25
+    assert relative_error([torch.tensor([lowest, 2.5])], [torch.tensor([lowest, 2.0])]) == 0.25
 
 
 def test_whole_numbers_and_truths_are_compared() -> None:
-    assert apart([torch.tensor([True, False])], [torch.tensor([True, True])]) == 1
-    assert apart([torch.tensor([3])], [torch.tensor([4])]) == 0.25
+    assert relative_error([torch.tensor([True, False])], [torch.tensor([True, True])]) == 1
+    assert relative_error([torch.tensor([3])], [torch.tensor([4])]) == 0.25
 
 
 class Own(nn.Module):

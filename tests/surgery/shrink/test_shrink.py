@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsify import convert, fold, set_masks
 from sparsify.errors import RunError, SparsifyError
 from sparsify.surgery.channels import analyse
-from sparsify.surgery.shrink.other_inputs import apart, outputs
+from sparsify.surgery.shrink.other_inputs import relative_error, outputs
 from sparsify.surgery.shrink.shrink import ShrinkReport, shrink
 from tests.surgery.rules.test_rules import CASES, Forward, conv, image, linear
 
@@ -49,7 +49,7 @@ def same_on(report: ShrinkReport, model: nn.Module, *inputs: Any) -> bool:
     def doubles(x: Any) -> Any:
         return x.double() if x.is_floating_point() else x
 
-    return all(apart(outputs(small, doubles(x)), outputs(whole, doubles(x))) <= 1e-10 for x in inputs)
+    return all(relative_error(outputs(small, doubles(x)), outputs(whole, doubles(x))) <= 1e-10 for x in inputs)
 
 
 class UNet(nn.Module):
@@ -154,7 +154,7 @@ def test_every_case_of_the_rules_shrinks_or_says_why_not(name: str) -> None:
     model, gone = without(perturbed(model), x)
     before = outputs(model, x)
     report = shrink(model, x, dead="zeros")
-    assert apart(outputs(report.model, x), before) <= 1e-4
+    assert relative_error(outputs(report.model, x), before) <= 1e-4
     assert report.removed <= report.groups
 
 
