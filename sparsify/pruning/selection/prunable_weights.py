@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...errors import SparsifyError
 from ...surgery.ignore_patterns import ignored_names
 from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
-from ...surgery.parametrized import seen_names
+from ...surgery.parametrized import computed_names
 
 _LOG = logging.getLogger("sparsify")
 _MASKABLE = (nn.Linear, nn.modules.conv._ConvNd)
@@ -31,7 +31,7 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
         )
     maskable = maskable_weights(model)
     others = [name for name, _ in model.named_parameters() if name not in maskable]
-    ignored = ignored_names(maskable, ignore, others=others, aliases=seen_names(model))
+    ignored = ignored_names(maskable, ignore, others=others, aliases=computed_names(model))
     left = [name for name in masked if name not in ignored]
     if not left:
         raise SparsifyError(f"Pruner: 'ignore' leaves none of the {len(masked)} masked weights")
@@ -40,7 +40,7 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
 
 def maskable_weights(model: nn.Module) -> list[str]:
     """Return the names of the weights that carry a mask or might, as those of convolutions and linear layers."""
-    seen = seen_names(model)
+    seen = computed_names(model)
     maskable = []
     for path, parameter in model.named_parameters():
         owner, _, name = path.rpartition(".")
