@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
 from sparsify.surgery.channels import Channels, analyse
-from sparsify.surgery.shrink.other_inputs import relative_error, outputs
+from sparsify.surgery.shrink.other_inputs import outputs, relative_error
 from sparsify.surgery.shrink.shrink import shrink
 
 from ..coverage.checks import Row, in_one_line

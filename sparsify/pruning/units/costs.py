@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...surgery.channels import Channels
-from ..preserve_state import unchanged
+from ..preserve_state import preserve_state
 
 _TIMED_RUNS = 3
 
@@ -98,7 +98,7 @@ def forward_milliseconds(model: nn.Module, names: Sequence[str], example_input: 
     clock = _Clock(model, set(names))
     inputs = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
     try:
-        with unchanged(model, [], training=False), torch.no_grad():
+        with preserve_state(model, [], training=False), torch.no_grad():
             model(*inputs)
             runs = [clock.run(inputs) for _ in range(_TIMED_RUNS)]
     finally:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from ..ignore_patterns import ignored_names, is_adapter, keyword_clashes
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
-from ..parametrized import computes_from, computed_names
+from ..parametrized import computed_names, computes_from
 from ..rollback import all_or_nothing
 from ..torch_prune import Pruned, cannot_take_over, take_over
 from .exclusions import leave_out_unmaskable
-from .plan import Key, ConversionPlan, plan_module, leave_out_shared, weight_owners
+from .plan import ConversionPlan, Key, leave_out_shared, plan_module, weight_owners
 from .plan_extra import masked_extra, plan_extra
 from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..masking.masked_classes import masked_class
 from ..masks import original_class
-from .plan import Key, ConversionPlan
+from .plan import ConversionPlan, Key
 
 
 def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:

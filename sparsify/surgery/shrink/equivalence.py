@@ -17,7 +17,7 @@ from ..channels import Study
 from ..recording.context import all_double
 from ..recording.recorder import record
 from .cuts import every_tensor
-from .other_inputs import Variant, relative_error, in_train_mode, outputs, training_outputs, variants
+from .other_inputs import Variant, in_train_mode, outputs, relative_error, training_outputs, variants
 from .size_attributes import PrunedShapes
 
 # The largest difference allowed, as a share of the largest output. In few bits it matters in which order one adds.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.equivalence import _failing
-from sparsify.surgery.shrink.other_inputs import relative_error, outputs
+from sparsify.surgery.shrink.other_inputs import outputs, relative_error
 from sparsify.surgery.shrink.shrink import shrink
 
 

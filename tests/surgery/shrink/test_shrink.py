@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsify import convert, fold, set_masks
 from sparsify.errors import RunError, SparsifyError
 from sparsify.surgery.channels import analyse
-from sparsify.surgery.shrink.other_inputs import relative_error, outputs
+from sparsify.surgery.shrink.other_inputs import outputs, relative_error
 from sparsify.surgery.shrink.shrink import ShrinkReport, shrink
 from tests.surgery.rules.test_rules import CASES, Forward, conv, image, linear
 
