@@ -191,13 +191,13 @@ def _bench(
         return
     from .view.bench_steps import draw, plan_lines, step_table, timed_steps
 
-    way = engine.ways[(tuple(x.shape),)]
-    say(*plan_lines(way))
-    if way.kind == "torch":
+    strategy = engine.strategies[(tuple(x.shape),)]
+    say(*plan_lines(strategy))
+    if strategy.kind == "torch":
         if plot is not None:
-            raise RunError(f"--plot: no steps to draw: the engine leaves the model to PyTorch ({way.why})")
+            raise RunError(f"--plot: no steps to draw: the engine leaves the model to PyTorch ({strategy.why})")
         return
-    images_at_once, steps = timed_steps(engine, x, way)
+    images_at_once, steps = timed_steps(engine, x, strategy)
     title = f"{count(images_at_once, 'image')}, one thread"
     if plan:
         say(f"each step by itself, {title}:")

@@ -11,11 +11,16 @@ import click
 from click.core import ParameterSource
 
 from sparsify.errors import RunError, SparsifyError
+from sparsify.pruning.settings.sections import CRITERION_ROWS
 
 from .paths import saved_model
 from .view.report import conversion_lines, file_line, masks_line, sparsity_lines
 from .view.show import say
 from .view.shrinking import check_options, random_images, shrunk
+
+# Those that need no data.
+_FREE = [name for name, row in CRITERION_ROWS.items() if not row.needs_data]
+_CRITERIA = f"{', '.join(_FREE[:-1])} or {_FREE[-1]}."
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--sparsity", help="Fraction removed, as 0.9 or 1/3.  [default: 0, or what 2:4 comes to]")
 @click.option("--amount", type=int, help="In place of --sparsity: how many are removed in each group of the scope.")
 @click.option("--scope", help="global, layer, filter or erk.  [default: global; layer for unit and 2:4]")
-@click.option("--criterion", default="magnitude", show_default=True, help="magnitude, random or synflow.")
+@click.option("--criterion", default="magnitude", show_default=True, help=_CRITERIA)
 @click.option(
     "--granularity",
     default="weight",
@@ -118,7 +123,7 @@ def _pruning(
         pruning = parse_pruning({**settings, "ignore": list(ignore), "schedule": "one_shot"})
     except SparsifyError as error:
         raise SparsifyError(re.sub(r"^pruning\.(\w+)[.\w]*:", r"--\1:", str(error))) from None
-    if criterion in ("snip", "grasp"):
+    if CRITERION_ROWS[pruning.criterion.name].needs_data:
         raise SparsifyError(f"convert: {criterion} needs data; train with recipes/snip.yaml and this criterion instead")
     return pruning
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsify.errors import SparsifyError
-from sparsify.export.registry import FORMATS, check_format, check_place
+from sparsify.export.registry import FORMATS, check_format, check_place, format_of
 
 from .paths import saved_model
 from .view.report import written_line
@@ -32,10 +32,8 @@ class _WithFormats(click.Command):
     "--format",
     "layout",
     type=click.Choice(list(FORMATS)),
-    default="sparse",
-    show_default=True,
     metavar="NAME",
-    help="One of the formats below.",
+    help="One of the formats below.  [default: by the suffix of --out: .onnx, .pt2; hub for a folder; else sparse]",
 )
 @click.option("--masks-only", is_flag=True, help="The same as --format masks.")
 @click.option(
@@ -48,6 +46,12 @@ class _WithFormats(click.Command):
     "--batch-size",
     type=click.IntRange(min=1),
     help="Fix the size of the batch, which may vary otherwise; engine: tune for it.  [default: 1]",
+)
+@click.option(
+    "--dynamic",
+    metavar="DIMS",
+    help="onnx, pt2: which dimensions of the input may vary, by number and name: 0:batch,2:height,3:width.  "
+    "[default: 0:batch]",
 )
 @click.option(
     "--threads", metavar="N", type=click.IntRange(min=1), help="engine: tune for N threads.  [default: torch's number]"
@@ -63,10 +67,11 @@ class _WithFormats(click.Command):
 def command(
     source: str,
     out: str,
-    layout: str,
+    layout: str | None,
     masks_only: bool,
     dtype: str | None,
     batch_size: int | None,
+    dynamic: str | None,
     threads: int | None,
     shrink: bool,
     round_to: int | None,
@@ -75,12 +80,14 @@ def command(
     """Write the model of a run, or of a file, in a format of your choice."""
     check_options("export", shrink, round_to=round_to, dead=dead)
     if masks_only:
-        if layout not in ("sparse", "masks"):
+        if layout not in (None, "sparse", "masks"):
             raise SparsifyError(f"export: either --masks-only or --format {layout}")
         layout = "masks"
+    layout = format_of(out, layout, where="export")
     options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "threads": threads}
+    options["dynamic_shapes"] = None if dynamic is None else _dimensions(dynamic)
     given = [name for name, value in options.items() if value is not None]
-    row = check_format(layout, given, where="export", spelled=lambda name: f"--{name.replace('_', '-')}")
+    row = check_format(layout, given, where="export", spelled=_spelled)
     path = saved_model(source)
     check_place(row, out)
     from sparsify.export.save import inspect_file, load, write
@@ -93,10 +100,25 @@ def command(
     if "example_input" in row.takes:
         shape = _input_shape(known, f"use sparsify.save(model, path, format='{layout}', example_input=...)")
         options["example_input"] = random_images(1, shape)
-    told = ("spec", "arguments", "recipe", "seeds", "metrics", "extra")
-    about = {name: getattr(known.metadata, name) for name in told}
+    keys = ("spec", "arguments", "recipe", "seeds", "metrics", "extra")
+    about = {name: getattr(known.metadata, name) for name in keys}
     written = write(model, out, layout, about, options)
     say(written_line(out, written.size, known.bytes_original, model), *written.notes)
+
+
+def _spelled(option: str) -> str:
+    return "--dynamic" if option == "dynamic_shapes" else f"--{option.replace('_', '-')}"
+
+
+def _dimensions(text: str) -> dict[int, str]:
+    """Return the name of each dimension in "0:batch,2:height"; one without a name is called by its number."""
+    found = {}
+    for part in text.split(",") if text else ():
+        number, _, name = part.strip().partition(":")
+        if not number.isdecimal() or (name and not name.isidentifier()):
+            raise SparsifyError(f"export: --dynamic: '{part}' is given, a dimension is needed as in 0:batch,2:height")
+        found[int(number)] = name or ("batch" if int(number) == 0 else f"size{number}")
+    return found
 
 
 def _input_shape(known: FileSummary, instead: str) -> tuple[int, ...]:

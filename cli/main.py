@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from sparsify import __version__
-from sparsify.errors import SparsifyError, nearest
+from sparsify.errors import SparsifyError, did_you_mean
 
 INTERRUPTED = 130
 
@@ -50,8 +50,7 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
-            guess = nearest(args[0], _COMMANDS)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(args[0], _COMMANDS)
             raise click.UsageError(f"unknown command '{args[0]}'{hint} (known: {', '.join(_COMMANDS)})")
         return super().resolve_command(ctx, args)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sparsify.errors import SparsifyError, nearest
+from sparsify.errors import SparsifyError, did_you_mean
 
 
 @click.command("models")
@@ -18,7 +18,6 @@ def command(pattern: str | None) -> None:
 
     names = list_models(pattern)
     if not names:
-        guess = nearest(pattern or "", list_models())
-        hint = f"; did you mean '{guess}'?" if guess else ""
+        hint = did_you_mean(pattern or "", list_models())
         raise SparsifyError(f"no model matches '{pattern}'{hint}")
     click.echo("\n".join(names))

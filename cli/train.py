@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from sparsify.datasets import known_names
 
 from sparsify.errors import SparsifyError
 
@@ -31,7 +32,7 @@ _FREE_ON_RESUME = ("data_dir", "device")
 @click.command("train")
 @click.argument("recipe", required=False)
 @click.option("--model", metavar="SPEC", help="timm:NAME, torchvision:NAME or cifar:NAME; see `sparsify models`.")
-@click.option("--data", metavar="NAME", help="digits, cifar10, cifar100, folder:PATH, or a name of timm.data.")
+@click.option("--data", metavar="NAME", help=f"{known_names()}.")
 @click.option("--data-dir", metavar="DIR", help="Folder that holds the data, or into which they are downloaded.")
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")

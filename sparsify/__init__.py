@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calls import Inputs as Inputs
     from .errors import SparsifyError as SparsifyError
     from .export.import_weights import import_weights as import_weights
     from .export.save import load as load
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Inputs": ".calls",
     "Pruner": ".pruning.pruner",
     "Recipe": ".training.recipe.read",
     "SparsifyError": ".errors",

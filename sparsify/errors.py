@@ -35,6 +35,12 @@ def nearest(given: str, allowed: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return "; did you mean 'WORD'?" with the allowed word closest to `given`, "" if nothing is close."""
+    guess = nearest(given, allowed)
+    return f"; did you mean '{guess}'?" if guess else ""
+
+
 def unknown(what: str, given: str, allowed: Iterable[str], *, where: str = "") -> SparsifyError:
     """Return the error for a name that is not among `allowed`.
 
@@ -42,8 +48,7 @@ def unknown(what: str, given: str, allowed: Iterable[str], *, where: str = "") -
     Short lists are shown whole; of long ones only the nearest guess is shown.
     """
     choices = sorted(allowed)
-    guess = nearest(given, choices)
-    hint = f"; did you mean '{guess}'?" if guess else ""
+    hint = did_you_mean(given, choices)
     listing = f" (known: {', '.join(choices)})" if len(choices) <= 12 else ""
     prefix = f"{where}: " if where else ""
     return SparsifyError(f"{prefix}unknown {what} '{given}'{hint}{listing}")

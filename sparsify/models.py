@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Kept here as well as in cifar.py, which imports torch; a test holds them equal.
 CIFAR_NAMES = ("resnet20", "resnet32", "resnet56", "vgg19_bn")
-# A recipe's name for a module that was handed over in Python, followed by its class.
+# A recipe's name for a module or a data set that was handed over in Python, followed by its class.
 FROM_PYTHON = "python:"
 # timm fetches these itself, architecture included: nothing to look up before.
 TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")

@@ -34,6 +34,32 @@ def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
     return _requiring_grad_like(weight, torch.where(mask, weight, 0))
 
 
+def mask_in_its_layout(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return `mask_weight(weight, mask)` with the strides of `weight`, and a gradient with those that arrive."""
+    if _transformed():
+        return torch.where(_laid_out(mask, weight), weight, 0)
+    return _requiring_grad_like(weight, _MaskOperandInItsLayout.apply(weight, mask))
+
+
+def _laid_out(mask: Tensor, values: Tensor) -> Tensor:
+    """Return a mask with the order of dimensions in memory that `values` has."""
+    order = sorted(range(values.dim()), key=values.stride, reverse=True)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return mask.permute(order).contiguous().permute(back)
+
+
+class _MaskOperandInItsLayout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return torch.where(_laid_out(mask, weight), weight, 0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return torch.where(_laid_out(mask, gradient), gradient, 0), None
+
+
 def masked_linear(input: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """Return `F.linear(input, where(mask, weight, 0), bias)`; `mask` is bool, shaped like `weight` [out, in]."""
     if mask is None:
@@ -95,9 +121,7 @@ def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
         type(weight) is nn.Parameter
         and weight.device.type == "cpu"
         and weight.dtype.itemsize in _INTEGER_LIKE
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch._C._are_functorch_transforms_active()
+        and not _transformed()
         and _same_dense_layout(weight, mask)
     )
     if plain:
@@ -111,11 +135,15 @@ def _requiring_grad_like(weight: Tensor, masked: Tensor) -> Tensor:
     torch's linear chooses its kernel by that, under no_grad as well, and by whether the weight is a view, and other
     kernels give other bits.
     """
-    outside = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if not outside and type(masked) is Tensor and weight.requires_grad and not masked.requires_grad:
-        if not torch._C._are_functorch_transforms_active():
-            return masked.detach().requires_grad_()
+    if type(masked) is Tensor and weight.requires_grad and not masked.requires_grad and not _transformed():
+        return masked.detach().requires_grad_()
     return masked
+
+
+def _transformed() -> bool:
+    """Whether a compiler, a trace or a transform of functorch looks at what is computed."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch._C._are_functorch_transforms_active()
 
 
 class _MaskOperand(torch.autograd.Function):
@@ -155,7 +183,7 @@ def _bitwise_masked(values: Tensor, mask: Tensor, *, out: Tensor) -> Tensor:
     count = values.numel()
     source = values.detach().as_strided((count,), (1,)).view(integer)
     target = out.detach().as_strided((count,), (1,)).view(integer)
-    keep = mask.as_strided((count,), (1,)).view(torch.int8)
+    keep = mask.as_strided((count,), (1,))  # its bytes may be any: a bool that is copied is 0 or 1
     widened = torch.empty(min(count, _CHUNK), dtype=integer, device=values.device)
     for start in range(0, count, _CHUNK):
         end = min(count, start + _CHUNK)

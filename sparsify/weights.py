@@ -18,13 +18,10 @@ from torch import Tensor, nn
 
 from .errors import SparsifyError
 from .surgery.masks import all_masked_parameters
+from .surgery.unwrap import COUNTERS, wrapper_prefix
 
 # Where training scripts put the weights within a checkpoint; averaged ones first, as timm does when it loads them.
 _CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
-# DistributedDataParallel and AveragedModel, torch.compile.
-_PREFIXES = ("module.", "_orig_mod.")
-# AveragedModel counts its updates beside the weights.
-_COUNTERS = frozenset({"n_averaged"})
 
 
 @dataclass(frozen=True)
@@ -99,11 +96,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:
         raise SparsifyError(
             f"{path}: holds no state dict (known keys: {', '.join(_CONTAINERS)}); it holds {keys or 'nothing'}"
         )
-    state = {key: value for key, value in found.items() if isinstance(value, Tensor) and key not in _COUNTERS}
+    state = {key: value for key, value in found.items() if isinstance(value, Tensor) and key not in COUNTERS}
     ignored = [key for key in found if key not in state]
-    while prefix := next((one for one in _PREFIXES if state and all(key.startswith(one) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state, source, ignored
+    prefix = wrapper_prefix(state)
+    return {key.removeprefix(prefix): value for key, value in state.items()}, source, ignored
 
 
 def _unwrapped(content: Any) -> tuple[Mapping[str, Any] | None, str]:

@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes depends on the machine: it fails no test.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # Nothing that is tuned in a test is kept for the user's engines, or known from them; a test sets a folder of its own.
 os.environ["SPARSIFY_CACHE"] = os.devnull

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 import warnings
 from textwrap import dedent
 
@@ -43,11 +42,10 @@ def test_names_are_listed_fast_and_without_torch() -> None:
         import sys
         from sparsify.models import list_models
         assert len(list_models("resnet*")) > 20
+        assert len(sys.modules) < 200, "about 80 are needed, torch would be 1,500"
         assert not {"torch", "timm", "torchvision"} & set(sys.modules)
         """)
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert time.perf_counter() - start < 2  # Half a second on an idle machine.
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 import sparsify
 from cli.main import sparsify as command_group
+from sparsify.pruning.schedules import plan
+from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.training.recipe.read import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +72,13 @@ def test_the_criterion_shown_has_at_most_ten_lines_and_decides() -> None:
     kept = torch.cat([scores[name][mask] for name, mask in sparsify.get_masks(scope["model"]).items()])
     removed = torch.cat([scores[name][~mask] for name, mask in sparsify.get_masks(scope["model"]).items()])
     assert kept.min() >= removed.max() and len(removed) == len(kept) == 96
+
+
+def test_the_schedule_shown_reaches_its_target() -> None:
+    scope: dict[str, Any] = {}
+    exec(compile(blocks("python")[4], "README.md", "exec"), scope)
+    updates = plan(parse_pruning(scope["pruning"]), 100)
+    assert (updates[-1].step, updates[-1].sparsity) == (80, Fraction(9, 10))
 
 
 def test_the_recipe_shown_is_read(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def contenders(cell: Cell, deepsparse: str | None) -> Iterator[tuple[dict[str, T
     with torch.no_grad(), ExitStack() as stack:
         expected = model(x)
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        # Of the ways to run it the fastest now, not the one that was once.
+        # Of the strategies to run it the fastest now, not the one that was once.
         stack.enter_context(mock.patch.dict(os.environ, {"SPARSIFY_CACHE": str(folder)}))
         engine = sparsify.compile(model, x, threads=cell.threads)
         same("the engine", engine(x), expected)
@@ -134,8 +134,8 @@ def contenders(cell: Cell, deepsparse: str | None) -> Iterator[tuple[dict[str, T
         if deepsparse is not None:
             worker = stack.enter_context(deepsparse_turn(deepsparse, folder, x, expected, cell.threads))
             turns["deepsparse"] = worker
-        way = next(iter(engine.ways.values()))
-        yield turns, {"way": str(way), "multiply_adds": kept, "all_multiply_adds": whole}
+        strategy = next(iter(engine.strategies.values()))
+        yield turns, {"way": str(strategy), "multiply_adds": kept, "all_multiply_adds": whole}
 
 
 def same(who: str, found: Tensor, expected: Tensor) -> None:

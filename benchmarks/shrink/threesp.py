@@ -157,6 +157,7 @@ def short_runs(spec: str, folder: Path, steps: int, seeds: int) -> str:
     minutes: dict[str, list[float]] = {"dense": [], "shrunk": []}
     for seed in range(1, seeds + 1):
         both, data = pair(spec, folder, seed)
+        assert data.test is not None, "CIFAR-100 has test images"
         for name, model in (("dense", both.dense), ("shrunk", both.small)):
             started = clock()
             train(model, data, steps)

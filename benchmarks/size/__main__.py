@@ -115,7 +115,7 @@ def forced(encoding: str) -> Callable[..., Choice]:
 
     def take(name: str, mask: Array, shape: Shape, width: int, *, raw: bool = False) -> Choice:
         row = ENCODINGS[encoding]
-        stream = row.positions.encode(mask, shape)
+        stream = row.codec.encode(mask, shape)
         if stream is None or raw:
             return choose(name, mask, shape, width, raw=raw)
         return Choice(encoding, shape, None if row.suffix is None else stream)

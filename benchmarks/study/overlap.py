@@ -65,7 +65,7 @@ def write_overlap(study: Study, rows: Sequence[Row], folder: Path, path: Path) -
     found = []
     for run in finished:
         partner = gradual.get((run.model, run.sparsity, run.seed))
-        if run.recipe.prune is None or run.recipe.prune.schedule.name != "cyclic" or run.key in there or not partner:
+        if run.recipe.prune is None or not run.recipe.prune.schedule.cyclical or run.key in there or not partner:
             continue
         about = next(row for row in rows if key_of(row) == run.key)
         found.append({key: about[key] for key in _ABOUT} | _overlap(run, partner, folder))

@@ -61,9 +61,9 @@ def epoch_seconds(run: Run, steps: int) -> float:
     step = (second["seconds"] - first["seconds"]) / (second["step"] - first["step"])
     started = time.perf_counter()
     device, classes = training.accelerator.device, training.data.num_classes
-    evaluate(
-        training.model, training.data.test, device=device, num_classes=classes, autocast=training.accelerator.autocast
-    )
+    test = training.data.test
+    assert test is not None, "the data of a study have test images"
+    evaluate(training.model, test, device=device, num_classes=classes, autocast=training.accelerator.autocast)
     return float(step * training.steps_per_epoch + time.perf_counter() - started)
 
 

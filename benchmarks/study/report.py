@@ -133,7 +133,7 @@ def _phases(study: Study, curves: Sequence[Row]) -> str:
     ]
     first = {(run.model, run.method, run.sparsity): run for run in reversed(study.runs)}
     for (model, method, sparsity), run in reversed(first.items()):
-        if run.recipe.prune is None or run.recipe.prune.schedule.name != "cyclic":
+        if run.recipe.prune is None or not run.recipe.prune.schedule.cyclical:
             continue
         edges = {str(update.step) for update in plan_training(run.recipe).updates if update.event in ("reset", "union")}
         own = [r for r in curves if cell_of(r) == (model, method, str(sparsity)) and r["step"] not in edges]

@@ -79,7 +79,7 @@ def _doing(what: str) -> Iterator[None]:
 
 @contextmanager
 def _nothing_remembered() -> Iterator[None]:
-    """Have every way timed anew, so that there is something to show."""
+    """Have every strategy timed anew, so that there is something to show."""
     before = os.environ.get("SPARSIFY_CACHE")
     with TemporaryDirectory() as folder:
         os.environ["SPARSIFY_CACHE"] = folder

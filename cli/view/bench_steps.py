@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from rich.table import Table
+from sparsify.calls import Inputs
+from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, fx
 
 from sparsify.formats.io.atomic import atomic_write
-from sparsify.runtime.lowering.builder import Step
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.describe import Line, lines
 from sparsify.runtime.program.plan import Plan, alone, arrays_of, contiguous, make_plan, memory
@@ -26,7 +27,7 @@ from .show import percent
 
 if TYPE_CHECKING:
     from sparsify.runtime.engine import Engine
-    from sparsify.runtime.tuning.search import Way
+    from sparsify.runtime.tuning.search import Strategy
 
 ENOUGH = 0.02  # seconds of timing for each step
 _LEAST, _MOST = 3, 50  # passes
@@ -41,17 +42,19 @@ class Timed:
     seconds: float
 
 
-def plan_lines(way: Way) -> list[str]:
-    """Return which way the engine chose for a shape, and how long each one took."""
-    found = [f"engine: {way}{f': {way.why}' if way.why else ''}"]
-    return [*found, *(f"  {figures(1e3 * seconds):>9} ms  {name}" for name, seconds in way.seconds.items())]
+def plan_lines(strategy: Strategy) -> list[str]:
+    """Return which strategy the engine chose for a shape, and how long each one took."""
+    found = [f"engine: {strategy}{f': {strategy.why}' if strategy.why else ''}"]
+    return [*found, *(f"  {figures(1e3 * seconds):>9} ms  {name}" for name, seconds in strategy.seconds.items())]
 
 
-def timed_steps(engine: Engine, x: Tensor, way: Way) -> tuple[int, list[Timed]]:
+def timed_steps(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[int, list[Timed]]:
     """Return how many images one thread works on at once, and the steps of that with the time of one thread."""
-    part = x[: way.images] if way.kind == "chunks" else x
+    part = x[: strategy.images] if strategy.kind == "chunks" else x
     with torch.no_grad():
-        plan = make_plan(engine.model, [part], tuple, lambda node: node.name not in way.dense)
+        plan = make_plan(
+            engine.model, [part], lambda tensors: Inputs(*tensors), lambda node: node.name not in strategy.dense
+        )
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -61,11 +64,11 @@ def timed_steps(engine: Engine, x: Tensor, way: Way) -> tuple[int, list[Timed]]:
     # The plan tells of no operation without a value.
     told = [
         one
-        for one, step in zip(seconds, plan.steps, strict=True)
-        if isinstance(step, Step) or step.node.meta.get("val") is not None
+        for one, step in zip(seconds, plan.instructions, strict=True)
+        if isinstance(step, Instruction) or step.node.meta.get("val") is not None
     ]
     found: list[Timed] = []
-    for line, one in zip(lines(plan, engine.model, way.dense), told, strict=True):
+    for line, one in zip(lines(plan, engine.model, strategy.dense), told, strict=True):
         if found and (found[-1].line.name, found[-1].line.how) == (line.name, line.how):
             found[-1] = Timed(line, found[-1].seconds + one)
         else:
@@ -84,7 +87,7 @@ def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
             values.update((node, torch.empty(node.meta["val"].shape)) for node in part.writes)
             held += [values[node] for node in part.writes]
             addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
-            for index in range(len(part.steps)):
+            for index in range(len(part.instructions)):
                 one = replace(part, table=part.table[index : index + 1])
                 found.append(_least(partial(alone, arrays_of(plan.program, one, buffers, addresses))))
         else:

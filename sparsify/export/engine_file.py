@@ -1,4 +1,4 @@
-"""A sparse file that holds the fastest way of running its model, so that an engine of it needs no tuning."""
+"""A sparse file that holds the fastest strategy for its model, so that an engine of it needs no tuning."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ..formats.request import ExportRequest, ExportResult
 from ..runtime.compile import compile
 from ..runtime.tuning.file_record import entry
 from ..surgery.conversion.fold import fold
-from .program import case_of, example_of, of_size
+from .example import example_of
+from .program import case_of
 
 
 def write_engine(request: ExportRequest) -> ExportResult:
-    """Write what `write_sparse` does, with the way that is the fastest here for inputs like the example.
+    """Write what `write_sparse` does, with the strategy that is the fastest here for inputs like the example.
 
     It is found by timing as `compile` does, or known from before. Raises SparsifyError for a model that does not take
-    the example, and for one with no way to choose: the engine leaves to PyTorch whatever is not float32.
+    the example, and for one with no strategy to choose: the engine leaves to PyTorch whatever is not float32.
     """
     plain = fold(request.model).cpu().eval()
-    example = example_of(request, plain)
-    if request.batch_size is not None:
-        example = of_size(example, request.batch_size)
+    example = example_of(request, plain).inputs
     case_of(plain, example)
     threads = torch.get_num_threads() if request.threads is None else request.threads
     with _of_torch(threads):
         engine = compile(plain, example, threads=threads)
-    if not engine.ways or not all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example):
+    plainly = not example.kwargs and all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example.args)
+    if not engine.strategies or not plainly:
         raise SparsifyError("save: engine takes models whose inputs are float32 tensors; this one's are others")
-    [(shapes, way)] = engine.ways.items()
-    about = replace(request.metadata, format="sparse", engine=entry(shapes, threads, way))
+    [(shapes, strategy)] = engine.strategies.items()
+    about = replace(request.metadata, format="sparse", engine=entry(shapes, threads, strategy))
     size = write_sparse(replace(request, metadata=about)).size
     inputs = ", ".join("x".join(map(str, shape)) for shape in shapes)
     on = f"{threads} thread{'s' if threads > 1 else ''} of this machine"
-    return ExportResult(size, (f"tuned for {inputs} on {on}: {way}",))
+    return ExportResult(size, (f"tuned for {inputs} on {on}: {strategy}",))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..datasets import normalised_by_timm
 from ..errors import SparsifyError
 from ..formats.file.container import read_header
 from ..formats.file.inspection import FileSummary, inspect_file
@@ -26,8 +27,6 @@ CONFIG, CARD = "config.json", "README.md"
 # What timm says of a model itself, and of the images it was trained on.
 _OF_THE_MODEL = ("fixed_input_size", "min_input_size", "pool_size", "first_conv", "classifier")
 _OF_ITS_IMAGES = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
-# These are normalised by sparsify itself, not as timm does.
-_OWN_IMAGES = ("digits", "cifar10", "cifar100")
 _SEAL = "<!-- written by sparsify, {} -->\n"
 
 
@@ -93,7 +92,8 @@ def _config(model: nn.Module, saved: FileSummary) -> dict[str, Any]:
 def _timm_config(model: nn.Module, published: Mapping[str, Any], saved: FileSummary) -> dict[str, Any]:
     """Return the keys by which timm builds the architecture (`timm.create_model("hf-hub:OWNER/NAME")`)."""
     about = saved.metadata
-    keys = _OF_THE_MODEL if trained_on(about) in _OWN_IMAGES else _OF_THE_MODEL + _OF_ITS_IMAGES
+    data = trained_on(about)
+    keys = _OF_THE_MODEL + _OF_ITS_IMAGES if data is None or normalised_by_timm(data) else _OF_THE_MODEL
     weights = {key: published[key] for key in keys if published.get(key) is not None}
     shape = about.extra.get("input_shape") or published.get("input_size")
     pool = getattr(model, "global_pool", None)

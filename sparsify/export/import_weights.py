@@ -1,4 +1,4 @@
-"""The way in: others' sparse files, and our own, to a dense safetensors file. Needs no torch."""
+"""Import: the sparse weights of compressed-tensors, to a dense safetensors file. Needs no torch."""
 
 from __future__ import annotations
 

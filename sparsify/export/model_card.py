@@ -1,4 +1,4 @@
-"""The model card of a folder for the Hugging Face hub: Markdown, YAML at its head, told by the sparse file alone."""
+"""The model card of a folder for the Hugging Face hub: Markdown under a YAML head, made from the sparse file alone."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ That needs `pip install sparsify-torch`. {comes} `fold=True` gives the plain den
 
 
 def card(saved: FileSummary) -> str:
-    """Return the card of the model in a sparse file: how to load it, figures, sparsity layer by layer, recipe."""
+    """Return the card of the model in a sparse file: accuracy, how to load it, figures, sparsity by layer, recipe."""
     about = saved.metadata
     name = about.spec or "A model of a class of one's own"
     arguments = ", ".join(f"{key}={value!r}" for key, value in about.arguments.items())
     sparse = "" if saved.sparsity is None else f", {percent(saved.sparsity)} of its masked weights removed"
-    shape = about.extra.get("input_shape")
+    shape, accuracy, data = about.extra.get("input_shape"), _accuracy(about), trained_on(about)
+    measured = "" if accuracy is None else f"**Test accuracy {percent(accuracy)}**{f' on {data}' if data else ''}"
     sections = [
         _head(about),
         f"# {name}, sparse" if sparse else f"# {name}",
+        *([measured] if measured else []),
         f"{f'`{about.spec}`' if about.spec else 'A model'}{f' with {arguments}' if arguments else ''}{sparse}, "
         f"in one file of sparsify.",
         _LOAD.format(
@@ -52,11 +54,11 @@ def card(saved: FileSummary) -> str:
 
 def trained_on(about: Metadata) -> str | None:
     """Return the name of the data set that a file's recipe names, None if it has none."""
-    name = _said(about, "data", "name")
+    name = _recipe_value(about, "data", "name")
     return name if isinstance(name, str) else None
 
 
-def _said(about: Metadata, section: str, key: str) -> Any:
+def _recipe_value(about: Metadata, section: str, key: str) -> Any:
     """Return what the recipe says under a key of a section, None for nothing: it may be any text that a user gave."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -71,18 +73,39 @@ def _said(about: Metadata, section: str, key: str) -> Any:
 
 def _head(about: Metadata) -> str:
     """Return the YAML at the card's head; a licence only where the weights go back to published ones that have one."""
-    tags = ["sparsify", "sparsity", "pruning", *(["timm"] if (about.spec or "").startswith("timm:") else [])]
-    lines = ["library_name: sparsify", "tags:", *(f"- {tag}" for tag in tags)]
-    if "test_accuracy" in about.metrics:
-        lines.append("pipeline_tag: image-classification")
-    lines += [f"{key}: {json.dumps(value)}" for key, value in _origin(about).items()]
-    return "\n".join(["---", *lines, "---"])
+    from huggingface_hub import EvalResult, ModelCardData
+
+    accuracy, data, origin = _accuracy(about), trained_on(about) or "unknown", _origin(about)
+    result = EvalResult(
+        task_type="image-classification",
+        dataset_type=data,
+        dataset_name=data,
+        metric_type="accuracy",
+        metric_name="test accuracy",
+        metric_value=accuracy,
+    )
+    head = ModelCardData(
+        library_name="sparsify",
+        tags=["sparsify", "sparsity", "pruning", *(["timm"] if (about.spec or "").startswith("timm:") else [])],
+        pipeline_tag=None if accuracy is None else "image-classification",
+        model_name=about.spec or "sparse model",
+        eval_results=None if accuracy is None else [result],
+        license=origin.get("license"),
+        base_model=origin.get("base_model"),
+    )
+    return f"---\n{head.to_yaml()}\n---"
+
+
+def _accuracy(about: Metadata) -> float | None:
+    """Return the test accuracy among a file's metrics, in [0, 1]."""
+    value = about.metrics.get("test_accuracy")
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _origin(about: Metadata) -> dict[str, str]:
-    """Return licence and name of the published weights from which the recipe started, as far as timm tells them."""
+    """Return licence and name of the published weights from which the recipe started, as far as timm knows them."""
     spec = about.spec or ""
-    if not spec.startswith("timm:") or not _said(about, "model", "pretrained"):
+    if not spec.startswith("timm:") or not _recipe_value(about, "model", "pretrained"):
         return {}
     from timm.models import get_pretrained_cfg
 
@@ -95,6 +118,12 @@ def _origin(about: Metadata) -> dict[str, str]:
 
 
 def _figures(saved: FileSummary) -> Iterator[tuple[str, str]]:
+    """Yield the rows of the table of figures, accuracies first."""
+    metrics = {key: _number(value) for key, value in saved.metadata.metrics.items()}
+    yield from ((key, text) for key, text in metrics.items() if "accuracy" in key)
+    data = trained_on(saved.metadata)
+    if data is not None:
+        yield "data", data
     dense = saved.bytes_original
     if saved.sparsity is not None:
         yield "sparsity of the masked weights", percent(saved.sparsity)
@@ -108,22 +137,21 @@ def _figures(saved: FileSummary) -> Iterator[tuple[str, str]]:
         yield "file / dense", percent(saved.bytes_file / dense)
     if saved.metadata.cast:
         yield "values are rounded to", saved.metadata.cast
-    data = trained_on(saved.metadata)
-    if data is not None:
-        yield "data", data
-    for key, value in saved.metadata.metrics.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        yield (
-            key,
-            f"{value:,}" if number and isinstance(value, int) else f"{value:.6g}" if number else json.dumps(value),
-        )
+    yield from ((key, text) for key, text in metrics.items() if "accuracy" not in key)
+
+
+def _number(value: Any) -> str:
+    """Return a metric for a person: numbers to six digits, all else as JSON."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return json.dumps(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
 def _layers(saved: FileSummary) -> list[str]:
     rows = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]
     if not rows:
         return []
-    told = [
+    cells = [
         (f"`{row.name}`", "x".join(map(str, row.shape)) or "-", f"{row.kept:,}", percent(row.sparsity or 0.0))
         for row in rows
     ]
@@ -133,7 +161,7 @@ def _layers(saved: FileSummary) -> list[str]:
         f"{count(len(rows), 'masked tensor')}, from {percent(least.sparsity or 0.0)} (`{least.name}`) "
         f"to {percent(most.sparsity or 0.0)} (`{most.name}`)."
     )
-    table = _table(("layer", "shape", "kept", "sparsity"), told)
+    table = _table(("layer", "shape", "kept", "sparsity"), cells)
     return ["## Sparsity by layer", summary, f"<details><summary>all of them</summary>\n\n{table}\n\n</details>"]
 
 

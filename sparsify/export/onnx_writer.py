@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
+from ..calls import Inputs, tensors_in
 from ..errors import SparsifyError
 from ..formats.io.atomic import atomic_write
 from ..formats.request import ExportRequest, ExportResult, about_text
-from .program import Exported, Inputs, check_outputs, export_folded, quiet, reason_of
+from .program import Exported, check_outputs, export_folded, quiet, reason_of
 
 OPSET = 18
 _LIMIT = 2**31 - 2**20  # of a protocol buffer, with room for the graph
@@ -26,15 +29,15 @@ def write_onnx(request: ExportRequest) -> ExportResult:
     ONNX Runtime is installed, run: RunError unless its outputs are the masked model's. Raises SparsifyError for a model
     that cannot be exported, or that is larger than the 2 GB of an ONNX file.
     """
-    size = sum(tensor.numel() * 4 for tensor in request.model.state_dict().values() if torch.is_tensor(tensor))
-    if size > _LIMIT:
-        has = f"this model has {size / 1e9:.1f} GB"
+    needed = sum(tensor.numel() * 4 for tensor in request.model.state_dict().values() if torch.is_tensor(tensor))
+    if needed > _LIMIT:
+        has = f"this model has {needed / 1e9:.1f} GB"
         raise SparsifyError(f"save: onnx holds at most 2 GB in one file, {has}; pt2 takes it")
     exported = export_folded(request, torch.float32)
     content = _graph(exported, request)
     checked = _checked(content, exported)
     return ExportResult(
-        atomic_write(request.path, content), (f"opset {OPSET}, float32, takes {exported.batch}; {checked}",)
+        atomic_write(request.path, content), (f"opset {OPSET}, float32, {exported.example}; {checked}",)
     )
 
 
@@ -47,11 +50,13 @@ def _graph(exported: Exported, request: ExportRequest) -> bytes:
             model = _translated(exported.program)
         except Exception as error:  # noqa: BLE001 - an operator without a translation, mostly
             raise SparsifyError(f"save: onnx cannot hold this model: {reason_of(error.__cause__ or error)}") from error
-        _name_batch(model)
+        shapes = exported.example.shapes([value.name for value in model.graph.input])
+        _name_sizes(model, shapes)
         for node in _nodes(model):
             del node.metadata_props[:]  # where in the sources it came from
             node.doc_string = ""
-        for key, value in about_text(request.metadata).items():
+        about = {**about_text(request.metadata), "sparsify.inputs": json.dumps(shapes)}
+        for key, value in about.items():
             model.metadata_props.add(key=key, value=value)
         try:
             onnx.checker.check_model(model, full_check=True)
@@ -75,17 +80,21 @@ def _nodes(model: Any) -> list[Any]:
     return [*model.graph.node, *(node for function in model.functions for node in function.node)]
 
 
-def _name_batch(model: Any) -> None:
-    """Call the dimension that varies "batch", for whom the graph is shown."""
+def _name_sizes(model: Any, shapes: Mapping[str, list[int | str]]) -> None:
+    """Call the sizes that are free by their names, for whom the graph is shown."""
     names = {
-        value.type.tensor_type.shape.dim[0].dim_param
+        dimension.dim_param: str(name)
         for value in model.graph.input
-        if len(value.type.tensor_type.shape.dim)
+        for dimension, name in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False)
+        if dimension.dim_param
     }
+    if not names:
+        return
+    pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")\b")
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:
-            if dimension.dim_param and dimension.dim_param in names:
-                dimension.dim_param = "batch"
+            if dimension.dim_param:
+                dimension.dim_param = pattern.sub(lambda found: names[found[0]], dimension.dim_param)
 
 
 def _checked(content: bytes, exported: Exported) -> str:
@@ -101,9 +110,9 @@ def _checked(content: bytes, exported: Exported) -> str:
         raise SparsifyError(f"save: ONNX Runtime does not take the graph of this model: {reason_of(error)}") from error
     names = [value.name for value in session.get_inputs()]
 
-    def run(inputs: Inputs) -> list[Tensor]:
-        values = [leaf.numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    def call(inputs: Inputs) -> list[Tensor]:
+        values = [tensor.numpy() for tensor in tensors_in(inputs)]
         return [torch.as_tensor(value) for value in session.run(None, dict(zip(names, values, strict=True)))]
 
-    checked = check_outputs("onnx", run, exported.cases)
+    checked = check_outputs("onnx", call, exported.cases, exported.hint)
     return f"checked in ONNX Runtime {onnxruntime.__version__}: {checked}"

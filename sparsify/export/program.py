@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from ..calls import Inputs, plain, run, tensors_in
 from ..errors import RunError, SparsifyError
 from ..formats.request import ExportRequest
+from ..relative_error import relative_error
 from ..surgery.conversion.fold import fold
 from ..surgery.copies import deep_copy
+from .example import Example, example_of
 
-Inputs: TypeAlias = tuple[Any, ...]
 # Of the largest output, as everywhere in sparsify; types of fewer bits round each operation more coarsely.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}
 _COARSE = 2e-2
@@ -28,68 +32,123 @@ _COARSE = 2e-2
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs, and the outputs of the masked model in evaluation mode for them, flat."""
+    """Inputs, the outputs of the masked model in evaluation mode for them, and the free sizes ("batch=3")."""
 
     inputs: Inputs
     outputs: tuple[Tensor, ...]
+    sizes: str = ""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A folded model as a program in evaluation mode on the CPU, and the cases that a file of it is checked by."""
+    """A folded model as a program in evaluation mode on the CPU, and the cases that a file of it is checked by.
+
+    `hint` names what in the model is known to compute something else in a program, and the way around it.
+    """
 
     program: ExportedProgram
     cases: tuple[Case, ...]
-    batch: str
+    example: Example
+    hint: str = ""
 
 
 def export_folded(request: ExportRequest, dtype: torch.dtype | None = None) -> Exported:
     """Return the model of `request`, folded, as a program; floating tensors cast to `dtype` if one is given.
 
-    The first dimension of the inputs, the batch, may be of any size, unless `batch_size` fixes it. `request` is not
-    changed. Raises SparsifyError, one line, without an example input, for a model that does not take it and for one
-    that torch.export does not take.
+    The dimensions that `dynamic_shapes` names may be of any size; without it the first of each tensor, the batch,
+    unless `batch_size` fixes it. `request` is not changed. Raises SparsifyError, one line, without an example input,
+    for a model that does not take it, or not with other sizes, and for one that torch.export does not take.
     """
     masked = deep_copy(request.model).cpu().eval()
     if dtype is not None:
         masked = masked.to(dtype)
     example = example_of(request, masked)
-    fixed = request.batch_size
-    # Two, since torch.export takes a batch of one for a constant; and other sizes than that to check by.
-    sizes = (1, 3) if fixed is None else (fixed,)
-    cases = tuple(case_of(masked, of_size(example, size)) for size in sizes)
+    cases = tuple(_cases(masked, example))
     folded = fold(masked)
+    hint = _hint(masked)
     del masked
-    if fixed is not None:
-        return Exported(_program(folded, of_size(example, fixed), False), cases, f"a batch of {fixed}")
-    return Exported(_program(folded, of_size(example, 2), True), cases, "batches of any size")
+    return Exported(_program(folded, example, hint), cases, example, hint)
 
 
-def check_outputs(format: str, run: Callable[[Inputs], Sequence[Tensor]], cases: Sequence[Case]) -> str:
+def _cases(model: nn.Module, example: Example) -> Iterator[Case]:
+    """Yield calls with the outputs of a model for them: for each free dimension with other sizes than are traced."""
+    traced = _traced(example)
+    if not traced:
+        yield case_of(model, example.inputs)
+    for name in traced:
+        found, reason = 0, ""
+        for size in _others(example, name):
+            sizes = {**traced, name: size}
+            try:
+                case = case_of(model, example.resized(sizes), f"{name}={size}")
+            except SparsifyError as error:
+                reason = str(error)
+                continue
+            yield case
+            found += 1
+            if not example.leads(name):
+                break
+        if not found:
+            case_of(model, example.inputs)  # which says so if it is not the size
+            raise SparsifyError(
+                f"{reason} (with another {name} than {example.sizes[name]}): leave it out of dynamic_shapes (--dynamic)"
+            )
+
+
+def _traced(example: Example) -> dict[str, int]:
+    # Two of a batch, since torch.export takes a size of one for a constant.
+    return {name: 2 if example.leads(name) else max(2, size) for name, size in example.sizes.items()}
+
+
+def _others(example: Example, name: str) -> tuple[int, ...]:
+    """Return other sizes to check by: both of a batch, and the first that the model takes of what else there is."""
+    size = _traced(example)[name]
+    longer = size + 32 if size >= 64 else 2 * size
+    return (1, 3) if example.leads(name) else (longer, size + 1, size // 2, size - 1)
+
+
+def case_of(model: nn.Module, inputs: Inputs, sizes: str = "") -> Case:
+    """Return the inputs with a model's outputs for them; SparsifyError if it does not take them."""
+    try:
+        with torch.no_grad():
+            outputs = run(model, fresh(inputs))
+    except Exception as error:
+        raise SparsifyError(f"save: the model does not take the example_input: {reason_of(error)}") from error
+    return Case(inputs, tuple(tensors_in(plain(outputs))), sizes)
+
+
+def check_outputs(
+    format: str, call: Callable[[Inputs], Sequence[Tensor]], cases: Sequence[Case], hint: str = ""
+) -> str:
     """Return how far the outputs are from the masked model's at most, as a fraction of the largest of them, in words.
 
     Raises RunError where it is more than 1e-5 (2e-2 for types of 16 bits), or the outputs are others than the model's.
     """
     worst = 0.0
     for case in cases:
+        where = f" with {case.sizes}" if case.sizes else ""
         try:
-            found = tuple(run(case.inputs))
+            found = tuple(call(case.inputs))
         except Exception as error:  # noqa: BLE001 - whatever the other side raises, the file is of no use
-            batch = len(pytree.tree_leaves(case.inputs)[0])
+            larger = "" if case.sizes in ("", "batch=1", "batch=3") else "; a larger example_input may free this size"
             raise SparsifyError(
-                f"save: {format}: what was made of the model does not run with a batch of {batch}: {reason_of(error)}"
+                f"save: {format}: what was made of the model does not run{where}: {reason_of(error)}{hint or larger}"
             ) from error
         if [output.shape for output in found] != [output.shape for output in case.outputs]:
-            raise RunError(f"save: {format}: its outputs are of other shapes than the model's; nothing was written")
+            raise RunError(
+                f"save: {format}: its outputs{where} are of other shapes than the model's; nothing was written{hint}"
+            )
         for output, wanted in zip(found, case.outputs, strict=True):
-            difference = _difference(output, wanted)
+            difference = relative_error([output], [wanted])
             if not difference <= _TOLERANCE.get(wanted.dtype, _COARSE):
                 raise RunError(
                     f"save: {format}: its outputs differ from the masked model's by {difference:.1e} of the largest; "
-                    "nothing was written"
+                    f"nothing was written{hint}"
                 )
             worst = max(worst, difference)
-    return f"outputs within {worst:.0e} of the masked model's" if worst else "outputs equal to the masked model's"
+    outputs = f"outputs within {worst:.0e} of the masked model's" if worst else "outputs equal to the masked model's"
+    sizes = ", ".join(case.sizes for case in cases if case.sizes)
+    return f"{outputs} (with {sizes})" if sizes else outputs
 
 
 @contextlib.contextmanager
@@ -115,21 +174,62 @@ def reason_of(error: BaseException, most: int = 240) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _program(folded: nn.Module, inputs: Inputs, dynamic: bool) -> ExportedProgram:
-    shapes = pytree.tree_map(_batch_varies, inputs) if dynamic else None
+def fresh(inputs: Inputs) -> Inputs:
+    """Return the same call with copies of its tensors: torch.export would find the marks that it left on them."""
+    copied: Inputs = pytree.tree_map_only(Tensor, torch.clone, inputs)
+    return copied
+
+
+def _program(folded: nn.Module, example: Example, hint: str) -> ExportedProgram:
+    inputs, names = example.resized(_traced(example)), ", ".join(example.sizes)
+    _write_out(folded, example)
     with quiet(), torch.no_grad():
         try:
-            program = torch.export.export(folded, _fresh(inputs), dynamic_shapes=shapes)
+            given = fresh(inputs)
+            shapes = example.dynamic_shapes() if names else None
+            program = torch.export.export(folded, given.args, dict(given.kwargs), dynamic_shapes=shapes)
         except Exception as error:  # noqa: BLE001 - torch.export raises what it or the model likes
             reason = reason_of(error)
             cause = error
         else:
             return _without_traces(program)
-        if dynamic:
+        way = _way_around(reason)
+        if names:
             with contextlib.suppress(Exception):
-                torch.export.export(folded, _fresh(inputs))
-                reason = f"with a batch that varies ({reason}); a batch_size would fix it (--batch-size)"
-    raise SparsifyError(f"save: torch.export does not take this model: {reason}") from cause
+                given = fresh(inputs)
+                torch.export.export(folded, given.args, dict(given.kwargs))
+                fixes = "a batch_size fixes it (--batch-size)" if names == "batch" else "dynamic_shapes={} fixes all"
+                reason, way = f"with {names} free ({reason})", f"; {fixes}"
+    raise SparsifyError(f"save: torch.export does not take this model: {reason}{hint or way}") from cause
+
+
+def _write_out(folded: nn.Module, example: Example) -> None:
+    """Give a model a forward with one parameter for each argument, and of plain outputs."""
+    forward = folded.forward
+
+    @functools.wraps(forward)
+    def written_out(*args: Any, **kwargs: Any) -> Any:
+        return plain(forward(*args, **kwargs))
+
+    written_out.__signature__ = inspect.Signature(list(example.parameters))  # type: ignore[attr-defined]
+    folded.forward = written_out
+
+
+def _way_around(reason: str) -> str:
+    if any(word in reason for word in ("data-dependent", "guard on", "unbacked", ".item()", "nonzero")):
+        return "; it looks at values of tensors: torch.where takes the place of such a branch"
+    return "; format 'sparse' or 'dense' holds its weights for the model's own code"
+
+
+def _hint(model: nn.Module) -> str:
+    """Return what is known to go wrong with a model in a program, and the way around it, "" for nothing."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+            return (
+                f"; {name or 'the encoder'} takes padded batches by torch's fast path of nested tensors, which no "
+                "program holds: build it with enable_nested_tensor=False, or set its use_nested_tensor to False"
+            )
+    return ""
 
 
 def _without_traces(program: ExportedProgram) -> ExportedProgram:
@@ -138,72 +238,3 @@ def _without_traces(program: ExportedProgram) -> ExportedProgram:
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)
     return program
-
-
-def _batch_varies(value: Any) -> Any:
-    return {0: Dim.DYNAMIC} if isinstance(value, Tensor) and value.dim() else None
-
-
-def _fresh(inputs: Inputs) -> Inputs:
-    # torch.export marks the tensors that it was given, and would find the marks again.
-    copied: Inputs = pytree.tree_map_only(Tensor, torch.clone, inputs)
-    return copied
-
-
-def example_of(request: ExportRequest, model: nn.Module) -> Inputs:
-    """Return the example as positional arguments on the CPU, in the model's type; SparsifyError without a batch."""
-    given = request.example_input
-    if given is None:
-        raise SparsifyError(f"save: {request.metadata.format} needs an example_input to run the model on")
-    inputs = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-    floating = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
-
-    def fitting(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().cpu()
-        return tensor.to(floating[0]) if floating and tensor.is_floating_point() else tensor
-
-    fitted: Inputs = pytree.tree_map_only(Tensor, fitting, inputs)
-    tensors = [leaf for leaf in pytree.tree_leaves(fitted) if isinstance(leaf, Tensor) and leaf.dim()]
-    if not tensors or not all(len(tensor) == len(tensors[0]) > 0 for tensor in tensors):
-        raise SparsifyError("save: the example_input must be tensors of one batch size, their first dimension")
-    return fitted
-
-
-def of_size(inputs: Inputs, size: int) -> Inputs:
-    """Return a batch of `size` made of the example's rows, floating ones a little different each time."""
-
-    def rows(tensor: Tensor) -> Tensor:
-        if not tensor.dim():
-            return tensor
-        taken = tensor[torch.arange(size) % len(tensor)]
-        if taken.is_floating_point():
-            factors = 1 - torch.arange(size, dtype=taken.dtype) / (4 * size)
-            taken = taken * factors.reshape(-1, *[1] * (taken.dim() - 1))
-        return taken
-
-    batch: Inputs = pytree.tree_map_only(Tensor, rows, inputs)
-    return batch
-
-
-def case_of(model: nn.Module, inputs: Inputs) -> Case:
-    """Return the inputs with a model's outputs for them; SparsifyError if it does not take them."""
-    try:
-        with torch.no_grad():
-            outputs = model(*_fresh(inputs))
-    except Exception as error:
-        raise SparsifyError(f"save: the model does not take the example_input: {reason_of(error)}") from error
-    return Case(inputs, tuple(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)))
-
-
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    if not wanted.numel() or torch.equal(found, wanted):
-        return 0.0
-    if not wanted.is_floating_point():
-        return float("inf")
-    found, wanted = found.double(), wanted.double()
-    same = (found == wanted) | (found.isnan() & wanted.isnan())
-    if same.all():
-        return 0.0
-    largest = wanted[wanted.isfinite()].abs().max().item() if wanted.isfinite().any() else 0.0
-    difference = (found - wanted)[~same].abs().max().item()
-    return difference / largest if largest else float("inf")

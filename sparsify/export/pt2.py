@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from ..calls import Inputs, run, tensors_in
 from ..errors import SparsifyError
 from ..formats.io.atomic import atomic_write
 from ..formats.request import ExportRequest, ExportResult, about_text
-from .program import Inputs, check_outputs, export_folded, quiet, reason_of
+from .program import check_outputs, export_folded, quiet, reason_of
 
 
 def write_pt2(request: ExportRequest) -> ExportResult:
     """Write what `torch.export.load(path).module()` runs: the folded model in evaluation mode, its types kept.
 
-    The metadata are extra files of the archive, `sparsify.spec` and so on. What was written is loaded again and run
-    before it gets its name: RunError unless its outputs are the masked model's.
+    The metadata are extra files of the archive: `sparsify.spec` and so on, and as JSON `sparsify.inputs`, the shapes
+    that it takes, with names for free sizes. What was written is loaded again and run before it gets its name: RunError
+    unless its outputs are the masked model's.
     """
     exported = export_folded(request)
     program = exported.program
@@ -27,16 +29,17 @@ def write_pt2(request: ExportRequest) -> ExportResult:
     buffer = io.BytesIO()
     with quiet():
         try:
-            torch.export.save(program, buffer, extra_files=about_text(request.metadata))
+            about = {**about_text(request.metadata), "sparsify.inputs": json.dumps(exported.example.shapes())}
+            torch.export.save(program, buffer, extra_files=about)
         except Exception as error:  # noqa: BLE001 - what the program holds may be beyond what a file can
             raise SparsifyError(f"save: pt2 cannot hold this model: {reason_of(error)}") from error
         buffer.seek(0)
         module = torch.export.load(buffer).module()
 
-    def run(inputs: Inputs) -> list[Tensor]:
+    def call(inputs: Inputs) -> list[Tensor]:
         with torch.no_grad(), quiet():
-            return [leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
+            return tensors_in(run(module, inputs))
 
-    checked = check_outputs("pt2", run, exported.cases)
+    checked = check_outputs("pt2", call, exported.cases, exported.hint)
     size = atomic_write(request.path, buffer.getbuffer())
-    return ExportResult(size, (f"takes {exported.batch}; checked: {checked}",))
+    return ExportResult(size, (f"{exported.example}; checked: {checked}",))

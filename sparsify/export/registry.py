@@ -20,13 +20,14 @@ _SPARSIFY = __name__.partition(".")[0]
 class Format(NamedTuple):
     """One format: its writer, one sentence of help, and which options of `ExportRequest` it takes.
 
-    `writer` names a function, "export.pt2:write_pt2", which writes whole or not at all, and raises SparsifyError for a
-    model that the format cannot hold. `needs` are the modules it imports beside what sparsify depends on, `install`
-    what to install for them; `folder` tells that the path is a folder's, and `ours` names the function that tells which
-    older one may be replaced, beside an empty one. `trainable` tells whether what is written may be trained on.
+    `writer` is a function, or names one of ours, "export.pt2:write_pt2". It writes whole or not at all, and raises
+    SparsifyError for a model that the format cannot hold. `needs` are the modules it imports beside what sparsify
+    depends on, `install` what to install for them; `folder` tells that the path is a folder's, and `ours` names the
+    function that tells which older one may be replaced, beside an empty one. `trainable` tells whether what is written
+    may be trained on. `suffix` is what names of its files end in, "" for folders.
     """
 
-    writer: str
+    writer: str | Callable[[ExportRequest], ExportResult]
     help: str
     takes: frozenset[str] = frozenset()
     folder: bool = False
@@ -34,10 +35,11 @@ class Format(NamedTuple):
     install: str = ""
     ours: str = ""
     trainable: bool = True
+    suffix: str = ".safetensors"
 
     def write(self, request: ExportRequest) -> ExportResult:
         """Write a model, and return what was written."""
-        written: ExportResult = _named(self.writer)(request)
+        written: ExportResult = (_named(self.writer) if isinstance(self.writer, str) else self.writer)(request)
         return written
 
     def may_replace(self, folder: Path) -> bool:
@@ -72,6 +74,26 @@ def check_place(row: Format, path: str | os.PathLike[str]) -> None:
         check_writable(path)
 
 
+def format_of(path: str | os.PathLike[str], given: str | None, *, where: str) -> str:
+    """Return the format for a path: `given`, or else the first whose suffix the path has; hub for a folder.
+
+    Without either it is sparse. Raises SparsifyError, one line, if the path's suffix is that of other formats than
+    `given`.
+    """
+    suffix = Path(path).suffix.lower()
+    fitting = [name for name, row in FORMATS.items() if row.suffix == suffix] if suffix else []
+    if given is None:
+        folder = str(path).endswith(("/", os.sep)) or Path(path).is_dir()
+        return fitting[0] if fitting else "hub" if folder else "sparse"
+    if given in FORMATS and fitting and given not in fitting:
+        kind = f"a {FORMATS[given].suffix} file" if FORMATS[given].suffix else "a folder"
+        raise SparsifyError(
+            f"{where}: --out {path} names a {suffix} file, and {given} is written to {kind} "
+            f"(formats of {suffix}: {', '.join(fitting)})"
+        )
+    return given
+
+
 def _named(name: str) -> Callable[..., Any]:
     """Return the function that a row names: "export.pt2:write_pt2"."""
     module, _, function = name.partition(":")
@@ -81,6 +103,7 @@ def _named(name: str) -> Callable[..., Any]:
 
 _OWN = frozenset({"dtype", "cuts"})
 _RUN = frozenset({"example_input", "batch_size"})
+_PROGRAM = _RUN | {"dynamic_shapes"}
 
 FORMATS: dict[str, Format] = {
     "sparse": Format("formats.model.write:write_sparse", "Masks and kept values in a small safetensors file.", _OWN),
@@ -105,25 +128,29 @@ FORMATS: dict[str, Format] = {
         _OWN,
         folder=True,
         ours="export.hub:is_as_written",
+        suffix="",
     ),
     "onnx": Format(
         "export.onnx_writer:write_onnx",
         "An ONNX graph, checked in ONNX Runtime.",
-        _RUN,
+        _PROGRAM,
         needs=("onnx", "onnxscript"),
         install="onnx onnxscript onnxruntime",
         trainable=False,
+        suffix=".onnx",
     ),
     "pt2": Format(
         "export.pt2:write_pt2",
         "A torch.export program, which PyTorch runs without the model's code.",
-        _RUN,
+        _PROGRAM,
         trainable=False,
+        suffix=".pt2",
     ),
     "compressed-tensors": Format(
         "export.compressed_tensors:write_compressed_tensors",
         "Bitmasks and kept values in a folder that this library, up to 0.14, reads.",
         frozenset({"dtype"}),
         folder=True,
+        suffix="",
     ),
 }

@@ -1,4 +1,4 @@
-"""Saving a model in any of the formats of registry.py. formats/model/load.py is the way back."""
+"""save(): a model written in any of the formats of registry.py. formats/model/load.py reads them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def save(
     example_input: Any = None,
     batch_size: int | None = None,
     threads: int | None = None,
+    dynamic_shapes: Any = None,
 ) -> int:
     """Write `model` to `path` and return the bytes written; an old file is replaced only by a whole new one.
 
@@ -52,8 +53,11 @@ def save(
     A model that was cut remembers that; `cuts` tells it of one that does not: what is missing of a fresh model of the
     class, so that `load` can cut one alike.
     `dtype` ("float16", "bfloat16", "float32", or torch's own) casts floating values, which rounds them.
-    `example_input`, a tensor or a tuple of positional arguments, is what formats that hold the model's computation run
-    it on; its first dimension, the batch, may be of any size in the file unless `batch_size` fixes it.
+    `example_input`, a tensor, a tuple of positional arguments, a dict of keyword arguments or
+    `sparsify.Inputs(*args, **kwargs)`, is what formats that hold the model's computation run it on. Which of its
+    dimensions may be of any size in the file `dynamic_shapes` says by the arguments' names, {"x": {0: "batch", 2:
+    "height"}}: dimensions of one name are of one size, {} fixes all. Without it that is the first one of each tensor,
+    the batch, unless `batch_size` fixes it.
     `format="engine"` is the sparse file with the way of running it that is the fastest on this machine, for inputs like
     the example (a batch of `batch_size`) on `threads` threads, torch's own number unless given: `compile(path)` need
     not time it.
@@ -63,7 +67,7 @@ def save(
     warn_of_schedule(model, stacklevel=2)
     about = {"spec": spec, "arguments": arguments, "recipe": recipe, "seeds": seeds, "metrics": metrics, "extra": extra}
     options: dict[str, Any] = {"dtype": dtype, "cuts": cuts, "example_input": example_input}
-    options |= {"batch_size": batch_size, "threads": threads}
+    options |= {"batch_size": batch_size, "threads": threads, "dynamic_shapes": dynamic_shapes}
     return write(model, path, format, about, options).size
 
 
@@ -83,10 +87,10 @@ def write(
         given["dtype"] = str(given["dtype"]).removeprefix("torch.")
         if given["dtype"] not in CASTS:
             raise unknown("dtype", given["dtype"], CASTS, where="save")
-    told = {key: value for key, value in about.items() if value is not None}
-    if hasattr(told.get("recipe"), "to_yaml"):
-        told["recipe"] = told["recipe"].to_yaml()
-    told["arguments"] = {k: v for k, v in told.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
-    metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **told)
+    known = {key: value for key, value in about.items() if value is not None}
+    if hasattr(known.get("recipe"), "to_yaml"):
+        known["recipe"] = known["recipe"].to_yaml()
+    known["arguments"] = {k: v for k, v in known.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
+    metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **known)
     check_place(row, path)
     return row.write(ExportRequest(unwrap(model), path, metadata, **given))

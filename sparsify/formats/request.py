@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class ExportRequest:
     """A model to be written: unwrapped, with its metadata and the options its format takes (None: not given).
 
-    `dtype` names the type that floating values are cast to; `example_input`, a tensor or a tuple of positional
-    arguments, is what an exporter runs the model on; `batch_size` fixes the batch that otherwise may vary. `threads`
-    are those that the engine is tuned for.
+    `dtype` names the type that floating values are cast to; `example_input` (a tensor, a tuple, a dict or
+    `sparsify.Inputs`) is what an exporter runs the model on; `dynamic_shapes` names the dimensions that may vary, the
+    batch unless given, which `batch_size` fixes. `threads` are those that the engine is tuned for.
     """
 
     model: nn.Module
@@ -29,6 +29,7 @@ class ExportRequest:
     dtype: str | None = None
     example_input: Any = None
     batch_size: int | None = None
+    dynamic_shapes: Any = None
     cuts: Cuts | None = None
     threads: int | None = None
 

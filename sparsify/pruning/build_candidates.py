@@ -28,6 +28,7 @@ def build_candidates(
     example_input: Any,
     channels: Channels | None,
     rules: Mapping[str, Rule] | None = None,
+    examples: Sequence[Any] = (),
 ) -> Candidates:
     """Return the choices of a pruning of `model`: entries, rows of weights, or groups of channels.
 
@@ -35,7 +36,7 @@ def build_candidates(
     them then carries a mask. Raises SparsifyError if nothing can be pruned, for settings that need groups, or if more
     shall go from a group of the scope than it has.
     """
-    candidates = _build(model, pruning, example_input, channels, rules)
+    candidates = _build(model, pruning, example_input, channels, rules, examples)
     parameters = masked_parameters(model)
     masks = {name: parameters[name].mask for name in candidates.names}
     check_amount(candidates, masks, pruning.amount, SCOPES[pruning.scope])
@@ -48,12 +49,14 @@ def _build(
     example_input: Any,
     channels: Channels | None,
     rules: Mapping[str, Rule] | None,
+    examples: Sequence[Any],
 ) -> Candidates:
     names = pruned_weights(model, pruning.ignore)
     scope, settings = SCOPES[pruning.scope], pruning.granularity
     if settings.name == "unit" and (channels is not None or example_input is not None):
         if channels is None:
-            channels = analyse(fold(model), example_input, heads=settings.heads or "whole", rules=rules)
+            heads = settings.heads or "whole"
+            channels = analyse(fold(model), example_input, heads=heads, rules=rules, examples=examples)
         per = _per(model, pruning, example_input, channels)
         of = None if pruning.of in (None, "units") else _budget(model, str(pruning.of), channels)
         return GroupCandidates(learn_groups(model, channels, names), scope, settings.aggregate or "mean", per, of)

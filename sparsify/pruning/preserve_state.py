@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
 
+from ..preserve import keep_modes, keep_random_states
 from ..surgery.masks import all_masked_parameters
 
 
@@ -19,7 +18,6 @@ def preserve_state(
 ) -> Iterator[None]:
     """Put the model in train mode (or not, None: as it is) with gradients for `parameters`; at the end put all back."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    flags = {module: module.training for module in model.modules()}
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     masks = {id(weight.mask) for weight in all_masked_parameters(model)}
     values = [
@@ -28,7 +26,7 @@ def preserve_state(
         for buffer in owned.values()
         if buffer is not None and id(buffer) not in masks
     ]
-    with random_states(next(model.parameters()).device), torch.enable_grad():
+    with keep_random_states(next(model.parameters()).device), keep_modes(model), torch.enable_grad():
         try:
             if training is not None:
                 model.train(training)
@@ -44,8 +42,6 @@ def preserve_state(
             with torch.no_grad():
                 for buffer, value in values:
                     buffer.copy_(value)
-            for module, was in flags.items():
-                module.training = was
 
 
 @contextmanager
@@ -63,16 +59,3 @@ def preserve_state_and_gradients(model: nn.Module, parameters: Iterable[nn.Param
             parameter.grad = gradient
         for parameter, flag in required:
             parameter.requires_grad_(flag)
-
-
-@contextmanager
-def random_states(device: torch.device) -> Iterator[None]:
-    """Restore the random states of torch, Python and NumPy: batches may be drawn and augmented with any of them."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [] if device.type in ("cpu", "meta") else [device]
-    try:
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,16 +49,19 @@ class Pruner:
         example_input: Any = None,
         channels: Channels | None = None,
         rules: Mapping[str, Rule] | None = None,
+        examples: Sequence[Any] = (),
     ) -> None:
         """Plan the pruning of `model`, which `convert` has put masks on; nothing is changed yet.
 
         `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count
         optimiser steps. Random numbers come from `generator`, of which one number is drawn; without it, from seed 0.
-        `example_input`, a tensor or a tuple of positional arguments, shows how the channels of the layers are tied:
+        `example_input`, a tensor, a tuple of positional arguments, a dict of keyword arguments or
+        `sparsify.Inputs(*args, **kwargs)`, shows how the channels of the layers are tied:
         with it, granularity unit prunes groups of them in all tensors that produce them, biases and norms too, on which
         it puts masks; without it a unit is a row of one weight. `channels` is what `surgery.channels.analyse` found,
-        if that is known; else `rules` are those that it shall know besides its own. Criteria that need no data but an
-        input take the example's shape, or the first batch's.
+        if that is known; else `rules` are those that it shall know besides its own, and `examples` further inputs, of
+        other sizes say: units that are not the same for all stay, and the report's notes say so. Criteria that need no
+        data but an input take the example's shape, or the first batch's.
         Raises SparsifyError for wrong settings, times that do not fit, or a model without masks.
         """
         self.model = model
@@ -66,7 +69,7 @@ class Pruner:
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
-        self.candidates = build_candidates(model, self.pruning, example_input, channels, rules)
+        self.candidates = build_candidates(model, self.pruning, example_input, channels, rules, examples)
         self.names = self.candidates.names
         self._measured = self.pruning.criterion.per == "milliseconds"  # so that no two pruners have the same prices
         self.position = 0
@@ -225,7 +228,7 @@ class Pruner:
                 copy_to_aliases(self.model)
                 self._done += 1
                 self._note_progress()
-                if self.on_cycle_end is not None and self.pruning.schedule.name == "cyclic" and update.progress == 1:
+                if self.on_cycle_end is not None and self.pruning.schedule.cyclical and update.progress == 1:
                     self.on_cycle_end(update.cycle)
         self._removed_values.snapshot(weights.values())
         if self.finished:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,9 +10,13 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from ..errors import SparsifyError
+from .settings.curves import SCHEDULES as SCHEDULES
+from .settings.curves import curve as curve
 from .settings.exact import exact
 from .settings.prune import DEFAULT_END, DEFAULT_EVERY, Pruning
 from .settings.times import parse_time, steps_in
+
+_CLOSE = Fraction(1, 10**9)
 
 Event = Literal["update", "save", "reset", "union"]
 
@@ -47,61 +50,16 @@ class Cycle(NamedTuple):
         return Fraction(step - self.begin, self.length) if self.length else Fraction(1)
 
 
-def one_shot(progress: Fraction, pruning: Pruning) -> Fraction:
-    """Return the target: everything is removed at once, at `begin`."""
-    return pruning.target
-
-
-def constant(progress: Fraction, pruning: Pruning) -> Fraction:
-    """Return the target at any time; which weights are removed still changes from update to update."""
-    return pruning.target
-
-
-def linear(progress: Fraction, pruning: Pruning) -> Fraction:
-    """Return s_i + (s_f - s_i) * t."""
-    initial, final = exact(pruning.schedule.initial_sparsity or 0), pruning.target
-    return initial + (final - initial) * progress
-
-
-def cubic(progress: Fraction, pruning: Pruning) -> Fraction:
-    """Return s_f + (s_i - s_f) * (1 - t)^3. Zhu and Gupta 2017, equation 1."""
-    initial, final = exact(pruning.schedule.initial_sparsity or 0), pruning.target
-    return final + (initial - final) * (1 - progress) ** 3
-
-
-def cyclic(progress: Fraction, pruning: Pruning) -> Fraction:
-    """Return s * sin(pi/2 * (u mod 1)), for ramp "full" s * |sin(pi/2 * u)|; here `progress` is u, the cycles elapsed.
-
-    At a whole u > 0 the value is the left limit, that of the end of a cycle.
-    """
-    number = max(1, math.ceil(progress))
-    part = progress - (number - 1)
-    falling = pruning.schedule.ramp == "full" and number % 2 == 0
-    sine = math.sin(math.pi / 2 * float(1 - part if falling else part))
-    # Twelve decimals: sin(pi/6) is then one half, and counts do not hang on the last bit of a C library's sine.
-    return pruning.target * Fraction(f"{sine:.12f}")
-
-
-# name -> function of the progress from `begin` to `end`, in [0, 1] (cyclic: of the cycles elapsed), to the sparsity.
-SCHEDULES: dict[str, Callable[[Fraction, Pruning], Fraction]] = {
-    "one_shot": one_shot,
-    "linear": linear,
-    "cubic": cubic,
-    "constant": constant,
-    "cyclic": cyclic,
-}
-
-
 def window(pruning: Pruning, total_steps: int, steps_per_epoch: int | None = None) -> tuple[int, int]:
     """Return `begin` and `end` in optimiser steps. Raises SparsifyError if reversed or outside training."""
     begin = steps_in(pruning.begin, total_steps, steps_per_epoch, where="prune.begin")
-    if pruning.schedule.name == "one_shot":
+    if pruning.schedule.at_once:
         end, written = begin, pruning.begin
     else:
         written = DEFAULT_END if pruning.end is None else pruning.end
         end = steps_in(written, total_steps, steps_per_epoch, where="prune.end")
     if end > total_steps:
-        name = "begin" if pruning.schedule.name == "one_shot" else "end"
+        name = "begin" if pruning.schedule.at_once else "end"
         raise SparsifyError(f"prune.{name}: {written!r} is step {end}, but training has {total_steps} steps")
     if begin > end:
         raise SparsifyError(f"prune.begin: {pruning.begin!r} is step {begin}, after the end of pruning at step {end}")
@@ -116,7 +74,7 @@ def cycles(pruning: Pruning, total_steps: int, steps_per_epoch: int | None = Non
     """
     begin, end = window(pruning, total_steps, steps_per_epoch)
     number = pruning.schedule.cycles
-    if pruning.schedule.name != "cyclic":
+    if not pruning.schedule.cyclical:
         return [Cycle(begin, end, end - begin, 0)]
     if number is not None:
         if end - begin < number:
@@ -171,8 +129,8 @@ def _every(pruning: Pruning) -> float | str:
 
 
 def _updates(pruning: Pruning, parts: list[Cycle], every: int) -> Iterator[Update]:
-    schedule = SCHEDULES[pruning.schedule.name]
-    cyclical, union = pruning.schedule.name == "cyclic", pruning.after_cycles == "union"
+    schedule = _sparsity_of(pruning)
+    cyclical, union = pruning.schedule.cyclical, pruning.after_cycles == "union"
     for number, cycle in enumerate(parts, 1):
         last = number == len(parts)
         depends = union and last  # on the union, which nobody knows before training
@@ -181,17 +139,44 @@ def _updates(pruning: Pruning, parts: list[Cycle], every: int) -> Iterator[Updat
         elif cyclical and not _continues_from_a_peak(pruning, cycle):
             yield Update(cycle.begin, Fraction(0), number, "reset", Fraction(0))
         elif not cyclical and cycle.end > cycle.begin:
-            yield Update(cycle.begin, schedule(Fraction(0), pruning), number, "update", Fraction(0))
+            yield Update(cycle.begin, schedule(Fraction(0)), number, "update", Fraction(0))
         for step in range((cycle.begin // every + 1) * every, cycle.end, every):
             progress = cycle.progress(step)
-            due = None if depends else schedule(cycle.elapsed + progress, pruning)
+            due = None if depends else schedule(cycle.elapsed + progress)
             yield Update(step, due, number, "update", progress)
         if cycle.end - cycle.begin < cycle.length:
             continue  # cut off by the last cycle: it never reached the target, so it ends without an update
-        due = None if depends else schedule(cycle.elapsed + Fraction(1), pruning)
+        due = None if depends else schedule(Fraction(cycle.elapsed + 1))
         peak = due == pruning.target
+        if last and due is not None and not peak:
+            raise SparsifyError(
+                f"prune.schedule: '{pruning.schedule.name}' ends at {float(due):g}, not at the target "
+                f"{float(pruning.target):g}"
+            )
         event: Event = "save" if union and not last and peak else "update"
         yield Update(cycle.end, due, number, event, Fraction(1))
+
+
+def _sparsity_of(pruning: Pruning) -> Callable[[Fraction], Fraction]:
+    """Return the schedule as a function of the progress alone.
+
+    A user's own is checked: it raises SparsifyError for what is no sparsity, and is exactly the target where it comes
+    within 1e-9 of it.
+    """
+    settings = pruning.schedule
+
+    def sparsity(progress: Fraction) -> Fraction:
+        value = settings.curve(progress, pruning)
+        if settings.function is None:
+            return value  # type: ignore[no-any-return]
+        if not isinstance(value, int | float | Fraction) or not 0 <= value <= 1:
+            raise SparsifyError(
+                f"prune.schedule: '{settings.name}' gives {value!r} at {float(progress):g}; a sparsity is in [0, 1]"
+            )
+        found = exact(value)
+        return pruning.target if abs(found - pruning.target) < _CLOSE else found
+
+    return sparsity
 
 
 def _continues_from_a_peak(pruning: Pruning, cycle: Cycle) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from ..calls import Inputs as Call
 
 # Of each leaf: the sizes of a float32 tensor, sizes and type of another, type and value of what is no tensor. Behind
 # them, if leaves are in containers, which.
@@ -50,26 +53,33 @@ class Inputs:
         """The tensors that have a first dimension: images, if any."""
         return [tensor for tensor in self.tensors if tensor.dim()]
 
-    def args(self, tensors: Sequence[Tensor] | None = None) -> tuple[Any, ...]:
-        """Return the arguments, with these tensors in place of the call's own."""
+    def call(self, tensors: Sequence[Tensor] | None = None) -> Call:
+        """Return the call, with these tensors in place of the call's own."""
         leaves = list(self.leaves)
         for place, tensor in zip(self.places, self.tensors if tensors is None else tensors, strict=True):
             leaves[place] = tensor
-        args: tuple[Any, ...] = pytree.tree_unflatten(leaves, self.structure)
-        return args
+        call: Call = pytree.tree_unflatten(leaves, self.structure)
+        return call
 
     def part(self, begin: int, images: int) -> Inputs:
         """Return the same of some images. Tensors without a first dimension are for all of them."""
         return replace(self, tensors=tuple(x[begin : begin + images] if x.dim() else x for x in self.tensors))
 
 
-def taken_apart(args: tuple[Any, ...]) -> Inputs:
-    """Return a call's positional arguments taken apart."""
-    leaves, structure = pytree.tree_flatten(args)
+def taken_apart(call: Call) -> Inputs:
+    """Return a call taken apart."""
+    leaves, structure = pytree.tree_flatten(call)
     places = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
     rest = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-    flat = len(leaves) == len(args) and all(leaf is arg for leaf, arg in zip(leaves, args, strict=True))
+    args = call.args
+    flat = not call.kwargs and len(leaves) == len(args) and all(map(operator.is_, leaves, args))
     return Inputs(tuple(leaves[place] for place in places), rest, places, structure, flat)
+
+
+def images_in(values: Sequence[Any]) -> int:
+    """Return the size of the first dimension that all values have alike, 1 if they have none."""
+    sizes = {len(value) if isinstance(value, Tensor) and value.dim() else 0 for value in values}
+    return max(1, *sizes) if len(sizes) == 1 else 1
 
 
 def unusable(inputs: Inputs) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..calls import inputs_of, run
 from ..errors import SparsifyError
 from ..formats.model.load import load
 from ..surgery.conversion.fold import fold
@@ -30,16 +31,17 @@ def compile(
     """Return an engine for a model (masked, folded, shrunk or any other) or a file, run once on `example_input`.
 
     `source` is the model, or what `load` takes: a file's path, a run or "hf:OWNER/NAME"; `model` is then what the file
-    is loaded into, in place, if it does not name its own. `example_input` is a tensor or a tuple of positional
-    arguments; for a file it may be left out if the file says what its model takes. `threads` is torch's own number
-    unless given.
-    With `tune` every way to run the example's shape is timed and the fastest kept, PyTorch's own among them; it is also
-    kept on the disk, for the next engine of the same weights (tuning.json in the folder SPARSIFY_CACHE, by default
-    sparsify in the user's folder for caches). Without it nothing is timed and kernels are used wherever there are some.
-    Nor is anything timed for the shape that a file holds a way for (`save(format="engine")`), unless that was found on
-    another machine, with other versions or for another number of threads: then it is tuned here, and the log and
-    `print(engine)` say so.
-    Every way is compared with the model's outputs first and left out if they differ by more than 1e-5 of the largest.
+    is loaded into, in place, if it does not name its own. `example_input` is a tensor, a tuple of positional arguments,
+    a dict of keyword arguments or `sparsify.Inputs(*args, **kwargs)`; for a file it may be left out if the file says
+    what its model takes. `threads` is torch's own number unless given.
+    With `tune` every execution strategy is timed for the example's shape and the fastest kept, PyTorch's own among them
+    (autotuning); it is also kept on the disk, for the next engine of the same weights (tuning.json in the folder
+    SPARSIFY_CACHE, by default sparsify in the user's folder for caches). Without it nothing is timed and kernels are
+    used wherever there are some. Nor is anything timed for the shape that a file holds a strategy for
+    (`save(format="engine")`), unless that was found on another machine, with other versions or for another number of
+    threads: then it is tuned here, and the log and `print(engine)` say so.
+    Every strategy is compared with the model's outputs first and left out if they differ by more than 1e-5 of the
+    largest. One that fails is an EngineWarning and a line of `print(engine)`, as is an operation whose kernel fails.
     A model on CUDA is run by PyTorch there, its linear weights that are 2:4 sparse by semi-structured kernels if their
     type is float16 or bfloat16 (`to_semi_structured`), all others dense; `print(engine)` says which.
     Raises SparsifyError for a model whose parameters have no values yet, for a number of threads below one, for what
@@ -63,21 +65,21 @@ def _started(model: nn.Module, example_input: Any, threads: int, tune: bool, fil
     """Return the engine after its first run."""
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise SparsifyError("compile: the model's parameters have no values yet (meta device)")
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = inputs_of(example_input, "compile", model)
     if on_cuda(model):
         folded, note = for_cuda(model, inputs)
         engine = Engine(folded, threads, tune)
         engine.note, engine.uses_kernels = note, False
-        engine(*inputs)
+        run(engine, inputs)
         return engine
     engine = Engine(fold(model).eval().requires_grad_(False), threads, tune)
-    if file is not None and file.way is not None:
-        engine.known[file.shapes] = file.way
-    engine(*inputs)
+    if file is not None and file.strategy is not None:
+        engine.known[file.shapes] = file.strategy
+    run(engine, inputs)
     if file is not None:
-        wrong = file.way is not None and engine.ways.get(file.shapes, file.way) != file.way
+        wrong = file.strategy is not None and engine.strategies.get(file.shapes, file.strategy) != file.strategy
         unfit = "it does not give the model's outputs" if wrong else file.unfit
         if unfit:
-            engine.note = f"{file.path}: its way is not used: {unfit}"
+            engine.note = f"{file.path}: its strategy is not used: {unfit}"
             _LOG.warning("compile: %s", engine.note)
     return engine

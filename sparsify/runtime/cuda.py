@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ..calls import Inputs, run
+from ..relative_error import relative_error
 from ..surgery.conversion.fold import fold
 from .semi_structured import to_semi_structured
-from .tuning.search import difference
 
 COARSE = 2e-2  # of the largest output: kernels that add up 16 bits in another order
 
@@ -20,7 +21,7 @@ def on_cuda(model: nn.Module) -> bool:
     return any(tensor.is_cuda for tensor in (*model.parameters(), *model.buffers()))
 
 
-def for_cuda(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, str]:
+def for_cuda(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, str]:
     """Return a folded copy of `model` in evaluation mode for CUDA, and which of its weights run how, in lines.
 
     Linear weights that are 2:4 sparse are torch's semi-structured tensors, if the outputs for `inputs` are those of the
@@ -32,7 +33,7 @@ def for_cuda(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, str]
     if not report.converted:
         return dense, f"{how}\n  all weights run dense"
     try:
-        apart = difference(_outputs(report.model.eval(), inputs), _outputs(dense, inputs))
+        apart = relative_error(_outputs(report.model.eval(), inputs), _outputs(dense, inputs))
         fault = "" if apart <= COARSE else f"the outputs differ by {apart:.1e} of the largest"
     except Exception as error:  # noqa: BLE001 - whatever these tensors do not go through, dense ones do
         fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -41,6 +42,6 @@ def for_cuda(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, str]
     return report.model, f"{how}\n  all other weights run dense"
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
     with torch.no_grad():
-        return pytree.tree_leaves(model(*inputs))
+        return pytree.tree_leaves(run(model, inputs))

@@ -1,4 +1,4 @@
-"""The engine: a model as programs of steps, one for each shape of its inputs, run by several threads."""
+"""The engine: a model as compiled programs, one for each shape of its inputs, run by several threads."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
+from ..calls import Inputs as Call
+from ..calls import run as run_call
 from ..errors import EngineWarning
-from .call_inputs import Inputs, Shapes, shown, taken_apart, unusable
-from .kernel_errors import Fault
+from .call_inputs import Inputs, Shapes, images_in, shown, taken_apart, unusable
+from .kernel_errors import Fault, by_reason
 from .program.assemble import Array
 from .program.describe import text
 from .program.plan import Plan, alone, execute, make_plan, memory
 from .signal_safe import untorn
 from .thread_pool import Workers
-from .tuning import cache as remembered
-from .tuning.search import CHUNKS, TORCH, Way, checked, choose
+from .tuning import cache
+from .tuning.search import TORCH, Strategy, autotune, candidates, check
 
 _VALUES = 8  # of what is no tensor, with tensors of one size: each makes a program of its own
 
@@ -41,12 +43,12 @@ class Engine:
     def __init__(self, model: nn.Module, threads: int, tune: bool) -> None:
         self.model = model
         self.threads = threads
-        self.ways: dict[Shapes, Way] = {}
-        self.known: dict[Shapes, Way] = {}  # of a file: taken in place of what tuning finds, if they are right
+        self.strategies: dict[Shapes, Strategy] = {}
+        self.known: dict[Shapes, Strategy] = {}  # of a file: taken in place of what tuning finds, if they are right
         self.note = ""
         self.uses_kernels = True
         self._tune = tune
-        self._left: set[str] = set()  # lines on calls that are torch's
+        self._left: set[str] = set()  # lines on what is torch's, or not used
         self._failed: dict[str, str] = {}  # operations whose kernels failed: why
         self._born()
 
@@ -67,108 +69,110 @@ class Engine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         # Another machine may read it, and another version: what was found is checked first.
-        self.known, self.ways = {**self.known, **self.ways}, {}
+        self.known, self.strategies = {**self.known, **self.strategies}, {}
         self._born()
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Torch's own context managers are Python, in the middle of which a signal handler may raise.
         gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         try:
             torch._C._set_grad_enabled(False)
             torch.set_autocast_enabled("cpu", False)
-            return self._answer(args)
+            return self._answer(Call(*args, **kwargs))
         finally:
             torch._C._set_grad_enabled(gradients)
             torch.set_autocast_enabled("cpu", autocast)
 
-    def _answer(self, args: tuple[Any, ...]) -> Any:
-        inputs = taken_apart(args)
+    def _answer(self, call: Call) -> Any:
+        inputs = taken_apart(call)
         reason = unusable(inputs)
         if reason:
             self._left.add(reason)
         empty = not inputs.tensors or any(x.numel() == 0 for x in inputs.tensors)
         if reason or empty or not self.uses_kernels or self._owner == threading.get_ident():
-            return self.model(*args)
+            return run_call(self.model, call)
         with self._lock:
             self._owner = threading.get_ident()
             try:
                 key = inputs.key
-                if key not in self.ways and self._too_many(inputs):
-                    return self.model(*args)
-                if key not in self.ways:
-                    self.ways[key] = self._choose(inputs)
-                return self._run(self.ways[key], inputs)
+                if key not in self.strategies and self._too_many(inputs):
+                    return run_call(self.model, call)
+                if key not in self.strategies:
+                    self.strategies[key] = self._choose(inputs)
+                return self._run(self.strategies[key], inputs)
             finally:
                 self._owner = 0
 
     def _too_many(self, inputs: Inputs) -> bool:
         """Return whether programs for so many other values of what is no tensor were made that this gets none."""
         sizes = inputs.sizes
-        if inputs.key == sizes or sum(set(sizes) <= set(key) and key != sizes for key in self.ways) < _VALUES:
+        if inputs.key == sizes or sum(set(sizes) <= set(key) and key != sizes for key in self.strategies) < _VALUES:
             return False
-        self._left.add(
-            f"input {shown(sizes)}, with more than {_VALUES} values of what is no tensor: PyTorch: "
-            "each value takes a program of its own: give tensors"
-        )
+        many = f"with more than {_VALUES} values of what is no tensor"
+        self._left.add(f"input {shown(sizes)}, {many}: PyTorch: each value takes a program of its own: give tensors")
         return True
 
     def __str__(self) -> str:
-        """Return how each shape that came so far is run: way, seconds of those timed, steps."""
+        """Return how each shape that came so far is run: strategy, seconds of those timed, instructions."""
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
-        found += [self.note] if self.note else []
-        found += sorted(self._left)
+        found += [*([self.note] if self.note else []), *sorted(self._left)]
         found += [f"{name}: left to PyTorch as its kernel failed: {why}" for name, why in self._failed.items()]
-        for key, way in list(self.ways.items()):
-            found.append(f"input {shown(key)}: {way}{f': {way.why}' if way.why else ''}")
-            found += [f"  {1e3 * seconds:9.2f} ms  {name}" for name, seconds in way.seconds.items()]
+        for key, strategy in list(self.strategies.items()):
+            found.append(f"input {shown(key)}: {strategy}{f': {strategy.why}' if strategy.why else ''}")
+            found += [f"  {1e3 * seconds:9.2f} ms  {name}" for name, seconds in strategy.seconds.items()]
             plan = self._shown.get(key)
-            if plan is not None and way.kind != "torch":
-                found.append(text(plan, self.model, way.dense))
+            if plan is not None and strategy.kind != "torch":
+                found.append(text(plan, self.model, strategy.dense))
         return "\n".join(found)
 
-    def _choose(self, inputs: Inputs) -> Way:
-        def run(way: Way) -> list[Any]:
-            return pytree.tree_leaves(self._run(way, inputs))
+    def _choose(self, inputs: Inputs) -> Strategy:
+        def run(strategy: Strategy) -> list[Any]:
+            return pytree.tree_leaves(self._run(strategy, inputs))
 
-        def plan(way: Way) -> Plan:
-            return self._plan(way, inputs.part(0, way.images) if way.kind == "chunks" else inputs)
+        def plan(strategy: Strategy) -> Plan:
+            return self._plan(strategy, inputs.part(0, strategy.images) if strategy.kind == "chunks" else inputs)
 
-        name = remembered.key(self.model, inputs.key, self.threads) if self._tune else ""
-        before = self.known.get(inputs.key) or (remembered.recall(name) if self._tune else None)
-        if before is not None and (before.kind == "torch" or checked(run, before, run(TORCH)) is None):
-            return before
-        images = _images([*inputs.cut, *run(TORCH)])
-        most = -(-images // self.threads)
-        chunks = sorted({min(most, size) for size in CHUNKS}, reverse=True) if images > 1 else []
-        ways = [*(Way("chunks", size) for size in chunks), Way("split")]
-        if self.threads > 1 and inputs.cut and all(len(x) == 1 for x in inputs.cut):
-            # Threads that wait for each other after every step may take longer than one alone.
-            ways.append(Way("chunks", 1))
+        name = cache.key(self.model, inputs.key, self.threads) if self._tune else ""
+        before = self.known.get(inputs.key) or (cache.recall(name) if self._tune else None)
         faults: list[Fault] = []
-        way = choose(run, plan, ways, self._tune, faults)
-        if way.kind == "torch" and not way.seconds and any(fault.raised for fault in faults):
-            self._warn(f"input {shown(inputs.key)} is left to PyTorch: {way.why}")
+        if before is not None:
+            fault = None if before.kind == "torch" else check(run, before, run(TORCH))
+            if fault is None:
+                return before
+            faults.append(fault)
+        images = images_in([*inputs.cut, *run(TORCH)])
+        single = bool(inputs.cut) and all(len(x) == 1 for x in inputs.cut)
+        strategies = candidates(images, single, self.threads)
+        strategy = autotune(run, plan, strategies, self._tune, faults)
+        self._tell(inputs, faults, alone=strategy.kind == "torch" and not strategy.seconds)
         # What follows from a failure is no finding.
-        if way.seconds and not self._failed and not any(fault.of_kernel for fault in faults):
-            remembered.keep(name, way)
-        return way
+        if strategy.seconds and not self._failed and not any(fault.ours for fault in faults):
+            cache.keep(name, strategy)
+        return strategy
 
-    def _run(self, way: Way, inputs: Inputs) -> Any:
-        """Return the outputs for these inputs by one way."""
-        if way.kind == "torch":
-            return self.model(*inputs.args())
-        if way.kind == "chunks":
-            return self._chunks(way, inputs)
-        plan = self._shown[inputs.key] = self._plan(way, inputs)
+    def _tell(self, inputs: Inputs, faults: Sequence[Fault], alone: bool) -> None:
+        """Warn of what failed, once for each reason; PyTorch is `alone` if no other strategy is right."""
+        key = shown(inputs.key)
+        for why, strategies in by_reason(faults, alone).items():
+            self._warn(f"input {key} {'is left to PyTorch' if alone else f'is not run by {strategies}'}: {why}")
+            self._left |= set() if alone else {f"input {key}: not used: {strategies}: {why}"}
+
+    def _run(self, strategy: Strategy, inputs: Inputs) -> Any:
+        """Return the outputs for these inputs by one strategy."""
+        if strategy.kind == "torch":
+            return run_call(self.model, inputs.call())
+        if strategy.kind == "chunks":
+            return self._chunks(strategy, inputs)
+        plan = self._shown[inputs.key] = self._plan(strategy, inputs)
         outputs = execute(plan, inputs.tensors, self._memory(0, plan), self._team().split)
         return pytree.tree_unflatten(outputs, plan.structure)
 
-    def _chunks(self, way: Way, inputs: Inputs) -> Any:
+    def _chunks(self, strategy: Strategy, inputs: Inputs) -> Any:
         """Return the outputs, computed chunk by chunk: each thread takes the next one until there is none."""
-        count, images = len(inputs.cut[0]), way.images
+        count, images = len(inputs.cut[0]), strategy.images
         begins = list(range(0, count, images))
         sizes = {min(images, count - begin): begin for begin in begins}
-        plans = {size: self._plan(way, inputs.part(begin, images)) for size, begin in sizes.items()}
+        plans = {size: self._plan(strategy, inputs.part(begin, images)) for size, begin in sizes.items()}
         shown = self._shown[inputs.key] = plans[min(images, count)]
         found: list[list[Any]] = [[] for _ in begins]
         left = list(range(len(begins)))[::-1]
@@ -194,17 +198,19 @@ class Engine:
         try:
             self._team().run(task)
         finally:
-            left.clear()  # nobody begins another one if this is the way out of an interrupt
+            left.clear()  # nobody begins another one if this is the exit from an interrupt
         return pytree.tree_unflatten([torch.cat(parts) for parts in zip(*found, strict=True)], shown.structure)
 
-    def _plan(self, way: Way, inputs: Inputs) -> Plan:
+    def _plan(self, strategy: Strategy, inputs: Inputs) -> Plan:
         """Return the plan for inputs of these shapes, made when it is first asked for."""
-        key = inputs.key, way.dense
+        key = inputs.key, strategy.dense
         if key not in self._plans:
 
             def work() -> Plan:
                 with torch.no_grad():
-                    return make_plan(self.model, inputs.tensors, inputs.args, lambda node: node.name not in way.dense)
+                    return make_plan(
+                        self.model, inputs.tensors, inputs.call, lambda node: node.name not in strategy.dense
+                    )
 
             plan = self._plans[key] = untorn(work)
             for name, why in plan.failed.items():
@@ -230,17 +236,11 @@ class Engine:
         warnings.warn(f"engine of {type(self.model).__name__}: {line}", EngineWarning, stacklevel=2)
 
 
-def _images(values: Sequence[Any]) -> int:
-    """Return the size of the first dimension that all values have alike, 1 if they have none."""
-    sizes = {len(value) if isinstance(value, Tensor) and value.dim() else 0 for value in values}
-    return max(1, *sizes) if len(sizes) == 1 else 1
-
-
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def _in_child() -> None:
-    """Give every engine threads and buffers of this process; PyTorch, whose own threads are gone as well, has one."""
+    """Give every engine threads and buffers of this process; PyTorch, whose threads are gone as well, has one."""
     torch.set_num_threads(1)
     for engine in list(_ENGINES):
         engine._born()

@@ -1,14 +1,16 @@
-"""What goes wrong with a way of running a model, and what of that is a kernel's own failure."""
+"""Failures that PyTorch makes up for: of one operation's kernel, of tracing, of an execution strategy."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-PASSED = (AssertionError, Warning)  # what is never taken for the failure of one way: a wrong premise, a warning
+PASSED = (AssertionError, Warning)  # never made up for: a broken invariant of ours, a warning that is an error
 
 
 class KernelError(RuntimeError):
-    """A kernel's own failure, of the operation (a node's name) for a reason, one line."""
+    """The kernel of an operation (a node's name) failed, or what makes its instructions; the reason is one line."""
 
     def __init__(self, operation: str, error: BaseException) -> None:
         self.operation = operation
@@ -16,13 +18,39 @@ class KernelError(RuntimeError):
         super().__init__(f"{operation}: {self.reason}")
 
 
+class TraceError(RuntimeError):
+    """PyTorch cannot record the forward; its reason is one line."""
+
+
+@contextmanager
+def blamed_on(operation: str) -> Iterator[None]:
+    """Raise as a KernelError of this operation whatever fails inside."""
+    try:
+        yield
+    except PASSED:
+        raise
+    except Exception as error:
+        raise KernelError(operation, error) from error
+
+
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a way: one line, whether it was an error, and whether that was a kernel's own."""
+    """Why an execution strategy is not used, one line.
 
+    `raised` tells that there was an error, and not only that one trace does not hold for other inputs, or that images
+    depend on each other. `ours` tells that it may be a bug of the engine: tracing is not to blame.
+    """
+
+    strategy: str
     text: str
     raised: bool = False
-    of_kernel: bool = False
+    ours: bool = False
+
+
+def by_reason(faults: Sequence[Fault], alone: bool) -> dict[str, str]:
+    """Return the strategies of faults that are to be told, by their reason; all that was raised if PyTorch is alone."""
+    reasons = dict.fromkeys(fault.text for fault in faults if fault.ours or fault.raised and alone)
+    return {why: " or ".join(dict.fromkeys(one.strategy for one in faults if one.text == why)) for why in reasons}
 
 
 def one_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .kernels import sparse_conv as kernels
+from .kernels import interpreter
 from .kernels.jit import ready
 from .signal_safe import untorn
 
@@ -27,8 +27,8 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._signals = np.zeros(kernels.STATE + count, dtype=np.int64)
-        self._job = np.zeros(kernels.JOB, dtype=np.int64)
+        self._signals = np.zeros(interpreter.STATE + count, dtype=np.int64)
+        self._job = np.zeros(interpreter.JOB, dtype=np.int64)
         self._tasks: list[SimpleQueue[Task | None]] = [SimpleQueue() for _ in range(count - 1)]
         self._threads: list[threading.Thread] = []
         if self._tasks:
@@ -61,21 +61,21 @@ class Workers:
             raise error
 
     def split(self, arrays: Sequence[Array]) -> None:
-        """Go through the steps of `kernels.run`, whose arrays are given, all threads at once.
+        """Go through the instructions of `interpreter.run`, whose arrays are given, all threads at once.
 
         Threads that had a job a moment ago take the next one without the interpreter, whose lock and whose waking of
         threads take as long as a small network. The job itself is one call of compiled code.
         """
         enter = ready()
-        self._job[: kernels.JOB - 1] = numbers(arrays)
+        self._job[: interpreter.JOB - 1] = numbers(arrays)
         looks = 0
         while not enter(self._signals, self._job, 0, self.count, looks):
             if not self.alive:
                 raise RuntimeError("a thread of the engine is gone")
             for part, tasks in enumerate(self._tasks, 1):
-                if self._signals[kernels.STATE + part] == kernels.ASLEEP and tasks.empty():
+                if self._signals[interpreter.STATE + part] == interpreter.ASLEEP and tasks.empty():
                     tasks.put(partial(enter, self._signals, self._job, part, self.count, 0))
-            looks = kernels.WAKING
+            looks = interpreter.WAKING
 
     def __del__(self) -> None:
         for tasks in self._tasks:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import SparsifyError
 from .masks import all_masked_parameters, names_of_masked
 from .sync import sync_masks
 from .unwrap import unwrap
@@ -42,8 +43,13 @@ def _keeping_masks(update: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(update)
     def updated(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         average, live = unwrap(self), unwrap(model)
-        if next(all_masked_parameters(live), None) is None or next(all_masked_parameters(average), None) is None:
+        if next(all_masked_parameters(live), None) is None:
             return update(self, model, *args, **kwargs)
+        if next(all_masked_parameters(average), None) is None:
+            raise SparsifyError(
+                f"{type(self).__name__} carries no masks, its model does: it was built before sparsify.convert; "
+                "build it of the converted model, or call sparsify.convert on the average too"
+            )
         with _out_of_sight(average, live):
             result = update(self, model, *args, **kwargs)
         sync_masks(average, live)

@@ -6,7 +6,7 @@ norms, the columns that read them. `analyse` finds the groups by running the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..calls import inputs_of
 from ..errors import unknown
+from .agreement import agreed, dead_by_group
 from .analysis.bias_sinks import BiasSink, bias_sinks
 from .analysis.coupling import Coupling, Heads, varying
 from .analysis.liveness import Liveness
@@ -82,7 +84,12 @@ class Study:
 
 
 def analyse(
-    model: nn.Module, example_input: Any, *, heads: Heads = "whole", rules: Mapping[str, Rule] | None = None
+    model: nn.Module,
+    example_input: Any,
+    *,
+    heads: Heads = "whole",
+    rules: Mapping[str, Rule] | None = None,
+    examples: Sequence[Any] = (),
 ) -> Channels:
     """Return the groups of a model's channels, found by running it once, in eval mode, on `example_input`.
 
@@ -90,14 +97,19 @@ def analyse(
 
     In attention a group is a whole head, or, with `heads` "size", one of the entries of every head's queries and keys,
     or values; a model that lost such must go on computing attention as it does here, not fused. SparsifyError for
-    another word. `rules` has rules for operations by name ("mylib::gate"), before those that are known. Errors of the
-    model's forward are passed on. The model is not changed.
+    another word. `rules` has rules for operations by name ("mylib::gate"), before those that are known. Groups that are
+    not the same in a pass of one of the further `examples` are left out, and a barrier says so. Errors of the model's
+    forward are passed on. The model is not changed.
     """
     check_heads("analyse", heads)
     if any(True for _ in all_masked_parameters(model)):
         model = fold(model)
     own = checked_rules("analyse", rules)
-    return study(record(model, example_input), heads=heads, rules=own).channels
+    channels = study(record(model, inputs_of(example_input, "analyse", model)), heads=heads, rules=own).channels
+    for number, other in enumerate(examples):
+        found = study(record(model, inputs_of(other, "analyse", model)), heads=heads, rules=own).channels
+        channels = agreed(channels, found, f"example {number + 2}")
+    return channels
 
 
 def check_heads(where: str, heads: str) -> None:
@@ -120,14 +132,16 @@ def study(
     dead: Dead = "zeros",
     masks: Mapping[str, Tensor] | None = None,
     rules: Rules | None = None,
+    by_group: Container[Op] = (),
 ) -> Study:
     """Return the groups of channels in a recorded pass; with `killable` only those that zeros can make dead.
 
     A group is dead, with `dead` "zeros", by what parameters hold, or, with "masks", by what `masks` remove of them
-    (bool by first name, True = keep), whatever the rest learns.
+    (bool by first name, True = keep), whatever the rest learns. Grouped convolutions lose whole groups if
+    they are among `by_group`, or, without `killable`, if more of what is dead are such.
     """
     rules = rules or Rules()
-    coupling = Coupling(recording, rules.couple, heads)
+    coupling = Coupling(recording, rules.couple, heads, by_group)
     sinks = bias_sinks(recording)
     liveness = partial(Liveness, recording, rules.flow, sinks)
     roots = coupling.numbers.find()
@@ -154,22 +168,33 @@ def study(
         ids = np.where(ids >= 0, np.cumsum(able)[ids] - 1, -1) if count else ids
         count = int(able.sum())
     labels = _labels(coupling, ids)
-    pruned, still = _pruned(liveness, coupling, ids, count, masks or {})
+    pruned, live = _pruned(liveness, coupling, ids, count, masks or {})
     alive = ~pruned
     if dead == "zeros":
         live = liveness()
-        alive, still = _alive(live, coupling, ids, count), live.constant_channels
+        alive = _alive(live, coupling, ids, count)
         _note_failures(live, coupling)
         pruned &= ~alive
+    whole = dead_by_group(live, coupling.grouped) if live is not None and not killable and not by_group else None
+    if whole:
+        return study(recording, killable=False, heads=heads, dead=dead, masks=masks, rules=rules, by_group=whole)
+    still = {} if live is None else live.constant_channels
     operations = tuple(
         Operation(op.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
         for op, cost, axes in coupling.operations
     )
-    unknown_costs = uncounted(recording.ops[: recording.eval_count])
     kept = {name: dim for name, dim in produced.items() if dim in labels.get(name, {})}
     stays = reasons(coupling, ids, lambda: _spoiling(recording, liveness, coupling)) if killable else ()
     barriers = (*coupling.barriers, *stays)
-    channels = Channels(labels, kept, count, torch.from_numpy(~alive), operations, barriers, unknown_costs)
+    channels = Channels(
+        labels,
+        kept,
+        count,
+        torch.from_numpy(~alive),
+        operations,
+        barriers,
+        uncounted(recording.ops[: recording.eval_count]),
+    )
     return Study(recording, coupling, ids, channels, sinks, still, pruned)
 
 
@@ -235,15 +260,15 @@ def _pruned(
     ids: np.ndarray[Any, Any],
     count: int,
     masks: Mapping[str, Tensor],
-) -> tuple[np.ndarray[Any, Any], dict[Op, Tensor]]:
-    """Return which groups are dead because of masks, and which channels that enter foldable operations are constant then."""
+) -> tuple[np.ndarray[Any, Any], Liveness | None]:
+    """Return which groups are dead because of masks, and the flags under these; None for those without masks."""
     if not masks:
-        return np.zeros(count, dtype=bool), {}
+        return np.zeros(count, dtype=bool), None
     live = liveness(masks, learning=True)
     dead = ~_alive(live, coupling, ids, count)
     if dead.any():
         dead &= _alive(liveness(learning=True), coupling, ids, count)
-    return dead, live.constant_channels
+    return dead, live
 
 
 def _alive(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:

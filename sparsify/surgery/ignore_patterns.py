@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..errors import SparsifyError, nearest
+from ..errors import SparsifyError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,8 +42,7 @@ def ignored_names(
             plain = pattern.removeprefix("name:")
             matches = [name for name in names if fits(name, plain)]
             if not matches and not any(fits(name, plain) for name in others):
-                guess = nearest(pattern, [*names, *{name.rpartition(".")[0] for name in names}])
-                hint = f"; did you mean '{guess}'?" if guess else ""
+                hint = did_you_mean(pattern, [*names, *{name.rpartition(".")[0] for name in names}])
                 raise SparsifyError(f"ignore: '{pattern}' matches no weight of the model{hint}")
         for name in matches:
             found.setdefault(name, pattern)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..errors import SparsifyError, nearest
+from ..errors import SparsifyError, did_you_mean
 from .parametrized import computed_weight, computes_from
 
 
@@ -81,7 +81,7 @@ def make_masks_bool(state_dict: dict[str, Any], keys: Iterable[str]) -> None:
 
 def _as_bool(mask: Tensor, name: str) -> Tensor:
     if mask.dtype is torch.bool:
-        return mask
+        return _true_or_false(mask)
     wrong = mask[(mask != 0) & (mask != 1)]
     if wrong.numel():
         raise SparsifyError(
@@ -90,6 +90,14 @@ def _as_bool(mask: Tensor, name: str) -> Tensor:
             "sparsify.sync_masks(average, live)"
         )
     return mask.bool()
+
+
+def _true_or_false(mask: Tensor) -> Tensor:
+    """Return a bool mask whose every byte is 0 or 1: in a view of uint8 any other stands for True too."""
+    if mask.is_meta or type(mask) not in (Tensor, nn.Parameter):
+        return mask
+    values = mask.view(torch.uint8)
+    return values != 0 if bool((values > 1).any()) else mask
 
 
 def names_of_masked(module: nn.Module) -> tuple[str, ...]:
@@ -149,8 +157,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     weights = {weight.name: weight for weight in all_masked_parameters(model)}
     for name, mask in masks.items():
         if name not in weights:
-            guess = nearest(name, weights)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(name, weights)
             raise SparsifyError(f"set_masks: the model has no masked weight '{name}'{hint}")
         expected = weights[name].mask.shape
         if mask.shape != expected:

@@ -70,13 +70,8 @@ def _masked(module: nn.Module, source: str, computed: Tensor) -> Tensor:
     if source not in module.__dict__.get("masked_names", ()):
         return computed
     mask: Tensor = module._buffers[f"{source}_mask"]  # type: ignore[assignment]
-    masked = ops.mask_weight(computed, mask)
-    if masked.stride() == computed.stride():
-        return masked
     # Other strides make other kernels, which give other bits.
-    order = sorted(range(computed.dim()), key=computed.stride, reverse=True)
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return masked.permute(order).contiguous().permute(back)
+    return ops.mask_weight(computed, mask) if computed.is_contiguous() else ops.mask_in_its_layout(computed, mask)
 
 
 def _forget(module: nn.Module, source: str) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+# AveragedModel counts its updates beside the weights.
+COUNTERS = frozenset({"n_averaged"})
+# DistributedDataParallel, AveragedModel and timm's ModelEmaV3; torch.compile.
+_PREFIXES = ("module.", "_orig_mod.")
 _TIMM = "timm.utils.model_ema"
 
 
@@ -19,6 +25,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel | AveragedModel) or _is_timm(model):
         return unwrap(model.module if hasattr(model, "module") else model.ema)  # type: ignore[arg-type]
     return model
+
+
+def wrapper_prefix(keys: Iterable[str]) -> str:
+    """Return the prefixes of wrappers that all keys of a state dict carry, one after the other, counters apart."""
+    names = [key for key in keys if key not in COUNTERS]
+    prefix = ""
+    while more := next((one for one in _PREFIXES if names and all(n.startswith(prefix + one) for n in names)), None):
+        prefix += more
+    return prefix
 
 
 def _is_timm(model: object) -> bool:

@@ -16,7 +16,7 @@ from cli import bench
 from cli.view import bench_runtimes, bench_steps
 from sparsify.errors import RunError
 from sparsify.runtime.program.describe import Line
-from sparsify.runtime.tuning.search import Way
+from sparsify.runtime.tuning.search import Strategy
 from tests.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -196,7 +196,7 @@ def test_the_table_of_runtimes_by_hand(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(("name", "beginning"), [("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF")])
 def test_charts_of_every_kind(name: str, beginning: bytes, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    hows = ("sparse kernel + clamp", "dense kernel", "torch: erf.default", "mean of each plane")
+    hows = ("sparse kernel + clamp", "dense kernel", "torch: erf.default", "global average pooling")
     steps = [bench_steps.Timed(Line(f"layer{i}", how, "1x1x1"), 1e-3 * i) for i, how in enumerate(hows)]
     bench_steps.draw(steps, "Model, 1 image, one thread", str(tmp_path / name))
     content = (tmp_path / name).read_bytes()
@@ -218,13 +218,13 @@ class Strided(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("way", [Way("split"), Way("chunks", 2)])
-def test_steps_of_one_layer_that_are_alike_are_one_row(way: Way) -> None:
+@pytest.mark.parametrize("strategy", [Strategy("split"), Strategy("chunks", 2)])
+def test_steps_of_one_layer_that_are_alike_are_one_row(strategy: Strategy) -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 2, 4, 4)
     engine = library.compile(Strided().eval(), x, threads=1, tune=False)
-    images, steps = bench_steps.timed_steps(engine, x, way)
-    assert images == (2 if way.kind == "chunks" else 5)
+    images, steps = bench_steps.timed_steps(engine, x, strategy)
+    assert images == (2 if strategy.kind == "chunks" else 5)
     hows = [(step.line.name, bench_steps.kind(step.line.how)) for step in steps]
     # Pixels for a stride are chosen in four steps; what follows the convolution goes to torch's layout.
     assert [how for name, how in hows if name == "conv"] == ["other kernels", "dense kernel", "other kernels"]

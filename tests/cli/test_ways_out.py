@@ -86,7 +86,7 @@ def test_a_tuned_file_says_for_what_and_runs(sparsify: Run, pruned: Path, tmp_pa
     engine = library.compile(tmp_path / "e", threads=1)
     with torch.no_grad():
         wanted = library.load(pruned)(x)
-    assert engine.ways[((2, 3, 32, 32),)].why == "tuned when the file was written"
+    assert engine.strategies[((2, 3, 32, 32),)].why == "tuned when the file was written"
     assert (engine(x) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
@@ -101,6 +101,65 @@ def test_export_lists_the_formats_in_its_help(sparsify: Run) -> None:
     shown = sparsify("export", "--help").out.partition("Formats:")[2].split()
     for name, row in FORMATS.items():
         assert name in shown and " ".join(row.help.split()) in " ".join(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "format"),
+    [
+        ("m.onnx", (), "onnx"),
+        ("m.ONNX", (), "onnx"),
+        ("m.pt2", (), "pt2"),
+        ("m.safetensors", (), "sparse"),
+        ("m", (), "sparse"),
+        ("m.safetensors", ("--masks-only",), "masks"),
+        ("m.safetensors", ("--format", "dense"), "dense"),
+        ("m", ("--format", "onnx"), "onnx"),
+        ("folder", (), "hub"),
+        ("new/", (), "hub"),
+        ("m.onnx", ("--format", "sparse"), ""),
+        ("m.onnx", ("--format", "pt2"), ""),
+        ("m.safetensors", ("--format", "onnx"), ""),
+        ("m.pt2", ("--format", "hub"), ""),
+        ("m.pt2", ("--masks-only",), ""),
+    ],
+)
+def test_the_suffix_chooses_the_format_and_a_contradiction_is_one_line(
+    name: str, options: tuple[str, ...], format: str, sparsify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    # What is written is another test's; here no model is loaded.
+    code, _, err = sparsify("export", "nothing", "--out", name, *options, "--threads", 1)
+    assert code == 2 and err.count("\n") == 1
+    if format:
+        assert f"export: {format} takes no --threads" in err
+    else:
+        assert f"export: --out {name} names a {Path(name).suffix} file, and " in err
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+@pytest.mark.parametrize(
+    ("dims", "found"), [("0:batch,2:height, 3", "[batch, 3, height, size3]"), ("", "[1, 3, 64, 64]")]
+)
+def test_dimensions_that_may_vary(dims: str, found: str, sparsify: Run, pruned: Path, tmp_path: Path) -> None:
+    about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}, "extra": {"input_shape": [3, 64, 64]}}
+    library.save(library.load(pruned), tmp_path / "large", **about)  # type: ignore[arg-type]
+    code, out, err = sparsify("export", tmp_path / "large", "--out", tmp_path / "m.pt2", "--dynamic", dims)
+    assert (code, err) == (0, "") and f"takes x {found}; " in out
+
+
+def test_a_size_that_the_program_is_bound_to_is_one_line(sparsify: Run, pruned: Path, tmp_path: Path) -> None:
+    # The last layer of this network makes one pixel of 32, and torch.export takes a size of one for a constant.
+    code, _, err = sparsify("export", pruned, "--out", tmp_path / "m.pt2", "--dynamic", "2:height")
+    assert code == 2 and err.count("\n") == 1 and "with height=64" in err and "a larger example_input" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dims", ["height", "2-3", "0:batch;2", "0:a b"])
+def test_dimensions_that_are_none_are_one_line(dims: str, sparsify: Run, pruned: Path, tmp_path: Path) -> None:
+    code, _, err = sparsify("export", pruned, "--out", tmp_path / "m.pt2", "--dynamic", dims)
+    assert code == 2 and err.count("\n") == 1 and "--dynamic" in err and "0:batch,2:height" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_import_makes_an_export_dense_again(sparsify: Run, pruned: Path, tmp_path: Path) -> None:

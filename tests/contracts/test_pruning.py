@@ -17,6 +17,7 @@ from sparsify.pruning.selection.granularity import GRANULARITIES
 from sparsify.pruning.selection.scopes import SCOPES
 from sparsify.pruning.settings import prune as settings
 from sparsify.pruning.settings.prune import parse_pruning
+from sparsify.pruning.settings.sections import CRITERION_ROWS
 from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
 from tests.pruning.examples import small_network
 
@@ -77,6 +78,9 @@ def removed(model: nn.Module) -> int:
 
 def test_the_names_a_recipe_knows_are_those_of_the_tables() -> None:
     assert settings.CRITERION_NAMES == tuple(CRITERIA)
+    for name, row in CRITERION_ROWS.items():
+        assert row.needs_data == getattr(CRITERIA[name], "needs_data", False)
+        assert row.text.startswith(name)
     assert settings.SCOPE_NAMES == tuple(SCOPES)
     assert settings.GRANULARITY_NAMES == tuple(GRANULARITIES) == tuple(GRANULARITY_SETTINGS)[:-1]
     assert settings.SCHEDULE_NAMES == tuple(SCHEDULES) == tuple(SCHEDULE_SETTINGS)

@@ -1,4 +1,4 @@
-"""Files that hold the fastest way of running their model: what is in them, and who else reads them."""
+"""Files that hold the fastest strategy of running their model: what is in them, and who else reads them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +44,10 @@ def test_it_is_the_sparse_file_and_an_entry(masked: nn.Module, tmp_path: Path) -
     for one, other in ((found.state, wanted.state), (found.masks, wanted.masks)):
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     about = inspect_file(tmp_path / "e").metadata
-    way = about.engine["way"]
+    strategy = about.engine["way"]
     assert about.format == "sparse" and about.extra == {"a": 1} and not wanted.metadata.engine
-    assert about.engine == {"machine": machine(), "threads": 3, "shapes": [[5, 3, 16, 16]], "way": way}
-    assert way["kind"] in ("torch", "split", "chunks") and way.keys() == {"kind", "images", "dense"}
+    assert about.engine == {"machine": machine(), "threads": 3, "shapes": [[5, 3, 16, 16]], "way": strategy}
+    assert strategy["kind"] in ("torch", "split", "chunks") and strategy.keys() == {"kind", "images", "dense"}
     loaded = sparsify.load(tmp_path / "e", Net()).eval()
     with torch.no_grad():
         assert torch.equal(loaded(x), masked.eval()(x))

@@ -92,6 +92,12 @@ def test_the_card_is_one_that_the_hub_reads_and_gives_every_figure(folder: Path)
     assert read.data.library_name == "sparsify" and read.data.license is None
     assert read.data.tags == ["sparsify", "sparsity", "pruning", "timm"]
     assert read.data.pipeline_tag == "image-classification"
+    [result] = read.data.eval_results
+    assert (read.data.model_name, result.dataset_name, result.metric_type) == ("timm:test_resnet", "digits", "accuracy")
+    assert result.metric_value == 0.875
+    figures = read.text.partition("## Figures")[2]
+    assert read.text.index("**Test accuracy 87.5 %** on digits") < read.text.index("## Load it")
+    assert figures.index("test_accuracy") < figures.index("sparsity of the masked weights") < figures.index("top5")
     saved, text = inspect_file(folder / "model.safetensors"), read.text
     assert 'model = sparsify.load("hf:OWNER/NAME")' in text and "# [batch, 3, 32, 32]" in text
     for row in saved.rows:
@@ -100,6 +106,13 @@ def test_the_card_is_one_that_the_hub_reads_and_gives_every_figure(folder: Path)
     assert f"| masked weights kept | {saved.kept:,} of {saved.masked_entries:,} |" in text
     assert "| data | digits |" in text and "| test_accuracy | 0.875 |" in text and "| step | 12,000 |" in text
     assert f"```yaml\n{RECIPE.to_yaml().strip()}\n```" in text
+
+
+@pytest.mark.parametrize("data", ["cifar10", "python:Own"])
+def test_no_normalisation_of_timms_is_claimed_for_images_that_it_did_not_read(tmp_path: Path, data: str) -> None:
+    about = {**ABOUT, "recipe": RECIPE.to_yaml().replace("name: digits", f"name: {data}")}
+    sparsify.save(network(), tmp_path / "h", format="hub", **about)
+    assert "mean" not in json.loads((tmp_path / "h" / "config.json").read_text())["pretrained_cfg"]
 
 
 def test_a_licence_is_told_where_the_weights_go_back_to_published_ones(tmp_path: Path) -> None:

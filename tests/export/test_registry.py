@@ -1,11 +1,13 @@
 """Every way out, by one contract; what is particular to a format is tested beside it."""
 
 import errno
+import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,9 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.export.import_weights import import_weights
-from sparsify.export.registry import FORMATS
+from sparsify.export.registry import FORMATS, Format, format_of
+from sparsify.formats.io.atomic import atomic_write
+from sparsify.formats.request import ExportRequest, ExportResult
 from tests.formats.toys import network
 
 
@@ -84,21 +88,66 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("format", READERS)
-def test_what_is_written_gives_the_masked_models_outputs(format: str, masked: nn.Module, tmp_path: Path) -> None:
+def check_outputs(
+    format: str, read: Callable[[Path], Callable[[Tensor], Tensor]], masked: nn.Module, path: Path
+) -> None:
+    """What is written is all there is, leaves the model alone, and gives the masked model's outputs."""
     before = {name: value.clone() for name, value in masked.state_dict().items()}
-    given = options(format)
-    size = sparsify.save(masked, tmp_path / "out", format=format, **given)
-    assert size == sum(map(len, tree(tmp_path).values())) and len(list(tmp_path.iterdir())) == 1
-    assert (tmp_path / "out").is_dir() == FORMATS[format].folder
+    size = sparsify.save(masked, path / "out", format=format, **options(format))
+    assert size == sum(map(len, tree(path).values())) and len(list(path.iterdir())) == 1
+    assert (path / "out").is_dir() == FORMATS[format].folder
     assert masked.training and all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
-    run = READERS[format](tmp_path / "out")
+    run = read(path / "out")
     masked.eval()
     for batch in (1, 2, 5):
         x = torch.randn(batch, 3, 16, 16)
         with torch.no_grad():
             wanted, found = masked(x), run(x)
         assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def check_place_refused(format: str, masked: nn.Module, path: Path, patch: pytest.MonkeyPatch) -> None:
+    """A place that cannot be written is refused before the model is run."""
+    given = options(format)
+    with patch.context() as one:
+        one.setattr(Net, "forward", None)
+        with pytest.raises(SparsifyError, match="^cannot write [^\n]*nowhere"):
+            sparsify.save(masked, path / "nowhere" / "out", format=format, **given)
+
+
+def check_nothing_lost(format: str, masked: nn.Module, path: Path, patch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves what was there, and nothing else."""
+    if not FORMATS[format].folder:
+        (path / "out").write_bytes(b"old")
+    before = tree(path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    given = options(format)
+    with patch.context() as one:
+        one.setattr(os, "fsync", full)
+        with pytest.raises(SparsifyError, match="^cannot write [^\n]* no space left [^\n]*$"):
+            sparsify.save(masked, path / "out", format=format, **given)
+    assert tree(path) == before and len(list(path.iterdir())) == len(before)
+
+
+def check_row(format: str, path: Path) -> None:
+    """A row has one sentence of help, a suffix unless it is a folder's, and refuses options that it does not take."""
+    row = FORMATS[format]
+    assert row.help.endswith(".") and row.help.count(". ") == 0
+    assert bool(row.suffix) != row.folder and format_of(f"x{row.suffix}", format, where="here") == format
+    every = {"dtype": "float16", "batch_size": 2, "example_input": torch.zeros(1), "threads": 1, "dynamic_shapes": {}}
+    for option, value in every.items():
+        if option not in row.takes:
+            with pytest.raises(SparsifyError, match=f"^save: {format} takes no {option} [^\n]*$"):
+                sparsify.save(network(), path / "x", format=format, **{option: value})
+    assert not list(path.iterdir())
+
+
+@pytest.mark.parametrize("format", READERS)
+def test_what_is_written_gives_the_masked_models_outputs(format: str, masked: nn.Module, tmp_path: Path) -> None:
+    check_outputs(format, READERS[format], masked, tmp_path)
 
 
 def test_every_way_out_has_a_reader_here() -> None:
@@ -109,42 +158,43 @@ def test_every_way_out_has_a_reader_here() -> None:
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     format: str, masked: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = options(format)
-    monkeypatch.setattr(Net, "forward", None)
-    with pytest.raises(SparsifyError, match="^cannot write [^\n]*nowhere"):
-        sparsify.save(masked, tmp_path / "nowhere" / "out", format=format, **given)
+    check_place_refused(format, masked, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_write_that_fails_leaves_nothing_and_what_was_there(
     format: str, masked: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not FORMATS[format].folder:
-        (tmp_path / "out").write_bytes(b"old")
-    before = tree(tmp_path)
-
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "full")
-
-    given = options(format)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(SparsifyError, match="^cannot write [^\n]* no space left [^\n]*$"):
-        sparsify.save(masked, tmp_path / "out", format=format, **given)
-    assert tree(tmp_path) == before and len(list(tmp_path.iterdir())) == len(before)
+    check_nothing_lost(format, masked, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_help_is_one_sentence(format: str) -> None:
-    assert FORMATS[format].help.endswith(".") and FORMATS[format].help.count(". ") == 0
+def test_a_row_says_what_its_format_is_and_takes(format: str, tmp_path: Path) -> None:
+    check_row(format, tmp_path)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_an_option_that_a_format_does_not_take_is_one_line(format: str, tmp_path: Path) -> None:
-    for option, value in {"dtype": "float16", "batch_size": 2, "example_input": torch.zeros(1), "threads": 1}.items():
-        if option not in FORMATS[format].takes:
-            with pytest.raises(SparsifyError, match=f"^save: {format} takes no {option} [^\n]*$"):
-                sparsify.save(network(), tmp_path / "x", format=format, **{option: value})
-    assert not list(tmp_path.iterdir())
+def _write_arrays(request: ExportRequest) -> ExportResult:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: value.numpy() for name, value in sparsify.fold(request.model).state_dict().items()})
+    return ExportResult(atomic_write(request.path, buffer.getvalue()))
+
+
+def test_a_format_is_one_function_and_one_row(
+    masked: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, "npz", Format(_write_arrays, "NumPy arrays in an archive.", suffix=".npz"))
+    assert format_of("x.npz", None, where="here") == "npz"
+    for check in ("outputs", "place", "lost", "row"):
+        (tmp_path / check).mkdir()
+    check_row("npz", tmp_path / "row")
+    check_place_refused("npz", masked, tmp_path / "place", monkeypatch)
+    check_nothing_lost("npz", masked, tmp_path / "lost", monkeypatch)
+
+    def read(path: Path) -> Callable[[Tensor], Tensor]:
+        with np.load(path) as arrays:
+            return _filled({name: torch.as_tensor(arrays[name]) for name in arrays})
+
+    check_outputs("npz", read, masked, tmp_path / "outputs")
 
 
 def test_an_unknown_format_is_one_line(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as tuned
 from hypothesis import strategies as st
+from sparsify.pruning.settings.curves import cubic, cyclic, linear
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning.schedules import Update, cubic, cycle_at, cycles, cyclic, linear, update_plan
+from sparsify.pruning.schedules import Update, curve, cycle_at, cycles, update_plan
 from sparsify.pruning.settings.prune import Pruning, parse_pruning
 
 TENTH, HALF = Fraction(1, 10), Fraction(1, 2)
@@ -205,3 +206,51 @@ def test_times_that_do_not_fit_are_one_line(given: dict[str, Any], total: int, m
 def test_cycle_at_counts_from_one_and_is_zero_before_the_first() -> None:
     parts = cycles(settings(schedule={"name": "cyclic", "cycles": 2}, begin="2it", end="10it"), 12)
     assert [cycle_at(parts, step) for step in (0, 1, 2, 5, 6, 9, 10, 12)] == [0, 0, 1, 1, 2, 2, 2, 2]
+
+
+@curve(keys=("initial_sparsity",))
+def quadratic(progress: Fraction, pruning: Pruning) -> Fraction:
+    return pruning.target * progress**2
+
+
+@curve(cyclical=True)
+def sawtooth(progress: Fraction, pruning: Pruning) -> float:
+    return float(pruning.target) * float(progress % 1 or (1 if progress else 0))
+
+
+def test_a_function_of_the_users_own_is_a_schedule() -> None:
+    pruning = settings(schedule=quadratic, end=1, every="5it")
+    assert due(pruning, 10) == [(0, 0.0, "update"), (5, 0.225, "update"), (10, 0.9, "update")]
+    assert pruning.schedule.name == "quadratic" and not pruning.schedule.cyclical
+    assert settings(schedule={"function": quadratic, "initial_sparsity": 0.1}).schedule.initial_sparsity == 0.1
+
+
+def test_a_cyclical_function_of_the_users_own_has_cycles_and_a_union() -> None:
+    pruning = settings(schedule={"function": sawtooth, "cycles": 3}, end=0.6, every="1it", after_cycles="union")
+    assert due(pruning, 10) == [
+        (0, 0.0, "reset"),
+        (1, 0.45, "update"),
+        (2, 0.9, "save"),
+        (2, 0.0, "reset"),
+        (3, 0.45, "update"),
+        (4, 0.9, "save"),
+        (4, None, "union"),
+        (5, None, "update"),
+        (6, None, "update"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"function": quadratic, "cycles": 3}, "'cycles' belongs to schedule cyclic, not to quadratic"),
+        (sawtooth, "a sawtooth schedule takes either 'cycles'"),
+        ({"function": quadratic, "name": "linear"}, "'linear' is a schedule already"),
+        (lambda progress, pruning: 0.5, "'<lambda>' ends at 0.5, not at the target 0.9"),
+        (lambda progress, pruning: progress * 2, r"gives Fraction\(2, 1\) at 1; a sparsity is in \[0, 1\]"),
+        (lambda progress, pruning: math.nan, "gives nan"),
+    ],
+)
+def test_a_function_that_is_no_schedule_is_refused(schedule: Any, message: str) -> None:
+    with pytest.raises(SparsifyError, match=message):
+        update_plan(settings(schedule=schedule, end=1, every="10it"), 10)

@@ -1,15 +1,20 @@
 """Calls with integers, truth values and what is no tensor: the float part runs on kernels."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from sparsify.calls import Inputs
+from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import sparsify
 from sparsify.errors import EngineWarning
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
+from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.lowering import rules
-from sparsify.runtime.lowering.builder import Step
 from sparsify.runtime.tuning.search import TORCH, difference
 
 
@@ -53,8 +58,10 @@ class Tokens(nn.Module):
         return y
 
 
-def kernels_of(engine: Engine) -> set[str]:
-    return {step.kind for plan in engine._plans.values() for step in plan.steps if isinstance(step, Step)}
+def kernels_of(engine: Engine) -> set[Opcode]:
+    return {
+        step.opcode for plan in engine._plans.values() for step in plan.instructions if isinstance(step, Instruction)
+    }
 
 
 def check(engine: Engine, model: nn.Module, *args: object) -> None:
@@ -72,19 +79,19 @@ def test_a_step_number_for_each_image_leaves_convolutions_to_kernels(
     model = Steps().eval()
     x, t = torch.randn(images, 3, 6, 6), torch.arange(images, dtype=dtype)
     engine = compile(model, (x, t), threads=threads, tune=False)
-    assert [way.kind != "torch" for way in engine.ways.values()] == [True]
-    assert any(kind.startswith("CONVOLVE") for kind in kernels_of(engine))
+    assert [strategy.kind != "torch" for strategy in engine.strategies.values()] == [True]
+    assert kernels_of(engine) & {Opcode.CONVOLVE, Opcode.CONVOLVE_TILES}
     for number in range(4):
         check(engine, model, torch.randn_like(x), (t + number).to(dtype))
-    assert "int" in str(engine) and len(engine.ways) == 1
+    assert "int" in str(engine) and len(engine.strategies) == 1
 
 
 def test_a_step_number_for_all_images_is_not_cut() -> None:
     model = Steps().eval()
     x = torch.randn(4, 3, 6, 6)
     engine = compile(model, (x, torch.tensor(3)), threads=2, tune=False)
-    [way] = engine.ways.values()
-    assert way.kind == "chunks"
+    [strategy] = engine.strategies.values()
+    assert strategy.kind == "chunks"
     for number in (0, 7):
         check(engine, model, x, torch.tensor(number))
 
@@ -93,7 +100,7 @@ def test_integers_and_their_types_are_told_apart() -> None:
     model, x = Steps().eval(), torch.randn(1, 3, 6, 6)
     engine = compile(model, (x, torch.tensor([1])), threads=1, tune=False)
     check(engine, model, x, torch.tensor([1], dtype=torch.int32))
-    assert len(engine.ways) == 2
+    assert len(engine.strategies) == 2
 
 
 @pytest.mark.parametrize("images", [1, 4])
@@ -101,7 +108,7 @@ def test_truth_values_leave_convolutions_to_kernels(images: int) -> None:
     model = Masked().eval()
     x, mask = torch.randn(images, 3, 6, 6), torch.rand(images, 6, 6) < 0.5
     engine = compile(model, (x, mask), threads=2, tune=False)
-    assert kernels_of(engine) & {"CONVOLVE", "CONVOLVE_TILES"}
+    assert kernels_of(engine) & {Opcode.CONVOLVE, Opcode.CONVOLVE_TILES}
     for given in (mask, ~mask, torch.zeros_like(mask)):
         check(engine, model, x, given)
 
@@ -109,7 +116,7 @@ def test_truth_values_leave_convolutions_to_kernels(images: int) -> None:
 def test_token_numbers_alone_leave_linear_layers_to_kernels() -> None:
     model, ids = Tokens().eval(), torch.randint(20, (2, 5))
     engine = compile(model, ids, threads=1, tune=False)
-    assert next(iter(engine.ways.values())).kind != "torch" and "CONVOLVE_TILES" in kernels_of(engine)
+    assert next(iter(engine.strategies.values())).kind != "torch" and Opcode.CONVOLVE_TILES in kernels_of(engine)
     check(engine, model, ids.flip(0))
 
 
@@ -128,7 +135,7 @@ def test_what_is_no_tensor_makes_a_program_of_its_own(flag: object) -> None:
     engine = compile(model, (x, t, True), threads=1, tune=False)
     for given in (flag, True, False):
         check(engine, model, x, t, given)
-    assert all(way.kind != "torch" for way in engine.ways.values())
+    assert all(strategy.kind != "torch" for strategy in engine.strategies.values())
 
 
 def test_many_values_are_torch_s_and_that_is_told() -> None:
@@ -136,7 +143,7 @@ def test_many_values_are_torch_s_and_that_is_told() -> None:
     engine = compile(model, (x, t, True, 0.5), threads=1, tune=False)
     for number in range(12):
         check(engine, model, x, t, True, float(number))
-    assert len(engine.ways) == 8 and "more than 8 values" in str(engine)
+    assert len(engine.strategies) == 8 and "more than 8 values" in str(engine)
 
 
 class Named(nn.Module):
@@ -153,7 +160,7 @@ class Named(nn.Module):
 
 def test_the_order_of_a_table_matters_not() -> None:
     model, a, b = Named().eval(), torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
-    engine = compile(model, {"a": a, "b": b}, threads=1, tune=False)
+    engine = compile(model, Inputs({"a": a, "b": b}), threads=1, tune=False)
     check(engine, model, {"a": b, "b": a})
     check(engine, model, {"b": b, "a": a})
     check(engine, model, {"a": a, "b": b})
@@ -188,7 +195,7 @@ def test_autocast_changes_nothing(first: bool) -> None:
         wanted = model(x)
     for found in (inside, engine(x)):
         assert difference([found], [wanted]) <= 1e-5
-    assert next(iter(engine.ways.values())).kind != "torch"
+    assert next(iter(engine.strategies.values())).kind != "torch"
 
 
 def test_what_a_caller_does_to_constant_outputs_is_not_seen_by_the_next() -> None:
@@ -224,7 +231,7 @@ def test_a_kernel_that_fails_costs_its_own_operation_and_is_said(
     with pytest.warns(EngineWarning, match="max_pool2d_with_indices is left to PyTorch .*ValueError: no pool") as said:
         engine = compile(model, x, threads=1, tune=tune)
     assert len(said) == 1 and "ValueError: no pool" in str(engine)
-    assert {"CONVOLVE_TILES"} <= kernels_of(engine)
+    assert {Opcode.CONVOLVE_TILES} <= kernels_of(engine)
     assert not list(tmp_path.iterdir())  # type: ignore[attr-defined]
     check(engine, model, x)
 
@@ -245,7 +252,7 @@ def test_kernels_that_fail_altogether_are_said_and_nothing_is_remembered(
         engine = compile(model, x, threads=1)
     check(engine, model, x)
     assert "no compiler" in str(engine) and not list(tmp_path.iterdir())  # type: ignore[attr-defined]
-    assert compile(model, x, threads=1).ways[(tuple(x.shape),)].seconds
+    assert compile(model, x, threads=1).strategies[(tuple(x.shape),)].seconds
 
 
 def test_a_wrong_premise_is_no_failure_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,14 +261,14 @@ def test_a_wrong_premise_is_no_failure_of_a_kernel(monkeypatch: pytest.MonkeyPat
         compile(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8), threads=1, tune=False)
 
 
-def test_a_way_that_torch_won_in_the_absence_of_failures_is_kept(
+def test_a_strategy_that_torch_won_in_the_absence_of_failures_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    from sparsify.runtime.tuning import cache as remembered
+    from sparsify.runtime.tuning import cache
 
     monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
-    remembered.keep("a", TORCH)
-    found = remembered.recall("a")
+    cache.keep("a", TORCH)
+    found = cache.recall("a")
     assert found is not None and found.kind == "torch"
 
 
@@ -275,3 +282,64 @@ def test_a_masked_denoiser_runs_its_convolutions_sparse() -> None:
     engine = compile(model, (x, t), threads=1, tune=False)
     assert "sparse kernel" in str(engine) and "embedding" in str(engine)
     check(engine, model, x, t)
+
+
+def test_a_strategy_that_fails_is_said_though_another_one_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(engine: Engine, strategy: object, inputs: object) -> object:
+        raise KeyError("no chunk")
+
+    monkeypatch.setattr(Engine, "_chunks", broken)
+    model, x = nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 8, 8)
+    with pytest.warns(
+        EngineWarning,
+        match="is not run by .* or each thread on 1 image at a time: KeyError",
+    ) as said:
+        engine = compile(model, x, threads=1, tune=False)
+    assert len(said) == 1 and [strategy.kind for strategy in engine.strategies.values()] == ["split"]
+    assert "each thread on 1 image at a time: KeyError: 'no chunk'" in str(engine)
+    check(engine, model, x)
+
+
+def test_what_fails_when_a_program_is_assembled_costs_its_own_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsify.runtime.program import assemble
+
+    monkeypatch.setitem(assemble._OWN, Opcode.MAX_POOL, failing(ValueError("no window")))
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)).eval(), torch.randn(1, 3, 8, 8)
+    with pytest.warns(EngineWarning, match="max_pool2d_with_indices is left to PyTorch .*ValueError: no window"):
+        engine = compile(model, x, threads=1, tune=False)
+    assert {Opcode.CONVOLVE_TILES} <= kernels_of(engine)
+    check(engine, model, x)
+
+
+def test_outputs_that_are_wrong_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sparsify.runtime.lowering import elementwise
+
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
+    monkeypatch.setitem(elementwise.CLAMPS, torch.ops.aten.relu.default, lambda: (0.25, 0.5))
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)
+    with pytest.warns(EngineWarning, match="is left to PyTorch: its outputs differ by .* of the largest") as said:
+        engine = compile(model, x, threads=1)
+    assert len(said) == 1 and not list(tmp_path.iterdir())
+    check(engine, model, x)
+
+
+def test_a_forward_that_cannot_be_traced_is_said() -> None:
+    class Untraceable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if get_proxy_mode() is not None:
+                raise RuntimeError("not to be recorded")
+            return x + 1
+
+    model, x = Untraceable().eval(), torch.randn(2, 3)
+    with pytest.warns(EngineWarning, match="input 2x3 is left to PyTorch: RuntimeError: not to be recorded"):
+        engine = compile(model, x, threads=1)
+    assert torch.equal(engine(x), x + 1) and "PyTorch: RuntimeError: not to be recorded" in str(engine)
+
+
+def test_an_invariant_that_breaks_while_a_program_runs_goes_to_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(workers: object, arrays: object) -> None:
+        raise AssertionError("never")
+
+    monkeypatch.setattr("sparsify.runtime.thread_pool.Workers.split", broken)
+    with pytest.raises(AssertionError, match="never"):
+        compile(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8), threads=1, tune=False)

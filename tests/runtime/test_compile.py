@@ -1,4 +1,4 @@
-"""sparsify.compile of files: without tuning where the file holds a way for here, and never by a way that is wrong."""
+"""sparsify.compile of files: without tuning where the file holds a strategy for here, and never by a wrong one."""
 
 import logging
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from sparsify.formats.request import ExportRequest
 from sparsify.runtime.compile import compile
 from sparsify.runtime.tuning import file_record as stored
 from sparsify.runtime.tuning import search as tuning
-from sparsify.runtime.tuning.search import Way
+from sparsify.runtime.tuning.search import Strategy
 
 SHAPES = ((3, 2, 8, 8),)
-WAY = Way("chunks", 2, frozenset({"convolution_1"}))
+STRATEGY = Strategy("chunks", 2, frozenset({"convolution_1"}))
 
 
 @pytest.fixture(autouse=True)
@@ -77,15 +77,17 @@ def net() -> nn.Module:
 @pytest.fixture
 def tuned(net: nn.Module, tmp_path: Path) -> Path:
     """Return the file of the model, tuned for two threads."""
-    return written(tmp_path / "m", net, stored.entry(SHAPES, 2, WAY))
+    return written(tmp_path / "m", net, stored.entry(SHAPES, 2, STRATEGY))
 
 
 @pytest.mark.usefixtures("untimed")
-def test_the_way_of_the_file_is_taken_and_nothing_is_timed(
+def test_the_strategy_of_the_file_is_taken_and_nothing_is_timed(
     net: nn.Module, tuned: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = compile(tuned, model=Net(), threads=2)
-    assert engine.ways == {SHAPES: Way(WAY.kind, WAY.images, WAY.dense, why="tuned when the file was written")}
+    assert engine.strategies == {
+        SHAPES: Strategy(STRATEGY.kind, STRATEGY.images, STRATEGY.dense, why="tuned when the file was written")
+    }
     x = torch.randn(SHAPES[0])
     with torch.no_grad():
         assert close(engine(x), net(x))
@@ -103,7 +105,7 @@ def test_what_save_writes_is_taken(net: nn.Module, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path / "another"))
     monkeypatch.setattr(tuning, "_seconds", timed)
     engine = sparsify.compile(tmp_path / "m", model=Net(), threads=1)
-    assert engine.ways[SHAPES].why == "tuned when the file was written"
+    assert engine.strategies[SHAPES].why == "tuned when the file was written"
     with torch.no_grad():
         assert close(engine(x), net(x))
     with pytest.raises(AssertionError, match="something was timed"):
@@ -112,7 +114,7 @@ def test_what_save_writes_is_taken(net: nn.Module, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("untimed")
 def test_a_model_that_is_faster_with_torch_stays_so(net: nn.Module, tmp_path: Path) -> None:
-    path = written(tmp_path / "m", net, stored.entry(SHAPES, 1, Way("torch")))
+    path = written(tmp_path / "m", net, stored.entry(SHAPES, 1, Strategy("torch")))
     x = torch.randn(SHAPES[0])
     with torch.no_grad():
         assert torch.equal(compile(path, model=Net(), threads=1)(x), net(x))
@@ -120,9 +122,11 @@ def test_a_model_that_is_faster_with_torch_stays_so(net: nn.Module, tmp_path: Pa
 
 def test_other_shapes_are_tuned_when_they_come(net: nn.Module, tuned: Path) -> None:
     engine = compile(tuned, torch.randn(1, 2, 8, 8), model=Net(), threads=2)
-    assert engine.ways.keys() == {((1, 2, 8, 8),)} and engine.ways[((1, 2, 8, 8),)].seconds and not engine.note
+    assert (
+        engine.strategies.keys() == {((1, 2, 8, 8),)} and engine.strategies[((1, 2, 8, 8),)].seconds and not engine.note
+    )
     engine(torch.randn(SHAPES[0]))
-    assert not engine.ways[SHAPES].seconds
+    assert not engine.strategies[SHAPES].seconds
 
 
 ELSEWHERE = {
@@ -135,17 +139,17 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_a_way_from_elsewhere_is_not_taken_and_that_is_said(
+def test_a_strategy_from_elsewhere_is_not_taken_and_that_is_said(
     name: str, net: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made, threads, told = ELSEWHERE[name]
-    entry = stored.entry(SHAPES, 2, WAY)
+    entry = stored.entry(SHAPES, 2, STRATEGY)
     entry["machine"] |= made
-    # What another version calls a way is none of ours to understand.
+    # What another version calls a strategy is none of ours to understand.
     path = written(tmp_path / "m", net, {**entry, "way": {"kind": "of another version"}})
     engine = compile(path, model=Net(), threads=threads)
-    assert engine.ways[SHAPES].seconds
-    line = f"{path}: its way is not used: it was tuned for {told}"
+    assert engine.strategies[SHAPES].seconds
+    line = f"{path}: its strategy is not used: it was tuned for {told}"
     assert str(engine).splitlines()[1].startswith(line)
     [record] = caplog.records
     assert record.levelno == logging.WARNING and record.getMessage().startswith(f"compile: {line}")
@@ -154,9 +158,9 @@ def test_a_way_from_elsewhere_is_not_taken_and_that_is_said(
         assert close(engine(x), net(x))
 
 
-def test_without_tuning_a_way_from_elsewhere_is_not_taken_either(tuned: Path, untimed: None) -> None:
+def test_without_tuning_a_strategy_from_elsewhere_is_not_taken_either(tuned: Path, untimed: None) -> None:
     engine = compile(tuned, model=Net(), threads=1, tune=False)
-    assert engine.ways[SHAPES] == Way("chunks", 3) and "its way is not used" in str(engine)
+    assert engine.strategies[SHAPES] == Strategy("chunks", 3) and "its strategy is not used" in str(engine)
 
 
 class Mixing(nn.Module):
@@ -171,12 +175,12 @@ class Mixing(nn.Module):
         return y - y.mean(0, keepdim=True)
 
 
-def test_a_way_that_is_wrong_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_strategy_that_is_wrong_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = pruned(Mixing())
-    path = written(tmp_path / "m", model, stored.entry(SHAPES, 2, Way("chunks", 1)))
+    path = written(tmp_path / "m", model, stored.entry(SHAPES, 2, Strategy("chunks", 1)))
     engine = compile(path, model=Mixing(), threads=2)
-    assert engine.ways[SHAPES].seconds and engine.ways[SHAPES].kind in ("torch", "split")
-    assert engine.note == f"{path}: its way is not used: it does not give the model's outputs"
+    assert engine.strategies[SHAPES].seconds and engine.strategies[SHAPES].kind in ("torch", "split")
+    assert engine.note == f"{path}: its strategy is not used: it does not give the model's outputs"
     assert len(caplog.records) == 1
     x = torch.randn(SHAPES[0])
     with torch.no_grad():
@@ -193,7 +197,7 @@ BROKEN: dict[str, Mapping[str, Any]] = {
     "no machine": {"machine": "this"},
     "threads": {"threads": "2"},
     "truth": {"threads": True},
-    "no way": {"way": None},
+    "no strategy": {"way": None},
     "kind": {"way": {"kind": "warp", "images": 1, "dense": []}},
     "images": {"way": {"kind": "chunks", "images": 0, "dense": []}},
     "dense": {"way": {"kind": "split", "images": 0, "dense": "conv"}},
@@ -202,7 +206,7 @@ BROKEN: dict[str, Mapping[str, Any]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_entry_is_one_line_and_the_file_loads(name: str, net: nn.Module, tmp_path: Path) -> None:
-    path = written(tmp_path / "m", net, {**stored.entry(SHAPES, 2, WAY), **BROKEN[name]})
+    path = written(tmp_path / "m", net, {**stored.entry(SHAPES, 2, STRATEGY), **BROKEN[name]})
     with pytest.raises(SparsifyError, match=r"its entry 'engine' does not hold [^\n]*--format engine\)$") as caught:
         compile(path, model=Net(), threads=2)
     assert str(caught.value).startswith(f"{path}: ")
@@ -215,7 +219,7 @@ def test_an_entry_that_is_no_table_is_one_line(net: nn.Module, tmp_path: Path) -
         compile(path, model=Net(), threads=2)
 
 
-def test_a_file_without_a_way_is_compiled_for_one_image(tmp_path: Path) -> None:
+def test_a_file_without_a_strategy_is_compiled_for_one_image(tmp_path: Path) -> None:
     model = pruned(sparsify.build_model("timm:test_resnet", num_classes=10))
     about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}}
     sparsify.save(model, tmp_path / "m.safetensors", **about, extra={"input_shape": [3, 32, 32]})
@@ -225,7 +229,7 @@ def test_a_file_without_a_way_is_compiled_for_one_image(tmp_path: Path) -> None:
     for source in (tmp_path, str(tmp_path / "m.safetensors")):  # a folder as a run has it, and a path
         (tmp_path / "model.safetensors").write_bytes((tmp_path / "m.safetensors").read_bytes())
         engine = compile(source, threads=1, tune=False)
-        assert engine.ways.keys() == {((1, 3, 32, 32),)} and not engine.note
+        assert engine.strategies.keys() == {((1, 3, 32, 32),)} and not engine.note
         assert close(engine(x), wanted)
 
 

@@ -52,7 +52,7 @@ def test_two_of_four_weights_run_by_their_kernels_and_the_engine_says_which(
     assert len(given) == 1 and torch.equal(given[0], wanted[0].weight)
     assert torch.equal(engine.model[0].weight, 1.001 * wanted[0].weight)
     assert torch.equal(engine.model[2].weight, wanted[2].weight)
-    assert torch.equal(engine(x), engine.model(x)) and not engine.ways
+    assert torch.equal(engine(x), engine.model(x)) and not engine.strategies
     assert str(engine).splitlines()[1:] == [
         "on CUDA, by PyTorch; semi-structured: 1 of 2 weights",
         UNSTRUCTURED,

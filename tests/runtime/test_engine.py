@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
 
 import sparsify
 from sparsify import SparsifyError
 from sparsify.errors import CacheWarning
 from sparsify.runtime.compile import compile
-from sparsify.runtime.tuning.search import TORCH, Way, difference
+from sparsify.runtime.engine import Engine
+from sparsify.runtime.kernels.opcodes import Opcode
+from sparsify.runtime.tuning.search import TORCH, Strategy, difference
 
 
 def pruned(spec: str, sparsity: float = 0.9) -> nn.Module:
@@ -26,6 +29,15 @@ def pruned(spec: str, sparsity: float = 0.9) -> nn.Module:
     settings = {"criterion": "magnitude", "sparsity": sparsity, "scope": "filter"}
     sparsify.Pruner(model, settings, total_steps=0).start()
     return model
+
+
+def on_kernels(engine: Engine) -> None:
+    """Nothing was left to PyTorch: neither a shape as a whole nor an operation."""
+    assert engine.strategies and all(
+        strategy.kind != "torch" and not strategy.dense for strategy in engine.strategies.values()
+    ), str(engine)
+    for plan in engine._plans.values():
+        assert all(isinstance(step, Instruction) for step in plan.instructions), str(engine)
 
 
 def close(found: Tensor, model: nn.Module, x: Tensor) -> None:
@@ -69,12 +81,13 @@ def resnet() -> nn.Module:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("images", [1, 2, 5])
-def test_every_way_gives_the_model_s_outputs(resnet: nn.Module, images: int, threads: int) -> None:
+def test_every_strategy_gives_the_model_s_outputs(resnet: nn.Module, images: int, threads: int) -> None:
     x = torch.randn(images, 3, 32, 32)
     engine = compile(resnet, x, threads=threads, tune=False)
-    mixed = Way("split", dense=frozenset({"convolution_1"}))
-    for way in (TORCH, Way("split"), Way("chunks", 1), Way("chunks", 2), mixed):
-        engine.ways = {(tuple(x.shape),): way}
+    on_kernels(engine)
+    mixed = Strategy("split", dense=frozenset({"convolution_1"}))
+    for strategy in (TORCH, Strategy("split"), Strategy("chunks", 1), Strategy("chunks", 2), mixed):
+        engine.strategies = {(tuple(x.shape),): strategy}
         close(engine(x), resnet, x)
 
 
@@ -84,12 +97,14 @@ def test_other_shapes_are_compiled_when_they_come(resnet: nn.Module) -> None:
         x = torch.randn(shape)
         close(engine(x), resnet, x)
         close(engine(x), resnet, x)
-    assert len(engine.ways) == 4
+    assert len(engine.strategies) == 4
+    on_kernels(engine)
 
 
 def test_the_engine_keeps_its_weights(resnet: nn.Module) -> None:
     model, x = copy.deepcopy(resnet), torch.randn(2, 3, 32, 32)
     engine = compile(model, x, threads=1, tune=False)
+    on_kernels(engine)
     before = engine(x)
     for parameter in model.parameters():
         parameter.data.zero_()
@@ -100,6 +115,7 @@ def test_the_engine_keeps_its_weights(resnet: nn.Module) -> None:
 def test_outputs_are_the_caller_s_own(resnet: nn.Module) -> None:
     x = torch.randn(2, 3, 32, 32)
     engine = compile(resnet, x, threads=1, tune=False)
+    on_kernels(engine)
     first = engine(x)
     kept = first.clone()
     engine(torch.randn(2, 3, 32, 32))
@@ -109,7 +125,9 @@ def test_outputs_are_the_caller_s_own(resnet: nn.Module) -> None:
 def test_several_threads_may_call(resnet: nn.Module) -> None:
     inputs = [torch.randn(2, 3, 32, 32) for _ in range(6)]
     engine = compile(resnet, inputs[0], threads=2, tune=False)
+    on_kernels(engine)
     expected = [engine(x) for x in inputs]
+    close(expected[0], resnet, inputs[0])
     found: list[Tensor | None] = [None] * len(inputs)
 
     def call(index: int) -> None:
@@ -160,7 +178,7 @@ class Mixing(nn.Module):
 def test_images_that_depend_on_each_other_are_not_computed_apart() -> None:
     model, x = Mixing(), torch.randn(4, 1, 6, 6)
     engine = compile(model, x, threads=2, tune=False)
-    assert next(iter(engine.ways.values())).kind == "split"
+    assert next(iter(engine.strategies.values())).kind == "split"
     assert difference([engine(x)], [model(x).detach()]) < 1e-5
 
 
@@ -179,31 +197,36 @@ class Several(nn.Module):
 def test_inputs_and_outputs_may_be_of_any_structure() -> None:
     model = Several()
     x, y = torch.randn(2, 1, 5, 5), torch.randn(2, 1, 5, 5)
-    found, expected = compile(model, (x, y), threads=2, tune=False)(x, y), model(x, y)
+    engine = compile(model, (x, y), threads=2, tune=False)
+    assert next(iter(engine.strategies.values())).kind != "torch"
+    assert Opcode.CONVOLVE in {
+        step.opcode for step in next(iter(engine._plans.values())).instructions if isinstance(step, Instruction)
+    }
+    found, expected = engine(x, y), model(x, y)
     assert found.keys() == expected.keys()
     assert found["number"] == 7
     assert torch.equal(found["constant"], torch.arange(3))
     torch.testing.assert_close(found["both"], expected["both"])
 
 
-def test_tuning_keeps_the_fastest_way_and_says_what_it_timed(resnet: nn.Module) -> None:
+def test_tuning_keeps_the_fastest_strategy_and_says_what_it_timed(resnet: nn.Module) -> None:
     x = torch.randn(2, 3, 32, 32)
     engine = compile(resnet, x, threads=1)
-    way = next(iter(engine.ways.values()))
-    assert {"PyTorch", "all threads on all images", "each thread on 1 image at a time"} <= way.seconds.keys()
-    assert way.seconds[str(way)] == min(way.seconds.values())
+    strategy = next(iter(engine.strategies.values()))
+    assert {"PyTorch", "all threads on all images", "each thread on 1 image at a time"} <= strategy.seconds.keys()
+    assert strategy.seconds[str(strategy)] == min(strategy.seconds.values())
     assert "down" in str(engine)
     close(engine(x), resnet, x)
 
 
 def test_what_was_tuned_is_known_to_the_next_engine(resnet: nn.Module, cache: Path) -> None:
     x = torch.randn(2, 3, 32, 32)
-    first = next(iter(compile(resnet, x, threads=1).ways.values()))
+    first = next(iter(compile(resnet, x, threads=1).strategies.values()))
     again = compile(resnet, x, threads=1)
-    way = next(iter(again.ways.values()))
-    assert (way, way.why, way.seconds) == (replace(first, why="tuned before"), "tuned before", {})
+    strategy = next(iter(again.strategies.values()))
+    assert (strategy, strategy.why, strategy.seconds) == (replace(first, why="tuned before"), "tuned before", {})
     close(again(x), resnet, x)
-    assert next(iter(compile(resnet, x[:1], threads=1).ways.values())).seconds
+    assert next(iter(compile(resnet, x[:1], threads=1).strategies.values())).seconds
 
 
 DAMAGES = {
@@ -212,7 +235,7 @@ DAMAGES = {
     "garbage": lambda text: "\x00\x7f" * 99,
     "no table": lambda text: "[1, 2]",
     "deep": lambda text: "[" * 100_000,
-    "no way": lambda text: text.replace("kind", "sort"),
+    "no strategy": lambda text: text.replace("kind", "sort"),
     "another kind": lambda text: text.replace("split", "warp").replace("chunks", "warp").replace("torch", "warp"),
 }
 
@@ -226,8 +249,8 @@ def test_a_damaged_record_is_said_once_and_mended(name: str, resnet: nn.Module, 
         engine = compile(resnet, x, threads=1)
     assert len(said) == 1 and str(record) in str(said[0].message)
     close(engine(x), resnet, x)
-    assert next(iter(engine.ways.values())).seconds
-    assert not next(iter(compile(resnet, x, threads=1).ways.values())).seconds
+    assert next(iter(engine.strategies.values())).seconds
+    assert not next(iter(compile(resnet, x, threads=1).strategies.values())).seconds
 
 
 def test_a_cache_that_cannot_be_written_is_said_once_and_stops_nothing(resnet: nn.Module, cache: Path) -> None:
@@ -255,6 +278,7 @@ def test_an_empty_batch_is_torch_s(resnet: nn.Module) -> None:
 def test_gaps_in_an_input_do_not_matter(resnet: nn.Module) -> None:
     x = torch.randn(2, 3, 64, 64)[:, :, ::2, ::2]
     engine = compile(resnet, x, threads=1, tune=False)
+    on_kernels(engine)
     close(engine(x), resnet, x)
     close(engine(x.contiguous(memory_format=torch.channels_last)), resnet, x)
 
@@ -272,6 +296,7 @@ def test_an_error_of_the_model_is_the_caller_s(resnet: nn.Module) -> None:
     engine = compile(resnet, torch.randn(1, 3, 32, 32), threads=2, tune=False)
     with pytest.raises(RuntimeError, match="channels"):
         engine(torch.randn(1, 4, 32, 32))
+    on_kernels(engine)
     x = torch.randn(1, 3, 32, 32)
     close(engine(x), resnet, x)
 
@@ -300,13 +325,13 @@ def test_models_of_the_zoos(spec: str) -> None:
     model = pruned(spec)
     x = torch.randn(2, 3, 224, 224)
     engine = compile(model, x, threads=2, tune=False)
-    assert next(iter(engine.ways.values())).kind != "torch"
+    assert next(iter(engine.strategies.values())).kind != "torch"
     close(engine(x), model, x)
 
 
 def test_of_one_image_one_thread_alone_is_timed_too(resnet: nn.Module) -> None:
     x = torch.randn(1, 3, 32, 32)
     engine = compile(resnet, x, threads=2)
-    way = next(iter(engine.ways.values()))
-    assert {"all threads on all images", "each thread on 1 image at a time"} <= way.seconds.keys()
+    strategy = next(iter(engine.strategies.values()))
+    assert {"all threads on all images", "each thread on 1 image at a time"} <= strategy.seconds.keys()
     close(engine(x), resnet, x)

@@ -8,7 +8,8 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
-from sparsify.runtime.tuning.search import Way
+from sparsify.runtime.tuning import search
+from sparsify.runtime.tuning.search import Strategy
 
 SHAPES: list[tuple[int, ...]] = [(images, 3, side, side) for images in (1, 2, 5) for side in (8, 12)]
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals and fork")
@@ -64,40 +66,38 @@ def check(engine: Engine, net: nn.Module, shapes: list[tuple[int, ...]] = SHAPES
     for shape in shapes:
         x = torch.randn(shape)
         wanted = net(x)
-        assert (engine(x) - wanted).abs().max() <= 1e-5 * wanted.abs().max(), (shape, engine.ways.get((shape,)))
-        assert not kernels or engine.ways[(shape,)].kind != "torch"
+        assert (engine(x) - wanted).abs().max() <= 1e-5 * wanted.abs().max(), (shape, engine.strategies.get((shape,)))
+        assert not kernels or engine.strategies[(shape,)].kind != "torch"
 
 
-def torn(engine: Engine, seconds: float, calls: list[Tensor]) -> bool:
-    """Call the engine until a handler raises or all is done; return whether it raised."""
-    try:
+def torn(engine: Engine, seconds: float, inputs: Iterator[Tensor]) -> None:
+    """Call the engine until the handler raises, however many calls that takes."""
+    with pytest.raises(Interrupt):
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        for x in calls:
+        for x in inputs:
             engine(x)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    except Interrupt:
-        return True
-    return False
 
 
-def fuzz(net: nn.Module, threads: int, rounds: int, seed: int) -> int:
-    """Interrupt calls at random times, of known shapes and of new ones; return how many were interrupted."""
-    chance, found = random.Random(seed), 0
-    x = torch.randn(SHAPES[0])
-    engine = compile(net, x, threads=threads, tune=False)
+def endless(chance: random.Random) -> Iterator[Tensor]:
+    while True:
+        yield torch.randn(chance.choice(SHAPES))
+
+
+def fuzz(net: nn.Module, threads: int, rounds: int, seed: int) -> None:
+    """Interrupt calls at random times, of known shapes and of new ones: every round has its interrupt."""
+    chance = random.Random(seed)
+    engine = compile(net, torch.randn(SHAPES[0]), threads=threads, tune=False)
     settings = torch.get_num_threads(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
     for _ in range(rounds):
-        calls = [torch.randn(shape) for shape in chance.choices(SHAPES, k=100)]
-        found += torn(engine, chance.choice([chance.uniform(1e-5, 2e-3), chance.uniform(1e-3, 0.3)]), calls)
+        torn(engine, chance.choice([chance.uniform(1e-5, 2e-3), chance.uniform(1e-3, 0.3)]), endless(chance))
         assert (torch.get_num_threads(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == settings
         check(engine, net, chance.sample(SHAPES, 2))
         if chance.random() < 0.3:
-            engine.ways.clear()
+            engine.strategies.clear()
             engine._plans.clear()
-        for key in engine.ways:
-            engine.ways[key] = chance.choice([Way("split"), Way("chunks", 1), Way("chunks", 2)])
+        for key in engine.strategies:
+            engine.strategies[key] = chance.choice([Strategy("split"), Strategy("chunks", 1), Strategy("chunks", 2)])
     check(engine, net)
-    return found
 
 
 @posix
@@ -105,7 +105,7 @@ def fuzz(net: nn.Module, threads: int, rounds: int, seed: int) -> int:
 def test_outputs_are_right_after_calls_that_were_interrupted_anywhere(
     threads: int, net: nn.Module, alarm: None
 ) -> None:
-    assert fuzz(net, threads, 12, threads) > 5
+    fuzz(net, threads, 12, threads)
 
 
 @posix
@@ -113,22 +113,30 @@ def test_outputs_are_right_after_calls_that_were_interrupted_anywhere(
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_outputs_are_right_after_many_interrupted_calls(threads: int, seed: int, net: nn.Module, alarm: None) -> None:
-    assert fuzz(net, threads, 100, seed) > 50
+    fuzz(net, threads, 100, seed)
 
 
-@posix
+@pytest.mark.parametrize("runs", [1, 2, 5])
 def test_tuning_that_was_interrupted_is_done_anew_and_kept_nowhere(
-    net: nn.Module, alarm: None, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    runs: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
     engine = compile(net, torch.randn(SHAPES[0]), threads=2, tune=False)
     engine._tune = True
-    x = torch.randn(SHAPES[1])
     settings = torch.get_num_threads(), torch.is_grad_enabled()
-    assert torn(engine, 0.02, [x]) and (tuple(x.shape),) not in engine.ways
-    assert not os.listdir(str(tmp_path))
+    left, work = iter(range(runs)), search._seconds
+
+    def timed(run: Callable[[], object]) -> float:
+        if next(left, None) is None:
+            raise Interrupt
+        return work(run)
+
+    with monkeypatch.context() as during, pytest.raises(Interrupt):
+        during.setattr(search, "_seconds", timed)
+        engine(torch.randn(SHAPES[1]))
+    assert (SHAPES[1],) not in engine.strategies and not list(tmp_path.iterdir())
     check(engine, net, [SHAPES[1]], kernels=False)
-    assert engine.ways[(SHAPES[1],)].seconds
+    assert engine.strategies[(SHAPES[1],)].seconds
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == settings
 
 
@@ -166,8 +174,8 @@ def test_errors_of_hooks_and_of_wrong_inputs_are_the_caller_s_and_leave_nothing(
 
 def test_buffers_may_hold_anything_before_a_call(net: nn.Module) -> None:
     engine = compile(net, torch.randn(SHAPES[0]), threads=2, tune=False)
-    for way in (Way("split"), Way("chunks", 1), Way("chunks", 2)):
-        engine.ways = {(shape,): way for shape in SHAPES}
+    for strategy in (Strategy("split"), Strategy("chunks", 1), Strategy("chunks", 2)):
+        engine.strategies = {(shape,): strategy for shape in SHAPES}
         check(engine, net)
         for buffer in engine._buffers.values():
             buffer.fill(float("nan"))
@@ -193,11 +201,13 @@ def in_child(engine: Engine, x: Tensor, wanted: Tensor) -> int:
 
 @posix
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("way", [Way("split"), Way("chunks", 1), Way("torch")], ids=lambda way: way.kind)
-def test_a_child_of_fork_has_threads_of_its_own(way: Way, net: nn.Module) -> None:
+@pytest.mark.parametrize(
+    "strategy", [Strategy("split"), Strategy("chunks", 1), Strategy("torch")], ids=lambda strategy: strategy.kind
+)
+def test_a_child_of_fork_has_threads_of_its_own(strategy: Strategy, net: nn.Module) -> None:
     x = torch.randn(2, 3, 96, 96)
     engine = compile(net, x, threads=2, tune=False)
-    engine.ways[(tuple(x.shape),)] = way
+    engine.strategies[(tuple(x.shape),)] = strategy
     wanted = net(x)
     engine(x)
     assert in_child(engine, x, wanted) == 0
@@ -237,8 +247,8 @@ def test_copies_are_engines_of_their_own(how: str, net: nn.Module) -> None:
 def test_threads_of_an_engine_end_with_it_and_handles_do_not_pile_up(net: nn.Module) -> None:
     def use() -> None:
         engine = compile(net, torch.randn(SHAPES[-1]), threads=3, tune=False)
-        for way in (Way("split"), Way("chunks", 1)):
-            engine.ways[(SHAPES[-1],)] = way
+        for strategy in (Strategy("split"), Strategy("chunks", 1)):
+            engine.strategies[(SHAPES[-1],)] = strategy
             check(engine, net, [SHAPES[-1]])
 
     def handles() -> tuple[int, int]:
@@ -246,7 +256,7 @@ def test_threads_of_an_engine_end_with_it_and_handles_do_not_pile_up(net: nn.Mod
         return threading.active_count(), files
 
     use()
-    deadline, before = time.monotonic() + 10, handles()
+    deadline, before = time.monotonic() + 60, handles()
     for _ in range(5):
         use()
     while handles()[0] > before[0] and time.monotonic() < deadline:

@@ -277,6 +277,25 @@ def test_compiled(kind: str) -> None:
         assert torch.allclose(torch.compile(model, backend="eager")(x), model(x))
 
 
+@pytest.mark.parametrize("sizes", [(8, 6), (6, 8), (8, 8)])
+@pytest.mark.parametrize("trivial", [True, False])
+@pytest.mark.parametrize("map", ["matrix_exp", "cayley", "householder"])
+def test_orthogonal_matrices_of_any_shape_are_verified(map: str, trivial: bool, sizes: tuple[int, int]) -> None:
+    layer = parametrizations.orthogonal(nn.Linear(*sizes), orthogonal_map=map, use_trivialization=trivial)
+    model: Any = nn.Sequential(layer, nn.ReLU(), nn.Linear(sizes[1], 3))
+    assert len(convert(model).masked) == 2
+    x = torch.randn(3, sizes[0])
+    report = verify(model, x)
+    assert report.ok and report.identical_train and not report.notes
+    half_masks(model)
+    mask = get_masks(model)["0.parametrizations.weight.original"]
+    assert torch.equal(model[0].weight == 0, ~mask)
+    weight = model[0].weight
+    (gradient,) = torch.autograd.grad(F.linear(x, weight).square().sum(), weight, create_graph=True)
+    assert gradient.requires_grad
+    torch.testing.assert_close(torch.compile(model, backend="eager")(x), model(x))
+
+
 class Generator(nn.Module):
     """The shape of a HiFi-GAN generator (Kong et al. 2020), small: upsampling, residual blocks, all weight-normed."""
 

@@ -1,4 +1,4 @@
-"""Ways to tell which entries of a weight are kept, each as one stream of bytes. Masks are flat bool arrays here."""
+"""Mask codecs: a mask, a flat bool array here, encoded as one stream of bytes, and decoded."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 from ..types import Array, Shape
 from .bitpack import count, pack, packed_size, unpack
-from .n_of_m import decode_groups, encode_groups
-from .rice import decode_gaps, encode_gaps
+from .n_of_m import decode_n_of_m, encode_n_of_m
+from .rice import decode_rice, encode_rice
 
 # A weight may have so many entries for each byte that is stored of it: a small file claims no large tensor.
 MOST_ENTRIES_A_BYTE = 2048
 
 
-class Positions(NamedTuple):
-    """One way to tell a mask.
+class MaskCodec(NamedTuple):
+    """One mask codec.
 
-    `encode`: mask and shape -> bytes, None for a mask that it cannot tell.
+    `encode`: mask and shape -> bytes, None for a mask that it cannot encode.
     `decode`: bytes, shape and the number of kept entries (None: not known) -> mask; ValueError for bytes that no mask
     of that shape and number has. It allocates nothing that the bytes do not account for.
     `size`: shape -> bytes, None if that depends on the mask.
@@ -59,16 +59,16 @@ def _free(_: Shape) -> None:
     return None
 
 
-ALL = Positions(_encode_all, _decode_all, lambda _: 0)
-BITMASK = Positions(_encode_bitmask, _decode_bitmask, packed_size)
-GAPS = Positions(encode_gaps, decode_gaps, _free)
-GROUPS = Positions(encode_groups, decode_groups, _free)
+ALL = MaskCodec(_encode_all, _decode_all, lambda _: 0)
+BITMASK = MaskCodec(_encode_bitmask, _decode_bitmask, packed_size)
+RICE = MaskCodec(encode_rice, decode_rice, _free)
+N_OF_M = MaskCodec(encode_n_of_m, decode_n_of_m, _free)
 # In the order of the numbers by which `units` knows them.
-OF_UNITS = (ALL, BITMASK, GAPS, GROUPS)
+OF_UNITS = (ALL, BITMASK, RICE, N_OF_M)
 
 
 def encode_units(mask: Array, shape: Shape) -> Array | None:
-    """Return the bytes that tell which rows and columns of a mask keep anything, and what those keep.
+    """Return an encoded mask: bitmasks of the rows and columns that keep anything, and the encoded mask of those.
 
     None where all of them do, where nothing is kept and where so little would be stored that no reader believes it.
     """
@@ -82,17 +82,17 @@ def encode_units(mask: Array, shape: Shape) -> Array | None:
     if all(axis.all() for axis in live):
         return None
     view = mask.reshape(*shape[:2], math.prod(shape[2:]))[np.ix_(*live)].reshape(-1)
-    told = [(number, way.encode(view, _live_shape(shape, live))) for number, way in enumerate(OF_UNITS)]
-    number, stream = min(((n, s) for n, s in told if s is not None), key=lambda item: (item[1].size, item[0]))
+    encoded = [(number, codec.encode(view, _live_shape(shape, live))) for number, codec in enumerate(OF_UNITS)]
+    number, stream = min(((n, s) for n, s in encoded if s is not None), key=lambda item: (item[1].size, item[0]))
     stream = np.concatenate([*map(pack, live), np.array([number], np.uint8), stream])
     return stream if mask.size <= MOST_ENTRIES_A_BYTE * stream.size else None
 
 
 def decode_units(stream: Array, shape: Shape, kept: int | None) -> Array:
-    """Return the mask that `encode_units` told. Raises ValueError, before it allocates, for any other bytes."""
+    """Return the mask that `encode_units` encoded. Raises ValueError, before it allocates, for any other bytes."""
     ends = list(accumulate(packed_size((axis,)) for axis in shape[:2]))
     if not ends or stream.size <= ends[-1] or stream[ends[-1]] >= len(OF_UNITS):
-        raise ValueError("its units are cut short, or told in an unknown way")
+        raise ValueError("its units are cut short, or of an unknown codec")
     live = [unpack(part, axis) for part, axis in zip(np.split(stream, ends), shape[:2], strict=False)]
     inner = OF_UNITS[stream[ends[-1]]].decode(stream[ends[-1] + 1 :], _live_shape(shape, live), kept)
     mask = np.zeros((*shape[:2], math.prod(shape[2:])), np.bool_)
@@ -104,4 +104,4 @@ def _live_shape(shape: Shape, live: Sequence[Array]) -> Shape:
     return tuple(int(np.count_nonzero(alive)) for alive in live) + shape[2:]
 
 
-UNITS = Positions(encode_units, decode_units, _free)
+UNITS = MaskCodec(encode_units, decode_units, _free)

@@ -1,6 +1,6 @@
-"""Positions of masks that keep n of each m neighbours along a dimension (docs/format.md, `n:m`).
+"""Mask codec for n:m sparsity: n of each m neighbours along a dimension are kept (docs/format.md, `n:m`).
 
-Each group is told by the number of its pattern among the C(m, n) there are, in ceil(log2 C(m, n)) bits: 3 for 2:4.
+Each group is encoded as the number of its pattern among the C(m, n) there are, in ceil(log2 C(m, n)) bits: 3 for 2:4.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .bitpack import check_planes, from_planes, packed_size, to_planes
 _MOST = 16
 
 
-def encode_groups(mask: Array, shape: Shape) -> Array | None:
-    """Return the bytes that tell an n:m mask, None for a mask that is none; of several n:m the shortest."""
+def encode_n_of_m(mask: Array, shape: Shape) -> Array | None:
+    """Return an encoded n:m mask, None for any other mask; of several n:m the shortest."""
     kept = int(np.count_nonzero(mask))
     found = []
     for m in range(2, _MOST + 1):
@@ -41,8 +41,8 @@ def encode_groups(mask: Array, shape: Shape) -> Array | None:
     return np.concatenate([np.array([n, m, axis], np.uint8), planes.reshape(-1)])
 
 
-def decode_groups(stream: Array, shape: Shape, kept: int | None) -> Array:
-    """Return the mask that `encode_groups` told. Raises ValueError, before it allocates, for any other bytes."""
+def decode_n_of_m(stream: Array, shape: Shape, kept: int | None) -> Array:
+    """Return the mask that `encode_n_of_m` encoded. Raises ValueError, before it allocates, for any other bytes."""
     size = math.prod(shape)
     n, m, axis = (int(value) for value in stream[:3]) if stream.size >= 3 else (0, 0, 0)
     if not 0 < n < m <= _MOST or axis >= len(shape) or shape[axis] % m or kept is None or kept * m != n * size:

@@ -1,4 +1,6 @@
-"""Positions as the gaps between them, in a Rice code whose parameter suits the tensor (docs/format.md, `delta`).
+"""Mask codec of Rice-coded deltas: the gaps between kept entries, with a parameter that suits the tensor.
+
+It is `delta` in docs/format.md.
 
 Rice, Plaunt 1971, Adaptive Variable-Length Coding; Golomb 1966, Run-Length Encodings: for entries that are kept
 independently of each other no other code that gives each gap its own bits is notably shorter. The low digits and the
@@ -21,8 +23,8 @@ _MOST_DIGITS = 8
 _REMOVED = 0x80
 
 
-def encode_gaps(mask: Array, _: Shape) -> Array | None:
-    """Return the bytes that tell a mask by the gaps between its kept entries, or its removed ones if they are fewer.
+def encode_rice(mask: Array, _: Shape) -> Array | None:
+    """Return a mask as Rice-coded gaps between its kept entries, or between its removed ones if they are fewer.
 
     None where a bitmask is shorter.
     """
@@ -38,7 +40,7 @@ def encode_gaps(mask: Array, _: Shape) -> Array | None:
     in_planes = [0]
     for digit in range(_MOST_DIGITS):
         in_planes.append(in_planes[-1] + (count(planes[digit]) << digit))
-    lengths = [total + ((mask.size + 1 - total - told) >> digits) for digits, told in enumerate(in_planes)]
+    lengths = [total + ((mask.size + 1 - total - low_sum) >> digits) for digits, low_sum in enumerate(in_planes)]
     sizes = [digits * planes.shape[1] + packed_size((length,)) for digits, length in enumerate(lengths)]
     digits = sizes.index(min(sizes))
     if not digits:
@@ -47,8 +49,8 @@ def encode_gaps(mask: Array, _: Shape) -> Array | None:
     return np.concatenate([first, planes[:digits].reshape(-1), _unary(found, low, digits, lengths[digits])])
 
 
-def decode_gaps(stream: Array, shape: Shape, kept: int | None) -> Array:
-    """Return the mask that `encode_gaps` told. Raises ValueError, before it allocates, for any other bytes."""
+def decode_rice(stream: Array, shape: Shape, kept: int | None) -> Array:
+    """Return the mask that `encode_rice` encoded. Raises ValueError, before it allocates, for any other bytes."""
     size = math.prod(shape)
     if not stream.size or kept is None or kept > size:
         raise ValueError("its gaps are missing")
@@ -62,8 +64,8 @@ def decode_gaps(stream: Array, shape: Shape, kept: int | None) -> Array:
     if not unary[-1] or count(unary) != total:
         raise ValueError(f"its gaps are not {total} in number")
     rests = 8 * (unary.size - 1) + int(unary[-1]).bit_length() - total
-    told = sum(count(plane) << digit for digit, plane in enumerate(planes))
-    if (rests << digits) + told + total - 1 != size:
+    low_sum = sum(count(plane) << digit for digit, plane in enumerate(planes))
+    if (rests << digits) + low_sum + total - 1 != size:
         raise ValueError("its gaps do not add up to its size")
     mask = np.full(size, removed)
     done, before = 0, 0
@@ -99,8 +101,8 @@ def _unary(found: list[Array], low: Array, digits: int, length: int) -> Array:
     unary, done, before = np.zeros(length, np.bool_), 0, 0
     for positions in _blocks(found):
         index = np.arange(done, done + positions.size)
-        told = low[done : done + positions.size] & np.uint8((1 << digits) - 1)
-        sums = np.cumsum(told, dtype=np.int64) + before
+        remainders = low[done : done + positions.size] & np.uint8((1 << digits) - 1)
+        sums = np.cumsum(remainders, dtype=np.int64) + before
         unary[((positions - index - sums) >> digits) + index] = True
         done += positions.size
         before = int(sums[-1]) if sums.size else before

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..types import Array, Shape
 from .bitpack import gather, scatter
-from .mask_codecs import ALL, BITMASK, GAPS, GROUPS, UNITS, Positions
+from .mask_codecs import ALL, BITMASK, N_OF_M, RICE, UNITS, MaskCodec
 
 # What a stored tensor adds to the header beside its name, shape and two offsets: 49 bytes of JSON, 9 of a checksum.
 _HEADER_OF_TENSOR = 58
@@ -23,13 +23,13 @@ class Encoding(NamedTuple):
     """One way to store a masked weight, as tensors named by the weight's name and a suffix.
 
     `values`: which are stored, "kept" (in C order, as `.kept`), "effective" or "all" (in the weight's own name and
-    shape). `suffix`: that of the bytes of `positions`, None where there are none. `since`: the first version of the
-    format that has it.
+    shape). `suffix`: that of the tensor with the encoded mask, None where there is none. `since`: the first version of
+    the format that has it.
     """
 
     values: str
     suffix: str | None
-    positions: Positions
+    codec: MaskCodec
     since: int
 
     def layout(self, shape: Shape) -> dict[str, tuple[str, tuple[int | None, ...]]]:
@@ -40,7 +40,7 @@ class Encoding(NamedTuple):
         found: dict[str, tuple[str, tuple[int | None, ...]]] = {}
         found[".kept" if self.values == "kept" else ""] = ("", (None,) if self.values == "kept" else shape)
         if self.suffix is not None:
-            found[self.suffix] = ("U8", (self.positions.size(shape),))
+            found[self.suffix] = ("U8", (self.codec.size(shape),))
         return found
 
     def content(self, values: Array, mask: Array) -> Array:
@@ -53,7 +53,7 @@ class Encoding(NamedTuple):
         """Return values and mask of the stored tensors by suffix. Raises ValueError if they disagree."""
         kept = parts.get(".kept")
         stream = np.empty(0, np.uint8) if self.suffix is None else parts[self.suffix]
-        mask = self.positions.decode(stream, shape, None if kept is None else kept.size)
+        mask = self.codec.decode(stream, shape, None if kept is None else kept.size)
         if kept is not None:
             return scatter(kept, mask), mask
         if self.values == "effective" and ((parts[""] != 0) > mask).any():
@@ -66,14 +66,14 @@ ENCODINGS: dict[str, Encoding] = {
     "whole": Encoding("effective", ".mask", BITMASK, since=1),
     "raw": Encoding("all", ".mask", BITMASK, since=1),
     "full": Encoding("effective", None, ALL, since=3),
-    "delta": Encoding("kept", ".gaps", GAPS, since=3),
-    "n:m": Encoding("kept", ".groups", GROUPS, since=3),
+    "delta": Encoding("kept", ".gaps", RICE, since=3),
+    "n:m": Encoding("kept", ".groups", N_OF_M, since=3),
     "units": Encoding("kept", ".units", UNITS, since=3),
 }
 
 
 class Choice(NamedTuple):
-    """How a weight is stored: a row of ENCODINGS, the weight's shape and the bytes of its positions (None: none)."""
+    """How a weight is stored: a row of ENCODINGS, the weight's shape and the bytes of its encoded mask (None: none)."""
 
     encoding: str
     shape: Shape
@@ -88,11 +88,11 @@ def choose(name: str, mask: Array, shape: Shape, width: int, *, raw: bool = Fals
     """
     kept = int(np.count_nonzero(mask))
     rows = {encoding: row for encoding, row in ENCODINGS.items() if raw == (row.values == "all")}
-    streams = {row.suffix: row.positions for row in rows.values()}
-    told = {suffix: positions.encode(mask, shape) for suffix, positions in streams.items()}
+    codecs = {row.suffix: row.codec for row in rows.values()}
+    encoded = {suffix: codec.encode(mask, shape) for suffix, codec in codecs.items()}
     best: tuple[int, Choice] | None = None
     for encoding, row in rows.items():
-        stream = told[row.suffix]
+        stream = encoded[row.suffix]
         if stream is None:
             continue
         size = len(encoding) + stream.size + (kept if row.values == "kept" else mask.size) * width
@@ -100,7 +100,7 @@ def choose(name: str, mask: Array, shape: Shape, width: int, *, raw: bool = Fals
             size += _HEADER_OF_TENSOR + len(name + suffix) + len(str(sizes)) + 2 * len(str(mask.size * width))
         if best is None or size < best[0]:
             best = size, Choice(encoding, shape, None if row.suffix is None else stream)
-    assert best is not None  # a bitmask tells any mask
+    assert best is not None  # a bitmask encodes any mask
     return best[1]
 
 

@@ -138,8 +138,8 @@ def _kept(path: str | os.PathLike[str], contents: Contents) -> dict[str, int]:
             if ".mask" not in entry.parts:
                 continue
             ones = count(read_part(file, contents.header, f"{name}.mask", wanted[f"{name}.mask"]))
-            kept[name], told = ones, kept[name]
-            if stored is not None and ones != told:
+            kept[name], stated = ones, kept[name]
+            if stored is not None and ones != stated:
                 raise SparsifyError(f"{os.fspath(path)}: altered: {name}: its mask and its kept values disagree")
     return kept
 

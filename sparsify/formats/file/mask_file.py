@@ -22,7 +22,7 @@ SUFFIX = ".mask"
 
 
 # The ways in which the sparse format tells which entries it keeps, by the names of its encodings.
-WAYS = {name: row.positions for name, row in ENCODINGS.items() if row.values == "kept"}
+CODECS = {name: row.codec for name, row in ENCODINGS.items() if row.values == "kept"}
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,11 @@ class StoredMask:
 
 
 def shortest(mask: Array, shape: Shape) -> tuple[str, Array]:
-    """Return the way to store a mask, flat and bool, that takes the fewest bytes, and these bytes."""
-    told = {name: way.encode(mask, shape) for name, way in WAYS.items()}
-    found = {name: stream for name, stream in told.items() if stream is not None and _accounted(stream.size, mask.size)}
+    """Return the name of the codec that stores a mask, flat and bool, in the fewest bytes, and these bytes."""
+    encoded = {name: codec.encode(mask, shape) for name, codec in CODECS.items()}
+    found = {
+        name: stream for name, stream in encoded.items() if stream is not None and _accounted(stream.size, mask.size)
+    }
     name = min(found, key=lambda way: found[way].size)
     return name, found[name]
 
@@ -102,7 +104,7 @@ def read_masks(path: str | os.PathLike[str], contents: Contents) -> dict[str, Ar
             name = row.name + SUFFIX
             stored = read_part(file, contents.header, name, wanted[name])
             try:
-                mask = WAYS[row.encoding].decode(stored, row.shape, row.kept)
+                mask = CODECS[row.encoding].decode(stored, row.shape, row.kept)
             except ValueError as error:
                 raise SparsifyError(f"{os.fspath(path)}: altered: {row.name!r}: {error}") from error
             if int(np.count_nonzero(mask)) != row.kept:
@@ -138,7 +140,7 @@ def names_of_dense(path: str | os.PathLike[str], contents: Contents) -> list[str
 def _row(header: Header, name: str, value: Any) -> StoredMask:
     found: dict[str, Any] = value if isinstance(value, dict) else {}
     encoding, shape, kept, also = (found.get(key) for key in ("encoding", "shape", "kept", "also"))
-    if not isinstance(encoding, str) or encoding not in WAYS or not is_shape(shape):
+    if not isinstance(encoding, str) or encoding not in CODECS or not is_shape(shape):
         raise ValueError(f"the mask of {name!r} has no known encoding and shape")
     if type(kept) is not int or not 0 <= kept <= math.prod(found["shape"]) or also not in (None, True, False):
         raise ValueError(f"the mask of {name!r} keeps no number of entries that it could")

@@ -131,7 +131,7 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
     """
     header = read_header(path)
     text = header.metadata
-    if text.get("format") != "sparsify" and "header_crc32" not in text:
+    if text.get("format") != "sparsify" and ("header_crc32" not in text or "sparsify_checkpoint" in text):
         return Contents(header, Metadata(), {}, tuple(header.entries), {})
     if not header.sealed:
         raise SparsifyError(f"{os.fspath(path)}: altered: the header does not agree with its checksum")

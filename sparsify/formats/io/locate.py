@@ -48,7 +48,7 @@ def _fetched(source: str, meant: str) -> Path:
         raise SparsifyError(f"{source}: a model on the hub is written hf:OWNER/NAME or hf:OWNER/NAME@REVISION{hint}")
     from huggingface_hub import hf_hub_download
 
-    # Every retry would be a line of its own; what it came to in the end is told below.
+    # Every retry would be a line of its own; the error below says what came of them.
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ...errors import SparsifyError, nearest
+from ...errors import SparsifyError, did_you_mean
 from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters, masked_parameters, set_masks
 from ...surgery.unwrap import unwrap
@@ -101,8 +101,7 @@ def _check(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     unknown = [name for name in masks if name not in parameters]
     if unknown:
-        guess = nearest(unknown[0], parameters)
-        hint = f"; did you mean '{guess}'?" if guess else ""
+        hint = did_you_mean(unknown[0], parameters)
         raise SparsifyError(f"{path}: {_of(len(unknown), masks)} no parameter in the model: '{unknown[0]}'{hint}")
     said = contents.metadata
     given = ", ".join(f"{key}={value}" for key, value in said.arguments.items())
@@ -119,8 +118,8 @@ def _check(
             f"{path}: {_of(len(other), masks)} another shape than the parameter in the model: "
             f"'{first}' {_sizes(masks[first])} for {_sizes(parameters[first])}{built}{cut}"
         )
-    told = {id(parameters[name]) for name in masks}
-    bare = [name for name, weight in masked_parameters(model).items() if id(weight.parameter) not in told]
+    in_file = {id(parameters[name]) for name in masks}
+    bare = [name for name, weight in masked_parameters(model).items() if id(weight.parameter) not in in_file]
     if bare:
         raise SparsifyError(
             f"{path}: holds no mask for {_more(bare)}, masked in the model; give a plain model, or one masked alike"

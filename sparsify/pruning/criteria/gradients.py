@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...errors import SparsifyError
+from ...preserve import keep_random_states
 from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
-from ..preserve_state import preserve_state, random_states
+from ..preserve_state import preserve_state
 
 # loss_fn(model, batch) returns the loss of one batch, a tensor of one element.
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -47,7 +48,7 @@ def with_first_input(batches: Iterable[Any]) -> tuple[Iterable[Any], Any]:
     Random states are left as they were. Raises SparsifyError if there is no batch or its input is no tensor.
     """
     batches = list(batches) if isinstance(batches, Iterator) else batches
-    with random_states(torch.device("cpu")):
+    with keep_random_states():
         batch = next(iter(batches), None)
     example = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
     if not isinstance(example, Tensor):

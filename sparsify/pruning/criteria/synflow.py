@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
+from ...calls import Inputs, inputs_of, tensors_in
 from ...errors import SparsifyError
 from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
 from ..preserve_state import preserve_state
@@ -19,18 +21,19 @@ from ..preserve_state import preserve_state
 def synaptic_flow(model: nn.Module, names: Iterable[str], example_input: Any) -> dict[str, Tensor]:
     """Return |w| * dR/d|w| for each named effective weight, float64, shaped like it.
 
-    R is the sum of the outputs for one input of ones, shaped like `example_input` (a tensor whose first dimension is
-    the batch, or a tuple of them). The network runs under its present masks, in float64, in eval mode, and is made
-    positive and linear: every parameter and buffer is replaced by its absolute value, every shift (a bias, a norm's
-    shift and running mean) by zero, and every norm only scales: by |weight|, batch norm by |weight| / sqrt(running_var
-    + eps). Nothing of the model is changed. Raises SparsifyError for inputs that are not numbers, and if R overflows.
+    R is the sum of the outputs for one input of ones, shaped like `example_input` (tensors whose first dimension is the
+    batch). The network runs under its present masks, in float64, in eval mode, and is made positive and linear: every
+    parameter and buffer is replaced by its absolute value, every shift (a bias, a norm's shift and running mean) by
+    zero, and every norm only scales: by |weight|, batch norm by |weight| / sqrt(running_var + eps). Nothing of the
+    model is changed. Raises SparsifyError for inputs that are not numbers, and if R overflows.
     """
     weights = masked_parameters(model)
     with preserve_state(model, [], training=False):
         leaves = {name: _positive(effective_weight(weight)).requires_grad_() for name, weight in weights.items()}
         with _PositiveLinear(model, weights, leaves):
-            output = functional_call(model, _positive_state(model, leaves), _ones(model, example_input))
-        flow = sum((tensor.sum() for tensor in _tensors(output)), torch.zeros((), dtype=torch.float64))
+            output = functional_call(model, _positive_state(model, leaves), *_ones(model, example_input))
+        floating = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+        flow = sum((tensor.sum() for tensor in floating), torch.zeros((), dtype=torch.float64))
         if not bool(flow.isfinite()):
             raise SparsifyError("criterion 'synflow': the flow through this model is too large for float64")
         wanted = [name for name in weights if name in set(names)]
@@ -63,23 +66,17 @@ def _is_shift(name: str) -> bool:
     return name == "running_mean" or name.startswith("bias") or name.endswith("_bias")
 
 
-def _ones(model: nn.Module, example_input: Any) -> tuple[Tensor, ...]:
+def _ones(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     device = next(model.parameters()).device
-    inputs = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
-    for tensor in inputs:
+    inputs = inputs_of(example_input, "criterion 'synflow'", model)
+    for tensor in pytree.tree_leaves(inputs):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dim() == 0:
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise SparsifyError(
                 f"criterion 'synflow' feeds ones to the model, so its inputs must be floats, not {kind}"
             )
-    return tuple(torch.ones((1, *tensor.shape[1:]), dtype=torch.float64, device=device) for tensor in inputs)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    parts = list(output.values()) if isinstance(output, Mapping) else output
-    return [tensor for part in parts for tensor in _tensors(part)] if isinstance(parts, (tuple, list)) else []
+    ones: Inputs = pytree.tree_map(lambda x: torch.ones((1, *x.shape[1:]), dtype=torch.float64, device=device), inputs)
+    return ones.args, dict(ones.kwargs)
 
 
 class _PositiveLinear(TorchFunctionMode):

@@ -128,7 +128,7 @@ def _data(context: Context, name: str) -> tuple[Iterable[Any], LossFunction]:
     return context.batches, context.loss_fn
 
 
-# name -> criterion. A new one is a function above, a row here and its name in sections.CRITERION_NAMES.
+# name -> criterion. A new one is a function above, a row here and a row in settings.sections.CRITERION_ROWS.
 CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,
     "random": random,

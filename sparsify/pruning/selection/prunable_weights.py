@@ -13,9 +13,9 @@ from ...errors import SparsifyError
 from ...surgery.ignore_patterns import ignored_names
 from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
 from ...surgery.parametrized import computed_names
+from ...surgery.tracing.bytecode_scan import CONV_AND_LINEAR
 
 _LOG = logging.getLogger("sparsify")
-_MASKABLE = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
@@ -51,7 +51,7 @@ def maskable_weights(model: nn.Module) -> list[str]:
         reader, _, read = seen.get(path, path).rpartition(".")
         layer: Any = model.get_submodule(reader)
         # Of the parameters that a weight is computed from, the one that could carry its mask.
-        if read == "weight" and isinstance(layer, _MASKABLE) and parameter.shape == layer.weight.shape:
+        if read == "weight" and isinstance(layer, CONV_AND_LINEAR) and parameter.shape == layer.weight.shape:
             maskable.append(path)
     return maskable
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, field_validator, model_validator
 from pydantic_core import CoreSchema
 
 from ...errors import unknown
-from . import sections
+from .sections import Named
 
 # The names are written here as well as in the table they select from, because that needs torch.
 GRANULARITY_NAMES = ("weight", "unit", "block", "n:m")
 
+_OWNERS = {"aggregate": "unit", "heads": "unit", "n": "n:m", "m": "n:m", "size": "block"}
 _SIZE_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
 
 
@@ -25,7 +26,7 @@ def _rows_by_columns(value: Any) -> Any:
     return value
 
 
-class GranularitySettings(sections.GranularitySettings):
+class GranularitySettings(Named):
     """What is kept or removed together.
 
     Besides the names of those that need nothing else there are the short forms 2:4 for {name: "n:m", n: 2, m: 4} and
@@ -35,6 +36,11 @@ class GranularitySettings(sections.GranularitySettings):
     name: Annotated[str, WithJsonSchema({"type": "string", "enum": list(GRANULARITY_NAMES)})]
     """weight: each by itself; unit: all that makes an output channel or feature, with those that it is tied to; block:
     a rectangle of a weight, seen as [out, in * kh * kw]; n:m: of each m neighbours along the inputs n are kept"""
+    aggregate: Literal["mean", "sum", "max", "l2"] | None = None
+    """unit: a unit's score: the mean (default) or maximum of the mean scores of its rows in each weight, or the sum or
+    L2 norm over all entries of these"""
+    heads: Literal["whole", "size"] | None = None
+    """unit: what goes of attention: whole heads (default), or entries of all heads' queries and keys, or values"""
     n: Annotated[int, Field(ge=1, strict=True)] | None = None
     """n:m: how many of each m are kept"""
     m: Annotated[int, Field(ge=2, strict=True)] | None = None
@@ -64,7 +70,7 @@ class GranularitySettings(sections.GranularitySettings):
 
     @model_validator(mode="after")
     def _pattern_or_size(self) -> GranularitySettings:
-        for key, owner in (("n", "n:m"), ("m", "n:m"), ("size", "block")):
+        for key, owner in _OWNERS.items():
             if getattr(self, key) is not None and self.name != owner:
                 raise ValueError(f"'{key}' belongs to granularity {owner}, not to {self.name}")
         if self.name == "block" and self.size is None:

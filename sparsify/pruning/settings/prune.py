@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ...errors import SparsifyError, nearest
+from ...errors import SparsifyError
+from ...validation import Source, first_problem
+from .curves import SCHEDULES, is_cyclical
 from .exact import Amount, Sparsity, exact
 from .granularity_settings import GRANULARITY_NAMES, GranularitySettings
 from .sections import (
@@ -114,11 +116,12 @@ class Pruning(Section):
             raise ValueError(
                 f"'of: {self.of}' needs scope global: what a unit costs hangs on the units of other layers"
             )
-        if self.after_cycles is not None and self.schedule.name != "cyclic":
-            raise ValueError(f"'after_cycles' belongs to schedule cyclic, not to {self.schedule.name}")
-        if self.schedule.name == "one_shot" and self.end is not None and parse_time(self.end) != parse_time(self.begin):
+        if self.after_cycles is not None and not self.schedule.cyclical:
+            owners = " or ".join(name for name, function in SCHEDULES.items() if is_cyclical(function))
+            raise ValueError(f"'after_cycles' belongs to schedule {owners}, not to {self.schedule.name}")
+        if self.schedule.at_once and self.end is not None and parse_time(self.end) != parse_time(self.begin):
             raise ValueError("schedule 'one_shot' happens at 'begin'; leave 'end' out")
-        if self.schedule.name != "one_shot" and self.criterion.rounds is not None:
+        if not self.schedule.at_once and self.criterion.rounds is not None:
             raise ValueError(
                 f"'criterion.rounds' belongs to schedule one_shot; with {self.schedule.name} every update is one round"
             )
@@ -168,7 +171,7 @@ class Pruning(Section):
     @property
     def rounds(self) -> int:
         """In how many rounds of scoring and removing an update reaches its sparsity."""
-        if self.schedule.name != "one_shot":
+        if not self.schedule.at_once:
             return 1
         return self.criterion.rounds or (SYNFLOW_ROUNDS if self.criterion.name == "synflow" else 1)
 
@@ -182,23 +185,4 @@ def parse_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:
     try:
         return Pruning.model_validate(dict(pruning))
     except ValidationError as error:
-        raise SparsifyError(_first_mistake(error)) from None
-
-
-def _first_mistake(error: ValidationError) -> str:
-    # A missing key is often explained by an unknown one.
-    details = min(error.errors(include_url=False), key=lambda detail: detail["type"] == "missing")
-    place = [str(part) for part in details["loc"]]
-    message = str(details.get("ctx", {}).get("error", "")) or details["msg"]
-    if details["type"] == "extra_forbidden":
-        sections: dict[str, type[Section]] = {
-            "criterion": CriterionSettings,
-            "granularity": GranularitySettings,
-            "schedule": Schedule,
-        }
-        owner = sections[place[0]] if len(place) > 1 else Pruning
-        guess = nearest(place[-1], owner.model_fields)
-        message = "unknown key" + (f"; did you mean '{guess}'?" if guess else "")
-    if details["type"] == "missing":
-        message = "missing key"
-    return f"{'.'.join(['pruning', *place])}: {message}"
+        raise first_problem(error, Pruning, dict(pruning), Source("pruning", {}, joint=".")) from None

@@ -1,9 +1,9 @@
-"""The sections within a recipe's `prune` section: criterion, granularity, schedule. Needs no torch."""
+"""Sections within a recipe's `prune` section: criterion and schedule. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -21,16 +21,35 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema
 
 from ...errors import unknown
+from .curves import SCHEDULES, is_cyclical, keys_of, schedules_text
 from .exact import Sparsity, exact
 from .times import TimeValue
 
 decimal = exact  # its name in the first versions
 
-# The names are written here as well as in the tables they select from, because those need torch.
-CRITERION_NAMES = ("magnitude", "random", "snip", "grasp", "synflow")
-GRANULARITY_NAMES = ("weight", "unit")
+
+class CriterionRow(NamedTuple):
+    """What is known of a criterion without torch: its text in the help, whether it needs data, the keys it takes."""
+
+    text: str
+    needs_data: bool = False
+    keys: tuple[str, ...] = ()
+
+
+# The names are written here as well as in the tables they select from, because those need torch; a test compares them.
+CRITERION_ROWS = {
+    "magnitude": CriterionRow("magnitude |w|"),
+    "random": CriterionRow("random"),
+    "snip": CriterionRow("snip |w * dL/dw| (Lee et al. 2019)", needs_data=True),
+    "grasp": CriterionRow("grasp w * Hg (Wang et al. 2020)", needs_data=True, keys=("temperature",)),
+    "synflow": CriterionRow("synflow, the share in the flow through the positive network (Tanaka et al. 2020)"),
+}
+CRITERION_NAMES = tuple(CRITERION_ROWS)
 SCOPE_NAMES = ("global", "layer", "filter", "erk")
-SCHEDULE_NAMES = ("one_shot", "linear", "cubic", "constant", "cyclic")
+SCHEDULE_NAMES = tuple(SCHEDULES)
+_CRITERIA_TEXT = ", or ".join(
+    (", ".join(row.text for row in list(CRITERION_ROWS.values())[:-1]), list(CRITERION_ROWS.values())[-1].text)
+)
 
 
 def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
@@ -51,16 +70,14 @@ def _enum(names: tuple[str, ...]) -> WithJsonSchema:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
-GranularityName = Annotated[str, _one_of("granularity", GRANULARITY_NAMES), _enum(GRANULARITY_NAMES)]
 ScopeName = Annotated[str, _one_of("scope", SCOPE_NAMES), _enum(SCOPE_NAMES)]
-ScheduleName = Annotated[str, _one_of("schedule", SCHEDULE_NAMES), _enum(SCHEDULE_NAMES)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class _Named(Section):
+class Named(Section):
     """A section that may be written as its name alone: `schedule: one_shot` is `schedule: {name: one_shot}`."""
 
     @model_validator(mode="before")
@@ -74,14 +91,27 @@ class _Named(Section):
         return {"anyOf": [section["properties"]["name"], dict(section)]}
 
 
-class CriterionSettings(_Named):
-    """By what weights are compared."""
+class _NamedOrFunction(Named):
+    """A section that is named, or for which a Python function of the user's own stands."""
 
     function: SkipJsonSchema[Callable[..., Any] | None] = Field(default=None, exclude=True, repr=False)
-    """from Python: a function of the user's own, see sparsify.pruning.criteria.table; `name` is then free"""
-    name: Annotated[str, _enum(CRITERION_NAMES)]
-    """magnitude |w|, random, snip |w * dL/dw| (Lee et al. 2019), grasp w * Hg (Wang et al. 2020), or synflow, the
-    share in the flow through the positive network (Tanaka et al. 2020)"""
+    """from Python: a function of the user's own; `name` is then free"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _function_itself(cls, value: Any) -> Any:
+        if callable(value):
+            value = {"function": value}
+        if isinstance(value, Mapping) and callable(value.get("function")) and "name" not in value:
+            function = value["function"]
+            return {**value, "name": getattr(function, "__name__", type(function).__name__)}
+        return value
+
+
+class CriterionSettings(_NamedOrFunction):
+    """By what weights are compared."""
+
+    name: Annotated[str, _enum(CRITERION_NAMES), Field(description=_CRITERIA_TEXT)]
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """grasp: the model's output is divided by it before the loss; default 200"""
     rounds: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -90,13 +120,6 @@ class CriterionSettings(_Named):
     per: Literal["flops", "parameters", "milliseconds"] | None = None
     """granularity unit: scores are divided by what the unit's removal saves: flops, the multiply-adds of a forward pass
     (van Amersfoort et al. 2020), parameters, or its milliseconds, measured"""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _function_itself(cls, value: Any) -> Any:
-        if callable(value):
-            return {"function": value, "name": getattr(value, "__name__", type(value).__name__)}
-        return value
 
     @field_validator("name")
     @classmethod
@@ -107,8 +130,9 @@ class CriterionSettings(_Named):
 
     @model_validator(mode="after")
     def _keys_of_this_criterion(self) -> CriterionSettings:
-        if self.temperature is not None and self.name != "grasp":
-            raise ValueError(f"'temperature' belongs to criterion grasp, not to {self.name}")
+        owners = [name for name, row in CRITERION_ROWS.items() if "temperature" in row.keys]
+        if self.temperature is not None and self.name not in owners:
+            raise ValueError(f"'temperature' belongs to criterion {' or '.join(owners)}, not to {self.name}")
         return self
 
     @property
@@ -117,30 +141,10 @@ class CriterionSettings(_Named):
         return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
-class GranularitySettings(_Named):
-    """What is kept or removed together."""
-
-    name: GranularityName
-    """weight: each by itself; unit: all that makes an output channel or feature, with those that it is tied to"""
-    aggregate: Literal["mean", "sum", "max", "l2"] | None = None
-    """unit: a unit's score: the mean (default) or maximum of the mean scores of its rows in each weight, or the sum or
-    L2 norm over all entries of these"""
-    heads: Literal["whole", "size"] | None = None
-    """unit: what goes of attention: whole heads (default), or entries of all heads' queries and keys, or values"""
-
-    @model_validator(mode="after")
-    def _keys_of_this_granularity(self) -> GranularitySettings:
-        for key in ("aggregate", "heads"):
-            if getattr(self, key) is not None and self.name != "unit":
-                raise ValueError(f"'{key}' belongs to granularity unit, not to {self.name}")
-        return self
-
-
-class Schedule(_Named):
+class Schedule(_NamedOrFunction):
     """How the sparsity moves between `begin` and `end`."""
 
-    name: ScheduleName
-    """one_shot at `begin`, linear, cubic (Zhu and Gupta 2017), constant, or cyclic"""
+    name: Annotated[str, _enum(SCHEDULE_NAMES), Field(description=schedules_text())]
     initial_sparsity: Sparsity | None = None
     """linear, cubic: the sparsity at `begin`; default 0"""
     ramp: Literal["half", "full"] | None = None
@@ -151,15 +155,39 @@ class Schedule(_Named):
     cycle_length: TimeValue | None = None
     """cyclic: the length of a cycle, instead of their number; the last one ends at `end`"""
 
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        own = info.data.get("function") is not None
+        if own and name in SCHEDULE_NAMES:
+            raise ValueError(f"'{name}' is a schedule already; a function of your own needs another name")
+        if not own and name not in SCHEDULE_NAMES:
+            raise ValueError(str(unknown("schedule", name, SCHEDULE_NAMES)))
+        return name
+
+    @property
+    def curve(self) -> Callable[..., Any]:
+        """The function from progress to sparsity."""
+        return self.function or SCHEDULES[self.name]
+
+    @property
+    def cyclical(self) -> bool:
+        """Whether it goes in cycles."""
+        return is_cyclical(self.curve)
+
+    @property
+    def at_once(self) -> bool:
+        """Whether everything happens at `begin`."""
+        return self.name == "one_shot"
+
     @model_validator(mode="after")
     def _keys_of_this_schedule(self) -> Schedule:
-        owners: dict[str, tuple[str, ...]] = {"initial_sparsity": ("linear", "cubic")}
-        owners |= {key: ("cyclic",) for key in ("ramp", "cycles", "cycle_length")}
-        for key, names in owners.items():
-            if getattr(self, key) is not None and self.name not in names:
-                raise ValueError(f"'{key}' belongs to schedule {' or '.join(names)}, not to {self.name}")
-        if self.name == "cyclic" and (self.cycles is None) == (self.cycle_length is None):
-            raise ValueError("a cyclic schedule takes either 'cycles' (their number) or 'cycle_length'")
+        for key in ("initial_sparsity", "ramp", "cycles", "cycle_length"):
+            if getattr(self, key) is not None and key not in keys_of(self.curve):
+                owners = " or ".join(name for name, function in SCHEDULES.items() if key in keys_of(function))
+                raise ValueError(f"'{key}' belongs to schedule {owners}, not to {self.name}")
+        if self.cyclical and (self.cycles is None) == (self.cycle_length is None):
+            raise ValueError(f"a {self.name} schedule takes either 'cycles' (their number) or 'cycle_length'")
         if self.ramp == "full" and self.cycles is not None and self.cycles % 2 == 0:
             raise ValueError(
                 f"ramp 'full' must end on a peak, after an odd number of cycles: {self.cycles} given, "

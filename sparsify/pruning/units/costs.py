@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...calls import Inputs, inputs_of, run
 from ...surgery.channels import Channels
 from ..preserve_state import preserve_state
 
@@ -96,10 +97,10 @@ def forward_milliseconds(model: nn.Module, names: Sequence[str], example_input: 
     The model runs in eval mode, once to warm up; of some runs after that the shortest time counts.
     """
     clock = _Clock(model, set(names))
-    inputs = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
+    inputs = inputs_of(example_input, "criterion", model)
     try:
         with preserve_state(model, [], training=False), torch.no_grad():
-            model(*inputs)
+            run(model, inputs)
             runs = [clock.run(inputs) for _ in range(_TIMED_RUNS)]
     finally:
         clock.remove()
@@ -119,10 +120,10 @@ class _Clock:
                 self.handles.append(module.register_forward_pre_hook(lambda *_: self._enter()))
                 self.handles.append(module.register_forward_hook(lambda *_, name=name: self._leave(name)))
 
-    def run(self, inputs: Sequence[Any]) -> dict[str, float]:
+    def run(self, inputs: Inputs) -> dict[str, float]:
         """Return the seconds of one forward pass, by name."""
         self.seconds, self.running = {}, []
-        self.model(*inputs)
+        run(self.model, inputs)
         return self.seconds
 
     def remove(self) -> None:

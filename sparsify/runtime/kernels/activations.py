@@ -1,4 +1,4 @@
-"""Functions of one number in float32, in forms that become vector code: no calls, no branches.
+"""Activation functions in float32, in forms that LLVM vectorises: no calls, no branches.
 
 Each is within a few units in the last place of the true value, or of the largest term it is a difference of. NaN stays,
 and infinity gives what torch gives.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import opcodes as at
 from .loops import FAST
+from .opcodes import Activation
 from .simd import half_power_of_two
 
 _f = np.float32
@@ -152,23 +152,23 @@ _hardsigmoid, _hardswish, _leaky_relu, _elu, _mish = (_over(f) for f in (hardsig
 @njit(**FAST)
 def apply(function, buffers, begin, count, parameter, factor):
     """Replace `count` floats by a function of them, times a factor; `parameter` is a slope or the like."""
-    if function == at.SIGMOID:
+    if function == Activation.SIGMOID:
         _sigmoid(buffers, begin, count, parameter, factor)
-    elif function == at.SILU:
+    elif function == Activation.SILU:
         _silu(buffers, begin, count, parameter, factor)
-    elif function == at.GELU:
+    elif function == Activation.GELU:
         _gelu(buffers, begin, count, parameter, factor)
-    elif function == at.GELU_TANH:
+    elif function == Activation.GELU_TANH:
         _gelu_tanh(buffers, begin, count, parameter, factor)
-    elif function == at.TANH:
+    elif function == Activation.TANH:
         _tanh(buffers, begin, count, parameter, factor)
-    elif function == at.HARDSIGMOID:
+    elif function == Activation.HARDSIGMOID:
         _hardsigmoid(buffers, begin, count, parameter, factor)
-    elif function == at.HARDSWISH:
+    elif function == Activation.HARDSWISH:
         _hardswish(buffers, begin, count, parameter, factor)
-    elif function == at.LEAKY_RELU:
+    elif function == Activation.LEAKY_RELU:
         _leaky_relu(buffers, begin, count, parameter, factor)
-    elif function == at.ELU:
+    elif function == Activation.ELU:
         _elu(buffers, begin, count, parameter, factor)
-    elif function == at.MISH:
+    elif function == Activation.MISH:
         _mish(buffers, begin, count, parameter, factor)

@@ -1,4 +1,4 @@
-"""Kernels that only move pixels: to other layouts, into other planes, to and from torch's tensors."""
+"""Kernels that copy: layout conversions, decimation, padding and cropping, upsampling."""
 
 # mypy: ignore-errors
 # Compiled by Numba, which types them itself.
@@ -7,159 +7,159 @@ from __future__ import annotations
 
 from numba import carray, njit
 
-from . import opcodes as at
 from .loops import FAST, clear, fill, move, share
+from .opcodes import Column as at
 from .simd import floats_at
 
 TOGETHER = 16  # channels
 
 
 @njit(**FAST)
-def split(step, buffers, part, parts):
+def decimate(op, buffers, part, parts):
     """Write every STRIDE-th pixel of each input plane as a plane."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, stride = step[at.LANES], step[at.STRIDE]
+    low, high = share(op[at.CHANNELS], part, parts)
+    batch, stride = op[at.BATCH], op[at.STRIDE_X]
     for channel in range(low, high):
         plane, target = (
-            step[at.IN] + channel * step[at.IN_SIZE],
-            step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST],
+            op[at.IN] + channel * op[at.IN_PLANE],
+            op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST],
         )
-        for r in range(step[at.HEIGHT]):
-            source, place = plane + r * step[at.STRIDE_ROWS] * step[at.IN_LINE], target + r * step[at.PITCH]
-            if lanes == 1 and stride == 2:
-                move(buffers, place, 1, buffers, source, 2, step[at.ROW])
-            elif lanes == 1:
-                move(buffers, place, 1, buffers, source, stride, step[at.ROW])
+        for r in range(op[at.HEIGHT]):
+            source, place = plane + r * op[at.STRIDE_Y] * op[at.IN_ROW_STRIDE], target + r * op[at.ROW_STRIDE]
+            if batch == 1 and stride == 2:
+                move(buffers, place, 1, buffers, source, 2, op[at.ROW])
+            elif batch == 1:
+                move(buffers, place, 1, buffers, source, stride, op[at.ROW])
             else:
-                for c in range(step[at.ROW] // lanes):
-                    move(buffers, place + c * lanes, 1, buffers, source + c * stride * lanes, 1, lanes)
-    clear(buffers, step[at.OUT], step, low, high)
+                for c in range(op[at.ROW] // batch):
+                    move(buffers, place + c * batch, 1, buffers, source + c * stride * batch, 1, batch)
+    clear(buffers, op[at.OUT], op, low, high)
 
 
 @njit(**FAST)
-def copy(step, buffers, part, parts):
+def copy(op, buffers, part, parts):
     """Copy planes to others, every OUT_STEP floats."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    size, pace = step[at.OUT_SIZE], step[at.OUT_STEP]
-    if pace == size:
-        move(buffers, step[at.OUT] + low * size, 1, buffers, step[at.IN] + low * size, 1, (high - low) * size)
+    low, high = share(op[at.CHANNELS], part, parts)
+    size, out_plane = op[at.OUT_PLANE], op[at.COPY_STRIDE]
+    if out_plane == size:
+        move(buffers, op[at.OUT] + low * size, 1, buffers, op[at.IN] + low * size, 1, (high - low) * size)
     else:
         for channel in range(low, high):
-            move(buffers, step[at.OUT] + channel * pace, 1, buffers, step[at.IN] + channel * size, 1, size)
+            move(buffers, op[at.OUT] + channel * out_plane, 1, buffers, op[at.IN] + channel * size, 1, size)
 
 
 @njit(**FAST)
-def place(step, buffers, limits, part, parts):
-    """Write planes that are a window of the input's, which begins at MARGIN_ROWS, MARGIN; a number is all around it."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, top, width = step[at.LANES], step[at.MARGIN_ROWS], step[at.IN_WIDTH] * step[at.LANES]
-    left = step[at.MARGIN] * lanes
+def pad_crop(op, buffers, scalars, part, parts):
+    """Write planes: a window of the input's, from row PADDING_Y and column PADDING_X on, padded with a value."""
+    low, high = share(op[at.CHANNELS], part, parts)
+    batch, top, width = op[at.BATCH], op[at.PADDING_Y], op[at.IN_WIDTH] * op[at.BATCH]
+    left = op[at.PADDING_X] * batch
     # Of an output row: what comes before the input's pixels, and where they end.
-    before, end = min(max(-left, 0), step[at.ROW]), min(max(width - left, 0), step[at.ROW])
-    value = limits[step[at.LIMITS]]
+    before, end = min(max(-left, 0), op[at.ROW]), min(max(width - left, 0), op[at.ROW])
+    value = scalars[op[at.SCALARS]]
     for channel in range(low, high):
-        for r in range(step[at.HEIGHT]):
-            target = step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST] + r * step[at.PITCH]
-            if 0 <= r + top < step[at.IN_HEIGHT] and before < end:
-                source = step[at.IN] + channel * step[at.IN_SIZE] + (r + top) * step[at.IN_LINE]
+        for r in range(op[at.HEIGHT]):
+            target = op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST] + r * op[at.ROW_STRIDE]
+            if 0 <= r + top < op[at.IN_HEIGHT] and before < end:
+                source = op[at.IN] + channel * op[at.IN_PLANE] + (r + top) * op[at.IN_ROW_STRIDE]
                 fill(buffers, target, before, value)
                 move(buffers, target + before, 1, buffers, source + before + left, 1, end - before)
-                fill(buffers, target + end, step[at.ROW] - end, value)
+                fill(buffers, target + end, op[at.ROW] - end, value)
             else:
-                fill(buffers, target, step[at.ROW], value)
-    clear(buffers, step[at.OUT], step, low, high)
+                fill(buffers, target, op[at.ROW], value)
+    clear(buffers, op[at.OUT], op, low, high)
 
 
 @njit(**FAST)
-def enlarge(step, buffers, part, parts):
+def upsample(op, buffers, part, parts):
     """Write each pixel KERNEL_ROWS x KERNEL times."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, times = step[at.LANES], step[at.KERNEL]
+    low, high = share(op[at.CHANNELS], part, parts)
+    batch, times = op[at.BATCH], op[at.KERNEL_X]
     for channel in range(low, high):
-        plane = step[at.IN] + channel * step[at.IN_SIZE]
-        target = step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST]
-        for r in range(step[at.HEIGHT]):
-            source, row = plane + r // step[at.KERNEL_ROWS] * step[at.IN_LINE], target + r * step[at.PITCH]
-            if r % step[at.KERNEL_ROWS] > 0:
-                move(buffers, row, 1, buffers, row - step[at.PITCH], 1, step[at.ROW])
-            elif lanes == 1:
+        plane = op[at.IN] + channel * op[at.IN_PLANE]
+        target = op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST]
+        for r in range(op[at.HEIGHT]):
+            source, row = plane + r // op[at.KERNEL_Y] * op[at.IN_ROW_STRIDE], target + r * op[at.ROW_STRIDE]
+            if r % op[at.KERNEL_Y] > 0:
+                move(buffers, row, 1, buffers, row - op[at.ROW_STRIDE], 1, op[at.ROW])
+            elif batch == 1:
                 for k in range(times):
-                    move(buffers, row + k, times, buffers, source, 1, step[at.IN_WIDTH])
+                    move(buffers, row + k, times, buffers, source, 1, op[at.IN_WIDTH])
             else:
-                for c in range(step[at.IN_WIDTH]):
+                for c in range(op[at.IN_WIDTH]):
                     for k in range(times):
-                        move(buffers, row + (c * times + k) * lanes, 1, buffers, source + c * lanes, 1, lanes)
-    clear(buffers, step[at.OUT], step, low, high)
+                        move(buffers, row + (c * times + k) * batch, 1, buffers, source + c * batch, 1, batch)
+    clear(buffers, op[at.OUT], op, low, high)
 
 
 @njit(**FAST)
-def pack(step, buffers, addresses, part, parts):
+def pack(op, buffers, addresses, part, parts):
     """Write planes from images as torch has them, [image, channel, row, column] without gaps."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, height, width = step[at.LANES], step[at.HEIGHT], step[at.ROW] // step[at.LANES]
-    image = step[at.CHANNELS] * height * width
-    source = carray(floats_at(addresses[step[at.TENSOR]]), lanes * image)
+    low, high = share(op[at.CHANNELS], part, parts)
+    batch, height, width = op[at.BATCH], op[at.HEIGHT], op[at.ROW] // op[at.BATCH]
+    image = op[at.CHANNELS] * height * width
+    source = carray(floats_at(addresses[op[at.TENSOR]]), batch * image)
     for channel in range(low, high):
         for r in range(height):
-            place = step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST] + r * step[at.PITCH]
+            place = op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST] + r * op[at.ROW_STRIDE]
             begin = (channel * height + r) * width
-            if width >= lanes:
-                for n in range(lanes):
-                    move(buffers, place + n, lanes, source, n * image + begin, 1, width)
+            if width >= batch:
+                for n in range(batch):
+                    move(buffers, place + n, batch, source, n * image + begin, 1, width)
             else:
                 for c in range(width):
-                    move(buffers, place + c * lanes, 1, source, begin + c, image, lanes)
-    clear(buffers, step[at.OUT], step, low, high)
+                    move(buffers, place + c * batch, 1, source, begin + c, image, batch)
+    clear(buffers, op[at.OUT], op, low, high)
 
 
 @njit(**FAST)
-def unpack(step, buffers, addresses, part, parts):
+def unpack(op, buffers, addresses, part, parts):
     """Write images as torch has them, [image, channel, row, column] without gaps, from planes."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, height, width = step[at.LANES], step[at.IN_HEIGHT], step[at.IN_WIDTH]
-    image = step[at.CHANNELS] * height * width
-    target = carray(floats_at(addresses[step[at.TENSOR]]), lanes * image)
+    low, high = share(op[at.CHANNELS], part, parts)
+    batch, height, width = op[at.BATCH], op[at.IN_HEIGHT], op[at.IN_WIDTH]
+    image = op[at.CHANNELS] * height * width
+    target = carray(floats_at(addresses[op[at.TENSOR]]), batch * image)
     for channel in range(low, high):
         for r in range(height):
-            source = step[at.IN] + channel * step[at.IN_SIZE] + r * step[at.IN_LINE]
+            source = op[at.IN] + channel * op[at.IN_PLANE] + r * op[at.IN_ROW_STRIDE]
             begin = (channel * height + r) * width
-            if width >= lanes:
-                for n in range(lanes):
-                    move(target, n * image + begin, 1, buffers, source + n, lanes, width)
+            if width >= batch:
+                for n in range(batch):
+                    move(target, n * image + begin, 1, buffers, source + n, batch, width)
             else:
                 for c in range(width):
-                    move(target, begin + c, image, buffers, source + c * lanes, 1, lanes)
+                    move(target, begin + c, image, buffers, source + c * batch, 1, batch)
 
 
 @njit(**FAST)
-def pack_channels_last(step, buffers, addresses, part, parts):
+def pack_channels_last(op, buffers, addresses, part, parts):
     """Write planes from a tensor [image, row, column, channel] without gaps."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, height, width, count = step[at.LANES], step[at.HEIGHT], step[at.ROW] // step[at.LANES], step[at.CHANNELS]
-    source = carray(floats_at(addresses[step[at.TENSOR]]), lanes * height * width * count)
+    low, high = share(op[at.CHANNELS], part, parts)
+    batch, height, width, count = op[at.BATCH], op[at.HEIGHT], op[at.ROW] // op[at.BATCH], op[at.CHANNELS]
+    source = carray(floats_at(addresses[op[at.TENSOR]]), batch * height * width * count)
     # As many channels at once as a line of the cache has of a pixel.
     for channel in range(low, high, TOGETHER):
         some = min(TOGETHER, high - channel)
         for r in range(height):
-            place = step[at.OUT] + channel * step[at.OUT_SIZE] + step[at.FIRST] + r * step[at.PITCH]
+            place = op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST] + r * op[at.ROW_STRIDE]
             for c in range(width):
-                for n in range(lanes):
+                for n in range(batch):
                     begin = ((n * height + r) * width + c) * count + channel
-                    move(buffers, place + c * lanes + n, step[at.OUT_SIZE], source, begin, 1, some)
-    clear(buffers, step[at.OUT], step, low, high)
+                    move(buffers, place + c * batch + n, op[at.OUT_PLANE], source, begin, 1, some)
+    clear(buffers, op[at.OUT], op, low, high)
 
 
 @njit(**FAST)
-def unpack_channels_last(step, buffers, addresses, part, parts):
+def unpack_channels_last(op, buffers, addresses, part, parts):
     """Write a tensor [image, row, column, channel] without gaps from planes."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, height, width, count = step[at.LANES], step[at.IN_HEIGHT], step[at.IN_WIDTH], step[at.CHANNELS]
-    target = carray(floats_at(addresses[step[at.TENSOR]]), lanes * height * width * count)
+    low, high = share(op[at.CHANNELS], part, parts)
+    batch, height, width, count = op[at.BATCH], op[at.IN_HEIGHT], op[at.IN_WIDTH], op[at.CHANNELS]
+    target = carray(floats_at(addresses[op[at.TENSOR]]), batch * height * width * count)
     for channel in range(low, high, TOGETHER):
         some = min(TOGETHER, high - channel)
         for r in range(height):
-            source = step[at.IN] + channel * step[at.IN_SIZE] + r * step[at.IN_LINE]
+            source = op[at.IN] + channel * op[at.IN_PLANE] + r * op[at.IN_ROW_STRIDE]
             for c in range(width):
-                for n in range(lanes):
+                for n in range(batch):
                     begin = ((n * height + r) * width + c) * count + channel
-                    move(target, begin, 1, buffers, source + c * lanes + n, step[at.IN_SIZE], some)
+                    move(target, begin, 1, buffers, source + c * batch + n, op[at.IN_PLANE], some)

@@ -1,4 +1,4 @@
-"""Kernels that work on each pixel by itself: functions, sums and products of planes with their like."""
+"""Elementwise kernels: activations, and sums, differences and products of two activations."""
 
 # mypy: ignore-errors
 # Compiled by Numba, which types them itself.
@@ -8,25 +8,26 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import opcodes as at
 from .activations import apply
 from .loops import FAST, clear, move, share
+from .opcodes import Binary
+from .opcodes import Column as at
 from .planes import ALIGNMENT
 
 BLOCK = 1024  # floats that stay in the first cache from one pass to the next
 
 
 @njit(**FAST)
-def stretches(step, low, high, each):
-    """Return how many stretches hold the pixels of planes low..high, and the first one's place and length.
+def runs_of(op, low, high, each):
+    """Return how many contiguous runs hold the pixels of planes low..high, and the first one's place and length.
 
-    A stretch is whole vectors: borders between rows, and what is beyond the last one. Planes without a border above are
-    one stretch together, unless `each` plane is to be one.
+    A run is whole vectors: padding between rows, and what is beyond the last one. Planes without padding above are
+    one run together, unless `each` plane is to be one.
     """
-    size, first = step[at.OUT_SIZE], step[at.FIRST]
+    size, first = op[at.OUT_PLANE], op[at.FIRST]
     if first == 0 and not each:
         return 1, low * size, (high - low) * size
-    span = (step[at.HEIGHT] * step[at.PITCH] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    span = (op[at.HEIGHT] * op[at.ROW_STRIDE] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
     return high - low, low * size + first, min(span, size - first)
 
 
@@ -34,29 +35,29 @@ def stretches(step, low, high, each):
 
 
 @njit(**FAST)
-def function(step, buffers, limits, part, parts):
+def activation(op, buffers, scalars, part, parts):
     """Write a function of each pixel, which may be where the pixel is."""
-    low, high = share(step[at.CHANNELS], part, parts)
-    count, begin, length = stretches(step, low, high, False)
-    parameter, factor = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
-    for stretch in range(count):
-        place = begin + stretch * step[at.OUT_SIZE]
+    low, high = share(op[at.CHANNELS], part, parts)
+    count, begin, length = runs_of(op, low, high, False)
+    parameter, factor = scalars[op[at.SCALARS]], scalars[op[at.SCALARS] + 1]
+    for run in range(count):
+        place = begin + run * op[at.OUT_PLANE]
         for block in range(place, place + length, BLOCK):
             floats = min(BLOCK, place + length - block)
-            if step[at.OUT] != step[at.IN]:
-                move(buffers, step[at.OUT] + block, 1, buffers, step[at.IN] + block, 1, floats)
-            apply(step[at.FUNCTION], buffers, step[at.OUT] + block, floats, parameter, factor)
-    clear(buffers, step[at.OUT], step, low, high)
+            if op[at.OUT] != op[at.IN]:
+                move(buffers, op[at.OUT] + block, 1, buffers, op[at.IN] + block, 1, floats)
+            apply(op[at.FUNCTION], buffers, op[at.OUT] + block, floats, parameter, factor)
+    clear(buffers, op[at.OUT], op, low, high)
 
 
 @njit(**FAST, inline="always")
 def _join(buffers, begin, other, count, how):
     """Replace `count` floats by their sums, differences or products with others."""
     first, second = np.uint64(begin), np.uint64(other)
-    if how == at.SUM:
+    if how == Binary.SUM:
         for i in range(np.uint64(count)):
             buffers[first + i] += buffers[second + i]
-    elif how == at.DIFFERENCE:
+    elif how == Binary.DIFFERENCE:
         for i in range(np.uint64(count)):
             buffers[first + i] -= buffers[second + i]
     else:
@@ -72,45 +73,45 @@ def _scale(buffers, begin, factors, count):
 
 
 @njit(**FAST, inline="always")
-def _clamp(buffers, begin, count, least, most):
+def _clamp(buffers, begin, count, clamp_min, clamp_max):
     first = np.uint64(begin)
     for i in range(np.uint64(count)):
         value = buffers[first + i]
-        value = least if value < least else value
-        buffers[first + i] = most if value > most else value
+        value = clamp_min if value < clamp_min else value
+        buffers[first + i] = clamp_max if value > clamp_max else value
 
 
 @njit(**FAST)
-def combine(step, buffers, limits, part, parts):
+def binary(op, buffers, scalars, part, parts):
     """Write pixels, times a factor of their plane and image, joined with those of another buffer, clamped.
 
     The output may be where the pixels are. Factors and the other buffer count if there are some.
     """
-    low, high = share(step[at.CHANNELS], part, parts)
-    lanes, out, other, scales = step[at.LANES], step[at.OUT], step[at.RESIDUAL], step[at.FACTORS] >= 0
-    count, begin, length = stretches(step, low, high, scales)
-    least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
-    clamps = least > -np.inf or most < np.inf
-    size = ALIGNMENT * lanes * max(1, BLOCK // (ALIGNMENT * lanes)) if scales else BLOCK
+    low, high = share(op[at.CHANNELS], part, parts)
+    batch, out, other, scales = op[at.BATCH], op[at.OUT], op[at.RESIDUAL], op[at.FACTORS] >= 0
+    count, begin, length = runs_of(op, low, high, scales)
+    clamp_min, clamp_max = scalars[op[at.SCALARS]], scalars[op[at.SCALARS] + 1]
+    clamps = clamp_min > -np.inf or clamp_max < np.inf
+    size = ALIGNMENT * batch * max(1, BLOCK // (ALIGNMENT * batch)) if scales else BLOCK
     factors = np.empty(size if scales else 0, np.float32)
-    for stretch in range(count):
-        place = begin + stretch * step[at.OUT_SIZE]
+    for run in range(count):
+        place = begin + run * op[at.OUT_PLANE]
         if scales:
-            source = step[at.FACTORS] + (low + stretch) * step[at.FACTORS_SIZE]
+            source = op[at.FACTORS] + (low + run) * op[at.FACTORS_PLANE]
             filled = min(size, length)
-            move(factors, 0, 1, buffers, source, 1, min(lanes, filled))
-            there = lanes
+            move(factors, 0, 1, buffers, source, 1, min(batch, filled))
+            there = batch
             while there < filled:
                 move(factors, there, 1, factors, 0, 1, min(there, filled - there))
                 there *= 2
         for block in range(place, place + length, size):
             floats = min(size, place + length - block)
-            if out != step[at.IN]:
-                move(buffers, out + block, 1, buffers, step[at.IN] + block, 1, floats)
+            if out != op[at.IN]:
+                move(buffers, out + block, 1, buffers, op[at.IN] + block, 1, floats)
             if scales:
                 _scale(buffers, out + block, factors, floats)
             if other >= 0:
-                _join(buffers, out + block, other + block, floats, step[at.FUNCTION])
+                _join(buffers, out + block, other + block, floats, op[at.FUNCTION])
             if clamps:
-                _clamp(buffers, out + block, floats, least, most)
-    clear(buffers, out, step, low, high)
+                _clamp(buffers, out + block, floats, clamp_min, clamp_max)
+    clear(buffers, out, op, low, high)

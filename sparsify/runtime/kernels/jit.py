@@ -20,7 +20,7 @@ from numba.core.serialize import dumps
 
 from ...errors import CacheWarning, SparsifyError
 from ..cache_folder import folder
-from . import sparse_conv as kernels
+from . import interpreter
 from .simd import WIDTH
 
 HERE = Path(__file__).parent
@@ -99,8 +99,8 @@ class _Compilation(threading.Thread):
 
     def run(self) -> None:
         try:
-            kernels.enter._cache = KernelCache(self.said)
-            kernels.enter.compile(kernels.SIGNATURE)
+            interpreter.enter._cache = KernelCache(self.said)
+            interpreter.enter.compile(interpreter.SIGNATURE)
         except BaseException as error:  # noqa: BLE001 - those that wait raise it
             self.error = error
 
@@ -110,7 +110,7 @@ _running: _Compilation | None = None
 
 
 def ready() -> Callable[..., bool]:
-    """Return `kernels.enter`, compiled when it is first asked for; what is wrong with the files is a CacheWarning.
+    """Return `interpreter.enter`, compiled when it is first asked for; what is wrong with the files is a CacheWarning.
 
     Raises what the compilation raised; the next call tries it again.
     """
@@ -126,7 +126,7 @@ def ready() -> Callable[..., bool]:
             raise running.error
         while running.said:
             warnings.warn(running.said.pop(0), CacheWarning, stacklevel=2)
-    enter: Callable[..., bool] = kernels.enter
+    enter: Callable[..., bool] = interpreter.enter
     return enter
 
 

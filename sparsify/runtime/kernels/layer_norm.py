@@ -1,4 +1,4 @@
-"""The kernel of norms over the channels of each pixel."""
+"""The layer norm kernel: over the channels of each pixel."""
 
 # mypy: ignore-errors
 # Compiled by Numba, which types them itself.
@@ -8,34 +8,34 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import opcodes as at
 from .loops import FAST, fill, share
+from .opcodes import Column as at
 
 BLOCK = 64  # floats of each plane that are done before the next ones
 
 
 @njit(**FAST)
-def norm_of_channels(step, buffers, weights, pointers, biases, limits, part, parts):
+def layer_norm(op, buffers, values, indptr, biases, scalars, part, parts):
     """Write pixels with mean 0 and variance 1 over all channels, times a weight of each channel, and its bias.
 
     The output may not be where the input is. Parts share the pixels.
     """
-    channels, size, first = step[at.CHANNELS], step[at.OUT_SIZE], step[at.FIRST]
-    span = step[at.HEIGHT] * step[at.PITCH]
+    channels, size, first = op[at.CHANNELS], op[at.OUT_PLANE], op[at.FIRST]
+    span = op[at.HEIGHT] * op[at.ROW_STRIDE]
     low, high = share((span + BLOCK - 1) // BLOCK, part, parts)
-    source, out, eps = step[at.IN] - first, step[at.OUT], limits[step[at.LIMITS]]
+    source, out, eps = op[at.IN] - first, op[at.OUT], scalars[op[at.SCALARS]]
     means, scales = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    rows = pointers[step[at.POINTERS]] + step[at.WEIGHTS]
+    rows = indptr[op[at.INDPTR]] + op[at.VALUES]
     for block in range(first + low * BLOCK, first + high * BLOCK, BLOCK):
         # In whole vectors, unless there is a number for each plane.
         count = min(BLOCK, size - block)
         _moments(buffers, source + block, size, channels, count, eps, means, scales)
         for channel in range(channels):
-            weight, bias = weights[rows + channel], biases[step[at.BIASES] + channel]
+            weight, bias = values[rows + channel], biases[op[at.BIASES] + channel]
             one, two = np.uint64(source + channel * size + block), np.uint64(out + channel * size + block)
             for i in range(np.uint64(count)):
                 buffers[two + i] = (buffers[one + i] - means[i]) * scales[i] * weight + bias
-        _clear_between(step, buffers, block - first, count)
+        _clear_between(op, buffers, block - first, count)
     # What is above and below all rows.
     low, high = share(channels, part, parts)
     covered = min(size, first + (span + BLOCK - 1) // BLOCK * BLOCK)
@@ -69,14 +69,14 @@ def _moments(buffers, begin, size, channels, count, eps, means, scales):
 
 
 @njit(**FAST)
-def _clear_between(step, buffers, begin, count):
+def _clear_between(op, buffers, begin, count):
     """Set what is no pixel among `count` floats of every plane to zero; `begin` counts from the first pixel."""
-    row, pitch, size, end = step[at.ROW], step[at.PITCH], step[at.OUT_SIZE], begin + count
-    start = step[at.OUT] + step[at.FIRST]
-    for r in range(begin // pitch, min((end - 1) // pitch + 1, step[at.HEIGHT])):
-        low, high = max(begin, r * pitch + row), min(end, (r + 1) * pitch)
-        for channel in range(step[at.CHANNELS] if low < high else 0):
+    row, row_stride, size, end = op[at.ROW], op[at.ROW_STRIDE], op[at.OUT_PLANE], begin + count
+    start = op[at.OUT] + op[at.FIRST]
+    for r in range(begin // row_stride, min((end - 1) // row_stride + 1, op[at.HEIGHT])):
+        low, high = max(begin, r * row_stride + row), min(end, (r + 1) * row_stride)
+        for channel in range(op[at.CHANNELS] if low < high else 0):
             fill(buffers, start + channel * size + low, high - low, 0)
-    low = max(begin, step[at.HEIGHT] * pitch)
-    for channel in range(step[at.CHANNELS] if low < end else 0):
+    low = max(begin, op[at.HEIGHT] * row_stride)
+    for channel in range(op[at.CHANNELS] if low < end else 0):
         fill(buffers, start + channel * size + low, end - low, 0)

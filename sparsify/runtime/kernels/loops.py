@@ -1,4 +1,4 @@
-"""What kernels are made of: stretches of floats that are set, copied or reduced, shares of work, borders."""
+"""Primitives of the kernels: fill, copy, reduce, scale, the division of work among threads, zeroed padding."""
 
 # mypy: ignore-errors
 # Compiled by Numba, which types them itself.
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from . import opcodes as at
+from .opcodes import Column as at
 
 FAST = {"nogil": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
@@ -25,10 +25,10 @@ def fill(into, begin, count, value):
 
 
 @njit(**FAST, inline="always")
-def move(into, place, pace, source, begin, stride, count):
-    """Copy `count` floats, every stride-th of the source, to every pace-th place."""
-    first, other, near, far = np.uint64(place), np.uint64(begin), np.uint64(pace), np.uint64(stride)
-    if pace == 1 and stride == 1:
+def move(into, place, into_stride, source, begin, stride, count):
+    """Copy `count` floats, every stride-th of the source, to every into_stride-th place."""
+    first, other, near, far = np.uint64(place), np.uint64(begin), np.uint64(into_stride), np.uint64(stride)
+    if into_stride == 1 and stride == 1:
         for i in range(np.uint64(count)):
             into[first + i] = source[other + i]
     else:
@@ -64,13 +64,19 @@ def share(count, part, parts):
 
 
 @njit(**FAST)
-def clear(buffers, start, step, low, high):
-    """Set the borders of the output's planes low..high to zero: whatever is no pixel."""
-    height, row, pitch, size, first = step[at.HEIGHT], step[at.ROW], step[at.PITCH], step[at.OUT_SIZE], step[at.FIRST]
+def clear(buffers, start, op, low, high):
+    """Set the padding of the output's planes low..high to zero: whatever is no pixel."""
+    height, row, row_stride, size, first = (
+        op[at.HEIGHT],
+        op[at.ROW],
+        op[at.ROW_STRIDE],
+        op[at.OUT_PLANE],
+        op[at.FIRST],
+    )
     for channel in range(low, high):
         plane = start + channel * size
         fill(buffers, plane, first, 0)
-        if pitch > row:
+        if row_stride > row:
             for r in range(height):
-                fill(buffers, plane + first + r * pitch + row, pitch - row, 0)
-        fill(buffers, plane + first + height * pitch, size - first - height * pitch, 0)
+                fill(buffers, plane + first + r * row_stride + row, row_stride - row, 0)
+        fill(buffers, plane + first + height * row_stride, size - first - height * row_stride, 0)

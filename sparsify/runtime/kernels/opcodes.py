@@ -1,119 +1,107 @@
-"""The columns of a step in the table that `kernels.run` goes through, and the kinds of steps."""
+"""The instruction encoding: what an instruction does (opcode), and what each of its integers means (column)."""
 
-KINDS = (
-    "CONVOLVE",
-    "DOT",
-    "SPLIT",
-    "LARGEST",
-    "AVERAGE",
-    "MEAN",
-    "COMBINE",
-    "COPY",
-    "PACK",
-    "UNPACK",
-    "CONVOLVE_TILES",
-    "FUNCTION_OF",
-    "NORM",
-    "PLACE",
-    "ENLARGE",
-    "PACK_CHANNELS_LAST",
-    "UNPACK_CHANNELS_LAST",
-)
-CONVOLVE, DOT, SPLIT, LARGEST, AVERAGE, MEAN, COMBINE, COPY, PACK, UNPACK, CONVOLVE_TILES = range(11)
-FUNCTION_OF, NORM, PLACE, ENLARGE, PACK_CHANNELS_LAST, UNPACK_CHANNELS_LAST = range(11, 17)
+from __future__ import annotations
 
-FUNCTIONS = (
-    "sigmoid",
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "tanh",
-    "hardsigmoid",
-    "hardswish",
-    "leaky_relu",
-    "elu",
-    "mish",
-)
-SIGMOID, SILU, GELU, GELU_TANH, TANH, HARDSIGMOID, HARDSWISH, LEAKY_RELU, ELU, MISH = range(len(FUNCTIONS))
-SUM, DIFFERENCE, PRODUCT = range(3)
+from enum import IntEnum, auto
 
-COLUMNS = (
-    "KIND",
-    "CHANNELS",  # of the output (UNPACK: of the input)
-    "LANES",  # images
-    "IN",  # where the first pixel of the input's first plane is (FUNCTION_OF, COMBINE, COPY: where its first plane is)
-    "IN_SIZE",  # from plane to plane
-    "IN_LINE",  # from row to row
-    "IN_HEIGHT",  # pixels
-    "IN_WIDTH",
-    "OUT",  # where the output's first plane is
-    "OUT_SIZE",
-    "FIRST",  # from a plane's beginning to its first pixel
-    "HEIGHT",  # rows of the output
-    "ROW",  # floats of one row's pixels
-    "PITCH",  # from row to row
-    "CHUNKS",  # of input channels: a row of weights for each and each output channel
-    "BLOCK",  # floats of each row of a tile, which is computed before the next one
-    "LINES",  # stretches without a gap that are computed, a row each or one in all
-    "SPAN",  # floats of one
-    "OUT_LINE",  # from stretch to stretch
-    "RESIDUAL",  # where the first plane of what is added is, -1 if nothing is
-    "POINTERS",  # CONVOLVE, DOT: where the rows' numbers of weights begin
-    "BIASES",
-    "WEIGHTS",  # what to add to a place among the offsets for that among the weights
-    "LIMITS",  # where the least and the greatest value of the clamp are (FUNCTION_OF: its parameter, and a factor)
-    "STRIDE_ROWS",
-    "STRIDE",
-    "KERNEL_ROWS",
-    "KERNEL",
-    "MARGIN_ROWS",  # padding of a pooling; PLACE: where the window begins
-    "MARGIN",
-    "DIVISOR",
-    "SHAPE",  # CONVOLVE: number of the tile's shape
-    "TILE_ROWS",  # rows of a tile
-    "TENSOR",  # which of the addresses holds the torch tensor
-    "FUNCTION",  # FUNCTION_OF: which; COMBINE: whether sum, difference or product with RESIDUAL
-    "FACTORS",  # where the number is that a plane's pixels of the first image are multiplied by, -1 if there is none
-    "FACTORS_SIZE",  # from plane to plane of those
-    "OUT_STEP",  # COPY: from plane to plane of the output
-)
-(
-    KIND,
-    CHANNELS,
-    LANES,
-    IN,
-    IN_SIZE,
-    IN_LINE,
-    IN_HEIGHT,
-    IN_WIDTH,
-    OUT,
-    OUT_SIZE,
-    FIRST,
-    HEIGHT,
-    ROW,
-    PITCH,
-    CHUNKS,
-    BLOCK,
-    LINES,
-    SPAN,
-    OUT_LINE,
-    RESIDUAL,
-    POINTERS,
-    BIASES,
-    WEIGHTS,
-    LIMITS,
-    STRIDE_ROWS,
-    STRIDE,
-    KERNEL_ROWS,
-    KERNEL,
-    MARGIN_ROWS,
-    MARGIN,
-    DIVISOR,
-    SHAPE,
-    TILE_ROWS,
-    TENSOR,
-    FUNCTION,
-    FACTORS,
-    FACTORS_SIZE,
-    OUT_STEP,
-) = range(len(COLUMNS))
+
+class Opcode(IntEnum):
+    """A kernel, numbered in order, with what `print(engine)` calls it. A new one needs a row here, the kernel with its
+    branch in interpreter.py, and a lowering rule with its row in lowering/rules.py."""
+
+    description: str
+
+    def __new__(cls, description: str) -> Opcode:
+        member = int.__new__(cls, len(cls.__members__))
+        member._value_ = len(cls.__members__)
+        member.description = description
+        return member
+
+    CONVOLVE = "sparse kernel"
+    DOT = "sparse kernel, one image"
+    CONVOLVE_TILES = "dense kernel"
+    DECIMATE = "decimation (phases of a stride)"
+    MAX_POOL = "max pooling"
+    AVG_POOL = "average pooling"
+    MEAN = "global average pooling"
+    BINARY = "add, subtract, multiply, clamp"
+    ACTIVATION = "activation"
+    LAYER_NORM = "layer norm"
+    COPY = "copy"
+    PAD_CROP = "pad or crop"
+    UPSAMPLE = "nearest-neighbour upsampling"
+    PACK = "layout conversion from PyTorch"
+    UNPACK = "layout conversion to PyTorch"
+    PACK_CHANNELS_LAST = "layout conversion from PyTorch (channels last)"
+    UNPACK_CHANNELS_LAST = "layout conversion to PyTorch (channels last)"
+
+
+class Activation(IntEnum):
+    """Functions of ACTIVATION."""
+
+    SIGMOID = 0
+    SILU = auto()
+    GELU = auto()
+    GELU_TANH = auto()
+    TANH = auto()
+    HARDSIGMOID = auto()
+    HARDSWISH = auto()
+    LEAKY_RELU = auto()
+    ELU = auto()
+    MISH = auto()
+
+
+class Binary(IntEnum):
+    """Operations of BINARY."""
+
+    SUM = 0
+    DIFFERENCE = auto()
+    PRODUCT = auto()
+
+
+class Column(IntEnum):
+    """The integers of an instruction. Sizes and strides count floats; places are those in the buffers.
+
+    A plane is one channel of all images. A row stride leads from row to row, IN_PLANE and OUT_PLANE to the next plane.
+    """
+
+    OPCODE = 0
+    CHANNELS = auto()  # of the output (UNPACK: of the input)
+    BATCH = auto()  # images
+    IN = auto()  # the first pixel of the input's first plane (ACTIVATION, BINARY, COPY: where its first plane begins)
+    IN_PLANE = auto()
+    IN_ROW_STRIDE = auto()
+    IN_HEIGHT = auto()  # pixels
+    IN_WIDTH = auto()
+    OUT = auto()  # where the output's first plane begins
+    OUT_PLANE = auto()
+    FIRST = auto()  # from a plane's beginning to its first pixel: the padding above
+    HEIGHT = auto()  # rows of the output
+    ROW = auto()  # floats of one row's pixels
+    ROW_STRIDE = auto()
+    CHUNKS = auto()  # of input channels: a packed row for each chunk and output channel (cache blocking)
+    TILE_SHAPE = auto()  # index among packed_rows.SHAPES or SHARED_SHAPES
+    TILE_ROWS = auto()
+    TILE_WIDTH = auto()  # floats of each row of a tile
+    RUNS = auto()  # contiguous runs that are computed: one for each row, or one in all
+    RUN = auto()  # floats of one
+    RESIDUAL = auto()  # the first plane of what is added, -1 for none
+    INDPTR = auto()  # where the packed rows' indptr begins
+    VALUES = auto()  # what to add to an index of the offsets for that of the values
+    BIASES = auto()
+    SCALARS = auto()  # two floats: clamp_min and clamp_max (ACTIVATION: parameter and factor; LAYER_NORM: eps)
+    STRIDE_Y = auto()
+    STRIDE_X = auto()
+    KERNEL_Y = auto()
+    KERNEL_X = auto()
+    PADDING_Y = auto()  # of a pooling; PAD_CROP: the input's row at which the output begins
+    PADDING_X = auto()
+    DIVISOR = auto()
+    TENSOR = auto()  # which of the addresses holds the PyTorch tensor
+    FUNCTION = auto()  # an Activation, or a Binary
+    FACTORS = auto()  # BINARY: the factor of the first plane's first image, -1 for none
+    FACTORS_PLANE = auto()
+    COPY_STRIDE = auto()  # COPY: from plane to plane of the output
+
+
+COLUMNS = len(Column)

@@ -1,4 +1,4 @@
-"""Where the pixels of an activation lie in a buffer of planes."""
+"""The memory layout of activations: planes, CHWN with a halo of zeros."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ def rounded(count: int) -> int:
 
 @dataclass(frozen=True)
 class Planes:
-    """Planes of `lanes` images: [channel, row, column, image], with a border of `pad` pixels of zeros all around.
+    """Planes of `batch` images: [channel, row, column, image] (CHWN), with `pad` pixels of zero padding all around.
 
-    The right border of a row is the left one of the next. All sizes but height, width and pad count floats.
+    The padding right of a row is that left of the next. All sizes but height, width and pad count floats.
     """
 
     channels: int
     height: int
     width: int
     pad: int
-    lanes: int
+    batch: int
 
     @property
     def row(self) -> int:
         """The pixels of one row."""
-        return self.width * self.lanes
+        return self.width * self.batch
 
     @property
-    def pitch(self) -> int:
-        """From row to row."""
-        return (self.width + self.pad) * self.lanes
+    def row_stride(self) -> int:
+        """The row stride."""
+        return (self.width + self.pad) * self.batch
 
     @property
     def first(self) -> int:
         """From a plane's beginning to its first pixel: the rows above, aligned."""
-        return rounded((self.pad * (self.width + self.pad) + self.pad) * self.lanes) if self.pad else 0
+        return rounded((self.pad * (self.width + self.pad) + self.pad) * self.batch) if self.pad else 0
 
     @property
     def span(self) -> int:
         """From the first pixel to the end of the last row."""
-        return self.height * self.pitch
+        return self.height * self.row_stride
 
     @property
     def size(self) -> int:
-        """From plane to plane. One number each where there is one pixel of one image."""
+        """The plane stride. One number each where there is one pixel of one image."""
         if self.is_vector:
             return 1
-        below = (self.pad * (self.width + self.pad) + self.pad) * self.lanes
+        below = (self.pad * (self.width + self.pad) + self.pad) * self.batch
         # What is computed beyond the last row's end, in whole vectors, must not reach the next plane.
         return rounded(self.first + self.span + max(below, -self.span % ALIGNMENT, -self.row % ALIGNMENT))
 
     @property
     def is_vector(self) -> bool:
         """Whether there is one number for each channel."""
-        return self.height == self.width == self.lanes == 1 and self.pad == 0
+        return self.height == self.width == self.batch == 1 and self.pad == 0
 
     @property
     def floats(self) -> int:

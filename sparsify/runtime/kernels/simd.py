@@ -59,28 +59,28 @@ def _clamp(builder, value, low, high):
 def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
     """Return a function for `rows` times `vectors` neighbouring vectors of `planes` output planes that read the same.
 
-    out[p * size + r * pace + i] = clamp(biases[p] + sum over j of weights[j * planes + p] * x[offsets[j] + r * pitch +
-    i] + residual[p * size + r * pace + i], low, high), for j from `begin` to `end`, r over the rows and i over vectors
-    * WIDTH floats; `residual` counts only if `adds`, and if `resumes`, so does what is in `out`. The sums stay in
-    registers.
+    out[p * size + r * out_row + i] = clamp(biases[p] + sum over j of weights[j * planes + p] * x[offsets[j] +
+    r * in_row + i] + residual[p * size + r * out_row + i], low, high), for j from `begin` to `end`, r over the rows
+    and i over vectors * WIDTH floats; `residual` counts only if `adds`, and if `resumes`, so does what is in `out`. The
+    sums stay in registers; in_row and out_row are row strides.
     """
 
     @intrinsic
     def sums(
-        typing, x, offsets, weights, begin, end, biases, out, residual, size, pitch, pace, resumes, adds, low, high
+        typing, x, offsets, weights, begin, end, biases, out, residual, size, in_row, out_row, resumes, adds, low, high
     ):
         floats, long, real = types.CPointer(types.float32), types.int64, types.float32
         given = (floats, types.CPointer(types.uint32), floats, long, long, floats, floats, floats, long, long, long)
         return types.void(*given, types.boolean, types.boolean, real, real), generate
 
     def generate(context, builder, signature, args):
-        x, offsets, weights, begin, end, biases, out, residual, size, pitch, pace, resumes, adds, low, high = args
+        x, offsets, weights, begin, end, biases, out, residual, size, in_row, out_row, resumes, adds, low, high = args
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
         number = [ir.Constant(_LONG, n) for n in range(max(planes, rows, vectors * WIDTH) + 1)]
         starts = [_splat(builder, builder.load(builder.gep(biases, [number[p]]))) for p in range(planes)]
         steps = [
-            builder.add(builder.mul(pace, number[r]), number[v * WIDTH]) for r in range(rows) for v in range(vectors)
+            builder.add(builder.mul(out_row, number[r]), number[v * WIDTH]) for r in range(rows) for v in range(vectors)
         ]
         places = [[builder.add(builder.mul(size, number[p]), step) for step in steps] for p in range(planes)]
         before = builder.block
@@ -106,7 +106,7 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
         builder.position_at_end(body)
         # Unsigned: a sign extension would come with a check for wrap-around.
         source = builder.gep(x, [builder.zext(builder.load(builder.gep(offsets, [j])), _LONG)])
-        sources = [builder.gep(source, [builder.mul(pitch, number[r])]) for r in range(rows)]
+        sources = [builder.gep(source, [builder.mul(in_row, number[r])]) for r in range(rows)]
         read = [_load(builder, builder.gep(one, [number[v * WIDTH]])) for one in sources for v in range(vectors)]
         row = builder.gep(weights, [builder.mul(j, number[planes])])
         for p, ones in enumerate(held):

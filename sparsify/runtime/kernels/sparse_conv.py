@@ -1,9 +1,4 @@
-"""The steps of a program in machine code: one function each, and `run`, which goes through a table of steps.
-
-A buffer holds *planes*: for each channel the pixels of all images (lanes), image innermost, with borders of zeros that
-neighbouring rows share (layout.py). Every offset and size in a step counts floats. A step is a row of integers, whose
-columns program.py names; its part of the work is `part` of `parts`, by channels.
-"""
+"""The kernels of packed rows (CSR): sparse convolutions and linear layers, with bias, residual and clamp fused in."""
 
 # mypy: ignore-errors
 # Compiled by Numba, which types them itself.
@@ -11,55 +6,30 @@ columns program.py names; its part of the work is `part` of `parts`, by channels
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit, types
+from numba import njit
 
-from . import opcodes as at
-from .copy import copy, enlarge, pack, pack_channels_last, place, split, unpack, unpack_channels_last
-from .elementwise import combine, function
-from .layer_norm import norm_of_channels
 from .loops import FAST as _FAST
 from .loops import clear, share
-from .pooling import mean, pool
-from .simd import (
-    TILE,
-    TILE_VECTORS,
-    WIDTH,
-    arrive,
-    exchange,
-    floats_at,
-    give_way,
-    longs_at,
-    offsets_at,
-    pointer,
-    seen,
-    swap_if,
-    weighted_sums,
-)
+from .opcodes import Column as at
+from .simd import TILE, TILE_VECTORS, WIDTH, pointer, weighted_sums
 
 _sums8, _sums7, _sums4, _sums2, _sums1 = (weighted_sums(count) for count in (8, 7, 4, 2, 1))
 _sums2x4, _sums2x2 = weighted_sums(4, rows=2), weighted_sums(2, rows=2)
 _shared, _shared1 = weighted_sums(TILE_VECTORS, TILE), weighted_sums(1, TILE)
 _shared_rows = weighted_sums(TILE_VECTORS // 2, TILE, rows=2)
-# Numbers that all threads see: jobs given and steps ended, each on a cache line of its own, and what each thread does.
-GIVEN, ENDED, STATE = 0, 16, 32
-ASLEEP, AWAKE, BUSY = 0, 1, 2
-JOB = 17  # numbers in a job
-LOOKS = 1_000_000  # for a job, about a millisecond, before a thread goes to sleep, from which it wakes slowly
-WAKING = 100_000  # looks at whether a thread wakes, a few milliseconds, before a signal may come between
-PATIENCE = 4096  # looks at whether the other threads are done, before one of them may need this core
 
 
 @njit(**_FAST)
-def share_of_rows(pointers, first, count, part, parts):
-    """Return the output channels that are `part`'s, so that each part has about as many weights, and some lanes."""
-    begin, total = pointers[first], pointers[first + count] - pointers[first] + 8 * count
+def share_of_rows(indptr, first, count, part, parts):
+    """Return the output channels that are `part`'s, so that each part has about as many values, and some batch."""
+    begin, total = indptr[first], indptr[first + count] - indptr[first] + 8 * count
     edges = (0, 0)
     for side in range(2):
         wanted = total * (part + side) // parts
         low, high = 0, count
         while low < high:
             middle = (low + high) // 2
-            if pointers[first + middle] - begin + 8 * middle < wanted:
+            if indptr[first + middle] - begin + 8 * middle < wanted:
                 low = middle + 1
             else:
                 high = middle
@@ -68,285 +38,150 @@ def share_of_rows(pointers, first, count, part, parts):
 
 
 @njit(**_FAST, inline="always")
-def tile_sums(shape, x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most):
-    """Do one tile of rows.SHAPES."""
+def tile_sums(shape, x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high):
+    """Do one tile of packed_rows.SHAPES."""
     if shape == 0:
-        _sums8(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        _sums8(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
     elif shape == 1:
-        _sums7(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        _sums7(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
     elif shape == 2:
-        _sums2x4(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        _sums2x4(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
     else:
-        _sums2x2(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        _sums2x2(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
 
 
 @njit(**_FAST, inline="always")
-def shared_sums(shape, x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most):
-    """Do one tile of rows.SHARED_SHAPES, or one vector."""
+def shared_sums(
+    shape, x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high
+):
+    """Do one tile of packed_rows.SHARED_SHAPES, or one vector."""
     if shape == 0:
-        _shared(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        _shared(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
     elif shape == 1:
-        _shared_rows(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        _shared_rows(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
     else:
-        _shared1(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        _shared1(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
 
 
 @njit(**_FAST, inline="always")
-def piece_sums(vectors, x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most):
+def piece_sums(
+    vectors, x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high
+):
     """Do as many vectors of one row as there is a function for, and return how many."""
     if vectors >= 4:
-        _sums4(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        _sums4(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
         return 4
     if vectors >= 2:
-        _sums2(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+        _sums2(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
         return 2
-    _sums1(x, where, values, begin, end, bias, out, other, size, pitch, pace, resumes, adds, least, most)
+    _sums1(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
     return 1
 
 
 @njit(**_FAST)
-def convolve(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
+def convolve(op, buffers, offsets, values, indptr, biases, scalars, part, parts):
     """Write planes that are weighted sums of shifted input planes, and a bias; then a residual, then a clamp.
 
     A residual in the output's own place is what the sums begin with.
     """
-    out, residual, size, first = step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE], step[at.POINTERS]
-    count, chunks, rows, wide = step[at.CHANNELS], step[at.CHUNKS], step[at.TILE_ROWS], step[at.BLOCK]
-    pitch, pace, lines, span = step[at.IN_LINE], step[at.OUT_LINE], step[at.LINES], step[at.SPAN]
-    low, high = share_of_rows(pointers, first, count, part, parts)
-    where, values, nothing = pointer(offsets, 0), pointer(weights, step[at.WEIGHTS]), pointer(biases, biases.size - 1)
+    out, residual, size, first = op[at.OUT], op[at.RESIDUAL], op[at.OUT_PLANE], op[at.INDPTR]
+    count, chunks, rows, wide = op[at.CHANNELS], op[at.CHUNKS], op[at.TILE_ROWS], op[at.TILE_WIDTH]
+    in_row, out_row, lines, span = op[at.IN_ROW_STRIDE], op[at.ROW_STRIDE], op[at.RUNS], op[at.RUN]
+    low, high = share_of_rows(indptr, first, count, part, parts)
+    where, entries, nothing = pointer(offsets, 0), pointer(values, op[at.VALUES]), pointer(biases, biases.size - 1)
     inside = residual == out
     other = residual if residual >= 0 else out
     for line in range(0, lines, rows):
         for block in range(0, span, wide):
-            source, target = step[at.IN] + line * pitch + block, step[at.FIRST] + line * pace + block
+            source, target = op[at.IN] + line * in_row + block, op[at.FIRST] + line * out_row + block
             whole = line + rows <= lines and block + wide < span + WIDTH
             left = (min(span - block, wide) + WIDTH - 1) // WIDTH
             for chunk in range(chunks):
                 # What a chunk of input channels has in this block stays in the cache for all outputs.
                 ends = chunk == chunks - 1
                 resumes, adds = inside or chunk > 0, ends and residual >= 0 and not inside
-                least = limits[step[at.LIMITS]] if ends else np.float32(-np.inf)
-                most = limits[step[at.LIMITS] + 1] if ends else np.float32(np.inf)
+                clamp_min = scalars[op[at.SCALARS]] if ends else np.float32(-np.inf)
+                clamp_max = scalars[op[at.SCALARS] + 1] if ends else np.float32(np.inf)
                 for channel in range(low, high):
                     row = first + chunk * count + channel
-                    begin, end = pointers[row], pointers[row + 1]
+                    begin, end = indptr[row], indptr[row + 1]
                     if begin == end and chunk > 0 and not ends:
                         continue
-                    bias = nothing if chunk else pointer(biases, step[at.BIASES] + channel)
+                    bias = nothing if chunk else pointer(biases, op[at.BIASES] + channel)
                     place = target + channel * size
                     if whole:
                         x, near = pointer(buffers, source), pointer(buffers, out + place)
                         more = pointer(buffers, other + place)
                         tile_sums(
-                            step[at.SHAPE], x, where, values, begin, end, bias, near, more,
-                            size, pitch, pace, resumes, adds, least, most,
+                            op[at.TILE_SHAPE], x, where, entries, begin, end, bias, near, more,
+                            size, in_row, out_row, resumes, adds, clamp_min, clamp_max,
                         )  # fmt: skip
                         continue
                     for r in range(min(rows, lines - line)):
                         i = 0
                         while i < left:
-                            to = place + r * pace + i * WIDTH
-                            x = pointer(buffers, source + r * pitch + i * WIDTH)
+                            to = place + r * out_row + i * WIDTH
+                            x = pointer(buffers, source + r * in_row + i * WIDTH)
                             near, more = pointer(buffers, out + to), pointer(buffers, other + to)
                             i += piece_sums(
-                                left - i, x, where, values, begin, end, bias, near, more,
-                                size, pitch, pace, resumes, adds, least, most,
+                                left - i, x, where, entries, begin, end, bias, near, more,
+                                size, in_row, out_row, resumes, adds, clamp_min, clamp_max,
                             )  # fmt: skip
-    clear(buffers, out, step, low, high)
+    clear(buffers, out, op, low, high)
 
 
 @njit(**_FAST)
-def convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
-    """Do what `convolve` does for weights with few zeros: TILE output planes at once share what they read."""
-    out, residual, size = step[at.OUT], step[at.RESIDUAL], step[at.OUT_SIZE]
-    pitch, pace, lines, span = step[at.IN_LINE], step[at.OUT_LINE], step[at.LINES], step[at.SPAN]
-    rows, wide = step[at.TILE_ROWS], step[at.BLOCK]
-    low, high = share(step[at.CHANNELS] // TILE, part, parts)
-    least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
+def convolve_tiles(op, buffers, offsets, values, indptr, biases, scalars, part, parts):
+    """Do what `convolve` does for values with few zeros: TILE output planes at once share what they read."""
+    out, residual, size = op[at.OUT], op[at.RESIDUAL], op[at.OUT_PLANE]
+    in_row, out_row, lines, span = op[at.IN_ROW_STRIDE], op[at.ROW_STRIDE], op[at.RUNS], op[at.RUN]
+    rows, wide = op[at.TILE_ROWS], op[at.TILE_WIDTH]
+    low, high = share(op[at.CHANNELS] // TILE, part, parts)
+    clamp_min, clamp_max = scalars[op[at.SCALARS]], scalars[op[at.SCALARS] + 1]
     inside = residual == out
     adds = residual >= 0 and not inside
     other = residual if adds else out
-    where, values = pointer(offsets, 0), pointer(weights, step[at.WEIGHTS])
+    where, entries = pointer(offsets, 0), pointer(values, op[at.VALUES])
     for line in range(0, lines, rows):
         for block in range(0, span, wide):
-            source, target = step[at.IN] + line * pitch + block, step[at.FIRST] + line * pace + block
+            source, target = op[at.IN] + line * in_row + block, op[at.FIRST] + line * out_row + block
             whole = line + rows <= lines and block + wide < span + WIDTH
             left = (min(span - block, wide) + WIDTH - 1) // WIDTH
             for tile in range(low, high):
-                begin, end = pointers[step[at.POINTERS] + tile], pointers[step[at.POINTERS] + tile + 1]
-                bias = pointer(biases, step[at.BIASES] + tile * TILE)
+                begin, end = indptr[op[at.INDPTR] + tile], indptr[op[at.INDPTR] + tile + 1]
+                bias = pointer(biases, op[at.BIASES] + tile * TILE)
                 place = target + tile * TILE * size
                 for r in range(1 if whole else min(rows, lines - line)):
                     for i in range(1 if whole else left):
-                        to = place + r * pace + i * WIDTH
-                        x = pointer(buffers, source + r * pitch + i * WIDTH)
+                        to = place + r * out_row + i * WIDTH
+                        x = pointer(buffers, source + r * in_row + i * WIDTH)
                         near, more = pointer(buffers, out + to), pointer(buffers, other + to)
                         shared_sums(
-                            step[at.SHAPE] if whole else -1, x, where, values, begin, end, bias, near, more,
-                            size, pitch, pace, inside, adds, least, most,
+                            op[at.TILE_SHAPE] if whole else -1, x, where, entries, begin, end, bias, near, more,
+                            size, in_row, out_row, inside, adds, clamp_min, clamp_max,
                         )  # fmt: skip
-    clear(buffers, out, step, low * TILE, high * TILE)
+    clear(buffers, out, op, low * TILE, high * TILE)
 
 
 @njit(**{**_FAST, "fastmath": True})
-def dot(step, buffers, offsets, weights, pointers, biases, limits, part, parts):
-    """Write one number for each output channel: the sum of its weights times the floats they are for. One image."""
-    x, out, residual = step[at.IN], step[at.OUT], step[at.RESIDUAL]
-    low, high = share_of_rows(pointers, step[at.POINTERS], step[at.CHANNELS], part, parts)
-    least, most = limits[step[at.LIMITS]], limits[step[at.LIMITS] + 1]
+def dot(op, buffers, offsets, values, indptr, biases, scalars, part, parts):
+    """Write one number for each output channel: the sum of its values times the floats they are for. One image."""
+    x, out, residual = op[at.IN], op[at.OUT], op[at.RESIDUAL]
+    low, high = share_of_rows(indptr, op[at.INDPTR], op[at.CHANNELS], part, parts)
+    clamp_min, clamp_max = scalars[op[at.SCALARS]], scalars[op[at.SCALARS] + 1]
     for channel in range(low, high):
-        begin, end = pointers[step[at.POINTERS] + channel], pointers[step[at.POINTERS] + channel + 1]
+        begin, end = indptr[op[at.INDPTR] + channel], indptr[op[at.INDPTR] + channel + 1]
         total = np.float32(0)
         if end > begin and offsets[end - 1] - offsets[begin] == end - begin - 1:
-            first, values = np.uint64(x + np.int64(offsets[begin])), np.uint64(step[at.WEIGHTS] + begin)
+            first, entries = np.uint64(x + np.int64(offsets[begin])), np.uint64(op[at.VALUES] + begin)
             for j in range(np.uint64(end - begin)):
-                total += weights[values + j] * buffers[first + j]
+                total += values[entries + j] * buffers[first + j]
         else:
-            first, values, places = np.uint64(x), np.uint64(step[at.WEIGHTS] + begin), np.uint64(begin)
+            first, entries, places = np.uint64(x), np.uint64(op[at.VALUES] + begin), np.uint64(begin)
             for j in range(np.uint64(end - begin)):
-                total += weights[values + j] * buffers[first + np.uint64(offsets[places + j])]
-        total += biases[step[at.BIASES] + channel]
+                total += values[entries + j] * buffers[first + np.uint64(offsets[places + j])]
+        total += biases[op[at.BIASES] + channel]
         if residual >= 0:
             total += buffers[residual + channel]
-        total = least if total < least else total
-        buffers[out + channel] = most if total > most else total
-
-
-@njit(**_FAST)
-def _without_weights(step, buffers, limits, addresses, part, parts):
-    kind = step[at.KIND]
-    if kind == at.SPLIT:
-        split(step, buffers, part, parts)
-    elif kind == at.LARGEST or kind == at.AVERAGE:
-        pool(step, buffers, part, parts)
-    elif kind == at.MEAN:
-        mean(step, buffers, part, parts)
-    elif kind == at.FUNCTION_OF:
-        function(step, buffers, limits, part, parts)
-    elif kind == at.COMBINE:
-        combine(step, buffers, limits, part, parts)
-    elif kind == at.PLACE:
-        place(step, buffers, limits, part, parts)
-    elif kind == at.ENLARGE:
-        enlarge(step, buffers, part, parts)
-    elif kind == at.COPY:
-        copy(step, buffers, part, parts)
-    elif kind == at.PACK:
-        pack(step, buffers, addresses, part, parts)
-    elif kind == at.UNPACK:
-        unpack(step, buffers, addresses, part, parts)
-    elif kind == at.PACK_CHANNELS_LAST:
-        pack_channels_last(step, buffers, addresses, part, parts)
-    elif kind == at.UNPACK_CHANNELS_LAST:
-        unpack_channels_last(step, buffers, addresses, part, parts)
-
-
-@njit(**_FAST)
-def run(steps, buffers, offsets, weights, pointers, biases, limits, addresses, signals, base, part, parts):
-    """Go through all steps, as `part` of `parts` threads that do so at once on the same buffers.
-
-    Each step begins when all threads have ended the one before it: `base` is how many ends the signals told before.
-    """
-    for number in range(steps.shape[0]):
-        step = steps[number]
-        kind = step[at.KIND]
-        if kind == at.CONVOLVE:
-            convolve(step, buffers, offsets, weights, pointers, biases, limits, part, parts)
-        elif kind == at.CONVOLVE_TILES:
-            convolve_tiles(step, buffers, offsets, weights, pointers, biases, limits, part, parts)
-        elif kind == at.DOT:
-            dot(step, buffers, offsets, weights, pointers, biases, limits, part, parts)
-        elif kind == at.NORM:
-            norm_of_channels(step, buffers, weights, pointers, biases, limits, part, parts)
-        else:
-            _without_weights(step, buffers, limits, addresses, part, parts)
-        if parts > 1:
-            arrive(signals, ENDED)
-            waits = 0
-            while seen(signals, ENDED) < base + (number + 1) * parts:
-                waits += 1
-                if waits % PATIENCE == 0:
-                    give_way()
-
-
-@njit(**_FAST)
-def perform(signals, job, part, parts):
-    """Do a thread's part of a job: what `run` takes, addresses and sizes of the arrays one after the other, and `base`.
-
-    It stays as it is until all threads have ended its last step.
-    """
-    columns = len(at.COLUMNS)
-    run(
-        carray(longs_at(job[0]), (job[1] // columns, columns)),
-        carray(floats_at(job[2]), job[3]),
-        carray(offsets_at(job[4]), job[5]),
-        carray(floats_at(job[6]), job[7]),
-        carray(longs_at(job[8]), job[9]),
-        carray(floats_at(job[10]), job[11]),
-        carray(floats_at(job[12]), job[13]),
-        carray(longs_at(job[14]), job[15]),
-        signals,
-        job[16],
-        part,
-        parts,
-    )
-
-
-@njit(**_FAST)
-def _claim(signals, parts, looks):
-    """Make all other threads busy and return True; False, and none is, if one sleeps for that many looks."""
-    for part in range(1, parts):
-        waits = 0
-        while not swap_if(signals, STATE + part, AWAKE, BUSY):
-            waits += 1
-            if waits > looks:
-                for earlier in range(1, part):
-                    exchange(signals, STATE + earlier, AWAKE)
-                return False
-            if waits % PATIENCE == 0:
-                give_way()
-    return True
-
-
-@njit(**_FAST)
-def _next_job(signals, part, done):
-    """Wait for a job beyond those done and return True; False, and the thread is asleep, if none comes for a while."""
-    looks = 0
-    while seen(signals, GIVEN) == done:
-        looks += 1
-        if looks % PATIENCE == 0:
-            give_way()
-        # A thread that is busy waits for the job that is to come.
-        if looks >= LOOKS and swap_if(signals, STATE + part, AWAKE, ASLEEP):
-            return False
-    return True
-
-
-@njit(**_FAST)
-def enter(signals, job, part, parts, looks):
-    """Lead all threads through a job, as part 0, or do another part of every job until none comes for a while.
-
-    Returns whether the job is done: it is not, and nothing has begun, if a thread is asleep for that many looks. A
-    whole job is one call, so that no signal handler, which Python runs between its own steps, can tear it.
-    """
-    done = seen(signals, GIVEN)  # while this thread is asleep, or has not given it yet, there is no job
-    if part > 0:
-        exchange(signals, STATE + part, AWAKE)
-    elif not _claim(signals, parts, looks):
-        return False
-    elif parts > 1:
-        # None of them reads the last job any more: all have ended its last step.
-        job[16] = seen(signals, ENDED)
-        arrive(signals, GIVEN)
-    while part == 0 or _next_job(signals, part, done):
-        perform(signals, job, part, parts)
-        done += 1
-        if part == 0:
-            for other in range(1, parts):
-                exchange(signals, STATE + other, AWAKE)
-            return True
-    return True
-
-
-SIGNATURE = types.boolean(types.int64[::1], types.int64[::1], types.int64, types.int64, types.int64)
+        total = clamp_min if total < clamp_min else total
+        buffers[out + channel] = clamp_max if total > clamp_max else total

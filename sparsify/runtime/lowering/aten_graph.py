@@ -11,38 +11,41 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from ...calls import run
 from ...errors import RunError
+from ..kernel_errors import PASSED, TraceError, one_line
 
 
 def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Any]:
-    """Return the graph of `model(*unflatten(inputs))` for inputs of these shapes, and the structure of its outputs.
+    """Return the graph of the call `unflatten(inputs)` for inputs of these shapes, and the structure of its outputs.
 
-    The graph takes the tensors one by one and returns a flat list. The model is in evaluation mode and plain. Whatever
-    PyTorch raises where a forward cannot be recorded goes to the caller, and RunError where its control flow depends on
-    values.
+    The graph takes the tensors one by one and returns a flat list. The model is in evaluation mode and plain. Raises
+    TraceError where PyTorch cannot record the forward, and RunError where its control flow depends on values.
     """
     structure: list[Any] = []
 
     def flat(*tensors: Tensor) -> list[Any]:
-        outputs, spec = pytree.tree_flatten(model(*unflatten(tensors)))
+        outputs, spec = pytree.tree_flatten(run(model, unflatten(tensors)))
         structure[:] = [spec]
         return outputs
 
     with torch.no_grad():
         try:
             graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
-        except RuntimeError as error:
+        except PASSED:
+            raise
+        except Exception as error:
             # As make_fx says that a number is taken out of a tensor.
             if "value out of a tracing tensor" in str(error):
                 raise RunError("the forward depends on values (it takes a number out of a tensor)") from error
-            raise
+            raise TraceError(one_line(error)) from error
     _refuse_values(graph)
     graph.graph.eliminate_dead_code()
     return graph, structure[0]
 
 
 def _refuse_values(graph: fx.GraphModule) -> None:
-    """Raise RunError if the forward looks at a value that depends on its inputs: the next call may need other steps."""
+    """Raise RunError if the forward reads a value that depends on its inputs: the next call may go another way."""
     varying: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):
@@ -70,8 +73,8 @@ def constants(graph: fx.GraphModule) -> dict[fx.Node, Any]:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """Return the sizes of a node's tensor, None if it is no tensor of float32."""
+    """Return the sizes of a node's tensor, None if there is none of float32 or it is empty: no kernel is for those."""
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+    if not isinstance(value, Tensor) or value.dtype != torch.float32 or 0 in value.shape:
         return None
     return tuple(value.shape)

@@ -1,84 +1,22 @@
-"""From a graph of operations to steps: those with a kernel on planes, everything else as torch has it."""
+"""Lowering: a graph of operations becomes instructions of kernels, and calls of PyTorch for everything else."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from operator import getitem
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..kernel_errors import PASSED, KernelError
+from ..kernel_errors import blamed_on
+from ..kernels.opcodes import Opcode
 from ..kernels.planes import Planes
 from .aten_graph import constants, shape_of
-from .packed_rows import Rows
+from .ir import Buffer, Call, Instruction
 
 aten = torch.ops.aten
-UNBOUNDED = (-math.inf, math.inf)
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Planes somewhere, which torch knows as a tensor of this shape.
-
-    Its elements come as [image, channel, row, column], or, if `last`, as [image, row, column, channel].
-    """
-
-    number: int
-    planes: Planes
-    shape: tuple[int, ...]
-    last: bool = False
-
-    @property
-    def channel_dim(self) -> int | None:
-        """The dimension of the tensor that is the channels alone, None if there is none."""
-        planes, shape = self.planes, self.shape
-        if len(shape) > 1 and shape[-1] == planes.channels and self.channels_last:
-            return len(shape) - 1
-        return 1 if self.begins_with_channels else None
-
-    @property
-    def channels_last(self) -> bool:
-        """Whether the channels of each pixel are neighbours in the tensor, as they are of images of one pixel."""
-        return self.last or self.planes.height * self.planes.width == 1
-
-    @property
-    def begins_with_channels(self) -> bool:
-        """Whether the tensor's dimensions are images, channels and those of pixels."""
-        return not self.last and self.shape[:2] == (self.planes.lanes, self.planes.channels)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One kernel's work. `reads` and `writes` are numbers of buffers; `at` is the plane of `writes` it begins at."""
-
-    kind: str
-    name: str
-    planes: Planes  # of the output
-    source: Planes
-    reads: tuple[int, ...]
-    writes: int
-    at: int = 0
-    rows: Rows | None = None
-    limits: tuple[float, float] = UNBOUNDED
-    tensor: fx.Node | None = None  # PACK, UNPACK: the node
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    factors: Buffer | None = None  # COMBINE: a number for each plane and image
-
-    @property
-    def touches(self) -> tuple[int, ...]:
-        """The buffers that it reads or writes, -1 for none."""
-        return (*self.reads, self.writes, -1 if self.factors is None else self.factors.number)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One operation as torch has it, on torch's tensors."""
-
-    node: fx.Node
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
@@ -87,24 +25,24 @@ def arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 class Lowering:
-    """What is known while the steps of a graph are written down, in order."""
+    """The state of lowering a graph, node by node, in order."""
 
     def __init__(self, graph: fx.GraphModule, rules: Mapping[Any, Rule], native: Callable[[fx.Node], bool]) -> None:
         self.graph = graph
         self.rules = rules
         self.native = native
         self.constants = constants(graph)
-        self.steps: list[Step | Call] = []
+        self.instructions: list[Instruction | Call] = []
         self.planes: dict[int, Planes] = {}
         self.buffers: dict[fx.Node, Buffer] = {}
         self.tensors: set[fx.Node] = set()  # nodes that torch's tensors hold
         self.done: set[fx.Node] = set()
-        self.past: set[fx.Node] = set()  # nodes whose steps are written
-        self.within: dict[int, tuple[int, int]] = {}  # buffers that are planes of another: which, and from which on
+        self.past: set[fx.Node] = set()  # nodes that are lowered
+        self.aliases: dict[int, tuple[int, int]] = {}  # buffers that are planes of another: which, and from which on
         self.pads = pads(graph, self.constants)
 
-    def all(self) -> list[Step | Call]:
-        """Return the steps of the whole graph; its outputs are torch's tensors."""
+    def all(self) -> list[Instruction | Call]:
+        """Return the instructions and calls of the whole graph; its outputs are PyTorch's tensors."""
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 self.tensors.add(node)
@@ -112,25 +50,21 @@ class Lowering:
                 for source in node.all_input_nodes:
                     self.tensor(source)
             elif node not in self.constants and node not in self.done:
-                if not self.written(node):
+                if not self.lower(node):
                     self.call(node)
             self.past.add(node)
-        return self.steps
+        return self.instructions
 
-    def written(self, node: fx.Node) -> bool:
-        """Write the steps of an operation and return True; False if there is no kernel for it, or it shall have none.
+    def lower(self, node: fx.Node) -> bool:
+        """Emit an operation's instructions and return True; False if there is no kernel for it, or it shall have none.
 
         Raises KernelError where a rule fails, which must cost no more than this operation's kernel.
         """
         rule = self.rules.get(node.target)
         if rule is None or not self.native(node):
             return False
-        try:
+        with blamed_on(node.name):
             return rule(self, node)
-        except PASSED:
-            raise
-        except Exception as error:
-            raise KernelError(node.name, error) from error
 
     def call(self, node: fx.Node) -> None:
         """Leave an operation to torch."""
@@ -139,7 +73,7 @@ class Lowering:
         if node.target in (aten.view.default, aten._unsafe_view.default):
             # Tensors need not have the strides that they had when the forward was traced.
             node.target = aten.reshape.default
-        self.steps.append(Call(node))
+        self.instructions.append(Call(node))
         self.tensors.add(node)
 
     def tensor(self, node: fx.Node) -> None:
@@ -147,11 +81,21 @@ class Lowering:
         if node in self.tensors or node in self.constants:
             return
         buffer = self.buffers[node]
-        planes, kind = buffer.planes, "UNPACK_CHANNELS_LAST" if buffer.channels_last else "UNPACK"
-        self.steps.append(Step(kind, node.name, planes, planes, (buffer.number,), -1, tensor=node))
+        planes, opcode = buffer.planes, Opcode.UNPACK_CHANNELS_LAST if buffer.channels_last else Opcode.UNPACK
+        self.instructions.append(Instruction(opcode, node.name, planes, planes, (buffer.number,), -1, tensor=node))
         self.tensors.add(node)
 
-    def new(self, planes: Planes) -> int:
+    def emit(self, opcode: Opcode, node: fx.Node, out: Planes, *sources: Buffer, into: int = -1, **fields: Any) -> int:
+        """Append an instruction that writes planes from those of `sources`; return the buffer it writes.
+
+        That is a new one unless it goes `into` one that is there; `fields` are the instruction's own.
+        """
+        number = self.new_buffer(out) if into < 0 else into
+        reads = tuple(source.number for source in sources)
+        self.instructions.append(Instruction(opcode, node.name, out, sources[0].planes, reads, number, **fields))
+        return number
+
+    def new_buffer(self, planes: Planes) -> int:
         """Return the number of a new buffer."""
         self.planes[len(self.planes)] = planes
         return len(self.planes) - 1
@@ -159,71 +103,70 @@ class Lowering:
     def image(self, node: fx.Node) -> Buffer | None:
         """Return planes with the pixels of a tensor [image, channel, row, column]; None if it is no such tensor."""
         shape = shape_of(node)
-        if shape is None or len(shape) != 4 or 0 in shape or node in self.constants:
+        if shape is None or len(shape) != 4 or node in self.constants:
             return None
         found = self.buffers.get(node)
         if found is not None:
             planes = found.planes
-            fits = (planes.lanes, planes.channels, planes.height, planes.width) == shape
+            fits = (planes.batch, planes.channels, planes.height, planes.width) == shape
             if not fits or found.last and planes.height * planes.width > 1:
                 return None
-            wanted = self.of_image(shape)
-            return found if planes.pad >= wanted.pad else self.bordered(node, found, wanted)
-        return self.packed(node, self.of_image(shape), shape)
+            wanted = self.image_planes(shape)
+            return found if planes.pad >= wanted.pad else self.padded(node, found, wanted)
+        return self.pack(node, self.image_planes(shape), shape)
 
-    def bordered(self, node: fx.Node, source: Buffer, planes: Planes) -> Buffer:
-        """Return planes with a wider border, copied from those that were made without one: a matrix seen as images."""
-        number, margins = self.new(planes), {"MARGIN_ROWS": 0, "MARGIN": 0}
-        step = Step("PLACE", node.name, planes, source.planes, (source.number,), number, numbers=margins)
-        self.steps.append(replace(step, limits=(0.0, 0.0)))
+    def padded(self, node: fx.Node, source: Buffer, planes: Planes) -> Buffer:
+        """Return planes with wider padding, copied from those that were made without one: a matrix seen as images."""
+        window = {"PADDING_Y": 0, "PADDING_X": 0}
+        number = self.emit(Opcode.PAD_CROP, node, planes, source, numbers=window, scalars=(0.0, 0.0))
         return Buffer(number, planes, source.shape)
 
-    def rows(self, node: fx.Node) -> Buffer | None:
-        """Return planes with the columns of a matrix [row, column], a lane for each row; None if it is no matrix."""
+    def matrix(self, node: fx.Node) -> Buffer | None:
+        """Return planes with the columns of a matrix [row, column], rows as the batch; None if it is no matrix."""
         shape = shape_of(node)
-        if shape is None or len(shape) != 2 or 0 in shape or node in self.constants:
+        if shape is None or len(shape) != 2 or node in self.constants:
             return None
         found = self.buffers.get(node)
         if found is not None:
-            return found if found.planes.lanes == shape[0] and not found.last else None
-        return self.packed(node, Planes(shape[1], 1, 1, 0, shape[0]), shape)
+            return found if found.planes.batch == shape[0] and not found.last else None
+        return self.pack(node, Planes(shape[1], 1, 1, 0, shape[0]), shape)
 
-    def like(self, node: fx.Node, other: Buffer) -> Buffer | None:
+    def matching(self, node: fx.Node, other: Buffer) -> Buffer | None:
         """Return planes of a tensor with the shape and the layout of another, None if it has another."""
         if shape_of(node) != other.shape or node in self.constants:
             return None
         if node not in self.buffers and node not in self.tensors:
             return None  # it comes later
         if node not in self.buffers:
-            return self.packed(node, other.planes, other.shape, other.last)
+            return self.pack(node, other.planes, other.shape, other.last)
         found = self.buffers[node]
         return found if (found.planes, found.last) == (other.planes, other.last) else None
 
-    def of_features(self, node: fx.Node) -> Buffer | None:
+    def features(self, node: fx.Node) -> Buffer | None:
         """Return planes whose channels are the last dimension of a tensor; None if it has none, or lies otherwise."""
         shape = shape_of(node)
-        if shape is None or len(shape) < 2 or 0 in shape or node in self.constants:
+        if shape is None or len(shape) < 2 or node in self.constants:
             return None
         found = self.buffers.get(node)
         if found is not None:
             return found if found.channel_dim == len(shape) - 1 else None
-        return self.packed(node, Planes(shape[-1], 1, 1, 0, math.prod(shape[:-1])), shape)
+        return self.pack(node, Planes(shape[-1], 1, 1, 0, math.prod(shape[:-1])), shape)
 
-    def of_image(self, shape: tuple[int, ...]) -> Planes:
+    def image_planes(self, shape: tuple[int, ...]) -> Planes:
         """Return the layout of images of this shape, [image, channel, row, column]."""
-        lanes, channels, height, width = shape
-        return Planes(channels, height, width, self.pads.get((height, width), 0), lanes)
+        batch, channels, height, width = shape
+        return Planes(channels, height, width, self.pads.get((height, width), 0), batch)
 
-    def packed(self, node: fx.Node, planes: Planes, shape: tuple[int, ...], last: bool = False) -> Buffer:
+    def pack(self, node: fx.Node, planes: Planes, shape: tuple[int, ...], last: bool = False) -> Buffer:
         """Return new planes that are written from torch's tensor."""
         self.tensor(node)
-        buffer = Buffer(self.new(planes), planes, shape, last)
-        kind = "PACK_CHANNELS_LAST" if buffer.channels_last else "PACK"
-        self.steps.append(Step(kind, node.name, planes, planes, (), buffer.number, tensor=node))
+        buffer = Buffer(self.new_buffer(planes), planes, shape, last)
+        opcode = Opcode.PACK_CHANNELS_LAST if buffer.channels_last else Opcode.PACK
+        self.instructions.append(Instruction(opcode, node.name, planes, planes, (), buffer.number, tensor=node))
         self.buffers[node] = buffer
         return buffer
 
-    def give(self, node: fx.Node, number: int, planes: Planes, last: bool = False) -> bool:
+    def bind(self, node: fx.Node, number: int, planes: Planes, last: bool = False) -> bool:
         """Say that a node's value is in these planes."""
         shape = shape_of(node)
         assert shape is not None
@@ -231,21 +174,21 @@ class Lowering:
         self.done.add(node)
         return True
 
-    def lies(self, number: int) -> tuple[int, int]:
+    def root(self, number: int) -> tuple[int, int]:
         """Return the buffer that one is planes of, itself if of none, and from which plane on."""
         begin = 0
-        while number in self.within:
-            number, more = self.within[number]
+        while number in self.aliases:
+            number, more = self.aliases[number]
             begin += more
         return number, begin
 
     def reusable(self, node: fx.Node, source: Buffer) -> bool:
         """Return whether only `node` still needs what is in a buffer, which it may then overwrite."""
-        whole, _ = self.lies(source.number)
+        whole, _ = self.root(source.number)
         return all(
-            user is node or user in self.done or user in self.past  # done: steps that are written ahead of their turn
+            user is node or user in self.done or user in self.past  # done: fused, ahead of their turn
             for other, buffer in self.buffers.items()
-            if self.lies(buffer.number)[0] == whole
+            if self.root(buffer.number)[0] == whole
             for user in other.users
         )
 
@@ -262,7 +205,7 @@ def first_result(lowering: Lowering, node: fx.Node) -> fx.Node | None:
 
 
 def pads(graph: fx.GraphModule, known: Mapping[fx.Node, Any]) -> dict[tuple[int, int], int]:
-    """Return the border that images of each size have: what the widest convolution on them reads of it."""
+    """Return the padding that images of each size have: what the widest convolution on them reads of it."""
     widest: dict[tuple[int, int], int] = {}
     for node in graph.graph.nodes:
         if node.target is aten.convolution.default and not arguments(node)[6]:
@@ -273,5 +216,5 @@ def pads(graph: fx.GraphModule, known: Mapping[fx.Node, Any]) -> dict[tuple[int,
     return widest
 
 
-# Writes the steps of an operation, and of those behind it that are done with it; False leaves it to torch.
+# Emits the instructions of an operation, with its fused epilogue; False leaves it to PyTorch.
 Rule = Callable[[Lowering, fx.Node], bool]

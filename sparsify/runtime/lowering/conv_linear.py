@@ -1,4 +1,4 @@
-"""Operations with weights: convolutions, linear layers and norms, with what follows them done in one step."""
+"""Lowering of convolutions, linear layers and norms, each with its fused epilogue."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..kernels.opcodes import Opcode
 from ..kernels.planes import Planes
 from ..kernels.simd import TILE
 from .aten_graph import shape_of
-from .builder import Buffer, Lowering, Rule, Step, arguments, first_result
+from .builder import Lowering, Rule, arguments, first_result
 from .elementwise import Affine, affine
-from .epilogue import after_each_other, norm, tail
+from .epilogue import after_each_other, fuse_epilogue, norm
+from .ir import Buffer, Instruction
 from .packed_rows import (
+    PackedRows,
     Place,
-    Rows,
     chunked,
     convolution_rows,
     keeps_within,
@@ -37,30 +39,30 @@ def weighted(
     lowering: Lowering,
     node: fx.Node,
     source: Buffer,
-    make: Callable[[Tensor | None, Tensor | None], Rows],
+    make: Callable[[Tensor | None, Tensor | None], PackedRows],
     out: Planes,
     last: bool = False,
 ) -> bool:
-    """Write the step of a convolution or a linear layer, with what follows it."""
-    after = tail(lowering, node, out, last)
+    """Emit a convolution or a linear layer with its epilogue."""
+    after = fuse_epilogue(lowering, node, out, last)
     rows = make(after.scale, after.shift)
     both = None if out.is_vector else tiled(rows, TILE)
     inside = after.free and keeps_within(out, source.planes)
-    number = after.residual if inside and after.residual is not None else lowering.new(out)
+    number = after.residual if inside and after.residual is not None else lowering.new_buffer(out)
     reads = (source.number,) if after.residual is None else (source.number, after.residual)
-    step = Step("CONVOLVE", node.name, out, source.planes, reads, number, rows=rows, limits=after.limits)
+    step = Instruction(Opcode.CONVOLVE, node.name, out, source.planes, reads, number, rows=rows, scalars=after.scalars)
     if out.is_vector:
-        lowering.steps.append(replace(step, kind="DOT"))
+        lowering.instructions.append(replace(step, opcode=Opcode.DOT))
     elif both is not None:
-        lowering.steps.append(replace(step, kind="CONVOLVE_TILES", rows=both[0]))
+        lowering.instructions.append(replace(step, opcode=Opcode.CONVOLVE_TILES, rows=both[0]))
         if len(both[1].biases):
-            lowering.steps.append(replace(step, rows=both[1], at=len(both[0].biases)))
+            lowering.instructions.append(replace(step, rows=both[1], at=len(both[0].biases)))
     else:
-        lowering.steps.append(replace(step, rows=chunked(rows, source.planes, tiling(out, source.planes))))
+        lowering.instructions.append(replace(step, rows=chunked(rows, source.planes, tiling(out, source.planes))))
     while node is not after.node:
         node = next(iter(node.users))
         lowering.done.add(node)
-    return lowering.give(node, number, out, after.last)
+    return lowering.bind(node, number, out, after.last)
 
 
 def convolution(lowering: Lowering, node: fx.Node) -> bool:
@@ -72,27 +74,17 @@ def convolution(lowering: Lowering, node: fx.Node) -> bool:
     if bias is not None and bias not in lowering.constants:
         return False
     source, shape = lowering.image(x), shape_of(node)
-    if source is None or shape is None or 0 in shape:
+    if source is None or shape is None:
         return False
-    out = lowering.of_image(shape)
+    out = lowering.image_planes(shape)
     place = split_for_strides(source.planes, out, values.shape[2:], stride, padding, dilation)
     if place.phases:
         planes = place.planes
-        number = lowering.new(planes)
+        number = lowering.new_buffer(planes)
         for index, (row, column) in enumerate(place.phases):
-            numbers = {"STRIDE_ROWS": stride[0], "STRIDE": stride[1], "ROW_SHIFT": row, "COLUMN_SHIFT": column}
-            lowering.steps.append(
-                Step(
-                    "SPLIT",
-                    node.name,
-                    planes,
-                    source.planes,
-                    (source.number,),
-                    number,
-                    at=index * source.planes.channels,
-                    numbers=numbers,
-                )
-            )
+            numbers = {"STRIDE_Y": stride[0], "STRIDE_X": stride[1], "PHASE_Y": row, "PHASE_X": column}
+            begin = index * source.planes.channels
+            lowering.emit(Opcode.DECIMATE, node, planes, source, into=number, at=begin, numbers=numbers)
         source = Buffer(number, planes, ())
     offset = lowering.constants[bias] if bias is not None else None
     return weighted(
@@ -124,11 +116,11 @@ def linear(lowering: Lowering, node: fx.Node) -> bool:
         place = Place(held.planes, (), np.zeros((1, 1), dtype=np.int64), 0)
         weight_of = values.t()[:, :, None, None]
 
-        def rows(scale: Tensor | None, shift: Tensor | None) -> Rows:
+        def rows(scale: Tensor | None, shift: Tensor | None) -> PackedRows:
             return convolution_rows(weight_of, offset, scale, shift, place, 1)
 
         return weighted(lowering, node, held, rows, replace(held.planes, channels=shape[1]), last=True)
-    source = lowering.rows(x)
+    source = lowering.matrix(x)
     if source is None:
         return False
     one_pixel = source.planes.height * source.planes.width == 1
@@ -138,7 +130,7 @@ def linear(lowering: Lowering, node: fx.Node) -> bool:
     )
 
 
-def alone(lowering: Lowering, node: fx.Node) -> bool:
+def standalone_norm(lowering: Lowering, node: fx.Node) -> bool:
     """A batch norm that follows no convolution: one weight for each plane."""
     change, result = norm(lowering, node), first_result(lowering, node)
     source = lowering.buffers.get(arguments(node)[0])
@@ -149,7 +141,7 @@ def alone(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def _by_channel(lowering: Lowering, node: fx.Node, source: Buffer, change: Affine) -> bool:
-    def rows(scale: Tensor | None, shift: Tensor | None) -> Rows:
+    def rows(scale: Tensor | None, shift: Tensor | None) -> PackedRows:
         all_in_all = change if scale is None or shift is None else after_each_other(change, (scale, shift))
         return one_per_plane(*all_in_all, source.planes)
 
@@ -169,7 +161,7 @@ def with_constants(otherwise: Rule | None = None) -> Rule:
     return rule
 
 
-def norm_of_channels(lowering: Lowering, node: fx.Node) -> bool:
+def layer_norm(lowering: Lowering, node: fx.Node) -> bool:
     """A layer norm over the channels of each pixel, where planes are read or wanted."""
     x, sizes, *constants, eps = arguments(node)
     result = first_result(lowering, node)
@@ -179,17 +171,16 @@ def norm_of_channels(lowering: Lowering, node: fx.Node) -> bool:
         return False
     if x not in lowering.buffers and not _feeds_weights(lowering, result):
         return False
-    source = lowering.of_features(x)
+    source = lowering.features(x)
     if source is None:
         return False
     count = source.planes.channels
     weight = torch.ones(count) if values[0] is None else values[0]
     bias = torch.zeros(count) if values[1] is None else values[1]
-    number, rows = lowering.new(source.planes), one_per_plane(weight, bias, source.planes)
-    step = Step("NORM", node.name, source.planes, source.planes, (source.number,), number, rows=rows)
-    lowering.steps.append(replace(step, limits=(float(eps), 0.0)))
+    rows = one_per_plane(weight, bias, source.planes)
+    number = lowering.emit(Opcode.LAYER_NORM, node, source.planes, source, rows=rows, scalars=(float(eps), 0.0))
     lowering.done |= {node, result}
-    return lowering.give(result, number, source.planes, source.last)
+    return lowering.bind(result, number, source.planes, source.last)
 
 
 def _feeds_weights(lowering: Lowering, node: fx.Node) -> bool:

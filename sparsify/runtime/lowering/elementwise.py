@@ -1,18 +1,18 @@
-"""Operations on each pixel by itself: functions, clamps, sums and products of two activations or with constants."""
+"""Lowering of elementwise operations: activations, clamps, sums and products of activations or with constants."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..kernels.opcodes import DIFFERENCE, FUNCTIONS, PRODUCT
+from ..kernels.opcodes import Activation, Binary, Opcode
 from .aten_graph import shape_of
-from .builder import UNBOUNDED, Buffer, Lowering, Step, arguments
+from .builder import Lowering, arguments
+from .ir import UNBOUNDED, Buffer
 
 aten = torch.ops.aten
 Affine = tuple[Tensor, Tensor]  # a scale and a shift for each channel, in float64
@@ -20,34 +20,34 @@ Affine = tuple[Tensor, Tensor]  # a scale and a shift for each channel, in float
 
 def clamp(lowering: Lowering, node: fx.Node) -> bool:
     source = lowering.buffers.get(arguments(node)[0])
-    limits = CLAMPS[node.target](*arguments(node)[1:])
-    if source is None or limits is None:
+    scalars = CLAMPS[node.target](*arguments(node)[1:])
+    if source is None or scalars is None:
         return False
-    return combine(lowering, node, node, source, limits=limits)
+    return emit_binary(lowering, node, node, source, scalars=scalars)
 
 
-def combine(
-    lowering: Lowering, node: fx.Node, last: fx.Node, source: Buffer, other: Buffer | None = None, **columns: Any
+def emit_binary(
+    lowering: Lowering, node: fx.Node, last: fx.Node, source: Buffer, other: Buffer | None = None, **fields: Any
 ) -> bool:
-    """Write the step that makes the value of `last` of the pixels that `node` reads, and of another buffer's."""
-    apart = other is None or lowering.lies(other.number)[0] != lowering.lies(source.number)[0]
-    number = source.number if apart and lowering.reusable(node, source) else lowering.new(source.planes)
-    reads = (source.number,) if other is None else (source.number, other.number)
-    lowering.steps.append(Step("COMBINE", node.name, source.planes, source.planes, reads, number, **columns))
-    return lowering.give(last, number, source.planes, source.last)
+    """Emit the BINARY that makes the value of `last` of the pixels that `node` reads, and of another buffer's."""
+    apart = other is None or lowering.root(other.number)[0] != lowering.root(source.number)[0]
+    into = source.number if apart and lowering.reusable(node, source) else -1
+    sources = (source,) if other is None else (source, other)
+    number = lowering.emit(Opcode.BINARY, node, source.planes, *sources, into=into, **fields)
+    return lowering.bind(last, number, source.planes, source.last)
 
 
 def clamped(lowering: Lowering, node: fx.Node) -> tuple[fx.Node, tuple[float, float]]:
-    """Return the clamp that follows a node, which is then done, and its limits; the node itself if none follows."""
+    """Return the clamp that follows a node, which is then done, and its scalars; the node itself if none follows."""
     user = lowering.only_user(node)
-    limits = CLAMPS[user.target](*arguments(user)[1:]) if user is not None and user.target in CLAMPS else None
-    if user is None or limits is None:
+    scalars = CLAMPS[user.target](*arguments(user)[1:]) if user is not None and user.target in CLAMPS else None
+    if user is None or scalars is None:
         return node, UNBOUNDED
     lowering.done.add(node)
-    return user, limits
+    return user, scalars
 
 
-def joined(how: int) -> Callable[[Lowering, fx.Node], bool]:
+def binary(how: Binary) -> Callable[[Lowering, fx.Node], bool]:
     """Return the rule of a sum, a difference or a product of two activations of one shape."""
 
     def rule(lowering: Lowering, node: fx.Node) -> bool:
@@ -56,14 +56,14 @@ def joined(how: int) -> Callable[[Lowering, fx.Node], bool]:
             return False
         held = lowering.buffers.get(one) or lowering.buffers.get(two)
         if held is None or shape_of(one) != shape_of(two):
-            return how == PRODUCT and scaled(lowering, node, one, two)
-        first, second = lowering.like(one, held), lowering.like(two, held)
+            return how == Binary.PRODUCT and scaled(lowering, node, one, two)
+        first, second = lowering.matching(one, held), lowering.matching(two, held)
         if first is None or second is None:
             return False
-        if how != DIFFERENCE and not lowering.reusable(node, first):
+        if how != Binary.DIFFERENCE and not lowering.reusable(node, first):
             first, second = second, first
-        last, limits = clamped(lowering, node)
-        return combine(lowering, node, last, first, second, limits=limits, numbers={"FUNCTION": how})
+        last, scalars = clamped(lowering, node)
+        return emit_binary(lowering, node, last, first, second, scalars=scalars, numbers={"FUNCTION": how})
 
     return rule
 
@@ -84,12 +84,12 @@ def scaled(lowering: Lowering, node: fx.Node, one: fx.Node, two: fx.Node) -> boo
     user = lowering.only_user(node)
     if user is not None and user.target is aten.add.Tensor and not user.kwargs and shape_of(user) == shape:
         added = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
-        if isinstance(added, fx.Node) and added is not node and (found := lowering.like(added, source)) is not None:
+        if isinstance(added, fx.Node) and added is not node and (found := lowering.matching(added, source)) is not None:
             other, last = found, user
-    end, limits = clamped(lowering, last)
+    end, scalars = clamped(lowering, last)
     if last is not node:
         lowering.done.add(node)
-    return combine(lowering, node, end, source, other, limits=limits, factors=each)
+    return emit_binary(lowering, node, end, source, other, scalars=scalars, factors=each)
 
 
 def function(name: str, parameter: float = 0.0) -> Callable[[Lowering, fx.Node], bool]:
@@ -106,15 +106,14 @@ def function(name: str, parameter: float = 0.0) -> Callable[[Lowering, fx.Node],
             factor, inner = (float(given[1]) if len(given) > 1 else 1.0), given[2] if len(given) > 2 else 1
             if inner != 1:
                 return False
-        number = source.number if lowering.reusable(node, source) else lowering.new(source.planes)
+        into = source.number if lowering.reusable(node, source) else -1
         last = node
         while (user := lowering.only_user(last)) is not None and (times := _number(user, last)) is not None:
             lowering.done.add(last)
             factor, last = factor * times, user
-        numbers, planes = {"FUNCTION": FUNCTIONS.index(kind)}, source.planes
-        step = Step("FUNCTION_OF", node.name, planes, planes, (source.number,), number, numbers=numbers)
-        lowering.steps.append(replace(step, limits=(slope, factor)))
-        return lowering.give(last, number, planes, source.last)
+        fields: dict[str, Any] = {"numbers": {"FUNCTION": Activation[kind.upper()]}, "scalars": (slope, factor)}
+        number = lowering.emit(Opcode.ACTIVATION, node, source.planes, source, into=into, **fields)
+        return lowering.bind(last, number, source.planes, source.last)
 
     return rule
 
@@ -174,8 +173,8 @@ AFFINE: dict[Any, Callable[[Tensor, float, bool], Affine | None]] = {
 def _between(low: Any = None, high: Any = None) -> tuple[float, float] | None:
     if isinstance(low, fx.Node) or isinstance(high, fx.Node):
         return None
-    limits = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
-    return limits if limits[0] <= limits[1] else None
+    scalars = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+    return scalars if scalars[0] <= scalars[1] else None
 
 
 CLAMPS: dict[Any, Callable[..., tuple[float, float] | None]] = {
@@ -186,7 +185,7 @@ CLAMPS: dict[Any, Callable[..., tuple[float, float] | None]] = {
     aten.clamp_max.default: lambda high: _between(None, high),
 }
 
-FUNCTION_OF: dict[Any, Callable[[Lowering, fx.Node], bool]] = {
+ACTIVATIONS: dict[Any, Callable[[Lowering, fx.Node], bool]] = {
     aten.sigmoid.default: function("sigmoid"),
     aten.silu.default: function("silu"),
     aten.gelu.default: function("gelu"),

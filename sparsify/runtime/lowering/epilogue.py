@@ -1,4 +1,4 @@
-"""What follows a weighted sum and is done with it: norms and constants, something added, a clamp, other shapes."""
+"""Operator fusion: the epilogue of a conv or linear kernel is norm scale and shift, residual, clamp and views."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from torch import Tensor, fx
 
 from ..kernels.planes import Planes
 from .aten_graph import shape_of
-from .builder import UNBOUNDED, Buffer, Lowering, arguments, first_result
+from .builder import Lowering, arguments, first_result
 from .elementwise import CLAMPS, Affine, affine
-from .views import look
+from .ir import UNBOUNDED, Buffer
+from .views import view_of
 
 aten = torch.ops.aten
 NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
 @dataclass(frozen=True)
-class Tail:
-    """What follows a weighted sum and is done with it: a norm's scale and shift, something added, a clamp."""
+class Epilogue:
+    """What is fused into a conv or linear kernel: a norm's scale and shift, a residual, a clamp."""
 
     scale: Tensor | None
     shift: Tensor | None
     residual: int | None
     free: bool  # whether nothing else reads what is added, so that the result may take its place
-    limits: tuple[float, float]
+    scalars: tuple[float, float]
     node: fx.Node  # whose value the result is
     last: bool  # whether torch has its channels last
 
 
-def tail(lowering: Lowering, node: fx.Node, planes: Planes, last: bool) -> Tail:
-    """Return the operations behind a weighted sum that its kernel can do with it."""
+def fuse_epilogue(lowering: Lowering, node: fx.Node, planes: Planes, last: bool) -> Epilogue:
+    """Return the operations behind a conv or linear node that its kernel can do with it."""
     change: Affine | None = None
-    residual, free, limits = None, False, UNBOUNDED
+    residual, free, scalars = None, False, UNBOUNDED
     shape = shape_of(node)
     assert shape is not None
     held = Buffer(-1, planes, shape, last)
     while (user := lowering.only_user(node)) is not None:
-        if (other := look(user, node, held)) is not None:
+        if (other := view_of(user, node, held)) is not None:
             held, node = other, user
         elif residual is None and (found := _change(lowering, user, node, held)) is not None:
             node, change = found[0], found[1] if change is None else after_each_other(change, found[1])
@@ -47,10 +48,10 @@ def tail(lowering: Lowering, node: fx.Node, planes: Planes, last: bool) -> Tail:
         else:
             clamped = CLAMPS[user.target](*arguments(user)[1:]) if user.target in CLAMPS else None
             if clamped is not None:
-                limits, node = clamped, user
+                scalars, node = clamped, user
             break
     scale, shift = change or (None, None)
-    return Tail(scale, shift, residual, free, limits, node, held.last)
+    return Epilogue(scale, shift, residual, free, scalars, node, held.last)
 
 
 def _change(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> tuple[fx.Node, Affine] | None:
@@ -70,7 +71,7 @@ def _added(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> Bu
     other = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
     if not isinstance(other, fx.Node) or other is node or shape_of(user) != held.shape:
         return None
-    return lowering.like(other, held)
+    return lowering.matching(other, held)
 
 
 def norm(lowering: Lowering, node: fx.Node) -> tuple[Tensor, Tensor] | None:

@@ -1,4 +1,4 @@
-"""The weights of a step as rows of kept entries: for each output channel, where its inputs lie and their weights."""
+"""Weights as packed rows (CSR): of each output channel the kept entries, offsets of their inputs and values."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ VISIT = 1.5  # what it costs to begin and end the sums of one tile and output, i
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Compressed rows: entries pointers[i] .. pointers[i + 1] are output channel i's. Offsets count floats from `base`.
-
-    `base` is where the first entry of the first window lies, counted from the input buffer's first pixel.
+class PackedRows:
+    """CSR: entries indptr[i] .. indptr[i + 1] are output channel i's. Offsets, in floats, count from `base`:
+    where the first entry of the first window lies, counted from the input buffer's first pixel.
     """
 
-    pointers: np.ndarray[Any, np.dtype[np.int64]]
+    indptr: np.ndarray[Any, np.dtype[np.int64]]
     offsets: np.ndarray[Any, np.dtype[np.uint32]]
-    weights: np.ndarray[Any, np.dtype[np.float32]]
+    values: np.ndarray[Any, np.dtype[np.float32]]
     biases: np.ndarray[Any, np.dtype[np.float32]]
     base: int
-    entries: int  # of the dense weight
+    dense_size: int  # entries of the dense weight
     chunks: int = 1  # of input channels; with several, row c * outputs + i holds what output i has in chunk c
 
 
@@ -60,7 +59,7 @@ def split_for_strides(
     """Return where each entry of the kernel reads. Strides become a choice among phases, each read with stride 1."""
     steps = [[k * dilation[d] - padding[d] for k in range(kernel[d])] for d in (0, 1)]
     if set(stride) == {1}:
-        shifts = np.add.outer(np.array(steps[0]) * source.pitch, np.array(steps[1]) * source.lanes)
+        shifts = np.add.outer(np.array(steps[0]) * source.row_stride, np.array(steps[1]) * source.batch)
         return Place(source, (), shifts - shifts.min(), int(shifts.min()))
     phase = [[step % stride[d] for step in steps[d]] for d in (0, 1)]
     moved = [[step // stride[d] for step in steps[d]] for d in (0, 1)]
@@ -70,21 +69,21 @@ def split_for_strides(
         there = max(-(-(sizes[d] - part) // stride[d]) for part in phase[d])
         extent.append(min(there, ends[d] + max(moved[d])))
         pad = max(pad, -min(moved[d]), ends[d] + max(moved[d]) - extent[d])
-    # With the output's distance from row to row the whole plane is one stretch.
+    # With the output's distance from row to row the whole plane is one contiguous run.
     pad = max(pad, out.width + out.pad - extent[1])
     phases = sorted({(a, b) for a in phase[0] for b in phase[1]})
-    planes = Planes(source.channels * len(phases), extent[0], extent[1], pad, source.lanes)
+    planes = Planes(source.channels * len(phases), extent[0], extent[1], pad, source.batch)
     shifts = np.empty((kernel[0], kernel[1]), dtype=np.int64)
     for y in range(kernel[0]):
         for x in range(kernel[1]):
             plane = phases.index((phase[0][y], phase[1][x])) * source.channels
-            shifts[y, x] = plane * planes.size + moved[0][y] * planes.pitch + moved[1][x] * planes.lanes
+            shifts[y, x] = plane * planes.size + moved[0][y] * planes.row_stride + moved[1][x] * planes.batch
     return Place(planes, tuple(phases), shifts - shifts.min(), int(shifts.min()))
 
 
 def convolution_rows(
     weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, place: Place, groups: int
-) -> Rows:
+) -> PackedRows:
     """Return the rows of a convolution's weight [out, in / groups, row, column], a norm behind it folded in."""
     outputs, inputs = weight.shape[:2]
     group = np.arange(outputs) // (outputs // groups)
@@ -100,33 +99,33 @@ def convolution_rows(
 
 def linear_rows(
     weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, source: Planes
-) -> Rows:
+) -> PackedRows:
     """Return the rows of a linear layer's weight [out, in] for inputs that are flattened pixels, channel by channel.
 
     A norm behind it is folded in.
     """
     channel, pixel = np.divmod(np.arange(weight.shape[1]), source.height * source.width)
     y, x = np.divmod(pixel, source.width)
-    place = channel * source.size + y * source.pitch + x * source.lanes
+    place = channel * source.size + y * source.row_stride + x * source.batch
     values, offset = _scaled(weight, bias, scale, shift)
     kept = (weight != 0).numpy()
     row, column = np.nonzero(kept)
     return _rows(kept, place[column], values.numpy()[row, column], offset, 0)
 
 
-def one_per_plane(scale: Tensor, shift: Tensor, source: Planes) -> Rows:
+def one_per_plane(scale: Tensor, shift: Tensor, source: Planes) -> PackedRows:
     """Return the rows of a scale and a shift for each plane."""
     count = source.channels
     offsets = (np.arange(count) * source.size).astype(np.uint32)
-    pointers = np.arange(count + 1, dtype=np.int64)
-    return Rows(pointers, offsets, scale.float().numpy(), shift.float().numpy(), 0, count)
+    indptr = np.arange(count + 1, dtype=np.int64)
+    return PackedRows(indptr, offsets, scale.float().numpy(), shift.float().numpy(), 0, count)
 
 
 @dataclass(frozen=True)
 class Tiling:
     """What of an output plane is computed before the next output's: `rows` rows of `vectors` vectors.
 
-    `linear` tells that the plane counts as one row, its borders included, which then are computed as well.
+    `linear` tells that the plane counts as one row, its padding included, which then are computed as well.
     """
 
     rows: int
@@ -137,10 +136,10 @@ class Tiling:
 def tiling(out: Planes, source: Planes, shapes: Sequence[tuple[int, int]] = SHAPES) -> Tiling:
     """Return the cheapest tiling of an output's planes. Without gaps on both sides a plane may count as one row."""
     # A row's last vector reaches into the next row, which must not be in the same tile then.
-    ways = [Tiling(rows, vectors, False) for rows, vectors in shapes if rows == 1 or out.row % WIDTH == 0]
-    if out.pitch == source.pitch:
-        ways += [Tiling(rows, vectors, True) for rows, vectors in shapes if rows == 1]
-    return min(ways, key=lambda way: _cost(way, out))
+    tilings = [Tiling(rows, vectors, False) for rows, vectors in shapes if rows == 1 or out.row % WIDTH == 0]
+    if out.row_stride == source.row_stride:
+        tilings += [Tiling(rows, vectors, True) for rows, vectors in shapes if rows == 1]
+    return min(tilings, key=lambda tile: _cost(tile, out))
 
 
 def keeps_within(out: Planes, source: Planes) -> bool:
@@ -148,13 +147,13 @@ def keeps_within(out: Planes, source: Planes) -> bool:
     return out.row % WIDTH == 0 or all(tiling(out, source, shapes).linear for shapes in (SHAPES, SHARED_SHAPES))
 
 
-def _cost(way: Tiling, out: Planes) -> float:
+def _cost(tile: Tiling, out: Planes) -> float:
     """Return what one weight costs in all tiles, and what the tiles cost, in multiply-adds of vectors."""
-    lines, span = (1, out.span) if way.linear else (out.height, out.row)
+    lines, span = (1, out.span) if tile.linear else (out.height, out.row)
     vectors = -(-span // WIDTH)
-    whole, left = divmod(vectors, way.vectors)
-    groups, single = divmod(lines, way.rows)
-    visits = groups * (whole + way.rows * _pieces(left)) + single * (whole * _pieces(way.vectors) + _pieces(left))
+    whole, left = divmod(vectors, tile.vectors)
+    groups, single = divmod(lines, tile.rows)
+    visits = groups * (whole + tile.rows * _pieces(left)) + single * (whole * _pieces(tile.vectors) + _pieces(left))
     return lines * vectors + VISIT * visits
 
 
@@ -163,7 +162,7 @@ def _pieces(vectors: int) -> int:
     return vectors // 4 + (vectors % 4).bit_count()
 
 
-def chunked(rows: Rows, source: Planes, tile: Tiling) -> Rows:
+def chunked(rows: PackedRows, source: Planes, tile: Tiling) -> PackedRows:
     """Return the rows in chunks of input channels whose part of a tile stays in the first cache.
 
     The sums of a tile are kept from chunk to chunk, which pays if enough entries are left for each: otherwise, and
@@ -173,20 +172,20 @@ def chunked(rows: Rows, source: Planes, tile: Tiling) -> Rows:
     if not count:
         return rows
     shift = rows.offsets % source.size
-    lines = len(np.unique(shift // source.pitch)) + tile.rows - 1
-    read = lines * (tile.vectors * WIDTH + int((shift % source.pitch).max())) * rows.weights.itemsize
+    lines = len(np.unique(shift // source.row_stride)) + tile.rows - 1
+    read = lines * (tile.vectors * WIDTH + int((shift % source.row_stride).max())) * rows.values.itemsize
     channels = max(CACHE // read, -(-LEAST * outputs * source.channels // count))
     chunks = -(-source.channels // channels)
     if chunks == 1:
         return rows
     chunk = rows.offsets // source.size // -(-source.channels // chunks)
-    row = chunk * outputs + np.repeat(np.arange(outputs), np.diff(rows.pointers))
+    row = chunk * outputs + np.repeat(np.arange(outputs), np.diff(rows.indptr))
     order = np.argsort(row, kind="stable")
-    pointers = np.searchsorted(row[order], np.arange(chunks * outputs + 1)).astype(np.int64)
-    return replace(rows, pointers=pointers, offsets=rows.offsets[order], weights=rows.weights[order], chunks=chunks)
+    indptr = np.searchsorted(row[order], np.arange(chunks * outputs + 1)).astype(np.int64)
+    return replace(rows, indptr=indptr, offsets=rows.offsets[order], values=rows.values[order], chunks=chunks)
 
 
-def tiled(rows: Rows, tile: int) -> tuple[Rows, Rows] | None:
+def tiled(rows: PackedRows, tile: int) -> tuple[PackedRows, PackedRows] | None:
     """Return rows in tiles, and the rows that are left over; None if sharing what is read saves no time.
 
     `tile` neighbouring output channels share the offsets of all their entries; the weights of an offset lie side by
@@ -195,7 +194,7 @@ def tiled(rows: Rows, tile: int) -> tuple[Rows, Rows] | None:
     outputs = len(rows.biases)
     tiles = outputs // tile
     whole = tiles * tile
-    owner = np.repeat(np.arange(outputs), np.diff(rows.pointers))
+    owner = np.repeat(np.arange(outputs), np.diff(rows.indptr))
     ours = owner < whole
     keys = (owner[ours] // tile) * 2**32 + rows.offsets[ours]
     shared, inverse = np.unique(keys, return_inverse=True)
@@ -203,14 +202,14 @@ def tiled(rows: Rows, tile: int) -> tuple[Rows, Rows] | None:
     if 2 * len(keys) < tile * len(shared):
         return None
     weights = np.zeros((len(shared), tile), dtype=np.float32)
-    weights[inverse, owner[ours] % tile] = rows.weights[ours]
-    pointers = np.searchsorted(shared, np.arange(tiles + 1) * 2**32).astype(np.int64)
+    weights[inverse, owner[ours] % tile] = rows.values[ours]
+    indptr = np.searchsorted(shared, np.arange(tiles + 1) * 2**32).astype(np.int64)
     offsets = (shared % 2**32).astype(np.uint32)
-    each = rows.entries // outputs
-    front = Rows(pointers, offsets, weights.reshape(-1), rows.biases[:whole], rows.base, each * whole)
-    cut = int(rows.pointers[whole])
-    rest, left = rows.pointers[whole:] - cut, each * (outputs - whole)
-    return front, Rows(rest, rows.offsets[cut:], rows.weights[cut:], rows.biases[whole:], rows.base, left)
+    each = rows.dense_size // outputs
+    front = PackedRows(indptr, offsets, weights.reshape(-1), rows.biases[:whole], rows.base, each * whole)
+    cut = int(rows.indptr[whole])
+    rest, left = rows.indptr[whole:] - cut, each * (outputs - whole)
+    return front, PackedRows(rest, rows.offsets[cut:], rows.values[cut:], rows.biases[whole:], rows.base, left)
 
 
 def _scaled(weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -221,17 +220,17 @@ def _scaled(weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Te
     return (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).float(), (offset * scale + shift).float()
 
 
-def _rows(kept: Any, offsets: Any, weights: Any, biases: Tensor, base: int) -> Rows:
+def _rows(kept: Any, offsets: Any, weights: Any, biases: Tensor, base: int) -> PackedRows:
     if offsets.size and offsets.max() >= 2**32:
         raise ValueError("an activation is too large for offsets of 32 bits")
-    pointers = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
-    if not _rise(pointers, offsets):
-        keys = np.repeat(np.arange(len(kept)) * 2**32, np.diff(pointers)) + offsets
+    indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
+    if not _rise(indptr, offsets):
+        keys = np.repeat(np.arange(len(kept)) * 2**32, np.diff(indptr)) + offsets
         shared, inverse = np.unique(keys, return_inverse=True)
-        pointers = np.searchsorted(shared, np.arange(len(kept) + 1) * 2**32).astype(np.int64)
+        indptr = np.searchsorted(shared, np.arange(len(kept) + 1) * 2**32).astype(np.int64)
         offsets, weights = shared % 2**32, np.bincount(inverse, weights)
-    return Rows(
-        pointers,
+    return PackedRows(
+        indptr,
         offsets.astype(np.uint32),
         np.ascontiguousarray(weights, dtype=np.float32),
         biases.float().numpy(),
@@ -240,12 +239,12 @@ def _rows(kept: Any, offsets: Any, weights: Any, biases: Tensor, base: int) -> R
     )
 
 
-def _rise(pointers: Any, offsets: Any) -> bool:
+def _rise(indptr: Any, offsets: Any) -> bool:
     """Return whether the offsets of each row rise, so that its first and last tell whether there is a gap.
 
-    With strides they may not; and two entries are for one place of the border between two rows.
+    With strides they may not; and two entries are for one place of the padding between two rows.
     """
     rises = offsets[1:] > offsets[:-1]
-    begins = pointers[(pointers > 0) & (pointers < len(offsets))]
+    begins = indptr[(indptr > 0) & (indptr < len(offsets))]
     rises[begins - 1] = True
     return bool(rises.all())

@@ -1,4 +1,4 @@
-"""Operations that make one pixel of many."""
+"""Lowering of poolings and means over pixels."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.opcodes import Opcode
 from ..kernels.planes import Planes
 from .aten_graph import shape_of
-from .builder import Lowering, Step, arguments, first_result
+from .builder import Lowering, arguments, first_result
 from .views import view
 
 aten = torch.ops.aten
 
 
-def pooling(kind: str) -> Callable[[Lowering, fx.Node], bool]:
-    """Return the rule of a max ("LARGEST") or mean ("AVERAGE") pooling, rounded up or down."""
+def pooling(kind: Opcode) -> Callable[[Lowering, fx.Node], bool]:
+    """Return the rule of a max (Opcode.MAX_POOL) or mean (Opcode.AVG_POOL) pooling, rounded up or down."""
 
     def rule(lowering: Lowering, node: fx.Node) -> bool:
         source = lowering.buffers.get(arguments(node)[0])
-        target = first_result(lowering, node) if kind == "LARGEST" else node
+        target = first_result(lowering, node) if kind == Opcode.MAX_POOL else node
         shape = None if target is None else shape_of(target)
         if source is None or target is None:
             return False
@@ -30,30 +31,29 @@ def pooling(kind: str) -> Callable[[Lowering, fx.Node], bool]:
         numbers = _pool_numbers(kind, [*arguments(node)[1:]])
         if numbers is None:
             return False
-        planes = lowering.of_image(shape)
-        number = lowering.new(planes)
-        lowering.steps.append(Step(kind, node.name, planes, source.planes, (source.number,), number, numbers=numbers))
+        planes = lowering.image_planes(shape)
+        number = lowering.emit(kind, node, planes, source, numbers=numbers)
         lowering.done.add(node)
-        return lowering.give(target, number, planes)
+        return lowering.bind(target, number, planes)
 
     return rule
 
 
-def _pool_numbers(kind: str, given: list[Any]) -> dict[str, int] | None:
+def _pool_numbers(kind: Opcode, given: list[Any]) -> dict[str, int] | None:
     """Return the columns of a pooling; None for one that is dilated."""
     kernel = _pair(given[0])
     stride = _pair(given[1]) if len(given) > 1 and given[1] else kernel
-    margin = _pair(given[2]) if len(given) > 2 else (0, 0)
+    padding = _pair(given[2]) if len(given) > 2 else (0, 0)
     rest = given[3:]
     divisor = 0
-    if kind == "LARGEST":
+    if kind == Opcode.MAX_POOL:
         if rest and set(_pair(rest[0])) != {1}:
             return None
     else:
         counts_border = rest[1] if len(rest) > 1 else True
         divisor = rest[2] if len(rest) > 2 and rest[2] else -1 if counts_border else 0
-    names = ("KERNEL_ROWS", "KERNEL", "STRIDE_ROWS", "STRIDE", "MARGIN_ROWS", "MARGIN", "DIVISOR")
-    return dict(zip(names, (*kernel, *stride, *margin, divisor), strict=True))
+    names = ("KERNEL_Y", "KERNEL_X", "STRIDE_Y", "STRIDE_X", "PADDING_Y", "PADDING_X", "DIVISOR")
+    return dict(zip(names, (*kernel, *stride, *padding, divisor), strict=True))
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -70,23 +70,20 @@ def mean(lowering: Lowering, node: fx.Node) -> bool:
     if not dims or dims != set(range(2, len(source.shape))):
         return False
     planes = Planes(source.planes.channels, 1, 1, lowering.pads.get((1, 1), 0) if len(shape) == 4 else 0, shape[0])
-    number = lowering.new(planes)
-    lowering.steps.append(Step("MEAN", node.name, planes, source.planes, (source.number,), number))
-    return lowering.give(node, number, planes)
+    number = lowering.emit(Opcode.MEAN, node, planes, source)
+    return lowering.bind(node, number, planes)
 
 
 def adaptive(lowering: Lowering, node: fx.Node) -> bool:
     """Means of windows whose number divides the image."""
     source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
-    if source is None or shape is None or 0 in shape or view(lowering, node):
-        return source is not None and shape is not None and 0 not in shape
+    if source is None or shape is None or view(lowering, node):
+        return source is not None and shape is not None
     image = lowering.image(arguments(node)[0])
     if image is None or image.planes.height % shape[2] or image.planes.width % shape[3]:
         return False
     kernel = [image.planes.height // shape[2], image.planes.width // shape[3]]
-    numbers = _pool_numbers("AVERAGE", [kernel])
-    planes = lowering.of_image(shape)
-    number = lowering.new(planes)
-    step = Step("AVERAGE", node.name, planes, image.planes, (image.number,), number, numbers=numbers or {})
-    lowering.steps.append(step)
-    return lowering.give(node, number, planes)
+    numbers = _pool_numbers(Opcode.AVG_POOL, [kernel])
+    planes = lowering.image_planes(shape)
+    number = lowering.emit(Opcode.AVG_POOL, node, planes, image, numbers=numbers or {})
+    return lowering.bind(node, number, planes)

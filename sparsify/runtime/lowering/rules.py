@@ -1,4 +1,4 @@
-"""Which rule writes the steps of which operation."""
+"""The table of lowering rules: which function lowers which operation."""
 
 from __future__ import annotations
 
@@ -6,41 +6,37 @@ from typing import Any
 
 import torch
 
-from ..kernels.opcodes import DIFFERENCE, PRODUCT, SUM
-from . import conv_linear as weighted
-from . import elementwise as entrywise
-from . import epilogue as tails
-from . import pooling as pooled
-from . import views as looks
+from ..kernels.opcodes import Binary, Opcode
+from . import conv_linear, elementwise, epilogue, pooling, views
 from .builder import Rule
 
 aten = torch.ops.aten
 RULES: dict[Any, Rule] = {
-    aten.convolution.default: weighted.convolution,
-    aten.addmm.default: weighted.linear,
-    aten.mm.default: weighted.linear,
-    aten.native_layer_norm.default: weighted.norm_of_channels,
-    aten.add.Tensor: weighted.with_constants(entrywise.joined(SUM)),
-    aten.sub.Tensor: weighted.with_constants(entrywise.joined(DIFFERENCE)),
-    aten.mul.Tensor: weighted.with_constants(entrywise.joined(PRODUCT)),
-    aten.div.Tensor: weighted.with_constants(),
-    aten.rsub.Scalar: weighted.with_constants(),
-    aten.permute.default: looks.permutation,
-    aten.transpose.int: looks.permutation,
-    aten.slice.Tensor: looks.part,
-    aten.expand.default: looks.view,
-    aten.split.Tensor: looks.parts,
-    aten.split_with_sizes.default: looks.parts,
-    aten.cat.default: looks.concatenation,
-    aten.constant_pad_nd.default: looks.border,
-    aten.upsample_nearest2d.default: looks.enlarged,
-    aten.upsample_nearest2d.vec: looks.enlarged,
-    aten.max_pool2d_with_indices.default: pooled.pooling("LARGEST"),
-    aten.avg_pool2d.default: pooled.pooling("AVERAGE"),
-    aten._adaptive_avg_pool2d.default: pooled.adaptive,
-    aten.mean.dim: pooled.mean,
-    **dict.fromkeys(looks.VIEWS, looks.view),
-    **dict.fromkeys(tails.NORMS, weighted.alone),
-    **dict.fromkeys(entrywise.CLAMPS, entrywise.clamp),
-    **entrywise.FUNCTION_OF,
+    aten.convolution.default: conv_linear.convolution,
+    aten.addmm.default: conv_linear.linear,
+    aten.mm.default: conv_linear.linear,
+    aten.native_layer_norm.default: conv_linear.layer_norm,
+    aten.add.Tensor: conv_linear.with_constants(elementwise.binary(Binary.SUM)),
+    aten.sub.Tensor: conv_linear.with_constants(elementwise.binary(Binary.DIFFERENCE)),
+    aten.mul.Tensor: conv_linear.with_constants(elementwise.binary(Binary.PRODUCT)),
+    aten.div.Tensor: conv_linear.with_constants(),
+    aten.rsub.Scalar: conv_linear.with_constants(),
+    aten.permute.default: views.permutation,
+    aten.transpose.int: views.permutation,
+    aten.slice.Tensor: views.slicing,
+    aten.expand.default: views.view,
+    aten.split.Tensor: views.splitting,
+    aten.split_with_sizes.default: views.splitting,
+    aten.cat.default: views.concatenation,
+    aten.constant_pad_nd.default: views.padding,
+    aten.upsample_nearest2d.default: views.upsampling,
+    aten.upsample_nearest2d.vec: views.upsampling,
+    aten.max_pool2d_with_indices.default: pooling.pooling(Opcode.MAX_POOL),
+    aten.avg_pool2d.default: pooling.pooling(Opcode.AVG_POOL),
+    aten._adaptive_avg_pool2d.default: pooling.adaptive,
+    aten.mean.dim: pooling.mean,
+    **dict.fromkeys(views.VIEWS, views.view),
+    **dict.fromkeys(epilogue.NORMS, conv_linear.standalone_norm),
+    **dict.fromkeys(elementwise.CLAMPS, elementwise.clamp),
+    **elementwise.ACTIVATIONS,
 }

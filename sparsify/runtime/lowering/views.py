@@ -1,4 +1,4 @@
-"""Operations that move nothing in planes: other shapes, channels last, parts and joined parts; and those that do."""
+"""Lowering of view-like operations (reshape, permute, slice, split, cat, pad): zero-copy where the layout allows it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.opcodes import Opcode
 from .aten_graph import shape_of
-from .builder import Buffer, Lowering, Step, arguments
+from .builder import Lowering, arguments
+from .ir import Buffer
 
 aten = torch.ops.aten
 VIEWS = (
@@ -27,8 +29,8 @@ VIEWS = (
 )
 
 
-def look(node: fx.Node, source: fx.Node, held: Buffer) -> Buffer | None:
-    """Return the same planes as what a node makes of its source, if it moves nothing in them."""
+def view_of(node: fx.Node, source: fx.Node, held: Buffer) -> Buffer | None:
+    """Return a node's value as a zero-copy view of its source's planes, None if it needs a copy."""
     shape = shape_of(node)
     if shape is None or arguments(node)[0] is not source:
         return None
@@ -56,7 +58,7 @@ def _permuted(order: Sequence[int], shape: tuple[int, ...], held: Buffer) -> Buf
     pixels = planes.height * planes.width
     channels, rest = (held.shape[-1], held.shape[1:-1]) if held.last else (held.shape[1], held.shape[2:])
     there, back = [0, *range(2, dims), 1], [0, dims - 1, *range(1, dims - 1)]
-    if pixels > 1 and (held.shape[0], channels, math.prod(rest)) == (planes.lanes, planes.channels, pixels):
+    if pixels > 1 and (held.shape[0], channels, math.prod(rest)) == (planes.batch, planes.channels, pixels):
         if list(order) == (back if held.last else there):
             return replace(held, shape=shape, last=not held.last)
     moved = [dim for dim in order if held.shape[dim] != 1]
@@ -67,10 +69,10 @@ SAME_IF_NO_SMALLER = (aten.slice.Tensor, aten.expand.default, aten._adaptive_avg
 
 
 def view(lowering: Lowering, node: fx.Node) -> bool:
-    """Another look at the same planes: nothing is to be done."""
+    """A zero-copy view: no instruction."""
     held = lowering.buffers.get(arguments(node)[0])
-    found = None if held is None else look(node, arguments(node)[0], held)
-    return found is not None and lowering.give(node, found.number, found.planes, found.last)
+    found = None if held is None else view_of(node, arguments(node)[0], held)
+    return found is not None and lowering.bind(node, found.number, found.planes, found.last)
 
 
 def permutation(lowering: Lowering, node: fx.Node) -> bool:
@@ -79,72 +81,67 @@ def permutation(lowering: Lowering, node: fx.Node) -> bool:
     if held is None or shape is None or view(lowering, node):
         return held is not None and shape is not None
     planes, order = held.planes, _order(node, len(shape))
-    lanes, groups, each = held.shape[0], *(held.shape[1:3] if len(shape) > 2 else (0, 0))
-    right = (lanes, groups * each) == (planes.lanes, planes.channels) and not held.last
+    batch, groups, each = held.shape[0], *(held.shape[1:3] if len(shape) > 2 else (0, 0))
+    right = (batch, groups * each) == (planes.batch, planes.channels) and not held.last
     if not right or order != [0, 2, 1, *range(3, len(shape))]:
         return False
-    number = lowering.new(planes)
+    number = lowering.new_buffer(planes)
     for group in range(groups):
         part = _part(lowering, held, group * each, each)
-        numbers = {"OUT_STEP": groups * planes.size}
-        step = Step("COPY", node.name, planes, part.planes, (part.number,), number, at=group, numbers=numbers)
-        lowering.steps.append(step)
-    return lowering.give(node, number, planes)
+        numbers = {"COPY_STRIDE": groups * planes.size}
+        lowering.emit(Opcode.COPY, node, planes, part, into=number, at=group, numbers=numbers)
+    return lowering.bind(node, number, planes)
 
 
 def _part(lowering: Lowering, held: Buffer, begin: int, count: int) -> Buffer:
     """Return some planes of a buffer as one."""
     planes = replace(held.planes, channels=count)
-    number = lowering.new(planes)
-    lowering.within[number] = (held.number, begin)
+    number = lowering.new_buffer(planes)
+    lowering.aliases[number] = (held.number, begin)
     return replace(held, number=number, planes=planes)
 
 
-def part(lowering: Lowering, node: fx.Node) -> bool:
+def slicing(lowering: Lowering, node: fx.Node) -> bool:
     """A slice: of channels, which moves nothing, or of an image."""
     held, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
-    if held is None or shape is None or 0 in shape or view(lowering, node):
-        return held is not None and shape is not None and 0 not in shape
+    if held is None or shape is None or view(lowering, node):
+        return held is not None and shape is not None
     args = (*arguments(node), *(None, 0, None, None, 1)[len(arguments(node)) :])
     dim, begin, step = args[1], args[2], args[4]
     dim, step = dim % len(shape), 1 if step is None else step
     begin = 0 if begin is None else max(begin + held.shape[dim] if begin < 0 else begin, 0)
     if dim == held.channel_dim and step == 1:
         found = _part(lowering, held, begin, shape[dim])
-        return lowering.give(node, found.number, found.planes, found.last)
+        return lowering.bind(node, found.number, found.planes, found.last)
     image = lowering.image(arguments(node)[0])
     if image is None or dim < 2:
         return False
-    planes = lowering.of_image(shape)
-    number = lowering.new(planes)
+    planes = lowering.image_planes(shape)
     row, column = (begin, 0) if dim == 2 else (0, begin)
     if step == 1:
-        kind, numbers = "PLACE", {"MARGIN_ROWS": row, "MARGIN": column}
+        opcode, numbers = Opcode.PAD_CROP, {"PADDING_Y": row, "PADDING_X": column}
     else:
-        kind, numbers = "SPLIT", {"ROW_SHIFT": row, "COLUMN_SHIFT": column}
-        numbers |= {"STRIDE_ROWS": step if dim == 2 else 1, "STRIDE": step if dim == 3 else 1}
-    made = Step(kind, node.name, planes, image.planes, (image.number,), number, numbers=numbers, limits=(0.0, 0.0))
-    lowering.steps.append(made)
-    return lowering.give(node, number, planes)
+        opcode, numbers = Opcode.DECIMATE, {"PHASE_Y": row, "PHASE_X": column}
+        numbers |= {"STRIDE_Y": step if dim == 2 else 1, "STRIDE_X": step if dim == 3 else 1}
+    number = lowering.emit(opcode, node, planes, image, numbers=numbers, scalars=(0.0, 0.0))
+    return lowering.bind(node, number, planes)
 
 
-def parts(lowering: Lowering, node: fx.Node) -> bool:
+def splitting(lowering: Lowering, node: fx.Node) -> bool:
     """Channels in parts one after the other."""
     held, made = lowering.buffers.get(arguments(node)[0]), node.meta.get("val")
     dim = arguments(node)[2] if len(arguments(node)) > 2 else 0
     users = list(node.users)
     if held is None or made is None or held.channel_dim is None or dim % len(held.shape) != held.channel_dim:
         return False
-    if any(
-        user.target is not getitem or shape_of(user) is None or 0 in made[arguments(user)[1]].shape for user in users
-    ):
+    if any(user.target is not getitem or shape_of(user) is None for user in users):
         return False
     counts = [one.shape[held.channel_dim] for one in made]
     lowering.done.add(node)
     for user in users:
         index = arguments(user)[1]
         found = _part(lowering, held, sum(counts[:index]), counts[index])
-        lowering.give(user, found.number, found.planes, found.last)
+        lowering.bind(user, found.number, found.planes, found.last)
     return True
 
 
@@ -155,60 +152,59 @@ def concatenation(lowering: Lowering, node: fx.Node) -> bool:
     if dim not in (1, -3) or shape is None or len(shape) != 4 or not any(one in lowering.buffers for one in sources):
         return False
     images = [lowering.image(one) for one in sources]
-    planes = lowering.of_image(shape)
+    planes = lowering.image_planes(shape)
     found = [one for one in images if one is not None and replace(one.planes, channels=shape[1]) == planes]
     if len(found) < len(images):
         return False
     if len(found) == 1:
-        return lowering.give(node, found[0].number, planes)
-    number = lowering.new(planes)
+        return lowering.bind(node, found[0].number, planes)
+    number = lowering.new_buffer(planes)
     begins = [sum(one.planes.channels for one in found[:index]) for index in range(len(found))]
     for one, begin in zip(found, begins, strict=True):
         if not _lies_there(lowering, one, begin, number, list(zip(found, begins, strict=True))):
-            step = Step("COPY", node.name, planes, one.planes, (one.number,), number, at=begin)
-            lowering.steps.append(step)
-    return lowering.give(node, number, planes)
+            lowering.emit(Opcode.COPY, node, planes, one, into=number, at=begin)
+    return lowering.bind(node, number, planes)
 
 
 def _lies_there(
     lowering: Lowering, one: Buffer, begin: int, number: int, all_parts: Sequence[tuple[Buffer, int]]
 ) -> bool:
     """Make a buffer planes `begin`.. of buffer `number`, with all it lies in, if it is written nowhere else."""
-    whole, inner = lowering.lies(one.number)
+    whole, inner = lowering.root(one.number)
     if whole == number:
         return inner == begin
     first = begin - inner
-    fitting = {place for part, place in all_parts if lowering.lies(part.number) == (whole, place - first)}
+    fitting = {place for part, place in all_parts if lowering.root(part.number) == (whole, place - first)}
     covered = sum(part.planes.channels for part, place in all_parts if place in fitting)
     if first < 0 or covered != lowering.planes[whole].channels:
         return False
-    lowering.within[whole] = (number, first)
+    lowering.aliases[whole] = (number, first)
     return True
 
 
-def border(lowering: Lowering, node: fx.Node) -> bool:
+def padding(lowering: Lowering, node: fx.Node) -> bool:
     """More pixels, or channels, of one value around an image; fewer where their number is negative."""
     amounts, value = arguments(node)[1], float(arguments(node)[2]) if len(arguments(node)) > 2 else 0.0
     shape = shape_of(node)
-    if arguments(node)[0] not in lowering.buffers or shape is None or 0 in shape or len(amounts) not in (2, 4, 6):
+    if arguments(node)[0] not in lowering.buffers or shape is None or len(amounts) not in (2, 4, 6):
         return False
     source = lowering.image(arguments(node)[0])
     left, _, top, _, before, after = (*amounts, 0, 0, 0, 0)[:6]
     if source is None or before < 0 or after < 0:
         return False
-    planes = lowering.of_image(shape)
-    number = lowering.new(planes)
-    step = Step("PLACE", node.name, planes, source.planes, (source.number,), number, at=before, limits=(value, value))
-    lowering.steps.append(replace(step, numbers={"MARGIN_ROWS": -top, "MARGIN": -left}))
+    planes = lowering.image_planes(shape)
+    window = {"PADDING_Y": -top, "PADDING_X": -left}
+    number = lowering.emit(Opcode.PAD_CROP, node, planes, source, at=before, numbers=window, scalars=(value, value))
     for count, begin in ((before, 0), (after, shape[1] - after)):
         if count:
             # A window that begins below the image.
-            numbers = {"MARGIN_ROWS": source.planes.height, "CHANNELS": count}
-            lowering.steps.append(replace(step, at=begin, numbers=numbers))
-    return lowering.give(node, number, planes)
+            window = {"PADDING_Y": source.planes.height, "CHANNELS": count}
+            fields: dict[str, Any] = {"at": begin, "numbers": window, "scalars": (value, value)}
+            lowering.emit(Opcode.PAD_CROP, node, planes, source, into=number, **fields)
+    return lowering.bind(node, number, planes)
 
 
-def enlarged(lowering: Lowering, node: fx.Node) -> bool:
+def upsampling(lowering: Lowering, node: fx.Node) -> bool:
     """The nearest pixel, by whole factors."""
     x, shape = arguments(node)[0], shape_of(node)
     source = lowering.image(x) if x in lowering.buffers else None
@@ -218,11 +214,10 @@ def enlarged(lowering: Lowering, node: fx.Node) -> bool:
     scales = [one for one in _flat(arguments(node)[2:]) if one is not None]
     if scales and scales != [rows, columns]:
         return False
-    planes = lowering.of_image(shape)
-    number = lowering.new(planes)
-    step = Step("ENLARGE", node.name, planes, source.planes, (source.number,), number)
-    lowering.steps.append(replace(step, numbers={"KERNEL_ROWS": rows, "KERNEL": columns}))
-    return lowering.give(node, number, planes)
+    planes = lowering.image_planes(shape)
+    factors = {"KERNEL_Y": rows, "KERNEL_X": columns}
+    number = lowering.emit(Opcode.UPSAMPLE, node, planes, source, numbers=factors)
+    return lowering.bind(node, number, planes)
 
 
 def _flat(values: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The arrays that `kernels.run` goes through: a table of steps, the weights of all, and where each buffer lies."""
+"""The arrays of `interpreter.run`: a table of instructions, packed weights, and where each buffer lies."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from ..kernels import opcodes as columns
+from ..kernel_errors import blamed_on
+from ..kernels.opcodes import COLUMNS, Column, Opcode
 from ..kernels.planes import ALIGNMENT, Planes
 from ..kernels.simd import TILE, WIDTH
-from ..lowering.builder import Call, Step
+from ..lowering.ir import Call, Instruction
 from ..lowering.packed_rows import SHAPES, SHARED_SHAPES, tiling
 
 Array = np.ndarray[Any, Any]
-PACKS, UNPACKS = ("PACK", "PACK_CHANNELS_LAST"), ("UNPACK", "UNPACK_CHANNELS_LAST")
-_COLUMN = {name: index for index, name in enumerate(columns.COLUMNS)}
+PACKS, UNPACKS = (Opcode.PACK, Opcode.PACK_CHANNELS_LAST), (Opcode.UNPACK, Opcode.UNPACK_CHANNELS_LAST)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps with kernels that follow each other: rows of the table, and the torch tensors they read and write."""
+    """Instructions that follow each other: rows of the table, and the PyTorch tensors they read and write."""
 
     table: Array
-    steps: tuple[Step, ...]
+    instructions: tuple[Instruction, ...]
     reads: tuple[fx.Node, ...]
     writes: tuple[fx.Node, ...]
 
     @property
     def name(self) -> str:
-        """Of its first step with weights, or of its first."""
-        return next((step.name for step in self.steps if step.rows is not None), self.steps[0].name)
+        """Of its first instruction with weights, or of its first."""
+        return next((one.name for one in self.instructions if one.rows is not None), self.instructions[0].name)
 
 
 @dataclass(frozen=True)
@@ -41,48 +41,50 @@ class Program:
 
     parts: tuple[Segment | Call, ...]
     offsets: Array
-    weights: Array
-    pointers: Array
+    values: Array
+    indptr: Array
     biases: Array
-    limits: Array
+    scalars: Array
     floats: int
 
 
 def assemble(
-    steps: Sequence[Step | Call], planes: Mapping[int, Planes], within: Mapping[int, tuple[int, int]] | None = None
+    instructions: Sequence[Instruction | Call],
+    planes: Mapping[int, Planes],
+    aliases: Mapping[int, tuple[int, int]] | None = None,
 ) -> Program:
-    """Return the program of these steps; buffers share memory where one is done with before the other begins.
+    """Return the program of these instructions; buffers share memory where one is done with before the other begins.
 
-    `within` names those that are planes of another: which, and from which plane on.
+    `aliases` names those that are planes of another: which, and from which plane on.
     """
-    places, floats = place_buffers(steps, planes, within or {})
+    places, floats = plan_memory(instructions, planes, aliases or {})
     pool = _Pool()
     parts: list[Segment | Call] = []
-    run: list[Step] = []
-    for step in [*steps, None]:
-        if isinstance(step, Step):
-            run.append(step)
+    run: list[Instruction] = []
+    for instruction in [*instructions, None]:
+        if isinstance(instruction, Instruction):
+            run.append(instruction)
             continue
         if run:
             parts.append(_segment(run, places, pool))
             run = []
-        if step is not None:
-            parts.append(step)
+        if instruction is not None:
+            parts.append(instruction)
     return Program(tuple(parts), *pool.arrays(), floats)
 
 
-def place_buffers(
-    steps: Sequence[Step | Call], planes: Mapping[int, Planes], within: Mapping[int, tuple[int, int]]
+def plan_memory(
+    instructions: Sequence[Instruction | Call], planes: Mapping[int, Planes], aliases: Mapping[int, tuple[int, int]]
 ) -> tuple[dict[int, int], int]:
     """Return where each buffer begins, and the end of all: each takes the first gap among those alive with it."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     held: dict[int, tuple[int, int]] = {}
-    for index, step in enumerate(steps):
-        if isinstance(step, Step):
-            for number in step.touches:
+    for index, instruction in enumerate(instructions):
+        if isinstance(instruction, Instruction):
+            for number in instruction.touches:
                 if number >= 0:
-                    held[number] = whole, _ = _outermost(number, planes, within)
+                    held[number] = whole, _ = _outermost(number, planes, aliases)
                     first.setdefault(whole, index)
                     last[whole] = index
     places: dict[int, int] = {}
@@ -103,137 +105,145 @@ def place_buffers(
     return {number: places[whole] + begin for number, (whole, begin) in held.items()}, end + ALIGNMENT
 
 
-def _outermost(number: int, planes: Mapping[int, Planes], within: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
+def _outermost(number: int, planes: Mapping[int, Planes], aliases: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
     """Return the buffer that one lies in, and how many floats from its beginning."""
     begin = 0
-    while number in within:
-        begin += within[number][1] * planes[number].size
-        number = within[number][0]
+    while number in aliases:
+        begin += aliases[number][1] * planes[number].size
+        number = aliases[number][0]
     return number, begin
 
 
 class _Pool:
-    """The weights of all steps, one after the other."""
+    """The packed rows of all instructions, one after the other."""
 
     def __init__(self) -> None:
         self.offsets: list[Array] = []
-        self.weights: list[Array] = []
-        self.pointers: list[Array] = []
+        self.values: list[Array] = []
+        self.indptr: list[Array] = []
         self.biases: list[Array] = []
-        self.limits: list[float] = []
-        self.entries = self.values = self.rows = self.outputs = 0
+        self.scalars: list[float] = []
+        self.offset_count = self.value_count = self.indptr_count = self.bias_count = 0
 
-    def add(self, step: Step) -> dict[str, int]:
-        """Append a step's weights and return the columns that say where they are."""
-        self.limits += step.limits
-        found = {"LIMITS": len(self.limits) - 2}
-        if step.rows is not None:
-            found |= {"POINTERS": self.rows, "BIASES": self.outputs, "CHANNELS": len(step.rows.biases)}
-            # The pointers count offsets; tiles have more weights than those, so that weights lie elsewhere.
-            each = TILE if step.kind == "CONVOLVE_TILES" else 1
-            found["WEIGHTS"] = self.values - each * self.entries
-            self.pointers.append(step.rows.pointers + self.entries)
-            self.offsets.append(step.rows.offsets)
-            self.weights.append(step.rows.weights)
-            self.biases.append(step.rows.biases)
-            self.entries += len(step.rows.offsets)
-            self.values += len(step.rows.weights)
-            self.rows += len(step.rows.pointers)
-            self.outputs += len(step.rows.biases)
+    def add(self, instruction: Instruction) -> dict[str, int]:
+        """Append an instruction's packed rows and return the columns that say where they are."""
+        self.scalars += instruction.scalars
+        found, rows = {"SCALARS": len(self.scalars) - 2}, instruction.rows
+        if rows is not None:
+            found |= {"INDPTR": self.indptr_count, "BIASES": self.bias_count, "CHANNELS": len(rows.biases)}
+            # indptr counts offsets; tiles have more values than those, so that values lie elsewhere.
+            each = TILE if instruction.opcode == Opcode.CONVOLVE_TILES else 1
+            found["VALUES"] = self.value_count - each * self.offset_count
+            self.indptr.append(rows.indptr + self.offset_count)
+            self.offsets.append(rows.offsets)
+            self.values.append(rows.values)
+            self.biases.append(rows.biases)
+            self.offset_count += len(rows.offsets)
+            self.value_count += len(rows.values)
+            self.indptr_count += len(rows.indptr)
+            self.bias_count += len(rows.biases)
         return found
 
     def arrays(self) -> tuple[Array, Array, Array, Array, Array]:
         return (
             np.concatenate([*self.offsets, np.zeros(1, np.uint32)]),
-            np.concatenate([*self.weights, np.zeros(1, np.float32)]),
-            np.concatenate([*self.pointers, np.zeros(1, np.int64)]),
+            np.concatenate([*self.values, np.zeros(1, np.float32)]),
+            np.concatenate([*self.indptr, np.zeros(1, np.int64)]),
             np.concatenate([*self.biases, np.zeros(1, np.float32)]),
-            np.array(self.limits, dtype=np.float32),
+            np.array(self.scalars, dtype=np.float32),
         )
 
 
-def _segment(steps: Sequence[Step], places: Mapping[int, int], pool: _Pool) -> Segment:
-    reads = [step.tensor for step in steps if step.kind in PACKS and step.tensor is not None]
-    writes = [step.tensor for step in steps if step.kind in UNPACKS and step.tensor is not None]
+def _segment(instructions: Sequence[Instruction], places: Mapping[int, int], pool: _Pool) -> Segment:
+    reads = [
+        instruction.tensor
+        for instruction in instructions
+        if instruction.opcode in PACKS and instruction.tensor is not None
+    ]
+    writes = [
+        instruction.tensor
+        for instruction in instructions
+        if instruction.opcode in UNPACKS and instruction.tensor is not None
+    ]
     nodes = [*reads, *writes]
-    table = np.zeros((len(steps), len(columns.COLUMNS)), dtype=np.int64)
-    for row, step in zip(table, steps, strict=True):
-        found = _columns(step, places) | pool.add(step)
-        if step.tensor is not None:
-            found["TENSOR"] = nodes.index(step.tensor)
-        for name, value in found.items():
-            row[_COLUMN[name]] = value
-    return Segment(table, tuple(steps), tuple(reads), tuple(writes))
+    table = np.zeros((len(instructions), COLUMNS), dtype=np.int64)
+    for row, instruction in zip(table, instructions, strict=True):
+        with blamed_on(instruction.name):
+            found = _columns(instruction, places) | pool.add(instruction)
+            if instruction.tensor is not None:
+                found["TENSOR"] = nodes.index(instruction.tensor)
+            for name, value in found.items():
+                row[Column[name]] = value
+    return Segment(table, tuple(instructions), tuple(reads), tuple(writes))
 
 
-def _columns(step: Step, places: Mapping[int, int]) -> dict[str, int]:
-    """Return the columns of a step but those of its weights and tensors."""
-    out, source = step.planes, step.source
+def _columns(instruction: Instruction, places: Mapping[int, int]) -> dict[str, int]:
+    """Return the columns of a instruction but those of its weights and tensors."""
+    out, source = instruction.planes, instruction.source
     found = {
-        "KIND": columns.KINDS.index(step.kind),
+        "OPCODE": instruction.opcode,
         "CHANNELS": out.channels,
-        "LANES": out.lanes,
-        "IN_SIZE": source.size,
-        "IN_LINE": source.pitch,
+        "BATCH": out.batch,
+        "IN_PLANE": source.size,
+        "IN_ROW_STRIDE": source.row_stride,
         "IN_HEIGHT": source.height,
         "IN_WIDTH": source.width,
-        "OUT_SIZE": out.size,
+        "OUT_PLANE": out.size,
         "FIRST": out.first,
         "HEIGHT": out.height,
         "ROW": out.row,
-        "PITCH": out.pitch,
+        "ROW_STRIDE": out.row_stride,
         "RESIDUAL": -1,
         "FACTORS": -1,
     }
-    if step.reads:
-        found["IN"] = places[step.reads[0]] + source.first
-    if step.writes >= 0:
-        found["OUT"] = places[step.writes] + step.at * out.size
-    if len(step.reads) > 1:
-        found["RESIDUAL"] = places[step.reads[1]] + step.at * out.size
-    if step.factors is not None:
-        found |= {"FACTORS": places[step.factors.number] + step.factors.planes.first}
-        found |= {"FACTORS_SIZE": step.factors.planes.size}
-    own = _OWN[step.kind](step, found) if step.kind in _OWN else {}
-    return found | own | {name: value for name, value in step.numbers.items() if name in _COLUMN}
+    if instruction.reads:
+        found["IN"] = places[instruction.reads[0]] + source.first
+    if instruction.writes >= 0:
+        found["OUT"] = places[instruction.writes] + instruction.at * out.size
+    if len(instruction.reads) > 1:
+        found["RESIDUAL"] = places[instruction.reads[1]] + instruction.at * out.size
+    if instruction.factors is not None:
+        found |= {"FACTORS": places[instruction.factors.number] + instruction.factors.planes.first}
+        found |= {"FACTORS_PLANE": instruction.factors.planes.size}
+    own = _OWN[instruction.opcode](instruction, found) if instruction.opcode in _OWN else {}
+    return found | own | {name: value for name, value in instruction.numbers.items() if name in Column.__members__}
 
 
-def _of_sums(step: Step, found: Mapping[str, int]) -> dict[str, int]:
-    assert step.rows is not None
-    out, shapes = step.planes, SHARED_SHAPES if step.kind == "CONVOLVE_TILES" else SHAPES
-    tile = tiling(out, step.source, shapes)
-    lines = {"LINES": 1, "SPAN": out.span} if tile.linear else {"LINES": out.height, "SPAN": out.row}
+def _of_sums(instruction: Instruction, found: Mapping[str, int]) -> dict[str, int]:
+    assert instruction.rows is not None
+    out, shapes = instruction.planes, SHARED_SHAPES if instruction.opcode == Opcode.CONVOLVE_TILES else SHAPES
+    tile = tiling(out, instruction.source, shapes)
+    lines = {"RUNS": 1, "RUN": out.span} if tile.linear else {"RUNS": out.height, "RUN": out.row}
     return lines | {
-        "IN": found["IN"] + step.rows.base,
-        "CHUNKS": step.rows.chunks,
-        "SHAPE": shapes.index((tile.rows, tile.vectors)),
+        "IN": found["IN"] + instruction.rows.base,
+        "CHUNKS": instruction.rows.chunks,
+        "TILE_SHAPE": shapes.index((tile.rows, tile.vectors)),
         "TILE_ROWS": tile.rows,
-        "BLOCK": tile.vectors * WIDTH,
-        "OUT_LINE": out.pitch,
+        "TILE_WIDTH": tile.vectors * WIDTH,
     }
 
 
-def _of_split(step: Step, found: Mapping[str, int]) -> dict[str, int]:
-    out, source, n = step.planes, step.source, step.numbers
-    row, column = n["ROW_SHIFT"], n["COLUMN_SHIFT"]
-    height = min(out.height, -(-(source.height - row) // n["STRIDE_ROWS"]))
-    width = min(out.width, -(-(source.width - column) // n["STRIDE"]))
-    begin = found["IN"] + row * source.pitch + column * source.lanes
-    return {"CHANNELS": source.channels, "IN": begin, "HEIGHT": height, "ROW": width * out.lanes}
+def _of_split(instruction: Instruction, found: Mapping[str, int]) -> dict[str, int]:
+    out, source, n = instruction.planes, instruction.source, instruction.numbers
+    row, column = n["PHASE_Y"], n["PHASE_X"]
+    height = min(out.height, -(-(source.height - row) // n["STRIDE_Y"]))
+    width = min(out.width, -(-(source.width - column) // n["STRIDE_X"]))
+    begin = found["IN"] + row * source.row_stride + column * source.batch
+    return {"CHANNELS": source.channels, "IN": begin, "HEIGHT": height, "ROW": width * out.batch}
 
 
-def _from_the_beginning(step: Step, found: Mapping[str, int]) -> dict[str, int]:
-    channels, begin = step.source.channels, found["IN"] - step.source.first
-    return {"CHANNELS": channels, "IN": begin, "OUT_STEP": step.planes.size}
+def _from_the_beginning(instruction: Instruction, found: Mapping[str, int]) -> dict[str, int]:
+    channels, begin = instruction.source.channels, found["IN"] - instruction.source.first
+    return {"CHANNELS": channels, "IN": begin, "COPY_STRIDE": instruction.planes.size}
 
 
-_OWN: dict[str, Callable[[Step, Mapping[str, int]], dict[str, int]]] = {
-    "CONVOLVE": _of_sums,
-    "CONVOLVE_TILES": _of_sums,
-    "DOT": _of_sums,
-    "SPLIT": _of_split,
-    "COMBINE": _from_the_beginning,
-    "FUNCTION_OF": _from_the_beginning,
-    "COPY": _from_the_beginning,
-    "PLACE": lambda step, found: {"CHANNELS": step.source.channels},
+_OWN: dict[Opcode, Callable[[Instruction, Mapping[str, int]], dict[str, int]]] = {
+    Opcode.CONVOLVE: _of_sums,
+    Opcode.CONVOLVE_TILES: _of_sums,
+    Opcode.DOT: _of_sums,
+    Opcode.DECIMATE: _of_split,
+    Opcode.BINARY: _from_the_beginning,
+    Opcode.ACTIVATION: _from_the_beginning,
+    Opcode.COPY: _from_the_beginning,
+    Opcode.PAD_CROP: lambda instruction, found: {"CHANNELS": instruction.source.channels},
 }

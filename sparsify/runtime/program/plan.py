@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..kernel_errors import PASSED, KernelError
+from ...calls import Inputs
+from ..kernel_errors import KernelError, blamed_on
 from ..kernels.jit import ready
 from ..kernels.planes import ALIGNMENT
 from ..lowering.aten_graph import trace
-from ..lowering.builder import Call, Lowering, Step
+from ..lowering.builder import Lowering
+from ..lowering.ir import Call, Instruction
 from ..lowering.rules import RULES
 from ..thread_pool import numbers
 from .assemble import Array, Program, Segment, assemble
 
-Unflatten = Callable[[Sequence[Tensor]], tuple[Any, ...]]
+Unflatten = Callable[[Sequence[Tensor]], Inputs]
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,17 @@ class Plan:
     structure: Any
     known: dict[fx.Node, Any]
     done_with: dict[int, tuple[fx.Node, ...]]  # by the number of a part: values that no later one reads
-    failed: Mapping[str, str]  # operations that are left to torch as writing their kernel's steps failed: why
+    failed: Mapping[str, str]  # operations that are left to torch as writing their kernel's instructions failed: why
 
     @property
-    def steps(self) -> list[Step | Call]:
-        """All steps in order."""
+    def instructions(self) -> list[Instruction | Call]:
+        """All instructions in order."""
         parts = self.program.parts
-        return [step for part in parts for step in (part.steps if isinstance(part, Segment) else (part,))]
+        return [
+            instruction
+            for part in parts
+            for instruction in (part.instructions if isinstance(part, Segment) else (part,))
+        ]
 
     @property
     def nodes(self) -> dict[str, fx.Node]:
@@ -57,7 +63,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a plain model in evaluation mode for inputs of these shapes.
 
-    `native` says which operations may have a kernel. Raises what PyTorch raises if the forward cannot be traced.
+    `native` says which operations may have a kernel. Raises TraceError or RunError if the forward cannot be traced.
     """
     return lower(*trace(model, inputs, unflatten), native)
 
@@ -68,11 +74,10 @@ def lower(graph: fx.GraphModule, structure: Any, native: Callable[[fx.Node], boo
     while True:
         lowering = Lowering(graph, RULES, lambda node: node.name not in failed and native(node))
         try:
-            steps = lowering.all()
+            program = assemble(lowering.all(), lowering.planes, lowering.aliases)
             break
         except KernelError as error:
             failed[error.operation] = error.reason
-    program = assemble(steps, lowering.planes, lowering.within)
     nodes = list(graph.graph.nodes)
     outputs = tuple(nodes[-1].args[0])
     return Plan(
@@ -111,7 +116,7 @@ Run = Callable[[Sequence[Array]], None]
 
 
 def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> list[Any]:
-    """Return the outputs for these inputs; `run` does a segment, and is given the arrays of `kernels.run`."""
+    """Return the outputs for these inputs; `run` does a segment, and is given the arrays of `interpreter.run`."""
     values: dict[fx.Node, Any] = dict(zip(plan.inputs, inputs, strict=True))
     for number, part in enumerate(plan.program.parts):
         if isinstance(part, Segment):
@@ -121,12 +126,8 @@ def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> l
                 values[node] = torch.empty(node.meta["val"].shape, dtype=torch.float32, device="cpu")
                 held.append(values[node])
             addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
-            try:
+            with blamed_on(part.name):
                 run(arrays_of(plan.program, part, buffers, addresses))
-            except PASSED:
-                raise
-            except Exception as error:
-                raise KernelError(part.name, error) from error
         else:
             values[part.node] = _call(part.node, values, plan.known)
         for node in plan.done_with.get(number, ()):
@@ -160,13 +161,13 @@ def contiguous(values: dict[fx.Node, Any], known: dict[fx.Node, Any], node: fx.N
 
 
 def arrays_of(program: Program, segment: Segment, buffers: Array, addresses: Array) -> tuple[Array, ...]:
-    """Return the arrays of `kernels.run`."""
-    weights = (program.offsets, program.weights, program.pointers, program.biases, program.limits)
+    """Return the arrays of `interpreter.run`."""
+    weights = (program.offsets, program.values, program.indptr, program.biases, program.scalars)
     return (segment.table, buffers, *weights, addresses)
 
 
 def alone(arrays: Sequence[Array]) -> None:
-    """Do the steps of a segment on this thread."""
+    """Do the instructions of a segment on this thread."""
     ready()(_NOBODY, np.array([*numbers(arrays), 0], dtype=np.int64), 0, 1, 0)
 
 

@@ -1,4 +1,4 @@
-"""The ways that tuning found, kept on the disk: the next engine of the same weights need not time them."""
+"""The strategies that tuning found, kept on the disk: the next engine of the same weights need not time them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...formats.io.atomic import atomic_write
 from ..cache_folder import folder
 from ..call_inputs import Shapes
 from ..kernels.simd import WIDTH
-from .search import Way
+from .search import Strategy
 
 _MOST = 1000  # entries
 _FORM = 2  # of the entries: those of another form are of no use
@@ -40,26 +40,26 @@ def machine() -> dict[str, Any]:
 
 
 def key(model: nn.Module, inputs: Shapes, threads: int) -> str:
-    """Return what a way depends on: machine, libraries, threads, the inputs' key, sizes and zeros of weights."""
+    """Return what a strategy depends on: machine, libraries, threads, the inputs' key, sizes and zeros of weights."""
     weights = [(name, list(p.shape), int(p.count_nonzero())) for name, p in model.named_parameters()]
     text = [_FORM, [*machine().values(), WIDTH, threads], inputs, repr(model), weights]
     return hashlib.sha256(json.dumps(text).encode()).hexdigest()
 
 
-def recall(name: str) -> Way | None:
-    """Return the way that was kept under this key, None if there is none that can be read, which is a CacheWarning."""
+def recall(name: str) -> Strategy | None:
+    """Return the strategy that was kept under this key, None (and a CacheWarning if it is damaged) if there is none."""
     found = _read()
-    way = way_of(found.get(name), "tuned before")
-    if name in found and way is None:
-        _say(f"{_path()}: what tuning found is damaged, and is found anew: an entry says no way")
-    return way
+    strategy = strategy_of(found.get(name), "tuned before")
+    if name in found and strategy is None:
+        _say(f"{_path()}: what tuning found is damaged, and is found anew: an entry says no strategy")
+    return strategy
 
 
-def keep(name: str, way: Way) -> None:
-    """Keep a way under this key; where nothing can be written, a CacheWarning, it is found anew next time."""
+def keep(name: str, strategy: Strategy) -> None:
+    """Keep a strategy under this key; where nothing can be written, a CacheWarning, it is found anew next time."""
     if str(folder()) == os.devnull:
         return
-    found = {**_read(), name: as_table(way)}
+    found = {**_read(), name: to_json(strategy)}
     latest = dict(list(found.items())[-_MOST:])
     try:
         folder().mkdir(parents=True, exist_ok=True)
@@ -68,19 +68,19 @@ def keep(name: str, way: Way) -> None:
         _say(f"what tuning found cannot be kept, and is found anew by the next engine: {error}")
 
 
-def as_table(way: Way) -> dict[str, Any]:
-    """Return a way as plain JSON."""
-    return {"kind": way.kind, "images": way.images, "dense": sorted(way.dense)}
+def to_json(strategy: Strategy) -> dict[str, Any]:
+    """Return a strategy as plain JSON."""
+    return {"kind": strategy.kind, "images": strategy.images, "dense": sorted(strategy.dense)}
 
 
-def way_of(found: Any, why: str) -> Way | None:
-    """Return the way that decoded JSON tells, None if it tells none."""
+def strategy_of(found: Any, why: str) -> Strategy | None:
+    """Return the strategy that decoded JSON tells, None if it tells none."""
     if not isinstance(found, dict) or found.get("kind") not in ("torch", "split", "chunks"):
         return None
     images, dense = found.get("images"), found.get("dense")
     if type(images) is not int or images < (found["kind"] == "chunks") or not isinstance(dense, list):
         return None
-    return Way(found["kind"], images, frozenset(map(str, dense)), why=why)
+    return Strategy(found["kind"], images, frozenset(map(str, dense)), why=why)
 
 
 def _path() -> Path:

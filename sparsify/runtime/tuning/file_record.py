@@ -1,4 +1,4 @@
-"""The way that a file holds: what tuning found when the file was written, and whether it is of use here."""
+"""The strategy that a file holds: what tuning found when the file was written, and whether it is of use here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ...formats.file.container import is_shape
 from ...formats.file.metadata import Metadata, read_contents
 from ...formats.io.locate import model_file
 from ..call_inputs import Shapes
-from .cache import as_table, machine, way_of
-from .search import Way
+from .cache import machine, strategy_of, to_json
+from .search import Strategy
 
 Sizes = tuple[tuple[int, ...], ...]
 _MOST = 2**28  # numbers in an example: a file's word does not fill the memory
@@ -25,14 +25,14 @@ _MOST = 2**28  # numbers in an example: a file's word does not fill the memory
 
 @dataclass(frozen=True)
 class Stored:
-    """What the file at `path` says of engines: shapes of its model's inputs, and the way that it holds for them.
+    """What the file at `path` says of engines: shapes of its model's inputs, and the strategy that it holds for them.
 
-    There is none in most files (`way` is None and `unfit` ""), and none that is of use here if `unfit` says why.
+    There is none in most files (`strategy` is None and `unfit` ""), and none that is of use here if `unfit` says why.
     """
 
     path: Path
     shapes: Sizes
-    way: Way | None = None
+    strategy: Strategy | None = None
     unfit: str = ""
 
     def example(self, model: nn.Module) -> tuple[Tensor, ...]:
@@ -49,17 +49,17 @@ class Stored:
         return tuple(torch.randn(shape, generator=generator).to(weight) for shape in self.shapes)
 
 
-def entry(shapes: Shapes, threads: int, way: Way) -> dict[str, Any]:
-    """Return what a file says of a way that was found here, plain JSON (docs/format.md)."""
+def entry(shapes: Shapes, threads: int, strategy: Strategy) -> dict[str, Any]:
+    """Return what a file says of a strategy that was found here, plain JSON (docs/format.md)."""
     sizes = [list(shape) for shape in shapes]
-    return {"machine": machine(), "threads": threads, "shapes": sizes, "way": as_table(way)}
+    return {"machine": machine(), "threads": threads, "shapes": sizes, "way": to_json(strategy)}
 
 
 def read(source: str | os.PathLike[str], threads: int) -> Stored:
     """Return what the file that `source` leads to says of engines, for one of so many threads.
 
-    A way of another machine, of other versions or for another number of threads is not taken, nor looked at. Raises
-    SparsifyError for a file that cannot be read, and for one whose words on engines cannot.
+    A strategy of another machine, of other versions or for another number of threads is not taken, nor looked at.
+    Raises SparsifyError for a file that cannot be read, and for one whose words on engines cannot.
     """
     path = model_file(source)
     about = read_contents(path).metadata
@@ -75,10 +75,10 @@ def read(source: str | os.PathLike[str], threads: int) -> Stored:
     apart = [f"{key} {_short(there.get(key))} (here {here[key]})" for key in here if there.get(key) != here[key]]
     if apart:
         return Stored(path, shapes, unfit=f"it was tuned for {', '.join(apart)}")
-    way = way_of(about.engine.get("way"), "tuned when the file was written")
-    if way is None:
-        raise _broken(path, "a way that this version knows")
-    return Stored(path, shapes, way)
+    strategy = strategy_of(about.engine.get("way"), "tuned when the file was written")
+    if strategy is None:
+        raise _broken(path, "a strategy that this version knows")
+    return Stored(path, shapes, strategy)
 
 
 def _of_one_image(about: Metadata) -> Sizes:

@@ -1,4 +1,4 @@
-"""Which way is the fastest for inputs of one shape: each is checked against the model, then timed."""
+"""Autotuning: which strategy is the fastest for inputs of one shape. Each is checked against the model, then timed."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ...errors import SparsifyError
-from ..kernel_errors import PASSED, Fault, KernelError, one_line
-from ..lowering.builder import Step
+from ...relative_error import relative_error
+from ..kernel_errors import PASSED, Fault, KernelError, TraceError, one_line
+from ..kernels.opcodes import Opcode
 from ..lowering.conv_linear import WEIGHTED
+from ..lowering.ir import Instruction
 from ..program.assemble import Segment, assemble
 from ..program.plan import Plan, alone, arrays_of, memory
 
 TOLERANCE = 1e-5  # of the largest output
 CHUNKS = (1, 4, 8, 16)  # images
-ENOUGH = 0.2  # seconds of timing for each way
+ENOUGH = 0.2  # seconds of timing for each strategy
 _LEAST, _MOST = 3, 50  # rounds
 
 
 @dataclass(frozen=True)
-class Way:
+class Strategy:
     """How inputs of one shape are run.
 
     `kind` is "torch", "split" (all threads work on all images) or "chunks" (a thread works on `images` at a time). Of
     `dense`, layers by their nodes' names, torch does the work although there is a kernel. `why` says why it is torch,
-    `seconds` how long every way took that was timed.
+    `seconds` how long every strategy took that was timed.
     """
 
     kind: str
@@ -50,36 +52,46 @@ class Way:
         return text + (f", {left} layer{'s' if left > 1 else ''} left to PyTorch" if left else "")
 
 
-TORCH = Way("torch")
-Run = Callable[[Way], list[Any]]
+TORCH = Strategy("torch")
+Run = Callable[[Strategy], list[Any]]
 
 
-def choose(
-    run: Run, plan: Callable[[Way], Plan], ways: Iterable[Way], tune: bool, faults: list[Fault] | None = None
-) -> Way:
-    """Return the fastest of the ways whose outputs are torch's, or torch's own.
+def candidates(images: int, single: bool, threads: int) -> list[Strategy]:
+    """Return the strategies for so many independent images (1 if they are not); `single` tells that there is one."""
+    largest = -(-images // threads)
+    chunks = sorted({min(largest, size) for size in CHUNKS}, reverse=True) if images > 1 else []
+    # Threads that wait for each other after every instruction may take longer than one alone.
+    alone = [Strategy("chunks", 1)] if single and threads > 1 else []
+    return [*(Strategy("chunks", size) for size in chunks), Strategy("split"), *alone]
 
-    `run` returns the outputs of a way, flat; `plan` the plan it uses. Without `tune` the first that is right is taken.
-    `faults` takes what is wrong with the others.
+
+def autotune(
+    run: Run, plan: Callable[[Strategy], Plan], strategies: Iterable[Strategy], tune: bool, faults: list[Fault]
+) -> Strategy:
+    """Return the fastest of the strategies whose outputs are torch's, or torch's own.
+
+    `run` returns the outputs of a strategy, flat; `plan` the plan it uses. Without `tune` the first that is right is
+    taken. `faults` takes what is wrong with the others.
     """
     expected = run(TORCH)
-    right: list[Way] = []
-    found = [] if faults is None else faults
-    for way in ways:
-        fault = checked(run, way, expected)
+    right: list[Strategy] = []
+    for strategy in strategies:
+        fault = check(run, strategy, expected)
         if fault is not None:
-            found.append(fault)
+            faults.append(fault)
             continue
-        right.append(way)
+        right.append(strategy)
         if not tune:
-            return way
+            return strategy
     if not right:
-        return replace(TORCH, why=found[-1].text if found else "there is no other way")
+        return replace(TORCH, why=faults[-1].text if faults else "there is no other strategy")
     seconds = timed(run, [TORCH, *right])
     best = min(right, key=seconds.__getitem__)
     dense = faster_dense(plan(best))
     mixed = replace(best, dense=dense)
-    if dense and checked(run, mixed, expected) is None:
+    if dense and (fault := check(run, mixed, expected)) is not None:
+        faults.append(fault)
+    elif dense:
         seconds |= timed(run, [best, mixed])
     fastest = min(seconds, key=seconds.__getitem__)
     return replace(
@@ -87,29 +99,33 @@ def choose(
     )
 
 
-def checked(run: Run, way: Way, expected: Sequence[Any]) -> Fault | None:
-    """Return what is wrong with a way, None if its outputs are those expected."""
+def check(run: Run, strategy: Strategy, expected: Sequence[Any]) -> Fault | None:
+    """Return what is wrong with a strategy, None if its outputs are those expected."""
     try:
-        apart = difference(run(way), expected)
+        apart = relative_error(run(strategy), expected)
     except PASSED:
         raise
     except SparsifyError as error:
-        return Fault(" ".join(str(error).split()))
-    except KernelError as error:
-        return Fault(str(error), raised=True, of_kernel=True)
-    except Exception as error:  # noqa: BLE001 - whatever a forward raises when it is traced, torch can run it
-        return Fault(one_line(error), raised=True)
-    return None if apart <= TOLERANCE else Fault(f"its outputs differ by {apart:.1e} of the largest")
+        return Fault(str(strategy), " ".join(str(error).split()))
+    except TraceError as error:
+        return Fault(str(strategy), str(error), raised=True)
+    except Exception as error:  # noqa: BLE001 - PyTorch gives the outputs, and the caller of this warns
+        text = str(error) if isinstance(error, KernelError) else one_line(error)
+        return Fault(str(strategy), text, raised=True, ours=True)
+    # Images that depend on each other make a difference in chunks, and none where all are there.
+    wrong = strategy.kind != "chunks"
+    text = f"its outputs differ by {apart:.1e} of the largest"
+    return None if apart <= TOLERANCE else Fault(str(strategy), text, raised=wrong, ours=wrong)
 
 
-def timed(run: Run, ways: Sequence[Way]) -> dict[Way, float]:
-    """Return the least seconds of each way; they take turns."""
-    least = dict.fromkeys(ways, float("inf"))
+def timed(run: Run, strategies: Sequence[Strategy]) -> dict[Strategy, float]:
+    """Return the least seconds of each strategy; they take turns."""
+    least = dict.fromkeys(strategies, float("inf"))
     rounds = 0
     begin = time.perf_counter()
-    while rounds < _LEAST or rounds < _MOST and time.perf_counter() - begin < ENOUGH * len(ways):
-        for way in ways:
-            least[way] = min(least[way], _seconds(partial(run, way)))
+    while rounds < _LEAST or rounds < _MOST and time.perf_counter() - begin < ENOUGH * len(strategies):
+        for strategy in strategies:
+            least[strategy] = min(least[strategy], _seconds(partial(run, strategy)))
         rounds += 1
     return least
 
@@ -121,14 +137,14 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def faster_dense(plan: Plan) -> frozenset[str]:
-    """Return the nodes of the layers that torch's dense operation does sooner, the way there and back included."""
+    """Return the nodes of the layers that PyTorch runs faster dense, the layout conversions included."""
     nodes = plan.nodes
     took: dict[str, float] = {}
     buffers = memory(plan.program.floats)
     for part in plan.program.parts:
         if isinstance(part, Segment):
-            for index, step in enumerate(part.steps):
-                if step.rows is not None or step.kind == "SPLIT":
+            for index, step in enumerate(part.instructions):
+                if step.rows is not None or step.opcode == Opcode.DECIMATE:
                     one = replace(part, table=part.table[index : index + 1])
                     none = np.zeros(1, dtype=np.int64)
                     seconds = _least(partial(alone, arrays_of(plan.program, one, buffers, none)))
@@ -146,7 +162,7 @@ def _dense(plan: Plan, node: fx.Node) -> float:
             plan.known[one] if one in plan.known else torch.zeros(one.meta["val"].shape, dtype=one.meta["val"].dtype)
         ),
     )
-    steps = [step for step in plan.steps if isinstance(step, Step) and step.name == node.name]
+    steps = [step for step in plan.instructions if isinstance(step, Instruction) and step.name == node.name]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -155,13 +171,13 @@ def _dense(plan: Plan, node: fx.Node) -> float:
         torch.set_num_threads(threads)
 
 
-def _moving(steps: Sequence[Step]) -> float:
-    """Return the least seconds of writing a layer's input as torch's tensor, and its output as planes."""
-    source, planes = steps[0].source, steps[-1].planes
-    there = Step("UNPACK", "", source, source, (0,), -1)
-    back = Step("PACK", "", planes, planes, (), 1)
+def _moving(instructions: Sequence[Instruction]) -> float:
+    """Return the least seconds of writing a layer's input as PyTorch's tensor, and its output as planes."""
+    source, planes = instructions[0].source, instructions[-1].planes
+    there = Instruction(Opcode.UNPACK, "", source, source, (0,), -1)
+    back = Instruction(Opcode.PACK, "", planes, planes, (), 1)
     program = assemble([there, back], {0: source, 1: planes})
-    floats = max(p.channels * p.height * p.width * p.lanes for p in (source, planes))
+    floats = max(p.channels * p.height * p.width * p.batch for p in (source, planes))
     tensor = memory(floats)
     addresses = np.array([tensor.ctypes.data], dtype=np.int64)
     segment, buffers = program.parts[0], memory(program.floats)
@@ -173,24 +189,4 @@ def _least(work: Callable[[], Any]) -> float:
     return min(_seconds(work) for _ in range(_LEAST))
 
 
-def difference(outputs: Sequence[Any], expected: Sequence[Any]) -> float:
-    """Return how far outputs are from those expected, relative to the largest; inf if they are of another kind."""
-    return max((_apart(one, other) for one, other in zip(outputs, expected, strict=True)), default=0.0)
-
-
-def _apart(one: Any, other: Any) -> float:
-    if not isinstance(other, Tensor):
-        return 0.0 if one == other else float("inf")
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return float("inf")
-    if not other.is_floating_point() or other.numel() == 0:
-        return 0.0 if torch.equal(one, other) else float("inf")
-    finite = other.isfinite()
-    # Where the model gives no number, the same must come out.
-    if not torch.equal(one[~finite].nan_to_num(), other[~finite].nan_to_num()) or not bool(
-        one[finite].isfinite().all()
-    ):
-        return float("inf")
-    largest = float(other[finite].abs().max()) if finite.any() else 0.0
-    apart = float((one[finite] - other[finite]).abs().max()) if finite.any() else 0.0
-    return apart / largest if largest else float(apart > 0)
+difference = relative_error

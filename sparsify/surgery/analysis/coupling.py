@@ -11,7 +11,7 @@ A dimension of which all entries are alike because a number said how long it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -40,10 +40,17 @@ class Coupling:
 
     `rule` returns what enters an operation, None for one that only moves entries or has no rule of its own.
     Where attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
+    Of the grouped convolutions `by_group` whole groups go, whatever is usual.
     """
 
-    def __init__(self, recording: Recording, rule: Callable[[Op], Couple | None], heads: Heads = "whole") -> None:
-        self.heads = heads
+    def __init__(
+        self,
+        recording: Recording,
+        rule: Callable[[Op], Couple | None],
+        heads: Heads = "whole",
+        by_group: Container[Op] = (),
+    ) -> None:
+        self.heads, self.by_group = heads, by_group
         self.numbers = UnionFind()
         self.axes: dict[Value, list[Tensor]] = {}
         self.offered: dict[Value, list[Tensor]] = {}
@@ -55,6 +62,7 @@ class Coupling:
         self.barriers: dict[str, None] = dict.fromkeys(recording.problems)
         self.barred: set[object] = set()  # operations and sentences that are barriers already
         self.deferred = Deferred()
+        self.grouped: list[Op] = []  # convolutions that lose the same positions of every group
         self._rule = rule
         for op in recording.ops[: recording.eval_count]:
             counted = len(self.operations)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..recording.ops import Op, Value
+from .union_find import PINNED
 
 if TYPE_CHECKING:
     from .coupling import Coupling
 
 OUTPUTS = "the outputs"
+_OTHERWISE = "zeros in them do not make their channels zero"
 _COUNTING = (
     "mean var var_mean std amax amin max min logsumexp cumsum cumprod _softmax _log_softmax _safe_softmax "
     "native_layer_norm _fused_rms_norm linalg_vector_norm norm"
@@ -28,15 +30,19 @@ _WORDS = {
 def reasons(coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[], Mapping[int, Op]]) -> tuple[str, ...]:
     """Return a line for each cause for which all that a weight produces stays, the making of the outputs left out.
 
+    Of a weight that produces some that can go, a line says how many stay because zeros make something else.
+
     `ids` are the groups of the numbers (-1: stays). `spoiled` is called, where it matters, for the operations that make
     something else of a number's zeros.
     """
     wholly = _produced(coupling, ids)
-    if not wholly:
+    partly = _partly(coupling, ids)
+    if not wholly and not partly:
         return ()
     first, causes = coupling.numbers.why_pinned()
     roots = coupling.numbers.find()
     found: dict[str, list[str]] = {}
+    parts: dict[str, dict[str, list[int]]] = {}
     for numbers, name in wholly:
         fixing = first[numbers][first[numbers] >= 0]
         cause = causes[fixing.min()] if len(fixing) else None
@@ -49,28 +55,48 @@ def reasons(coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[],
         else:
             ops = spoiled()
             op = next((ops[n] for n in roots[numbers].tolist() if n in ops), None)
-            what = (
-                "zeros in them do not make their channels zero"
-                if op is None
-                else _sentence(op, "makes other values of zeros")
-            )
+            what = _OTHERWISE if op is None else _sentence(op, "makes other values of zeros")
         found.setdefault(what, []).append(name)
-    return tuple(f"{what}: {_names(names)} stay" for what, names in found.items())
+    for numbers, name, count in partly:
+        for n in numbers.tolist():
+            op = spoiled().get(roots[n])
+            what = _OTHERWISE if op is None else _sentence(op, "makes other values of zeros")
+            parts.setdefault(what, {}).setdefault(f"of {count} units of {name}", []).append(n)
+    lines = [f"{what}: {_names(names)} stay" for what, names in found.items()]
+    for what, sides in parts.items():
+        lines.append(f"{what}: {_names([f'{len(numbers)} {side}' for side, numbers in sides.items()])} stay")
+    return tuple(lines)
+
+
+def _partly(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], str, int]]:
+    """Return the numbers of channels that zeros do not make dead beside others that can go: with a weight's name."""
+    roots = coupling.numbers.find()
+    found = []
+    for value, numbers in _making(coupling):
+        stay = numbers[(ids[numbers] < 0) & (roots[numbers] != PINNED)]
+        if len(stay) and len(stay) < len(numbers) and (ids[numbers] >= 0).any():
+            found.append((stay, value.names[0], len(numbers)))
+    return found
 
 
 def _produced(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], str]]:
     """Return the numbers that matrices and kernels produce, with names, of those that produce nothing that can go."""
+    found = _making(coupling)
+    able = {value for value, numbers in found if (ids[numbers] >= 0).any()}
+    last = {value: numbers for value, numbers in found if value not in able}  # of a table, the features
+    return [(numbers, value.names[0]) for value, numbers in last.items()]
+
+
+def _making(coupling: Coupling) -> list[tuple[Value, np.ndarray[Any, Any]]]:
+    """Return the parameters of several dimensions that produce channels, with the numbers of these."""
     marked = np.zeros(coupling.numbers.count, dtype=bool)
     for axis in coupling.produced:
         marked[axis.numpy().reshape(-1)] = True
-    found = [
+    return [
         (value, np.arange(first, end))
         for first, end, value, _ in coupling.ranges
         if value.trainable and len(value.shape) > 1 and marked[first:end].any()
     ]
-    able = {value for value, numbers in found if (ids[numbers] >= 0).any()}
-    last = {value: numbers for value, numbers in found if value not in able}  # of a table, the features
-    return [(numbers, value.names[0]) for value, numbers in last.items()]
 
 
 def _sentence(cause: Any, what: str) -> str:

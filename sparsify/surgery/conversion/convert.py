@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..averages import keep_masks_in_averages
 from ..ignore_patterns import ignored_names, is_adapter, keyword_clashes
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
@@ -137,6 +138,7 @@ def apply(
     """
     masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)} | {**given}
     guard_loading(model)
+    keep_masks_in_averages()  # one that was built before this says so at its next update
     for module, name in weights:
         _attach(module, name, masks, extra=False)
         _keep_layout(module, name, plan.layouts.get((id(module), name)))

@@ -1,9 +1,9 @@
-"""Why a mask cannot be put on parameters of modules that something else has changed already."""
+"""Why a mask cannot be put on parameters of modules that something else has changed already: them, or their forward."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..masks import names_of_masked
 
@@ -47,3 +47,20 @@ def _answers(module: nn.Module, name: str) -> bool:
         return hasattr(module, name)
     except Exception:  # noqa: BLE001 - what a module answers for others may fail with anything
         return True
+
+
+def replaced_forward(module: nn.Module) -> str:
+    """Return why no mask can enter a forward that is not the one of the module's class, or nothing."""
+    if isinstance(module, fx.GraphModule):
+        return "read by an fx.GraphModule: convert the model before it is traced"
+    if "forward" in module.__dict__:
+        return "its module's forward was replaced on the object: convert the model before that"
+    return ""
+
+
+def read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the parameters (owner, name) that a replaced forward may read."""
+    paths = [name for name, _ in module.named_parameters(recurse=False)]
+    if isinstance(module, fx.GraphModule):
+        paths += [node.target for node in module.graph.nodes if node.op == "get_attr"]
+    return [(module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ...errors import SparsifyError, nearest
+from ...errors import SparsifyError, did_you_mean
 from ..masking.masked_classes import Masked
 from ..masks import all_masked_weights, names_of_masked
 from ..rollback import all_or_nothing
@@ -77,8 +77,7 @@ def _wanted(names: list[str], places: dict[str, _Place]) -> dict[str, _Place]:
     """
     for name in names:
         if name not in places:
-            guess = nearest(name, places)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(name, places)
             raise SparsifyError(f"mask_also: the model has no parameter '{name}'{hint}")
     new = [place for place in map(places.__getitem__, names) if place.name not in names_of_masked(place.module)]
     parameters = {id(place.parameter) for place in new}

@@ -19,12 +19,13 @@ from ..tracing.bytecode_scan import (
     has_forward,
     is_torch,
     mentions_own,
+    reads_weights,
     reads_weights_of_children,
 )
 from ..tracing.own_graphs import OwnGraphs, as_original
 from ..tracing.partial_graphs import partial_graphs
 from ..tracing.trace_cache import graphs_like
-from .foreign_changes import unreachable_weights
+from .foreign_changes import read_by_replaced, replaced_forward, unreachable_weights
 
 Key = tuple[int, str]  # id of the owning module, parameter name
 _STORED = ("operand", "source")  # the uses of weights that are masked where they are stored
@@ -48,6 +49,7 @@ class ConversionPlan:
     extra: set[Key] = field(default_factory=set)  # parameters that shall be masked although they are no weights
     reached: set[Key] = field(default_factory=set)  # those of them that a forward reads through its mask
     blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads past any mask -> why
+    outside: dict[int, str] = field(default_factory=dict)  # ids of parameters read from afar -> why no mask enters
     owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)  # of every weight-like parameter, by name
     _unreachable: dict[int, dict[str, str]] = field(default_factory=dict)
 
@@ -96,27 +98,10 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
         _mask_by(module, "substituted", "substituted", fused, plan)
     elif is_direct(cls) and "weight" in (*own, *unreachable):
         _mask_by(module, "direct", "direct", [name for name in own if name == "weight"], plan)
-    elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights_of_children(module)):
+    elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights(module)):
         _plan_own_forward(module, own if has_forward(cls) else [], plan)
     elif has_forward(cls):
         plan.dense |= {(id(module), name) for name in own}
-
-
-def replaced_forward(module: nn.Module) -> str:
-    """Return why no mask can enter a forward that is not the one of the module's class, or nothing."""
-    if isinstance(module, fx.GraphModule):
-        return "read by an fx.GraphModule: convert the model before it is traced"
-    if "forward" in module.__dict__:
-        return "its module's forward was replaced on the object: convert the model before that"
-    return ""
-
-
-def read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Return the parameters (owner, name) that a replaced forward may read."""
-    paths = [name for name, _ in module.named_parameters(recurse=False)]
-    if isinstance(module, fx.GraphModule):
-        paths += [node.target for node in module.graph.nodes if node.op == "get_attr"]
-    return [(module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
 
 
 def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: ConversionPlan) -> None:
@@ -138,12 +123,8 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: ConversionPlan) -
     uses: dict[str, Use] = {}
     for graph in traced.all:
         _add_uses(uses, traced.module, graph)
-    for path in [path for path, use in uses.items() if use.how == "computed" and "." in path]:
-        uses.pop(path)
-        owner_path, _, name = path.rpartition(".")
-        where = (id(module.get_submodule(owner_path)), name)
-        plan.dense.add(where)
-        plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
+        _leave_outside(module, traced.module, graph, plan)
+    _leave_computed_below(module, uses, plan)
     _note_uses(module, uses, plan)
     for name in own:
         use = uses.get(name)
@@ -156,6 +137,27 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: ConversionPlan) -
     if id(module) in plan.kinds:
         read = [path for path, use in uses.items() if use.how != "unmasked"]
         plan.reads[id(module)] = list(dict.fromkeys([*read, *chained_reads(module)]))
+
+
+def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) -> list[str]:
+    """Take the weights of modules below that a forward computes others from out of `uses`; they stay dense."""
+    paths = [path for path, use in uses.items() if use.how == "computed" and "." in path]
+    for path in paths:
+        uses.pop(path)
+        owner_path, _, name = path.rpartition(".")
+        where = (id(module.get_submodule(owner_path)), name)
+        plan.dense.add(where)
+        plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
+    return paths
+
+
+def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan: ConversionPlan) -> None:
+    """Leave dense what a forward reads of modules that are not below its own: no mask enters there."""
+    for node in graph.nodes:
+        value = original.__dict__.get(node.target) if node.op == "get_attr" else None
+        if isinstance(value, nn.Parameter):
+            where = plan.names[id(module)] or type(module).__name__
+            plan.outside[id(value)] = f"{where} reads it although it is not below: no mask can enter there"
 
 
 def _unread(module: nn.Module, name: str, failure: str) -> str:
@@ -197,8 +199,10 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
     below = reads_weights_of_children(module)
     for graph in partial_graphs(original):
         _add_uses(uses, original, graph)
+        _leave_outside(module, original, graph, plan)
         if not below and all(name in uses and uses[name].how in _STORED for name in own):
             break
+    computed = _leave_computed_below(module, uses, plan)
     paths = [path for path, use in uses.items() if use.how in _STORED]
     for name in own:
         use = uses.get(name)
@@ -214,7 +218,7 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         children = [
             f"{n}.weight"
             for n, child in module.named_children()
-            if is_direct(original_class(child)) and own_weights(child)
+            if is_direct(original_class(child)) and own_weights(child) and f"{n}.weight" not in computed
         ]
     paths = list(dict.fromkeys([*paths, *children]))
     plan.dense |= {(id(module), name) for name in own if name in uses and name not in paths}
@@ -235,15 +239,16 @@ def _has_parts(path: str, uses: dict[str, Use]) -> bool:
 
 
 def leave_out_shared(plan: ConversionPlan) -> None:
-    """A parameter that one of its modules uses dense is masked in none of them."""
+    """A parameter that one of its modules uses dense, or another reads from afar, is masked in none of them."""
     sharing: dict[int, dict[Key, str]] = {}
     for name, (module, key) in plan.owners.items():
-        parameter = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
-        if parameter is not None:
-            sharing.setdefault(id(parameter), {}).setdefault((id(module), key), name)
-    for places in sharing.values():
+        held = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
+        if held is not None:
+            sharing.setdefault(id(held), {}).setdefault((id(module), key), name)
+    for parameter, places in sharing.items():
         dense = [name for where, name in places.items() if where not in plan.how]
-        if dense and len(places) > 1:
+        reason = f"shared with {dense[0]}, which is used dense" if dense and len(places) > 1 else ""
+        if reason or parameter in plan.outside:
             for where in places:
                 plan.how.pop(where, None)
-                plan.reasons[where] = f"shared with {dense[0]}, which is used dense"
+                plan.reasons[where] = plan.outside.get(parameter, reason)

@@ -139,6 +139,7 @@ def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type
             child_module: Any = module._modules[name]
             children[name] = substituted_copy(child_module, inner, _read_copy_class(type(child_module)))
             children[name].__dict__["original_module"] = child_module
+            children[name].__dict__["fused"] = dict(children[name]._parameters)
         copied.__dict__["_modules"] = {**module._modules, **children}
     if isinstance(module, nn.RNNBase):
         copied.__dict__["_flat_weights"] = [getattr(copied, name, None) for name in module._flat_weights_names]
@@ -146,15 +147,29 @@ def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type
 
 
 class _ReadCopy:
-    """Mixed into the class of a copy that is read from; calls go to the module that it stands for."""
+    """Mixed into the class of a copy that is read from; calls go to the module that it stands for.
+
+    If weights were put into the copy since (torch.func.functional_call does), the call is meant for these, as they are.
+    """
 
     original_module: nn.Module
+    fused: Mapping[str, Tensor | None]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _given_others(self):  # type: ignore[arg-type]
+            return substituted_copy(self, {}, original_class(self.original_module))(*args, **kwargs)  # type: ignore[arg-type]
         return self.original_module(*args, **kwargs)
+
+
+def _given_others(copied: nn.Module) -> bool:
+    """Whether a copy, or one below it, holds other parameters than it was made with."""
+    fused = copied.__dict__["fused"]
+    if any(parameter is not fused.get(name) for name, parameter in copied._parameters.items()):
+        return True
+    return any(isinstance(child, _ReadCopy) and _given_others(child) for child in copied._modules.values())
 
 
 _READ_COPY_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}

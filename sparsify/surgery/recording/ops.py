@@ -16,7 +16,7 @@ STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
 # What makes a tensor of one number in the sizes that it is given.
 # Operations by which Python code learns what a tensor holds.
-DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist"})
+DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist", "numpy"})
 _POINTWISE_TOO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
 FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ...calls import Inputs, inputs_of, run, tensors_in
 from ..side_effects import changed_buffers, unchanged
 from ..tracing.bytecode_scan import CONV_AND_LINEAR, is_torch, mentions_training
 from ..tracing.one_forward import map_leaves
@@ -36,7 +37,7 @@ from .shape_only import ValuesNeededError, run_shape_only
 
 
 def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Recording:
-    """Return the operations of `model(example_input)` in eval mode; a tuple holds several arguments.
+    """Return the operations of one call of `model` in eval mode; `example_input` is what `inputs_of` takes.
 
     `results`, if given, is filled with copies of every operation's results. The model is left as it was. Errors of the
     model's own forward are passed on. Activations are computed only if they are asked for, or decide what happens.
@@ -112,22 +113,11 @@ def _layers_below(module: nn.Module) -> Iterator[nn.Module]:
     return (below for below in module.modules() if below is not module and below._parameters)
 
 
-def own_inputs(example_input: Any) -> tuple[Any, ...]:
-    """Return the positional arguments of an example input, with copies of its tensors: a forward may write to them."""
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    copies: tuple[Any, ...] = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
+def own_inputs(example_input: Any) -> Inputs:
+    """Return the call of an example input, with copies of its tensors: a forward may write to them."""
+    inputs = inputs_of(example_input, "example_input")
+    copies: Inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     return copies
-
-
-def tensors_in(outputs: Any) -> list[Tensor]:
-    """Return the tensors in a model's output, whatever holds them: containers, data classes, plain objects."""
-    leaves = []
-    for leaf in tree_flatten(outputs)[0]:
-        if isinstance(leaf, Tensor):
-            leaves.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
-            leaves += tensors_in(dict(vars(leaf)))
-    return leaves
 
 
 class _Recorder(TorchDispatchMode):
@@ -158,13 +148,13 @@ class _Recorder(TorchDispatchMode):
 
     def run(self, model: nn.Module, example_input: Any) -> list[Value]:
         """Note what a model does with copies of an example input; return its outputs."""
-        args = own_inputs(example_input)
-        for tensor in tree_flatten(args)[0]:
+        inputs = own_inputs(example_input)
+        for tensor in tree_flatten(inputs)[0]:
             if isinstance(tensor, Tensor):
                 self.enter(tensor, Value(_shape(tensor)))
         seen = FunctionHooks(self.leave, self.scaled, self.whole)
         with not_compiled(), module_names(model, self.module, self.given), torch.no_grad(), self, seen:
-            outputs = model(*args)
+            outputs = run(model, inputs)
         return [self.value_of(leaf) for leaf in tensors_in(outputs)]
 
     def idle_layers(self, model: nn.Module) -> list[str]:
@@ -293,7 +283,7 @@ class _Recorder(TorchDispatchMode):
                 raise ValuesNeededError
             self.ops.append(Op(how, None, (value,), {}, (), self.where()))
             self.left.append(value)
-            if how == "tolist":
+            if how != "data_ptr":
                 self.decided()
 
     def whole(self, func: Any, *args: Any) -> Any:

@@ -91,7 +91,10 @@ def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, T
         alike += [(side, columns[None, :] if len(columns) == side.shape[1] else stay) for side, has in sides if has]
         alike += [(columns, stay)] if into is None and not transposed else []
     width = value.shape[1] // groups
-    coupling.deferred.choose((whole, alike) if groups >= width else (alike, whole), op)
+    by_group = groups >= width or op in coupling.by_group
+    if not by_group:
+        coupling.grouped.append(op)
+    coupling.deferred.choose((whole, alike) if by_group else (alike, whole), op)
     return out.reshape(-1)
 
 

@@ -94,6 +94,7 @@ def _flow_scaled(live: Liveness, op: Op) -> None:
 
 RULES = {
     SCALED_BY_SIZE: Rule(_couple_scaled, _flow_scaled),
+    "bernoulli_": entrywise(keeps_zero=False),  # of F.dropout, in a pass in train mode
     **{
         name: Rule(*rule)
         for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)

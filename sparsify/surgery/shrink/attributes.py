@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ...errors import SparsifyError, nearest
+from ...errors import SparsifyError, did_you_mean
 
 # What belongs to more than this model: a plan that comes from a file must not reach into it.
 _SHARED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
@@ -90,8 +90,7 @@ def _get(owner: Any, name: str, staged: Mapping[tuple[int, str], NewAttribute], 
         return staged[id(owner), name].value
     if isinstance(owner, _SHARED) or name.startswith("__") or not hasattr(owner, name):
         numbers = [key for key, value in vars(owner).items() if isinstance(value, int)] if _open(owner) else []
-        guess = nearest(name, numbers)
-        hint = f"; did you mean '{guess}'?" if guess else ""
+        hint = did_you_mean(name, numbers)
         raise SparsifyError(f"apply_cuts: the model has no attribute '{path}'{hint}")
     return getattr(owner, name)
 

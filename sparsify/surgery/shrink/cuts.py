@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ...errors import SparsifyError, nearest
+from ...errors import SparsifyError, did_you_mean
 from ..masks import all_masked_parameters
 from .attributes import new_attributes, set_attributes
 from .indices import Axes, check_axes, one_after_another, what_follows, without
@@ -168,8 +168,7 @@ def _axes_by_tensor(slots: Mapping[str, Slot], cuts: Cuts) -> dict[int, tuple[st
     found: dict[int, tuple[str, Axes]] = {}
     for name, axes in cuts.removed.items():
         if name not in slots:
-            guess = nearest(name, slots)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(name, slots)
             raise SparsifyError(f"apply_cuts: the model has no parameter or buffer '{name}'{hint}")
         tensor = slots[name][2]
         check_axes("apply_cuts", name, tensor, axes)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ...relative_error import relative_error
 from ..channels import Study
 from ..recording.context import all_double
 from ..recording.recorder import record
 from .cuts import every_tensor
-from .other_inputs import Variant, in_train_mode, outputs, relative_error, training_outputs, variants
+from .other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
 from .size_attributes import PrunedShapes
+from .size_branches import modules_that_ask
 
 # The largest difference allowed, as a share of the largest output. In few bits it matters in which order one adds.
 LIMIT_64 = 1e-10
@@ -41,8 +43,8 @@ class Proof:
         self._example = example_input
         self._double = None
         if wanted:
-            self._single_outputs, first = _timed(whole, example_input)
-            self._whole_seconds = _median(first, whole, example_input)
+            self._single_outputs, self._asked = watched_outputs(whole, example_input)
+            self._whole_seconds = _median(_timed(whole, example_input)[1], whole, example_input)
             self.variants = variants(whole, example_input, examples)
             self._training_outputs = training_outputs(whole, self.widest_input())
             self._limit = max(LIMITS.get(t.dtype, 0.0) for t in [torch.zeros(()), *every_tensor(whole).values()])
@@ -81,6 +83,10 @@ class Proof:
             self.seconds = (self._whole_seconds, _median(first, small, self._example))
             return "", ""
         return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, new_shapes)
+
+    def that_ask_for_sizes(self) -> list[str]:
+        """Return the modules that compare sizes of their input in Python: other sizes may go another way."""
+        return modules_that_ask([self._asked, *(variant.asked for variant in self.variants)])
 
     def widest_input(self) -> Any:
         """Return the second batch, if the model takes one, else the example: norms in train mode want several."""

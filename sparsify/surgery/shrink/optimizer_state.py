@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SparsifyError
-from ..unwrap import unwrap
+from ..unwrap import unwrap, wrapper_prefix
 from .cuts import Cuts, beyond, checked, cuts_of
 from .indices import Axes, check_axes, without
 
-# DistributedDataParallel, AveragedModel and timm's ModelEmaV3; torch.compile.
-_PREFIXES = ("module.", "_orig_mod.")
-_COUNTERS = frozenset({"n_averaged"})  # AveragedModel counts its updates beside the weights
 _INNER = ("optimizer", "_base_optimizer", "base_optimizer")  # accelerate's wrapper, timm's Lookahead
 
 
@@ -35,7 +32,7 @@ def cut_state(state: Mapping[str, Any], cuts: Cuts) -> dict[str, Any]:
             f"cut_state: the cut added {', '.join(cuts.added)}, whose values hold only for the model that was cut; "
             "shrink the other model itself"
         )
-    prefix = _prefix(state)
+    prefix = wrapper_prefix(state)
     axes = _axes_by_name("cut_state", {key.removeprefix(prefix): value for key, value in state.items()}, cuts)
     if cuts.removed and not axes:
         raise SparsifyError("cut_state: the state has none of the tensors that were cut; it is of another model")
@@ -150,15 +147,6 @@ def _add_biases(groups: list[dict[str, Any]], made: Mapping[str, Tensor], cuts: 
         group["params"].append(made[name])
         if "param_names" in group:
             group["param_names"].append(name)
-
-
-def _prefix(state: Mapping[str, Any]) -> str:
-    """Return the prefixes that all keys carry."""
-    names = [key for key in state if key not in _COUNTERS]
-    prefix = ""
-    while more := next((one for one in _PREFIXES if names and all(n.startswith(prefix + one) for n in names)), None):
-        prefix += more
-    return prefix
 
 
 def _axes_by_name(where: str, tensors: Mapping[str, Any], cuts: Cuts) -> dict[str, Axes]:

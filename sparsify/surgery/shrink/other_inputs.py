@@ -10,21 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..recording.recorder import own_inputs, tensors_in
+from ...calls import run, tensors_in
+from ...relative_error import relative_error
+from ..recording.recorder import own_inputs
 from ..side_effects import changed_buffers, unchanged
+from .size_branches import Asked, SizeWatch
 
 # Dimensions that are made longer together, by the rank of the input: of sequences one after the other is tried.
 _ALONG: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3),), 5: ((2, 3, 4),)}
-NOT_A_VALUE = 1e30  # what stands for minus infinity is no measure of the other outputs
+_RATES = ("p", "drop_prob")  # attributes of dropout and drop path
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Another input, what the whole model gives for it, and words for it ("a batch of 4")."""
+    """Another input, what the whole model gives for it and asks of its sizes, and words for it ("a batch of 4")."""
 
     what: str
     input: Any
     expected: list[Tensor]
+    asked: Asked
 
     def problem(self, small: nn.Module, limit: float) -> str:
         """Return what is wrong with a cut model's outputs for this input; nothing if they are right."""
@@ -41,14 +45,13 @@ class Variant:
 
 def variants(whole: nn.Module, example_input: Any, examples: Sequence[Any]) -> tuple[Variant, ...]:
     """Return a second batch and a second size of the example, where the model takes them, and a user's `examples`."""
-    found = [Variant(f"example {i + 2}", given, outputs(whole, given)) for i, given in enumerate(examples)]
+    found = [Variant(f"example {i + 2}", given, *watched_outputs(whole, given)) for i, given in enumerate(examples)]
     for candidates in (_batches(example_input), _sizes(example_input)):
         for what, given in candidates:
             try:
-                expected = outputs(whole, given)
+                found.append(Variant(what, given, *watched_outputs(whole, given)))
             except Exception:  # noqa: BLE001 - the model does not take it
                 continue
-            found.append(Variant(what, given, expected))
             break
     return tuple(found)
 
@@ -62,7 +65,7 @@ def _batches(example_input: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
-    """Yield inputs of another size: images larger in both directions, sequences longer.
+    """Yield inputs of another size: images larger in both directions, sequences longer; then half as large.
 
     Of images one is enough, if the forward takes a batch of one: the example's batch is compared anyway.
     """
@@ -73,13 +76,15 @@ def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
     dimensions = _ALONG.get(len(shape), ())
     if len(shape) == 2 and tensors[0].is_floating_point():
         return  # features
-    for dims in dimensions:
+    for dims, larger in ((dims, larger) for larger in (True, False) for dims in dimensions):
         for start in dict.fromkeys((1, shape[0])) if len(shape) >= 4 else (shape[0],):
             given = _first(example_input, start)
             for d in dims:
-                given = _resized(given, d, shape[d] + (32 if shape[d] >= 64 else shape[d]))
-            larger = next(tuple(leaf.shape) for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor))
-            yield f"an input of shape {larger}", given
+                size = shape[d] + (32 if shape[d] >= 64 else shape[d]) if larger else shape[d] // 2
+                given = _resized(given, d, size)
+            found = next(tuple(leaf.shape) for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor))
+            if min(found, default=0):
+                yield f"an input of shape {found}", given
 
 
 def _first(example_input: Any, count: int) -> Any:
@@ -130,11 +135,17 @@ def training_outputs(model: nn.Module, example_input: Any) -> list[Tensor] | Non
 
 def _in_train_mode(model: nn.Module, example_input: Any) -> list[Tensor]:
     modes = {module: module.training for module in model.modules()}
+    rates: list[tuple[nn.Module, str, Any]] = []
     # Batch norm writes to its running statistics without a new version of these.
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         for module in modes:
-            module.training = "drop" not in type(module).__name__.lower()
+            drops = "drop" in type(module).__name__.lower()
+            rate = next((name for name in _RATES if isinstance(vars(module).get(name), (int, float))), "")
+            module.training = not drops or bool(rate)
+            if drops and rate:  # off, but in train mode: a forward may ask for that
+                rates.append((module, rate, vars(module)[rate]))
+                setattr(module, rate, 0.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return outputs(model, example_input)
@@ -144,26 +155,21 @@ def _in_train_mode(model: nn.Module, example_input: Any) -> list[Tensor]:
                 buffer.copy_(values)
         for module, mode in modes.items():
             module.training = mode
+        for module, name, value in rates:
+            setattr(module, name, value)
 
 
 def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
     """Return the tensors in the output of a model in the mode that it is in."""
     with torch.no_grad(), unchanged(model), changed_buffers(model, []):
-        return tensors_in(model(*own_inputs(example_input)))
+        return tensors_in(run(model, own_inputs(example_input)))
 
 
-def relative_error(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Return max |difference| / max |theirs| of the tensor where that is largest.
-
-    Entries that are not numbers in both are equal.
-    """
-    return max((_relative_error(a, b) for a, b in zip(ours, theirs, strict=True) if a.numel()), default=0.0)
-
-
-def _relative_error(ours: Tensor, theirs: Tensor) -> float:
-    a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (ours, theirs))
-    size = b.abs()
-    largest = float(torch.where(size < NOT_A_VALUE, size, 0).max())
-    same = (a == b) | ((a != a) & (b != b))
-    difference = float(torch.where(same, 0, (a - b).abs()).nan_to_num(nan=float("inf")).max())
-    return difference / largest if largest else difference
+def watched_outputs(model: nn.Module, example_input: Any) -> tuple[list[Tensor], Asked]:
+    """Return what `outputs` does, and what the model's modules asked of sizes."""
+    watch = SizeWatch(model)
+    try:
+        with watch:
+            return outputs(model, example_input), watch.asked
+    except Exception:  # noqa: BLE001 - its own, or because it takes no numbers but plain ones
+        return outputs(model, example_input), {"": [("not to be told", object())]}

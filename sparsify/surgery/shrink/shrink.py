@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from ...calls import inputs_of
 from ...errors import RunError, SparsifyError
+from ..agreement import same_groups
 from ..analysis.coupling import Heads
 from ..analysis.mac_counts import multiply_adds
 from ..channels import Dead, Study, check_dead, check_heads, study
@@ -19,7 +22,6 @@ from ..masks import all_masked_parameters
 from ..recording.ops import Recording
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
-from .agreement import same_groups
 from .bias_absorption import absorbed, constant_inputs, cut_and_absorb, fixed_biases
 from .cuts import Cuts, cuts_of
 from .equivalence import Proof
@@ -38,7 +40,9 @@ class ShrinkReport:
     after); both are None if no proof was asked for. `kept` says which dead groups stayed, and why, `uncounted` names
     operations ("module: operation") of which `multiply_adds` knows nothing. `proved`
     names the other inputs for which the outputs were compared as well; `training` tells how they compare in train mode
-    ("equal", or what is not), dropout and drop path off, and is empty if the model does not run so.
+    ("equal", or what is not), dropout and drop path off, and is empty if the model does not run so. `bound` names the
+    modules that compare sizes of their input in Python: for other sizes than those of the compared inputs they may do
+    something else, and of these nothing is known.
     """
 
     model: nn.Module
@@ -54,6 +58,7 @@ class ShrinkReport:
     proved: tuple[str, ...] = ()
     training: str = ""
     uncounted: tuple[str, ...] = ()
+    bound: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -69,6 +74,9 @@ class ShrinkReport:
             lines.append(f"  compared for the example{others}")
             if self.training not in ("", "equal"):
                 lines.append(f"  eval only: in train mode {self.training}")
+        if self.bound:
+            more = f" and {len(self.bound) - 3} more" if len(self.bound) > 3 else ""
+            lines.append(f"  bound to these sizes: {', '.join(self.bound[:3])}{more} may do something else for others")
         lines += [f"  not counted: multiply-adds of {operation}" for operation in self.uncounted]
         return "\n".join([*lines, *(f"  kept: {reason}" for reason in self.kept)])
 
@@ -82,7 +90,7 @@ def _line(what: str, *columns: str) -> str:
 
 
 def _ratio(sizes: tuple[float, float]) -> str:
-    return f"{100 * sizes[1] / sizes[0]:5.1f} %" if sizes[0] else ""
+    return f"{100 * sizes[1] / sizes[0]:5.1f} % left" if sizes[0] else ""
 
 
 def shrink(
@@ -102,7 +110,8 @@ def shrink(
     that the biases of its readers can take in; it goes with the channels that it is tied to, if they are dead as well.
     With `dead` "masks" that has to follow from what the masks of `model` remove, whatever its parameters learn: what is
     only zero for now, as many a norm at the start of training, stays. With "zeros" the values of parameters count.
-    `example_input` is a tensor, or a tuple of arguments. Sizes are left multiples
+    `example_input` is a tensor, a tuple of positional arguments, a dict of keyword arguments or
+    `sparsify.Inputs(*args, **kwargs)`. Sizes are left multiples
     of `round_to` where enough dead channels are there to stay. Unless `verify` is False the result is compared with
     `model` on the example input, in float64 and float32. `model` is not changed. Raises RunError, naming the module
     that differs first, if no smaller model gives the same outputs; SparsifyError for a `round_to` below 1
@@ -114,6 +123,8 @@ def shrink(
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
     check_heads("shrink", heads)
     check_dead("shrink", dead)
+    example_input = inputs_of(example_input, "shrink", model)
+    examples = [inputs_of(other, "shrink: examples", model) for other in examples]
     small = fold(model).eval()
     own = checked_rules("shrink", rules)
     recording = record(small, example_input)
@@ -145,6 +156,7 @@ def shrink(
         proved=tuple(variant.what for variant in proof.variants),
         training=proof.training,
         uncounted=found.channels.uncounted,
+        bound=tuple(module or "the model" for module in proof.that_ask_for_sizes()) if verify else (),
     )
 
 
@@ -188,8 +200,11 @@ class _Attempts:
             problem, where = self._cut(removed)
             if not problem or self._without_an_attribute(removed, where):
                 return removed
-            if problem.startswith("for ") and self._pin_for_variants(removed):
-                continue
+            if problem.startswith("for "):
+                if self._pin_for_variants(removed):
+                    continue
+                if self._right_without(removed, self._changed(removed)):
+                    return removed
             new_shapes = PrunedShapes(self.found, removed)
             more = (self._met_in(where, new_shapes) & removed) if where not in self.widened else np.zeros_like(removed)
             self.widened.add(where)
@@ -257,20 +272,43 @@ class _Attempts:
 
     def _without_an_attribute(self, removed: np.ndarray[Any, Any], where: str) -> bool:
         """Try to spare one attribute of the failing module's class; True if the model was right then."""
-        cls = self.classes.get(where)
-        new_shapes = PrunedShapes(self.found, removed)
-        sources = own_attributes(self.model, self.found, new_shapes, self.sources)
-        names = dict.fromkeys(self._names(path) for path in sources)
-        for name in [name for name in names if name[0] is cls and name not in self.rejected | self.required]:
+        changed = self._changed(removed)
+        cls = self._class_at(where, changed)
+        names = [name for name in changed if name[0] is cls and name not in self.rejected]
+        for name in [name for name in names if name not in self.required]:
             self.rejected.add(name)
             problem, place = self._cut(removed)
             if not problem:
                 return True
-            if self.classes.get(place) is cls:
+            if self._class_at(place, changed) is cls:
                 self.rejected.discard(name)
                 self.required.add(name)
             else:
                 return self._without_an_attribute(removed, place)
+        return len(names) in (2, 3, 4) and self._right_without(removed, names, together=2)
+
+    def _class_at(self, path: str, changed: Sequence[tuple[type, str]]) -> type | None:
+        """Return the class of a module, or of the one around it that has such attributes and makes what it is given."""
+        owners = {cls for cls, _ in changed}
+        while path and self.classes.get(path) not in owners:
+            path = path.rpartition(".")[0]
+        return self.classes.get(path)
+
+    def _changed(self, removed: np.ndarray[Any, Any]) -> list[tuple[type, str]]:
+        """Return the attributes that change where none is spared."""
+        sources = own_attributes(self.model, self.found, PrunedShapes(self.found, removed), self.sources)
+        return list(dict.fromkeys(self._names(path) for path in sources))
+
+    def _right_without(
+        self, removed: np.ndarray[Any, Any], names: Sequence[tuple[type, str]], together: int = 1
+    ) -> bool:
+        """Whether the model is right with some attributes spared, tried so many at once; they stay spared then."""
+        for some in combinations(names, together):
+            before = set(self.rejected)
+            self.rejected |= set(some)
+            if not self._cut(removed)[0]:
+                return True
+            self.rejected = before
         return False
 
     def _met_in(self, module: str, new_shapes: PrunedShapes | None = None) -> np.ndarray[Any, Any]:

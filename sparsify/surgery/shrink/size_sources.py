@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...calls import run
 from ..recording.context import eval_mode, module_names, not_compiled
 from ..recording.recorder import own_inputs
 from ..side_effects import changed_buffers, unchanged
@@ -117,7 +118,7 @@ def _attribute_uses(model: nn.Module, example_input: Any) -> dict[str, list[Use]
     with unchanged(model), changed_buffers(model, []), eval_mode(model), _watched_attributes(model):
         with not_compiled(), module_names(model, running), torch.no_grad(), mode:
             try:
-                model(*own_inputs(example_input))
+                run(model, own_inputs(example_input))
             except Exception:  # noqa: BLE001 - the model's own code; with plain integers it runs
                 return {}
     return mode.found

@@ -64,6 +64,18 @@ def reads_weights_of_children(module: nn.Module) -> bool:
     return bool(names) and bool(names & _attributes_read(cls))  # type: ignore[arg-type]
 
 
+def reads_weights(module: nn.Module) -> bool:
+    """Whether a module's forward may read weights of modules below it, or of others that its attributes hold."""
+    if reads_weights_of_children(module):
+        return True
+    values = [v for name, v in module.__dict__.items() if name != "_modules"]
+    values += [item for v in values if isinstance(v, (list, tuple)) for item in v]
+    values += [item for v in values if isinstance(v, dict) for item in v.values()]
+    held = (owner for value in values if isinstance(value, nn.Module) for owner in value.modules())
+    names = {name for owner in held for name in owner._parameters if "weight" in name}
+    return bool(names and names & _attributes_read(original_class(module)))  # type: ignore[arg-type]
+
+
 def chained_reads(module: nn.Module) -> list[str]:
     """Return the weights of the module's children that its code names in one chain, as in `self.proj.weight`."""
     cls = original_class(module)

@@ -124,6 +124,15 @@ class LocalTracer(fx.Tracer):
             parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {}, proxy_factory_fn=factory)
         return parameter_proxy_cache[path]
 
+    def create_arg(self, a: Any) -> Any:
+        if (
+            isinstance(a, nn.Parameter) and id(a) not in self.paths
+        ):  # of a module that the root holds, but not as a child
+            name = self.tensor_attrs.setdefault(a, f"_tensor_constant_outside{len(self.tensor_attrs)}")
+            self.root.__dict__[name] = a
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 

@@ -143,6 +143,17 @@ def required_call(
     return (bound.args, bound.kwargs) if optional else None
 
 
+def left_out(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """Return the names of the optional arguments that a call does not give."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return []
+    collecting = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    optional = [name for name, one in bound.signature.parameters.items() if one.kind not in collecting]
+    return [name for name in optional if name not in bound.arguments]
+
+
 def seed_generators() -> None:
     """Seed the generators of torch, Python and NumPy."""
     random.seed(0)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...calls import Inputs, inputs_of
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
-from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Mode, Runs, generators_put_back
+from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Mode, Runs, generators_put_back, left_out
 
 _LARGE = 1 << 12  # entries
 
@@ -85,18 +86,21 @@ class VerifyReport:
 def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None) -> VerifyReport:
     """Prove a conversion on one input; `model` is not changed, copies of it are run.
 
-    `args` is one tensor or a tuple. With all-ones masks the outputs must equal the plain model's bit for bit, in eval
-    and train mode, with and without gradients, under autocast to bfloat16, with optional arguments and without; in
+    `args` is a tensor, a tuple of positional arguments, a dict of keyword arguments (as `kwargs` is) or
+    `sparsify.Inputs(*args, **kwargs)`. With all-ones masks the outputs must equal the plain model's bit for bit, in
+    eval and train mode, with and without gradients, under autocast to bfloat16, with optional arguments and without; in
     train mode gradients and buffers too. Both run from the same state and seeds (of torch, Python and NumPy); where
     that does not make the plain model give the same bits twice, or a mode cannot run, nothing is compared, and a note
-    says so. Every mask must be reached by autograd in train or eval mode, or be used where no gradient flows, and with
-    random half masks no conv, linear, attention or recurrent operation may see a dense weight.
+    says so, as of optional arguments that the example never gives. Every mask must be reached by autograd in train or
+    eval mode, or be used where no gradient flows, and with random half masks no conv, linear, attention or recurrent
+    operation may see a dense weight.
     Raises whatever the model raises in eval mode.
     """
-    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    inputs = inputs_of(args, "verify")
+    inputs = inputs_of(Inputs(*inputs.args, **inputs.kwargs, **(kwargs or {})), "verify", model)
     ones = {id(w.mask): torch.ones_like(w.mask) for w in all_masked_parameters(model)}
     with generators_put_back():
-        return _verify(Runs(model, args, kwargs or {}, ones))
+        return _verify(Runs(model, inputs.args, dict(inputs.kwargs), ones))
 
 
 def _verify(runs: Runs) -> VerifyReport:
@@ -129,6 +133,8 @@ def _verify(runs: Runs) -> VerifyReport:
     used = [name for name in names if name in watched.used and name not in live]
     notes += [f"used without a gradient: {_listed(used)}"] if used else []
     notes += ["no weight is masked"] if not names else []
+    absent = left_out(runs.model, runs.args, runs.kwargs)
+    notes += [f"not compared with arguments that the example leaves out: {_listed(absent)}"] if absent else []
     notes += [f"used by products without a mask: {_listed(unmasked)}"] if unmasked else []
     return VerifyReport(
         identical_eval,

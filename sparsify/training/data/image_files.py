@@ -6,18 +6,17 @@ drawn before: a run could not go on inside an epoch with the same bits. Its tran
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...errors import RunError, SparsifyError
+from ...preserve import keep_random_states, seed_cpu
 from ..recipe.settings import DataSettings
 from .input_size import declared_size, input_for
 from .resident import Batch, count_used, generator_for
@@ -118,17 +117,9 @@ class _Seeded(Dataset[Any]):
         self._dataset, self._seed, self._epoch = dataset, seed, epoch
 
     def __getitem__(self, index: int) -> Any:
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        number = generator_for(self._seed, self._epoch, index).initial_seed()
-        random.seed(number)
-        np.random.seed(number % 2**32)
-        torch.default_generator.manual_seed(number)
-        try:
+        with keep_random_states():
+            seed_cpu(generator_for(self._seed, self._epoch, index).initial_seed())
             return self._dataset[index]
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import SparsifyError
+from ...preserve import keep_modes
 
 _SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512, 640)
 
@@ -57,12 +58,11 @@ def refuses(model: nn.Module, shape: Sequence[int]) -> Exception | None:
     Buffers, modes and random state are as before afterwards.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    modes = {module: module.training for module in model.modules()}
     first = next(model.parameters(), torch.zeros(()))
     images = torch.zeros(2, *shape, device=first.device, dtype=first.dtype)
     devices = [first.device] if first.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), keep_modes(model), torch.random.fork_rng(devices):
             # Training first: models with auxiliary heads refuse more then.
             for mode in (True, False):
                 model.train(mode)
@@ -73,6 +73,4 @@ def refuses(model: nn.Module, shape: Sequence[int]) -> Exception | None:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-        for module, mode in modes.items():
-            module.training = mode
     return None

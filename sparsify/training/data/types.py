@@ -23,19 +23,21 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """A data set as a model sees it: `input_shape` is (channels, height, width) of one image."""
+    """A data set as a model sees it: `input_shape` is (channels, height, width) of one image; `test` may be missing."""
 
     name: str
     num_classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     train: Loader
-    test: Loader
+    test: Loader | None
     train_count: int
     test_count: int
 
     @property
     def description(self) -> str:
         """One line for people: the set, its size and what the model sees."""
-        channels, height, width = self.input_shape
-        seen = f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
+        seen = "x".join(map(str, self.input_shape))
+        if len(self.input_shape) == 3:
+            channels, height, width = self.input_shape
+            seen = f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
         return f"{self.name}: {self.train_count:,} training and {self.test_count:,} test images of {seen}"

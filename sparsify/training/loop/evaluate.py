@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ...errors import SparsifyError
 from ...export.save import inspect_file, load
 from ...formats.file.metadata import Metadata
+from ...preserve import keep_modes
 from ..data.datasets import load_data
 from ..data.types import Data
 from ..recipe.lookups import check_data_name, check_device
@@ -45,13 +46,11 @@ def evaluate(
     The model has to be on `device` and is left in the mode it was in. Raises SparsifyError if there is no example, or
     if the model has fewer than `num_classes` classes.
     """
-    # Every module's own mode is put back: a user may keep some of them in eval mode while training.
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device="cpu" if torch.device(device).type == "mps" else device)
     count = 0
-    with torch.no_grad():
+    with torch.no_grad(), keep_modes(model):
+        model.eval()
         for inputs, classes in batches:
             inputs, classes = inputs.to(device), classes.to(device)
             with autocast():
@@ -59,8 +58,6 @@ def evaluate(
             correct += (scores.argmax(1) == classes).sum()
             loss += F.cross_entropy(scores, classes, reduction="sum").to(loss)
             count += len(classes)
-    for module, mode in modes.items():
-        module.training = mode
     if count == 0:
         raise SparsifyError("the test set is empty")
     return Evaluation(correct.item() / count, loss.item() / count, count)
@@ -99,6 +96,7 @@ def evaluate_file(
     accelerator = make_accelerator(TrainSettings(device=device))
     plain = load(path, model, fold=True).to(accelerator.device)
     found = load_data(settings, plain, device=accelerator.device)
+    assert found.test is not None, "every set that is known by name has test images"
     result = evaluate(plain, found.test, device=accelerator.device, num_classes=found.num_classes)
     return result, found
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...preserve import keep_modes
+
 
 def recalibrate_batch_norm(
     model: nn.Module,
@@ -25,18 +27,15 @@ def recalibrate_batch_norm(
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return
-    modes = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a cumulative mean
-    with torch.no_grad():
+    with torch.no_grad(), keep_modes(model):
+        model.eval()
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's word for a cumulative mean
         for inputs, _ in batches:
             with autocast():
                 model(inputs)
     for norm, momentum in momenta.items():
         norm.momentum = momentum
-    for module, mode in modes.items():
-        module.training = mode

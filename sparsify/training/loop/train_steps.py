@@ -210,6 +210,8 @@ def _evaluate_if_due(training: Training) -> Record:
     if last and training.settings.recalibrate_batch_norm:
         batches = islice(training.data.train.epoch(training.settings.epochs), training.settings.recalibrate_batch_norm)
         recalibrate_batch_norm(training.model, batches, autocast=training.accelerator.autocast)
+    if training.data.test is None:
+        return {}
     found = evaluate(
         training.model,
         training.data.test,

@@ -7,11 +7,10 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...errors import SparsifyError, nearest, unknown
+from ...datasets import DATASETS, FOLDER, TIMM_READERS
+from ...errors import SparsifyError, did_you_mean, unknown
+from ...models import FROM_PYTHON
 from .settings import DataSettings, known_device
-
-EMBEDDED = ("digits", "cifar10", "cifar100")
-TIMM_READERS = ("torch/", "hfds/")
 
 
 @cache
@@ -32,16 +31,18 @@ def check_optimizer_name(name: str, *, where: str = "") -> None:
 def check_data_name(settings: DataSettings, *, where: str = "") -> None:
     """Raise SparsifyError unless the data set is one of ours or of a reader of timm.data, and its folder exists."""
     name, prefix = settings.name, f"{where}: " if where else ""
-    if name in EMBEDDED or name.startswith(TIMM_READERS):
+    if name in DATASETS or name.startswith(TIMM_READERS):
         return
-    if name.startswith("folder:"):
-        folder = Path(name.removeprefix("folder:"))
+    if name.startswith(FROM_PYTHON):
+        raise SparsifyError(f"{prefix}'{name}' was given from Python; it can only come from there: train(data=...)")
+    if name.startswith(FOLDER):
+        folder = Path(name.removeprefix(FOLDER))
         if not folder.is_dir():
             raise SparsifyError(f"{prefix}no such folder '{folder}'")
         return
-    guess = nearest(name, EMBEDDED) or (f"folder:{name}" if Path(name).is_dir() else None)
-    hint = f"; did you mean '{guess}'?" if guess else ""
-    known = f"{', '.join(EMBEDDED)}, folder:PATH, torch/NAME and hfds/NAME (read by timm.data)"
+    hint = did_you_mean(name, DATASETS) or (f"; did you mean '{FOLDER}{name}'?" if Path(name).is_dir() else "")
+    readers = " and ".join(f"{prefix}NAME" for prefix in TIMM_READERS)
+    known = f"{', '.join(DATASETS)}, {FOLDER}PATH, {readers} (read by timm.data)"
     raise SparsifyError(f"{prefix}unknown data set '{name}'{hint} (known: {known})")
 
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ...errors import SparsifyError, nearest
 from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
-from .errors import Source, first_problem, known_keys
+from ...validation import Source, first_problem, known_keys
 from .lookups import check_data_name, check_file, check_optimizer_name
 from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
 from .yaml_lines import parse_value, parse_yaml
@@ -97,7 +97,8 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
     where = (source or Source("recipe", {})).where
     if not recipe.model.name.startswith(FROM_PYTHON):
         check_model_name(recipe.model.name, where=where(("model", "name")))
-    check_data_name(recipe.data, where=where(("data", "name")))
+    if not recipe.data.name.startswith(FROM_PYTHON):
+        check_data_name(recipe.data, where=where(("data", "name")))
     check_optimizer_name(recipe.train.optimizer.name, where=where(("train", "optimizer", "name")))
     if recipe.model.checkpoint is not None:
         check_file(recipe.model.checkpoint, where=where(("model", "checkpoint")))

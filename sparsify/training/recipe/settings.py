@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from ...datasets import default_of_each, known_names
 from .lr_schedules import LR_SCHEDULES, ConstantSchedule, LrSchedule
 
 
@@ -55,6 +56,16 @@ def known_device(name: str) -> str:
     return name
 
 
+_CROP = (
+    "pixels added on every side before a random crop back to the image's size, 0 for none; by default "
+    f"{default_of_each(lambda row: row.crop_padding)}; image files are cropped as timm does"
+)
+_FLIP = (
+    "mirror a training image left to right with probability 1/2; by default "
+    f"{default_of_each(lambda row: row.flip)}, true for image files"
+)
+
+
 class ModelSettings(Settings):
     """The network that is trained."""
 
@@ -73,8 +84,7 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """The images the network is trained and tested on."""
 
-    name: Word = "digits"
-    """digits (embedded), cifar10, cifar100, folder:PATH, or a name of timm.data such as torch/mnist"""
+    name: Annotated[Word, Field(description=f"{known_names()} such as torch/mnist")] = "digits"
     dir: str | None = None
     """folder that holds the data set, or into which it is downloaded"""
     batch_size: Count = 128
@@ -84,13 +94,10 @@ class DataSettings(Settings):
     image_size: Count | None = None
     """height and width the model sees, in pixels; by default the data's own unless the model refuses it, then the
     smallest it takes"""
-    crop_padding: CountOrZero | None = None
-    """pixels added on every side before a random crop back to the image's size, 0 for none; by default 4 for cifar10
-    and cifar100, 1 for digits; image files are cropped as timm does"""
+    crop_padding: Annotated[CountOrZero | None, Field(description=_CROP)] = None
     padding_mode: Literal["zero", "reflect"] = "zero"
     """what the added pixels are"""
-    flip: bool | None = None
-    """mirror a training image left to right with probability 1/2; by default true, but false for digits"""
+    flip: Annotated[bool | None, Field(description=_FLIP)] = None
     drop_last: bool = False
     """leave out the last batch of an epoch if it is smaller than the others"""
     workers: CountOrZero = 2

@@ -9,8 +9,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ...errors import SparsifyError
-
-Keys = tuple[str | int, ...]
+from ...validation import Keys
 
 
 class Located(NamedTuple):

@@ -1,40 +1,31 @@
 """Checkpoints: everything a run needs to go on to the same bits, in one safetensors file.
 
 A state is a tree of dicts, lists, tuples, numbers, strings, None and tensors. The tensors go into the file as they are,
-the tree as JSON into its metadata: one file, replaced by one rename, and reading it executes nothing.
+the tree as JSON into its metadata: one file with checksums, replaced by one rename, and reading it executes nothing.
 """
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...errors import SparsifyError
+from ...formats.file.container import Header, Part, checksums, container_chunks, open_file, read_header, read_part
 from ...formats.io.atomic import atomic_write
+from ...formats.model.dtypes import TORCH_DTYPES, bits, dtype_name, from_bits
+from ...preserve import cpu_random_state, set_cpu_random_state
 
-VERSION = 1
+# The first version had no checksums.
+VERSIONS = ("1", "2")
 
-_TYPES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-}
+_DTYPES = frozenset(TORCH_DTYPES.values())
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -44,52 +35,50 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, "state", tensors)
-    metadata = {"sparsify_checkpoint": str(VERSION), "state": json.dumps(tree)}
-    atomic_write(path, _safetensors_chunks(tensors, metadata))
+    metadata = {"sparsify_checkpoint": VERSIONS[-1], "state": json.dumps(tree)}
+    parts = [
+        Part(name, dtype_name(tensor), tuple(tensor.shape), partial(bits, tensor)) for name, tensor in tensors.items()
+    ]
+    atomic_write(path, container_chunks(parts, metadata))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the state that `write_state` put there, tensors on the CPU.
+    """Return the state that `write_state` put there, tensors on the CPU, every checksum verified.
 
-    Raises SparsifyError if the file is missing, damaged or not a checkpoint of ours.
+    Raises SparsifyError, one line, if the file is missing, damaged or not a checkpoint of ours.
     """
+    if not path.exists():
+        raise SparsifyError(f"{path}: no such checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("sparsify_checkpoint") != str(VERSION):
-                raise SparsifyError(f"{path}: not a checkpoint of this version of sparsify")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError:
-        raise SparsifyError(f"{path}: no such checkpoint") from None
-    except (SafetensorError, OSError) as error:
-        raise SparsifyError(f"{path}: damaged checkpoint ({error})") from None
-    state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
+        header = read_header(path)
+        if header.metadata.get("sparsify_checkpoint") in VERSIONS:
+            return _read(path, header)
+    except (SparsifyError, ValueError, KeyError, TypeError, RecursionError) as error:
+        # Where there are no checksums, damage shows when the tree is built.
+        reason = str(error).removeprefix(f"{path}: ")
+        raise SparsifyError(f"{path}: damaged checkpoint ({reason})") from error
+    raise SparsifyError(f"{path}: not a checkpoint of this version of sparsify")
+
+
+def _read(path: Path, header: Header) -> dict[str, Any]:
+    if not (header.sealed or header.metadata["sparsify_checkpoint"] == VERSIONS[0] and header.sealed is None):
+        raise ValueError("its header does not agree with its checksum")
+    wanted, tensors = checksums(header), {}
+    with open_file(path) as file:
+        for name, entry in header.entries.items():
+            content = read_part(file, header, name, wanted.get(name))
+            tensors[name] = from_bits(content, entry.dtype, entry.shape)
+    state = _unpack(json.loads(header.metadata["state"]), tensors)
+    if not isinstance(state, dict):
+        raise ValueError("its state is no mapping")
     return state
 
 
-def _safetensors_chunks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | np.ndarray]:
-    """Yield the bytes of a safetensors file one tensor at a time.
-
-    safetensors' own writer needs all of them at once in memory, and refuses tensors that share theirs. The wide types
-    come first, so that every tensor starts at a multiple of its element's size.
-    """
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    yield len(encoded).to_bytes(8, "little") + encoded
-    for _, tensor in ordered:
-        yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
 def _pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, Tensor) and value.dtype in _TYPES and value.layout == torch.strided:
-        tensors[where] = value.detach()
-        return {"tensor": where}
+    if isinstance(value, Tensor) and not value.is_meta and value.dtype in _DTYPES and value.layout == torch.strided:
+        name = where if where not in tensors else f"{where}#{len(tensors)}"
+        tensors[name] = value.detach()
+        return {"tensor": name}
     if isinstance(value, Mapping):
         # Pairs, because JSON would turn an optimiser's whole-number keys into strings.
         return {"dict": [[key, _pack(item, f"{where}/{key}", tensors)] for key, item in value.items()]}
@@ -115,9 +104,9 @@ def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def random_state() -> dict[str, Any]:
     """Return the state of every global random generator: Python's, NumPy's, torch's on the CPU and on each GPU."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    python, (name, keys, position, has_gauss, gauss), cpu = cpu_random_state()
     return {
-        "python": random.getstate(),
+        "python": python,
         "numpy": (
             name,
             torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -125,17 +114,15 @@ def random_state() -> dict[str, Any]:
             int(has_gauss),
             float(gauss),
         ),
-        "torch": torch.get_rng_state(),
+        "torch": cpu,
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Set every global random generator to a state from `random_state`."""
-    random.setstate(state["python"])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"])
+    name, keys, *rest = state["numpy"]
+    set_cpu_random_state((state["python"], (name, keys.numpy().astype(np.uint32), *rest), state["torch"]))
     # A run may go on on a machine with another number of GPUs: those that exist are set.
     for index, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(one, index)
@@ -149,7 +136,7 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, An
     optimizer.load_state_dict(dict(state))
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and not value.is_meta and value.shape == parameter.shape:
                 entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...datasets import DATASETS
 from ...pruning.schedules import Update, update_plan
 from ..recipe.lr_schedules import learning_rate_factor
 from ..recipe.read import Recipe
-
-# Training images of the data sets whose size is known without opening them.
-_IMAGES = {"digits": 1500, "cifar10": 50_000, "cifar100": 50_000}
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,11 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
 
 def _batches(recipe: Recipe) -> int:
     data = recipe.data
-    if data.name in _IMAGES:
+    if data.name in DATASETS:
         from ..data.resident import count_used
 
-        return count_used(_IMAGES[data.name], data.batch_size, shuffle=True, drop_last=data.drop_last)[1]
+        count = DATASETS[data.name].train_count
+        return count_used(count, data.batch_size, shuffle=True, drop_last=data.drop_last)[1]
     from ...models import build_model
     from ..data.datasets import count_classes, load_data
 

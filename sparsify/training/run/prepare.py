@@ -20,6 +20,7 @@ from ...surgery.masks import masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport, load_checkpoint
 from ..data.datasets import count_classes, load_data
+from ..data.own_data import check_takes, own_data
 from ..data.types import Data
 from ..loop.optimizer import make_accelerator, make_optimizer
 from ..loop.shrink_midway import make_forward
@@ -45,8 +46,8 @@ class Prepared:
     verification: VerifyReport | None
 
 
-def prepare(recipe: Recipe, *, model: nn.Module | None = None, check: bool = True) -> Prepared:
-    """Return the training that `recipe` declares, or the same with `model` in place of the recipe's.
+def prepare(recipe: Recipe, *, model: nn.Module | None = None, data: Any = None, check: bool = True) -> Prepared:
+    """Return the training that `recipe` declares, or the same with `model` or `data` in place of the recipe's.
 
     Weights are loaded before masks are put on. `check` verifies the conversion. Raises SparsifyError for what does not
     fit together, RunError if the verification finds a fault.
@@ -55,23 +56,27 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, check: bool = Tru
     accelerator = make_accelerator(settings)
     _seed(settings.seed)
     spec, arguments, loaded = None, {}, None
+    own = None if data is None else own_data(data, recipe.data, seed=settings.seed, device=accelerator.device)
     if model is None:
-        spec, arguments = recipe.model.name, {**recipe.model.arguments, "num_classes": count_classes(recipe.data)}
+        classes = count_classes(recipe.data) if own is None else own.num_classes
+        spec, arguments = recipe.model.name, {**recipe.model.arguments, "num_classes": classes}
         model = build_model(spec, pretrained=recipe.model.pretrained, **arguments)
         if recipe.model.checkpoint is not None:
             loaded = load_checkpoint(model, recipe.model.checkpoint)
         if recipe.model.masks is not None:
             load_masks(recipe.model.masks, model)
-    data = load_data(recipe.data, model, seed=settings.seed, device=accelerator.device)
+    if own is not None:
+        check_takes(model, own)
+    found = own or load_data(recipe.data, model, seed=settings.seed, device=accelerator.device)
     conversion = verification = None
     if recipe.prune is not None:
         conversion = convert(model, ignore=recipe.prune.ignore)
     if (recipe.prune is not None or recipe.model.masks is not None) and check:
-        verification = _verified(model, data.input_shape)
+        verification = _verified(model, found.input_shape)
     model.to(accelerator.device).train()
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-    training = _ready(recipe, model, data, accelerator)
+    training = _ready(recipe, model, found, accelerator)
     return Prepared(recipe, training, spec, arguments, loaded, conversion, verification)
 
 
@@ -117,7 +122,7 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _verified(model: nn.Module, input_shape: tuple[int, int, int]) -> VerifyReport:
+def _verified(model: nn.Module, input_shape: tuple[int, ...]) -> VerifyReport:
     generator = torch.Generator().manual_seed(0)
     report = verify(model, (torch.randn(2, *input_shape, generator=generator),))
     if not report.ok:

@@ -20,6 +20,7 @@ from ...models import FROM_PYTHON
 from ...pruning.report import PruningReport
 from ...surgery.masks import get_masks, set_masks
 from ...surgery.shrink.cuts import cuts_of
+from ..data.own_data import own_settings
 from ..loop.shrink_midway import cut_as_before
 from ..loop.train_steps import Record, Training, train_steps
 from ..recipe.read import ModelSettings, Recipe, check_names, parse_recipe, read_recipe
@@ -31,6 +32,7 @@ from .prepare import Prepared, prepare
 # and within a long epoch at the first record after ten minutes.
 _WRITING_SHARE = 0.05
 _LONGEST_SECONDS = 600.0
+_RESTORED = ("step", "seconds", "metrics_size", "model", "optimizer", "pruner", "scaler", "random")
 _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a sparsity is of -> how a shrink calls it
 
 
@@ -56,6 +58,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     model: nn.Module | None = None,
+    data: Any = None,
     check: bool = True,
     on_start: Callable[[Prepared, Path], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -66,15 +69,16 @@ def train(
     TensorBoard events, checkpoints/last.safetensors, checkpoints/best.safetensors (the best test accuracy at the final
     sparsity), masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it
     goes on from its last checkpoint to the same bits; then `recipe` may be None. `model` is trained, in place, instead
-    of the recipe's, which may then be left out; recipe.yaml calls it python:<its class>. `check` verifies that all-ones
-    masks change no bit before training. `on_start` and `on_record` are called with what is about to run and with each
-    record of `train_steps`.
+    of the recipe's, which may then be left out; recipe.yaml calls it python:<its class>. `data` takes the
+    place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair of them for training and test (see
+    docs/data.md); a run that goes on needs it again. `check` verifies that all-ones masks change no bit before
+    training. `on_start` and `on_record` are called with what is about to run and with each record of `train_steps`.
     Raises SparsifyError for a mistake in what was asked, RunError when the loss is no longer a number or the disk full.
     """
-    merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model)
+    merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model, data)
     if not resume:
         folders.check_new(folder, overwrite=overwrite)
-    prepared = prepare(merged, model=model, check=check and not resume)
+    prepared = prepare(merged, model=model, data=data, check=check and not resume)
     training = prepared.training
     if not resume:
         folders.create(folder, merged)
@@ -105,18 +109,21 @@ def _recipe_and_folder(
     out: Path | None,
     resume: bool,
     model: nn.Module | None,
+    data: Any,
 ) -> tuple[Recipe, Path]:
+    own = {} if model is None else {"model": ModelSettings(name=f"{FROM_PYTHON}{type(model).__name__}")}
     if recipe is None:
         if not resume or out is None:
             raise SparsifyError("train: a recipe is needed, or resume=True and the run's folder as out")
-        return folders.stored_recipe(out), out
-    own = {} if model is None else {"model": ModelSettings(name=f"{FROM_PYTHON}{type(model).__name__}")}
-    if isinstance(recipe, Mapping):
+        given = folders.stored_recipe(out)
+    elif isinstance(recipe, Mapping):
         given = parse_recipe({**recipe, **own})
         check_names(given)
     else:
         given = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
         given = given.model_copy(update=own)
+    if data is not None:
+        given = given.model_copy(update={"data": own_settings(data, given.data)})
     folder = out or folders.default_folder(given)
     if resume:
         folders.check_same(folder, given)
@@ -140,6 +147,8 @@ def _restore(training: Training, folder: Path) -> dict[str, Any]:
     if not (folder / folders.LAST).exists():
         return {}
     state = read_state(folder / folders.LAST)
+    if missing := [key for key in _RESTORED if key not in state]:
+        raise SparsifyError(f"{folder / folders.LAST}: damaged checkpoint (without {', '.join(missing)})")
     if state.get("shrunk"):
         set_masks(training.model, state["masks"])
         cut_as_before(training, cuts_from(read_cuts(state["cuts"])), state["shrunk"])
@@ -157,7 +166,7 @@ def _restore(training: Training, folder: Path) -> dict[str, Any]:
 def _keep_masks(prepared: Prepared, folder: Path) -> None:
     """Let the masks at the end of each cycle be written; a run that goes on from before it writes the same again."""
     pruner = prepared.training.pruner
-    if pruner is None or pruner.pruning.schedule.name != "cyclic":
+    if pruner is None or not pruner.pruning.schedule.cyclical:
         return
 
     def keep(cycle: int) -> None:

@@ -47,7 +47,7 @@ def tellable(encoding: str) -> Iterator[tuple[str, Shape]]:
     """Yield the masks of the table that an encoding can tell."""
     for name in PATTERNS:
         for shape in SHAPES:
-            if ENCODINGS[encoding].positions.encode(mask_of(name, shape).reshape(-1), shape) is not None:
+            if ENCODINGS[encoding].codec.encode(mask_of(name, shape).reshape(-1), shape) is not None:
                 yield name, shape
 
 
@@ -56,7 +56,7 @@ def force(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
 
     def forced(name: str, mask: Array, shape: Shape, width: int, *, raw: bool = False) -> Choice:
         row = ENCODINGS[encoding]
-        return Choice(encoding, shape, None if row.suffix is None else row.positions.encode(mask, shape))
+        return Choice(encoding, shape, None if row.suffix is None else row.codec.encode(mask, shape))
 
     monkeypatch.setattr("sparsify.formats.model.stored_tensors.choose", forced)
 
@@ -121,7 +121,7 @@ def test_the_smallest_of_all_encodings_is_chosen(
         chosen = save(model, tmp_path / "chosen")
         sizes = []
         for encoding, row in ENCODINGS.items():
-            if row.values != "all" and row.positions.encode(mask_of(mask, shape).reshape(-1), shape) is not None:
+            if row.values != "all" and row.codec.encode(mask_of(mask, shape).reshape(-1), shape) is not None:
                 force(monkeypatch, encoding)
                 sizes.append(save(model, tmp_path / encoding))
                 monkeypatch.undo()
@@ -180,7 +180,7 @@ def test_altered_bytes_are_an_error_or_a_mask_of_the_number_stored(
 ) -> None:
     shape, mask = drawn
     mask = mask.reshape(-1)
-    positions, kept = ENCODINGS[encoding].positions, int(mask.sum())
+    positions, kept = ENCODINGS[encoding].codec, int(mask.sum())
     stream = positions.encode(mask, shape)
     if stream is None:
         return
@@ -210,14 +210,14 @@ def test_altered_bytes_are_an_error_or_a_mask_of_the_number_stored(
 
 
 def test_blocks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("bits", "gaps"):
-        monkeypatch.setattr(f"sparsify.formats.{module}.BLOCK", 16)
+    for module in ("bitpack", "rice"):
+        monkeypatch.setattr(f"sparsify.formats.codec.{module}.BLOCK", 16)
     generator = np.random.default_rng(0)
     for size in (63, 64, 65, 200, 333):
         for keep in (0.0, 0.02, 0.1, 0.98, 1.0):
             mask, values = generator.random(size) < keep, generator.integers(1, 9, size, dtype=np.uint32)
             row = ENCODINGS["delta"]
-            stream = row.positions.encode(mask, (size,))
+            stream = row.codec.encode(mask, (size,))
             assert stream is not None
             decoded = row.decode({".kept": row.content(values, mask), ".gaps": stream}, (size,))
             assert np.array_equal(decoded[0], values * mask) and np.array_equal(decoded[1], mask)

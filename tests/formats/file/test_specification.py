@@ -148,5 +148,5 @@ def test_every_encoding_is_on_the_page_with_its_bytes() -> None:
     masks = {"delta": kept, "n:m": two_of_four, "units": corner}
     assert len(examples) == len(masks)
     for name, mask in masks.items():
-        stream = ENCODINGS[name].positions.encode(mask.reshape(-1), mask.shape)
+        stream = ENCODINGS[name].codec.encode(mask.reshape(-1), mask.shape)
         assert stream is not None and stream.tobytes() == bytes.fromhex(examples[f"{ENCODINGS[name].suffix}"[1:]])

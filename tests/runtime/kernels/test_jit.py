@@ -13,8 +13,8 @@ import numba
 import pytest
 
 from sparsify.errors import CacheWarning, RunError
+from sparsify.runtime.kernels import interpreter
 from sparsify.runtime.kernels import jit as compiled
-from sparsify.runtime.kernels import sparse_conv as kernels
 from sparsify.runtime.kernels.jit import HERE, KernelCache, fingerprint, ready
 
 SOURCES = sorted(path.name for path in HERE.glob("*.py"))
@@ -163,7 +163,7 @@ def test_a_compilation_that_failed_is_tried_again_and_what_is_said_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dispatcher = Compiles(2)
-    monkeypatch.setattr(kernels, "enter", dispatcher)
+    monkeypatch.setattr(interpreter, "enter", dispatcher)
     monkeypatch.setattr(compiled, "_running", None)
     for _ in range(2):
         with pytest.raises(RunError, match="no compiler"):
@@ -181,9 +181,9 @@ def test_several_threads_wait_for_one_compilation(monkeypatch: pytest.MonkeyPatc
     class Slow:
         def compile(self, signature: object) -> None:
             begun.append(signature)
-            assert goes_on.wait(10)
+            assert goes_on.wait(60)
 
-    monkeypatch.setattr(kernels, "enter", Slow())
+    monkeypatch.setattr(interpreter, "enter", Slow())
     monkeypatch.setattr(compiled, "_running", None)
     callers = [threading.Thread(target=ready) for _ in range(4)]
     for caller in callers:

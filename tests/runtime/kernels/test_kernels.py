@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
 
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
-from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.plan import Plan
 
@@ -37,8 +38,8 @@ def plan_of(engine: Engine) -> Plan:
 def check(model: nn.Module, x: Tensor, threads: int = 1, calls: int = 0) -> Engine:
     """Hold the engine's outputs against float64's; all but `calls` operations must have kernels."""
     engine = compile(model, x, threads=threads, tune=False)
-    way = next(iter(engine.ways.values()))
-    assert way.kind != "torch", way.why
+    strategy = next(iter(engine.strategies.values()))
+    assert strategy.kind != "torch", strategy.why
     parts = plan_of(engine).program.parts
     assert sum(not isinstance(part, Segment) for part in parts) == calls
     with torch.no_grad():
@@ -199,7 +200,12 @@ def test_a_number_that_is_none_goes_through_as_in_torch() -> None:
 def test_many_weights_are_done_in_tiles_and_the_rest_singly() -> None:
     layer = nn.Conv2d(3, 6, 3, padding=1)
     engine = check(layer, torch.randn(2, 3, 8, 8))
-    assert [step.kind for step in plan_of(engine).steps] == ["PACK", "CONVOLVE_TILES", "CONVOLVE", "UNPACK"]
+    assert [step.opcode for step in plan_of(engine).instructions] == [
+        Opcode.PACK,
+        Opcode.CONVOLVE_TILES,
+        Opcode.CONVOLVE,
+        Opcode.UNPACK,
+    ]
 
 
 @pytest.mark.parametrize(("groups", "stride", "images"), [(1, 1, 16), (1, 2, 3), (2, 1, 1), (1, 1, 1)])
@@ -208,7 +214,11 @@ def test_many_input_channels_are_summed_in_chunks(groups: int, stride: int, imag
     layer.weight.data = sparse(tuple(layer.weight.shape), 0.25)
     follows = nn.Sequential(layer, nn.ReLU())
     engine = check(follows, sparse((images, 192 * groups, 7, 9), 1, 1), threads=2)
-    chunks = [step.rows.chunks for step in plan_of(engine).steps if isinstance(step, Step) and step.rows is not None]
+    chunks = [
+        step.rows.chunks
+        for step in plan_of(engine).instructions
+        if isinstance(step, Instruction) and step.rows is not None
+    ]
     assert chunks[0] > 1
 
 
@@ -226,7 +236,7 @@ def test_what_is_added_is_overwritten_only_if_nothing_else_reads_it(
 
     weights = [sparse((64, count, k, k), keep, seed) for seed, (count, k) in enumerate([(3, 3), (64, 3), (64, 1)])]
     engine = check(Calls(block, *weights), sparse((images, 3, *size), 1, 5), threads=2)
-    sums = [step for step in plan_of(engine).steps if isinstance(step, Step) and len(step.reads) > 1]
+    sums = [step for step in plan_of(engine).instructions if isinstance(step, Instruction) and len(step.reads) > 1]
     in_place = [step.reads[1] == step.writes for step in sums if step.rows is not None]
     assert in_place == [not ahead] * len(in_place) != []
 
@@ -242,7 +252,9 @@ def test_a_layer_that_adds_its_own_input_does_not_overwrite_it() -> None:
         return F.conv2d(y, weight) + y
 
     engine = check(Calls(recurrent, sparse((4, 4, 1, 1), 1)), sparse((2, 4, 6, 6), 1, 1))
-    last = [step for step in plan_of(engine).steps if isinstance(step, Step) and step.rows is not None][-1]
+    last = [step for step in plan_of(engine).instructions if isinstance(step, Instruction) and step.rows is not None][
+        -1
+    ]
     assert last.reads[0] == last.reads[1] != last.writes
 
 
@@ -284,7 +296,7 @@ def test_a_view_behind_a_transposition_is_torch_s_on_what_is_contiguous_now() ->
 
     model, x = Tokens().eval(), torch.randn(2, 4, 3, 3)
     engine = compile(model, x, threads=1, tune=False)
-    assert next(iter(engine.ways.values())).kind != "torch"
+    assert next(iter(engine.strategies.values())).kind != "torch"
     torch.testing.assert_close(engine(x), model(x))
 
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
 
-from sparsify.runtime.kernels import opcodes as columns
 from sparsify.runtime.kernels.activations import apply
-from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.kernels.opcodes import Activation, Opcode
 from tests.runtime.kernels.test_kernels import QUICK, Calls, check, plan_of, sparse
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,7 +33,7 @@ PARAMETERS = {"leaky_relu": 0.01, "elu": 1.0}
 
 def applied(name: str, x: Tensor) -> Tensor:
     values = x.numpy().copy()
-    apply(columns.FUNCTIONS.index(name), values, 0, len(values), np.float32(PARAMETERS.get(name, 0)), np.float32(1))
+    apply(Activation[name.upper()], values, 0, len(values), np.float32(PARAMETERS.get(name, 0)), np.float32(1))
     return torch.from_numpy(values)
 
 
@@ -56,7 +56,7 @@ def test_functions_keep_nan_and_infinity_as_torch_does(name: str) -> None:
 
 
 def test_every_function_of_the_table_is_tested() -> None:
-    assert set(columns.FUNCTIONS) == set(FUNCTIONS)
+    assert {one.name.lower() for one in Activation} == set(FUNCTIONS)
 
 
 @QUICK
@@ -131,7 +131,11 @@ def test_what_can_be_is_done_in_place() -> None:
         return F.silu(F.silu(F.conv2d(x, v)))
 
     engine = check(Calls(forward, sparse((3, 2, 1, 1), 1)), sparse((2, 2, 5, 5), 1, 2))
-    steps = [step for step in plan_of(engine).steps if isinstance(step, Step) and step.kind == "FUNCTION_OF"]
+    steps = [
+        step
+        for step in plan_of(engine).instructions
+        if isinstance(step, Instruction) and step.opcode == Opcode.ACTIVATION
+    ]
     assert [step.reads for step in steps] == [(steps[0].writes,)] * 2
 
 

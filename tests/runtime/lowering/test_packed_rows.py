@@ -13,7 +13,7 @@ SIZES = st.integers(1, 30)
 
 @pytest.mark.skipif(WIDTH != 16, reason="counts vectors of AVX-512")
 @pytest.mark.parametrize(
-    ("height", "width", "lanes", "shape", "linear"),
+    ("height", "width", "batch", "shape", "linear"),
     [
         (2, 2, 16, (2, 2), False),
         (4, 4, 16, (2, 4), False),
@@ -24,9 +24,9 @@ SIZES = st.integers(1, 30)
     ],
 )
 def test_borders_are_computed_only_where_that_saves_something(
-    height: int, width: int, lanes: int, shape: tuple[int, int], linear: bool
+    height: int, width: int, batch: int, shape: tuple[int, int], linear: bool
 ) -> None:
-    planes = Planes(1, height, width, 1, lanes)
+    planes = Planes(1, height, width, 1, batch)
     assert tiling(planes, planes) == Tiling(*shape, linear)
 
 
@@ -34,21 +34,21 @@ def test_borders_are_computed_only_where_that_saves_something(
     height=SIZES,
     width=SIZES,
     pad=st.integers(0, 2),
-    lanes=st.integers(1, 33),
+    batch=st.integers(1, 33),
     gap=st.booleans(),
     shapes=st.sampled_from([SHAPES, SHARED_SHAPES]),
 )
 def test_a_tiling_is_allowed_and_the_cheapest(
-    height: int, width: int, pad: int, lanes: int, gap: bool, shapes: tuple[tuple[int, int], ...]
+    height: int, width: int, pad: int, batch: int, gap: bool, shapes: tuple[tuple[int, int], ...]
 ) -> None:
-    out = Planes(1, height, width, pad, lanes)
-    source = Planes(1, height + gap, width + gap, pad, lanes)
+    out = Planes(1, height, width, pad, batch)
+    source = Planes(1, height + gap, width + gap, pad, batch)
     found = tiling(out, source, shapes)
     assert not (found.linear and gap)
-    # Rows that end inside a vector go one after the other.
+    # PackedRows that end inside a vector go one after the other.
     assert found.rows == 1 or (out.row % WIDTH == 0 and not found.linear)
     rows = [Tiling(*shape, False) for shape in shapes if shape[0] == 1]
     assert _cost(found, out) <= min(_cost(one, out) for one in rows)
     if keeps_within(out, source) and out.row % WIDTH:
         assert found.linear
-    assert _cost(found, out) >= (height * width * lanes) / WIDTH
+    assert _cost(found, out) >= (height * width * batch) / WIDTH

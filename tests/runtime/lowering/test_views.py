@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
 
-from sparsify.runtime.lowering.builder import Step
+from sparsify.runtime.kernels.opcodes import Opcode
 from tests.runtime.kernels.test_kernels import QUICK, Calls, check, plan_of, sparse
 
 
@@ -88,8 +89,8 @@ def test_a_dense_block_copies_nothing() -> None:
             return torch.cat(kept, 1)
 
     engine = check(Block(), sparse((3, 2, 6, 6), 1))
-    kinds = {step.kind for step in plan_of(engine).steps if isinstance(step, Step)}
-    assert kinds <= {"PACK", "UNPACK", "CONVOLVE", "CONVOLVE_TILES"}
+    kinds = {step.opcode for step in plan_of(engine).instructions if isinstance(step, Instruction)}
+    assert kinds <= {Opcode.PACK, Opcode.UNPACK, Opcode.CONVOLVE, Opcode.CONVOLVE_TILES}
 
 
 @QUICK

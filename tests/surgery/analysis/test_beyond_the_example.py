@@ -31,6 +31,7 @@ ASKING: dict[str, Callable[[Tensor], Any]] = {
     "item": lambda x: x.sum().item() > 0,
     "int": lambda x: int(x.sum() * 10) > 0,
     "float": lambda x: float(x.max()) > 0,
+    "numpy": lambda x: x.numpy().sum() > 0,
     "tolist": lambda x: x.mean(1).tolist()[0] > 0,
     "equal": lambda x: torch.equal(x, x.abs()),
     "allclose": lambda x: torch.allclose(x, x.abs()),
@@ -195,6 +196,39 @@ def test_outputs_of_the_training_pass_are_outputs(make: Callable[[Tensor, Tensor
     assert not model.training
 
 
+class AskingDropout(Supervised):
+    """A head that is returned where a dropout below is in train mode: the analysis keeps layers in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda y, s: (y, s))
+        self.drop = nn.Dropout(0.4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.drop(self.a(x))
+        side, y = self.h1(x), self.h2(self.b(x))
+        return (y, side) if self.drop.training else y
+
+
+def test_a_pass_in_train_mode_has_dropout_in_train_mode_too() -> None:
+    model = AskingDropout().eval()
+    report = shrink(model, IMAGE, dead="zeros")
+    assert report.training == "its outputs have other shapes"
+    assert (model.drop.p, report.model.drop.p, report.model.drop.training) == (0.4, 0.4, False)
+
+
+class Dropping(Supervised):
+    """Drops entries in its own forward, as timm's models do before their classifier."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = nn.functional.dropout(self.b(self.a(x)), 0.3, training=self.training)
+        return self.h1(y), self.h2(y)
+
+
+def test_what_a_forward_drops_in_train_mode_may_go() -> None:
+    found = analyse(Dropping(lambda y, s: (y, s)), IMAGE)
+    assert (found.groups, found.barriers) == (16, ())
+
+
 def test_an_analysis_of_a_converted_model_is_that_of_the_plain_one() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 9, 1), nn.ReLU(), nn.Conv2d(9, 2, 1)
@@ -220,9 +254,55 @@ class TwoOutputs(nn.Module):
 
 
 def test_each_output_is_compared_by_its_own_largest_entry() -> None:
-    from sparsify.surgery.shrink.other_inputs import relative_error
+    from sparsify.relative_error import relative_error
 
     with torch.no_grad():
         ours = TwoOutputs()(X)
     theirs = (ours[0] * 1.5, ours[1])
     assert relative_error(ours, theirs) == pytest.approx(1 / 3, rel=1e-3)
+
+
+def stacked() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 3, 1), Mixing()).eval()
+
+
+SMALL, OTHER = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 8, 4)
+
+
+def test_units_that_another_example_does_not_have_are_left_out() -> None:
+    model = stacked()
+    alone, both = analyse(model, SMALL), analyse(model, SMALL, examples=[SMALL, OTHER])
+    assert (alone.groups, both.groups) == (13, 9) and not alone.barriers
+    assert "4 units stay: for example 3 other channels go together, or matter" in both.barriers
+    assert both.produced == {"0.weight": 0, "0.bias": 0, "2.weight": 0, "2.bias": 0}
+    assert set(both.labels) == {*both.produced, "3.a.weight"} and len(both.dead) == 9
+    assert sorted(both.labels["0.weight"][0].tolist() + both.labels["2.weight"][0].tolist()) == list(range(9))
+    assert max(int(axis.max()) for operation in both.operations for axis in operation.axes) == 8
+
+
+def test_a_pruner_leaves_units_that_another_example_does_not_have() -> None:
+    torch.manual_seed(0)
+    model = stacked()
+    convert(model)
+    settings = {"granularity": "unit", "sparsity": 0.5, "schedule": "one_shot"}
+    pruner = Pruner(model, settings, 1, example_input=SMALL, examples=[OTHER])
+    pruner.start()
+    assert pruner.report().choices == 9 and any("for example 2" in note for note in pruner.report().notes)
+    report = shrink(model, SMALL, examples=[OTHER])
+    for given in (SMALL, OTHER):
+        torch.testing.assert_close(report.model(given), model(given))
+    assert report.removed == pruner.report().chosen == 4 and not report.kept
+    assert report.model[3].a.out_channels == 16  # type: ignore[index, union-attr]
+
+
+def test_a_pruner_whose_examples_agree_about_nothing_says_why() -> None:
+    model = Bucketed()
+    convert(model, ignore=["short", "long"])
+    with pytest.raises(SparsifyError, match="no unit .* for example 2 other channels go together"):
+        Pruner(
+            model,
+            {"granularity": "unit", "sparsity": 0.5},
+            1,
+            example_input=torch.randn(1, 3, 4, 4),
+            examples=[torch.randn(1, 3, 16, 16)],
+        )

@@ -106,12 +106,24 @@ def test_an_average_that_was_made_by_hand_is_mended_by_sync_masks() -> None:
     assert all(torch.equal(get_masks(average)[name], mask) for name, mask in get_masks(model).items())
 
 
-def test_an_average_made_before_the_conversion_averages_as_it_did() -> None:
-    model = NETWORKS["layers"]()
-    average = ModelEmaV2(model, decay=0.5)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", AVERAGES)
+def test_an_average_made_before_the_conversion_says_so_and_is_converted(name: str, network: str) -> None:
+    model = NETWORKS[network]()
+    make, update = AVERAGES[name]
+    average = make(model)
+    before = {key: value.clone() for key, value in average.state_dict().items()}
     convert(model)
+    Pruner(model, {"sparsity": 0.5, "schedule": "one_shot"}, 1).start()
+    line = "carries no masks, its model does: it was built before sparsify.convert; build it of the converted model"
+    with pytest.raises(SparsifyError, match=line):
+        update(average, model)
+    assert all(torch.equal(value, before[key]) for key, value in average.state_dict().items())
     with pytest.raises(SparsifyError, match="carries no mask in the average"):
         sync_masks(average.module, model)
+    convert(average)
+    update(average, model)
+    assert all(torch.equal(get_masks(average.module)[key], mask) for key, mask in get_masks(model).items())
 
 
 def test_sync_masks_serves_averages_of_any_make() -> None:
@@ -128,6 +140,37 @@ def test_sync_masks_serves_averages_of_any_make() -> None:
         sync_masks(plain, model)
     with pytest.raises(SparsifyError, match="the live model carries no masks"):
         sync_masks(average, plain)
+
+
+@pytest.mark.parametrize("how", ["copied", "assigned", "loaded", "set", "put there"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_true_is_one_whatever_its_byte(network: str, how: str) -> None:
+    model, other = NETWORKS[network](), NETWORKS[network]()
+    other.load_state_dict(model.state_dict())
+    convert(model)
+    convert(other)
+    bits = {name: torch.rand(mask.shape) < 0.5 for name, mask in get_masks(model).items()}
+    set_masks(other, bits)
+    odd = {name: (mask.byte() * 2).view(torch.bool) for name, mask in bits.items()}
+    state = {**model.state_dict(), **{f"{name}_mask": mask for name, mask in odd.items()}}
+    if how in ("assigned", "loaded"):
+        model.load_state_dict(state, assign=how == "assigned")
+    elif how == "set":
+        set_masks(model, odd)
+    for name, mask in odd.items() if how in ("copied", "put there") else ():
+        owner, _, key = name.rpartition(".")
+        if how == "copied":
+            get_masks(model)[name].copy_(mask)
+        else:
+            setattr(model.get_submodule(owner), f"{key}_mask", mask)
+    results = []
+    for one in (model, other):
+        out = one(X)
+        out = out[0] if isinstance(out, tuple) else out
+        out.square().sum().backward()
+        results.append([out, *(parameter.grad for parameter in one.parameters())])
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    assert all(int(get_masks(model)[name].sum()) == int(mask.sum()) for name, mask in bits.items())
 
 
 @pytest.mark.parametrize("assign", [True, False])

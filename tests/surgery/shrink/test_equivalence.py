@@ -3,18 +3,19 @@
 import math
 
 import torch
+from sparsify.relative_error import relative_error
 from torch import Tensor, nn
 
 from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.equivalence import _failing
-from sparsify.surgery.shrink.other_inputs import outputs, relative_error
+from sparsify.surgery.shrink.other_inputs import outputs
 from sparsify.surgery.shrink.shrink import shrink
 
 
 def test_the_difference_is_the_largest_over_the_largest_of_its_tensor() -> None:
     assert relative_error([torch.tensor([1.0, 4.0])], [torch.tensor([2.0, 4.0])]) == 0.25
     assert relative_error([torch.tensor([1.0]), torch.tensor([8.0])], [torch.tensor([2.0]), torch.tensor([8.0])]) == 0.5
-    assert relative_error([torch.tensor([0.5])], [torch.tensor([0.0])]) == 0.5, "of nothing it is the difference itself"
+    assert relative_error([torch.tensor([0.5])], [torch.tensor([0.0])]) == math.inf, "nothing is small beside zeros"
     assert relative_error([torch.empty(0)], [torch.empty(0)]) == 0
 
 
@@ -29,8 +30,9 @@ def test_equal_infinities_and_no_numbers_are_no_difference_and_no_measure() -> N
 
 
 def test_whole_numbers_and_truths_are_compared() -> None:
-    assert relative_error([torch.tensor([True, False])], [torch.tensor([True, True])]) == 1
-    assert relative_error([torch.tensor([3])], [torch.tensor([4])]) == 0.25
+    assert relative_error([torch.tensor([True, False])], [torch.tensor([True, True])]) == math.inf
+    assert relative_error([torch.tensor([3])], [torch.tensor([4])]) == math.inf
+    assert relative_error([torch.tensor([4])], [torch.tensor([4])]) == 0
 
 
 class Own(nn.Module):

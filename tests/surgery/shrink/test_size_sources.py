@@ -84,6 +84,20 @@ def by_a_split(block: Any, x: Tensor) -> Tensor:
     return block.o(y) + positions(block, x, 2 * block.most)  # type: ignore[no-any-return]
 
 
+def beyond_the_example(block: Any, x: Tensor) -> Tensor:
+    """The rest of a division shows from the fifth position on that `buckets` is not a number of channels."""
+    y = block.q(x).view(len(x), x.shape[1], block.width)
+    rows = block.table(torch.arange(x.shape[1]) % block.buckets)
+    return block.o(y.relu()) + rows + x.new_ones(1, block.buckets).mean()  # type: ignore[no-any-return]
+
+
+def two_at_once(block: Any, x: Tensor) -> Tensor:
+    """To spare one of both alone does not help."""
+    y = block.q(x).view(len(x), x.shape[1], block.width)
+    rows = block.table(torch.arange(x.shape[1]) * 2 % block.sizes["n"])
+    return block.o(y.relu()) + rows * block.sizes["k"][0]  # type: ignore[no-any-return]
+
+
 CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any], set[str]]] = {
     "plain": (plain, {"buckets": 8, "width": 8}, {"width"}),
     "several": (two_of_them, {"buckets": 8, "width": 8, "scale": 8, "length": 8}, {"width"}),
@@ -91,6 +105,8 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any], set[str]
     "dict": (in_a_dict, {"sizes": {"buckets": 8, "inner": {"width": 8}}}, {"sizes.inner.width"}),
     "configuration": (in_a_configuration, {"config": SimpleNamespace(buckets=8, width=8)}, {"config.width"}),
     "arithmetic": (by_arithmetic, {"heads": 4, "each": 2, "buckets": 4, "unused": 4}, {"heads"}),
+    "beyond": (beyond_the_example, {"buckets": 8, "width": 8}, {"width"}),
+    "two": (two_at_once, {"sizes": {"n": 8, "k": [8, 3]}, "width": 8}, {"width"}),
     "split": (by_a_split, {"left": 4, "right": 4, "most": 4}, {"left", "right"}),
 }
 

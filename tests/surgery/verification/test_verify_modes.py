@@ -1,7 +1,7 @@
 """verify: no false alarm where chance or state decides, and all the modes that matter."""
 
+import itertools
 import random
-import time
 from typing import Any
 
 import numpy as np
@@ -77,11 +77,13 @@ def test_chance_and_state_are_the_same_for_both(cls: type[Layers], seed: int) ->
 
 
 def test_what_no_seed_repeats_is_not_compared() -> None:
-    class ByTime(Layers):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + time.perf_counter()
+    calls = itertools.count()
 
-    model = ByTime()
+    class Counting(Layers):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + next(calls)
+
+    model = Counting()
     convert(model)
     report = verify(model, X)
     assert report.ok and report.identical_eval is None and report.identical_train is None
@@ -224,3 +226,16 @@ def test_a_forward_that_writes_to_its_parameters_leaves_the_model_as_it_was() ->
     model = Clamped()
     convert(model)
     assert verify(model, X).ok and model.scale.item() == 3.0
+
+
+def test_arguments_that_the_example_never_gives_are_named() -> None:
+    class Optional(Layers):
+        def forward(self, x: Tensor, scale: float = 1.0, *rest: Any, bias: Tensor | None = None, **more: Any) -> Tensor:
+            return super().forward(x) * scale + (0 if bias is None else bias)
+
+    model = Optional()
+    convert(model)
+    line = "not compared with arguments that the example leaves out: "
+    assert line + "scale, bias" in verify(model, X).notes
+    assert line + "bias" in verify(model, (X, 2.0)).notes
+    assert not any(note.startswith(line) for note in verify(model, (X, 2.0), {"bias": torch.zeros(())}).notes)

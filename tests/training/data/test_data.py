@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sparsify.datasets import DATASETS, default_of_each, known_names, normalised_by_timm
 from torch import Tensor, nn
 
 from sparsify.errors import SparsifyError
 from sparsify.models import build_model
-from sparsify.training.data.datasets import DIGITS_FOR_TRAINING, count_classes, load_data
+from sparsify.training.data.datasets import count_classes, load_data
 from sparsify.training.data.image_files import FileLoader
 from sparsify.training.data.input_size import input_for
 from sparsify.training.data.resident import Images, Normalisation, TensorLoader, View, normalisation_of
@@ -48,12 +49,36 @@ def labels(batches: Iterator[tuple[Tensor, Tensor]]) -> list[list[int]]:
 def test_digits_are_those_of_the_source() -> None:
     datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
     source = datasets.load_digits()
-    data = load_data(DataSettings(crop_padding=0), Takes(channels=1))
+    data, count = load_data(DataSettings(crop_padding=0), Takes(channels=1)), DATASETS["digits"].train_count
+    assert data.test is not None
     images, classes = map(torch.cat, zip(*data.test, strict=True))
-    assert classes.tolist() == source.target[DIGITS_FOR_TRAINING:].tolist()
-    train = torch.from_numpy(source.images[:DIGITS_FOR_TRAINING]).float()
-    expected = (torch.from_numpy(source.images[DIGITS_FOR_TRAINING:]).float() - train.mean()) / train.std(correction=0)
+    assert classes.tolist() == source.target[count:].tolist()
+    train = torch.from_numpy(source.images[:count]).float()
+    expected = (torch.from_numpy(source.images[count:]).float() - train.mean()) / train.std(correction=0)
     assert torch.allclose(images[:, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, row in DATASETS.items() if row.embedded])
+def test_an_embedded_set_is_as_its_row_says(name: str) -> None:
+    row, settings = DATASETS[name], DataSettings(name=name)
+    data = load_data(settings, Takes(channels=row.channels))
+    assert data.input_shape == (row.channels, row.image_size, row.image_size)
+    assert (data.train_count, data.test_count, count_classes(settings)) == (
+        row.train_count,
+        row.test_count,
+        row.classes,
+    )
+    labels = torch.cat([classes for _, classes in data.test])
+    assert set(labels.tolist()) == set(range(row.classes))
+
+
+def test_lists_of_data_sets_follow_from_the_table() -> None:
+    assert known_names() == "digits (embedded), cifar10, cifar100, folder:PATH, or a name of timm.data"
+    assert default_of_each(lambda row: row.crop_padding) == "4 for cifar10 and cifar100, 1 for digits"
+    assert [name for name in (*DATASETS, "folder:x", "torch/mnist", "python:Own") if normalised_by_timm(name)] == [
+        "folder:x",
+        "torch/mnist",
+    ]
 
 
 def test_digits_have_their_fixed_split_size_and_classes() -> None:
@@ -212,6 +237,7 @@ def test_cifar100_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.Mon
     arrays = write_cifar100(tmp_path, monkeypatch)
     data = load_data(DataSettings(name="cifar100", dir=str(tmp_path), batch_size=4), Takes())
     assert data.num_classes == 100 and data.input_shape == (3, 32, 32) and len(data.train) == 2
+    assert data.test is not None
     [(images, classes)] = data.test
     assert classes.tolist() == [0, 1]
     train = arrays["train"].reshape(6, 3, 32, 32).astype(np.float64)

@@ -239,7 +239,7 @@ def test_wrong_recipe_is_answered_without_torch(file: Path) -> None:
     code = dedent("""\
         import sys
         from sparsify.errors import SparsifyError
-        from sparsify.training.recipe import read_recipe
+        from sparsify.training.recipe.read import read_recipe
         try:
             read_recipe(sys.argv[1])
         except SparsifyError as error:

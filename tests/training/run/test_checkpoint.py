@@ -22,6 +22,8 @@ from sparsify.training.run.checkpoint import (
     write_state,
 )
 
+SAMPLE = Path(__file__).with_name("samples") / "version1.safetensors"
+
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
@@ -78,6 +80,50 @@ def test_a_file_cut_or_foreign_is_one_clear_error(tmp_path: Path, content: bytes
     with pytest.raises(SparsifyError, match="damaged checkpoint") as caught:
         read_state(path)
     assert "\n" not in str(caught.value)
+
+
+def test_any_byte_that_changes_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    write_state(path, {"step": 3, "tensors": (torch.arange(3), torch.tensor([True, False]))})
+    written = path.read_bytes()
+    for position in range(len(written)):
+        path.write_bytes(written[:position] + bytes([written[position] ^ 1]) + written[position + 1 :])
+        with pytest.raises(SparsifyError, match="checkpoint") as caught:
+            read_state(path)
+        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_the_first_version_is_read() -> None:
+    state = read_state(SAMPLE)
+    assert [state[key] for key in ("step", "best", "seconds")] == [3, None, 0.5]
+    assert state["model"]["w"].tolist() == [[1.5, -0.0], [2.0, -3.0]]
+    assert state["model"]["w_mask"].tolist() == [[True, False], [True, True]]
+    momentum = state["optimizer"]["state"][0]["momentum_buffer"]
+    assert momentum.dtype == torch.bfloat16 and momentum.tolist() == [0.25, 0.5]
+    assert state["optimizer"]["param_groups"] == [{"lr": 0.1, "params": [0]}]
+    assert state["random"]["python"] == (3, (1, 2), None)
+    assert state["random"]["torch"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_of_the_first_version_ends_in_one_line_or_another_state(tmp_path: Path) -> None:
+    # It has no checksums: a flipped bit in a tensor cannot be told.
+    path, written = tmp_path / "c", SAMPLE.read_bytes()
+    failed = 0
+    for position in range(len(written)):
+        path.write_bytes(written[:position] + bytes([written[position] ^ 1]) + written[position + 1 :])
+        try:
+            read_state(path)
+        except SparsifyError as error:
+            failed += 1
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+    assert failed > 100
+
+
+def test_two_values_of_one_path_are_two_tensors(tmp_path: Path) -> None:
+    state = {"a/b": torch.ones(1), "a": {"b": torch.zeros(1)}}
+    write_state(tmp_path / "c", state)
+    back = read_state(tmp_path / "c")
+    assert (back["a/b"].item(), back["a"]["b"].item()) == (1, 0)
 
 
 def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:

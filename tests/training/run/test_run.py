@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from sparsify.errors import RunError, SparsifyError
@@ -14,7 +16,7 @@ from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, set_masks
 from sparsify.training.recipe.read import parse_recipe
 from sparsify.training.run import train as run
-from sparsify.training.run.checkpoint import read_state
+from sparsify.training.run.checkpoint import read_state, write_state
 from sparsify.training.run.prepare import prepare
 from sparsify.training.run.train import TrainResult, train
 
@@ -346,3 +348,38 @@ def test_a_new_run_in_the_place_of_another_leaves_none_of_its_masks(tmp_path: Pa
     train(recipe(epochs=5), out=tmp_path / "run", model=small_model(), check=False)
     train(recipe(prune={"sparsity": 0.5}), out=tmp_path / "run", model=small_model(), check=False, overwrite=True)
     assert not list((tmp_path / "run").glob("masks/*"))
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_the_first_version(tmp_path: Path) -> None:
+    def kill(record: dict[str, Any]) -> None:
+        if record["step"] == 7:
+            raise Killed
+
+    whole = train(recipe(), out=tmp_path / "whole", model=small_model())
+    with pytest.raises(Killed):
+        train(recipe(), out=tmp_path / "cut", model=small_model(), on_record=kill)
+    path = tmp_path / "cut" / "checkpoints" / "last.safetensors"
+    with safe_open(path, framework="pt") as file:
+        old = {"sparsify_checkpoint": "1", "state": file.metadata()["state"]}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    save_file(tensors, path, metadata=old)
+    assert_same(whole, train(None, out=tmp_path / "cut", resume=True, model=small_model()))
+
+
+def test_a_damaged_checkpoint_is_one_line_with_its_name_and_nothing_is_changed(tmp_path: Path) -> None:
+    train(recipe(epochs=1), out=tmp_path, model=small_model())
+    path = tmp_path / "checkpoints" / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SparsifyError, match=r"last\.safetensors: damaged checkpoint") as caught:
+        train(None, out=tmp_path, resume=True, model=small_model())
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_without_what_a_run_needs_is_damaged(tmp_path: Path) -> None:
+    train(recipe(epochs=1), out=tmp_path, model=small_model())
+    path = tmp_path / "checkpoints" / "last.safetensors"
+    write_state(path, {key: value for key, value in read_state(path).items() if key != "optimizer"})
+    with pytest.raises(SparsifyError, match=r"last\.safetensors: damaged checkpoint \(without optimizer\)"):
+        train(None, out=tmp_path, resume=True, model=small_model())

@@ -1,4 +1,4 @@
-"""Validation errors of a recipe -> one line: where, which key, what was given, what is allowed, the nearest guess."""
+"""Validation errors of settings -> one line: where, which key, what was given, what is allowed, the nearest guess."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ...errors import SparsifyError, nearest
-from .yaml_lines import Keys
+from .errors import SparsifyError, did_you_mean, nearest
+
+Keys = tuple[str | int, ...]
 
 
 class Source:
-    """Where each key of a recipe was written: a file's lines, or the override that set it."""
+    """Where each key of settings was written: a file's lines, or the override that set it; `joint` precedes a key."""
 
-    def __init__(self, name: str, lines: Mapping[Keys, int]) -> None:
-        self.name = name
+    def __init__(self, name: str, lines: Mapping[Keys, int], *, joint: str = ": ") -> None:
+        self.name, self._joint = name, joint
         self._lines = dict(lines)
         self._overrides: dict[Keys, str] = {}
 
@@ -35,7 +36,7 @@ class Source:
                 return f"{self._overrides[path[:length]]}: {dotted}"
             if path[:length] in self._lines:
                 return f"{self.name}:{self._lines[path[:length]]}: {dotted}"
-        return f"{self.name}: {dotted}"
+        return f"{self.name}{self._joint}{dotted}" if dotted else self.name
 
     def order(self, path: Keys) -> tuple[int, int]:
         """Return a sort key: the file's lines in order, then the overrides."""
@@ -153,8 +154,7 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _with_guess(problem: str, given: Any, allowed: list[str]) -> str:
-    guess = nearest(str(given), allowed)
-    hint = f"; did you mean '{guess}'?" if guess else ""
+    hint = did_you_mean(str(given), allowed)
     return f"{problem}{hint} (known: {', '.join(allowed)})"
 
 
@@ -167,8 +167,7 @@ def _describe_value(details: list[Any], given: Any) -> str:
             wanted.append(message)
     text = "; or ".join(wanted)
     expected = str(details[0].get("ctx", {}).get("expected", ""))
-    guess = nearest(given, re.findall(r"'([^']*)'", expected)) if isinstance(given, str) else None
-    hint = f"; did you mean '{guess}'?" if guess else ""
+    hint = did_you_mean(given, re.findall(r"'([^']*)'", expected)) if isinstance(given, str) else ""
     # What a check of ours says names the value itself; a section is too much to repeat.
     told = (
         isinstance(given, Mapping) or repr(given) in text and any(detail["type"] == "value_error" for detail in details)

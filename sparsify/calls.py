@@ -1,0 +1,150 @@
+"""A call of a model: its arguments, as an example gives them, and the tensors in what it returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .errors import SparsifyError
+
+_KINDS = "a tensor, a tuple of positional arguments, a dict of keyword arguments or sparsify.Inputs(*args, **kwargs)"
+
+
+class Inputs:
+    """The arguments of one call of a model: `Inputs(x, mask=mask)` stands for `model(x, mask=mask)`.
+
+    It says what a tensor, a tuple (positional arguments) or a dict (keyword arguments) cannot say: both kinds together,
+    and one argument that is itself a tuple or a dict, `Inputs(batch)`. Immutable, apart from what the tensors hold.
+    """
+
+    __slots__ = ("args", "kwargs")
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        object.__setattr__(self, "args", args)
+        object.__setattr__(self, "kwargs", kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"Inputs cannot be changed: {name}")
+
+    def __reduce__(self) -> tuple[Callable[..., Inputs], tuple[Any, ...]]:
+        return _restored, (self.args, self.kwargs)
+
+    def __repr__(self) -> str:
+        parts = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
+        return f"Inputs({', '.join(parts)})"
+
+
+def _restored(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    return Inputs(*args, **kwargs)
+
+
+# So that what maps over an example's tensors maps over these.
+pytree.register_pytree_node(
+    Inputs,
+    lambda inputs: ([inputs.args, dict(inputs.kwargs)], None),
+    lambda parts, _: _restored(*parts),
+    serialized_type_name="sparsify.Inputs",
+)
+
+
+def inputs_of(example_input: Any, where: str, model: nn.Module | None = None) -> Inputs:
+    """Return the call that an example stands for: a tuple is positional arguments, a dict keyword arguments.
+
+    Anything else, a list as well, is one argument. Raises SparsifyError, one line that begins with `where` and shows
+    the right call, for a dict whose keys are not names and for arguments that the `forward` of `model` does not take.
+    """
+    if isinstance(example_input, Inputs):
+        inputs = example_input
+    elif isinstance(example_input, tuple):
+        inputs = Inputs(*example_input)
+    elif isinstance(example_input, Mapping):
+        for key in example_input:
+            if not isinstance(key, str):
+                raise SparsifyError(
+                    f"{where}: a dict as example_input holds keyword arguments, and {key!r} is no argument's name; "
+                    "as one argument it is sparsify.Inputs(example_input)"
+                )
+        inputs = Inputs(**example_input)
+    else:
+        inputs = Inputs(example_input)
+    signature = None if model is None else _signature(model)
+    if signature is not None:
+        try:
+            signature.bind(*inputs.args, **inputs.kwargs)
+        except TypeError as error:
+            raise SparsifyError(
+                f"{where}: the example_input does not fit forward({_names(signature)}): {error}; "
+                f"{_advice(signature, example_input)}"
+            ) from error
+    return inputs
+
+
+def _signature(model: nn.Module) -> inspect.Signature | None:
+    try:
+        return inspect.signature(model.forward)
+    except (TypeError, ValueError):  # written in C, say: the call itself will show
+        return None
+
+
+def _names(signature: inspect.Signature) -> str:
+    bare = [
+        one.replace(annotation=one.empty, default=one.empty if one.default is one.empty else ...)
+        for one in signature.parameters.values()
+    ]
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))[1:-1].replace("Ellipsis", "...")
+
+
+def _advice(signature: inspect.Signature, example_input: Any) -> str:
+    if isinstance(example_input, list) and _takes(signature, *example_input):
+        return "a list is one argument: give tuple(example_input)"
+    if not isinstance(example_input, Inputs) and _takes(signature, example_input):
+        return "to give it as one argument, write sparsify.Inputs(example_input)"
+    return f"give {_KINDS}"
+
+
+def _takes(signature: inspect.Signature, *args: Any) -> bool:
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return False
+    return True
+
+
+def run(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """Return what the call gives."""
+    return model(*inputs.args, **inputs.kwargs)
+
+
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """Return the tensors in a model's output, whatever holds them: containers, data classes, plain objects."""
+    leaves = []
+    for leaf in pytree.tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            leaves.append(leaf)
+        elif isinstance(leaf, Mapping):
+            leaves += tensors_in(dict(leaf))
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
+            leaves += tensors_in(dict(vars(leaf)))
+    return leaves
+
+
+def plain(outputs: Any) -> Any:
+    """Return a model's output in dicts, lists and tuples, which a program can hold without the model's classes."""
+    if outputs is None or isinstance(outputs, (Tensor, bool, int, float, str)):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return {key: plain(value) for key, value in outputs.items()}
+    if isinstance(outputs, tuple) and hasattr(outputs, "_asdict"):
+        return plain(outputs._asdict())
+    if isinstance(outputs, (list, tuple)):
+        return (list if isinstance(outputs, list) else tuple)(map(plain, outputs))
+    if is_dataclass(outputs) and not isinstance(outputs, type):
+        return {one.name: plain(getattr(outputs, one.name)) for one in fields(outputs)}
+    return plain(vars(outputs)) if hasattr(outputs, "__dict__") else outputs

@@ -1,0 +1,60 @@
+"""The data sets that are known by name: one row each, from which every list of them follows. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# What timm decodes and normalises: a folder of image files, and the prefixes of the readers of timm.data.
+FOLDER = "folder:"
+TIMM_READERS = ("torch/", "hfds/")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A set of square images that fits in memory, with a fixed split.
+
+    `reader` is "module:function" below the package, the function (folder) -> (training images, test images) as
+    `training.data.resident.Images`. `image_size` is in pixels; `crop_padding` and `flip` are how a recipe varies
+    training images by default. Images are normalised by mean and standard deviation of the training pixels, which are
+    counted when they are read. `embedded`: the images come with the package.
+    """
+
+    classes: int
+    channels: int
+    image_size: int
+    train_count: int
+    test_count: int
+    crop_padding: int
+    flip: bool
+    reader: str
+    embedded: bool = False
+
+
+# A further set is a row here and a function in training/data/readers.py.
+DATASETS = {
+    # A mirrored digit is another sign.
+    "digits": DataSet(10, 1, 8, 1500, 297, 1, False, "training.data.readers:digits", embedded=True),
+    "cifar10": DataSet(10, 3, 32, 50_000, 10_000, 4, True, "training.data.readers:cifar10"),
+    "cifar100": DataSet(100, 3, 32, 50_000, 10_000, 4, True, "training.data.readers:cifar100"),
+}
+
+
+def known_names() -> str:
+    """Return all that names a data set, as a help text lists it: "digits (embedded), ..., or a name of timm.data"."""
+    names = [f"{name} (embedded)" if row.embedded else name for name, row in DATASETS.items()]
+    return f"{', '.join(names)}, {FOLDER}PATH, or a name of timm.data"
+
+
+def default_of_each(what: Callable[[DataSet], object]) -> str:
+    """Return a default that depends on the set in words, the most common one first: "4 for cifar10, 1 for digits"."""
+    groups: dict[str, list[str]] = {}
+    for name, row in DATASETS.items():
+        groups.setdefault(str(what(row)).lower(), []).append(name)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return ", ".join(f"{value} for {' and '.join(names)}" for value, names in ordered)
+
+
+def normalised_by_timm(name: str) -> bool:
+    """Return whether images of the set `name` are normalised as timm does; our own and a user's are not."""
+    return name.startswith((FOLDER, *TIMM_READERS))

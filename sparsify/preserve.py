@@ -1,0 +1,57 @@
+"""What is put back after a model was run for something else than training: modes and random states."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+RandomState: TypeAlias = tuple[Any, Any, Tensor]
+
+
+def cpu_random_state() -> RandomState:
+    """Return the states of the global random generators of Python, NumPy and torch on the CPU."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def set_cpu_random_state(state: RandomState) -> None:
+    """Set the global random generators to a state from `cpu_random_state`."""
+    python, numpy, cpu = state
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+
+
+def seed_cpu(number: int) -> None:
+    """Seed the global random generators of Python, NumPy and torch on the CPU with a number below 2^64."""
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)
+
+
+@contextmanager
+def keep_random_states(device: torch.device | None = None) -> Iterator[None]:
+    """Put the random states of Python, NumPy, torch on the CPU and, if it is another, `device` back at the end."""
+    state = cpu_random_state()
+    devices = [] if device is None or device.type in ("cpu", "meta") else [device]
+    try:
+        with torch.random.fork_rng(devices, device_type=device.type if device is not None and devices else "cuda"):
+            yield
+    finally:
+        set_cpu_random_state(state)
+
+
+@contextmanager
+def keep_modes(model: nn.Module) -> Iterator[None]:
+    """Put every module's own mode (train or eval) back at the end: a user may keep some in eval mode while training."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,43 @@
+"""How far outputs are from those expected, with one meaning of NaN and infinity everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Attention masks write minus infinity as the most negative number of a type: such entries are no measure of the others.
+_AS_INFINITE = 1e30
+
+
+def relative_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
+    """Return max |found - expected| / max |expected| of the pair of tensors where that is largest.
+
+    Entries that are equal, or NaN in both, agree; where only one is NaN or infinite the error is infinite. Infinite
+    entries, and those beyond 1e30, do not count in max |expected|. The error is also infinite for tensors of another
+    shape or type, for integers or other values that are not equal, and where `expected` is all zeros and `found` not.
+    """
+    if len(found) != len(expected):
+        return float("inf")
+    return max((_of_pair(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+
+
+def _of_pair(found: Any, expected: Any) -> float:
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
+        return 0.0 if type(found) is type(expected) and found == expected else float("inf")
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return 0.0 if torch.equal(found, expected) else float("inf")
+    a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (found, expected))
+    same = (a == b) | (a.isnan() & b.isnan())
+    if bool(same.all()):
+        return 0.0
+    error = float(torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=float("inf"), posinf=float("inf")).max())
+    size = b.abs()
+    largest = float(torch.where(size < _AS_INFINITE, size, 0.0).max())
+    return error / largest if largest else float("inf")

@@ -1,0 +1,141 @@
+"""Which modules ask in Python how large their input is: they may do something else for sizes that were not tried.
+
+Under `SizeWatch` the sizes that tensors tell are numbers that note when they are compared. A number of channels is the
+same for every input, so only modules of which the comparisons are not the same for two inputs count.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..recording.context import module_names
+
+Asked: TypeAlias = dict[str, list[tuple[Any, ...]]]  # module -> what was compared, in order
+
+_SAME_FOR_ALL_SIZES = ("torch", "einops", __name__.partition(".")[0])  # packages whose comparisons are checks
+_TELLING = ("size", "__len__", "numel")
+_watching: list[SizeWatch] = []
+
+
+class SizeWatch(TorchFunctionMode):
+    """Notes in `asked` what the modules of a model compare sizes with, while their forwards run in the block."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.asked: Asked = {}
+        self._running: list[str] = []
+        self._names = module_names(model, self._running)
+
+    def __enter__(self) -> SizeWatch:
+        self._names.__enter__()
+        _watching.append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _watching.remove(self)
+        self._names.__exit__(None, None, None)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outcome = func(*args, **(kwargs or {}))
+        if isinstance(outcome, torch.Size):
+            return torch.Size(tuple(_known(size, {size}) for size in outcome))
+        if type(outcome) is int and getattr(func, "__name__", "") in _TELLING:
+            if func is Tensor.__len__:
+                self.note("len", outcome)  # what Python makes of it is a plain number again
+            return _known(outcome, {outcome})
+        return outcome
+
+    def note(self, *what: Any) -> None:
+        """Note a comparison in the module whose forward runs."""
+        self.asked.setdefault(self._running[-1] if self._running else "", []).append(what)
+
+
+def modules_that_ask(runs: Sequence[Mapping[str, list[tuple[Any, ...]]]]) -> list[str]:
+    """Return the modules whose comparisons of sizes are not the same in all of these runs."""
+    modules = dict.fromkeys(module for run in runs for module in run)
+    return [module for module in modules if any(run.get(module) != runs[0].get(module) for run in runs)]
+
+
+def _note(*what: Any) -> None:
+    caller = sys._getframe(2).f_globals.get("__name__", "")
+    checks = caller.partition(".")[0] in _SAME_FOR_ALL_SIZES and caller != nn.ModuleList.__module__
+    if _watching and not checks:
+        _watching[-1].note(*what)
+
+
+def _asking(kind: type, name: str) -> Callable[..., Any]:
+    plain = getattr(kind, name)
+
+    def ask(self: Any, *others: Any) -> Any:
+        _note(name, _plain(self), *map(_plain, others), *(sorted(_made_of(one)) for one in (self, *others)))
+        return plain(self, *others)
+
+    return ask
+
+
+def _handing_on(kind: type, name: str) -> Callable[..., Any]:
+    plain = getattr(kind, name)
+
+    def hand_on(self: Any, *others: Any) -> Any:
+        outcome = plain(self, *others)
+        if outcome is NotImplemented and type(others[0]) is float:  # Python would ask the other for a plain number
+            outcome = getattr(float, name)(float.__new__(float, int.__int__(self)), *others)
+        return _known(outcome, _made_of(self).union(*map(_made_of, others)))
+
+    return hand_on
+
+
+def _plain(value: Any) -> Any:
+    """Return a number as one that notes nothing; anything else that is compared with one as its type's name."""
+    if isinstance(value, (int, float)):
+        return float.__add__(value, 0.0) if isinstance(value, float) else int.__int__(value)
+    return type(value).__name__
+
+
+def _made_of(value: Any) -> set[int]:
+    """Return the sizes that a number was made of."""
+    found: set[int] = getattr(value, "sizes", set())
+    return found
+
+
+def _known(outcome: Any, sizes: set[int]) -> Any:
+    """Return numbers as ones that know the sizes that they were made of."""
+    if type(outcome) is tuple:
+        return tuple(_known(one, sizes) for one in outcome)
+    if type(outcome) not in (int, float):
+        return outcome
+    made = _Size(outcome) if type(outcome) is int else _Ratio(outcome)
+    made.sizes = sizes
+    return made
+
+
+class _Size(int):
+    """A size that notes when Python code asks how large it is, and so do numbers that are made of it."""
+
+    sizes: set[int]
+
+
+class _Ratio(float):
+    """A number with a fraction that was made of a size."""
+
+    sizes: set[int]
+
+
+_COMPARING = "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ __bool__".split()
+_MAKING = "add sub mul floordiv truediv mod divmod pow".split()
+for _kind in (_Size, _Ratio):
+    _base: type = _kind.__mro__[1]
+    for _name in [*_COMPARING, "__float__", "__int__"]:
+        setattr(_kind, _name, _asking(_base, _name))
+    for _name in [*(f"__{side}{name}__" for name in _MAKING for side in ("", "r")), "__neg__", "__abs__"]:
+        setattr(_kind, _name, _handing_on(_base, _name))
+    for _name in ("__round__", "__ceil__", "__floor__", "__trunc__"):
+        setattr(_kind, _name, _handing_on(_base, _name))

@@ -1,0 +1,203 @@
+"""Data of the user's own, given from Python: data sets or data loaders of torch.utils.data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from ...errors import SparsifyError
+from ...models import FROM_PYTHON
+from ...preserve import cpu_random_state, keep_random_states, seed_cpu, set_cpu_random_state
+from ..recipe.settings import DataSettings
+from .image_files import FileLoader
+from .input_size import refuses
+from .resident import Batch, generator_for
+from .types import Data, Loader
+
+# What a recipe says about how images are found and varied, which data of the user's own do themselves.
+_NOT_OURS = ("dir", "image_size", "crop_padding", "padding_mode", "flip", "train_split", "test_split")
+
+
+def own_settings(given: Any, settings: DataSettings) -> DataSettings:
+    """Return the data section that a run of data given from Python has: named after its class, sized as its loader.
+
+    Raises SparsifyError for what is no data, and for settings that these data would not follow.
+    """
+    train, test = _pair(given)
+    source = train.dataset if isinstance(train, DataLoader) else train
+    for key in _NOT_OURS:
+        if getattr(settings, key) != DataSettings.model_fields[key].default:
+            raise SparsifyError(
+                f"data.{key}: data given from Python find and vary their images themselves; leave it out"
+            )
+    changed: dict[str, Any] = {"name": f"{FROM_PYTHON}{type(source).__name__}"}
+    if isinstance(train, DataLoader):
+        changed |= {"workers": train.num_workers, "drop_last": bool(train.drop_last)}
+        changed |= {"batch_size": train.batch_size} if train.batch_size else {}
+    if isinstance(test, DataLoader) and test.batch_size:
+        changed["test_batch_size"] = test.batch_size
+    return settings.model_copy(update=changed)
+
+
+def own_data(given: Any, settings: DataSettings, *, seed: int, device: torch.device | str = "cpu") -> Data:
+    """Return data given from Python: a data set, a DataLoader, or a pair of either for training and test.
+
+    They yield pairs (images, class indices). Data sets are batched, shuffled and resumed as image files are: their
+    random transforms draw from (seed, epoch, image). A DataLoader keeps its batches and its order; its epoch draws from
+    (seed, epoch), whichever of the global generators or its own it uses, and one that goes on inside an epoch reads the
+    batches before again. The shape of an image is that of the first batch. The number of classes is `num_classes`, else
+    what the set tells (`classes`), else one more than the largest class index of the first training batch.
+    Without test data nothing is evaluated.
+    """
+    train, test = _pair(given)
+    loaders: list[Loader] = []
+    for part, size, shuffle in ((train, settings.batch_size, True), (test, settings.test_batch_size, False)):
+        if isinstance(part, DataLoader):
+            loaders.append(GivenLoader(part, seed))
+        elif part is not None:
+            drop_last = settings.drop_last and shuffle
+            loaders.append(FileLoader(part, size, settings.workers, seed, shuffle, drop_last, "cpu"))
+    shape, seen = _first_batch(train, seed)
+    sets: list[Any] = [one.dataset if isinstance(one, DataLoader) else one for one in (train, test)]
+    told = len(getattr(sets[0], "classes", ()) or ())
+    classes = settings.num_classes or told or seen
+    checked = [Checked(loader, classes, device) for loader in loaders]
+    train_count, test_count = (0 if one is None else len(one) for one in sets)
+    return Data(
+        settings.name, classes, shape, checked[0], checked[1] if test is not None else None, train_count, test_count
+    )
+
+
+def check_takes(model: nn.Module, data: Data) -> None:
+    """Raise SparsifyError, with the model's reason, if it does not take images like those of `data`."""
+    refusal = refuses(model, data.input_shape)
+    if refusal is not None:
+        shape = "x".join(map(str, data.input_shape))
+        reason = " ".join(str(refusal).split())[:200]
+        raise SparsifyError(f"data: the model takes no image of {shape}: {reason}") from refusal
+
+
+@dataclass
+class GivenLoader:
+    """A user's DataLoader, whose epoch `index` depends on the seed and the index alone."""
+
+    loader: DataLoader[Any]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `index`, from batch number `start` on; those before it are read and dropped."""
+        number = generator_for(self.seed, index).initial_seed()
+        drawing: tuple[Any, ...] = (self.loader, self.loader.sampler, self.loader.batch_sampler)
+        for part in drawing:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(index)
+            if isinstance(getattr(part, "generator", None), torch.Generator):
+                part.generator.manual_seed(number)
+        with keep_random_states():
+            seed_cpu(number)
+            batches = iter(self.loader)
+            state = cpu_random_state()
+        for position in range(len(self.loader)):
+            # Between two batches the generators belong to the training.
+            with keep_random_states():
+                set_cpu_random_state(state)
+                batch = next(batches)
+                state = cpu_random_state()
+            if position >= start:
+                yield batch
+
+
+@dataclass
+class Checked:
+    """A loader whose batches are looked at, and put on the device: a class index beyond the model's is told as such."""
+
+    loader: Loader
+    classes: int
+    device: torch.device | str
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `index`, from batch number `start` on; SparsifyError for one that does not fit."""
+        for batch in self.loader.epoch(index, start):
+            _check_batch(batch)
+            images, labels = batch
+            wrong = labels[(labels < 0) | (labels >= self.classes)]
+            if len(wrong):
+                raise SparsifyError(
+                    f"data.num_classes: the data have a class {int(wrong[0])}, but {self.classes} classes were "
+                    f"expected, 0 to {self.classes - 1}; give their number here"
+                )
+            yield images.to(self.device), labels.long().to(self.device)
+
+
+def _pair(given: Any) -> tuple[Any, Any]:
+    parts = given if isinstance(given, tuple | list) else (given, None)
+    told = [part for part in parts if part is not None]
+    if len(parts) == 2 and parts[0] is not None and all(isinstance(part, Dataset | DataLoader) for part in told):
+        for part in told:
+            _check_length(part)
+        return parts[0], parts[1]
+    kinds = f"({', '.join(type(part).__name__ for part in parts)})" if parts is given else type(given).__name__
+    raise SparsifyError(
+        f"train: data is {kinds}; it is a torch.utils.data.Dataset or DataLoader, or a pair of them (training, test)"
+    )
+
+
+def _check_length(part: Any) -> None:
+    source = part.dataset if isinstance(part, DataLoader) else part
+    if isinstance(source, IterableDataset) or not hasattr(source, "__len__"):
+        raise SparsifyError(
+            f"train: data: {type(source).__name__} has no length, so that the steps of an epoch are not known; "
+            "give a Dataset with __len__ and __getitem__"
+        )
+    if getattr(part, "persistent_workers", False):
+        raise SparsifyError(
+            "train: data: workers that persist keep random states from epoch to epoch, so that a run could not go on "
+            "to the same bits; set persistent_workers=False, or give the Dataset"
+        )
+
+
+def _first_batch(train: Any, seed: int) -> tuple[tuple[int, ...], int]:
+    """Return the shape of an image in the first training batch, and one more than its largest class index."""
+    with keep_random_states():
+        seed_cpu(generator_for(seed, 0).initial_seed())
+        try:
+            if isinstance(train, DataLoader):
+                batch = next(GivenLoader(train, seed).epoch(0), None)
+            else:
+                batch = default_collate([train[index] for index in range(min(len(train), 64))]) if len(train) else None
+        except (TypeError, IndexError, AttributeError, RuntimeError) as error:
+            raise SparsifyError(f"train: data: no batch can be made: {' '.join(str(error).split())[:200]}") from error
+    if batch is None:
+        raise SparsifyError("train: data: the training set is empty")
+    _check_batch(batch)
+    images, labels = batch
+    return tuple(images.shape[1:]), int(labels.max()) + 1
+
+
+def _check_batch(batch: Any) -> None:
+    wanted = "pairs of images (floating numbers) and class indices (whole numbers), one for each image"
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        raise SparsifyError(f"train: data: batches are {wanted}; this one is a {type(batch).__name__}")
+    images, labels = batch
+    if not images.is_floating_point() or labels.dtype not in (torch.int64, torch.int32) or labels.ndim != 1:
+        got = ", ".join(f"{tuple(part.shape)} of {part.dtype}".replace("torch.", "") for part in batch)
+        raise SparsifyError(f"train: data: batches are {wanted}; this one has {got}")
+    if len(images) != len(labels):
+        raise SparsifyError(f"train: data: a batch has {len(images)} images and {len(labels)} class indices")

@@ -1,0 +1,117 @@
+"""Adapters that compute a layer's weight anew: masks hold on it, or convert says that none can enter."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sparsify import convert, fold, set_masks, verify
+
+X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Adapter(nn.Module):
+    """Adds the product of two small matrices to the weight of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(8, 6)
+        self.a, self.b = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.base.weight + self.b @ self.a, self.base.bias)
+
+
+class Branching(Adapter):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(-x if x.sum() > 0 else x)
+
+
+class Holder(nn.Module):
+    """Reads a layer that is no child of its own."""
+
+    def __init__(self, base: nn.Linear, how: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(6, 2))
+        self.__dict__["held"] = {"list": [base], "dict": {0: base}, "object": base}[how]
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = self.held if isinstance(self.held, nn.Module) else self.held[0]
+        return F.linear(x, base.weight + self.b @ self.a)
+
+
+class Reader(Holder):
+    def __init__(self, base: nn.Linear, how: str) -> None:
+        super().__init__(base, how)
+        del self.a, self.b
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = self.held if isinstance(self.held, nn.Module) else self.held[0]
+        return F.linear(x, base.weight, base.bias)
+
+
+class Apart(nn.Module):
+    def __init__(self, kind: type[Holder], how: str) -> None:
+        super().__init__()
+        self.base, self.leave = nn.Linear(8, 6), nn.Linear(6, 4)
+        self.adapter = kind(self.base, how)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.adapter(x))
+
+
+@pytest.mark.parametrize("kind", [Adapter, Branching])
+def test_a_weight_that_another_is_computed_from_is_said_to_be_dense(kind: type[nn.Module]) -> None:
+    model = kind()
+    report = convert(model)
+    assert report.skipped["base.weight"] == f"{kind.__name__} computes another weight from it"
+    assert "base.weight" not in report.masked and verify(model, X).ok
+
+
+@pytest.mark.parametrize("how", ["list", "dict", "object"])
+@pytest.mark.parametrize("kind", [Holder, Reader])
+def test_a_weight_that_is_read_from_afar_is_said_to_be_dense(kind: type[Holder], how: str) -> None:
+    model = Apart(kind, how)
+    report = convert(model)
+    assert report.skipped["base.weight"] == "adapter reads it although it is not below: no mask can enter there"
+    assert "leave.weight" in report.masked and verify(model, X).ok
+
+
+class Functional(Adapter):
+    """Calls its layer with another weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = {"weight": self.base.weight + self.b @ self.a, "bias": self.base.bias}
+        return functional_call(self.base, weights, (x,)) + self.base(x)  # type: ignore[no-any-return]
+
+
+class FunctionalBelow(Functional):
+    """Calls a module with another weight of a layer below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.block[2].weight + self.b @ self.a
+        return functional_call(self.block, {"2.weight": weight}, (x,)) + F.linear(x, self.base.weight)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Functional, FunctionalBelow])
+def test_a_layer_that_is_called_with_other_weights_uses_these(kind: type[nn.Module]) -> None:
+    plain: Any = kind().eval()
+    model: Any = kind().eval()
+    model.load_state_dict(plain.state_dict())
+    report = convert(model)
+    assert "base.weight" in report.masked and torch.equal(model(X), plain(X))
+    assert verify(model, X).identical_eval and verify(model, X).identical_train
+    with torch.no_grad():
+        model.a.mul_(2)
+        plain.a.mul_(2)
+    assert torch.equal(model(X), plain(X))  # what is added counts
+    set_masks(model, {"base.weight": torch.zeros(6, 8, dtype=torch.bool)})
+    assert not torch.equal(model(X), plain(X))
+    torch.testing.assert_close(fold(model)(X), model(X))
