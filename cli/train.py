@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from sparsify.datasets import known_names
 
+from sparsify.datasets import known_names
 from sparsify.errors import SparsifyError
 
 from .main import Stopped

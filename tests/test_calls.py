@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from sparsify.calls import inputs_of, run, tensors_in
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import sparsify
+from sparsify.calls import inputs_of, run, tensors_in
 from sparsify.errors import SparsifyError
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from sparsify.relative_error import relative_error
 from torch import Tensor
+
+from sparsify.relative_error import relative_error
 
 INF, NAN = float("inf"), float("nan")
 LOWEST = torch.finfo(torch.float32).min

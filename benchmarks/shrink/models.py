@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch_pruning
-from sparsify.relative_error import relative_error
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
+from sparsify.relative_error import relative_error
 from sparsify.surgery.channels import Channels, analyse
 from sparsify.surgery.shrink.other_inputs import outputs
 from sparsify.surgery.shrink.shrink import shrink

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from rich.table import Table
-from sparsify.calls import Inputs
-from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, fx
 
+from sparsify.calls import Inputs
 from sparsify.formats.io.atomic import atomic_write
+from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.describe import Line, lines
 from sparsify.runtime.program.plan import Plan, alone, arrays_of, contiguous, make_plan, memory

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from sparsify.calls import inputs_of, run
 from torch import Tensor, nn
 
 import sparsify
+from sparsify.calls import inputs_of, run
 from sparsify.errors import SparsifyError
 
 

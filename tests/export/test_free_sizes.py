@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from sparsify.calls import run, tensors_in
 from torch import Tensor, nn
 from torch.export import Dim
 
 import sparsify
+from sparsify.calls import run, tensors_in
 from sparsify.errors import RunError, SparsifyError
 from sparsify.export.save import write
 from tests.export.test_exported import FORMATS, masked, needed

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as tuned
 from hypothesis import strategies as st
-from sparsify.pruning.settings.curves import cubic, cyclic, linear
 
 from sparsify.errors import SparsifyError
 from sparsify.pruning.schedules import Update, curve, cycle_at, cycles, update_plan
+from sparsify.pruning.settings.curves import cubic, cyclic, linear
 from sparsify.pruning.settings.prune import Pruning, parse_pruning
 
 TENTH, HALF = Fraction(1, 10), Fraction(1, 2)

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from sparsify.calls import Inputs
-from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import sparsify
+from sparsify.calls import Inputs
 from sparsify.errors import EngineWarning
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
 from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.lowering import rules
+from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.tuning.search import TORCH, difference
 
 

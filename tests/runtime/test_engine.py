@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
 
 import sparsify
@@ -16,6 +15,7 @@ from sparsify.errors import CacheWarning
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
 from sparsify.runtime.kernels.opcodes import Opcode
+from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.tuning.search import TORCH, Strategy, difference
 
 

@@ -11,9 +11,9 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 import torch
-from sparsify.calls import Inputs
 from torch import Tensor, nn
 
+from sparsify.calls import Inputs
 from sparsify.runtime import thread_pool as workers
 from sparsify.runtime.kernels import interpreter
 from sparsify.runtime.kernels.jit import ready

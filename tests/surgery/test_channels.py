@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sparsify.relative_error import relative_error
 from torch import Tensor, nn
 
 from sparsify import convert, fold, set_masks
+from sparsify.relative_error import relative_error
 from sparsify.surgery.channels import analyse
 from sparsify.surgery.shrink.other_inputs import outputs
 from sparsify.surgery.shrink.shrink import shrink

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
 
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
 from sparsify.runtime.kernels.opcodes import Opcode
+from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.plan import Plan
 

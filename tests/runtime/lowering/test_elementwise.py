@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
 
 from sparsify.runtime.kernels.activations import apply
 from sparsify.runtime.kernels.opcodes import Activation, Opcode
+from sparsify.runtime.lowering.ir import Instruction
 from tests.runtime.kernels.test_kernels import QUICK, Calls, check, plan_of, sparse
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsify.runtime.lowering.ir import Instruction
 from torch import Tensor, nn
 
 from sparsify.runtime.kernels.opcodes import Opcode
+from sparsify.runtime.lowering.ir import Instruction
 from tests.runtime.kernels.test_kernels import QUICK, Calls, check, plan_of, sparse
 
 

@@ -2,10 +2,10 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sparsify.runtime.lowering.ir import Instruction
 
 from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.kernels.planes import ALIGNMENT, Planes
+from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.program.assemble import plan_memory
 
 SIZES = st.integers(1, 9)

@@ -4,9 +4,9 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from sparsify.relative_error import relative_error
 from torch import Tensor, nn
 
+from sparsify.relative_error import relative_error
 from sparsify.surgery.channels import analyse
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.shrink.shrink import shrink

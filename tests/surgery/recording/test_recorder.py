@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from sparsify.calls import tensors_in
 from torch import Tensor, nn
 
+from sparsify.calls import tensors_in
 from sparsify.surgery.channels import analyse
 from sparsify.surgery.recording.ops import STALE, Recording
 from sparsify.surgery.recording.recorder import record

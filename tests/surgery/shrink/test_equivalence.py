@@ -3,9 +3,9 @@
 import math
 
 import torch
-from sparsify.relative_error import relative_error
 from torch import Tensor, nn
 
+from sparsify.relative_error import relative_error
 from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.equivalence import _failing
 from sparsify.surgery.shrink.other_inputs import outputs

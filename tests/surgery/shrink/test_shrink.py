@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sparsify.relative_error import relative_error
 from torch import Tensor, nn
 
 from sparsify import convert, fold, set_masks
 from sparsify.errors import RunError, SparsifyError
+from sparsify.relative_error import relative_error
 from sparsify.surgery.channels import analyse
 from sparsify.surgery.shrink.other_inputs import outputs
 from sparsify.surgery.shrink.shrink import ShrinkReport, shrink

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sparsify.datasets import DATASETS, default_of_each, known_names, normalised_by_timm
 from torch import Tensor, nn
 
+from sparsify.datasets import DATASETS, default_of_each, known_names, normalised_by_timm
 from sparsify.errors import SparsifyError
 from sparsify.models import build_model
 from sparsify.training.data.datasets import count_classes, load_data

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sparsify.training.data.own_data import check_takes, own_data, own_settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from sparsify.errors import SparsifyError
+from sparsify.training.data.own_data import check_takes, own_data, own_settings
 from sparsify.training.recipe.settings import DataSettings
 from sparsify.training.run import train as run
 from sparsify.training.run.train import train
