@@ -14,7 +14,7 @@ from .analysis.liveness import Liveness
 from .recording.ops import Op
 
 if TYPE_CHECKING:
-    from .channels import Channels
+    from .channel_groups import Channels
 
 
 def dead_by_group(live: Liveness, ops: Iterable[Op]) -> frozenset[Op]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.bias_sinks import bias_sinks
-from ..channels import Study
 from ..masks import masked_parameters
 from ..recording.context import all_double
 from ..recording.ops import Op
 from ..recording.recorder import record
+from ..study import Study
 from .cuts import Cuts, cut, every_tensor
 from .equivalence import doubles
 from .indices import without

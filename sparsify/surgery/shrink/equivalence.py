@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ...relative_error import relative_error
-from ..channels import Study
 from ..recording.context import all_double
 from ..recording.recorder import record
+from ..study import Study
 from .cuts import every_tensor
 from .other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
 from .size_attributes import PrunedShapes

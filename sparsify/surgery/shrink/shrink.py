@@ -16,12 +16,13 @@ from ...errors import RunError, SparsifyError
 from ..agreement import same_groups
 from ..analysis.coupling import Heads
 from ..analysis.mac_counts import multiply_adds
-from ..channels import Dead, Study, check_dead, check_heads, study
+from ..channels import check_dead, check_heads
 from ..conversion.fold import fold
 from ..masks import all_masked_parameters
 from ..recording.ops import Recording
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
+from ..study import Dead, Study, study
 from .bias_absorption import absorbed, constant_inputs, cut_and_absorb, fixed_biases
 from .cuts import Cuts, cuts_of
 from .equivalence import Proof

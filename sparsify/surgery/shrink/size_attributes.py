@@ -14,8 +14,8 @@ import numpy as np
 from torch import nn
 
 from ..analysis.coupling import varying
-from ..channels import Study
 from ..recording.ops import FILLS, Op, Value
+from ..study import Study
 from .size_sources import SPLITS, Sources, Use
 
 # Operations that are given the sizes of their result.
