@@ -1,4 +1,4 @@
-"""The parts of a pruning: the weights of each rule, and those of none, with their own settings and choices."""
+"""The parts of a pruning: the weights of each rule, and those of none, with their own settings and candidates."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..surgery.channels import Channels
 from ..surgery.ignore_patterns import PatternError
 from ..surgery.masks import MaskedWeight
 from ..surgery.rules.table import Rule
-from .build_candidates import make_choices
+from .build_candidates import build_candidates
 from .criteria.gradients import with_first_input
 from .criteria.table import CRITERIA, Context, Criterion
 from .mask_update import update_masks
-from .schedules import Update, plan
-from .selection.candidates import Choices
+from .schedules import Update, update_plan
+from .selection.candidates import Candidates
 from .selection.prunable_weights import matching_weights, pruned_weights
 from .settings.prune import Pruning
-from .units.group_candidates import UnitChoices
+from .units.group_candidates import GroupCandidates
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Part:
     match: tuple[str, ...]
     pruning: Pruning
     plan: tuple[Update, ...]
-    choices: Choices
+    candidates: Candidates
     criterion: Criterion
 
     def needs(self, what: str) -> bool:
@@ -54,16 +54,16 @@ def make_parts(
 ) -> tuple[Part, ...]:
     """Return the parts of a pruning of `model`, those of rules first; `times` are its total steps, and an epoch's.
 
-    Raises SparsifyError as `make_choices` does, and for a rule that no weight is left for.
+    Raises SparsifyError as `build_candidates` does, and for a rule that no weight is left for.
     """
     parts = []
     for match, own, names in _settings(model, pruning):
-        choices = make_choices(model, own, names, example_input, channels, rules, examples)
+        candidates = build_candidates(model, own, names, example_input, channels, rules, examples)
         criterion = own.criterion.function or CRITERIA[own.criterion.name]
-        parts.append(Part(match, own, tuple(plan(own, *times)), choices, criterion))
+        parts.append(Part(match, own, tuple(update_plan(own, *times)), candidates, criterion))
     owners: dict[str, Part] = {}
     for part in parts:
-        for name in part.choices.names:
+        for name in part.candidates.names:
             if name in owners:
                 raise SparsifyError(
                     f"pruning.rules: {name} is tied to weights of two parts, {_named(owners[name])} and "
@@ -125,9 +125,9 @@ def update_parts(
     """Write the masks that the update of this index asks for in every part, and return the sparsity that is due."""
     due, sizes = [], []
     for part in parts:
-        own = {name: weights[name] for name in part.choices.names}
+        own = {name: weights[name] for name in part.candidates.names}
         given = replace(context, options=part.pruning.criterion.options)
-        due.append(update_masks(part.plan[index], part.pruning, part.criterion, part.choices, own, given, union))
+        due.append(update_masks(part.plan[index], part.pruning, part.criterion, part.candidates, own, given, union))
         sizes.append(sum(weight.mask.numel() for weight in own.values()))
     return due[0] if len(due) == 1 else sum(map(float.__mul__, due, map(float, sizes))) / max(1, sum(sizes))
 
@@ -136,22 +136,26 @@ def removed(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> float
     """Return the sparsity that the masks have at present."""
     masks = {name: weight.mask for name, weight in weights.items()}
     if len(parts) == 1:
-        return float(parts[0].choices.removed(masks))
+        return float(parts[0].candidates.removed(masks))
     gone = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
     return gone / max(1, sum(mask.numel() for mask in masks.values()))
 
 
 def measured_prices(parts: Sequence[Part]) -> dict[str, Tensor]:
     """Return the prices that were measured, under "prices": those of two pruners differ."""
-    choices = parts[0].choices
+    candidates = parts[0].candidates
     measured = parts[0].pruning.criterion.per == "milliseconds"
-    return {"prices": choices.prices} if measured and isinstance(choices, UnitChoices) else {}
+    return {"prices": candidates.prices} if measured and isinstance(candidates, GroupCandidates) else {}
 
 
 def at_prices(parts: tuple[Part, ...], prices: Tensor) -> tuple[Part, ...]:
     """Return the parts at other prices than those that were measured."""
-    choices = parts[0].choices
-    return (replace(parts[0], choices=choices.at_prices(prices)),) if isinstance(choices, UnitChoices) else parts
+    candidates = parts[0].candidates
+    return (
+        (replace(parts[0], candidates=candidates.at_prices(prices)),)
+        if isinstance(candidates, GroupCandidates)
+        else parts
+    )
 
 
 def private_generator(generator: torch.Generator | None) -> torch.Generator:

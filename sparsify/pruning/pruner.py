@@ -19,8 +19,8 @@ from .criteria.gradients import LossFunction, on_model_and_batch
 from .criteria.table import Context
 from .parts import at_prices, make_parts, measured_prices, private_generator, removed, update_parts, with_data
 from .report import PruningReport, SparsityWarning, losses, pruning_report
-from .schedules import Update, plan
-from .selection.prunable_weights import HeldValues, copy_to_aliases
+from .schedules import Update, update_plan
+from .selection.prunable_weights import RemovedValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning
 from .state import pack, unpack
 
@@ -65,17 +65,17 @@ class Pruner:
         self.pruning = parse_pruning(pruning)
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
-        self.plan: tuple[Update, ...] = tuple(plan(self.pruning, total_steps, steps_per_epoch))
+        self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
         times = (total_steps, steps_per_epoch)
         self.parts = make_parts(model, self.pruning, times, example_input, channels, rules, examples)
-        self.names = tuple(name for part in self.parts for name in part.choices.names)
+        self.names = tuple(name for part in self.parts for name in part.candidates.names)
         self.position = 0
         self.sparsity = 0.0
         self._done = 0  # updates of the plan
         self._started = False
         self._ready = False  # whether `start` was called in this process, with data if they are needed
         self._union: dict[str, Tensor] = {}
-        self._held = HeldValues(self.pruning.masked_weights)
+        self._removed_values = RemovedValues(self.pruning.masked_weights)
         self._generator = private_generator(generator)
         self._cycle_state, self._cycle_drawn = self._generator.get_state(), 0
         self._batches: Iterable[Any] | None = None
@@ -113,7 +113,7 @@ class Pruner:
             self._started = True
             self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
             try:
-                self._do_what_is_due()
+                self._apply_due_updates()
             except BaseException:
                 self._started = self._ready = False  # it is still to come
                 raise
@@ -130,9 +130,9 @@ class Pruner:
         self.position += 1
         self._note_progress()
         if self.pruning.masked_weights != "decay":
-            self._held.hold(self._weights().values())
+            self._removed_values.restore(self._weights().values())
         if self._done < len(self.plan) and self.plan[self._done].step <= self.position:
-            self._do_what_is_due()
+            self._apply_due_updates()
 
     def report(self) -> PruningReport:
         """Return the sparsity reached by the present masks, layer by layer, against the one requested.
@@ -156,7 +156,7 @@ class Pruner:
         A flat dict of integers, floats, bools, strings and tensors, all copies. The masks themselves are the model's.
         """
         before = {"removed_before": self._removed_before} if self._removed_before else {}
-        return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._held.values})
+        return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._removed_values.values})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state saved by a pruner with the same settings, for the same model; load the model's as well.
@@ -179,7 +179,7 @@ class Pruner:
         self._note_progress()
         self._generator.set_state(plain["generator"].cpu())
         self._cycle_state, self._cycle_drawn = plain["cycle_generator"].cpu().clone(), plain["cycle_drawn"]
-        for kept, group in ((self._union, "union"), (self._held.values, "frozen")):
+        for kept, group in ((self._union, "union"), (self._removed_values.values, "frozen")):
             kept.clear()
             kept.update({name: shapes[group][name].clone().copy_(value) for name, value in groups[group].items()})
 
@@ -203,7 +203,7 @@ class Pruner:
         weights = masked_parameters(self.model)
         return {name: weights[name] for name in self.names}
 
-    def _do_what_is_due(self) -> None:
+    def _apply_due_updates(self) -> None:
         weights = self._weights()
         with torch.no_grad(), self._all_or_nothing(weights):
             while self._done < len(self.plan) and self.plan[self._done].step <= self.position:
@@ -214,7 +214,7 @@ class Pruner:
                 self._note_progress()
                 if self.on_cycle_end is not None and self.pruning.schedule.cyclical and update.progress == 1:
                     self.on_cycle_end(update.cycle)
-        self._held.keep(weights.values())
+        self._removed_values.snapshot(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
             for part in self.parts:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import SparsifyError
 from ...surgery.masks import all_masked_weights, masked_weights
-from ..preserve_state import unchanged
+from ..preserve_state import preserve_state
 from .gradients import LossFunction
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -41,7 +41,7 @@ def input_norms(
         handles.append(weight.module.register_forward_pre_hook(_adder(sums, name)))
     count = 0
     try:
-        with unchanged(model, [], training=False), torch.no_grad():
+        with preserve_state(model, [], training=False), torch.no_grad():
             for batch in batches:
                 count += 1
                 loss_fn(model, batch)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import SparsifyError
 from ...surgery.masks import Layout, MaskedWeight, all_masked_weights, layout, masked_weights
-from ..preserve_state import unchanged
+from ..preserve_state import preserve_state
 from ..selection.granularity import rows, set_rows
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
@@ -111,7 +111,7 @@ def _followed(model: nn.Module, example_input: Any) -> tuple[dict[str, list[nn.M
     ]
     inputs = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
     try:
-        with unchanged(model, [], training=False), torch.no_grad():
+        with preserve_state(model, [], training=False), torch.no_grad():
             model(*inputs)
     finally:
         for handle in handles:
