@@ -164,7 +164,7 @@ def _size_line(path: str, sparsity: float | None, size: int, dense: int) -> str:
 def _choice_lines(report: PruningReport) -> list[str]:
     """Return what pruning whole units or blocks came to."""
     of = "multiply-adds" if report.of == "flops" else report.of
-    kind = "blocks" if of == "blocks" else "units"
+    kind = "weights" if report.kind == "entries" else report.kind
     lines = [
         f"{kind}: {report.chosen:,} of {report.choices:,} removed, {percent(report.share)} of the {of} "
         f"({percent(report.requested)} requested)",

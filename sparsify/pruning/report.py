@@ -15,7 +15,7 @@ from .selection.candidates import Candidates, EntryCandidates
 from .selection.granularity import rows
 from .selection.k_lowest import kept_in_rows
 from .selection.prunable_weights import maskable_weights
-from .selection.scopes import Due
+from .selection.scopes import Due, Member
 from .settings.prune import Pruning
 from .units.group_candidates import GroupCandidates
 
@@ -60,11 +60,12 @@ class PruningReport:
     """Reached sparsity against requested.
 
     `requested` is the recipe's sparsity, `due` the sum over the scope's groups of what it comes to, each rounded down,
-    out of `choices`, all that could be removed: weights, units or blocks. `chosen` of them are removed. `parameters`
-    counts the whole model's. `of` is what the sparsity is a fraction of, and `share` is gone of that. `notes`
-    says what stays and why. Where units span layers, `coupled` lists the layers that they span. `removed_before`
-    entries were removed when the pruning began. Where there are rules, `parts` holds for each of them what it matches
-    and a report on its weights, then one on the weights that no rule matches; `requested` is then the mean by entries.
+    out of `choices`, all that could be removed: `kind` says what, entries, units or blocks. `chosen` of them are
+    removed. `parameters` counts the whole model's. `of` is what the sparsity is a fraction of, and `share` is gone of
+    that. `notes` says what stays and why. Where units span layers, `coupled` lists the layers that they span.
+    `removed_before` entries were removed when the pruning began. Where there are rules, `parts` holds for each of them
+    what it matches and a report on its weights, then one on the weights that no rule matches; `requested` is then the
+    mean by entries.
     """
 
     requested: float
@@ -78,6 +79,7 @@ class PruningReport:
     of: str = "entries"
     share: float = 0.0
     removed_before: int = 0
+    kind: str = "entries"
     parts: tuple[tuple[tuple[str, ...], PruningReport], ...] = ()
 
     @property
@@ -124,14 +126,26 @@ def _part_report(model: nn.Module, pruning: Pruning, candidates: Candidates) -> 
         layers=tuple(_layer(weights[name]) for name in candidates.names if name in weights),
         of=pruning.of or pruning.granularity.choices,
         share=float(candidates.removed(masks)),
+        kind=pruning.granularity.choices,
     )
     if not isinstance(candidates, GroupCandidates):
-        return replace(report, notes=candidates.notes if isinstance(candidates, EntryCandidates) else ())
+        notes = candidates.notes if isinstance(candidates, EntryCandidates) else ()
+        return replace(report, notes=(*notes, *_bounds_note(pruning, members)))
     coupled = [
         CoupledLayer(layer.weights, member.size, member.size - int(member.mask.count_nonzero()))
         for layer, member in zip(candidates.groups.layers, members, strict=True)
     ]
-    return replace(report, coupled=tuple(coupled), notes=candidates.groups.notes)
+    return replace(report, coupled=tuple(coupled), notes=(*candidates.groups.notes, *_bounds_note(pruning, members)))
+
+
+def _bounds_note(pruning: Pruning, members: Sequence[Member]) -> list[str]:
+    """Return what the layers reached, where each has a least or most sparsity."""
+    reached = sorted((1 - float(one.mask.float().mean()), one.name) for one in members if one.size)
+    if not reached or (pruning.least is None and pruning.most is None):
+        return []
+    bounds = [f"{key} {float(v):g}" for key, v in (("least", pruning.least), ("most", pruning.most)) if v is not None]
+    (low, lowest), (high, highest) = reached[0], reached[-1]
+    return [f"sparsity of a layer, {' and '.join(bounds)}: from {low:.4f} ({lowest}) to {high:.4f} ({highest})"]
 
 
 def _together(reports: Sequence[PruningReport], parts: Sequence[Part]) -> PruningReport:

@@ -98,7 +98,7 @@ def train(
                 on_record(record)
     _save(prepared, folder / folders.MODEL, metrics)
     report = training.pruner.report() if training.pruner else None
-    if report is not None and training.shrunk is not None and report.of in _COUNTED:
+    if report is not None and training.shrunk is not None and report.of in _COUNTED and report.kind == "units":
         before, after = training.shrunk[_COUNTED[report.of]]
         report = replace(report, share=1 - after / before)
     return TrainResult(training.model, metrics, folder, report, training.shrunk)
