@@ -26,12 +26,14 @@ ALLOWED: Graph = {
     "surgery": {"calls", "errors", "ops", "relative_error"},
     "models": {"errors", "cifar", "weights"},
     "weights": {"errors", "formats", "surgery"},
-    "pruning": {"calls", "errors", "ops", "preserve", "surgery", "validation"},
+    "tables": {"quantities"},
+    "model_summary": {"formats", "quantities", "surgery", "tables"},
+    "pruning": {"calls", "errors", "ops", "preserve", "quantities", "surgery", "tables", "validation"},
     "formats": {"errors", "ops", "surgery", "models", "quantities"},
     "runtime": {"calls", "errors", "relative_error", "surgery", "formats"},
     "export": {"calls", "errors", "datasets", "relative_error", "quantities", "surgery", "formats", "runtime"},
     "training": {"errors", "ops", "datasets", "preserve", "validation", "surgery", "models", "weights"}
-    | {"formats", "pruning", "export"},
+    | {"quantities", "formats", "pruning", "export"},
 }
 
 

@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsify.pruning.report import sparsity_lines as sparsity_lines
+
 from .show import Layer, byte_count, count, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
     from torch import nn
 
     from sparsify.formats.file.inspection import FileSummary
-    from sparsify.pruning.report import PruningReport
     from sparsify.surgery.conversion.convert import ConversionReport
     from sparsify.training.run.prepare import Prepared
     from sparsify.training.run.train import TrainResult
@@ -86,16 +87,12 @@ def show_result(result: TrainResult) -> None:
 
 
 def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
+    from sparsify.training.run.result_text import result_lines
+
     lines = []
     if result.report is not None:
         lines += sparsity_lines(result.report)
-    if result.shrunk is not None:
-        shares = (result.shrunk[name] for name in ("multiply_adds", "parameters"))
-        multiply_adds, parameters = (percent(after / before if before else 1.0) for before, after in shares)
-        lines.append(f"the shrunk model has {multiply_adds} of the multiply-adds and {parameters} of the parameters")
-    accuracy = result.metrics.get("test_accuracy")
-    if accuracy is not None:
-        lines.append(f"test accuracy {percent(accuracy)}, loss {result.metrics['test_loss']:.4f}")
+    lines += result_lines(result.metrics, result.shrunk)
     lines.append(file_line(saved))
     folder = result.folder
     return [
@@ -105,41 +102,6 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
         f"  sparsify inspect {folder}",
         f"  sparsify eval {folder}",
     ]
-
-
-def sparsity_lines(report: PruningReport) -> list[str]:
-    """Return what a pruning came to, against what was asked for."""
-    reached, requested = percent(report.reached), percent(report.requested)
-    notes = [*_rule_lines(report), *(f"  note: {note}" for note in report.notes)]
-    if report.of != "entries":
-        return _choice_lines(report) + notes
-    lines = [
-        f"sparsity {reached}, {requested} requested: {report.removed:,} of {report.size:,} pruned weights removed",
-        f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
-        *_before_lines(report),
-    ]
-    if report.chosen == report.due and reached != requested and not report.notes:
-        lines.append("  (exactly what was due: every group of the scope is rounded down to whole weights)")
-    if report.chosen != report.due:
-        lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
-    return lines + notes
-
-
-def _rule_lines(report: PruningReport) -> list[str]:
-    """Return a line for each rule and one for the weights without."""
-    return [
-        f"  {', '.join(match) or 'the rest'}: {one.chosen:,} of {one.choices:,} {one.of} removed, "
-        f"{percent(one.reached)} of the weights, {percent(one.requested)} requested"
-        for match, one in report.parts
-    ]
-
-
-def _before_lines(report: PruningReport) -> list[str]:
-    """Return what was removed when the pruning began, if anything was."""
-    if not report.removed_before:
-        return []
-    share = percent(report.removed_before / report.size) if report.size else "-"
-    return [f"  ({report.removed_before:,}, {share} of the pruned weights, were removed before this pruning)"]
 
 
 def file_line(saved: FileSummary) -> str:
@@ -159,19 +121,3 @@ def written_line(path: str, size: int, dense: int, model: nn.Module) -> str:
 def _size_line(path: str, sparsity: float | None, size: int, dense: int) -> str:
     share = "" if sparsity is None else f"{percent(sparsity)} of the masked weights removed, "
     return f"{path}: {share}{byte_count(size)}, {percent(size / dense)} of the dense {byte_count(dense)}"
-
-
-def _choice_lines(report: PruningReport) -> list[str]:
-    """Return what pruning whole units or blocks came to."""
-    of = "multiply-adds" if report.of == "flops" else report.of
-    kind = "weights" if report.kind == "entries" else report.kind
-    lines = [
-        f"{kind}: {report.chosen:,} of {report.choices:,} removed, {percent(report.share)} of the {of} "
-        f"({percent(report.requested)} requested)",
-        f"  with them {percent(report.reached)} of the weights that were to be pruned, "
-        f"{percent(report.model_sparsity)} of all {report.parameters:,} parameters",
-        *_before_lines(report),
-    ]
-    if report.chosen != report.due:
-        lines.append(f"warning: {report.due:,} of {report.choices:,} {kind} were to be removed, {report.chosen:,} are")
-    return lines

@@ -15,10 +15,11 @@ from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
+from .build_report import pruning_report
 from .criteria.gradients import LossFunction, on_model_and_batch
 from .criteria.table import Context
 from .parts import at_prices, make_parts, measured_prices, private_generator, removed, update_parts, with_data
-from .report import PruningReport, SparsityWarning, losses, pruning_report
+from .report import PruningReport, SparsityWarning, losses
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning

@@ -27,6 +27,7 @@ from ..recipe.read import ModelSettings, Recipe, check_names, parse_recipe, read
 from . import run_folder as folders
 from .checkpoint import random_state, read_state, set_model_state, set_optimizer_state, set_random_state, write_state
 from .prepare import Prepared, prepare
+from .result_text import result_lines
 
 # A checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of the time,
 # and within a long epoch at the first record after ten minutes.
@@ -49,6 +50,10 @@ class TrainResult:
     folder: Path
     report: PruningReport | None
     shrunk: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        lines = [str(self.report) if self.report is not None else "dense: nothing was pruned"]
+        return "\n".join([*lines, *result_lines(self.metrics, self.shrunk), f"in {self.folder}"])
 
 
 def train(
