@@ -213,7 +213,8 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         )
     children: list[str] = []
     if isinstance(module, CONV_AND_LINEAR):
-        children = [name for name in own if name == "weight" and not _has_parts(name, uses)]
+        part = PART.format("weight")  # of which a mask where it is stored would leave the others
+        children = ["weight"] if "weight" in own and all(use.reason != part for use in uses.values()) else []
     elif below:
         children = [
             f"{n}.weight"
@@ -231,11 +232,6 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "
         "unless it normalises them (verify tells)"
     )
-
-
-def _has_parts(path: str, uses: dict[str, Use]) -> bool:
-    """Whether a parameter is only part of a weight: a mask where it is stored would leave the others."""
-    return any(use.reason == PART.format(path) for use in uses.values())
 
 
 def leave_out_shared(plan: ConversionPlan) -> None:
