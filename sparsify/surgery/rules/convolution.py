@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..analysis.constants import constant_inputs, propagate_sum
+from ..analysis.constant_inputs import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import multiply_adds

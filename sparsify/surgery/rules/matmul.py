@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..analysis.constants import constant_inputs, propagate_sum
+from ..analysis.constant_inputs import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import multiply_adds
