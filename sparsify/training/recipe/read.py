@@ -16,7 +16,7 @@ from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
 from .lookups import check_data_name, check_file, check_optimizer_name
 from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
-from .yaml_lines import parse_value, parse_yaml
+from .yaml_lines import MOST_CHARACTERS, parse_value, parse_yaml
 
 __all__ = [
     "DataSettings",
@@ -148,7 +148,9 @@ def _override(tree: dict[str, Any], override: str, source: Source) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            # One more than is allowed, whatever the length of the file: the parser will tell.
+            return file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         guess = nearest(path.name, siblings)
