@@ -14,7 +14,7 @@ from sparsify.errors import RunError, SparsifyError
 from sparsify.pruning.settings.sections import CRITERION_ROWS
 
 from .paths import saved_model
-from .view.report import conversion_lines, file_line, masks_line, sparsity_lines
+from .view.report import conversion_lines, file_line, loaded_lines, masks_line, sparsity_lines
 from .view.show import say
 from .view.shrinking import check_options, random_images, shrunk
 
@@ -167,7 +167,9 @@ def _convert(
     if not isinstance(how, Path):
         generator = torch.Generator().manual_seed(seed)
         pruner = sparsify.Pruner(model, how, total_steps=1, generator=generator, example_input=example[:1])
-        pruner.start()
+        if how.target or how.amount is not None:
+            pruner.check_present(where="--sparsity")
+            pruner.start()
         say(*sparsity_lines(pruner.report()))
     return model, arguments, shape
 
@@ -186,8 +188,8 @@ def _write(
 def _build(
     checkpoint: str | None, spec: str, num_classes: int | None, pretrained: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
+    from sparsify.formats.model.start import read_start
     from sparsify.models import build_model
-    from sparsify.weights import load_state, read_weights
 
     arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     model = build_model(spec, pretrained=pretrained, **arguments)
@@ -195,18 +197,14 @@ def _build(
         if not pretrained:
             say("weights: fresh, as the model initialises them (no CHECKPOINT and no --pretrained)")
         return model, arguments
-    state, _, ignored = read_weights(checkpoint)
-    loaded = load_state(model, state, source=checkpoint)
+    start = read_start(checkpoint)
+    loaded = start.into(model)
     if loaded.reinitialised and num_classes is None:
         # The head in the checkpoint is for another number of classes: the model is built to take it.
-        arguments = {"num_classes": state[loaded.reinitialised[0]].shape[0]}
+        arguments = {"num_classes": start.state[f"{loaded.prefix}{loaded.reinitialised[0]}"].shape[0]}
         model = build_model(spec, **arguments)
-        loaded = load_state(model, state, source=checkpoint)
-    say(f"weights: {len(loaded.loaded)} tensors from {checkpoint}")
-    if loaded.reinitialised:
-        say(f"  left as initialised, of another size there: {', '.join(loaded.reinitialised)}")
-    if ignored:
-        say(f"  ignored there: {', '.join(ignored)}")
+        loaded = start.into(model)
+    say(*loaded_lines(loaded, checkpoint, model))
     return model, arguments
 
 
