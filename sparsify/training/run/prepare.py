@@ -35,7 +35,8 @@ class Prepared:
     """A training that is ready to start, and how it was made.
 
     `spec` and `arguments` build the model by name; `spec` is None for one given from Python that no name builds.
-    `loaded` tells what was read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and no `verification`.
+    `loaded` tells what was read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and
+    no `verification`.
     """
 
     recipe: Recipe

@@ -73,7 +73,8 @@ def train(
     of the recipe's, which may then be left out; where its state is not that of the recipe's, recipe.yaml calls it
     python:<its class>. `data` takes the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair of
     them for training and test (see docs/data.md); a run that goes on needs it again. `check` verifies that all-ones
-    masks change no bit before training. `on_start` and `on_record` are called with what is about to run and with each record of `train_steps`.
+    masks change no bit before training. `on_start` and `on_record` are called with what is about to run and with each
+    record of `train_steps`.
     Raises SparsifyError for a mistake in what was asked, RunError when the loss is no longer a number or the disk full.
     """
     merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model, data)
@@ -248,5 +249,5 @@ def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:
         recipe=prepared.recipe,
         seeds={"train": prepared.recipe.train.seed},
         metrics=metrics,
-        extra={"input_shape": list(prepared.training.data.input_shape)},
+        extra=prepared.training.data.extra,
     )
