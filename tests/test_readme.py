@@ -12,7 +12,7 @@ import torch
 
 import sparsify
 from cli.main import sparsify as command_group
-from sparsify.pruning.schedules import plan
+from sparsify.pruning.schedules import update_plan
 from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.training.recipe.read import read_recipe
 
@@ -77,7 +77,7 @@ def test_the_criterion_shown_has_at_most_ten_lines_and_decides() -> None:
 def test_the_schedule_shown_reaches_its_target() -> None:
     scope: dict[str, Any] = {}
     exec(compile(blocks("python")[4], "README.md", "exec"), scope)
-    updates = plan(parse_pruning(scope["pruning"]), 100)
+    updates = update_plan(parse_pruning(scope["pruning"]), 100)
     assert (updates[-1].step, updates[-1].sparsity) == (80, Fraction(9, 10))
 
 

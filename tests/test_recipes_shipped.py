@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsify.pruning.schedules import plan
+from sparsify.pruning.schedules import update_plan
 from sparsify.pruning.settings.prune import CriterionSettings
 from sparsify.training.recipe.lr_schedules import learning_rate_factor
 from sparsify.training.recipe.read import Recipe, read_recipe
@@ -29,7 +29,7 @@ def test_general_recipe_fits_any_model_and_length(name: str, epochs: int) -> Non
     recipe = read_recipe(RECIPES / f"{name}.yaml", ["model.name=timm:vgg19_bn", f"train.epochs={epochs}"])
     if recipe.prune is None:
         return
-    updates = plan(recipe.prune, 12 * epochs, 12)
+    updates = update_plan(recipe.prune, 12 * epochs, 12)
     last = updates[-1]
     assert last.step <= 12 * epochs
     # The union's cycle ends at the target wherever the union was.
@@ -57,7 +57,7 @@ def test_union_cycles_end_where_the_learning_rate_is_near_zero() -> None:
     assert recipe.prune is not None
     total = 12 * recipe.train.epochs
     factor = learning_rate_factor(recipe.train.lr_schedule, total, 12)
-    saved = [update.step for update in plan(recipe.prune, total, 12) if update.event == "save"]
+    saved = [update.step for update in update_plan(recipe.prune, total, 12) if update.event == "save"]
     assert saved == [total // 5, 2 * total // 5, 3 * total // 5]
     assert all(factor(step - 1) < 0.001 < 0.9 < factor(step) for step in saved)
 
@@ -88,7 +88,7 @@ def test_study_union_has_the_published_cycles_and_learning_rate(model: str) -> N
     recipe = study(f"{model}_union")
     assert recipe.prune is not None
     assert (recipe.prune.scope, recipe.prune.criterion) == ("filter", CriterionSettings(name="magnitude"))
-    updates = plan(recipe.prune, TOTAL, BATCHES)
+    updates = update_plan(recipe.prune, TOTAL, BATCHES)
     assert [update.step for update in updates if update.event == "reset"] == list(range(0, 65_001, 5_000))
     assert [update.step for update in updates if update.event == "save"] == list(range(5_000, 65_001, 5_000))
     assert [update.step for update in updates if update.event == "union"] == [69_290]
@@ -113,7 +113,7 @@ def test_study_baseline_has_the_published_learning_rate_and_ramp(model: str, kin
         assert recipe.prune is None
         return
     assert recipe.prune is not None and recipe.prune.scope == "filter"
-    updates = {update.step: float(update.sparsity or 0) for update in plan(recipe.prune, TOTAL, BATCHES)}
+    updates = {update.step: float(update.sparsity or 0) for update in update_plan(recipe.prune, TOTAL, BATCHES)}
     found = [updates[step] for step in (0, 19_500, 39_100)]
     assert found == pytest.approx([0, 0.9 * 19_500 / 39_100, 0.9])
     assert max(updates) == 39_100

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.surgery.rules.table import Rule, entrywise
+from sparsify.surgery.rules.table import Rule, entrywise, indicator, spread
 
 TEXT = (Path(__file__).parents[1] / "docs" / "shrink.md").read_text()
 
@@ -45,6 +45,10 @@ def test_a_rule_that_fails_keeps_what_it_meets_and_is_named(shown: dict[str, Any
         assert found.groups == 0
         reason = "the model: operation 'mylib::total' does not fit its rule (IndexError: no such dimension)"
         assert reason in found.barriers
+
+
+def test_rules_may_import_the_indicator_by_its_former_name() -> None:
+    assert spread is indicator
 
 
 def test_what_is_no_rule_is_refused(shown: dict[str, Any]) -> None:

@@ -12,45 +12,45 @@ from ..surgery.channels import Channels, analyse
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from ..surgery.rules.table import Rule
-from .selection.candidates import Choices, EntryChoices, check_amount
+from .selection.candidates import Candidates, EntryCandidates, check_amount
 from .selection.granularity import GRANULARITIES, along_inputs
 from .selection.prunable_weights import pruned_weights
 from .selection.scopes import SCOPES
 from .settings.prune import Pruning
 from .units.costs import COSTS, Term, at_prices, forward_milliseconds
-from .units.group_candidates import UnitChoices
+from .units.group_candidates import GroupCandidates
 from .units.groups import learn_groups
 
 
-def make_choices(
+def build_candidates(
     model: nn.Module,
     pruning: Pruning,
     example_input: Any,
     channels: Channels | None,
     rules: Mapping[str, Rule] | None = None,
     examples: Sequence[Any] = (),
-) -> Choices:
+) -> Candidates:
     """Return the choices of a pruning of `model`: entries, rows of weights, or groups of channels.
 
     Units are groups where there are `channels` or an `example_input` to find them with; every parameter that produces
     them then carries a mask. Raises SparsifyError if nothing can be pruned, for settings that need groups, or if more
     shall go from a group of the scope than it has.
     """
-    choices = _make_choices(model, pruning, example_input, channels, rules, examples)
+    candidates = _build(model, pruning, example_input, channels, rules, examples)
     parameters = masked_parameters(model)
-    masks = {name: parameters[name].mask for name in choices.names}
-    check_amount(choices, masks, pruning.amount, SCOPES[pruning.scope])
-    return choices
+    masks = {name: parameters[name].mask for name in candidates.names}
+    check_amount(candidates, masks, pruning.amount, SCOPES[pruning.scope])
+    return candidates
 
 
-def _make_choices(
+def _build(
     model: nn.Module,
     pruning: Pruning,
     example_input: Any,
     channels: Channels | None,
     rules: Mapping[str, Rule] | None,
     examples: Sequence[Any],
-) -> Choices:
+) -> Candidates:
     names = pruned_weights(model, pruning.ignore)
     scope, settings = SCOPES[pruning.scope], pruning.granularity
     if settings.name == "unit" and (channels is not None or example_input is not None):
@@ -59,7 +59,7 @@ def _make_choices(
             channels = analyse(fold(model), example_input, heads=heads, rules=rules, examples=examples)
         per = _per(model, pruning, example_input, channels)
         of = None if pruning.of in (None, "units") else _budget(model, str(pruning.of), channels)
-        return UnitChoices(learn_groups(model, channels, names), scope, settings.aggregate or "mean", per, of)
+        return GroupCandidates(learn_groups(model, channels, names), scope, settings.aggregate or "mean", per, of)
     needing: dict[str, str | None] = {"criterion.per": pruning.criterion.per, "of": pruning.of}
     needing |= {"granularity.aggregate": settings.aggregate, "granularity.heads": settings.heads}
     for key, value in needing.items():
@@ -71,9 +71,9 @@ def _make_choices(
     weights = {name: masked[name] for name in names}
     granularity = GRANULARITIES[settings.name](settings)
     if settings.m is None:
-        return EntryChoices(granularity, scope, weights)
+        return EntryCandidates(granularity, scope, weights)
     # The groups are the rows of what is selected from, and each loses as many.
-    return EntryChoices(granularity, SCOPES["filter"], weights, _left_dense(weights, settings.m))
+    return EntryCandidates(granularity, SCOPES["filter"], weights, _left_dense(weights, settings.m))
 
 
 def _left_dense(weights: Mapping[str, MaskedWeight], m: int) -> list[str]:

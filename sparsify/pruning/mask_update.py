@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..surgery.masks import MaskedWeight
-from .criteria.check_scores import scored_parts
+from .criteria.check_scores import score_tensors
 from .criteria.table import Context, Criterion
 from .schedules import Update
-from .selection.candidates import Choices
+from .selection.candidates import Candidates
 from .selection.scopes import Due
 from .settings.prune import Pruning
 
@@ -42,7 +42,7 @@ def update_masks(
     update: Update,
     pruning: Pruning,
     criterion: Criterion,
-    choices: Choices,
+    candidates: Candidates,
     weights: Mapping[str, MaskedWeight],
     context: Context,
     union: Mapping[str, Tensor],
@@ -52,17 +52,17 @@ def update_masks(
     `union` holds the union of the saved masks by weight name; in its cycle only its members may be kept. Raises
     SparsifyError for scores that are NaN or missing, when some masks may have been written already.
     """
-    alive = _alive(update, pruning, weights, union)
+    allowed = _allowed(update, pruning, weights, union)
     if update.sparsity == 0:  # nothing to choose: everything that may be kept is
         for name, weight in weights.items():
-            weight.mask.copy_(torch.ones_like(weight.mask) if alive is None else alive[name])
+            weight.mask.copy_(torch.ones_like(weight.mask) if allowed is None else allowed[name])
         return 0.0
     start = None
     if update.sparsity is None:
-        start = {member.name: member.mask for member in choices.members(union)}
+        start = {member.name: member.mask for member in candidates.members(union)}
     target = pruning.target if update.sparsity is None else update.sparsity
     masks = {name: weight.mask for name, weight in weights.items()}
-    scored = {name: weights[name] for name in choices.scored}
+    scored = {name: weights[name] for name in candidates.scored}
     generator = context.generator.get_state()
     due = Fraction(0)
     amount = pruning.amount
@@ -72,13 +72,13 @@ def update_masks(
     )
     for sparsity in sparsities:
         context.generator.set_state(generator)
-        parts = scored_parts(criterion, scored, context, alive)
-        due = choices.choose(parts, masks, alive, Due(sparsity, update.progress, start, amount))
-        alive = masks  # what a round removes stays removed
+        tensors = score_tensors(criterion, scored, context, allowed)
+        due = candidates.select(tensors, masks, allowed, Due(sparsity, update.progress, start, amount))
+        allowed = masks  # what a round removes stays removed
     return float(due if amount is not None or (start is not None and update.progress != 1) else target)
 
 
-def _alive(
+def _allowed(
     update: Update, pruning: Pruning, weights: Mapping[str, MaskedWeight], union: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor] | None:
     """Return the entries that may be kept, by weight name; None where all may."""

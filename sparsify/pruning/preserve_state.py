@@ -13,7 +13,9 @@ from ..surgery.masks import all_masked_parameters
 
 
 @contextmanager
-def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training: bool | None = True) -> Iterator[None]:
+def preserve_state(
+    model: nn.Module, parameters: Iterable[nn.Parameter], *, training: bool | None = True
+) -> Iterator[None]:
     """Put the model in train mode (or not, None: as it is) with gradients for `parameters`; at the end put all back."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
@@ -43,14 +45,14 @@ def unchanged(model: nn.Module, parameters: Iterable[nn.Parameter], *, training:
 
 
 @contextmanager
-def without_traces(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """As `unchanged`, in the model's own modes, for code that calls `backward()`: puts `.grad` and flags back too."""
+def preserve_state_and_gradients(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """As `preserve_state`, in the model's own modes, for code that calls `backward()`: puts `.grad` and flags back too."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for parameter, _ in gradients:
             parameter.grad = None
-        with unchanged(model, parameters, training=None):
+        with preserve_state(model, parameters, training=None):
             yield
     finally:
         for parameter, gradient in gradients:

@@ -17,16 +17,16 @@ from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
-from .build_candidates import make_choices
+from .build_candidates import build_candidates
 from .criteria.gradients import LossFunction, on_model_and_batch, with_first_input
 from .criteria.table import CRITERIA, Context
 from .mask_update import from_present, update_masks
 from .report import PruningReport, SparsityWarning, losses, pruning_report
-from .schedules import Update, plan
-from .selection.prunable_weights import HeldValues, copy_to_aliases
+from .schedules import Update, update_plan
+from .selection.prunable_weights import RemovedValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning
 from .state import pack, unpack
-from .units.group_candidates import UnitChoices
+from .units.group_candidates import GroupCandidates
 
 __all__ = ["Pruner", "PruningReport", "ScheduleWarning", "SparsityWarning"]
 
@@ -71,9 +71,9 @@ class Pruner:
         self.pruning = parse_pruning(pruning)
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
-        self.plan: tuple[Update, ...] = tuple(plan(self.pruning, total_steps, steps_per_epoch))
-        self.choices = make_choices(model, self.pruning, example_input, channels, rules, examples)
-        self.names = self.choices.names
+        self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
+        self.candidates = build_candidates(model, self.pruning, example_input, channels, rules, examples)
+        self.names = self.candidates.names
         self._measured = self.pruning.criterion.per == "milliseconds"  # so that no two pruners have the same prices
         self.position = 0
         self.sparsity = 0.0
@@ -81,7 +81,7 @@ class Pruner:
         self._started = False
         self._ready = False  # whether `start` was called in this process, with data if they are needed
         self._union: dict[str, Tensor] = {}
-        self._held = HeldValues(self.pruning.masked_weights)
+        self._removed_values = RemovedValues(self.pruning.masked_weights)
         self._generator = _private_generator(generator)
         self._cycle_state, self._cycle_drawn = self._generator.get_state(), 0
         self._criterion = self.pruning.criterion.function or CRITERIA[self.pruning.criterion.name]
@@ -128,7 +128,7 @@ class Pruner:
             self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
             self._begin_at_present()
             try:
-                self._do_what_is_due()
+                self._apply_due_updates()
             except BaseException:
                 self._started = self._ready = False  # it is still to come
                 raise
@@ -163,9 +163,9 @@ class Pruner:
         self.position += 1
         self._note_progress()
         if self.pruning.masked_weights != "decay":
-            self._held.hold(self._weights().values())
+            self._removed_values.restore(self._weights().values())
         if self._done < len(self.plan) and self.plan[self._done].step <= self.position:
-            self._do_what_is_due()
+            self._apply_due_updates()
 
     def report(self) -> PruningReport:
         """Return the sparsity reached by the present masks, layer by layer, against the one requested.
@@ -176,7 +176,7 @@ class Pruner:
         return self._report()
 
     def _report(self) -> PruningReport:
-        return pruning_report(self.model, self.pruning, self.choices, self._removed_before)
+        return pruning_report(self.model, self.pruning, self.candidates, self._removed_before)
 
     def _note_progress(self) -> None:
         last = self.plan[-1].step if self.plan else 0
@@ -189,7 +189,7 @@ class Pruner:
         A flat dict of integers, floats, bools, strings and tensors, all copies. The masks themselves are the model's.
         """
         before = {"removed_before": self._removed_before} if self._removed_before else {}
-        return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._held.values})
+        return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._removed_values.values})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state saved by a pruner with the same settings, for the same model; load the model's as well.
@@ -205,21 +205,25 @@ class Pruner:
         state = {key: value for key, value in state.items() if key != "removed_before"}
         plain, groups = unpack(state, self._plain_state(), shapes)
         self._removed_before = before
-        if "prices" in plain and isinstance(self.choices, UnitChoices):
-            self.choices = self.choices.at_prices(plain["prices"].cpu())
+        if "prices" in plain and isinstance(self.candidates, GroupCandidates):
+            self.candidates = self.candidates.at_prices(plain["prices"].cpu())
         self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
         self._started, self._ready = plain["started"], False
         self._note_progress()
         self._generator.set_state(plain["generator"].cpu())
         self._cycle_state, self._cycle_drawn = plain["cycle_generator"].cpu().clone(), plain["cycle_drawn"]
-        for kept, group in ((self._union, "union"), (self._held.values, "frozen")):
+        for kept, group in ((self._union, "union"), (self._removed_values.values, "frozen")):
             kept.clear()
             kept.update({name: shapes[group][name].clone().copy_(value) for name, value in groups[group].items()})
 
     def _plain_state(self) -> dict[str, Any]:
         settings = self.pruning.model_dump(mode="json")
         settings |= {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch, "weights": self.names}
-        prices = {"prices": self.choices.prices} if isinstance(self.choices, UnitChoices) and self._measured else {}
+        prices = (
+            {"prices": self.candidates.prices}
+            if isinstance(self.candidates, GroupCandidates) and self._measured
+            else {}
+        )
         return {
             "settings": json.dumps(settings),
             "position": self.position,
@@ -237,7 +241,7 @@ class Pruner:
         weights = masked_parameters(self.model)
         return {name: weights[name] for name in self.names}
 
-    def _do_what_is_due(self) -> None:
+    def _apply_due_updates(self) -> None:
         weights = self._weights()
         with torch.no_grad(), self._all_or_nothing(weights):
             while self._done < len(self.plan) and self.plan[self._done].step <= self.position:
@@ -248,7 +252,7 @@ class Pruner:
                 self._note_progress()
                 if self.on_cycle_end is not None and self.pruning.schedule.cyclical and update.progress == 1:
                     self.on_cycle_end(update.cycle)
-        self._held.keep(weights.values())
+        self._removed_values.snapshot(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
             for line in losses(self._report(), filters=self.pruning.granularity.name != "unit"):
@@ -278,13 +282,13 @@ class Pruner:
         elif update.event == "union":
             for name, weight in weights.items():
                 weight.mask.copy_(self._union[name])
-            self.sparsity = float(self.choices.removed({name: weight.mask for name, weight in weights.items()}))
+            self.sparsity = float(self.candidates.removed({name: weight.mask for name, weight in weights.items()}))
         else:
             context = self._context(update, weights)
             if self._union and not self.pruning.schedule.cyclical:
                 update = from_present(update, self.plan[0], self.pruning.target)
             self.sparsity = update_masks(
-                update, self.pruning, self._criterion, self.choices, weights, context, self._union
+                update, self.pruning, self._criterion, self.candidates, weights, context, self._union
             )
         if update.event == "save":
             before = self._union

@@ -9,13 +9,13 @@ from torch import nn
 
 from ..surgery.ignore_patterns import keyword_clashes
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
-from .selection.candidates import Choices, EntryChoices
+from .selection.candidates import Candidates, EntryCandidates
 from .selection.granularity import rows
 from .selection.k_lowest import kept_in_rows
 from .selection.prunable_weights import maskable_weights
 from .selection.scopes import Due
 from .settings.prune import Pruning
-from .units.group_candidates import UnitChoices
+from .units.group_candidates import GroupCandidates
 
 
 class SparsityWarning(UserWarning):
@@ -97,12 +97,14 @@ class PruningReport:
         return self.removed / self.parameters if self.parameters else 0.0
 
 
-def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices, removed_before: int = 0) -> PruningReport:
+def pruning_report(
+    model: nn.Module, pruning: Pruning, candidates: Candidates, removed_before: int = 0
+) -> PruningReport:
     """Return the report on the present masks of a pruning's choices."""
     parameters, weights = masked_parameters(model), masked_weights(model)
-    masks = {name: parameters[name].mask for name in choices.names}
-    members = choices.members(masks)
-    due = choices.due(masks, Due(pruning.target, amount=pruning.amount))
+    masks = {name: parameters[name].mask for name in candidates.names}
+    members = candidates.members(masks)
+    due = candidates.due(masks, Due(pruning.target, amount=pruning.amount))
     size = sum(member.size for member in members)
     report = PruningReport(
         requested=float(Fraction(due, size) if pruning.amount is not None and size else pruning.target),
@@ -110,19 +112,19 @@ def pruning_report(model: nn.Module, pruning: Pruning, choices: Choices, removed
         chosen=sum(member.size - int(member.mask.count_nonzero()) for member in members),
         choices=size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layers=tuple(_layer(weights[name]) for name in choices.names if name in weights),
+        layers=tuple(_layer(weights[name]) for name in candidates.names if name in weights),
         of=pruning.of or pruning.granularity.choices,
-        share=float(choices.removed(masks)),
+        share=float(candidates.removed(masks)),
         removed_before=removed_before,
     )
     clashes = keyword_clashes(maskable_weights(model), pruning.ignore)
-    if not isinstance(choices, UnitChoices):
-        return replace(report, notes=(*clashes, *(choices.notes if isinstance(choices, EntryChoices) else ())))
+    if not isinstance(candidates, GroupCandidates):
+        return replace(report, notes=(*clashes, *(candidates.notes if isinstance(candidates, EntryCandidates) else ())))
     coupled = [
         CoupledLayer(layer.weights, member.size, member.size - int(member.mask.count_nonzero()))
-        for layer, member in zip(choices.groups.layers, members, strict=True)
+        for layer, member in zip(candidates.groups.layers, members, strict=True)
     ]
-    return replace(report, coupled=tuple(coupled), notes=(*clashes, *choices.groups.notes))
+    return replace(report, coupled=tuple(coupled), notes=(*clashes, *candidates.groups.notes))
 
 
 def _layer(weight: MaskedWeight) -> LayerSparsity:

@@ -109,7 +109,7 @@ def _cycles_by_length(pruning: Pruning, begin: int, end: int, length: int) -> li
     return [Cycle(left, right, length, index) for index, (left, right) in enumerate(pairwise(edges))]
 
 
-def plan(pruning: Pruning, total_steps: int, steps_per_epoch: int | None = None) -> list[Update]:
+def update_plan(pruning: Pruning, total_steps: int, steps_per_epoch: int | None = None) -> list[Update]:
     """Return every change of the masks during a training of `total_steps` optimiser steps, in order.
 
     An update falls on `begin`, on every multiple of `every` after it, and on the end of each whole cycle; where a

@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from .analysis.liveness import Liveness
-from .recording.ops import Step
+from .recording.ops import Op
 
 if TYPE_CHECKING:
-    from .channels import Channels
+    from .channel_groups import Channels
 
 
-def dead_by_group(live: Liveness, steps: Iterable[Step]) -> frozenset[Step]:
+def dead_by_group(live: Liveness, ops: Iterable[Op]) -> frozenset[Op]:
     """Return the grouped convolutions of whose channels more are dead in whole groups than in positions of all."""
     found = []
-    for step in steps:
-        result, groups = step.results[0], step.args[-1]
+    for op in ops:
+        result, groups = op.results[0], op.args[-1]
         flags = live.alive(result)
         others = tuple(d for d in range(flags.ndim) if d != 1)
         alive = np.broadcast_to(flags.any(axis=others), result.shape[1:2]).reshape(groups, -1)
         whole, positions = ~alive.any(axis=1), ~alive.any(axis=0)
         if not whole.all() and whole.mean() > positions.mean():
-            found.append(step)
+            found.append(op)
     return frozenset(found)
 
 

@@ -2,7 +2,7 @@
 
 A mask is a bool buffer `<parameter>_mask` in the module that owns the parameter. The module remembers which of its
 parameters are masked, so that nothing is guessed from a buffer's name: in the tuple `masked_names` the weights that
-`convert` masked, which sparsities count, in `masked_also` the further parameters of `mask_also`, and in the dict
+`convert` masked, which sparsities count, in `masked_also` the extra parameters of `mask_also`, and in the dict
 `masked_layouts`, by parameter name, the layouts that are not those of torch.nn's own modules.
 """
 
@@ -101,7 +101,7 @@ def _true_or_false(mask: Tensor) -> Tensor:
 
 
 def names_of_masked(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of one module's own masked parameters: weights, then further parameters."""
+    """Return the names of one module's own masked parameters: weights, then extra parameters."""
     own = module.__dict__
     return (*own.get("masked_names", ()), *own.get("masked_also", ()))
 
@@ -114,7 +114,7 @@ def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
 
 
 def all_masked_parameters(model: nn.Module) -> Iterator[MaskedWeight]:
-    """Yield every masked weight and every further parameter with a mask, as `all_masked_weights` does."""
+    """Yield every masked weight and every extra parameter with a mask, as `all_masked_weights` does."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in names_of_masked(module):
             yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
@@ -129,7 +129,7 @@ def masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
 
 
 def masked_parameters(model: nn.Module) -> dict[str, MaskedWeight]:
-    """Return the masked weights and further parameters by name, module by module, each under its first name only."""
+    """Return the masked weights and extra parameters by name, module by module, each under its first name only."""
     return _first_names(all_masked_parameters(model))
 
 

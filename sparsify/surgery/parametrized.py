@@ -169,7 +169,7 @@ def computed_weight(owner: nn.Module, source: str) -> Tensor:
     return SpectralNorm.compute_weight(hook, owner, do_power_iteration=False).detach()
 
 
-def forming_parameters(module: nn.Module) -> frozenset[str]:
+def source_parameters(module: nn.Module) -> frozenset[str]:
     """Return the names of a module's own parameters that a weight is computed from."""
     if isinstance(module, ParametrizationList):
         return frozenset(module._parameters)
@@ -181,13 +181,13 @@ def forming_parameters(module: nn.Module) -> frozenset[str]:
     )
 
 
-def seen_names(model: nn.Module) -> dict[str, str]:
+def computed_names(model: nn.Module) -> dict[str, str]:
     """Return, by the names of parameters that weights are computed from, the names that these weights have."""
     found: dict[str, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for hook in _hooks(module):
-            names = forming_parameters(module) & {f"{hook.name}_g", _source_of(hook)}
+            names = source_parameters(module) & {f"{hook.name}_g", _source_of(hook)}
             found |= {f"{prefix}{name}": f"{prefix}{hook.name}" for name in names}
         for name, one in _lists(module).items():
             found |= {f"{prefix}parametrizations.{name}.{key}": f"{prefix}{name}" for key in one._parameters}
@@ -199,11 +199,11 @@ def without_parametrizations(module: nn.Module) -> nn.Module:
     cls: Any = getattr(type(module), "original_class", type(module))
     weights = {one.name: computed_weight(one.owner, one.source) for one in parametrized_weights(module) if one.source}
     plain: Any = parametrize.type_before_parametrizations(module) if cls is type(module) and _lists(module) else cls
-    double: nn.Module = object.__new__(plain)
-    double.__dict__.update({name: value for name, value in module.__dict__.items() if name not in weights})
-    double.__dict__["_parameters"] = {**module._parameters, **{n: nn.Parameter(w) for n, w in weights.items()}}
-    double.__dict__["_modules"] = {n: child for n, child in module._modules.items() if n != "parametrizations"}
-    return double
+    copied: nn.Module = object.__new__(plain)
+    copied.__dict__.update({name: value for name, value in module.__dict__.items() if name not in weights})
+    copied.__dict__["_parameters"] = {**module._parameters, **{n: nn.Parameter(w) for n, w in weights.items()}}
+    copied.__dict__["_modules"] = {n: child for n, child in module._modules.items() if n != "parametrizations"}
+    return copied
 
 
 def make_plain(module: nn.Module, name: str, weight: nn.Parameter) -> None:

@@ -12,7 +12,7 @@ import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.pruning.criteria.table import CRITERIA, Absolute, Context
 from sparsify.pruning.pruner import Pruner
-from sparsify.pruning.schedules import SCHEDULES, plan
+from sparsify.pruning.schedules import SCHEDULES, update_plan
 from sparsify.pruning.selection.granularity import GRANULARITIES
 from sparsify.pruning.selection.scopes import SCOPES
 from sparsify.pruning.settings import prune as settings
@@ -120,7 +120,7 @@ def test_a_schedule_stays_within_the_target_and_ends_on_it(schedule: dict[str, A
 @pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
 def test_a_plan_reaches_the_target_at_its_end(schedule: dict[str, Any]) -> None:
     end = {} if schedule["name"] == "one_shot" else {"end": "30it", "every": "4it"}
-    updates = plan(parse_pruning({"sparsity": 0.7, "schedule": schedule} | end), 40)
+    updates = update_plan(parse_pruning({"sparsity": 0.7, "schedule": schedule} | end), 40)
     assert updates[-1].sparsity == Fraction("0.7") and updates[-1].step == (30 if end else 0)
     assert all(update.sparsity is not None and 0 <= update.sparsity <= Fraction("0.7") for update in updates)
 

@@ -174,7 +174,7 @@ def test_a_criterion_that_fails_in_a_later_round_changes_no_mask() -> None:
 
 @needs_data
 def taylor(weights: dict[str, Tensor], context: Any) -> dict[str, Tensor]:
-    """|w * dL/dw|, as someone may write it who knows nothing of `unchanged`."""
+    """|w * dL/dw|, as someone may write it who knows nothing of `preserve_state`."""
     for batch in context.batches:
         context.loss_fn(context.model, batch).backward()
     torch.rand(3)

@@ -10,7 +10,7 @@ from hypothesis import settings as tuned
 from hypothesis import strategies as st
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning.schedules import Update, curve, cycle_at, cycles, plan
+from sparsify.pruning.schedules import Update, curve, cycle_at, cycles, update_plan
 from sparsify.pruning.settings.curves import cubic, cyclic, linear
 from sparsify.pruning.settings.prune import Pruning, parse_pruning
 
@@ -22,7 +22,7 @@ def settings(**given: Any) -> Pruning:
 
 
 def due(pruning: Pruning, total_steps: int) -> list[tuple[int, float | None, str]]:
-    updates = plan(pruning, total_steps)
+    updates = update_plan(pruning, total_steps)
     return [(u.step, None if u.sparsity is None else round(float(u.sparsity), 6), u.event) for u in updates]
 
 
@@ -115,7 +115,7 @@ STUDY = settings(
 
 
 def test_the_study_resets_at_multiples_of_its_cycle_and_prunes_the_union_from_69290_to_74290() -> None:
-    updates = plan(STUDY, 78_200)
+    updates = update_plan(STUDY, 78_200)
     assert [u.step for u in updates if u.event == "save"] == list(range(5_000, 65_001, 5_000))
     assert [u.step for u in updates if u.event == "reset"] == list(range(0, 65_001, 5_000))
     assert [u.step for u in updates if u.event == "union"] == [69_290]
@@ -127,14 +127,14 @@ def test_the_study_resets_at_multiples_of_its_cycle_and_prunes_the_union_from_69
 
 def test_the_study_ramps_within_a_cycle_by_the_steps_since_a_multiple_of_its_length() -> None:
     sparsity = {
-        u.step: float(u.sparsity) for u in plan(STUDY, 78_200) if u.sparsity is not None and u.event == "update"
+        u.step: float(u.sparsity) for u in update_plan(STUDY, 78_200) if u.sparsity is not None and u.event == "update"
     }
     for step in (100, 4_900, 5_100, 33_300, 69_200):
         assert sparsity[step] == pytest.approx(0.98 * math.sin(math.pi / 2 * (step % 5_000) / 5_000), abs=1e-11)
 
 
 def test_the_study_baseline_is_linear_over_the_first_half() -> None:
-    updates = plan(settings(schedule="linear", end=0.5, every="100it"), 78_200)
+    updates = update_plan(settings(schedule="linear", end=0.5, every="100it"), 78_200)
     assert [u.step for u in updates] == list(range(0, 39_101, 100))
     assert all(u.sparsity == Fraction("0.9") * u.step / 39_100 for u in updates)
 
@@ -154,7 +154,7 @@ def test_any_plan_that_is_accepted_is_in_order_and_ends_at_the_target(
     schedule = {"name": "cyclic", "ramp": ramp, "cycle_length" if isinstance(cycle, str) else "cycles": cycle}
     times = {"begin": f"{begin}it", "end": f"{begin + steps}it", "every": f"{every}it"}
     try:
-        updates = plan(settings(schedule=schedule, after_cycles=after, **times), begin + steps)
+        updates = update_plan(settings(schedule=schedule, after_cycles=after, **times), begin + steps)
     except SparsifyError as error:
         assert "\n" not in str(error)
         return
@@ -199,7 +199,7 @@ def test_any_plan_that_is_accepted_is_in_order_and_ends_at_the_target(
 )
 def test_times_that_do_not_fit_are_one_line(given: dict[str, Any], total: int, message: str) -> None:
     with pytest.raises(SparsifyError) as caught:
-        plan(settings(**given), total)
+        update_plan(settings(**given), total)
     assert message in str(caught.value)
 
 
@@ -253,4 +253,4 @@ def test_a_cyclical_function_of_the_users_own_has_cycles_and_a_union() -> None:
 )
 def test_a_function_that_is_no_schedule_is_refused(schedule: Any, message: str) -> None:
     with pytest.raises(SparsifyError, match=message):
-        plan(settings(schedule=schedule, end=1, every="10it"), 10)
+        update_plan(settings(schedule=schedule, end=1, every="10it"), 10)

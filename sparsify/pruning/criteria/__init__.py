@@ -1,0 +1,3 @@
+"""Criteria: functions that score weights, larger = keep."""
+
+from .table import needs_data as needs_data

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ...errors import SparsifyError
 from ...surgery.masks import MaskedWeight, effective_weight
-from ..preserve_state import without_traces
-from ..selection.k_lowest import Part
+from ..preserve_state import preserve_state_and_gradients
+from ..selection.k_lowest import ScoredTensor
 from .table import CRITERIA, Absolute, Context, Criterion
 
 
-def scored_parts(
-    criterion: Criterion, weights: Mapping[str, MaskedWeight], context: Context, alive: Mapping[str, Tensor] | None
-) -> list[Part]:
-    """Return the scored part of each weight, in order. `alive` maps names to the entries that may be kept.
+def score_tensors(
+    criterion: Criterion, weights: Mapping[str, MaskedWeight], context: Context, allowed: Mapping[str, Tensor] | None
+) -> list[ScoredTensor]:
+    """Return the scored part of each weight, in order. `allowed` maps names to the entries that may be kept.
 
     Raises SparsifyError if the criterion leaves a weight out or scores it in another shape.
     """
@@ -27,11 +27,11 @@ def scored_parts(
     if criterion in CRITERIA.values():
         answer = criterion(values, context)
     else:
-        with without_traces(context.model, [weight.parameter for weight in weights.values()]):
+        with preserve_state_and_gradients(context.model, [weight.parameter for weight in weights.values()]):
             answer = criterion(values, context)
     if not isinstance(answer, Mapping):
         raise SparsifyError(f"criterion '{name_of_criterion}' must return scores by weight name, not {_kind(answer)}")
-    parts = []
+    tensors = []
     for name, weight in weights.items():
         given = answer.get(name)
         scores = given.values if isinstance(given, Absolute) else given
@@ -41,9 +41,11 @@ def scored_parts(
                 f"{tuple(weight.mask.shape)}, not {_kind(scores)}"
             )
         scores = scores.detach() if scores.is_floating_point() else scores.to(torch.float64)
-        may_keep = None if alive is None else alive[name]
-        parts.append(Part(name, scores.to(weight.mask.device), weight.mask, isinstance(given, Absolute), may_keep))
-    return parts
+        allowed_entries = None if allowed is None else allowed[name]
+        tensors.append(
+            ScoredTensor(name, scores.to(weight.mask.device), weight.mask, isinstance(given, Absolute), allowed_entries)
+        )
+    return tensors
 
 
 def _kind(value: Any) -> str:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ...errors import SparsifyError
 from ...preserve import keep_random_states
 from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
-from ..preserve_state import unchanged
+from ..preserve_state import preserve_state
 
 # loss_fn(model, batch) returns the loss of one batch, a tensor of one element.
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -79,7 +79,7 @@ def summed_gradients(
     weights = named_weights(model, names)
     sums = zeros_like(weights)
     count = 0
-    with unchanged(model, [weight.parameter for weight in weights.values()]):
+    with preserve_state(model, [weight.parameter for weight in weights.values()]):
         for batch in batches:
             count += 1
             for name, _, gradient in batch_gradients(model, weights, batch, loss_fn):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import SparsifyError
-from ..preserve_state import unchanged
+from ..preserve_state import preserve_state
 from .gradients import LossFunction, batch_gradients, named_weights, summed_gradients, zeros_like
 
 
@@ -30,7 +30,7 @@ def hessian_gradient_products(
         gradients = summed_gradients(model, names, batches, loss_fn)
         weights = named_weights(model, names)
         products = zeros_like(weights)
-        with unchanged(model, [weight.parameter for weight in weights.values()]):
+        with preserve_state(model, [weight.parameter for weight in weights.values()]):
             for batch in batches:
                 found = batch_gradients(model, weights, batch, loss_fn, create_graph=True)
                 zero = torch.zeros((), device=next(model.parameters()).device)

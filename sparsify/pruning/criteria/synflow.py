@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ...calls import Inputs, inputs_of, tensors_in
 from ...errors import SparsifyError
 from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
-from ..preserve_state import unchanged
+from ..preserve_state import preserve_state
 
 
 def synaptic_flow(model: nn.Module, names: Iterable[str], example_input: Any) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ def synaptic_flow(model: nn.Module, names: Iterable[str], example_input: Any) ->
     model is changed. Raises SparsifyError for inputs that are not numbers, and if R overflows.
     """
     weights = masked_parameters(model)
-    with unchanged(model, [], training=False):
+    with preserve_state(model, [], training=False):
         leaves = {name: _positive(effective_weight(weight)).requires_grad_() for name, weight in weights.items()}
         with _PositiveLinear(model, weights, leaves):
             output = functional_call(model, _positive_state(model, leaves), *_ones(model, example_input))

@@ -11,13 +11,13 @@ from torch import Tensor
 from ...errors import SparsifyError
 from ...surgery.masks import ROWS, MaskedWeight, layout, matrix_shapes
 from .granularity import Granularity
-from .k_lowest import Part
+from .k_lowest import ScoredTensor
 from .scopes import Due, Member, Scope
 
 Masks = Mapping[str, Tensor]
 
 
-class Choices(Protocol):
+class Candidates(Protocol):
     """The choices of one pruning, whose masks are those of the parameters called `names`."""
 
     @property
@@ -42,12 +42,12 @@ class Choices(Protocol):
         """Return how many choices are to be removed."""
         ...
 
-    def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
-        """Write `masks`, in place, of which only what `alive` keeps may stay; return the part that was due."""
+    def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
+        """Write `masks`, in place, of which only what `allowed` keeps may stay; return the part that was due."""
         ...
 
 
-class EntryChoices:
+class EntryCandidates:
     """Entries, blocks or rows of each weight by itself; `notes` says what stays and why."""
 
     def __init__(
@@ -73,19 +73,19 @@ class EntryChoices:
     def due(self, masks: Masks, due: Due) -> int:
         return sum(map(count_of, self.scope.counts(self.members(masks), due)))
 
-    def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
+    def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
         members, layouts = self.members(masks), list(self.layouts.values())
         counts = self.scope.counts(members, due)
-        chosen = [self.granularity.part(part, own) for part, own in zip(parts, layouts, strict=True)]
+        chosen = [self.granularity.view(scored, own) for scored, own in zip(tensors, layouts, strict=True)]
         self.scope.select(chosen, self.seen, counts)
-        for selected, part, own in zip(chosen, parts, layouts, strict=True):
-            self.granularity.apply(selected, part, own)
+        for selected, scored, own in zip(chosen, tensors, layouts, strict=True):
+            self.granularity.apply(selected, scored, own)
         return Fraction(sum(map(count_of, counts)), max(1, sum(member.size for member in members)))
 
 
-def check_amount(choices: Choices, masks: Masks, amount: int | None, scope: Scope) -> None:
+def check_amount(candidates: Candidates, masks: Masks, amount: int | None, scope: Scope) -> None:
     """Raise SparsifyError, naming the first, if a group of the scope has fewer choices than are to go from it."""
-    members = choices.members(masks) if amount is not None else []
+    members = candidates.members(masks) if amount is not None else []
     sizes = scope.sizes(members)
     for name, size in sizes:
         if amount is not None and amount > size:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...surgery.masks import Layout
 from ..settings.granularity_settings import GranularitySettings
-from .k_lowest import Part
+from .k_lowest import ScoredTensor
 
 _ENTRIES_AT_ONCE = 1 << 20
 
@@ -62,7 +62,7 @@ def _in_order(tensor: Tensor, layout: Layout) -> tuple[Tensor, Size]:
     return tensor.permute(*units, *entries), (shape[0], shape[1])
 
 
-def block_scores(part: Part, layout: Layout, size: Size) -> Part:
+def block_scores(scored: ScoredTensor, layout: Layout, size: Size) -> ScoredTensor:
     """Return the part of a weight's blocks, [rows of blocks, columns of blocks]: each scored by its entries' mean.
 
     Blocks are cut from the first row and column on, of each matrix of several (experts); the last of each are smaller
@@ -70,7 +70,8 @@ def block_scores(part: Part, layout: Layout, size: Size) -> Part:
     `magnitude` and blocks that are units, that is the order of their L1 norms, as in Li et al. 2017 (Pruning Filters
     for Efficient ConvNets, section 3.1).
     """
-    kept = part.scores if part.alive is None else torch.where(part.alive, part.scores, 0)  # what is gone counts nothing
+    # Entries that may not be kept count as zero.
+    kept = scored.scores if scored.allowed is None else torch.where(scored.allowed, scored.scores, 0)
     scores = _matrices(kept, layout)
     count, height, width = scores.shape
     down, across = _extents(size, height, width)
@@ -78,11 +79,11 @@ def block_scores(part: Part, layout: Layout, size: Size) -> Part:
     for matrix in scores:
         for band in torch.split(matrix, down * max(1, _ENTRIES_AT_ONCE // (down * max(1, width)))):
             values = band.to(torch.float64)
-            sums.append(_tiles(values.abs() if part.absolute else values, down, across).sum(3).sum(1))
+            sums.append(_tiles(values.abs() if scored.absolute else values, down, across).sum(3).sum(1))
     entries = _lengths(height, down)[:, None] * _lengths(width, across)
     means = torch.cat(sums) / entries.repeat(count, 1).to(scores.device)
-    alive = None if part.alive is None else block_mask(part.alive, layout, size)
-    return Part(part.name, means, torch.empty_like(means, dtype=torch.bool), alive=alive)
+    allowed = None if scored.allowed is None else block_mask(scored.allowed, layout, size)
+    return ScoredTensor(scored.name, means, torch.empty_like(means, dtype=torch.bool), allowed=allowed)
 
 
 def block_mask(mask: Tensor, layout: Layout, size: Size) -> Tensor:
@@ -92,14 +93,14 @@ def block_mask(mask: Tensor, layout: Layout, size: Size) -> Tensor:
     return tiles.any(4).any(2).flatten(0, 1)
 
 
-def keep_blocks(chosen: Part, part: Part, layout: Layout, size: Size) -> None:
-    """Write the mask of `chosen`, one entry per block, to that of `part`, the weight it was made from."""
-    alive = _matrices(torch.ones_like(part.mask) if part.alive is None else part.alive, layout)
-    count, height, width = alive.shape
+def keep_blocks(chosen: ScoredTensor, scored: ScoredTensor, layout: Layout, size: Size) -> None:
+    """Write the mask of `chosen`, one entry per block, to that of `scored`, the weight it was made from."""
+    allowed = _matrices(torch.ones_like(scored.mask) if scored.allowed is None else scored.allowed, layout)
+    count, height, width = allowed.shape
     down, across = _extents(size, height, width)
     blocks = chosen.mask.reshape(count, -(-height // down), -(-width // across))
     kept = blocks.repeat_interleave(down, 1).repeat_interleave(across, 2)[:, :height, :width]
-    set_rows(part.mask, alive & kept, layout)
+    set_rows(scored.mask, allowed & kept, layout)
 
 
 def _extents(size: Size, height: int, width: int) -> Size:
@@ -136,34 +137,34 @@ def groups_of(tensor: Tensor, layout: Layout, m: int) -> Tensor:
     return entries[:, :, : entries.shape[2] // m * m].reshape(-1, m)
 
 
-def group_part(part: Part, layout: Layout, m: int) -> Part:
+def group_view(scored: ScoredTensor, layout: Layout, m: int) -> ScoredTensor:
     """Return the part of a weight's groups, a row each."""
-    scores = groups_of(part.scores, layout, m)
-    alive = None if part.alive is None else groups_of(part.alive, layout, m)
-    return Part(part.name, scores, torch.empty_like(scores, dtype=torch.bool), part.absolute, alive)
+    scores = groups_of(scored.scores, layout, m)
+    allowed = None if scored.allowed is None else groups_of(scored.allowed, layout, m)
+    return ScoredTensor(scored.name, scores, torch.empty_like(scores, dtype=torch.bool), scored.absolute, allowed)
 
 
-def keep_in_groups(chosen: Part, part: Part, layout: Layout, m: int) -> None:
-    """Write the mask of `chosen`, a row per group, to that of `part`; what is in no group stays as it may."""
-    alive = torch.ones_like(part.mask) if part.alive is None else part.alive
-    kept = along_inputs(alive, layout).clone()
+def keep_in_groups(chosen: ScoredTensor, scored: ScoredTensor, layout: Layout, m: int) -> None:
+    """Write the mask of `chosen`, a row per group, to that of `scored`; what is in no group stays as it may."""
+    allowed = torch.ones_like(scored.mask) if scored.allowed is None else scored.allowed
+    kept = along_inputs(allowed, layout).clone()
     units, kernel, inputs = kept.shape
     kept[:, :, : inputs // m * m] = chosen.mask.reshape(units, kernel, inputs // m * m)
-    set_rows(part.mask, kept.transpose(1, 2).reshape(units, -1), layout)
+    set_rows(scored.mask, kept.transpose(1, 2).reshape(units, -1), layout)
 
 
 @dataclass(frozen=True)
 class Granularity:
     """How a weight's entries are seen by a selection.
 
-    `part` turns the weight's part into the one that is selected from, `mask` its mask likewise, and `apply` writes what
+    `view` turns the weight's scores into those that are selected from, `mask` its mask likewise, and `apply` writes what
     was selected (first) to the weight's own mask (second). Unless it `keeps_shape`, what is selected from is a matrix,
     whose rows a scope takes for the output units.
     """
 
-    part: Callable[[Part, Layout], Part]
+    view: Callable[[ScoredTensor, Layout], ScoredTensor]
     mask: Callable[[Tensor, Layout], Tensor]
-    apply: Callable[[Part, Part, Layout], None]
+    apply: Callable[[ScoredTensor, ScoredTensor, Layout], None]
     keeps_shape: bool = False
 
 
@@ -174,12 +175,12 @@ def _blocks(size: Size) -> Granularity:
 
 
 def _groups(m: int) -> Granularity:
-    return Granularity(partial(group_part, m=m), partial(groups_of, m=m), partial(keep_in_groups, m=m))
+    return Granularity(partial(group_view, m=m), partial(groups_of, m=m), partial(keep_in_groups, m=m))
 
 
 # name -> function of the settings, which have checked that what it needs is there.
 GRANULARITIES: dict[str, Callable[[GranularitySettings], Granularity]] = {
-    "weight": lambda _: Granularity(lambda part, _: part, lambda mask, _: mask, lambda *_: None, keeps_shape=True),
+    "weight": lambda _: Granularity(lambda scored, _: scored, lambda mask, _: mask, lambda *_: None, keeps_shape=True),
     "unit": lambda _: _blocks((1, sys.maxsize)),
     "block": lambda settings: _blocks(settings.size or (1, 1)),
     "n:m": lambda settings: _groups(settings.m or 1),

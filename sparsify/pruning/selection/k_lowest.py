@@ -28,10 +28,10 @@ Integers: TypeAlias = Any  # numpy.ndarray | Tensor
 
 
 @dataclass(frozen=True)
-class Part:
+class ScoredTensor:
     """The scores of one weight and the mask that a selection writes, all of one shape.
 
-    `absolute`: the scores are |scores|, which is then taken on the fly. `alive`: the entries that may be kept, None
+    `absolute`: the scores are |scores|, which is then taken on the fly. `allowed`: the entries that may be kept, None
     for all; it may be the mask itself. `name` is the weight's, for errors.
     """
 
@@ -39,7 +39,7 @@ class Part:
     scores: Tensor
     mask: Tensor
     absolute: bool = False
-    alive: Tensor | None = None
+    allowed: Tensor | None = None
 
 
 def not_a_number(name: str) -> SparsifyError:
@@ -47,22 +47,24 @@ def not_a_number(name: str) -> SparsifyError:
     return SparsifyError(f"{name}: a score is NaN, so its weights cannot be compared (has training diverged?)")
 
 
-def remove_lowest(parts: Sequence[Part], count: int) -> None:
+def remove_lowest(tensors: Sequence[ScoredTensor], count: int) -> None:
     """Write masks that remove the `count` lowest-scored entries of all parts together; ties go by part, then by index.
 
     Entries that may not be kept are removed first, even if they are more than `count`. Raises SparsifyError for a NaN
     score, naming the weight; no mask is changed then.
     """
-    parts = [_flat(part) for part in parts]
-    size = sum(part.mask.numel() for part in parts)
-    barred = [part.alive.numel() - int(part.alive.count_nonzero()) for part in parts if part.alive is not None]
+    tensors = [_flat(scored) for scored in tensors]
+    size = sum(scored.mask.numel() for scored in tensors)
+    barred = [
+        scored.allowed.numel() - int(scored.allowed.count_nonzero()) for scored in tensors if scored.allowed is not None
+    ]
     count = max(count, sum(barred))
     if count <= 0 or count >= size:
-        for part in parts:
-            part.mask.fill_(count <= 0)
+        for scored in tensors:
+            scored.mask.fill_(count <= 0)
         return
-    threshold, ties, surplus = _threshold(parts, count)
-    for part, chunk, keys in _keys(parts):
+    threshold, ties, surplus = _threshold(tensors, count)
+    for scored, chunk, keys in _keys(tensors):
         keep = keys > threshold
         if surplus:  # of the entries equal to the threshold, all but the first `ties` stay
             equal = keys == threshold
@@ -70,17 +72,17 @@ def remove_lowest(parts: Sequence[Part], count: int) -> None:
             if ties < here:
                 keep |= equal & (equal.cumsum(0) > ties) if ties else equal
             ties = max(0, ties - here)
-        target = _integers(part.mask[chunk])
+        target = _integers(scored.mask[chunk])
         target[...] = keep.reshape(target.shape)
 
 
-def _threshold(parts: Sequence[Part], count: int) -> tuple[int, int, bool]:
+def _threshold(tensors: Sequence[ScoredTensor], count: int) -> tuple[int, int, bool]:
     """Return the `count`-th lowest key, how many equal to it are removed, and whether others equal to it stay."""
-    top = _common_dtype(parts).itemsize * 8 - _DIGIT
+    top = _common_dtype(tensors).itemsize * 8 - _DIGIT
     prefix, remaining, found = 0, count, 0
     for shift in range(top, -1, -_DIGIT):
         histogram = np.zeros(2**_DIGIT, np.int64)
-        for _, _, keys in _keys(parts, check=shift == top):
+        for _, _, keys in _keys(tensors, check=shift == top):
             if shift == top:
                 histogram += _histogram(keys >> shift, -(2 ** (_DIGIT - 1)))
             else:
@@ -101,24 +103,24 @@ def _histogram(digits: Integers, lowest: int) -> Integers:
     return np.bincount(digits.astype(np.int64) - lowest, minlength=2**_DIGIT)
 
 
-def remove_lowest_in_rows(part: Part, counts: Tensor) -> None:
-    """Write a mask that removes from each row of `part`, a matrix, its own number of lowest-scored entries.
+def remove_lowest_in_rows(scored: ScoredTensor, counts: Tensor) -> None:
+    """Write a mask that removes from each row of `scored`, a matrix, its own number of lowest-scored entries.
 
     `counts` holds one integer per row. Ties go by index; entries that may not be kept are removed first. Raises
     SparsifyError for a NaN score, naming the weight; the mask may be changed in part then.
     """
-    rows, width = part.mask.shape
+    rows, width = scored.mask.shape
     if width == 0:
         return
-    dtype = _common_dtype([part])
+    dtype = _common_dtype([scored])
     at_once = max(1, _ROWS_AT_ONCE // width)
     for start in range(0, rows, at_once):
         chunk = slice(start, start + at_once)
-        keys = _chunk_keys(part, chunk, dtype).reshape(-1, width)
-        remove = counts[chunk].to(part.scores.device)
-        if part.alive is not None:
-            remove = torch.maximum(remove, width - kept_in_rows(part.alive[chunk]))
-        _integers(part.mask[chunk])[...] = _keep_in_rows(keys, _integers(remove))
+        keys = _chunk_keys(scored, chunk, dtype).reshape(-1, width)
+        remove = counts[chunk].to(scored.scores.device)
+        if scored.allowed is not None:
+            remove = torch.maximum(remove, width - kept_in_rows(scored.allowed[chunk]))
+        _integers(scored.mask[chunk])[...] = _keep_in_rows(keys, _integers(remove))
 
 
 def _keep_in_rows(keys: Integers, remove: Integers) -> Integers:
@@ -149,53 +151,53 @@ def _row_thresholds(keys: Integers, remove: Integers) -> Integers:
     return np.take_along_axis(np.sort(keys, axis=1), rank, 1)[:, 0]
 
 
-def _flat(part: Part) -> Part:
+def _flat(scored: ScoredTensor) -> ScoredTensor:
     """Return the part in one dimension if that needs no copy; it is then cut into chunks of any size."""
-    tensors = {"scores": part.scores, "mask": part.mask}
-    if part.alive is not None:
-        tensors["alive"] = part.alive
+    tensors = {"scores": scored.scores, "mask": scored.mask}
+    if scored.allowed is not None:
+        tensors["allowed"] = scored.allowed
     if not all(tensor.is_contiguous() for tensor in tensors.values()):
-        return part
-    return replace(part, **{name: tensor.view(-1) for name, tensor in tensors.items()})  # type: ignore[arg-type]
+        return scored
+    return replace(scored, **{name: tensor.view(-1) for name, tensor in tensors.items()})  # type: ignore[arg-type]
 
 
-def _keys(parts: Sequence[Part], *, check: bool = False) -> Iterator[tuple[Part, slice, Tensor]]:
+def _keys(tensors: Sequence[ScoredTensor], *, check: bool = False) -> Iterator[tuple[ScoredTensor, slice, Tensor]]:
     """Yield pieces of every part, small enough for the cache, as (part, slice of its first dimension, flat keys)."""
-    dtype = _common_dtype(parts)
-    for part in parts:
-        if part.scores.numel() == 0:
+    dtype = _common_dtype(tensors)
+    for scored in tensors:
+        if scored.scores.numel() == 0:
             continue
-        target = 1 << 18 if part.scores.device.type == "cpu" else 1 << 26
-        rows = part.scores.shape[0]
-        step = max(1, target * rows // part.scores.numel())
+        target = 1 << 18 if scored.scores.device.type == "cpu" else 1 << 26
+        rows = scored.scores.shape[0]
+        step = max(1, target * rows // scored.scores.numel())
         for start in range(0, rows, step):
             chunk = slice(start, start + step)
-            yield part, chunk, _chunk_keys(part, chunk, dtype, check=check)
+            yield scored, chunk, _chunk_keys(scored, chunk, dtype, check=check)
 
 
-def _chunk_keys(part: Part, chunk: slice, dtype: torch.dtype, *, check: bool = True) -> Integers:
+def _chunk_keys(scored: ScoredTensor, chunk: slice, dtype: torch.dtype, *, check: bool = True) -> Integers:
     """Return integers ordered as the scores are, equal where they are equal, lowest where nothing may be kept."""
-    values = part.scores[chunk].reshape(-1).to(dtype)
+    values = scored.scores[chunk].reshape(-1).to(dtype)
     integer = _INTEGER[dtype.itemsize]
     limits = torch.iinfo(integer)
     bits = _integers(values.view(integer))
     magnitude = bits & limits.max
-    alive = None if part.alive is None else part.alive[chunk].reshape(-1)
+    allowed = None if scored.allowed is None else scored.allowed[chunk].reshape(-1)
     infinity = int(torch.tensor(torch.inf, dtype=dtype).view(integer))
     if check and int(magnitude.max()) > infinity:
-        wrong = values.isnan() if alive is None else values.isnan() & alive
+        wrong = values.isnan() if allowed is None else values.isnan() & allowed
         if bool(wrong.any()):
-            raise not_a_number(part.name)
-    if part.absolute:
+            raise not_a_number(scored.name)
+    if scored.absolute:
         keys = magnitude
     else:
         sign = bits >> (limits.bits - 1)  # 0, or -1 for a negative score, which becomes minus its magnitude
         keys = (magnitude ^ sign) - sign
-    if alive is None:
+    if allowed is None:
         return keys
     if isinstance(keys, Tensor):
-        return keys.masked_fill_(~alive, limits.min)
-    barred = _integers(alive).astype(keys.dtype) - 1  # 0, or all bits set
+        return keys.masked_fill_(~allowed, limits.min)
+    barred = _integers(allowed).astype(keys.dtype) - 1  # 0, or all bits set
     return (keys & ~barred) | (barred << (limits.bits - 1))
 
 
@@ -203,5 +205,5 @@ def _integers(tensor: Tensor) -> Integers:
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
-def _common_dtype(parts: Sequence[Part]) -> torch.dtype:
-    return reduce(torch.promote_types, (part.scores.dtype for part in parts))
+def _common_dtype(tensors: Sequence[ScoredTensor]) -> torch.dtype:
+    return reduce(torch.promote_types, (scored.scores.dtype for scored in tensors))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...errors import SparsifyError
 from ...surgery.ignore_patterns import ignored_names
 from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
-from ...surgery.parametrized import seen_names
+from ...surgery.parametrized import computed_names
 from ...surgery.tracing.bytecode_scan import CONV_AND_LINEAR
 
 _LOG = logging.getLogger("sparsify")
@@ -31,7 +31,7 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
         )
     maskable = maskable_weights(model)
     others = [name for name, _ in model.named_parameters() if name not in maskable]
-    ignored = ignored_names(maskable, ignore, others=others, aliases=seen_names(model))
+    ignored = ignored_names(maskable, ignore, others=others, aliases=computed_names(model))
     left = [name for name in masked if name not in ignored]
     if not left:
         raise SparsifyError(f"Pruner: 'ignore' leaves none of the {len(masked)} masked weights")
@@ -40,7 +40,7 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
 
 def maskable_weights(model: nn.Module) -> list[str]:
     """Return the names of the weights that carry a mask or might, as those of convolutions and linear layers."""
-    seen = seen_names(model)
+    seen = computed_names(model)
     maskable = []
     for path, parameter in model.named_parameters():
         owner, _, name = path.rpartition(".")
@@ -65,7 +65,7 @@ def copy_to_aliases(model: nn.Module) -> None:
             weight.mask.copy_(mask)
 
 
-class HeldValues:
+class RemovedValues:
     """The stored values that removed weights shall have: zeros, those when they were removed, or any (decay).
 
     `values` holds them by weight name where they are frozen. Where the module computes its weight from the stored one
@@ -75,25 +75,25 @@ class HeldValues:
     def __init__(self, setting: str) -> None:
         self.setting = setting
         self.values: dict[str, Tensor] = {}
-        self.told = False
+        self.warned = False
 
-    def keep(self, weights: Iterable[MaskedWeight]) -> None:
+    def snapshot(self, weights: Iterable[MaskedWeight]) -> None:
         """Take the stored values as they are now for those that removed weights shall have."""
         weights = list(weights)
         computed = [weight.name for weight in weights if is_computed(weight)]
-        if self.setting == "zero" and computed and not self.told:
-            self.told = True
+        if self.setting == "zero" and computed and not self.warned:
+            self.warned = True
             _LOG.warning(
                 "masked_weights: zero: the stored values of %s stay, since the weights that are used are computed from "
                 "them",
                 ", ".join(computed),
             )
         if self.setting == "zero":
-            self.hold(weights)
+            self.restore(weights)
         elif self.setting == "freeze":
             self.values = {weight.name: weight.parameter.detach().clone() for weight in weights}
 
-    def hold(self, weights: Iterable[MaskedWeight]) -> None:
+    def restore(self, weights: Iterable[MaskedWeight]) -> None:
         """Undo, in place, what the optimiser did to the stored values of removed weights."""
         with torch.no_grad():
             for weight in weights:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...surgery.masks import ROWS, Layout
 from .granularity import rows, set_rows
-from .k_lowest import Part, kept_in_rows, remove_lowest, remove_lowest_in_rows
+from .k_lowest import ScoredTensor, kept_in_rows, remove_lowest, remove_lowest_in_rows
 
 # One removal count per group: a number, or for groups that are a weight's rows a tensor with one entry per row.
 Counts = list[int | Tensor]
@@ -135,25 +135,25 @@ def shares(sizes: Sequence[int], densities: Sequence[Fraction], keep: int) -> li
     return kept
 
 
-def select_together(parts: Sequence[Part], layouts: Sequence[Layout], counts: Counts) -> None:
+def select_together(tensors: Sequence[ScoredTensor], layouts: Sequence[Layout], counts: Counts) -> None:
     """Write masks that remove the one count from all weights together."""
-    remove_lowest(parts, int(counts[0]))
+    remove_lowest(tensors, int(counts[0]))
 
 
-def select_by_layer(parts: Sequence[Part], layouts: Sequence[Layout], counts: Counts) -> None:
+def select_by_layer(tensors: Sequence[ScoredTensor], layouts: Sequence[Layout], counts: Counts) -> None:
     """Write masks that remove from each weight its count."""
-    for part, count in zip(parts, counts, strict=True):
-        remove_lowest([part], int(count))
+    for scored, count in zip(tensors, counts, strict=True):
+        remove_lowest([scored], int(count))
 
 
-def select_by_filter(parts: Sequence[Part], layouts: Sequence[Layout], counts: Counts) -> None:
+def select_by_filter(tensors: Sequence[ScoredTensor], layouts: Sequence[Layout], counts: Counts) -> None:
     """Write masks that remove from each output unit its count."""
-    for part, layout, count in zip(parts, layouts, counts, strict=True):
-        alive = None if part.alive is None else rows(part.alive, layout)
-        matrix = replace(part, scores=rows(part.scores, layout), mask=rows(part.mask, layout), alive=alive)
+    for scored, layout, count in zip(tensors, layouts, counts, strict=True):
+        allowed = None if scored.allowed is None else rows(scored.allowed, layout)
+        matrix = replace(scored, scores=rows(scored.scores, layout), mask=rows(scored.mask, layout), allowed=allowed)
         remove_lowest_in_rows(matrix, torch.as_tensor(count))
-        if matrix.mask.data_ptr() != part.mask.data_ptr():  # the rows were a copy
-            set_rows(part.mask, matrix.mask, layout)
+        if matrix.mask.data_ptr() != scored.mask.data_ptr():  # the rows were a copy
+            set_rows(scored.mask, matrix.mask, layout)
 
 
 def global_sizes(members: Sequence[Member]) -> list[tuple[str, int]]:
@@ -179,7 +179,7 @@ class Scope:
     """
 
     counts: Callable[[Sequence[Member], Due], Counts]
-    select: Callable[[Sequence[Part], Sequence[Layout], Counts], None]
+    select: Callable[[Sequence[ScoredTensor], Sequence[Layout], Counts], None]
     sizes: Callable[[Sequence[Member]], list[tuple[str, int]]]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...calls import Inputs, inputs_of, run
 from ...surgery.channels import Channels
-from ..preserve_state import unchanged
+from ..preserve_state import preserve_state
 
 _TIMED_RUNS = 3
 
@@ -99,7 +99,7 @@ def forward_milliseconds(model: nn.Module, names: Sequence[str], example_input: 
     clock = _Clock(model, set(names))
     inputs = inputs_of(example_input, "criterion", model)
     try:
-        with unchanged(model, [], training=False), torch.no_grad():
+        with preserve_state(model, [], training=False), torch.no_grad():
             run(model, inputs)
             runs = [clock.run(inputs) for _ in range(_TIMED_RUNS)]
     finally:

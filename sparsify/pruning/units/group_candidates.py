@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import SparsifyError
 from ...surgery.masks import ROWS
 from ..selection.candidates import Masks, count_of
-from ..selection.k_lowest import Part
+from ..selection.k_lowest import ScoredTensor
 from ..selection.scopes import Due, Member, Scope
 from .costs import Term, savings, total
 from .group_scores import group_scores, keep_groups, kept_groups
@@ -20,7 +20,7 @@ from .groups import Groups
 
 
 @dataclass(frozen=True)
-class UnitChoices:
+class GroupCandidates:
     """Groups of channels. `aggregate` makes their scores, which are divided by what they save of `per`, if given.
 
     With `of` the sparsity is the fraction of that cost which goes, else that of the groups which can be pruned. Of a
@@ -46,7 +46,7 @@ class UnitChoices:
         """The amounts of the cost that scores are divided by, float64, one for each of its terms."""
         return torch.tensor([float(term.amount) for term in self.per or ()], dtype=torch.float64)
 
-    def at_prices(self, prices: Tensor) -> UnitChoices:
+    def at_prices(self, prices: Tensor) -> GroupCandidates:
         """Return the same choices at other `prices`. Raises SparsifyError if they are those of another model."""
         if len(prices) != len(self.per or ()):
             raise SparsifyError("pruner state: 'prices' fits no operations of this model")
@@ -72,41 +72,43 @@ class UnitChoices:
         # As many as it takes: those that went, or, where they do not suffice, all that there are.
         return int((~kept if self._removed(kept) >= due.sparsity else self.groups.prunable).sum())
 
-    def choose(self, parts: Sequence[Part], masks: Masks, alive: Masks | None, due: Due) -> Fraction:
-        """Write the masks of the groups that stay, and return the part that was due to go; `alive`: what may stay."""
-        may_stay = None if alive is None else kept_groups(self.groups, alive)
-        scores = group_scores(self.groups, parts, self.aggregate, may_stay)
+    def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
+        """Write the masks of the groups that stay, and return the part that was due to go; `allowed`: what may stay."""
+        allowed_groups = None if allowed is None else kept_groups(self.groups, allowed)
+        scores = group_scores(self.groups, tensors, self.aggregate, allowed_groups)
         if self.per is not None:
             saved = savings(self.per, kept_groups(self.groups, masks))
             scores = torch.where(saved > 0, scores / saved, torch.inf)
-        kept, part_due = self._chosen(scores, may_stay, due, self.members(masks))
-        keep_groups(self.groups, kept, masks, alive)
-        return part_due
+        kept, share_due = self._chosen(scores, allowed_groups, due, self.members(masks))
+        keep_groups(self.groups, kept, masks, allowed)
+        return share_due
 
     def _chosen(
-        self, scores: Tensor, may_stay: Tensor | None, due: Due, members: list[Member]
+        self, scores: Tensor, allowed_groups: Tensor | None, due: Due, members: list[Member]
     ) -> tuple[Tensor, Fraction]:
         """Return which groups stay, bool [groups], and the part that was due to go."""
-        candidates = [self._candidates(scores, may_stay, layer.groups, layer.spare) for layer in self.groups.layers]
+        removable = [self._removable(scores, allowed_groups, layer.groups, layer.spare) for layer in self.groups.layers]
         kept = torch.ones(self.groups.count, dtype=torch.bool)
         if self.of is not None:
             share = self._share_due(due)
-            return self._cheapest(scores, may_stay, torch.cat(candidates), share), share
+            return self._cheapest(scores, allowed_groups, torch.cat(removable), share), share
         counts = self.scope.counts(members, due)
-        parts = [
-            Part(member.name, scores[ids], kept[ids], alive=None if may_stay is None else may_stay[ids])
-            for member, ids in zip(members, candidates, strict=True)
+        tensors = [
+            ScoredTensor(
+                member.name, scores[ids], kept[ids], allowed=None if allowed_groups is None else allowed_groups[ids]
+            )
+            for member, ids in zip(members, removable, strict=True)
         ]
-        self.scope.select(parts, [ROWS] * len(parts), counts)
-        for part, ids in zip(parts, candidates, strict=True):
-            kept[ids] = part.mask
+        self.scope.select(tensors, [ROWS] * len(tensors), counts)
+        for scored, ids in zip(tensors, removable, strict=True):
+            kept[ids] = scored.mask
         return kept, Fraction(sum(map(count_of, counts)), max(1, int(self.groups.prunable.sum())))
 
-    def _candidates(self, scores: Tensor, may_stay: Tensor | None, ids: Tensor, spare: bool) -> Tensor:
+    def _removable(self, scores: Tensor, allowed_groups: Tensor | None, ids: Tensor, spare: bool) -> Tensor:
         """Return the groups of a layer that may go: all but the best, unless others stay anyway."""
         if spare:
             return ids
-        able = ids if may_stay is None or not may_stay[ids].any() else ids[may_stay[ids]]
+        able = ids if allowed_groups is None or not allowed_groups[ids].any() else ids[allowed_groups[ids]]
         best = able.flip(0)[scores[able].flip(0).argmax()]  # of equal ones the last
         return ids[ids != best]
 
@@ -120,14 +122,14 @@ class UnitChoices:
         gone = self._removed(kept)
         return max(gone, gone + (due.sparsity - gone) * due.progress)
 
-    def _cheapest(self, scores: Tensor, may_stay: Tensor | None, candidates: Tensor, share: Fraction) -> Tensor:
+    def _cheapest(self, scores: Tensor, allowed_groups: Tensor | None, removable: Tensor, share: Fraction) -> Tensor:
         """Return what stays when the fewest groups go, in order of their scores, that are `share` of the cost."""
-        candidates = candidates.sort().values
-        order = candidates[scores[candidates].sort(stable=True).indices]
+        removable = removable.sort().values
+        order = removable[scores[removable].sort(stable=True).indices]
         least = 0
-        if may_stay is not None:  # what may not stay goes first, and goes in any case
-            order = torch.cat([order[~may_stay[order]], order[may_stay[order]]])
-            least = int((~may_stay[order]).sum())
+        if allowed_groups is not None:  # what may not stay goes first, and goes in any case
+            order = torch.cat([order[~allowed_groups[order]], order[allowed_groups[order]]])
+            least = int((~allowed_groups[order]).sum())
 
         def without(count: int) -> Tensor:
             kept = torch.ones(self.groups.count, dtype=torch.bool)

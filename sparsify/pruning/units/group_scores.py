@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...surgery.recording.broadcast_forms import row_pieces
-from ..selection.k_lowest import Part, not_a_number
+from ..selection.k_lowest import ScoredTensor, not_a_number
 from .groups import Groups
 
 
@@ -18,20 +18,22 @@ def kept_groups(groups: Groups, masks: Mapping[str, Tensor]) -> Tensor:
     for one in groups.scored:
         units = one.over_units(masks[one.name])
         # As bytes, for which torch finds the largest forty times faster than whether any is True.
-        alive = (units.view(torch.uint8).amax(1) if units.numel() else units.any(1)).to("cpu", torch.int32)
-        kept.scatter_reduce_(0, one.labels % (groups.count + 1), alive, "amax")
+        any_kept = (units.view(torch.uint8).amax(1) if units.numel() else units.any(1)).to("cpu", torch.int32)
+        kept.scatter_reduce_(0, one.labels % (groups.count + 1), any_kept, "amax")
     return kept[:-1].bool() | ~groups.prunable
 
 
-def keep_groups(groups: Groups, kept: Tensor, masks: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None) -> None:
-    """Write masks, in place, that remove the groups not in `kept`; elsewhere what `alive` keeps is kept (None: all)."""
+def keep_groups(
+    groups: Groups, kept: Tensor, masks: Mapping[str, Tensor], allowed: Mapping[str, Tensor] | None
+) -> None:
+    """Write masks, in place, that remove the groups not in `kept`; elsewhere what `allowed` keeps is kept (None: all)."""
     with_rest = torch.cat([kept, kept.new_ones(1)])
     for one in groups.produced:
         mask = masks[one.name]
         sizes = [1] * mask.dim()
         sizes[one.dimension] = -1
         rows = with_rest[one.labels].to(mask.device).reshape(sizes)
-        mask.copy_((rows if alive is None else alive[one.name] & rows).expand_as(mask))
+        mask.copy_((rows if allowed is None else allowed[one.name] & rows).expand_as(mask))
 
 
 # aggregate -> (what an index of a parameter comes to, how a group's indices are put together). The mean and the
@@ -50,26 +52,27 @@ def _sums(entries: Tensor, absolute: bool) -> Tensor:
     return entries.sum(1, dtype=torch.float64)
 
 
-def group_scores(groups: Groups, parts: Sequence[Part], aggregate: str, alive: Tensor | None) -> Tensor:
+def group_scores(groups: Groups, tensors: Sequence[ScoredTensor], aggregate: str, allowed: Tensor | None) -> Tensor:
     """Return a score per group, float64 [groups], from the scored parts of its parameters.
 
     `aggregate`: the mean or the maximum of the scores of its units, an index of a parameter each, which score the mean
     of their entries; or the sum or the L2 norm over all entries. Groups that nothing scores have infinity. Raises
-    SparsifyError for a NaN score, naming the parameter, unless its group is not `alive`.
+    SparsifyError for a NaN score, naming the parameter, unless its group is not `allowed`.
     """
-    by_name = {part.name: part for part in parts}
+    by_name = {scored.name: scored for scored in tensors}
     of_index, together = _AGGREGATES[aggregate]
     start = -torch.inf if together == "amax" else 0.0
     totals = torch.full((groups.count + 1,), start, dtype=torch.float64)
     counts = torch.zeros(groups.count + 1, dtype=torch.float64)
     for one in groups.scored:
-        part = by_name[one.name]
-        kept = part.scores if part.alive is None else torch.where(part.alive, part.scores, 0)  # what is gone: nothing
+        scored = by_name[one.name]
+        # Entries that may not be kept count as zero.
+        kept = scored.scores if scored.allowed is None else torch.where(scored.allowed, scored.scores, 0)
         pieces = row_pieces(one.over_units(kept))
-        values = torch.cat([of_index(piece, part.absolute) for piece in pieces]).cpu()
+        values = torch.cat([of_index(piece, scored.absolute) for piece in pieces]).cpu()
         labels = one.labels % (groups.count + 1)
         wrong = values.isnan() & (one.labels >= 0)
-        if bool((wrong if alive is None else wrong & alive[one.labels]).any()):
+        if bool((wrong if allowed is None else wrong & allowed[one.labels]).any()):
             raise not_a_number(one.name)
         totals.scatter_reduce_(0, labels, values, together)
         counts += torch.bincount(labels, minlength=groups.count + 1)

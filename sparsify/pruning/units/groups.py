@@ -86,7 +86,7 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
             weights.setdefault(own, Produced(own, dimension, labels))
             if own not in wanted:
                 kept[f"{own} is ignored" if own in first.values() else f"{own} carries no mask"] = labels
-    for name, reason in _mask_further(model, [name for name in found if name not in first.values()]).items():
+    for name, reason in _mask_extra(model, [name for name in found if name not in first.values()]).items():
         kept[reason] = found.pop(name).labels
     prunable = torch.ones(channels.groups + 1, dtype=torch.bool)
     for labels in kept.values():
@@ -114,8 +114,8 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
     )
 
 
-def _mask_further(model: nn.Module, names: list[str]) -> dict[str, str]:
-    """Put masks on further parameters; return those that take none, with the reason."""
+def _mask_extra(model: nn.Module, names: list[str]) -> dict[str, str]:
+    """Put masks on extra parameters; return those that take none, with the reason."""
     if not names:
         return {}
     try:
@@ -123,7 +123,7 @@ def _mask_further(model: nn.Module, names: list[str]) -> dict[str, str]:
     except SparsifyError as error:
         if len(names) == 1:
             return {names[0]: str(error)}
-        return {name: reason for one in names for name, reason in _mask_further(model, [one]).items()}
+        return {name: reason for one in names for name, reason in _mask_extra(model, [one]).items()}
     return {}
 
 

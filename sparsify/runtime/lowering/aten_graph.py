@@ -9,11 +9,25 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ...calls import run
 from ...errors import RunError
 from ..kernel_errors import PASSED, TraceError, one_line
+
+# What hands a tensor's memory to other code: that of one being traced holds no values, NumPy would read noise.
+_READS = frozenset({"numpy", "__array__", "__dlpack__", "tolist", "data_ptr", "untyped_storage", "storage"})
+
+
+class _RefuseReads(TorchFunctionMode):
+    """Raises RunError where a forward reads values past PyTorch's operations."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in _READS and args and isinstance(args[0], Tensor) and torch._is_functional_tensor(args[0]):
+            raise RunError(f"the forward depends on values (Tensor.{name})")
+        return function(*args, **(kwargs or {}))
 
 
 def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Any]:
@@ -25,14 +39,15 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[f
     structure: list[Any] = []
 
     def flat(*tensors: Tensor) -> list[Any]:
-        outputs, spec = pytree.tree_flatten(run(model, unflatten(tensors)))
+        with _RefuseReads():
+            outputs, spec = pytree.tree_flatten(run(model, unflatten(tensors)))
         structure[:] = [spec]
         return outputs
 
     with torch.no_grad():
         try:
             graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
-        except PASSED:
+        except (*PASSED, RunError):
             raise
         except Exception as error:
             # As make_fx says that a number is taken out of a tensor.

@@ -8,53 +8,53 @@ import torch
 from torch import Tensor
 
 from ..recording import broadcast_forms as forms
-from ..recording.ops import Step
+from ..recording.ops import Op
 
 if TYPE_CHECKING:
     from .coupling import Coupling
 
 
-def move(coupling: Coupling, step: Step) -> None:
+def move(coupling: Coupling, op: Op) -> None:
     """Carry axes through an operation that only moves entries of one tensor."""
-    value, rest = step.args[0], step.rest
+    value, rest = op.args[0], op.constant_args
     if rest is None:
-        coupling.barrier(step, f"operation '{step.name}' moves entries as the input says")
+        coupling.barrier(op, f"operation '{op.name}' moves entries as the input says")
         return
-    results: list[list[Tensor]] = [[] for _ in step.results]
+    results: list[list[Tensor]] = [[] for _ in op.results]
     for axis in coupling.of(value):
-        moved = _moved(axis, step, rest)
-        if step.name in ("split", "unsafe_split") and len({part.shape for part in moved}) == 1 and moved[0] is not axis:
+        moved = _moved(axis, op, rest)
+        if op.name in ("split", "unsafe_split") and len({part.shape for part in moved}) == 1 and moved[0] is not axis:
             for part in moved[1:]:  # parts of one size stay of one size
-                coupling.numbers.tie(part, moved[0])
+                coupling.numbers.union(part, moved[0])
         for result, form in zip(results, moved, strict=True):
             result.append(form)
-    offered: list[list[Tensor]] = [[] for _ in step.results]
+    offered: list[list[Tensor]] = [[] for _ in op.results]
     for axis in coupling.offered.get(value, []):
-        for of_one, form in zip(offered, _moved(axis, step, rest), strict=True):
+        for of_one, form in zip(offered, _moved(axis, op, rest), strict=True):
             of_one.append(form)
-    for value, axes, more in zip(step.results, results, offered, strict=True):
+    for value, axes, more in zip(op.results, results, offered, strict=True):
         coupling.set(value, axes)
-        coupling.offer(value, [*more, *_stretched(coupling, step)])
+        coupling.offer(value, [*more, *_stretched(coupling, op)])
 
 
-def _moved(axis: Tensor, step: Step, rest: Any) -> list[Tensor]:
-    value, shape = step.args[0], step.results[0].shape
-    if step.name in forms.PARTS:
-        return forms.parts(step.name, axis, value.shape, rest, step.operation, len(step.results))
-    outcome = forms.MOVES[step.name](axis, value.shape, shape, rest, step.operation).to(torch.int64)
-    return [forms.short(outcome) if sum(size > 1 for size in outcome.shape) > 1 else outcome]
+def _moved(axis: Tensor, op: Op, rest: Any) -> list[Tensor]:
+    value, shape = op.args[0], op.results[0].shape
+    if op.name in forms.SPLITS:
+        return forms.split(op.name, axis, value.shape, rest, op.overload, len(op.results))
+    outcome = forms.MOVEMENTS[op.name](axis, value.shape, shape, rest, op.overload).to(torch.int64)
+    return [forms.compress(outcome) if sum(size > 1 for size in outcome.shape) > 1 else outcome]
 
 
-def _stretched(coupling: Coupling, step: Step) -> list[Tensor]:
+def _stretched(coupling: Coupling, op: Op) -> list[Tensor]:
     """Return new axes along the dimensions in which one entry became as many as a number says."""
-    if step.name not in ("expand", "repeat"):
+    if op.name not in ("expand", "repeat"):
         return []
-    shape, given = step.results[0].shape, step.args[1]
-    old = [1] * (len(shape) - len(step.args[0].shape)) + list(step.args[0].shape)
+    shape, given = op.results[0].shape, op.args[1]
+    old = [1] * (len(shape) - len(op.args[0].shape)) + list(op.args[0].shape)
     return new_axes(coupling, shape, [d for d, n in enumerate(shape) if n > 1 and old[d] == 1 and given[d] == n])
 
 
 def new_axes(coupling: Coupling, shape: tuple[int, ...], dims: list[int]) -> list[Tensor]:
     """Return an axis of new numbers for each of some dimensions of a tensor."""
     rank = len(shape)
-    return [coupling.numbers.fresh(shape[d]).reshape([1] * d + [-1] + [1] * (rank - 1 - d)) for d in dims]
+    return [coupling.numbers.new(shape[d]).reshape([1] * d + [-1] + [1] * (rank - 1 - d)) for d in dims]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ..recording.ops import Step, Tape, Value
+from ..recording.ops import Op, Recording, Value
 
 
 @dataclass(frozen=True, eq=False)
-class Foldable:
-    """A step that adds up the channels of `value` along `dim`, weighted, and a bias, which may not be there yet."""
+class BiasSink:
+    """An operation that adds up the channels of `value` along `dim`, weighted, and a bias, which may not be there yet."""
 
     value: Value
     dim: int
@@ -18,50 +18,50 @@ class Foldable:
     bias: str
 
 
-def foldable_steps(tape: Tape) -> dict[Step, Foldable]:
-    """Return the steps of a pass that constant channels may be folded into, with what is needed to do it.
+def bias_sinks(recording: Recording) -> dict[Op, BiasSink]:
+    """Return the operations of a pass that constant channels may be folded into, with what is needed to do it.
 
     They are linear layers and plain convolutions without padding, at whose border no channel is other than elsewhere.
     Weight and bias have to be the model's own, and read nowhere else: another reader would see the changed bias.
     """
-    readers = Counter(value for step in tape.steps for value in step.inputs) + Counter(tape.outputs)
-    made = {result: step for step in tape.steps for result in step.results}
+    readers = Counter(value for op in recording.ops for value in op.inputs) + Counter(recording.outputs)
+    made = {result: op for op in recording.ops for result in op.results}
     found = {}
-    for step in tape.steps:
-        fold = _convolution(step, tape) if step.name == "convolution" else _product(step, tape, made)
-        if fold is None or fold.value.constant is not None or fold.bias in tape.held_biases:
+    for op in recording.ops:
+        sink = _convolution(op, recording) if op.name == "convolution" else _product(op, recording, made)
+        if sink is None or sink.value.constant is not None or sink.bias in recording.fixed_biases:
             continue
-        chain = [fold.weight, *(value for value in step.inputs if value.constant is not None)]
-        if fold.bias in tape.state:
-            chain.append(tape.state[fold.bias])
+        chain = [sink.weight, *(value for value in op.inputs if value.constant is not None)]
+        if sink.bias in recording.state:
+            chain.append(recording.state[sink.bias])
         if all(readers[value] == 1 for value in chain):
-            found[step] = fold
+            found[op] = sink
     return found
 
 
-def _convolution(step: Step, tape: Tape) -> Foldable | None:
-    value, weight, bias, _, padding, _, transposed, _, groups = step.args
+def _convolution(op: Op, recording: Recording) -> BiasSink | None:
+    value, weight, bias, _, padding, _, transposed, _, groups = op.args
     if transposed or groups != 1 or any(padding):
         return None
-    name = _bias(step, tape, weight, bias)
-    return None if name is None else Foldable(value, 1, weight, name)
+    name = _bias(op, recording, weight, bias)
+    return None if name is None else BiasSink(value, 1, weight, name)
 
 
-def _product(step: Step, tape: Tape, made: dict[Value, Step]) -> Foldable | None:
+def _product(op: Op, recording: Recording, made: dict[Value, Op]) -> BiasSink | None:
     """Activations times a weight that was transposed, as linear layers do."""
-    if step.name not in ("mm", "addmm") or step.kwargs:
+    if op.name not in ("mm", "addmm") or op.kwargs:
         return None
-    *added, value, factor = step.args
+    *added, value, factor = op.args
     turned = made.get(factor)
     if turned is None or not (turned.name == "t" or (turned.name == "transpose" and turned.args[1] != turned.args[2])):
         return None
     weight = turned.args[0]
-    name = _bias(step, tape, weight, added[0] if added else None)
-    return None if name is None else Foldable(value, 1, weight, name)
+    name = _bias(op, recording, weight, added[0] if added else None)
+    return None if name is None else BiasSink(value, 1, weight, name)
 
 
-def _bias(step: Step, tape: Tape, weight: Value, bias: Value | None) -> str | None:
-    """Return the name of the bias that a step adds, or would add if its layer had one."""
+def _bias(op: Op, recording: Recording, weight: Value, bias: Value | None) -> str | None:
+    """Return the name of the bias that an operation adds, or would add if its layer had one."""
     if not weight.names:
         return None
     if bias is not None:
@@ -69,6 +69,6 @@ def _bias(step: Step, tape: Tape, weight: Value, bias: Value | None) -> str | No
     for name in weight.names:
         path, _, own = name.rpartition(".")
         wanted = f"{path}.bias" if path else "bias"
-        if own == "weight" and step.module == path and wanted in tape.biases:
+        if own == "weight" and op.module == path and wanted in recording.biases:
             return wanted
     return None

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..recording import broadcast_forms as forms
-from ..recording.broadcast_forms import ranked
-from ..recording.ops import Step, Value, dims_of, joined_values
+from ..recording.broadcast_forms import expand_rank
+from ..recording.ops import Op, Value, concat_inputs, dims_of
 from ..tracing.one_forward import map_leaves
 
 if TYPE_CHECKING:
@@ -43,83 +43,87 @@ OVER_SPACE = (
 OVER_DIMENSIONS = ("mean", "amax", "amin")
 
 
-def enter(live: Liveness, step: Step) -> None:
-    """Enter in `live.held` what the results of a step hold, whose flags are there, if these do not say it all."""
-    if not step.results or all(value.constant is not None for value in step.results):
+def propagate(live: Liveness, op: Op) -> None:
+    """Enter in `live.known_values` what the results of an operation hold, whose flags are there, if these do not say it all."""
+    if not op.results or all(value.constant is not None for value in op.results):
         return
-    known = [live.held[value] for value in step.results] if step.results[0] in live.held else _known(live, step)
-    for value, form in zip(step.results, known or (), strict=False):
+    known = (
+        [live.known_values[value] for value in op.results]
+        if op.results[0] in live.known_values
+        else _transfer(live, op)
+    )
+    for value, form in zip(op.results, known or (), strict=False):
         if form is not None and value in live.flags:
-            live.held[value] = torch.where(live.flags[value].detach() > 0, form, 0.0)
-            if any(source in live.learnt or _shared(live, source) for source in step.inputs):
-                live.learnt.add(value)
+            live.known_values[value] = torch.where(live.flags[value].detach() > 0, form, 0.0)
+            if any(source in live.depends_on_learnt or _is_shared_scalar(live, source) for source in op.inputs):
+                live.depends_on_learnt.add(value)
             else:
-                _drop_zeros(live, value)
+                _clear_zero_flags(live, value)
 
 
-def _drop_zeros(live: Liveness, value: Value) -> None:
+def _clear_zero_flags(live: Liveness, value: Value) -> None:
     """Take the flags of entries that hold zero whatever the input, as negative constants do after a ReLU."""
-    zero = (live.held[value] == 0) & (live.flags[value].detach() > 0)
+    zero = (live.known_values[value] == 0) & (live.flags[value].detach() > 0)
     if zero.any():
         live.set(value, live.flags[value] * (~zero).to(torch.float32))
 
 
-def _shared(live: Liveness, value: Value) -> bool:
+def _is_shared_scalar(live: Liveness, value: Value) -> bool:
     """Whether a Value is one number that is learnt: a channel may depend on it, and does not go with it."""
-    return live.learning and value.trainable and math.prod(value.shape) == 1 and value.names[0] not in live.kept
+    return live.learning and value.trainable and math.prod(value.shape) == 1 and value.names[0] not in live.masks
 
 
-def held(live: Liveness, value: Value) -> Tensor:
+def known_value(live: Liveness, value: Value) -> Tensor:
     """Return the form of a Value that says what its entries hold whatever the input; NaN where that is not known."""
-    if value in live.held:
-        return live.held[value]
+    if value in live.known_values:
+        return live.known_values[value]
     if value.constant is None:
         return torch.where(live.of(value).detach() > 0, math.nan, 0.0).to(torch.float64)
     if value.constant.is_complex():
         return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64)
-    if live.learning and value.trainable and not _shared(live, value):
-        kept = live.kept.get(value.names[0], torch.ones([1] * len(value.shape), dtype=torch.bool))
+    if live.learning and value.trainable and not _is_shared_scalar(live, value):
+        kept = live.masks.get(value.names[0], torch.ones([1] * len(value.shape), dtype=torch.bool))
         return torch.where(kept, math.nan, 0.0).to(torch.float64)
-    if value.names or live.as_stored or value not in live.tape.made:
+    if value.names or live.as_stored or value not in live.recording.producers:
         return live.constant(value).to(torch.float64)
     # Made of parameters, which are masked: rarely asked for, and then too large to keep.
-    step = live.tape.made[value]
-    known = (_known(live, step) or [None] * len(step.results))[step.results.index(value)]
+    op = live.recording.producers[value]
+    known = (_transfer(live, op) or [None] * len(op.results))[op.results.index(value)]
     return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64) if known is None else known
 
 
-def _flags_say_all(live: Liveness, value: Value) -> bool:
+def _only_zeros_known(live: Liveness, value: Value) -> bool:
     """Whether of the entries of a Value only those without a flag are known: they hold zero."""
-    return value.constant is None and value not in live.held
+    return value.constant is None and value not in live.known_values
 
 
-def _unknown(live: Liveness, value: Value) -> bool:
+def _nothing_known(live: Liveness, value: Value) -> bool:
     """Whether nothing is known of any entry of a Value."""
-    return _flags_say_all(live, value) and bool(live.of(value).all())
+    return _only_zeros_known(live, value) and bool(live.of(value).all())
 
 
-def _known(live: Liveness, step: Step) -> list[Tensor | None] | None:
-    """Return forms of a step's results; None for one, or for all, where its flags say all that is known."""
-    name = step.name.rstrip("_")
-    if step.moves:
-        return None if _flags_say_all(live, step.args[0]) else _moved(live, step)
+def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
+    """Return forms of an operation's results; None for one, or for all, where its flags say all that is known."""
+    name = op.name.rstrip("_")
+    if op.is_movement:
+        return None if _only_zeros_known(live, op.args[0]) else _moved(live, op)
     if name == "copy":
-        return [ranked(held(live, step.args[1]), len(step.results[0].shape))]
+        return [expand_rank(known_value(live, op.args[1]), len(op.results[0].shape))]
     if name in _ENTRYWISE:
-        return _entry_by_entry(live, step)
-    if step.name in ("cat", "stack"):
-        return _joined(live, step)
-    if step.name in BATCH_NORMS:
-        return [_normalised(live, step), *[None] * (len(step.results) - 1)]
-    if not isinstance(step.args[0], Value) or _flags_say_all(live, step.args[0]):
+        return _entry_by_entry(live, op)
+    if op.name in ("cat", "stack"):
+        return _joined(live, op)
+    if op.name in BATCH_NORMS:
+        return [_normalised(live, op), *[None] * (len(op.results) - 1)]
+    if not isinstance(op.args[0], Value) or _only_zeros_known(live, op.args[0]):
         return None
-    if step.name in OVER_SPACE or (step.name in AVERAGES and _plain_average(step)):
-        space = next(int(c) for c in step.name if c in "123")
-        rank = len(step.args[0].shape)
-        form = uniform(held(live, step.args[0]), range(rank - space, rank))
-        return [form, *[None] * (len(step.results) - 1)]
-    if step.name in OVER_DIMENSIONS:
-        return [_reduced(live, step)]
+    if op.name in OVER_SPACE or (op.name in AVERAGES and _plain_average(op)):
+        space = next(int(c) for c in op.name if c in "123")
+        rank = len(op.args[0].shape)
+        form = uniform(known_value(live, op.args[0]), range(rank - space, rank))
+        return [form, *[None] * (len(op.results) - 1)]
+    if op.name in OVER_DIMENSIONS:
+        return [_reduced(live, op)]
     return None
 
 
@@ -131,23 +135,23 @@ def uniform(form: Tensor, dims: range | list[int]) -> Tensor:
     return torch.where(low == high, low, math.nan)
 
 
-def _moved(live: Liveness, step: Step) -> list[Tensor | None] | None:
-    value, rest = step.args[0], step.rest
-    form = held(live, value)
+def _moved(live: Liveness, op: Op) -> list[Tensor | None] | None:
+    value, rest = op.args[0], op.constant_args
+    form = known_value(live, value)
     if rest is None or form.isnan().all():
         return None
-    if step.name in forms.PARTS:
-        return list(forms.parts(step.name, form, value.shape, rest, step.operation, len(step.results)))
-    return [forms.MOVES[step.name](form, value.shape, step.results[0].shape, rest, step.operation)]
+    if op.name in forms.SPLITS:
+        return list(forms.split(op.name, form, value.shape, rest, op.overload, len(op.results)))
+    return [forms.MOVEMENTS[op.name](form, value.shape, op.results[0].shape, rest, op.overload)]
 
 
-def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
+def _entry_by_entry(live: Liveness, op: Op) -> list[Tensor | None] | None:
     # Operations in place would write to the forms.
-    family_name = step.name.rstrip("_")
+    family_name = op.name.rstrip("_")
     family = getattr(torch.ops.aten, family_name, None)
-    operation = getattr(family, step.operation._overloadname, None)
-    condition = step.args[_CONDITIONS[family_name]] if family_name in _CONDITIONS else step
-    if operation is None or any(_unknown(live, value) for value in step.inputs):
+    operation = getattr(family, op.overload._overloadname, None)
+    condition = op.args[_CONDITIONS[family_name]] if family_name in _CONDITIONS else op
+    if operation is None or any(_nothing_known(live, value) for value in op.inputs):
         return None
 
     def outcome(given: dict[Value, Tensor]) -> Tensor:
@@ -155,61 +159,61 @@ def _entry_by_entry(live: Liveness, step: Step) -> list[Tensor | None] | None:
             form = given[leaf] if isinstance(leaf, Value) else leaf
             return form != 0 if leaf is condition else form
 
-        made: Tensor = operation(*map_leaves(step.args, form_of), **map_leaves(step.kwargs, form_of))
+        made: Tensor = operation(*map_leaves(op.args, form_of), **map_leaves(op.kwargs, form_of))
         return made.to(torch.float64)
 
-    rank = len(step.results[0].shape)
-    if all(_flags_say_all(live, value) for value in step.inputs):
-        of_zeros = outcome({value: torch.zeros((), dtype=torch.float64) for value in step.inputs})
+    rank = len(op.results[0].shape)
+    if all(_only_zeros_known(live, value) for value in op.inputs):
+        of_zeros = outcome({value: torch.zeros((), dtype=torch.float64) for value in op.inputs})
         if not of_zeros:
             return None
-        moving = [ranked(live.of(value).detach(), rank) > 0 for value in step.inputs]
+        moving = [expand_rank(live.of(value).detach(), rank) > 0 for value in op.inputs]
         return [torch.where(functools.reduce(torch.logical_or, moving), math.nan, of_zeros)]
-    given = {value: ranked(held(live, value), rank) for value in step.inputs}
+    given = {value: expand_rank(known_value(live, value), rank) for value in op.inputs}
     lost = functools.reduce(torch.logical_or, [form.isnan() for form in given.values()])
     return None if lost.all() else [torch.where(lost, math.nan, outcome(given))]
 
 
-def _joined(live: Liveness, step: Step) -> list[Tensor | None] | None:
-    values = joined_values(step)
-    if all(_flags_say_all(live, value) for value in values):
+def _joined(live: Liveness, op: Op) -> list[Tensor | None] | None:
+    values = concat_inputs(op)
+    if all(_only_zeros_known(live, value) for value in values):
         return None
-    rank = len(step.results[0].shape)
-    dim = (step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)) % rank
-    if step.name == "cat":
-        return [forms.joined([held(live, v) for v in values], [v.shape for v in values], dim)]
+    rank = len(op.results[0].shape)
+    dim = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank
+    if op.name == "cat":
+        return [forms.concat([known_value(live, v) for v in values], [v.shape for v in values], dim)]
     shapes = [(*v.shape[:dim], 1, *v.shape[dim:]) for v in values]
-    return [forms.joined([held(live, v).unsqueeze(dim) for v in values], shapes, dim)]
+    return [forms.concat([known_value(live, v).unsqueeze(dim) for v in values], shapes, dim)]
 
 
-def _normalised(live: Liveness, step: Step) -> Tensor | None:
-    value, weight, bias, mean, variance, *rest = step.args
+def _normalised(live: Liveness, op: Op) -> Tensor | None:
+    value, weight, bias, mean, variance, *rest = op.args
     if not isinstance(mean, Value) or not isinstance(variance, Value) or rest[0] is True:
         return None
     shape = [1, -1] + [1] * (len(value.shape) - 2)
-    if _flags_say_all(live, value):
+    if _only_zeros_known(live, value):
         moving = live.of(value) if weight is None else live.of(value) * live.of(weight).reshape(shape)
-        if not bool((live.flags[step.results[0]] > moving).any()):
+        if not bool((live.flags[op.results[0]] > moving).any()):
             return None
 
     def along(v: Value) -> Tensor:
-        return held(live, v).expand(v.shape).reshape(shape)
+        return known_value(live, v).expand(v.shape).reshape(shape)
 
     scale = (along(variance) + rest[-1]).rsqrt() * (1.0 if weight is None else along(weight))
-    form = torch.where(scale == 0, 0.0, (held(live, value) - along(mean)) * scale)
+    form = torch.where(scale == 0, 0.0, (known_value(live, value) - along(mean)) * scale)
     return form if bias is None else form + along(bias)
 
 
-def _plain_average(step: Step) -> bool:
+def _plain_average(op: Op) -> bool:
     """Whether every mean is taken over as many entries: no padding, no rounding up, no divisor of its own."""
-    padding, ceiled, divisor = ([*step.args[3:], *[0] * 4][i] for i in (0, 1, 3))
+    padding, ceiled, divisor = ([*op.args[3:], *[0] * 4][i] for i in (0, 1, 3))
     return not (any(padding) if isinstance(padding, (list, tuple)) else padding) and not ceiled and not divisor
 
 
-def _reduced(live: Liveness, step: Step) -> Tensor | None:
-    value, result = step.args[0], step.results[0]
-    dims = dims_of(step, value)
-    form = uniform(held(live, value), dims)
+def _reduced(live: Liveness, op: Op) -> Tensor | None:
+    value, result = op.args[0], op.results[0]
+    dims = dims_of(op, value)
+    form = uniform(known_value(live, value), dims)
     return (
         form
         if len(result.shape) == form.dim()
@@ -217,51 +221,51 @@ def _reduced(live: Liveness, step: Step) -> Tensor | None:
     )
 
 
-def still(live: Liveness, step: Step) -> Tensor | None:
-    """Return which channels entering a foldable step hold one value, not zero, everywhere (float 0/1); None if none.
+def constant_inputs(live: Liveness, op: Op) -> Tensor | None:
+    """Return which channels entering a foldable operation hold one value, not zero, everywhere (float 0/1); None if none.
 
-    What reads them is the step's bias, once they are folded into it; they are noted in `live.still`.
+    What reads them is the operation's bias, once they are folded into it; they are noted in `live.constant_channels`.
     """
-    fold = live.foldable.get(step)
-    if fold is None or _flags_say_all(live, fold.value):
+    sink = live.bias_sinks.get(op)
+    if sink is None or _only_zeros_known(live, sink.value):
         return None
-    values = _entering(live, step)
-    constant = ~values.isnan() & (_flagged(live, step) if live.learnt else values != 0)
+    values = _entering_values(live, op)
+    constant = ~values.isnan() & (_may_be_nonzero(live, op) if live.depends_on_learnt else values != 0)
     if not constant.any():
         return None
-    live.still[step] = constant
+    live.constant_channels[op] = constant
     return constant.to(torch.float32)
 
 
-def _entering(live: Liveness, step: Step) -> Tensor:
-    """Return what each channel that enters a foldable step holds at all positions."""
-    fold = live.foldable[step]
-    form = held(live, fold.value)
-    form = uniform(form, [d for d in range(form.dim()) if d != fold.dim])
-    return form.reshape(-1).expand(fold.value.shape[fold.dim])
+def _entering_values(live: Liveness, op: Op) -> Tensor:
+    """Return what each channel that enters a foldable operation holds at all positions."""
+    sink = live.bias_sinks[op]
+    form = known_value(live, sink.value)
+    form = uniform(form, [d for d in range(form.dim()) if d != sink.dim])
+    return form.reshape(-1).expand(sink.value.shape[sink.dim])
 
 
-def _columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
+def _weight_columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
     """Return columns of a weight, float64; with NaN for entries that are learnt."""
     assert weight.constant is not None
     columns = weight.constant[:, wanted].to(torch.float64)
-    kept = live.kept.get(weight.names[0])
+    kept = live.masks.get(weight.names[0])
     if live.learning and weight.trainable:
         columns = torch.full_like(columns, math.nan)
     return columns if kept is None else torch.where(kept.expand(weight.shape)[:, wanted], columns, 0)
 
 
-def _flagged(live: Liveness, step: Step) -> Tensor:
-    """Return which channels that enter a foldable step may be nonzero: what is learnt may be zero for now."""
-    fold = live.foldable[step]
-    flags = live.of(fold.value).detach()
-    dims = [d for d in range(flags.dim()) if d != fold.dim]
-    return (flags.amax(dims) if dims else flags).reshape(-1).expand(fold.value.shape[fold.dim]) > 0
+def _may_be_nonzero(live: Liveness, op: Op) -> Tensor:
+    """Return which channels that enter a foldable operation may be nonzero: what is learnt may be zero for now."""
+    sink = live.bias_sinks[op]
+    flags = live.of(sink.value).detach()
+    dims = [d for d in range(flags.dim()) if d != sink.dim]
+    return (flags.amax(dims) if dims else flags).reshape(-1).expand(sink.value.shape[sink.dim]) > 0
 
 
-def hold_sum(live: Liveness, step: Step, moving: Tensor, added: Value | None, dim: int) -> None:
+def propagate_sum(live: Liveness, op: Op, moving: Tensor, added: Value | None, dim: int) -> None:
     """Enter what a weighted sum of channels holds, along `dim`: nothing that is known where `moving` is positive."""
-    result = step.results[0]
+    result = op.results[0]
     moving = moving.detach() > 0
     if moving.all() or result.constant is not None:
         return
@@ -269,13 +273,13 @@ def hold_sum(live: Liveness, step: Step, moving: Tensor, added: Value | None, di
     if added is not None:
         sizes = [1] * len(result.shape)
         sizes[dim] = -1
-        form = held(live, added)
-        total = ranked(form, len(sizes)) if len(added.shape) != 1 else form.reshape(sizes)
-    if step in live.still:
-        constant = live.still[step]
-        kernel = _columns(live, live.foldable[step].weight, constant)
+        form = known_value(live, added)
+        total = expand_rank(form, len(sizes)) if len(added.shape) != 1 else form.reshape(sizes)
+    if op in live.constant_channels:
+        constant = live.constant_channels[op]
+        kernel = _weight_columns(live, live.bias_sinks[op].weight, constant)
         sums = kernel.flatten(2).sum(2) if kernel.dim() > 2 else kernel
         sizes = [1] * len(result.shape)
         sizes[dim] = -1
-        total = total + (sums @ _entering(live, step)[constant]).reshape(sizes)
-    live.held[result] = torch.where(moving, math.nan, total)
+        total = total + (sums @ _entering_values(live, op)[constant]).reshape(sizes)
+    live.known_values[result] = torch.where(moving, math.nan, total)

@@ -16,15 +16,15 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from ..recording.ops import DECIDING, STALE, Step, Tape, Value, first_line, pointwise
+from ..recording.ops import DATA_DEPENDENT, STALE, Op, Recording, Value, first_line, pointwise
 from .axis_moves import move
-from .deferred import Settling, settle
+from .deferred import Deferred, resolve
 from .mac_counts import multiply_adds
 from .reasons import OUTPUTS
-from .union_find import Numbers
+from .union_find import UnionFind
 
 Heads: TypeAlias = Literal["whole", "size"]
-Couple: TypeAlias = "Callable[[Coupling, Step], None]"
+Couple: TypeAlias = "Callable[[Coupling, Op], None]"
 
 # Of torch.nn's attention.
 _ROWS_OF_HEADS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -36,51 +36,51 @@ def varying(axis: Tensor) -> tuple[int, ...]:
 
 
 class Coupling:
-    """The axes of every Value of a pass, built up step by step.
+    """The axes of every Value of a pass, built up operation by operation.
 
-    `rule` returns what enters a step, None for one that only moves entries or has no rule of its own.
+    `rule` returns what enters an operation, None for one that only moves entries or has no rule of its own.
     Where attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
     Of the grouped convolutions `by_group` whole groups go, whatever is usual.
     """
 
     def __init__(
         self,
-        tape: Tape,
-        rule: Callable[[Step], Couple | None],
+        recording: Recording,
+        rule: Callable[[Op], Couple | None],
         heads: Heads = "whole",
-        by_group: Container[Step] = (),
+        by_group: Container[Op] = (),
     ) -> None:
         self.heads, self.by_group = heads, by_group
-        self.numbers = Numbers()
+        self.numbers = UnionFind()
         self.axes: dict[Value, list[Tensor]] = {}
         self.offered: dict[Value, list[Tensor]] = {}
         self.claimed: dict[Value, list[Tensor]] = {}  # those of the axes that were offered, along which all is alike
         self.ranges: list[tuple[int, int, Value, int]] = []  # first number, one past the last, tensor, dimension
         self.produced: list[Tensor] = []  # numbers whose zeros in a parameter make the operation's results zero
         self.by_reading: list[Tensor] = []  # numbers that zeros in what reads them make dead
-        self.operations: list[tuple[Step, int, tuple[Tensor, ...]]] = []
-        self.barriers: dict[str, None] = dict.fromkeys(tape.problems)
-        self.barred: set[object] = set()  # steps and sentences that are barriers already
-        self.open = Settling()
-        self.grouped: list[Step] = []  # convolutions that lose the same positions of every group
+        self.operations: list[tuple[Op, int, tuple[Tensor, ...]]] = []
+        self.barriers: dict[str, None] = dict.fromkeys(recording.problems)
+        self.barred: set[object] = set()  # operations and sentences that are barriers already
+        self.deferred = Deferred()
+        self.grouped: list[Op] = []  # convolutions that lose the same positions of every group
         self._rule = rule
-        for step in tape.steps[: tape.evaluated]:
-            told = len(self.operations)
-            self.follow(step)
-            if len(self.operations) == told and multiply_adds(step):
-                self.operations.append((step, multiply_adds(step), ()))  # no rule says what it saves
+        for op in recording.ops[: recording.eval_count]:
+            counted = len(self.operations)
+            self.visit(op)
+            if len(self.operations) == counted and multiply_adds(op):
+                self.operations.append((op, multiply_adds(op), ()))  # no rule says what it saves
         costly = len(self.operations)
-        for step in tape.steps[tape.evaluated :]:
-            self.follow(step)
+        for op in recording.ops[recording.eval_count :]:
+            self.visit(op)
         del self.operations[costly:]  # what only runs in training is no cost
-        for path, given in tape.branches:
-            self._keep_branch(tape, path, given)
-        self.numbers.at = OUTPUTS
-        for value in tape.outputs:
-            self.fix(value)
-        for path in tape.attentions:
-            self._keep_heads(tape, path)
-        settle(self.numbers, self.open)
+        for path, given in recording.branches:
+            self._pin_branch(recording, path, given)
+        self.numbers.cause = OUTPUTS
+        for value in recording.outputs:
+            self.pin(value)
+        for path in recording.attentions:
+            self._pin_heads(recording, path)
+        resolve(self.numbers, self.deferred)
 
     def of(self, value: Value) -> list[Tensor]:
         """Return the axes of a Value; a tensor of the model gets one per dimension when it is first asked for."""
@@ -90,7 +90,7 @@ class Coupling:
                 if size > 1:
                     sizes = [1] * len(value.shape)
                     sizes[d] = size
-                    numbers = self.numbers.fresh(size)
+                    numbers = self.numbers.new(size)
                     self.ranges.append((int(numbers[0]), int(numbers[-1]) + 1, value, d))
                     made.append(numbers.reshape(sizes))
             self.axes[value] = made
@@ -101,27 +101,27 @@ class Coupling:
         kept: list[Tensor] = []
         for axis in axes:
             if not varying(axis):
-                self.numbers.fix(axis)  # what is left of a dimension when a part of one entry was taken
+                self.numbers.pin(axis)  # what is left of a dimension when a part of one entry was taken
                 continue
             apart = []
             for other in kept:
                 if set(varying(other)) & set(varying(axis)):
-                    axis = self._one(axis, other)
+                    axis = self._merge(axis, other)
                 else:
                     apart.append(other)
             kept = [*apart, axis]
         for axis in kept:
             if len(varying(axis)) > 1:
-                self.open.add(axis, self.numbers.at)
+                self.deferred.add(axis, self.numbers.cause)
         self.axes[value] = kept
 
-    def _one(self, axis: Tensor, other: Tensor) -> Tensor:
+    def _merge(self, axis: Tensor, other: Tensor) -> Tensor:
         """Tie axes with a common dimension, now or once it is settled what they follow; return the wider one."""
         few, many = sorted((other, axis), key=lambda one: len(varying(one)))
         if set(varying(few)) < set(varying(many)):
-            self.open.meet(many, few, self.numbers.at)
+            self.deferred.meet(many, few, self.numbers.cause)
         else:
-            self.numbers.tie(axis, other)
+            self.numbers.union(axis, other)
         return many
 
     def offer(self, value: Value, axes: Iterable[Tensor]) -> None:
@@ -132,7 +132,7 @@ class Coupling:
                 taken |= set(varying(axis))
                 self.offered.setdefault(value, []).append(axis)
             else:
-                self.numbers.fix(axis)
+                self.numbers.pin(axis)
 
     def claim(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
         """Return the axes of a Value, among them those that were offered along `dims`, which count from now on."""
@@ -144,11 +144,11 @@ class Coupling:
         self.offer(value, [axis for axis in offered if not wanted & set(varying(axis))])
         return self.axes[value]
 
-    def fix(self, value: Value, dims: Iterable[int] | None = None) -> None:
+    def pin(self, value: Value, dims: Iterable[int] | None = None) -> None:
         """Note that a Value keeps its size along `dims`, or altogether."""
         for axis in self.of(value):
             if dims is None or set(varying(axis)) & set(dims):
-                self.numbers.fix(axis)
+                self.numbers.pin(axis)
 
     def depend(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
         """Return the axes left after an operation that depends on the number of entries along `dims` (a mean)."""
@@ -157,20 +157,16 @@ class Coupling:
         for axis in self.of(value):
             rest = set(varying(axis)) - reduced
             if not rest:
-                self.numbers.fix(axis)
+                self.numbers.pin(axis)
                 continue
-            for d in set(varying(axis)) & reduced:
-                first = axis.narrow(d, 0, 1)
-                self.numbers.tie(axis, first)
-                axis = first
-            left.append(axis)
+            left.append(self.union_along(axis, reduced))
         return left
 
-    def tied(self, axis: Tensor, dims: Iterable[int]) -> Tensor:
+    def union_along(self, axis: Tensor, dims: Iterable[int]) -> Tensor:
         """Note that channels do not differ along `dims`, and return the axis without these."""
         for d in set(varying(axis)) & set(dims):
             first = axis.narrow(d, 0, 1)
-            self.numbers.tie(axis, first)
+            self.numbers.union(axis, first)
             axis = first
         return axis
 
@@ -194,9 +190,9 @@ class Coupling:
                 shape[d] > 1 and d not in {varying(o)[0] for o in own}
                 for own, shape in zip(offered, shapes, strict=True)
             ):
-                self.numbers.fix(axis)  # another is as long, whatever is said to this one
+                self.numbers.pin(axis)  # another is as long, whatever is said to this one
             else:
-                self.numbers.tie(axis, together.setdefault(d, axis))
+                self.numbers.union(axis, together.setdefault(d, axis))
         self.offer(result, together.values())
 
     def matched(self, operands: Sequence[tuple[Sequence[Tensor], Sequence[int]]]) -> list[Tensor]:
@@ -208,77 +204,77 @@ class Coupling:
             for axis in given:
                 loose = {d for d in varying(axis) if shape[d] > 1 and d not in own}
                 if loose and loose == set(varying(axis)):
-                    self.numbers.fix(axis)
+                    self.numbers.pin(axis)
                 for d in loose:
-                    self.numbers.tie(axis, axis.narrow(d, 0, 1))
+                    self.numbers.union(axis, axis.narrow(d, 0, 1))
         return given
 
-    def follow(self, step: Step) -> None:
-        """Enter what one step says; what can not be entered is kept."""
-        self.numbers.at = step
+    def visit(self, op: Op) -> None:
+        """Enter what one operation says; what can not be entered is kept."""
+        self.numbers.cause = op
         try:
-            self._enter(step)
+            self._apply_rule(op)
         except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
-            for value in step.results:
-                self.fix(value)
+            for value in op.results:
+                self.pin(value)
             self.barrier(
-                step, f"operation '{step.name}' does not fit its rule ({type(error).__name__}: {first_line(error)})"
+                op, f"operation '{op.name}' does not fit its rule ({type(error).__name__}: {first_line(error)})"
             )
 
-    def _enter(self, step: Step) -> None:
-        couple = self._rule(step)
+    def _apply_rule(self, op: Op) -> None:
+        couple = self._rule(op)
         if couple is not None:
-            couple(self, step)
-        elif step.moves:
-            move(self, step)
-        elif pointwise(step):
-            self.combine(step.results[0], step.inputs)
-            if step.name in ("add", "add_") and step.results[0].constant is None:  # a bias, or a table of positions
-                constants = (value for value in step.inputs if value.constant is not None)
+            couple(self, op)
+        elif op.is_movement:
+            move(self, op)
+        elif pointwise(op):
+            self.combine(op.results[0], op.inputs)
+            if op.name in ("add", "add_") and op.results[0].constant is None:  # a bias, or a table of positions
+                constants = (value for value in op.inputs if value.constant is not None)
                 self.produced += [axis for value in constants for axis in self.of(value)]
             return
         else:
-            self.barrier(step)
-        if step.results and not step.moves:
-            for value in step.inputs:
+            self.barrier(op)
+        if op.results and not op.is_movement:
+            for value in op.inputs:
                 for axis in self.offered.pop(value, []):
-                    self.numbers.fix(axis)
+                    self.numbers.pin(axis)
 
-    def barrier(self, step: Step, why: str = "") -> None:
-        """Keep everything that goes into a step."""
-        for value in step.inputs:
+    def barrier(self, op: Op, why: str = "") -> None:
+        """Keep everything that goes into an operation."""
+        for value in op.inputs:
             for axis in [*self.of(value), *self.offered.pop(value, [])]:
-                self.numbers.fix(axis)
-        for value in step.results:
+                self.numbers.pin(axis)
+        for value in op.results:
             self.axes.setdefault(value, [])
-        if step.name in DECIDING and not why:
-            return  # `_keep_branch` says what it means
-        what = "memory written through another tensor" if step.name == STALE else f"operation '{step.name}'"
-        self.barriers[f"{step.module or 'the model'}: {why or what + ' has no rule'}"] = None
-        self.barred.add(step)
+        if op.name in DATA_DEPENDENT and not why:
+            return  # `_pin_branch` says what it means
+        what = "memory written through another tensor" if op.name == STALE else f"operation '{op.name}'"
+        self.barriers[f"{op.module or 'the model'}: {why or what + ' has no rule'}"] = None
+        self.barred.add(op)
 
-    def _keep_branch(self, tape: Tape, path: str, given: Sequence[Value]) -> None:
+    def _pin_branch(self, recording: Recording, path: str, given: Sequence[Value]) -> None:
         """Note that all channels stay that a forward meets which decides by values what it does."""
         why = f"{path or 'the model'}: its forward asks what activations hold, and may do something else with others"
-        self.numbers.at = why
-        inside = [step for step in tape.steps if not path or step.module == path or step.module.startswith(f"{path}.")]
-        met = dict.fromkeys([*given, *(value for step in inside for value in (*step.inputs, *step.results))])
+        self.numbers.cause = why
+        inside = [op for op in recording.ops if not path or op.module == path or op.module.startswith(f"{path}.")]
+        met = dict.fromkeys([*given, *(value for op in inside for value in (*op.inputs, *op.results))])
         for value in met:
             if value in self.axes or value.constant is None:
-                self.fix(value)
+                self.pin(value)
         self.barriers[why] = None
         self.barred.add(why)
 
-    def _keep_heads(self, tape: Tape, path: str) -> None:
+    def _pin_heads(self, recording: Recording, path: str) -> None:
         """Note that one of torch.nn's attention modules keeps its heads and their sizes."""
-        own = [tape.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
+        own = [recording.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
         rows = [value for value in own if value in self.axes]
         why = (
             f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
         )
-        self.numbers.at = why
+        self.numbers.cause = why
         for value in rows:
-            self.fix(value, [0])
+            self.pin(value, [0])
         if rows:
             self.barriers[why] = None
             self.barred.add(why)

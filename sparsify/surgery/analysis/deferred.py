@@ -13,55 +13,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .union_find import FIXED, Numbers, lowest_connected
+from .union_find import PINNED, UnionFind, lowest_connected
 
-Ties: TypeAlias = list[tuple[Tensor, Tensor]]  # pairs of numbers that are one channel, broadcast together
+Unions: TypeAlias = list[tuple[Tensor, Tensor]]  # pairs of numbers that are one channel, broadcast together
 
 
 @dataclass
-class Settling:
+class Deferred:
     """What is still to be decided: axes that vary in several dimensions, what they met, and ties to choose from."""
 
     joint: dict[bytes, tuple[Tensor, Any]] = field(default_factory=dict)
     met: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
-    choices: list[tuple[tuple[Ties, ...], Any]] = field(default_factory=list)
+    choices: list[tuple[tuple[Unions, ...], Any]] = field(default_factory=list)
 
-    def add(self, axis: Tensor, at: Any) -> None:
+    def add(self, axis: Tensor, cause: Any) -> None:
         """Note an axis that varies in several dimensions."""
         squeezed = axis.squeeze().contiguous()
         key = str(tuple(squeezed.shape)).encode() + squeezed.numpy().tobytes()
-        self.joint.setdefault(key, (squeezed, at))
+        self.joint.setdefault(key, (squeezed, cause))
 
-    def meet(self, axis: Tensor, other: Tensor, at: Any) -> None:
+    def meet(self, axis: Tensor, other: Tensor, cause: Any) -> None:
         """Note that an axis met one that varies in fewer dimensions: they are tied if it follows these."""
-        self.met.append((axis, other, at))
+        self.met.append((axis, other, cause))
 
-    def choose(self, ways: tuple[Ties, ...], at: Any) -> None:
+    def choose(self, alternatives: tuple[Unions, ...], cause: Any) -> None:
         """Note that the ties of one of several ways hold: of the first that leaves any channel to choose."""
-        self.choices.append((ways, at))
+        self.choices.append((alternatives, cause))
 
 
-def settle(numbers: Numbers, open_: Settling) -> None:
+def resolve(numbers: UnionFind, deferred: Deferred) -> None:
     """Decide everything that is open, and tie the numbers."""
-    _settle_joint(numbers, open_)
-    for ways, numbers.at in open_.choices:
-        roots = numbers.roots()
-        for a, b in next((way for way in ways if _leaves_any(roots, way)), ways[0]):
-            numbers.tie(a, b)
-    _settle_joint(numbers, open_)
+    _resolve_joint(numbers, deferred)
+    for alternatives, numbers.cause in deferred.choices:
+        roots = numbers.find()
+        for a, b in next(
+            (alternative for alternative in alternatives if _leaves_any(roots, alternative)), alternatives[0]
+        ):
+            numbers.union(a, b)
+    _resolve_joint(numbers, deferred)
 
 
-def _settle_joint(numbers: Numbers, open_: Settling) -> None:
+def _resolve_joint(numbers: UnionFind, deferred: Deferred) -> None:
     """Decide for every split dimension which of its parts the channels follow: that with the most channels."""
     changed = True
     while changed:
-        roots = numbers.roots()
+        roots = numbers.find()
         changed = False
-        for axis, numbers.at in open_.joint.values():
+        for axis, numbers.cause in deferred.joint.values():
             changed |= _follow_one(numbers, roots[axis.numpy()])
-        for axis, other, numbers.at in open_.met if not changed else ():
+        for axis, other, numbers.cause in deferred.met if not changed else ():
             # What an axis met counts after it was decided which of its dimensions it follows.
-            roots = numbers.roots()
+            roots = numbers.find()
             found = roots[axis.numpy()]
             follows = [d for d in range(found.ndim) if (found != found.take([0], axis=d)).any()]
             if all(other.shape[d] == 1 for d in follows):
@@ -70,17 +72,17 @@ def _settle_joint(numbers: Numbers, open_: Settling) -> None:
                 tied = torch.from_numpy(found)
             given = torch.from_numpy(roots[other.numpy()])
             if bool((given != tied).any()):
-                numbers.tie(given, tied)
+                numbers.union(given, tied)
                 changed = True
 
 
-def _follow_one(numbers: Numbers, found: np.ndarray[Any, Any]) -> bool:
+def _follow_one(numbers: UnionFind, found: np.ndarray[Any, Any]) -> bool:
     """Tie the entries of a joint axis in one slice along the dimension that it follows; return if any were apart."""
     d = max(range(found.ndim), key=lambda d: (_channels(found, d), d))
     lowest = found.min(axis=tuple(i for i in range(found.ndim) if i != d), keepdims=True)
     apart = bool((lowest != found).any())
     if apart:
-        numbers.tie(torch.from_numpy(found), torch.from_numpy(lowest))
+        numbers.union(torch.from_numpy(found), torch.from_numpy(lowest))
     return apart
 
 
@@ -92,14 +94,14 @@ def _channels(numbers: np.ndarray[Any, Any], dim: int) -> int:
     roots = np.arange(len(rows) + len(found))
     slices = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)
     roots = lowest_connected(roots, slices.reshape(-1), index.reshape(-1))
-    fixed = {int(roots[len(rows)])} if len(found) and found[0] == FIXED else set()
+    fixed = {int(roots[len(rows)])} if len(found) and found[0] == PINNED else set()
     return len(set(roots[: len(rows)].tolist()) - fixed)
 
 
-def _leaves_any(roots: np.ndarray[Any, Any], ties: Ties) -> bool:
+def _leaves_any(roots: np.ndarray[Any, Any], ties: Unions) -> bool:
     """Return whether some of the numbers in these ties can go after they were made."""
     pairs = [torch.broadcast_tensors(a, b) for a, b in ties]  # type: ignore[no-untyped-call]
     left, right = (np.concatenate([roots[pair[side].reshape(-1).numpy()] for pair in pairs]) for side in (0, 1))
-    found, index = np.unique(np.concatenate([[FIXED], left, right]), return_inverse=True)
+    found, index = np.unique(np.concatenate([[PINNED], left, right]), return_inverse=True)
     joined = lowest_connected(np.arange(len(found)), index[1 : len(left) + 1], index[len(left) + 1 :])
     return bool((joined != joined[index[0]]).any())

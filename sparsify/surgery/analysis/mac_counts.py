@@ -6,60 +6,60 @@ from collections.abc import Callable, Iterable
 from math import prod
 
 from ..recording.context import leaves
-from ..recording.ops import Step, Value, pointwise
+from ..recording.ops import Op, Value, pointwise
 
 
-def _product(step: Step) -> int:
-    return prod(step.results[0].shape) * _factors(step)[0].shape[-1]
+def _product(op: Op) -> int:
+    return prod(op.results[0].shape) * _factors(op)[0].shape[-1]
 
 
-def _factors(step: Step) -> list[Value]:
+def _factors(op: Op) -> list[Value]:
     """Return the two tensors that are multiplied; what is added comes before them."""
-    return step.inputs[1:3] if _plain(step).startswith(("add", "badd", "_addmm")) else step.inputs[:2]
+    return op.inputs[1:3] if _plain(op).startswith(("add", "badd", "_addmm")) else op.inputs[:2]
 
 
-def _batches_summed(step: Step) -> int:
-    first, second = _factors(step)
+def _batches_summed(op: Op) -> int:
+    first, second = _factors(op)
     return prod(first.shape) * second.shape[-1]
 
 
-def _convolution(step: Step) -> int:
-    value, weight, *_ = step.inputs
-    transposed = step.args[6]
-    return prod((value if transposed else step.results[0]).shape) * prod(weight.shape[1:])
+def _convolution(op: Op) -> int:
+    value, weight, *_ = op.inputs
+    transposed = op.args[6]
+    return prod((value if transposed else op.results[0]).shape) * prod(weight.shape[1:])
 
 
-def _deformable(step: Step) -> int:
-    return prod(step.results[0].shape) * prod(step.inputs[1].shape[1:])
+def _deformable(op: Op) -> int:
+    return prod(op.results[0].shape) * prod(op.inputs[1].shape[1:])
 
 
-def _over_time(step: Step) -> int:
-    value, kernel = step.inputs[:2]
-    return prod(step.results[0].shape) * kernel.shape[0] * value.shape[-1]
+def _over_time(op: Op) -> int:
+    value, kernel = op.inputs[:2]
+    return prod(op.results[0].shape) * kernel.shape[0] * value.shape[-1]
 
 
-def _attention(step: Step) -> int:
+def _attention(op: Op) -> int:
     """Queries times keys, and what comes of that times values: [..., tokens, size]."""
-    query, key, value = step.inputs[:3]
+    query, key, value = op.inputs[:3]
     return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-def _recurrent(step: Step) -> int:
+def _recurrent(op: Op) -> int:
     """Every entry of every matrix once for each position of the sequence."""
-    value, *others = step.inputs
-    if _plain(step) == "mkldnn_rnn_layer":
-        others = step.inputs[1:3]
-    elif _plain(step) in ("_cudnn_rnn", "miopen_rnn"):
-        others = leaves(step.args[1], Value)
+    value, *others = op.inputs
+    if _plain(op) == "mkldnn_rnn_layer":
+        others = op.inputs[1:3]
+    elif _plain(op) in ("_cudnn_rnn", "miopen_rnn"):
+        others = leaves(op.args[1], Value)
     else:  # torch's functions for whole sequences: input, states, weights
-        others = leaves(step.args[2], Value)
+        others = leaves(op.args[2], Value)
     return prod(value.shape[:-1]) * sum(prod(one.shape) for one in others if len(one.shape) == 2)
 
 
-def _bilinear(step: Step) -> int:
+def _bilinear(op: Op) -> int:
     """Three tensors broadcast against each other, once each has the dimensions that it lacks."""
     shapes = []
-    for value, lacking in zip(step.args[:3], step.args[3:6], strict=True):
+    for value, lacking in zip(op.args[:3], op.args[3:6], strict=True):
         shape = list(value.shape)
         for d in sorted(lacking):
             shape.insert(d, 1)
@@ -67,11 +67,11 @@ def _bilinear(step: Step) -> int:
     return prod(max(sizes) for sizes in zip(*shapes, strict=True))
 
 
-def _each(names: str, count: Callable[[Step], int]) -> dict[str, Callable[[Step], int]]:
+def _each(names: str, count: Callable[[Op], int]) -> dict[str, Callable[[Op], int]]:
     return dict.fromkeys(names.split(), count)
 
 
-COUNTS: dict[str, Callable[[Step], int]] = {
+COUNTS: dict[str, Callable[[Op], int]] = {
     **_each("mm addmm bmm baddbmm mv addmv dot vdot _scaled_mm _int_mm _addmm_activation linear", _product),
     **_each("addbmm", _batches_summed),
     **_each("convolution", _convolution),
@@ -98,27 +98,27 @@ _CHEAP = ("_linalg_check_errors", "torchvision::nms", "torchvision::roi_", "torc
 _ELSEWHERE = ("numpy", "data_ptr")  # what goes to other libraries
 
 
-def multiply_adds(step: Step) -> int:
+def multiply_adds(op: Op) -> int:
     """Return the multiply-adds of one operation; 0 for those that take none, and for those that `uncounted` names."""
-    count = COUNTS.get(_plain(step))
-    return count(step) if count is not None and step.results else 0
+    count = COUNTS.get(_plain(op))
+    return count(op) if count is not None and op.results else 0
 
 
-def uncounted(steps: Iterable[Step]) -> tuple[str, ...]:
+def uncounted(ops: Iterable[Op]) -> tuple[str, ...]:
     """Return "module: operation" for the operations that may take multiply-adds that are not counted."""
-    found = {f"{step.module or 'the model'}: {_plain(step)}": None for step in steps if _is_uncounted(step)}
+    found = {f"{op.module or 'the model'}: {_plain(op)}": None for op in ops if _is_uncounted(op)}
     return tuple(found)
 
 
-def _is_uncounted(step: Step) -> bool:
-    name = _plain(step)
+def _is_uncounted(op: Op) -> bool:
+    name = _plain(op)
     if name in COUNTS or name.startswith(_CHEAP):
         return False
     if "::" in name:
-        return not pointwise(step)
-    return name in _ELSEWHERE if step.operation is None else name.startswith(_MULTIPLYING)
+        return not pointwise(op)
+    return name in _ELSEWHERE if op.overload is None else name.startswith(_MULTIPLYING)
 
 
-def _plain(step: Step) -> str:
+def _plain(op: Op) -> str:
     """Return an operation's name, also of one in place or that writes to a tensor it is given."""
-    return step.name.removesuffix("(out=)").rstrip("_")
+    return op.name.removesuffix("(out=)").rstrip("_")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..recording.ops import Step, Value
-from .union_find import FIXED
+from ..recording.ops import Op, Value
+from .union_find import PINNED
 
 if TYPE_CHECKING:
     from .coupling import Coupling
@@ -27,22 +27,20 @@ _WORDS = {
 }
 
 
-def reasons(
-    coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[], Mapping[int, Step]]
-) -> tuple[str, ...]:
+def reasons(coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[], Mapping[int, Op]]) -> tuple[str, ...]:
     """Return a line for each cause for which all that a weight produces stays, the making of the outputs left out.
 
     Of a weight that produces some that can go, a line says how many stay because zeros make something else.
 
-    `ids` are the groups of the numbers (-1: stays). `spoiled` is called, where it matters, for the steps that make
+    `ids` are the groups of the numbers (-1: stays). `spoiled` is called, where it matters, for the operations that make
     something else of a number's zeros.
     """
     wholly = _produced(coupling, ids)
     partly = _partly(coupling, ids)
     if not wholly and not partly:
         return ()
-    first, causes = coupling.numbers.why_fixed()
-    roots = coupling.numbers.roots()
+    first, causes = coupling.numbers.why_pinned()
+    roots = coupling.numbers.find()
     found: dict[str, list[str]] = {}
     parts: dict[str, dict[str, list[int]]] = {}
     for numbers, name in wholly:
@@ -51,18 +49,18 @@ def reasons(
         if cause is OUTPUTS or cause in coupling.barred:
             continue
         if cause is not None:
-            what = _sentence(cause, _WORDS.get(cause.name, "needs all of them") if isinstance(cause, Step) else "")
+            what = _sentence(cause, _WORDS.get(cause.name, "needs all of them") if isinstance(cause, Op) else "")
         elif len(np.unique(roots[numbers])) == 1:
             what = "all channels can only go together"
         else:
-            steps = spoiled()
-            step = next((steps[n] for n in roots[numbers].tolist() if n in steps), None)
-            what = _OTHERWISE if step is None else _sentence(step, "makes other values of zeros")
+            ops = spoiled()
+            op = next((ops[n] for n in roots[numbers].tolist() if n in ops), None)
+            what = _OTHERWISE if op is None else _sentence(op, "makes other values of zeros")
         found.setdefault(what, []).append(name)
     for numbers, name, count in partly:
         for n in numbers.tolist():
-            step = spoiled().get(roots[n])
-            what = _OTHERWISE if step is None else _sentence(step, "makes other values of zeros")
+            op = spoiled().get(roots[n])
+            what = _OTHERWISE if op is None else _sentence(op, "makes other values of zeros")
             parts.setdefault(what, {}).setdefault(f"of {count} units of {name}", []).append(n)
     lines = [f"{what}: {_names(names)} stay" for what, names in found.items()]
     for what, sides in parts.items():
@@ -72,10 +70,10 @@ def reasons(
 
 def _partly(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], str, int]]:
     """Return the numbers of channels that zeros do not make dead beside others that can go: with a weight's name."""
-    roots = coupling.numbers.roots()
+    roots = coupling.numbers.find()
     found = []
     for value, numbers in _making(coupling):
-        stay = numbers[(ids[numbers] < 0) & (roots[numbers] != FIXED)]
+        stay = numbers[(ids[numbers] < 0) & (roots[numbers] != PINNED)]
         if len(stay) and len(stay) < len(numbers) and (ids[numbers] >= 0).any():
             found.append((stay, value.names[0], len(numbers)))
     return found
@@ -102,19 +100,19 @@ def _making(coupling: Coupling) -> list[tuple[Value, np.ndarray[Any, Any]]]:
 
 
 def _sentence(cause: Any, what: str) -> str:
-    return f"{cause.module or 'the model'}: operation '{cause.name}' {what}" if isinstance(cause, Step) else str(cause)
+    return f"{cause.module or 'the model'}: operation '{cause.name}' {what}" if isinstance(cause, Op) else str(cause)
 
 
 def _names(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
-def spoiling(steps: tuple[Step, ...], carries: Callable[[Value], set[int]]) -> dict[int, Step]:
-    """Return, for each number, the first step with a result that carries it alive although no input does."""
-    found: dict[int, Step] = {}
-    for step in steps:
-        after = {number for value in step.results for number in carries(value)}
+def spoiling(ops: tuple[Op, ...], carries: Callable[[Value], set[int]]) -> dict[int, Op]:
+    """Return, for each number, the first operation with a result that carries it alive although no input does."""
+    found: dict[int, Op] = {}
+    for op in ops:
+        after = {number for value in op.results for number in carries(value)}
         if after - found.keys():
-            before = {number for value in step.inputs for number in carries(value)}
-            found |= dict.fromkeys(after - before - found.keys(), step)
+            before = {number for value in op.inputs for number in carries(value)}
+            found |= dict.fromkeys(after - before - found.keys(), op)
     return found

@@ -8,38 +8,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FIXED = 0  # the number of entries that never go
+PINNED = 0  # the number of entries that never go
 _Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
-class Numbers:
+class UnionFind:
     """Channel numbers and which of them were found to be the same.
 
-    What is tied is remembered with `at`, whatever is being entered, so that `why_fixed` can tell what keeps a channel.
+    What is tied is remembered with `at`, whatever is being entered, so that `why_pinned` can tell what keeps a channel.
     """
 
     def __init__(self) -> None:
         self.count = 1
-        self.at: Any = None
+        self.cause: Any = None
         self._pairs: list[tuple[_Array, _Array, Any]] = []
         self._joined = 0  # how many of the pairs are in the roots
         self._roots = np.zeros(1, dtype=np.int64)
 
-    def fresh(self, size: int) -> Tensor:
+    def new(self, size: int) -> Tensor:
         """Return `size` new numbers."""
         self.count += size
         return torch.arange(self.count - size, self.count)
 
-    def tie(self, a: Tensor, b: Tensor) -> None:
+    def union(self, a: Tensor, b: Tensor) -> None:
         """Note that the numbers in `a` and `b`, broadcast together, are the same channels."""
         a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
-        self._pairs.append((a.reshape(-1).numpy(), b.reshape(-1).numpy(), self.at))
+        self._pairs.append((a.reshape(-1).numpy(), b.reshape(-1).numpy(), self.cause))
 
-    def fix(self, numbers: Tensor) -> None:
+    def pin(self, numbers: Tensor) -> None:
         """Note that these channels can not go."""
-        self.tie(numbers, torch.zeros((), dtype=torch.int64))
+        self.union(numbers, torch.zeros((), dtype=torch.int64))
 
-    def roots(self) -> _Array:
+    def find(self) -> _Array:
         """Return for every number the lowest one it was tied to."""
         new = self._pairs[self._joined :]
         if new or len(self._roots) < self.count:
@@ -50,7 +50,7 @@ class Numbers:
             self._roots, self._joined = roots, len(self._pairs)
         return self._roots
 
-    def why_fixed(self) -> tuple[_Array, list[Any]]:
+    def why_pinned(self) -> tuple[_Array, list[Any]]:
         """Return for every number the index of what first fixed it or one that it is tied to (-1: nothing), and these.
 
         Each is the `at` of that moment.
@@ -59,9 +59,9 @@ class Numbers:
             return np.full(self.count, -1), []
         left, right = (np.concatenate([pair[side] for pair in self._pairs]) for side in (0, 1))
         when = np.repeat(np.arange(len(self._pairs)), [len(pair[0]) for pair in self._pairs])
-        free = (left != FIXED) & (right != FIXED)
+        free = (left != PINNED) & (right != PINNED)
         roots = lowest_connected(np.arange(self.count), left[free], right[free])
-        fixing = (left == FIXED) != (right == FIXED)
+        fixing = (left == PINNED) != (right == PINNED)
         first = np.full(self.count, len(self._pairs))
         np.minimum.at(first, roots[np.maximum(left, right)[fixing]], when[fixing])
         found = first[roots]

@@ -19,12 +19,12 @@ from ..averages import keep_masks_in_averages
 from ..ignore_patterns import ignored_names, is_adapter, keyword_clashes
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
-from ..parametrized import computes_from, seen_names
+from ..parametrized import computed_names, computes_from
 from ..rollback import all_or_nothing
 from ..torch_prune import Pruned, cannot_take_over, take_over
 from .exclusions import leave_out_unmaskable
-from .plan import Key, Plan, plan_module, settle_shared, weight_owners
-from .plan_extra import masked_further, plan_further
+from .plan import ConversionPlan, Key, leave_out_shared, plan_module, weight_owners
+from .plan_extra import masked_extra, plan_extra
 from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
 
 Owner = tuple[nn.Module, str]  # a module and the name of one of its parameters
@@ -69,7 +69,7 @@ def _convert(model: nn.Module, ignore: list[str], pruned: list[Pruned]) -> Conve
         maskable,
         ignore,
         others=[name for name in owners if name not in maskable],
-        aliases=seen_names(model),
+        aliases=computed_names(model),
     )
     shared_ignored = {(id(owners[name][0]), owners[name][1]): pattern for name, pattern in ignored.items()}
     masked: dict[str, str] = {}
@@ -85,53 +85,53 @@ def _convert(model: nn.Module, ignore: list[str], pruned: list[Pruned]) -> Conve
         else:
             skipped[name] = plan.reasons.get(where, f"{type(module).__name__}: not a conv or linear weight")
     weights = [owners[name] for name in masked]
-    further = _further(pruned, weights, plan)
+    extra = _unmasked_pruned(pruned, weights, plan)
     masks = {id(one.module._parameters[one.name]): one.mask for one in pruned}
-    apply(model, weights, [(one.module, one.name) for one in further], plan, masks)
+    apply(model, weights, [(one.module, one.name) for one in extra], plan, masks)
     return ConversionReport(model, masked, skipped, [*plan.notes, *keyword_clashes(maskable, ignore)])
 
 
-def _make_plan(model: nn.Module, further: set[Key]) -> Plan:
-    """Decide how weights, and the further parameters that carry masks or shall, are masked in `model`."""
+def _make_plan(model: nn.Module, extra: set[Key]) -> ConversionPlan:
+    """Decide how weights, and the extra parameters that carry masks or shall, are masked in `model`."""
     names = {id(module): name for name, module in model.named_modules()}
-    plan = Plan(names, further=further | masked_further(model))
+    plan = ConversionPlan(names, extra=extra | masked_extra(model))
     inside = inside_parametrizations(model)
     for module in model.modules():
         if id(module) in inside:
             leave_inside(module, plan)
         else:
             plan_module(module, plan)
-            plan_further(module, plan)
+            plan_extra(module, plan)
             plan_parametrized(module, plan)
     leave_out_unmaskable(model, plan)
     for where in plan.dense:
         plan.how.pop(where, None)
     plan.owners = weight_owners(model, plan)
-    settle_shared(plan)
+    leave_out_shared(plan)
     return plan
 
 
-def _further(pruned: list[Pruned], weights: list[Owner], plan: Plan) -> list[Pruned]:
+def _unmasked_pruned(pruned: list[Pruned], weights: list[Owner], plan: ConversionPlan) -> list[Pruned]:
     """Return those pruned by torch.nn.utils.prune that are no weights here, after a look whether all can be masked."""
     masked = {(id(module), name) for module, name in weights}
-    further = [one for one in pruned if (id(one.module), one.name) not in masked]
-    for one in further:
+    extra = [one for one in pruned if (id(one.module), one.name) not in masked]
+    for one in extra:
         where = (id(one.module), one.name)
         reason = plan.blocked.get(where, "") or ("" if where in plan.reached else "no forward is seen to read it")
         if reason:
             raise cannot_take_over(one, reason)
-    if further:
+    if extra:
         plan.notes.append(
             "masks of torch.nn.utils.prune on parameters that sparsities do not count: "
-            + ", ".join(one.path for one in further)
+            + ", ".join(one.path for one in extra)
         )
-    return further
+    return extra
 
 
 def apply(
-    model: nn.Module, weights: list[Owner], further: list[Owner], plan: Plan, given: Mapping[int, Tensor]
+    model: nn.Module, weights: list[Owner], extra: list[Owner], plan: ConversionPlan, given: Mapping[int, Tensor]
 ) -> None:
-    """Put the missing masks on `weights` and `further` parameters and give modules the classes that they need.
+    """Put the missing masks on `weights` and `extra` parameters and give modules the classes that they need.
 
     `given` holds masks by the id of the parameter; others are all ones. A module with a masked class keeps it if the
     plan says nothing of it.
@@ -140,10 +140,10 @@ def apply(
     guard_loading(model)
     keep_masks_in_averages()  # one that was built before this says so at its next update
     for module, name in weights:
-        _attach(module, name, masks, also=False)
+        _attach(module, name, masks, extra=False)
         _keep_layout(module, name, plan.layouts.get((id(module), name)))
-    for module, name in further:
-        _attach(module, name, masks, also=True)
+    for module, name in extra:
+        _attach(module, name, masks, extra=True)
     wanted = {(id(weight.module), weight.parameter_name) for weight in all_masked_parameters(model)}
     changed = [module for module in model.modules() if _needs_class(module, wanted, plan)]
     for module in changed:
@@ -159,10 +159,10 @@ def apply(
         object.__setattr__(module, "__class__", masked_class(cls, kind))  # type: ignore[arg-type]
 
 
-def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, also: bool) -> None:
-    """Put a mask on one parameter that has none; of a further parameter that is a weight now, change the list."""
+def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, extra: bool) -> None:
+    """Put a mask on one parameter that has none; of an extra parameter that is a weight now, change the list."""
     attributes = module.__dict__
-    if name in attributes.get("masked_also", ()) and not also:
+    if name in attributes.get("masked_also", ()) and not extra:
         attributes["masked_also"] = tuple(other for other in attributes["masked_also"] if other != name)
         attributes["masked_names"] = (*attributes.get("masked_names", ()), name)
     if name in names_of_masked(module):
@@ -173,7 +173,7 @@ def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, also: boo
     if mask is None:
         mask = torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
     masks[id(parameter)] = mask
-    attach_mask(module, name, mask, also=also)
+    attach_mask(module, name, mask, extra=extra)
 
 
 def _keep_layout(module: nn.Module, name: str, layout: Layout | None) -> None:
@@ -184,7 +184,7 @@ def _keep_layout(module: nn.Module, name: str, layout: Layout | None) -> None:
         module.__dict__["masked_layouts"] = {**module.__dict__.get("masked_layouts", {}), name: layout}
 
 
-def _needs_class(module: nn.Module, wanted: set[Key], plan: Plan) -> bool:
+def _needs_class(module: nn.Module, wanted: set[Key], plan: ConversionPlan) -> bool:
     if isinstance(module, torch.jit.ScriptModule) or (isinstance(module, Masked) and id(module) not in plan.reads):
         return False
     reads = plan.reads.get(id(module), [])

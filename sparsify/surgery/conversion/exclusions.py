@@ -7,10 +7,10 @@ from torch import nn
 
 from ..masking.masked_classes import masked_class
 from ..masks import original_class
-from .plan import Key, Plan
+from .plan import ConversionPlan, Key
 
 
-def leave_out_unmaskable(model: nn.Module, plan: Plan) -> None:
+def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
     """Take out of `plan`, with the reasons, the weights that cannot carry a mask and those that a final class reads."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     for module in modules:

@@ -15,7 +15,7 @@ from ..discovery.weight_uses import computed_operands
 from ..masking.given_weights import with_given_weights
 from ..masking.masked_classes import detach_masks
 from ..masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
-from ..parametrized import make_plain, seen_names
+from ..parametrized import computed_names, make_plain
 from ..tracing.bytecode_scan import is_closed
 from ..tracing.one_forward import TraceFailure, default_call, kinds_of_call, trace_forward
 
@@ -31,7 +31,7 @@ def fold(model: nn.Module) -> nn.Module:
     """
     computed: dict[str, dict[str, Tensor]] = {}
     parametrized: dict[str, nn.Parameter] = {}
-    seen = seen_names(model)
+    seen = computed_names(model)
     copies: dict[int, Any] = {}
     for weight in all_masked_parameters(model):
         path, _, name = weight.name.rpartition(".")

@@ -1,4 +1,4 @@
-"""mask_also(): masks on further parameters of a converted model, so that whole units can be exactly zero."""
+"""mask_also(): masks on extra parameters of a converted model, so that whole units can be exactly zero."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..masking.masked_classes import Masked
 from ..masks import all_masked_weights, names_of_masked
 from ..rollback import all_or_nothing
 from .convert import apply
-from .plan import Key, Plan, plan_module
-from .plan_extra import at_or_below, masked_further, may_read, plan_further, unmaskable
+from .plan import ConversionPlan, Key, plan_module
+from .plan_extra import at_or_below, masked_extra, may_read, plan_extra, unmaskable
 
 
 class _Place(NamedTuple):
@@ -50,14 +50,14 @@ def mask_also(model: nn.Module, names: Iterable[str]) -> None:
         apply(model, weights, [(place.module, place.name) for place in wanted.values()], plan, {})
 
 
-def _make_plan(model: nn.Module, new: set[Key]) -> Plan:
+def _make_plan(model: nn.Module, new: set[Key]) -> ConversionPlan:
     """Decide how the modules that may read one of these parameters mask it, and all else that they mask already."""
-    plan = Plan({id(module): name for name, module in model.named_modules()}, further=new | masked_further(model))
+    plan = ConversionPlan({id(module): name for name, module in model.named_modules()}, extra=new | masked_extra(model))
     for module in model.modules():
         if may_read(module, at_or_below(module, new)):
             if isinstance(module, Masked):
                 plan_module(module, plan)
-            plan_further(module, plan)
+            plan_extra(module, plan)
     return plan
 
 
@@ -89,7 +89,7 @@ def _wanted(names: list[str], places: dict[str, _Place]) -> dict[str, _Place]:
     return wanted
 
 
-def _refuse_unreached(wanted: dict[str, _Place], plan: Plan) -> None:
+def _refuse_unreached(wanted: dict[str, _Place], plan: ConversionPlan) -> None:
     """Raise SparsifyError for a parameter that no forward reads through a mask, or one reads past it."""
     reached = {id(place.parameter) for place in wanted.values() if place.key in plan.reached}
     for name, place in wanted.items():

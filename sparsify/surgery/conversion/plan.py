@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from ..discovery.weight_uses import PART, Use, parameter_uses
 from ..masking.masked_classes import Masked, is_direct
-from ..masking.substituted_call import lent_weights
+from ..masking.substituted_call import fused_weights
 from ..masks import Layout, original_class
-from ..parametrized import forming_parameters
+from ..parametrized import source_parameters
 from ..tracing.bytecode_scan import (
     CONV_AND_LINEAR,
     chained_reads,
@@ -23,7 +23,7 @@ from ..tracing.bytecode_scan import (
     reads_weights_of_children,
 )
 from ..tracing.own_graphs import OwnGraphs, as_original
-from ..tracing.partial_graphs import sketches
+from ..tracing.partial_graphs import partial_graphs
 from ..tracing.trace_cache import graphs_like
 from .foreign_changes import read_by_replaced, replaced_forward, unreachable_weights
 
@@ -32,7 +32,7 @@ _STORED = ("operand", "source")  # the uses of weights that are masked where the
 
 
 @dataclass
-class Plan:
+class ConversionPlan:
     """The decisions, by id of the module. `names` are the modules' qualified names."""
 
     names: dict[int, str]
@@ -44,9 +44,9 @@ class Plan:
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
     reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
     traced: dict[int, OwnGraphs] = field(default_factory=dict)  # the forwards that were traced
-    alike: dict[Any, OwnGraphs] = field(default_factory=dict)  # by what makes modules alike
+    trace_cache: dict[Any, OwnGraphs] = field(default_factory=dict)  # by the structure and settings of a module
     notes: list[str] = field(default_factory=list)
-    further: set[Key] = field(default_factory=set)  # parameters that shall be masked although they are no weights
+    extra: set[Key] = field(default_factory=set)  # parameters that shall be masked although they are no weights
     reached: set[Key] = field(default_factory=set)  # those of them that a forward reads through its mask
     blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads past any mask -> why
     outside: dict[int, str] = field(default_factory=dict)  # ids of parameters read from afar -> why no mask enters
@@ -60,7 +60,7 @@ class Plan:
         return self._unreachable[id(module)]
 
 
-def weight_owners(model: nn.Module, plan: Plan) -> dict[str, tuple[nn.Module, str]]:
+def weight_owners(model: nn.Module, plan: ConversionPlan) -> dict[str, tuple[nn.Module, str]]:
     """Return every name of a weight-like parameter -> (module, parameter name), in `state_dict` order."""
     found = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -78,24 +78,24 @@ def own_weights(module: nn.Module) -> list[str]:
     return [name for name, parameter in parameters if parameter.is_floating_point() and parameter.dim() > 1]
 
 
-def plan_module(module: nn.Module, plan: Plan) -> None:
+def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
     """Decide how the weights that one module's forward reads are masked."""
     unreachable = plan.unreachable(module)
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
-    formed = forming_parameters(module)
+    formed = source_parameters(module)
     own = [name for name in own_weights(module) if name not in unreachable and name not in formed]
     if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
         return
     cls = original_class(module)
-    lent = lent_weights(module)
+    fused = fused_weights(module)
     replaced = "" if isinstance(module, Masked) else replaced_forward(module)  # one that wraps a masked forward masks
     if replaced:
         read = [(id(owner), name) for owner, name in read_by_replaced(module)]
         plan.dense |= {*read}
         plan.reasons |= dict.fromkeys(read, replaced)
-    elif lent:
-        _mask_by(module, "substituted", "substituted", lent, plan)
+    elif fused:
+        _mask_by(module, "substituted", "substituted", fused, plan)
     elif is_direct(cls) and "weight" in (*own, *unreachable):
         _mask_by(module, "direct", "direct", [name for name in own if name == "weight"], plan)
     elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights(module)):
@@ -104,7 +104,7 @@ def plan_module(module: nn.Module, plan: Plan) -> None:
         plan.dense |= {(id(module), name) for name in own}
 
 
-def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: Plan) -> None:
+def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: ConversionPlan) -> None:
     """Enter that the module's class becomes one of `kind`, which masks the weights at `paths`."""
     for path in paths:
         owner_path, _, name = path.rpartition(".")
@@ -114,9 +114,9 @@ def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: Pla
         plan.reads[id(module)] = paths
 
 
-def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
+def _plan_own_forward(module: nn.Module, own: list[str], plan: ConversionPlan) -> None:
     """Trace a forward of the module's own and find what goes into conv and linear operations."""
-    traced = plan.traced[id(module)] = graphs_like(module, plan.alike)
+    traced = plan.traced[id(module)] = graphs_like(module, plan.trace_cache)
     if not traced.all:
         _plan_untraceable(module, own, traced.failure, plan)
         return
@@ -139,7 +139,7 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: Plan) -> None:
         plan.reads[id(module)] = list(dict.fromkeys([*read, *chained_reads(module)]))
 
 
-def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: Plan) -> list[str]:
+def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) -> list[str]:
     """Take the weights of modules below that a forward computes others from out of `uses`; they stay dense."""
     paths = [path for path, use in uses.items() if use.how == "computed" and "." in path]
     for path in paths:
@@ -151,7 +151,7 @@ def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: Plan) -
     return paths
 
 
-def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan: Plan) -> None:
+def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan: ConversionPlan) -> None:
     """Leave dense what a forward reads of modules that are not below its own: no mask enters there."""
     for node in graph.nodes:
         value = original.__dict__.get(node.target) if node.op == "get_attr" else None
@@ -179,7 +179,7 @@ def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
             uses[path] = use
 
 
-def _note_uses(module: nn.Module, uses: dict[str, Use], plan: Plan) -> None:
+def _note_uses(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) -> None:
     """Enter the layouts of weights, and what a person should know of them."""
     for path, use in uses.items():
         owner_path, _, name = path.rpartition(".")
@@ -192,12 +192,12 @@ def _note_uses(module: nn.Module, uses: dict[str, Use], plan: Plan) -> None:
             plan.notes.append(f"{prefix}.{path}: {use.reason}" if prefix else f"{path}: {use.reason}")
 
 
-def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Plan) -> None:
+def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: ConversionPlan) -> None:
     """Mask where they are stored the weights that some paths of a forward use; of layers of torch.nn in any case."""
     original = as_original(module)
     uses: dict[str, Use] = {}
     below = reads_weights_of_children(module)
-    for graph in sketches(original):
+    for graph in partial_graphs(original):
         _add_uses(uses, original, graph)
         _leave_outside(module, original, graph, plan)
         if not below and all(name in uses and uses[name].how in _STORED for name in own):
@@ -213,7 +213,8 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Pla
         )
     children: list[str] = []
     if isinstance(module, CONV_AND_LINEAR):
-        children = [name for name in own if name == "weight" and not _has_parts(name, uses)]
+        part = PART.format("weight")  # of which a mask where it is stored would leave the others
+        children = ["weight"] if "weight" in own and all(use.reason != part for use in uses.values()) else []
     elif below:
         children = [
             f"{n}.weight"
@@ -233,12 +234,7 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Pla
     )
 
 
-def _has_parts(path: str, uses: dict[str, Use]) -> bool:
-    """Whether a parameter is only part of a weight: a mask where it is stored would leave the others."""
-    return any(use.reason == PART.format(path) for use in uses.values())
-
-
-def settle_shared(plan: Plan) -> None:
+def leave_out_shared(plan: ConversionPlan) -> None:
     """A parameter that one of its modules uses dense, or another reads from afar, is masked in none of them."""
     sharing: dict[int, dict[Key, str]] = {}
     for name, (module, key) in plan.owners.items():

@@ -1,4 +1,4 @@
-"""Which forwards read the further parameters that shall carry masks: biases, norm parameters, position tables."""
+"""Which forwards read the extra parameters that shall carry masks: biases, norm parameters, position tables."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from torch import nn
 
 from ..masking.masked_classes import is_direct
-from ..masking.substituted_call import lent_parameters
+from ..masking.substituted_call import fused_parameters
 from ..masks import original_class
-from ..parametrized import forming_parameters
+from ..parametrized import source_parameters
 from ..torch_prune import pruned_parameters
 from ..tracing.bytecode_scan import has_forward, is_torch, mentions, mentions_own
 from ..tracing.trace_cache import graphs_like
 from .foreign_changes import read_by_replaced, replaced_forward, unreachable_weights
-from .plan import Key, Plan
+from .plan import ConversionPlan, Key
 
 
-def plan_further(module: nn.Module, plan: Plan) -> None:
-    """Enter how the further parameters of the plan that one module's forward reads are masked in it."""
-    wanted = at_or_below(module, plan.further)
+def plan_extra(module: nn.Module, plan: ConversionPlan) -> None:
+    """Enter how the extra parameters of the plan that one module's forward reads are masked in it."""
+    wanted = at_or_below(module, plan.extra)
     if not may_read(module, wanted):
         return
     own = [path for path in wanted if "." not in path]
     cls = original_class(module)
     replaced = replaced_forward(module)
-    fused = [path for path in lent_parameters(module) if path in wanted]
+    fused = [path for path in fused_parameters(module) if path in wanted]
     if replaced:
         plan.blocked |= {(id(owner), name): replaced for owner, name in read_by_replaced(module)}
     elif fused:
@@ -39,8 +39,8 @@ def plan_further(module: nn.Module, plan: Plan) -> None:
         _plan_own_forward(module, wanted, plan)
 
 
-def masked_further(model: nn.Module) -> set[Key]:
-    """Return the further parameters that carry masks."""
+def masked_extra(model: nn.Module) -> set[Key]:
+    """Return the extra parameters that carry masks."""
     return {(id(module), name) for module in model.modules() for name in module.__dict__.get("masked_also", ())}
 
 
@@ -61,7 +61,7 @@ def may_read(module: nn.Module, wanted: Mapping[str, Key]) -> bool:
     cls = original_class(module)
     if not has_forward(cls):
         return False
-    if any("." not in path for path in wanted) or not wanted.keys().isdisjoint(lent_parameters(module)):
+    if any("." not in path for path in wanted) or not wanted.keys().isdisjoint(fused_parameters(module)):
         return True
     return not is_torch(cls) and mentions(module, _last_parts(wanted))
 
@@ -70,14 +70,14 @@ def _last_parts(paths: Iterable[str]) -> frozenset[str]:
     return frozenset(path.rpartition(".")[2] for path in paths)
 
 
-def _read_by(module: nn.Module, kind: str, paths: list[str], wanted: dict[str, Key], plan: Plan) -> None:
+def _read_by(module: nn.Module, kind: str, paths: list[str], wanted: dict[str, Key], plan: ConversionPlan) -> None:
     plan.reached |= {wanted[path] for path in paths}
     if paths:
         plan.kinds.setdefault(id(module), kind)
         plan.reads[id(module)] = list(dict.fromkeys([*plan.reads.get(id(module), ()), *paths]))
 
 
-def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: Plan) -> None:
+def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: ConversionPlan) -> None:
     """Find what a traced forward of the module's own reads; of one that cannot be traced, what its code mentions."""
     own = [path for path in wanted if "." not in path]
     below = _last_parts(path for path in wanted if "." in path)
@@ -85,7 +85,7 @@ def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: Plan) -> 
         # Norms: there are many, and a trace of each takes long.
         _read_by(module, "substituted", own, wanted, plan)
         return
-    traced = plan.traced.get(id(module)) or graphs_like(module, plan.alike)
+    traced = plan.traced.get(id(module)) or graphs_like(module, plan.trace_cache)
     if traced.all:
         read = {str(node.target) for graph in traced.all for node in graph.nodes if node.op == "get_attr"}
         paths = [path for path in wanted if path in read]
@@ -100,7 +100,7 @@ def unmaskable(module: nn.Module, name: str) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted: call mask_also before torch.jit.script"
     reason = unreachable_weights(module).get(name, "")
-    if name in forming_parameters(module):
+    if name in source_parameters(module):
         reason = "a weight is computed from it: convert puts the mask on that weight"
     parameter = module._parameters[name]
     if not reason and parameter is not None and not parameter.is_floating_point():

@@ -8,16 +8,16 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ..discovery.weight_uses import parameter_uses
 from ..masking.masked_classes import is_direct
-from ..masking.substituted_call import lent_weights
+from ..masking.substituted_call import fused_weights
 from ..masks import original_class, usual_layout
 from ..parametrized import Parametrized, parametrized_weights, without_parametrizations
 from ..tracing.bytecode_scan import CONV_AND_LINEAR, is_torch
 from ..tracing.trace_cache import graphs_like
 from .foreign_changes import replaced_forward
-from .plan import Plan, own_weights
+from .plan import ConversionPlan, own_weights
 
 
-def plan_parametrized(module: nn.Module, plan: Plan) -> None:
+def plan_parametrized(module: nn.Module, plan: ConversionPlan) -> None:
     """Enter how one module's parametrized weights are masked, and why others are not."""
     found = parametrized_weights(module)
     plain = without_parametrizations(module) if found else module
@@ -38,7 +38,7 @@ def plan_parametrized(module: nn.Module, plan: Plan) -> None:
                 _leave_others(module, one.name, plan)
 
 
-def _leave_others(module: nn.Module, name: str, plan: Plan) -> None:
+def _leave_others(module: nn.Module, name: str, plan: ConversionPlan) -> None:
     """Leave a recurrent module's other weights dense: how often it computes this one depends on the others."""
     for path in plan.reads.pop(id(module), ()):
         plan.how.pop((id(module), path), None)
@@ -52,14 +52,14 @@ def inside_parametrizations(model: nn.Module) -> set[int]:
     return {id(below) for one in lists for below in one.modules()}
 
 
-def leave_inside(module: nn.Module, plan: Plan) -> None:
+def leave_inside(module: nn.Module, plan: ConversionPlan) -> None:
     """Enter why the weights of a module inside a parametrization are not masked."""
     if not isinstance(module, ParametrizationList):
         for name in own_weights(module):
             plan.reasons[id(module), name] = "belongs to a parametrization: the mask is on the weight that it computes"
 
 
-def _no_weight(module: nn.Module, plain: nn.Module, one: Parametrized, plan: Plan) -> str:
+def _no_weight(module: nn.Module, plain: nn.Module, one: Parametrized, plan: ConversionPlan) -> str:
     """Return why what is computed is not the weight of a conv or linear operation, or nothing."""
     cls = type(plain)
     weight = plain._parameters[one.name]
@@ -70,7 +70,7 @@ def _no_weight(module: nn.Module, plain: nn.Module, one: Parametrized, plan: Pla
     if replaced_forward(module):
         return replaced_forward(module)
     if is_torch(cls):
-        known = lent_weights(plain) or (["weight"] if is_direct(cls) else [])
+        known = fused_weights(plain) or (["weight"] if is_direct(cls) else [])
         return "" if one.name in known else f"{cls.__name__}: not a conv or linear weight"
     traced = graphs_like(plain, {})
     if not traced.all:

@@ -11,7 +11,7 @@ from ..side_effects import changed_buffers, in_mode
 from ..tracing.one_forward import TraceFailure
 from ..tracing.own_graphs import as_original, kinds, trace_kind
 from ..tracing.subgraphs import subgraph
-from .substituted_call import effective_weights, stand_in
+from .substituted_call import effective_weights, substituted_copy
 
 _SEED = 0
 
@@ -23,7 +23,7 @@ def computed_weight(self: nn.Module, name: str) -> Tensor:
     from one seed, and the generators are left as they were. Raises SparsifyError if no traced call computes it.
     """
     original = as_original(self)
-    double = stand_in(self, effective_weights(self), type(original))
+    copied = substituted_copy(self, effective_weights(self), type(original))
     device = original.get_parameter(name).device
     cuda = [device] if device.type == "cuda" else []
     with in_mode(original, False), torch.random.fork_rng(devices=cuda), changed_buffers(original, []):
@@ -32,13 +32,13 @@ def computed_weight(self: nn.Module, name: str) -> Tensor:
                 graph = trace_kind(original, kind)
             except TraceFailure as error:
                 original.__dict__.update(error.constants)
-                double.__dict__.update(error.constants)
+                copied.__dict__.update(error.constants)
                 graph = error.graph or fx.Graph()
             use = parameter_uses(original, graph).get(name)
             if use is not None and use.how in ("operand", "source"):  # computed in train mode alone
-                return double.get_parameter(name).detach()
+                return copied.get_parameter(name).detach()
             for operand in computed_operands(original, graph).get(name, ()):
                 torch.manual_seed(_SEED)
-                result: Tensor = subgraph(graph, operand)(double)
+                result: Tensor = subgraph(graph, operand)(copied)
                 return result
     raise SparsifyError(f"{type(self).__name__}: no call of its forward computes a weight from '{name}' any more")

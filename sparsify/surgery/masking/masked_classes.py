@@ -189,10 +189,10 @@ DIRECT: dict[Callable[..., Any], Callable[..., Tensor]] = {
 _STEPS = {cls.forward: {"_conv_forward": cls._conv_forward} for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 
-def attach_mask(module: nn.Module, name: str, mask: Tensor, *, also: bool = False) -> None:
+def attach_mask(module: nn.Module, name: str, mask: Tensor, *, extra: bool = False) -> None:
     """Register `mask` as the live mask of the module's parameter `name`; `also`: it is no weight of `convert`."""
     module.register_buffer(f"{name}_mask", mask)
-    key = "masked_also" if also else "masked_names"
+    key = "masked_also" if extra else "masked_names"
     module.__dict__[key] = (*module.__dict__.get(key, ()), name)
     mask_in_hooks(module)
 

@@ -25,15 +25,15 @@ _REPLACED = frozenset({"_parameters", "_modules", "_flat_weights"})
 _MISSING = object()
 
 
-def lent_weights(module: nn.Module) -> list[str]:
+def fused_weights(module: nn.Module) -> list[str]:
     """Return the paths of the weights that a torch.nn module hands to fused kernels itself; none for other modules.
 
     A subclass counts as what it is derived from.
     """
-    return [path for path in lent_parameters(module) if "weight" in path and module.get_parameter(path).dim() > 1]
+    return [path for path in fused_parameters(module) if "weight" in path and module.get_parameter(path).dim() > 1]
 
 
-def lent_parameters(module: nn.Module) -> list[str]:
+def fused_parameters(module: nn.Module) -> list[str]:
     """Return the paths of all parameters that a torch.nn module hands to fused kernels; none for other modules."""
     if isinstance(module, nn.MultiheadAttention):
         paths = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
@@ -46,7 +46,7 @@ def lent_parameters(module: nn.Module) -> list[str]:
         paths = ["weight", "bias"]
     elif isinstance(module, nn.TransformerEncoderLayer):
         layers = [f"{layer}.{name}" for layer in _OF_ENCODER for name in ("weight", "bias")]
-        paths = [*(f"self_attn.{path}" for path in lent_parameters(module.self_attn)), *layers]
+        paths = [*(f"self_attn.{path}" for path in fused_parameters(module.self_attn)), *layers]
     else:
         return []
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -61,17 +61,17 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
     if torch.compiler.is_compiling() and module.__dict__.get("computed_apart", False):
         return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
-    double = stand_in(module, weights, original_class(module))
+    copied = substituted_copy(module, weights, original_class(module))
     try:
         masked = _masked_operands(module)
         with masked or nullcontext():
-            result = forward(double, *args, **kwargs)
+            result = forward(copied, *args, **kwargs)
         if _loses_masks(masked, result):
             name = original_class(module).__name__
             raise SparsifyError(f"{name}: the masks on the weights that it computes cannot be traced")
         return result
     finally:
-        _keep_assigned(module, double, weights)
+        _keep_assigned(module, copied, weights)
 
 
 def _masked_operands(module: Any) -> Operands | None:
@@ -92,16 +92,16 @@ def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda operand: ops.mask_weight(operand, mask)
 
 
-def _keep_assigned(module: nn.Module, double: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _keep_assigned(module: nn.Module, copied: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give `module` the attributes that a forward has assigned or deleted on its copy."""
-    own, now = module.__dict__, double.__dict__
+    own, now = module.__dict__, copied.__dict__
     for name, value in now.items():
         if name not in _REPLACED and own.get(name, _MISSING) is not value:
             own[name] = value
     if len(now) < len(own):
         for name in [name for name in own if name not in now]:
             del own[name]
-    for name, parameter in double._parameters.items():
+    for name, parameter in copied._parameters.items():
         if parameter is not weights.get(name) and parameter is not module._parameters.get(name):
             module._parameters[name] = parameter
 
@@ -117,13 +117,13 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def stand_in(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Module]) -> nn.Module:
+def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Module]) -> nn.Module:
     """Return a shallow copy of `module`, of class `cls`, with the parameters at the given paths replaced.
 
     Modules below that own some of them are copied too, for what reads their weights; who calls one calls the original.
     """
-    double: nn.Module = cls.__new__(cls)
-    double.__dict__.update(module.__dict__)
+    copied: nn.Module = cls.__new__(cls)
+    copied.__dict__.update(module.__dict__)
     own: dict[str, Tensor] = {}
     below: dict[str, dict[str, Tensor]] = {}
     for path, weight in weights.items():
@@ -132,56 +132,56 @@ def stand_in(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Modu
             below.setdefault(child, {})[rest] = weight
         else:
             own[path] = weight
-    double.__dict__["_parameters"] = {**module._parameters, **own}
+    copied.__dict__["_parameters"] = {**module._parameters, **own}
     if below:
         children = {}
         for name, inner in below.items():
             child_module: Any = module._modules[name]
-            children[name] = stand_in(child_module, inner, _read_class(type(child_module)))
-            children[name].__dict__["stands_for"] = child_module
-            children[name].__dict__["lent"] = dict(children[name]._parameters)
-        double.__dict__["_modules"] = {**module._modules, **children}
+            children[name] = substituted_copy(child_module, inner, _read_copy_class(type(child_module)))
+            children[name].__dict__["original_module"] = child_module
+            children[name].__dict__["fused"] = dict(children[name]._parameters)
+        copied.__dict__["_modules"] = {**module._modules, **children}
     if isinstance(module, nn.RNNBase):
-        double.__dict__["_flat_weights"] = [getattr(double, name, None) for name in module._flat_weights_names]
-    return double
+        copied.__dict__["_flat_weights"] = [getattr(copied, name, None) for name in module._flat_weights_names]
+    return copied
 
 
-class _Read:
+class _ReadCopy:
     """Mixed into the class of a copy that is read from; calls go to the module that it stands for.
 
     If weights were put into the copy since (torch.func.functional_call does), the call is meant for these, as they are.
     """
 
-    stands_for: nn.Module
-    lent: Mapping[str, Tensor | None]
+    original_module: nn.Module
+    fused: Mapping[str, Tensor | None]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _given_others(self):  # type: ignore[arg-type]
-            return stand_in(self, {}, original_class(self.stands_for))(*args, **kwargs)  # type: ignore[arg-type]
-        return self.stands_for(*args, **kwargs)
+            return substituted_copy(self, {}, original_class(self.original_module))(*args, **kwargs)  # type: ignore[arg-type]
+        return self.original_module(*args, **kwargs)
 
 
-def _given_others(double: nn.Module) -> bool:
+def _given_others(copied: nn.Module) -> bool:
     """Whether a copy, or one below it, holds other parameters than it was made with."""
-    lent = double.__dict__["lent"]
-    if any(parameter is not lent.get(name) for name, parameter in double._parameters.items()):
+    fused = copied.__dict__["fused"]
+    if any(parameter is not fused.get(name) for name, parameter in copied._parameters.items()):
         return True
-    return any(isinstance(child, _Read) and _given_others(child) for child in double._modules.values())
+    return any(isinstance(child, _ReadCopy) and _given_others(child) for child in copied._modules.values())
 
 
-_READ_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_READ_COPY_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def _read_class(cls: type[nn.Module]) -> type[nn.Module]:
-    if cls not in _READ_CLASSES:
+def _read_copy_class(cls: type[nn.Module]) -> type[nn.Module]:
+    if cls not in _READ_COPY_CLASSES:
         metaclass: Any = type(cls)
         namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        _READ_CLASSES[cls] = metaclass(cls.__name__, (_Read, cls), namespace)
-    return _READ_CLASSES[cls]
+        _READ_COPY_CLASSES[cls] = metaclass(cls.__name__, (_ReadCopy, cls), namespace)
+    return _READ_COPY_CLASSES[cls]
 
 
 # What torch.compiler.assume_constant_result says, without loading torch._dynamo: call it, do not look into it.
-_read_class._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_read_copy_class._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -57,7 +57,7 @@ def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
     return blocks
 
 
-def short(form: Tensor) -> Tensor:
+def compress(form: Tensor) -> Tensor:
     """Return the same form with every dimension along which nothing varies cut to one entry."""
     for d in range(form.dim()):
         if form.shape[d] > 1 and bool((form == form.narrow(d, 0, 1)).all()):
@@ -72,8 +72,8 @@ def nonzero(tensor: Tensor) -> Tensor:
         pieces = [_extremes(piece) for piece in row_pieces(tensor.flatten(1))]
         least, most = (torch.cat(sides) for sides in zip(*pieces, strict=True))
         if bool(((most == 0) | (least > 0)).all()):
-            return short((most > 0).reshape([-1] + [1] * (tensor.dim() - 1)))
-    return short(tensor != 0)
+            return compress((most > 0).reshape([-1] + [1] * (tensor.dim() - 1)))
+    return compress(tensor != 0)
 
 
 def _extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,87 +86,87 @@ def row_pieces(matrix: Tensor) -> tuple[Tensor, ...]:
     return torch.split(matrix, max(1, (1 << 18) // max(1, matrix.shape[1])))
 
 
-def ranked(form: Tensor, rank: int) -> Tensor:
+def expand_rank(form: Tensor, rank: int) -> Tensor:
     """Return a form with dimensions of one entry put in front, as broadcasting does."""
     return form.reshape([1] * (rank - form.dim()) + list(form.shape))
 
 
-def _plain(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
-    moved: Tensor = operation(form, *args)
+def _plain(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
+    moved: Tensor = overload(form, *args)
     return moved
 
 
 def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def moved(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+    def moved(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
         return function(form, *args)
 
     return moved
 
 
-def _full(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Any:
+def _full(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Any:
     """Do an operation on the whole tensor, for those that are rare."""
-    return operation(form.expand(tuple(old)).to(torch.float64), *args)
+    return overload(form.expand(tuple(old)).to(torch.float64), *args)
 
 
 def _same(form: Tensor, *_: Any) -> Tensor:
     return form
 
 
-def _reshape(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+def _reshape(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
     return reshape(form, old, new)
 
 
-def _expand(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+def _expand(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
     return form.reshape([1] * (len(new) - len(old)) + list(form.shape))
 
 
-def _squeeze(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+def _squeeze(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
     given = args[0] if args else range(len(old))
     dims = {d % len(old) for d in ([given] if isinstance(given, int) else given)}
     return form.reshape([form.shape[d] for d in range(len(old)) if not (d in dims and old[d] == 1)])
 
 
-def _slice(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
-    return form if form.shape[args[0] if args else 0] == 1 else operation(form, *args)
+def _slice(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
+    return form if form.shape[args[0] if args else 0] == 1 else overload(form, *args)
 
 
-def _select(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+def _select(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
     return form.select(args[0], 0 if form.shape[args[0]] == 1 else args[1])
 
 
-def _along(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+def _along(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
     """Flip or roll: along the dimensions that vary."""
     *first, dims = args
-    if operation.overloadpacket is torch.ops.aten.roll and (not first or not dims):  # of the flattened tensor
-        rolled: Tensor = _full(form, old, new, args, operation)
+    if overload.overloadpacket is torch.ops.aten.roll and (not first or not dims):  # of the flattened tensor
+        rolled: Tensor = _full(form, old, new, args, overload)
         return rolled
     moved = form
     for i, d in enumerate(dims):
         if form.shape[d] > 1:
-            moved = operation(moved, *[[a[i]] for a in first], [d])
+            moved = overload(moved, *[[a[i]] for a in first], [d])
     return moved
 
 
-def _repeat(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+def _repeat(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
     form = form.reshape([1] * (len(new) - len(old)) + list(form.shape))
     return form.repeat([1 if size == 1 else times for size, times in zip(form.shape, args[0], strict=True)])
 
 
-def _index_select(form: Tensor, old: Shape, new: Shape, args: Any, operation: Any) -> Tensor:
+def _index_select(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
     return form if form.shape[args[0]] == 1 else form.index_select(args[0], args[1])
 
 
-def moves(name: str, old: Shape, new: Shape, args: Sequence[Any] = ()) -> bool:
+def is_movement(name: str, old: Shape, new: Shape, args: Sequence[Any] = ()) -> bool:
     """Whether an operation only moves the entries of one tensor of shape `old` to one of shape `new`, or to several."""
     if name == "as_strided_":  # what pooling to one position does in channels-last memory
         return tuple(old) == tuple(new) and len(old) == 4 and old[2:] == (1, 1) and list(args[2][:2]) == [old[1], 1]
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias"):  # not those that cut numbers into bytes
         return math.prod(old) == math.prod(new)
-    return name in PARTS or name in MOVES
+    return name in SPLITS or name in MOVEMENTS
 
 
 # Operations with one tensor in and one out that only move entries: form, shapes before and after, other arguments.
-MOVES: dict[str, Callable[..., Tensor]] = {
+MOVEMENTS: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _reshape),
     **dict.fromkeys(("permute", "transpose", "t", "unsqueeze", "movedim"), _plain),
     **{f"{function.__name__}_": _in_place(function) for function in (torch.transpose, torch.t, torch.unsqueeze)},
@@ -182,18 +182,18 @@ MOVES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def parts(name: str, form: Tensor, old: Shape, args: Any, operation: Any, count: int) -> list[Tensor]:
+def split(name: str, form: Tensor, old: Shape, args: Any, overload: Any, count: int) -> list[Tensor]:
     """Return the forms of the `count` results of split, split_with_sizes, chunk or unbind."""
     dim = (args[0] if args else 0) if name == "unbind" else (args[1] if len(args) > 1 else 0)
     if form.shape[dim] == 1 and old[dim] != 1:
         return [form.select(dim, 0) if name == "unbind" else form] * count
-    return list(operation(form, *args))
+    return list(overload(form, *args))
 
 
-PARTS = ("split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsafe_chunk", "tensor_split")
+SPLITS = ("split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsafe_chunk", "tensor_split")
 
 
-def joined(forms: Sequence[Tensor], shapes: Sequence[Shape], dim: int) -> Tensor:
+def concat(forms: Sequence[Tensor], shapes: Sequence[Shape], dim: int) -> Tensor:
     """Return the form of tensors that are concatenated along `dim`."""
     full = []
     for form, shape in zip(forms, shapes, strict=True):

@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from ...calls import Inputs, inputs_of
+
 _Leaf = TypeVar("_Leaf")
 # The functions that are one operation here, whatever kernels they run on a device.
 WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pack_padded_sequence", "_pad_packed_sequence")
@@ -45,7 +47,14 @@ def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
     return [leaf for argument in arguments for leaf in leaves(argument, kind)]
 
 
-class Unseen(TorchFunctionMode):
+def own_inputs(example_input: Any) -> Inputs:
+    """Return the call of an example input, with copies of its tensors: a forward may write to them."""
+    inputs = inputs_of(example_input, "example_input")
+    copies: Inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    return copies
+
+
+class FunctionHooks(TorchFunctionMode):
     """Calls `leave` with a tensor that goes to another library, `scaled` with what is divided by the root of a size.
 
     `whole` makes calls of functions that are to be one operation.

@@ -1,4 +1,4 @@
-"""The steps of a recorded pass: what the analyses of channels work on."""
+"""The operations of a recorded pass: what the analyses of channels work on."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .broadcast_forms import moves, nonzero
+from .broadcast_forms import is_movement, nonzero
 from .context import leaves
 
 STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
 # What makes a tensor of one number in the sizes that it is given.
 # Operations by which Python code learns what a tensor holds.
-DECIDING = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist", "numpy"})
-_ALSO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
+DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist", "numpy"})
+_POINTWISE_TOO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
 FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 
 
@@ -37,11 +37,11 @@ class Filled(Value):
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Op:
     """One operation: its name without overload ("convolution"), its arguments with Values for tensors, its results."""
 
     name: str
-    operation: Any
+    overload: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     results: tuple[Value, ...]
@@ -53,49 +53,49 @@ class Step:
         return leaves((self.args, self.kwargs), Value)
 
     @cached_property
-    def moves(self) -> bool:
+    def is_movement(self) -> bool:
         """Whether it only moves the entries of its first argument."""
         first = self.args[0] if self.args else None
         if not isinstance(first, Value) or not self.results:
             return False
-        if self.name in ("index", "index_select") and self.rest is None:
+        if self.name in ("index", "index_select") and self.constant_args is None:
             return False  # as the input says, in one dimension of several
-        return moves(self.name, first.shape, self.results[0].shape, self.args)
+        return is_movement(self.name, first.shape, self.results[0].shape, self.args)
 
     def argument(self, name: str) -> Any:
         """Return the argument that the operation's schema calls `name`; its default, or None, if it was not given."""
-        for i, argument in enumerate(self.operation._schema.arguments):
+        for i, argument in enumerate(self.overload._schema.arguments):
             if argument.name == name:
                 given = self.args[i] if i < len(self.args) else argument.default_value
                 return self.kwargs.get(name, given)
         return None
 
     @cached_property
-    def rest(self) -> Any:
+    def constant_args(self) -> Any:
         """The arguments after the first, with tensors in place of constants; None if one depends on the input."""
         return _constants(self.args[1:])
 
 
-def joined_values(step: Step) -> list[Value]:
+def concat_inputs(op: Op) -> list[Value]:
     """Return what a cat or a stack joins: cat passes over empty vectors, whatever the others are."""
-    return [value for value in step.args[0] if step.name == "stack" or value.shape != (0,)]
+    return [value for value in op.args[0] if op.name == "stack" or value.shape != (0,)]
 
 
-def pointwise(step: Step) -> bool:
+def pointwise(op: Op) -> bool:
     """Whether an operation has one result and works entry by entry, its operands broadcast."""
-    if len(step.results) != 1 or step.operation is None:
+    if len(op.results) != 1 or op.overload is None:
         return False
-    functional = getattr(torch.ops.aten, step.name.rstrip("_"), None)  # the tag is not set on those in place
-    if step.name.endswith("_") and functional is not None:
+    functional = getattr(torch.ops.aten, op.name.rstrip("_"), None)  # the tag is not set on those in place
+    if op.name.endswith("_") and functional is not None:
         overloads = [getattr(functional, name) for name in functional.overloads()]
     else:
-        overloads = [step.operation]
-    return any(torch.Tag.pointwise in o.tags for o in overloads) or step.name.rstrip("_") in _ALSO
+        overloads = [op.overload]
+    return any(torch.Tag.pointwise in o.tags for o in overloads) or op.name.rstrip("_") in _POINTWISE_TOO
 
 
-def dims_of(step: Step, value: Value, position: int = 1) -> list[int]:
-    """Return the dimensions that a step names in its arguments; all of them if it names none."""
-    given = step.args[position] if len(step.args) > position else step.kwargs.get("dim")
+def dims_of(op: Op, value: Value, position: int = 1) -> list[int]:
+    """Return the dimensions that an operation names in its arguments; all of them if it names none."""
+    given = op.args[position] if len(op.args) > position else op.kwargs.get("dim")
     rank = len(value.shape)
     if given is None or given == []:
         return list(range(rank))
@@ -120,32 +120,32 @@ def _constants(arguments: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Tape:
-    """All steps of a pass that depend on its input or on the model's tensors, and the Values that it returned.
+class Recording:
+    """All operations of a pass that depend on its input or on the model's tensors, and the Values that it returned.
 
     `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add; those in
-    `held_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads. The first
-    `evaluated` steps are of the pass in eval mode; the others are of one in which what only runs in training ran too.
+    `fixed_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads. The first
+    `eval_count` operations are of the pass in eval mode; the others are of one in which what only runs in training ran too.
     `problems` says why there is none of those although some layers did not run.
     `branches` are the paths of modules whose forward asked what activations hold, with the arguments it was given.
     """
 
-    steps: tuple[Step, ...]
+    ops: tuple[Op, ...]
     outputs: tuple[Value, ...]
     state: dict[str, Value] = field(default_factory=dict)
     biases: frozenset[str] = frozenset()
     attentions: tuple[str, ...] = ()
-    held_biases: frozenset[str] = frozenset()
-    evaluated: int = 0
+    fixed_biases: frozenset[str] = frozenset()
+    eval_count: int = 0
     problems: tuple[str, ...] = ()
     branches: tuple[tuple[str, tuple[Value, ...]], ...] = ()
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
 
     @cached_property
-    def made(self) -> dict[Value, Step]:
-        """The step that made each constant that the pass computed."""
-        made = ((value, step) for step in self.steps for value in step.results)
-        return {value: step for value, step in made if value.constant is not None and not isinstance(value, Filled)}
+    def producers(self) -> dict[Value, Op]:
+        """The operation that made each constant that the pass computed."""
+        made = ((value, op) for op in self.ops for value in op.results)
+        return {value: op for value, op in made if value.constant is not None and not isinstance(value, Filled)}
 
     def nonzero_entries(self, value: Value) -> Tensor:
         """Return where a constant is not zero, as a float32 form, as short as it can be; made once."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from .ops import Step, Value
+from .ops import Op, Value
 
 # How many gates a cell has.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
-def sequence_step(name: str, args: tuple[Any, ...], results: tuple[Value, ...], module: str) -> Step:
-    """Return the step of a call of torch's function `name` with Values for tensors."""
+def sequence_op(name: str, args: tuple[Any, ...], results: tuple[Value, ...], module: str) -> Op:
+    """Return the operation of a call of torch's function `name` with Values for tensors."""
     if name not in GATES:
-        return Step(name, None, args, {}, results, module)
+        return Op(name, None, args, {}, results, module)
     packed = isinstance(args[1], Value) and isinstance(args[3], (list, tuple))
     value, states, weights, biased = (args[0], *args[2:5]) if packed else args[:4]
     bidirectional = args[8] if packed else args[7]
@@ -22,4 +22,4 @@ def sequence_step(name: str, args: tuple[Any, ...], results: tuple[Value, ...], 
     within = [Value((1, hidden)) for _ in range(layers * (1 + bidirectional))]
     given = tuple(states) if isinstance(states, (list, tuple)) else (states,)
     kwargs = {"biased": biased, "directions": 1 + bidirectional, "within": within}
-    return Step(name, None, (value, given, tuple(weights)), kwargs, results, module)
+    return Op(name, None, (value, given, tuple(weights)), kwargs, results, module)

@@ -19,7 +19,7 @@ class ValuesNeededError(Exception):
     """What a forward does next depends on what its activations hold, so that they have to be computed."""
 
 
-def in_shape(func: Any, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
+def run_shape_only(func: Any, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
     """Return what an operation returns, zeros if it is one that takes time; `inputs` are Values of its tensors.
 
     Raises ValuesNeededError if the outcome, or its shape, shows what activations hold.

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
+from ..analysis.liveness import Liveness, indicator
 from ..recording import broadcast_forms as forms
-from ..recording.ops import Step, Value, joined_values
+from ..recording.ops import Op, Value, concat_inputs
 
 
-def _couple_pad(coupling: Coupling, step: Step) -> None:
-    value, pads = step.args[0], step.args[1]
-    result = step.results[0]
+def _couple_pad(coupling: Coupling, op: Op) -> None:
+    value, pads = op.args[0], op.args[1]
+    result = op.results[0]
     axes = []
     for axis in coupling.of(value):
         for i in range(len(pads) // 2):
             d = len(value.shape) - 1 - i
             if axis.shape[d] > 1 and pads[2 * i : 2 * i + 2] != [0, 0]:
-                # A number that never goes stands where padding is: FIXED.
+                # A number that never goes stands where padding is: PINNED.
                 around = [[size for size in axis.shape] for _ in range(2)]
                 around[0][d], around[1][d] = max(0, pads[2 * i]), max(0, pads[2 * i + 1])
                 inner = axis.narrow(
@@ -34,8 +34,8 @@ def _couple_pad(coupling: Coupling, step: Step) -> None:
     coupling.set(result, axes)
 
 
-def _flow_pad(live: Liveness, step: Step) -> None:
-    value, pads, *rest = step.args
+def _flow_pad(live: Liveness, op: Op) -> None:
+    value, pads, *rest = op.args
     flags = live.of(value)
     fill = 1.0 if rest and rest[0] else 0.0
     varied = [0] * len(pads)
@@ -49,15 +49,15 @@ def _flow_pad(live: Liveness, step: Step) -> None:
         sizes[d] = value.shape[d]
         flags = flags.expand(sizes)
         varied[2 * i : 2 * i + 2] = pads[2 * i : 2 * i + 2]
-    live.set(step.results[0], torch.nn.functional.pad(flags, varied, value=fill).clone())
+    live.set(op.results[0], torch.nn.functional.pad(flags, varied, value=fill).clone())
 
 
-def _couple_joined(coupling: Coupling, step: Step) -> None:
-    values, dim, placed = _joined_operands(step)
-    result = step.results[0]
+def _couple_joined(coupling: Coupling, op: Op) -> None:
+    values, dim, placed = _joined_operands(op)
+    result = op.results[0]
     followed = {d for axes, _ in placed(coupling.of) for axis in axes for d in varying(axis)}
     for value in values:  # in a stack the dimensions behind the new one are one further on
-        coupling.claim(value, [d - (step.name == "stack" and d > dim) for d in followed])
+        coupling.claim(value, [d - (op.name == "stack" and d > dim) for d in followed])
     along: list[Tensor | None] = []
     across = []
     for axes, shape in placed(coupling.of):
@@ -69,124 +69,124 @@ def _couple_joined(coupling: Coupling, step: Step) -> None:
         # Entries of an operand without numbers of its own stay.
         zero = torch.zeros([1] * len(result.shape), dtype=torch.int64)
         shapes = [shape for _, shape in placed(coupling.of)]
-        found.append(forms.joined([zero if axis is None else axis for axis in along], shapes, dim))
+        found.append(forms.concat([zero if axis is None else axis for axis in along], shapes, dim))
     coupling.set(result, [*found, *coupling.matched(across)])
 
 
-def _joined_operands(step: Step) -> tuple[list[Value], int, Callable[..., list[tuple[list[Tensor], list[int]]]]]:
+def _joined_operands(op: Op) -> tuple[list[Value], int, Callable[..., list[tuple[list[Tensor], list[int]]]]]:
     """Return the operands of cat or stack, the dimension, and what lays their forms out as operands of cat."""
-    values = joined_values(step)
-    rank = len(step.results[0].shape)
-    dim = (step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)) % rank
+    values = concat_inputs(op)
+    rank = len(op.results[0].shape)
+    dim = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank
 
     def placed(forms_of: Callable[[Value], list[Tensor]]) -> list[tuple[list[Tensor], list[int]]]:
-        if step.name == "cat":
+        if op.name == "cat":
             return [(forms_of(v), list(v.shape)) for v in values]
         return [([f.unsqueeze(dim) for f in forms_of(v)], [*v.shape[:dim], 1, *v.shape[dim:]]) for v in values]
 
     return values, dim, placed
 
 
-def _flow_joined(live: Liveness, step: Step) -> None:
-    _, dim, placed = _joined_operands(step)
+def _flow_joined(live: Liveness, op: Op) -> None:
+    _, dim, placed = _joined_operands(op)
     operands = placed(lambda value: [live.of(value)])
     if not operands:  # a cat of nothing
-        live.set(step.results[0], torch.zeros([1] * len(step.results[0].shape)))
+        live.set(op.results[0], torch.zeros([1] * len(op.results[0].shape)))
         return
     first = operands[0][0][0]
     if all(f[0].shape[dim] == 1 and bool((f[0] == first).all()) for f, _ in operands):  # tokens before others
-        live.set(step.results[0], spread(sum((f[0] for f, _ in operands[1:]), first)))
+        live.set(op.results[0], indicator(sum((f[0] for f, _ in operands[1:]), first)))
         return
-    live.set(step.results[0], forms.joined([f[0] for f, _ in operands], [shape for _, shape in operands], dim))
+    live.set(op.results[0], forms.concat([f[0] for f, _ in operands], [shape for _, shape in operands], dim))
 
 
-def _couple_patches(coupling: Coupling, step: Step) -> None:
+def _couple_patches(coupling: Coupling, op: Op) -> None:
     """im2col and col2im: between [B, C, H, W] and [B, C * kernel, L]."""
-    value, result = step.inputs[0], step.results[0]
-    size = math.prod(step.args[1 if step.name == "im2col" else 2])
-    if len(value.shape) != (4 if step.name == "im2col" else 3):
-        coupling.barrier(step, f"operation '{step.name}' without a dimension for the batch has no rule")
+    value, result = op.inputs[0], op.results[0]
+    size = math.prod(op.args[1 if op.name == "im2col" else 2])
+    if len(value.shape) != (4 if op.name == "im2col" else 3):
+        coupling.barrier(op, f"operation '{op.name}' without a dimension for the batch has no rule")
         return
     axes = []
     for axis in coupling.of(value):
         if varying(axis) == (0,):
             axes.append(axis.reshape([-1] + [1] * (len(result.shape) - 1)))
         elif varying(axis) != (1,):
-            coupling.numbers.fix(axis)
-        elif step.name == "im2col":
+            coupling.numbers.pin(axis)
+        elif op.name == "im2col":
             axes.append(axis.reshape(-1).repeat_interleave(size).reshape(1, -1, 1))
         else:
             grouped = axis.reshape(-1, size)
-            coupling.numbers.tie(grouped, grouped[:, :1])
+            coupling.numbers.union(grouped, grouped[:, :1])
             axes.append(grouped[:, :1].reshape(1, -1, 1, 1))
     coupling.set(result, axes)
 
 
-def _flow_patches(live: Liveness, step: Step) -> None:
-    value, result = step.inputs[0], step.results[0]
-    size = math.prod(step.args[1 if step.name == "im2col" else 2])
-    if len(value.shape) != (4 if step.name == "im2col" else 3):
-        live.barrier(step)
+def _flow_patches(live: Liveness, op: Op) -> None:
+    value, result = op.inputs[0], op.results[0]
+    size = math.prod(op.args[1 if op.name == "im2col" else 2])
+    if len(value.shape) != (4 if op.name == "im2col" else 3):
+        live.barrier(op)
         return
     flags = live.of(value).expand(-1, value.shape[1], *[-1] * (len(value.shape) - 2))
     flags = flags.flatten(2).sum(2, keepdim=True)
-    if step.name == "im2col":
-        live.set(result, spread(flags.repeat_interleave(size, 1)))
+    if op.name == "im2col":
+        live.set(result, indicator(flags.repeat_interleave(size, 1)))
     else:
-        live.set(result, spread(flags.reshape(flags.shape[0], -1, size).sum(2)[..., None, None]))
+        live.set(result, indicator(flags.reshape(flags.shape[0], -1, size).sum(2)[..., None, None]))
 
 
-def _couple_like(coupling: Coupling, step: Step) -> None:
-    value, result = step.inputs[0], step.results[0]
+def _couple_like(coupling: Coupling, op: Op) -> None:
+    value, result = op.inputs[0], op.results[0]
     coupling.set(result, coupling.of(value) if value.shape == result.shape else [])
 
 
-def _flow_like(live: Liveness, step: Step) -> None:
-    value, result = step.inputs[0], step.results[0]
+def _flow_like(live: Liveness, op: Op) -> None:
+    value, result = op.inputs[0], op.results[0]
     flags = live.of(value) if value.shape == result.shape else torch.empty([1] * len(result.shape))
-    live.set(result, torch.full(flags.shape, 0.0 if step.name == "zeros_like" else 1.0))
+    live.set(result, torch.full(flags.shape, 0.0 if op.name == "zeros_like" else 1.0))
 
 
-def _couple_embedding(coupling: Coupling, step: Step) -> None:
-    weight, result = step.args[0], step.results[0]
-    coupling.fix(step.args[1])
+def _couple_embedding(coupling: Coupling, op: Op) -> None:
+    weight, result = op.args[0], op.results[0]
+    coupling.pin(op.args[1])
     axes = []
     for axis in coupling.of(weight):
         if varying(axis) == (1,):
             axes.append(axis.reshape([1] * (len(result.shape) - 1) + [-1]))
             coupling.produced.append(axis)
         else:
-            coupling.numbers.fix(axis)
+            coupling.numbers.pin(axis)
     coupling.set(result, axes)
 
 
-def _flow_embedding(live: Liveness, step: Step) -> None:
-    weight, result = step.args[0], step.results[0]
-    flags = live.of(weight).expand(weight.shape).sum(0) * (1 + live.of(step.args[1]).sum())
-    live.set(result, spread(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+def _flow_embedding(live: Liveness, op: Op) -> None:
+    weight, result = op.args[0], op.results[0]
+    flags = live.of(weight).expand(weight.shape).sum(0) * (1 + live.of(op.args[1]).sum())
+    live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
 
 
-def _couple_glu(coupling: Coupling, step: Step) -> None:
+def _couple_glu(coupling: Coupling, op: Op) -> None:
     """The first half times the sigmoid of the second."""
-    value = step.inputs[0]
-    dim = (step.args[1] if len(step.args) > 1 else -1) % len(value.shape)
+    value = op.inputs[0]
+    dim = (op.args[1] if len(op.args) > 1 else -1) % len(value.shape)
     half = value.shape[dim] // 2
     axes = []
     for axis in coupling.of(value):
         if axis.shape[dim] > 1:
-            coupling.numbers.tie(axis.narrow(dim, 0, half), axis.narrow(dim, half, half))
+            coupling.numbers.union(axis.narrow(dim, 0, half), axis.narrow(dim, half, half))
             axis = axis.narrow(dim, 0, half)
         axes.append(axis)
-    coupling.set(step.results[0], axes)
+    coupling.set(op.results[0], axes)
 
 
-def _flow_glu(live: Liveness, step: Step) -> None:
-    value = step.inputs[0]
-    dim = (step.args[1] if len(step.args) > 1 else -1) % len(value.shape)
+def _flow_glu(live: Liveness, op: Op) -> None:
+    value = op.inputs[0]
+    dim = (op.args[1] if len(op.args) > 1 else -1) % len(value.shape)
     first = second = live.of(value)
     if first.shape[dim] > 1:
         first, second = first.chunk(2, dim)
-    live.set(step.results[0], spread(first * (second + 1)))
+    live.set(op.results[0], indicator(first * (second + 1)))
 
 
 LAYOUT = {

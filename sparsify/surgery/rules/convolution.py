@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..analysis.constants import hold_sum, still
+from ..analysis.constants import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
+from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import multiply_adds
 from ..recording.broadcast_forms import reshape
-from ..recording.ops import Step
-from .matmul import tie_or_fix
+from ..recording.ops import Op
+from .matmul import union_or_pin
 
 
-def _couple_convolution(coupling: Coupling, step: Step) -> None:
-    value, weight, bias, *_, transposed, _, groups = step.args
-    result = step.results[0]
+def _couple_convolution(coupling: Coupling, op: Op) -> None:
+    value, weight, bias, *_, transposed, _, groups = op.args
+    result = op.results[0]
     numbers = coupling.numbers
     inputs, outputs = (0, 1) if transposed else (1, 0)
     own = {varying(axis)[0]: axis for axis in coupling.of(weight) if len(varying(axis)) == 1}
     if any(len(varying(axis)) > 1 for axis in coupling.of(weight)):
-        coupling.fix(weight)
+        coupling.pin(weight)
     for d in range(2, len(weight.shape)):
         if d in own:
-            numbers.fix(own[d])
+            numbers.pin(own[d])
     left = []
     entering = None
     coupling.claim(value, [1])
@@ -34,28 +34,28 @@ def _couple_convolution(coupling: Coupling, step: Step) -> None:
         elif varying(axis) == (0,):
             left.append(axis)
         else:
-            numbers.fix(axis)
+            numbers.pin(axis)
     channels = value.shape[1]
     leaving = _numbers_along(own, outputs, weight.shape[outputs])
     if groups == 1:
-        tie_or_fix(coupling, entering, _numbers_along(own, inputs, channels), channels)
+        union_or_pin(coupling, entering, _numbers_along(own, inputs, channels), channels)
     else:
-        leaving = _couple_groups(coupling, entering, own, step)
+        leaving = _couple_groups(coupling, entering, own, op)
     if leaving is not None:
         shape = [1] * len(result.shape)
         shape[1] = -1
         if bias is not None:
             for axis in coupling.of(bias):
-                numbers.tie(axis, leaving)
+                numbers.union(axis, leaving)
                 coupling.produced.append(axis)
             if not coupling.of(bias) and len(leaving) > 1:
-                numbers.fix(leaving)
+                numbers.pin(leaving)
         left.append(leaving.reshape(shape))
     elif bias is not None:
-        coupling.fix(bias)
+        coupling.pin(bias)
     coupling.produced += [axis for d, axis in own.items() if d == outputs or (groups > 1 and d == 0)]
     coupling.set(result, left)
-    coupling.operations.append((step, multiply_adds(step), tuple(own[d].reshape(-1) for d in sorted(own) if d < 2)))
+    coupling.operations.append((op, multiply_adds(op), tuple(own[d].reshape(-1) for d in sorted(own) if d < 2)))
 
 
 def _numbers_along(own: dict[int, Tensor], d: int, size: int) -> Tensor | None:
@@ -63,24 +63,24 @@ def _numbers_along(own: dict[int, Tensor], d: int, size: int) -> Tensor | None:
     return own[d].reshape(-1) if d in own else (torch.zeros(1, dtype=torch.int64) if size == 1 else None)
 
 
-def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, Tensor], step: Step) -> Tensor | None:
+def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, Tensor], op: Op) -> Tensor | None:
     """Couple a grouped convolution and return the numbers of its output channels.
 
     Whole groups go, with their inputs and outputs, if there are at least as many as inputs in each; else the same
     positions of every group, inputs and outputs apart. Where what surrounds it leaves no choice, it is the other way.
     Depthwise convolutions are the first case with one channel to a group.
     """
-    value, weight, *_, transposed, _, groups = step.args
+    value, weight, *_, transposed, _, groups = op.args
     numbers = coupling.numbers
     rows, columns = (_numbers_along(own, d, weight.shape[d]) for d in (0, 1))
     if rows is None or columns is None:
-        _fix_all(coupling, own, entering)
+        _pin_all(coupling, own, entering)
         return None
     into = None if entering is None else entering.reshape(groups, -1)
     out = rows.reshape(groups, -1)
     if transposed:  # its rows are the inputs; its columns stand for the outputs of every group
-        numbers.tie(out, torch.zeros(1, 1, dtype=torch.int64) if into is None else into)
-        out = numbers.fresh(step.results[0].shape[1]).reshape(groups, -1)
+        numbers.union(out, torch.zeros(1, 1, dtype=torch.int64) if into is None else into)
+        out = numbers.new(op.results[0].shape[1]).reshape(groups, -1)
     stay = torch.zeros(1, 1, dtype=torch.int64)
     given = stay if into is None else into
     sides = ((given, not transposed), (out, transposed))
@@ -91,26 +91,26 @@ def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, T
         alike += [(side, columns[None, :] if len(columns) == side.shape[1] else stay) for side, has in sides if has]
         alike += [(columns, stay)] if into is None and not transposed else []
     width = value.shape[1] // groups
-    by_group = groups >= width or step in coupling.by_group
+    by_group = groups >= width or op in coupling.by_group
     if not by_group:
-        coupling.grouped.append(step)
-    coupling.open.choose((whole, alike) if by_group else (alike, whole), step)
+        coupling.grouped.append(op)
+    coupling.deferred.choose((whole, alike) if by_group else (alike, whole), op)
     return out.reshape(-1)
 
 
-def _fix_all(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None) -> None:
+def _pin_all(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None) -> None:
     for axis in [*own.values(), *([] if entering is None else [entering])]:
-        coupling.numbers.fix(axis)
+        coupling.numbers.pin(axis)
 
 
-def _flow_convolution(live: Liveness, step: Step) -> None:
-    value, weight, bias, *_, transposed, _, groups = step.args
+def _flow_convolution(live: Liveness, op: Op) -> None:
+    value, weight, bias, *_, transposed, _, groups = op.args
     space = list(range(2, len(value.shape)))
     batch, channels = value.shape[:2]
-    leaving = step.results[0].shape[1]
+    leaving = op.results[0].shape[1]
     rows, columns = weight.shape[:2]
     flags = live.of(value).sum(space)
-    kernel = reshape(live.short(weight).sum(space), (rows, columns), (groups, rows // groups, columns))
+    kernel = reshape(live.compressed(weight).sum(space), (rows, columns), (groups, rows // groups, columns))
     kernel = kernel.transpose(1, 2) if transposed else kernel
 
     def through(entering: Tensor) -> Tensor:
@@ -118,16 +118,16 @@ def _flow_convolution(live: Liveness, step: Step) -> None:
         form = reshape(_weighted(grouped, kernel), (batch, groups, leaving // groups), (batch, leaving))
         return form.expand(-1, leaving)
 
-    entering = still(live, step)
+    entering = constant_inputs(live, op)
     if entering is None:
         product = moving = through(flags)
     else:
         moving = through(flags * (1 - entering))
         product = moving + through((flags * entering).detach())
-    hold_sum(live, step, moving.reshape([*moving.shape, *[1] * len(space)]), bias, 1)
+    propagate_sum(live, op, moving.reshape([*moving.shape, *[1] * len(space)]), bias, 1)
     if bias is not None:
         product = product + live.of(bias)
-    live.set(step.results[0], spread(product.reshape([*product.shape, *[1] * len(space)])))
+    live.set(op.results[0], indicator(product.reshape([*product.shape, *[1] * len(space)])))
 
 
 def _weighted(flags: Tensor, kernel: Tensor) -> Tensor:

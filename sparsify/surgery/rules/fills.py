@@ -6,15 +6,15 @@ from ..analysis.axis_moves import new_axes
 from ..analysis.coupling import Coupling
 from ..analysis.liveness import Liveness
 from ..recording.ops import FILLS as NAMES
-from ..recording.ops import Step
+from ..recording.ops import Op
 
 
-def _couple_fill(coupling: Coupling, step: Step) -> None:
-    result = step.results[0]
+def _couple_fill(coupling: Coupling, op: Op) -> None:
+    result = op.results[0]
     coupling.offer(result, new_axes(coupling, result.shape, [d for d, size in enumerate(result.shape) if size > 1]))
 
 
-def _flow_fill(live: Liveness, step: Step) -> None:
+def _flow_fill(live: Liveness, op: Op) -> None:
     pass  # what it holds is known
 
 

@@ -8,38 +8,38 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..analysis.constants import hold_sum, still
+from ..analysis.constants import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
+from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import multiply_adds
-from ..recording.ops import Step, Value
+from ..recording.ops import Op, Value
 
 
-def tie_or_fix(coupling: Coupling, a: Tensor | None, b: Tensor | None, size: int) -> None:
+def union_or_pin(coupling: Coupling, a: Tensor | None, b: Tensor | None, size: int) -> None:
     """Note that two sides of a sum are the same channels; a side without numbers keeps the other whole."""
     if size == 1:
         return
     if a is not None and b is not None and a.shape == b.shape:
-        coupling.numbers.tie(a, b)
+        coupling.numbers.union(a, b)
         return
     for side in (a, b):
         if side is not None:
-            coupling.numbers.fix(side)
+            coupling.numbers.pin(side)
 
 
-def _operands(step: Step) -> tuple[Value | None, Value, Value]:
-    if step.name in ("addmm", "baddbmm", "addmv"):
-        return step.args[0], step.args[1], step.args[2]
-    return None, step.args[0], step.args[1]
+def _operands(op: Op) -> tuple[Value | None, Value, Value]:
+    if op.name in ("addmm", "baddbmm", "addmv"):
+        return op.args[0], op.args[1], op.args[2]
+    return None, op.args[0], op.args[1]
 
 
-def _couple_matmul(coupling: Coupling, step: Step) -> None:
+def _couple_matmul(coupling: Coupling, op: Op) -> None:
     """[batch, n, m] @ [batch, m, p]; channels split over batch and m (or p) follow the batch: whole attention heads.
 
     With head sizes they follow m (or p), and are the same in every head.
     """
-    added, a, b = _operands(step)
-    result = step.results[0]
+    added, a, b = _operands(op)
+    result = op.results[0]
     rank = len(result.shape)
     vector = len(b.shape) < len(a.shape)
     coupling.claim(a, [len(a.shape) - 1])
@@ -53,8 +53,8 @@ def _couple_matmul(coupling: Coupling, step: Step) -> None:
     summed_b, right = _apart(coupling, b, len(b.shape) - (1 if vector else 2))
     for axis in right if shared else ():
         if 0 not in varying(axis):
-            coupling.numbers.fix(axis)
-    tie_or_fix(coupling, summed_a, summed_b, a.shape[-1])
+            coupling.numbers.pin(axis)
+    union_or_pin(coupling, summed_a, summed_b, a.shape[-1])
     if vector:
         found = [axis.squeeze(-1) for axis in left]
     else:
@@ -69,7 +69,7 @@ def _couple_matmul(coupling: Coupling, step: Step) -> None:
     coupling.set(result, found)
     axes = [*coupling.axes[result], *([summed_a] if summed_a is not None else [])]
     coupling.operations.append(
-        (step, multiply_adds(step), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
+        (op, multiply_adds(op), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
     )
 
 
@@ -80,16 +80,13 @@ def _apart(coupling: Coupling, value: Value, dim: int) -> tuple[Tensor | None, l
     for axis in coupling.of(value):
         if coupling.heads == "size" and 0 in varying(axis) and len(value.shape) == 3:
             if varying(axis) == (0,):  # all heads stay
-                coupling.numbers.fix(axis)
+                coupling.numbers.pin(axis)
                 continue
-            axis = coupling.tied(axis, (0,))
+            axis = coupling.union_along(axis, (0,))
         if varying(axis) == (dim,):
             summed = axis.reshape(-1)
             continue
-        if dim in varying(axis):
-            first = axis.narrow(dim, 0, 1)
-            coupling.numbers.tie(axis, first)
-            axis = first
+        axis = coupling.union_along(axis, (dim,))
         left.append(axis)
         if value.constant is not None and set(varying(axis)) <= {len(value.shape) - 1, len(value.shape) - 2}:
             coupling.produced.append(axis)
@@ -102,22 +99,22 @@ def _batches(coupling: Coupling, axes: list[Tensor], value: Value) -> tuple[list
     for axis in axes:
         if 0 in varying(axis):
             found.append(axis.narrow(1, 0, 1).narrow(2, 0, 1))
-            coupling.numbers.tie(axis, found[-1])
+            coupling.numbers.union(axis, found[-1])
     return found, [value.shape[0], 1, 1]
 
 
-def _flow_matmul(live: Liveness, step: Step) -> None:
-    added, a, b = _operands(step)
-    left, right = live.short(a), live.short(b)
+def _flow_matmul(live: Liveness, op: Op) -> None:
+    added, a, b = _operands(op)
+    left, right = live.compressed(a), live.compressed(b)
     product = moving = _multiplied(left, right, a, b)
-    entering = still(live, step)
+    entering = constant_inputs(live, op)
     if entering is not None:
         moving = _multiplied(left * (1 - entering), right, a, b)
         product = moving + _multiplied((left * entering).detach(), right, a, b)
-    hold_sum(live, step, moving, added, len(step.results[0].shape) - 1)
+    propagate_sum(live, op, moving, added, len(op.results[0].shape) - 1)
     if added is not None:
         product = product + live.of(added)
-    live.set(step.results[0], spread(product))
+    live.set(op.results[0], indicator(product))
 
 
 def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
@@ -136,12 +133,12 @@ def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
     return product.squeeze(-1) if vector else product
 
 
-def _couple_attention(coupling: Coupling, step: Step) -> None:
+def _couple_attention(coupling: Coupling, op: Op) -> None:
     """softmax(q @ k) @ v over [batch, heads, tokens, size]: heads go whole, or, with one head, sizes of v."""
-    q, k, v = step.args[:3]
+    q, k, v = op.args[:3]
     numbers = coupling.numbers
     if coupling.heads == "size":
-        _couple_head_sizes(coupling, step)
+        _couple_head_sizes(coupling, op)
         return
     heads: list[tuple[list[Tensor], list[int]]] = []
     one_head = len(q.shape) < 4 or q.shape[-3] == 1
@@ -155,14 +152,11 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
             if varying(axis) == (last,) and value is v and one_head:
                 continue
             if not set(varying(axis)) - {last - 1, last}:
-                numbers.fix(axis)
+                numbers.pin(axis)
                 continue
-            for d in set(varying(axis)) & {last - 1, last}:
-                numbers.tie(axis, axis.narrow(d, 0, 1))
-                axis = axis.narrow(d, 0, 1)
-            found.append(axis)
+            found.append(coupling.union_along(axis, (last - 1, last)))
         heads.append((found, [*q.shape[:-2], 1, 1] if value.shape[-3:-2] != (1,) else [*value.shape[:-2], 1, 1]))
-    mask = _attention_mask(step)
+    mask = _attention_mask(op)
     if mask is not None:
         ones = [1] * (len(q.shape) - len(mask.shape))
         left = [
@@ -170,19 +164,19 @@ def _couple_attention(coupling: Coupling, step: Step) -> None:
         ]
         for axis in coupling.of(mask):
             if not any(axis is kept for kept in left):
-                numbers.fix(axis)
+                numbers.pin(axis)
         shape = [*ones, *mask.shape[:-2], 1, 1]
         heads.append(([axis.reshape(ones + list(axis.shape)) for axis in left], shape))
     found = coupling.matched(heads)
     if not one_head and (v.shape[-3] == 1 or coupling.claimed.get(v)):
         coupling.by_reading += found
     sizes = [axis for axis in coupling.of(v) if varying(axis) == (len(v.shape) - 1,) and one_head]
-    coupling.set(step.results[0], [*found, *sizes])
-    for value in step.results[1:]:
+    coupling.set(op.results[0], [*found, *sizes])
+    for value in op.results[1:]:
         coupling.set(value, [])
-    axes = coupling.axes[step.results[0]]
+    axes = coupling.axes[op.results[0]]
     coupling.operations.append(
-        (step, multiply_adds(step), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
+        (op, multiply_adds(op), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
     )
 
 
@@ -193,45 +187,45 @@ def _for_each_query(axes: Iterable[Tensor], value: Value, q: Value) -> Iterator[
         yield axis if times == 1 or axis.shape[-3] == 1 else axis.repeat_interleave(times, -3)
 
 
-def _couple_head_sizes(coupling: Coupling, step: Step) -> None:
+def _couple_head_sizes(coupling: Coupling, op: Op) -> None:
     """The same with every head whole: sizes of q and k go together, in all heads, sizes of v likewise."""
-    q, k, v = step.args[:3]
+    q, k, v = op.args[:3]
     sizes: list[Tensor | None] = []
     for value in (q, k, v):
         last = len(value.shape) - 1
         own = None
         for axis in coupling.of(value):
             if last in varying(axis):
-                own = coupling.tied(axis, range(last))
+                own = coupling.union_along(axis, range(last))
             else:
-                coupling.numbers.fix(axis)
+                coupling.numbers.pin(axis)
         sizes.append(own)
-    mask = _attention_mask(step)
+    mask = _attention_mask(op)
     if mask is not None:
-        coupling.fix(mask)
+        coupling.pin(mask)
     ends = [None if axis is None else axis.reshape(-1) for axis in sizes]
-    tie_or_fix(coupling, ends[0], ends[1], q.shape[-1])
-    coupling.set(step.results[0], [] if sizes[2] is None else [sizes[2]])
-    for value in step.results[1:]:
+    union_or_pin(coupling, ends[0], ends[1], q.shape[-1])
+    coupling.set(op.results[0], [] if sizes[2] is None else [sizes[2]])
+    for value in op.results[1:]:
         coupling.set(value, [])
     rows = math.prod(q.shape[:-1]) * k.shape[-2]
     for value, end in ((q, ends[0]), (v, ends[2])):
-        coupling.operations.append((step, rows * value.shape[-1], () if end is None else (end,)))
+        coupling.operations.append((op, rows * value.shape[-1], () if end is None else (end,)))
 
 
-def _attention_mask(step: Step) -> Value | None:
-    given = step.args[3] if len(step.args) > 3 else step.kwargs.get("attn_mask", step.kwargs.get("attn_bias"))
+def _attention_mask(op: Op) -> Value | None:
+    given = op.args[3] if len(op.args) > 3 else op.kwargs.get("attn_mask", op.kwargs.get("attn_bias"))
     return given if isinstance(given, Value) else None
 
 
-def _flow_attention(live: Liveness, step: Step) -> None:
-    q, k, v = (flags for value in step.args[:3] for flags in _for_each_query([live.of(value)], value, step.args[0]))
-    weights = spread(q.sum((-2, -1), keepdim=True) + k.sum((-2, -1), keepdim=True) + 1)
-    mask = _attention_mask(step)
+def _flow_attention(live: Liveness, op: Op) -> None:
+    q, k, v = (flags for value in op.args[:3] for flags in _for_each_query([live.of(value)], value, op.args[0]))
+    weights = indicator(q.sum((-2, -1), keepdim=True) + k.sum((-2, -1), keepdim=True) + 1)
+    mask = _attention_mask(op)
     if mask is not None:
         weights = weights * (live.of(mask).sum() + 1)
-    live.set(step.results[0], spread(weights * v.sum(-2, keepdim=True)))
-    for value in step.results[1:]:
+    live.set(op.results[0], indicator(weights * v.sum(-2, keepdim=True)))
+    for value in op.results[1:]:
         live.set(value, torch.ones([1] * len(value.shape)))
 
 

@@ -7,28 +7,28 @@ from torch import Tensor
 
 from ..analysis.constants import BATCH_NORMS
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
-from ..recording.broadcast_forms import ranked
-from ..recording.ops import Step, Value
+from ..analysis.liveness import Liveness, indicator
+from ..recording.broadcast_forms import expand_rank
+from ..recording.ops import Op, Value
 
 
-def _batch_norm_operands(step: Step) -> tuple[Value, Value | None, Value | None, list[Value]]:
-    value, weight, bias, *rest = step.args
+def _batch_norm_operands(op: Op) -> tuple[Value, Value | None, Value | None, list[Value]]:
+    value, weight, bias, *rest = op.args
     return value, weight, bias, [v for v in rest if isinstance(v, Value)]
 
 
-def _couple_batch_norm(coupling: Coupling, step: Step) -> None:
-    value, weight, bias, statistics = _batch_norm_operands(step)
+def _couple_batch_norm(coupling: Coupling, op: Op) -> None:
+    value, weight, bias, statistics = _batch_norm_operands(op)
     tensors = [v for v in (weight, bias, *statistics) if v is not None]
-    _couple_affine(coupling, step, coupling.of(value), tensors, 1)
+    _couple_affine(coupling, op, coupling.of(value), tensors, 1)
     for v in (weight, bias):
         if v is not None:
             coupling.produced += coupling.of(v)
 
 
-def _couple_affine(coupling: Coupling, step: Step, found: list[Tensor], tensors: list[Value], dim: int) -> None:
+def _couple_affine(coupling: Coupling, op: Op, found: list[Tensor], tensors: list[Value], dim: int) -> None:
     """Tie vectors to the axis along `dim` of a tensor whose axes are `found`; they stay whole if it has none."""
-    result = step.results[0]
+    result = op.results[0]
     rank = len(result.shape)
     along = [axis for axis in found if dim in varying(axis)]
     for v in tensors:
@@ -36,17 +36,17 @@ def _couple_affine(coupling: Coupling, step: Step, found: list[Tensor], tensors:
             if along and len(v.shape) == 1:
                 sizes = [1] * rank
                 sizes[dim] = -1
-                coupling.numbers.tie(own.reshape(sizes), along[0])
+                coupling.numbers.union(own.reshape(sizes), along[0])
             else:
-                coupling.numbers.fix(own)
+                coupling.numbers.pin(own)
         if not coupling.of(v) and along and v.shape != (1,):
-            coupling.numbers.fix(along[0])
+            coupling.numbers.pin(along[0])
     coupling.set(result, found)
 
 
-def _flow_batch_norm(live: Liveness, step: Step) -> None:
+def _flow_batch_norm(live: Liveness, op: Op) -> None:
     """(x - mean) / deviation * weight + bias: zero stays zero where the bias and the mean, or the weight, are."""
-    value, weight, bias, statistics = _batch_norm_operands(step)
+    value, weight, bias, statistics = _batch_norm_operands(op)
     shape = [1, -1] + [1] * (len(value.shape) - 2)
 
     def nonzero(v: Value | None, otherwise: float) -> Tensor:
@@ -56,34 +56,34 @@ def _flow_batch_norm(live: Liveness, step: Step) -> None:
 
     scale = nonzero(weight, 1.0)
     mean = nonzero(statistics[0] if statistics else None, 0.0)
-    live.set(step.results[0], spread(live.of(value) * scale + mean * scale + nonzero(bias, 0.0)))
-    _set_statistics(live, step)
+    live.set(op.results[0], indicator(live.of(value) * scale + mean * scale + nonzero(bias, 0.0)))
+    _set_statistics(live, op)
 
 
-def _set_statistics(live: Liveness, step: Step) -> None:
-    for result in step.results[1:]:
+def _set_statistics(live: Liveness, op: Op) -> None:
+    for result in op.results[1:]:
         live.set(result, torch.ones([1] * len(result.shape)))
 
 
-def _couple_layer_norm(coupling: Coupling, step: Step) -> None:
-    value, normalized, *rest = step.args
+def _couple_layer_norm(coupling: Coupling, op: Op) -> None:
+    value, normalized, *rest = op.args
     rank, count = len(value.shape), len(normalized)
     left = coupling.depend(value, range(rank - count, rank))
     for v in rest:
         if isinstance(v, Value):
-            coupling.fix(v)
-    coupling.set(step.results[0], left)
+            coupling.pin(v)
+    coupling.set(op.results[0], left)
 
 
-def _flow_layer_norm(live: Liveness, step: Step) -> None:
-    value, normalized, weight, bias = step.args[:4] if step.name == "native_layer_norm" else (*step.args[:3], None)
+def _flow_layer_norm(live: Liveness, op: Op) -> None:
+    value, normalized, weight, bias = op.args[:4] if op.name == "native_layer_norm" else (*op.args[:3], None)
     dims = list(range(len(value.shape) - len(normalized), len(value.shape)))
-    _flow_normalised(live, step, spread(live.of(value).sum(dims, keepdim=True)), weight, bias, len(value.shape))
+    _flow_normalised(live, op, indicator(live.of(value).sum(dims, keepdim=True)), weight, bias, len(value.shape))
 
 
 def _flow_normalised(
     live: Liveness,
-    step: Step,
+    op: Op,
     flags: Tensor,
     weight: Value | None,
     bias: Value | None,
@@ -93,60 +93,60 @@ def _flow_normalised(
     def placed(v: Value) -> Tensor:
         form = live.of(v)
         if dim is None:
-            return ranked(form, rank)
+            return expand_rank(form, rank)
         return form.reshape([1] * dim + [-1] + [1] * (rank - dim - 1))
 
     if weight is not None:
         flags = flags * placed(weight)
     if bias is not None:
         flags = flags + placed(bias)
-    live.set(step.results[0], spread(flags))
-    _set_statistics(live, step)
+    live.set(op.results[0], indicator(flags))
+    _set_statistics(live, op)
 
 
-def _couple_group_norm(coupling: Coupling, step: Step) -> None:
-    value, weight, bias, _, channels, _, groups, *_ = step.args
+def _couple_group_norm(coupling: Coupling, op: Op) -> None:
+    value, weight, bias, _, channels, _, groups, *_ = op.args
     left = []
     for axis in coupling.of(value):
         if 1 not in varying(axis):
             left.append(axis)
         elif groups == 1 or varying(axis) != (1,):
-            coupling.numbers.fix(axis)
+            coupling.numbers.pin(axis)
         else:
             grouped = axis.reshape(groups, channels // groups)
-            coupling.numbers.tie(grouped, grouped[:, :1])
+            coupling.numbers.union(grouped, grouped[:, :1])
             left.append(axis)
     vectors = [v for v in (weight, bias) if v is not None]
-    _couple_affine(coupling, step, left, vectors, 1)
+    _couple_affine(coupling, op, left, vectors, 1)
     for v in vectors:
         coupling.produced += coupling.of(v)
 
 
-def _flow_group_norm(live: Liveness, step: Step) -> None:
-    value, weight, bias, _, channels, _, groups, *_ = step.args
+def _flow_group_norm(live: Liveness, op: Op) -> None:
+    value, weight, bias, _, channels, _, groups, *_ = op.args
     rank = len(value.shape)
     flags = live.of(value)
     flags = flags.sum([d for d in range(rank) if d != 1], keepdim=True).expand(1, channels, *[1] * (rank - 2))
     whole = flags.reshape(groups, -1).sum(1, keepdim=True).expand(groups, channels // groups).reshape(flags.shape)
-    _flow_normalised(live, step, spread(whole), weight, bias, rank, dim=1)
+    _flow_normalised(live, op, indicator(whole), weight, bias, rank, dim=1)
 
 
-def _couple_weight_norm(coupling: Coupling, step: Step) -> None:
+def _couple_weight_norm(coupling: Coupling, op: Op) -> None:
     """weight * length / |weight|, taken along all dimensions but one."""
-    weight, length, *rest = step.args
+    weight, length, *rest = op.args
     dim = rest[0] if rest else 0
     left = coupling.depend(weight, [d for d in range(len(weight.shape)) if d != dim])
-    _couple_affine(coupling, step, left, [], dim)
+    _couple_affine(coupling, op, left, [], dim)
     for own in coupling.of(length):
         for axis in left:
-            coupling.numbers.tie(own, axis)
+            coupling.numbers.union(own, axis)
 
 
-def _flow_weight_norm(live: Liveness, step: Step) -> None:
-    weight, length, *_ = step.args
-    for result in step.results:
+def _flow_weight_norm(live: Liveness, op: Op) -> None:
+    weight, length, *_ = op.args
+    for result in op.results:
         live.set(
-            result, spread(live.of(weight).sum() + live.of(length).sum() + 1).expand([1] * len(result.shape)).clone()
+            result, indicator(live.of(weight).sum() + live.of(length).sum() + 1).expand([1] * len(result.shape)).clone()
         )
 
 

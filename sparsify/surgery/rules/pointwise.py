@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..analysis.liveness import Liveness, spread
-from ..recording.broadcast_forms import ranked
-from ..recording.ops import Step, Value
+from ..analysis.liveness import Liveness, indicator
+from ..recording.broadcast_forms import expand_rank
+from ..recording.ops import Op, Value
 
 # f(0) = 0
 ZERO_STAYS = frozenset(
@@ -19,56 +19,56 @@ ZERO_STAYS = frozenset(
 )
 
 
-def pointwise_flags(live: Liveness, step: Step) -> Tensor:
+def pointwise_flags(live: Liveness, op: Op) -> Tensor:
     """Return the flags of an entry-by-entry operation's result."""
-    name = step.name.rstrip("_")
-    rank = len(step.results[0].shape)
-    flags = [ranked(live.of(value), rank) for value in step.inputs]
+    name = op.name.rstrip("_")
+    rank = len(op.results[0].shape)
+    flags = [expand_rank(live.of(value), rank) for value in op.inputs]
     first = flags[0]
     if name == "copy":
-        return spread(flags[1] + 0 * first)
+        return indicator(flags[1] + 0 * first)
     if name in ("mul", "div", "_prelu_kernel"):
-        return _product(live, step, flags, name)
+        return _product(live, op, flags, name)
     if name in ("add", "sub", "maximum", "minimum", "fmod", "hypot"):
-        shifted = 1.0 if any(_number(argument) and argument != 0 for argument in step.args) else 0.0
-        return spread(sum(flags[1:], first) + shifted)
+        shifted = 1.0 if any(_number(argument) and argument != 0 for argument in op.args) else 0.0
+        return indicator(sum(flags[1:], first) + shifted)
     if name == "where":
         condition, *branches = flags
-        return spread(sum(branches, torch.zeros(())) * (condition + 1))
-    if len(flags) == 1 and zero_stays(step):
+        return indicator(sum(branches, torch.zeros(())) * (condition + 1))
+    if len(flags) == 1 and zero_stays(op):
         return first.clone()
-    return spread(sum(flags[1:], first) + 1)
+    return indicator(sum(flags[1:], first) + 1)
 
 
 def _number(argument: Any) -> bool:
     return isinstance(argument, (bool, int, float, complex))
 
 
-def _product(live: Liveness, step: Step, flags: list[Tensor], name: str) -> Tensor:
+def _product(live: Liveness, op: Op, flags: list[Tensor], name: str) -> Tensor:
     """A product is zero where a factor is, unless another one is infinite or not a number: 0 * inf, 0 / 0."""
     if len(flags) == 1:
-        scalars = [argument for argument in step.args if _number(argument)]
-        plain = isinstance(step.args[0], Value) and all(math.isfinite(abs(s)) and (s or name == "mul") for s in scalars)
-        return flags[0].clone() if plain else spread(flags[0] + 1)
+        scalars = [argument for argument in op.args if _number(argument)]
+        plain = isinstance(op.args[0], Value) and all(math.isfinite(abs(s)) and (s or name == "mul") for s in scalars)
+        return flags[0].clone() if plain else indicator(flags[0] + 1)
     first, second = flags
     wild = torch.zeros(())
-    for value in step.inputs:
+    for value in op.inputs:
         if value.constant is not None and value.constant.is_floating_point():
             finite = live.constant(value).isfinite()
             if not finite.all():
-                wild = wild + ranked((~finite).to(torch.float32), first.dim())
+                wild = wild + expand_rank((~finite).to(torch.float32), first.dim())
     if name == "div":
-        return spread(first * (second + 1) + (1 - second.detach()) + wild)
-    return spread(first * (second + 1 if name == "_prelu_kernel" else second) + wild)
+        return indicator(first * (second + 1) + (1 - second.detach()) + wild)
+    return indicator(first * (second + 1 if name == "_prelu_kernel" else second) + wild)
 
 
-def zero_stays(step: Step) -> bool:
+def zero_stays(op: Op) -> bool:
     """Whether an operation of one tensor makes zero of zero."""
-    name = step.name.rstrip("_")
+    name = op.name.rstrip("_")
     if name == "pow":
-        power = step.args[1] if len(step.args) > 1 else None
-        return isinstance(step.args[0], Value) and isinstance(power, (int, float)) and power > 0
-    given = {**dict(zip(("min", "max"), step.args[1:], strict=False)), **step.kwargs}
+        power = op.args[1] if len(op.args) > 1 else None
+        return isinstance(op.args[0], Value) and isinstance(power, (int, float)) and power > 0
+    given = {**dict(zip(("min", "max"), op.args[1:], strict=False)), **op.kwargs}
     if name == "hardtanh":
         given = {"min": given.get("min", given.get("min_val", -1)), "max": given.get("max", given.get("max_val", 1))}
     if name == "clamp_max":

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
-from ..recording.ops import Step, Value
+from ..analysis.liveness import Liveness, indicator
+from ..recording.ops import Op, Value
 from ..recording.sequences import GATES
-from .matmul import tie_or_fix
+from .matmul import union_or_pin
 from .sort_gather import along
 
 # Which of a cell's gates makes the state something else than zero.
@@ -36,13 +36,13 @@ class _Cell:
     out: int
 
 
-def _cells(step: Step) -> list[_Cell]:
-    weights, within = step.args[2], step.kwargs["within"]
+def _cells(op: Op) -> list[_Cell]:
+    weights, within = op.args[2], op.kwargs["within"]
     count = len(weights) // len(within)
     cells = []
     for i, state in enumerate(within):
         into, back, *rest = weights[i * count : (i + 1) * count]
-        biases = tuple(rest[:2]) if step.kwargs["biased"] else ()
+        biases = tuple(rest[:2]) if op.kwargs["biased"] else ()
         projection = rest[-1] if len(rest) > len(biases) else None
         hidden = state.shape[1]
         out = hidden if projection is None else projection.shape[0]
@@ -50,45 +50,45 @@ def _cells(step: Step) -> list[_Cell]:
     return cells
 
 
-def _couple_recurrent(coupling: Coupling, step: Step) -> None:
-    value, states, _ = step.args
-    numbers, gates = coupling.numbers, GATES[step.name]
-    cells = _cells(step)
-    directions = step.kwargs["directions"]
-    units, outs = numbers.fresh(cells[0].hidden), numbers.fresh(cells[0].out)
+def _couple_recurrent(coupling: Coupling, op: Op) -> None:
+    value, states, _ = op.args
+    numbers, gates = coupling.numbers, GATES[op.name]
+    cells = _cells(op)
+    directions = op.kwargs["directions"]
+    units, outs = numbers.new(cells[0].hidden), numbers.new(cells[0].out)
     if cells[0].projection is None:
-        numbers.tie(units, outs)
+        numbers.union(units, outs)
     last = len(value.shape) - 1
     coupling.claim(value, [last])
     entering = _last(coupling, value)
     for i, cell in enumerate(cells):
         rows = units.repeat(gates)
-        _tie(coupling, cell.from_input, 0, rows)
-        _tie(coupling, cell.from_state, 0, rows)
+        _union(coupling, cell.from_input, 0, rows)
+        _union(coupling, cell.from_state, 0, rows)
         for bias in cell.biases:
-            _tie(coupling, bias, 0, rows)
-        _tie(coupling, cell.from_state, 1, outs)
+            _union(coupling, bias, 0, rows)
+        _union(coupling, cell.from_state, 1, outs)
         if cell.projection is not None:
-            _tie(coupling, cell.projection, 0, outs)
-            _tie(coupling, cell.projection, 1, units)
+            _union(coupling, cell.projection, 0, outs)
+            _union(coupling, cell.projection, 1, units)
         columns = [axis.reshape(-1) for axis in coupling.of(cell.from_input) if varying(axis) == (1,)]
         size = cell.from_input.shape[1]
-        tie_or_fix(coupling, entering if i < directions else outs.repeat(directions), next(iter(columns), None), size)
+        union_or_pin(coupling, entering if i < directions else outs.repeat(directions), next(iter(columns), None), size)
         coupling.set(cell.state, [along(units, 1, 2)])
-        _count(coupling, step, cell)
+        _count(coupling, op, cell)
     for state, own in zip(states, (outs, units), strict=False):
         coupling.claim(state, [len(state.shape) - 1])
-        tie_or_fix(coupling, _last(coupling, state), own, len(own))
-    output, *ends = step.results
+        union_or_pin(coupling, _last(coupling, state), own, len(own))
+    output, *ends = op.results
     coupling.set(output, [along(outs.repeat(directions), last, last + 1)])
     for end, own in zip(ends, (outs, units), strict=False):
         coupling.set(end, [along(own, len(end.shape) - 1, len(end.shape))])
 
 
-def _tie(coupling: Coupling, value: Value, dim: int, numbers: Tensor) -> None:
+def _union(coupling: Coupling, value: Value, dim: int, numbers: Tensor) -> None:
     """Tie one dimension of a weight to numbers, which it then produces if it is the first."""
     found = [axis for axis in coupling.of(value) if varying(axis) == (dim,)]
-    tie_or_fix(coupling, found[0].reshape(-1) if found else None, numbers, len(numbers))
+    union_or_pin(coupling, found[0].reshape(-1) if found else None, numbers, len(numbers))
     coupling.produced += found if dim == 0 else []
 
 
@@ -97,35 +97,35 @@ def _last(coupling: Coupling, value: Value) -> Tensor | None:
     last = len(value.shape) - 1
     for axis in coupling.of(value):
         if varying(axis) != (last,):
-            coupling.numbers.fix(axis)
+            coupling.numbers.pin(axis)
     return next((axis.reshape(-1) for axis in coupling.of(value) if varying(axis) == (last,)), None)
 
 
-def _count(coupling: Coupling, step: Step, cell: _Cell) -> None:
-    positions = math.prod(step.args[0].shape[:-1])
+def _count(coupling: Coupling, op: Op, cell: _Cell) -> None:
+    positions = math.prod(op.args[0].shape[:-1])
     for weight in (cell.from_input, cell.from_state, cell.projection):
         if weight is not None:
             axes = tuple(axis.reshape(-1) for axis in coupling.of(weight) if len(varying(axis)) == 1)
-            coupling.operations.append((step, positions * math.prod(weight.shape), axes))
+            coupling.operations.append((op, positions * math.prod(weight.shape), axes))
 
 
-def _flow_recurrent(live: Liveness, step: Step) -> None:
-    value, states, _ = step.args
-    directions = step.kwargs["directions"]
+def _flow_recurrent(live: Liveness, op: Op) -> None:
+    value, states, _ = op.args
+    directions = op.kwargs["directions"]
     first = [_features(live, state) for state in states]
     entering = _features(live, value)
     ends: list[Tensor] = []
     within: list[Tensor] = []
-    cells = _cells(step)
+    cells = _cells(op)
     for i, cell in enumerate(cells):
-        _flow_cell(live, step.name, cell, entering, first)
+        _flow_cell(live, op.name, cell, entering, first)
         within.append(live.of(cell.state).reshape(-1))
         ends.append(_out(live, cell, within[-1]))
         if (i + 1) % directions == 0:
             entering = torch.cat(ends[-directions:])
     results = [entering, sum(ends[1:], ends[0]), sum(within[1:], within[0])]
-    for result, flags in zip(step.results, results, strict=False):
-        live.set(result, spread(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+    for result, flags in zip(op.results, results, strict=False):
+        live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
 
 
 def _features(live: Liveness, value: Value) -> Tensor:
@@ -135,9 +135,9 @@ def _features(live: Liveness, value: Value) -> Tensor:
 
 
 def _out(live: Liveness, cell: _Cell, state: Tensor) -> Tensor:
-    """Return the flags of what a layer puts out, which reads its states, and theirs what they reach in later steps."""
+    """Return the flags of what a layer puts out, which reads its states, and theirs what they reach in later operations."""
     reached = state * 1 + (_reach(live, cell, slice(None)) @ state) * state.detach()
-    return spread(reached if cell.projection is None else live.of(cell.projection) @ reached)
+    return indicator(reached if cell.projection is None else live.of(cell.projection) @ reached)
 
 
 def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: list[Tensor]) -> None:
@@ -147,14 +147,14 @@ def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: 
     for bias in cell.biases:
         before = before + live.of(bias)
     made = before[rows] + first[-1]
-    state = spread(_reach(live, cell, rows) @ made)
+    state = indicator(_reach(live, cell, rows) @ made)
     # Every gate of whatever a state reaches is read; of itself none makes it something else than zero.
     read = _reach(live, cell, slice(None)) @ before.reshape(gates, -1).sum(0)
-    live.set(cell.state, spread(state * (1 + read)).reshape(1, -1))
+    live.set(cell.state, indicator(state * (1 + read)).reshape(1, -1))
 
 
 def _reach(live: Liveness, cell: _Cell, rows: slice) -> Tensor:
-    """Return which states [to, from] may be changed by which in later steps, each by itself among them."""
+    """Return which states [to, from] may be changed by which in later operations, each by itself among them."""
     with torch.no_grad():
         links = live.of(cell.from_state)
         links = links if cell.projection is None else links @ live.of(cell.projection)
@@ -165,25 +165,25 @@ def _reach(live: Liveness, cell: _Cell, rows: slice) -> Tensor:
     return reach
 
 
-def _couple_packed(coupling: Coupling, step: Step) -> None:
+def _couple_packed(coupling: Coupling, op: Op) -> None:
     """Between padded sequences and packed ones, whose features are the last dimension of both."""
-    value, result = step.args[0], step.results[0]
+    value, result = op.args[0], op.results[0]
     left = _last(coupling, value)
-    for other in step.inputs[1:]:
-        coupling.fix(other)
+    for other in op.inputs[1:]:
+        coupling.pin(other)
     coupling.set(result, [] if left is None else [along(left, len(result.shape) - 1, len(result.shape))])
-    for value in step.results[1:]:
+    for value in op.results[1:]:
         coupling.set(value, [])
 
 
-def _flow_packed(live: Liveness, step: Step) -> None:
-    result = step.results[0]
-    read = sum((live.of(other).sum() for other in step.inputs[1:]), torch.zeros(())) + 1
-    padding = step.args[3] if step.name == "_pad_packed_sequence" else 0
-    flags = _features(live, step.args[0]) * read + float(bool(padding))
-    live.set(result, spread(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
-    for value in step.results[1:]:
-        live.set(value, spread(torch.ones([1] * len(value.shape)) * read))
+def _flow_packed(live: Liveness, op: Op) -> None:
+    result = op.results[0]
+    read = sum((live.of(other).sum() for other in op.inputs[1:]), torch.zeros(())) + 1
+    padding = op.args[3] if op.name == "_pad_packed_sequence" else 0
+    flags = _features(live, op.args[0]) * read + float(bool(padding))
+    live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+    for value in op.results[1:]:
+        live.set(value, indicator(torch.ones([1] * len(value.shape)) * read))
 
 
 RECURRENT = {

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..analysis.constants import AVERAGES, OVER_DIMENSIONS, OVER_SPACE
 from ..analysis.coupling import Couple, Coupling, varying
-from ..analysis.liveness import Flow, Liveness, spread
-from ..recording.ops import Step, Value, dims_of
+from ..analysis.liveness import Flow, Liveness, indicator
+from ..recording.ops import Op, Value, dims_of
 
 _NORMS = ("linalg_vector_norm", "norm")
 _INDICES = ("max", "min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
@@ -23,79 +23,68 @@ def _drop(form: Tensor, dims: list[int], result: Value) -> Tensor:
 def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
     """A sum over dimensions; with `counts` one that depends on how many entries there are, or on zeros (mean, max)."""
 
-    def couple(coupling: Coupling, step: Step) -> None:
-        value, *_ = step.inputs
-        dims = dims_of(step, value, 2 if step.name in _NORMS else 1)
-        power = step.args[1] if step.name in _NORMS and len(step.args) > 1 else 2
+    def couple(coupling: Coupling, op: Op) -> None:
+        value, *_ = op.inputs
+        dims = dims_of(op, value, 2 if op.name in _NORMS else 1)
+        power = op.args[1] if op.name in _NORMS and len(op.args) > 1 else 2
         if counts or (power is not None and power <= 0):
             left = coupling.depend(value, dims)
         else:
             kept = [axis for axis in coupling.of(value) if not set(varying(axis)) <= set(dims)]
-            left = _tied_along(coupling, kept, dims)
-        for result in step.results:
+            left = [coupling.union_along(axis, dims) for axis in kept]
+        for result in op.results:
             coupling.set(result, [_drop(axis, dims, result) for axis in left])
 
-    def flow(live: Liveness, step: Step) -> None:
-        value, *_ = step.inputs
-        dims = dims_of(step, value, 2 if step.name in _NORMS else 1)
-        flags = spread((live.of(value).sum(dims, keepdim=True) if dims else live.of(value)) + of_zero)
-        _set_all(live, step, [_drop(flags, dims, result) for result in step.results])
+    def flow(live: Liveness, op: Op) -> None:
+        value, *_ = op.inputs
+        dims = dims_of(op, value, 2 if op.name in _NORMS else 1)
+        flags = indicator((live.of(value).sum(dims, keepdim=True) if dims else live.of(value)) + of_zero)
+        _set_all(live, op, [_drop(flags, dims, result) for result in op.results])
 
     return couple, flow
 
 
-def _set_all(live: Liveness, step: Step, flags: list[Tensor]) -> None:
-    """Set the flags of a step's results; where the second holds indices, these are nonzero in dead channels too."""
-    indices = step.name.removesuffix("_with_indices") in _INDICES
-    for i, (result, form) in enumerate(zip(step.results, flags, strict=True)):
-        live.set(result, spread(form + 1) if i and indices else form.clone())
+def _set_all(live: Liveness, op: Op, flags: list[Tensor]) -> None:
+    """Set the flags of an operation's results; where the second holds indices, these are nonzero in dead channels too."""
+    indices = op.name.removesuffix("_with_indices") in _INDICES
+    for i, (result, form) in enumerate(zip(op.results, flags, strict=True)):
+        live.set(result, indicator(form + 1) if i and indices else form.clone())
 
 
-def _tied_along(coupling: Coupling, found: list[Tensor], dims: list[int]) -> list[Tensor]:
-    left = []
-    for axis in found:
-        for d in set(varying(axis)) & set(dims):
-            first = axis.narrow(d, 0, 1)
-            coupling.numbers.tie(axis, first)
-            axis = first
-        left.append(axis)
-    return left
-
-
-def _couple_along(coupling: Coupling, step: Step) -> None:
+def _couple_along(coupling: Coupling, op: Op) -> None:
     """Softmax, cumulative sums: every entry depends on how many others there are."""
-    value = step.inputs[0]
-    left = coupling.depend(value, dims_of(step, value))
-    for result in step.results:
+    value = op.inputs[0]
+    left = coupling.depend(value, dims_of(op, value))
+    for result in op.results:
         coupling.set(result, left)
 
 
-def _flow_softmax(live: Liveness, step: Step) -> None:
-    value = step.inputs[0]
-    live.set(step.results[0], spread(live.of(value).sum(dims_of(step, value), keepdim=True) + 1))
+def _flow_softmax(live: Liveness, op: Op) -> None:
+    value = op.inputs[0]
+    live.set(op.results[0], indicator(live.of(value).sum(dims_of(op, value), keepdim=True) + 1))
 
 
 def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
     """Pooling, resizing: each channel by itself, over the last dimensions."""
 
-    def space(value: Value, step: Step) -> list[int]:
+    def space(value: Value, op: Op) -> list[int]:
         rank = len(value.shape)
-        return list(range(rank - (rank_of_space or next(int(c) for c in step.name if c in "123")), rank))
+        return list(range(rank - (rank_of_space or next(int(c) for c in op.name if c in "123")), rank))
 
-    def couple(coupling: Coupling, step: Step) -> None:
-        value = step.inputs[0]
-        left = coupling.depend(value, space(value, step))
-        for other in step.inputs[1:]:
-            coupling.fix(other)
-        for result in step.results:
+    def couple(coupling: Coupling, op: Op) -> None:
+        value = op.inputs[0]
+        left = coupling.depend(value, space(value, op))
+        for other in op.inputs[1:]:
+            coupling.pin(other)
+        for result in op.results:
             coupling.set(result, left)
 
-    def flow(live: Liveness, step: Step) -> None:
-        value = step.inputs[0]
-        flags = live.of(value).sum(space(value, step), keepdim=True)
-        for other in step.inputs[1:]:
+    def flow(live: Liveness, op: Op) -> None:
+        value = op.inputs[0]
+        flags = live.of(value).sum(space(value, op), keepdim=True)
+        for other in op.inputs[1:]:
             flags = flags * (live.of(other).sum() + 1)
-        _set_all(live, step, [spread(flags) for _ in step.results])
+        _set_all(live, op, [indicator(flags) for _ in op.results])
 
     return couple, flow
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, spread
-from ..recording.ops import Step, Value
+from ..analysis.liveness import Liveness, indicator
+from ..recording.ops import Op, Value
 
 # Results of these are not zero where the input is; of the others the second, the indices, are not.
 _NUMBERS = ("argmax", "argmin", "logcumsumexp")
@@ -22,42 +22,42 @@ _ONE_DIMENSION = (
 ).split()
 
 
-def _dims(step: Step) -> list[int]:
-    """Return the dimensions along which entries of a step's first tensor meet."""
-    rank = len(step.args[0].shape)
-    if step.name.rstrip("_") in ("tril", "triu"):
+def _dims(op: Op) -> list[int]:
+    """Return the dimensions along which entries of an operation's first tensor meet."""
+    rank = len(op.args[0].shape)
+    if op.name.rstrip("_") in ("tril", "triu"):
         return [rank - 2, rank - 1]
-    given = step.argument("dims" if step.name == "rot90" else "dim")
+    given = op.argument("dims" if op.name == "rot90" else "dim")
     if given is None:
         return list(range(rank))
     return [d % max(1, rank) for d in ([given] if isinstance(given, int) else given)]
 
 
-def _couple_along(coupling: Coupling, step: Step) -> None:
-    value, result = step.args[0], step.results[0]
-    rank, dims = len(value.shape), _dims(step)
-    tensors = [v for v in step.inputs if len(v.shape) == rank]
-    for v in step.inputs:
+def _couple_along(coupling: Coupling, op: Op) -> None:
+    value, result = op.args[0], op.results[0]
+    rank, dims = len(value.shape), _dims(op)
+    tensors = [v for v in op.inputs if len(v.shape) == rank]
+    for v in op.inputs:
         if len(v.shape) != rank:
-            coupling.fix(v)
+            coupling.pin(v)
     followed = {d for v in tensors for axis in coupling.of(v) for d in varying(axis)} - set(dims)
     placed = []
     for v in tensors:
         coupling.claim(v, followed)
-        coupling.fix(v, [d for d in followed if v.shape[d] != value.shape[d]])
+        coupling.pin(v, [d for d in followed if v.shape[d] != value.shape[d]])
         placed.append((coupling.depend(v, dims), [1 if d in dims else size for d, size in enumerate(v.shape)]))
     left = coupling.matched(placed)
     if len(result.shape) < rank:
         left = [axis.reshape([size for d, size in enumerate(axis.shape) if d not in dims]) for axis in left]
-    for one in step.results:
+    for one in op.results:
         coupling.set(one, left)
 
 
-def _flow_along(live: Liveness, step: Step) -> None:
-    value, result = step.args[0], step.results[0]
-    rank, dims = len(value.shape), _dims(step)
+def _flow_along(live: Liveness, op: Op) -> None:
+    value, result = op.args[0], op.results[0]
+    rank, dims = len(value.shape), _dims(op)
     total, read = torch.zeros([1] * rank), torch.ones(())
-    for v, is_index in _operands(step):
+    for v, is_index in _operands(op):
         flags = live.of(v)
         if is_index:  # whatever it is, of zeros it takes zeros
             read = read + flags.sum()
@@ -65,19 +65,19 @@ def _flow_along(live: Liveness, step: Step) -> None:
             total = total + (flags.sum(dims, keepdim=True) if dims else flags)
         else:
             total = total + flags.sum()
-    name = step.name.removesuffix("_")
-    number = name in _FILLING and step.argument("value")
+    name = op.name.removesuffix("_")
+    number = name in _FILLING and op.argument("value")
     total = total * read + float(name in _NUMBERS or (bool(number) and not isinstance(number, Value)))
     if len(result.shape) < rank:
         total = total.reshape([size for d, size in enumerate(total.shape) if d not in dims])
-    for i, one in enumerate(step.results):
-        live.set(one, spread(total + float(i > 0)))
+    for i, one in enumerate(op.results):
+        live.set(one, indicator(total + float(i > 0)))
 
 
-def _operands(step: Step) -> Iterator[tuple[Value, bool]]:
-    """Yield the tensors among a step's arguments, and whether they say places."""
-    for argument in step.operation._schema.arguments:
-        given = step.argument(argument.name)
+def _operands(op: Op) -> Iterator[tuple[Value, bool]]:
+    """Yield the tensors among an operation's arguments, and whether they say places."""
+    for argument in op.overload._schema.arguments:
+        given = op.argument(argument.name)
         if isinstance(given, Value):
             yield given, argument.name == "index"
 
@@ -90,9 +90,9 @@ class _Indexed(NamedTuple):
     rank: int
 
 
-def _indexed(step: Step, *, masks: bool) -> _Indexed:
+def _indexed(op: Op, *, masks: bool) -> _Indexed:
     """Return what an index takes; with `masks` tensors of several dimensions are masks, which take as many."""
-    value, given = step.args[0], step.args[1]
+    value, given = op.args[0], op.args[1]
     dims: list[int] = []
     ranks = [0]
     d = 0
@@ -115,18 +115,18 @@ def _is_mask(index: Value) -> bool:
     return index.constant is not None and index.constant.dtype == torch.bool
 
 
-def _taken(step: Step) -> _Indexed | None:
+def _taken(op: Op) -> _Indexed | None:
     """Return what the index of x[index] takes, told by the result; None if that fits no reading."""
-    readings = (_indexed(step, masks=masks) for masks in (False, True))
-    return next((found for found in readings if found.rank == len(step.results[0].shape)), None)
+    readings = (_indexed(op, masks=masks) for masks in (False, True))
+    return next((found for found in readings if found.rank == len(op.results[0].shape)), None)
 
 
-def _put(step: Step) -> _Indexed | None:
+def _put(op: Op) -> _Indexed | None:
     """Return what the index of x[index] = values takes; None if a tensor in it may be a mask or not."""
-    shape = step.args[0].shape
-    several = [v for v in step.args[1] if v is not None and v.constant is None and len(v.shape) > 1]
+    shape = op.args[0].shape
+    several = [v for v in op.args[1] if v is not None and v.constant is None and len(v.shape) > 1]
     unclear = any(v.shape == shape[d : d + len(v.shape)] for v in several for d in range(len(shape)))
-    return None if unclear else _indexed(step, masks=False)
+    return None if unclear else _indexed(op, masks=False)
 
 
 def _along_one(axes: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
@@ -139,28 +139,28 @@ def along(numbers: Tensor, dim: int, rank: int) -> Tensor:
     return numbers.reshape([1] * dim + [-1] + [1] * (rank - 1 - dim))
 
 
-def _couple_index(coupling: Coupling, step: Step) -> None:
+def _couple_index(coupling: Coupling, op: Op) -> None:
     """x[:, index], where the index is not known beforehand: what is not indexed goes on."""
-    value, result = step.args[0], step.results[0]
-    found = _taken(step)
+    value, result = op.args[0], op.results[0]
+    found = _taken(op)
     left = coupling.depend(value, found.dims) if found else []
     if found is None or any(len(varying(axis)) != 1 for axis in left):
-        coupling.barrier(step, f"operation '{step.name}' moves entries as the input says")
+        coupling.barrier(op, f"operation '{op.name}' moves entries as the input says")
         return
-    for other in step.inputs[1:]:
-        coupling.fix(other)
+    for other in op.inputs[1:]:
+        coupling.pin(other)
     ends = [(found.places[d], numbers) for d, numbers in _along_one(left)]
     coupling.set(result, [along(numbers, d, found.rank) for d, numbers in ends])
 
 
-def _flow_index(live: Liveness, step: Step) -> None:
-    value, result = step.args[0], step.results[0]
-    flags, found = live.of(value), _taken(step)
-    read = sum((live.of(other).sum() for other in step.inputs[1:]), torch.zeros(())) + 1
+def _flow_index(live: Liveness, op: Op) -> None:
+    value, result = op.args[0], op.results[0]
+    flags, found = live.of(value), _taken(op)
+    read = sum((live.of(other).sum() for other in op.inputs[1:]), torch.zeros(())) + 1
     if found is None:
-        live.set(result, spread(flags.sum() * read).expand([1] * len(result.shape)).clone())
+        live.set(result, indicator(flags.sum() * read).expand([1] * len(result.shape)).clone())
     else:
-        live.set(result, spread(_placed(flags, found.places, found.rank) * read))
+        live.set(result, indicator(_placed(flags, found.places, found.rank) * read))
 
 
 def _placed(flags: Tensor, places: dict[int, int], rank: int) -> Tensor:
@@ -173,23 +173,23 @@ def _placed(flags: Tensor, places: dict[int, int], rank: int) -> Tensor:
     return flags.permute([*sorted(places, key=lambda d: places[d]), *rest]).reshape(sizes)
 
 
-def _back(step: Step, found: _Indexed) -> dict[int, int]:
+def _back(op: Op, found: _Indexed) -> dict[int, int]:
     """Return which dimension of x each of the values' is that are put there; not those that the index takes."""
-    shift = found.rank - len(step.args[2].shape)
+    shift = found.rank - len(op.args[2].shape)
     return {place - shift: d for d, place in found.places.items() if place >= shift}
 
 
-def _couple_put(coupling: Coupling, step: Step) -> None:
+def _couple_put(coupling: Coupling, op: Op) -> None:
     """x[:, index] = values: what is not indexed is tied to the same dimension of the values."""
-    value, _, values, *_ = step.args
-    found = _put(step)
+    value, _, values, *_ = op.args
+    found = _put(op)
     if found is None:
-        coupling.barrier(step, f"operation '{step.name}' moves entries as the input says")
+        coupling.barrier(op, f"operation '{op.name}' moves entries as the input says")
         return
-    for other in step.inputs[1:]:
+    for other in op.inputs[1:]:
         if other is not values:
-            coupling.fix(other)
-    back, rank = _back(step, found), len(value.shape)
+            coupling.pin(other)
+    back, rank = _back(op, found), len(value.shape)
     left = coupling.depend(value, found.dims)
     followed = {d for axis in left for d in varying(axis)}
     coupling.claim(values, [place for place, d in back.items() if d in followed])
@@ -198,37 +198,37 @@ def _couple_put(coupling: Coupling, step: Step) -> None:
         if len(varying(axis)) == 1 and varying(axis)[0] in back:
             given.append(along(axis.reshape(-1), back[varying(axis)[0]], rank))
         else:
-            coupling.numbers.fix(axis)
+            coupling.numbers.pin(axis)
     shape = [1] * rank
     for place, d in back.items():
         shape[d] = values.shape[place]
     own = [1 if d in found.dims else size for d, size in enumerate(value.shape)]
-    coupling.set(step.results[0], coupling.matched([(left, own), (given, shape)]))
+    coupling.set(op.results[0], coupling.matched([(left, own), (given, shape)]))
 
 
-def _flow_put(live: Liveness, step: Step) -> None:
-    value, _, values, *_ = step.args
-    found = _put(step)
+def _flow_put(live: Liveness, op: Op) -> None:
+    value, _, values, *_ = op.args
+    found = _put(op)
     if found is None:
-        live.barrier(step)
+        live.barrier(op)
         return
-    read = sum((live.of(other).sum() for other in step.inputs[1:] if other is not values), torch.zeros(())) + 1
-    put = _placed(live.of(values), _back(step, found), len(value.shape))
-    live.set(step.results[0], spread(live.of(value) + put * read))
+    read = sum((live.of(other).sum() for other in op.inputs[1:] if other is not values), torch.zeros(())) + 1
+    put = _placed(live.of(values), _back(op, found), len(value.shape))
+    live.set(op.results[0], indicator(live.of(value) + put * read))
 
 
-def _couple_complex(coupling: Coupling, step: Step) -> None:
+def _couple_complex(coupling: Coupling, op: Op) -> None:
     """Pairs of numbers along the last dimension, which become one, or the other way round."""
-    value, result = step.args[0], step.results[0]
-    if step.name == "view_as_real":
+    value, result = op.args[0], op.results[0]
+    if op.name == "view_as_real":
         coupling.set(result, [axis.unsqueeze(-1) for axis in coupling.of(value)])
     else:
         coupling.set(result, [axis.squeeze(-1) for axis in coupling.depend(value, [len(value.shape) - 1])])
 
 
-def _flow_complex(live: Liveness, step: Step) -> None:
-    flags = live.of(step.args[0])
-    live.set(step.results[0], spread(flags.unsqueeze(-1) if step.name == "view_as_real" else flags.sum(-1)))
+def _flow_complex(live: Liveness, op: Op) -> None:
+    flags = live.of(op.args[0])
+    live.set(op.results[0], indicator(flags.unsqueeze(-1) if op.name == "view_as_real" else flags.sum(-1)))
 
 
 ALONG = {

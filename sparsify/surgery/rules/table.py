@@ -1,7 +1,7 @@
 """One row per operation: how it couples channels, and which entries can matter through it.
 
 `couple` enters in a Coupling which channels go together, `flow` enters in a Liveness the flags of the results.
-Operations that only move entries are in `broadcast_forms.MOVES`; what works entry by entry has a common rule; an
+Operations that only move entries are in `broadcast_forms.MOVEMENTS`; what works entry by entry has a common rule; an
 operation with no rule is a barrier.
 """
 
@@ -15,9 +15,9 @@ import torch
 
 from ...errors import SparsifyError
 from ..analysis.coupling import Couple, Coupling, varying
-from ..analysis.liveness import Flow, Liveness, spread
-from ..recording.broadcast_forms import ranked
-from ..recording.ops import SCALED_BY_SIZE, Step, pointwise
+from ..analysis.liveness import Flow, Liveness, indicator
+from ..recording.broadcast_forms import expand_rank
+from ..recording.ops import SCALED_BY_SIZE, Op, pointwise
 from .concat_pad import LAYOUT
 from .convolution import CONVOLUTIONS
 from .fills import FILLS
@@ -28,16 +28,18 @@ from .recurrent import RECURRENT
 from .reduction import REDUCTIONS
 from .sort_gather import ALONG
 
-__all__ = ["RULES", "Rule", "Rules", "checked_rules", "entrywise", "spread"]
+__all__ = ["RULES", "Rule", "Rules", "checked_rules", "entrywise", "indicator", "spread"]
+
+spread = indicator  # its name in the first versions, by which rules of users import it
 
 
 class Rule(NamedTuple):
     """What is known of one operation.
 
-    `couple(coupling, step)` enters which channels go together: it reads `coupling.of(value)` for the Values in
-    `step.inputs` and gives each of `step.results` its axes with `coupling.set`. `flow(live, step)` gives each result
+    `couple(coupling, op)` enters which channels go together: it reads `coupling.of(value)` for the Values in
+    `op.inputs` and gives each of `op.results` its axes with `coupling.set`. `flow(live, op)` gives each result
     its flags with `live.set`, made of `live.of(value)` by sums and products: positive where an entry may be nonzero,
-    and with a positive gradient for what it reads; `spread` makes ones of them.
+    and with a positive gradient for what it reads; `indicator` makes ones of them.
     """
 
     couple: Couple
@@ -50,13 +52,13 @@ def entrywise(*, keeps_zero: bool) -> Rule:
     `keeps_zero` says whether its result is zero where all of them are.
     """
 
-    def couple(coupling: Coupling, step: Step) -> None:
-        coupling.combine(step.results[0], step.inputs)
+    def couple(coupling: Coupling, op: Op) -> None:
+        coupling.combine(op.results[0], op.inputs)
 
-    def flow(live: Liveness, step: Step) -> None:
-        rank = len(step.results[0].shape)
-        flags = [ranked(live.of(value), rank) for value in step.inputs]
-        live.set(step.results[0], spread(sum(flags, torch.zeros(())) + (0.0 if keeps_zero else 1.0)))
+    def flow(live: Liveness, op: Op) -> None:
+        rank = len(op.results[0].shape)
+        flags = [expand_rank(live.of(value), rank) for value in op.inputs]
+        live.set(op.results[0], indicator(sum(flags, torch.zeros(())) + (0.0 if keeps_zero else 1.0)))
 
     return Rule(couple, flow)
 
@@ -73,20 +75,20 @@ def checked_rules(where: str, rules: Mapping[str, Rule] | None) -> Rules:
     return Rules(found)
 
 
-def _couple_scaled(coupling: Coupling, step: Step) -> None:
-    for value in step.inputs:
+def _couple_scaled(coupling: Coupling, op: Op) -> None:
+    for value in op.inputs:
         last = len(value.shape) - 1
         if coupling.heads == "whole":
             coupling.depend(value, [last])
         elif any(last in varying(axis) for axis in coupling.of(value)):
-            coupling.fix(value, [last])
-            where = step.module or "the model"
+            coupling.pin(value, [last])
+            where = op.module or "the model"
             why = f"{where}: attention divides by the root of the size of its heads, so that it stays"
             coupling.barriers[why] = None
-            coupling.barred.add(step)
+            coupling.barred.add(op)
 
 
-def _flow_scaled(live: Liveness, step: Step) -> None:
+def _flow_scaled(live: Liveness, op: Op) -> None:
     pass
 
 
@@ -107,21 +109,21 @@ class Rules:
 
     own: Mapping[str, Rule] = field(default_factory=dict)
 
-    def couple(self, step: Step) -> Couple | None:
-        """Return what enters a step in a Coupling; None if that only moves entries, or has no rule of its own."""
-        rule = self.own.get(step.name) or (None if step.moves else RULES.get(step.name))
+    def couple(self, op: Op) -> Couple | None:
+        """Return what enters an operation in a Coupling; None if that only moves entries, or has no rule of its own."""
+        rule = self.own.get(op.name) or (None if op.is_movement else RULES.get(op.name))
         return None if rule is None else rule.couple
 
-    def flow(self, step: Step) -> Flow | None:
-        """Return what enters a step in a Liveness; None if that only moves entries, or is a barrier."""
-        if step.name in self.own:
-            return self.own[step.name].flow
-        if step.moves and step.rest is not None:
+    def flow(self, op: Op) -> Flow | None:
+        """Return what enters an operation in a Liveness; None if that only moves entries, or is a barrier."""
+        if op.name in self.own:
+            return self.own[op.name].flow
+        if op.is_movement and op.constant_args is not None:
             return None
-        if step.name in RULES:
-            return RULES[step.name].flow
-        return _flow_pointwise if pointwise(step) else None
+        if op.name in RULES:
+            return RULES[op.name].flow
+        return _flow_pointwise if pointwise(op) else None
 
 
-def _flow_pointwise(live: Liveness, step: Step) -> None:
-    live.set(step.results[0], pointwise_flags(live, step))
+def _flow_pointwise(live: Liveness, op: Op) -> None:
+    live.set(op.results[0], pointwise_flags(live, op))

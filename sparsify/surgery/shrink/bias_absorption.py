@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..analysis.bias_sinks import foldable_steps
-from ..channels import Study
+from ..analysis.bias_sinks import bias_sinks
 from ..masks import masked_parameters
 from ..recording.context import all_double
-from ..recording.ops import Step
+from ..recording.ops import Op
 from ..recording.recorder import record
+from ..study import Study
 from .cuts import Cuts, cut, every_tensor
 from .equivalence import doubles
 from .indices import without
-from .size_attributes import Kept
+from .size_attributes import PrunedShapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Absorbed:
     amounts: Tensor
 
 
-def held_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
+def fixed_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
     """Return the biases (and other vectors) that have removed entries in rows of weights that are not all zero.
 
     Masks go on such a model again, and would remove what was folded into these entries.
@@ -51,8 +51,8 @@ def held_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
     return frozenset(found)
 
 
-def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[Step, Tensor]:
-    """Return what the constant channels that enter foldable steps hold (float64; zero for the other channels).
+def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[Op, Tensor]:
+    """Return what the constant channels that enter foldable operations hold (float64; zero for the other channels).
 
     It comes from a pass in float64, since the channels of a model in float64 hold it to that precision.
     """
@@ -61,36 +61,36 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
     wide = copy.deepcopy(model).double()
     results: list[tuple[Tensor, ...]] = []
     with all_double():
-        tape = record(wide, doubles(example_input), results)
-    folds = {fold.weight.names: fold for fold in foldable_steps(tape).values()}
+        recording = record(wide, doubles(example_input), results)
+    sinks = {sink.weight.names: sink for sink in bias_sinks(recording).values()}
     seen = {
         value: tensor
-        for step, tensors in zip(tape.steps, results, strict=False)
-        for value, tensor in zip(step.results, tensors, strict=True)
+        for op, tensors in zip(recording.ops, results, strict=False)
+        for value, tensor in zip(op.results, tensors, strict=True)
     }
     found = {}
-    for step, channels in study.constant.items():
-        fold = folds.get(study.foldable[step].weight.names)
-        if fold is not None and fold.value in seen:
-            entering = seen[fold.value].movedim(fold.dim, 0).flatten(1)[:, 0].double()
-            found[step] = torch.where(channels, entering, 0.0)
+    for op, channels in study.constant.items():
+        sink = sinks.get(study.bias_sinks[op].weight.names)
+        if sink is not None and sink.value in seen:
+            entering = seen[sink.value].movedim(sink.dim, 0).flatten(1)[:, 0].double()
+            found[op] = torch.where(channels, entering, 0.0)
     return found
 
 
-def absorbed(study: Study, kept: Kept, inputs: Mapping[Step, Tensor]) -> list[Absorbed]:
+def absorbed(study: Study, new_shapes: PrunedShapes, inputs: Mapping[Op, Tensor]) -> list[Absorbed]:
     """Return what the channels that go take with them and the biases of the layers that read them have to make up."""
     found = []
-    for step, entering in inputs.items():
-        fold = study.foldable[step]
-        gone = torch.from_numpy(~kept.along(fold.value, fold.dim))
-        channels = torch.from_numpy(np.flatnonzero(gone.numpy() & (entering != 0).numpy()))
+    for op, entering in inputs.items():
+        sink = study.bias_sinks[op]
+        removed = torch.from_numpy(~new_shapes.kept_along(sink.value, sink.dim))
+        channels = torch.from_numpy(np.flatnonzero(removed.numpy() & (entering != 0).numpy()))
         if not len(channels):
             continue
-        weight = fold.weight.constant
+        weight = sink.weight.constant
         assert weight is not None
         kernel = weight.index_select(1, channels.to(weight.device)).double()
         sums = kernel.flatten(2).sum(2) if weight.dim() > 2 else kernel
-        found.append(Absorbed(fold.weight.names[0], fold.bias, sums @ entering[channels].to(weight.device)))
+        found.append(Absorbed(sink.weight.names[0], sink.bias, sums @ entering[channels].to(weight.device)))
     return found
 
 

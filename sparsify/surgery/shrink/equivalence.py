@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ...relative_error import relative_error
-from ..channels import Study
 from ..recording.context import all_double
 from ..recording.recorder import record
+from ..study import Study
 from .cuts import every_tensor
 from .other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
-from .size_attributes import Kept
+from .size_attributes import PrunedShapes
 from .size_branches import modules_that_ask
 
 # The largest difference allowed, as a share of the largest output. In few bits it matters in which order one adds.
@@ -52,7 +52,7 @@ class Proof:
             self._double_example = doubles(example_input)
             self._double_outputs = self._in_double()
 
-    def check(self, small: nn.Module, cutting: Cutting, found: Study, kept: Kept) -> tuple[str, str]:
+    def check(self, small: nn.Module, cutting: Cutting, found: Study, new_shapes: PrunedShapes) -> tuple[str, str]:
         """Return what is wrong with a model that was cut, and in which module; nothing if it is right."""
         try:
             outcome, first = _timed(small, self._example)
@@ -64,7 +64,7 @@ class Proof:
             return "", ""
         shapes, expected = ([tuple(t.shape) for t in side] for side in (outcome, self._single_outputs))
         if shapes != expected:
-            return f"outputs have the shapes {shapes} instead of {expected}", self._first(cutting, found, kept)
+            return f"outputs have the shapes {shapes} instead of {expected}", self._first(cutting, found, new_shapes)
         single = relative_error(outcome, self._single_outputs)
         double = float("inf")
         if single <= self._limit:
@@ -82,7 +82,7 @@ class Proof:
             self.difference = (double, single)
             self.seconds = (self._whole_seconds, _median(first, small, self._example))
             return "", ""
-        return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, kept)
+        return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, new_shapes)
 
     def that_ask_for_sizes(self) -> list[str]:
         """Return the modules that compare sizes of their input in Python: other sizes may go another way."""
@@ -97,7 +97,7 @@ class Proof:
         with all_double():
             return outputs(self._double, self._double_example)
 
-    def _first(self, cutting: Cutting, found: Study, kept: Kept) -> str:
+    def _first(self, cutting: Cutting, found: Study, new_shapes: PrunedShapes) -> str:
         """Return the module with the first operation whose results are not what is left of the whole model's."""
         assert self._double is not None
         whole: list[tuple[Tensor, ...]] = []
@@ -109,12 +109,12 @@ class Proof:
                 record(self._double, self._double_example, small)
             finally:
                 undo()
-        for step, before, after in zip(found.tape.steps, whole, small, strict=False):
-            for value, a, b in zip(step.results, before, after, strict=False):
+        for op, before, after in zip(found.recording.ops, whole, small, strict=False):
+            for value, a, b in zip(op.results, before, after, strict=False):
                 for d in range(a.dim()):
-                    a = a.index_select(d, torch.from_numpy(np.flatnonzero(kept.along(value, d))))
+                    a = a.index_select(d, torch.from_numpy(np.flatnonzero(new_shapes.kept_along(value, d))))
                 if a.shape != b.shape or (a.is_floating_point() and relative_error([b], [a]) > LIMIT_64):
-                    return step.module
+                    return op.module
         return ""
 
 

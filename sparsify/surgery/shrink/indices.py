@@ -54,5 +54,5 @@ def one_after_another(first: Sequence[int], second: Sequence[int]) -> tuple[int,
 
 def what_follows(first: Sequence[int], both: Sequence[int]) -> tuple[int, ...]:
     """Return the indices, of what `first` left, that are to go so that all in all `both` do; all ascending."""
-    gone = set(first)
-    return tuple(position - bisect_left(first, position) for position in both if position not in gone)
+    removed = set(first)
+    return tuple(position - bisect_left(first, position) for position in both if position not in removed)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from ...calls import run, tensors_in
 from ...relative_error import relative_error
-from ..recording.recorder import own_inputs
+from ..recording.context import own_inputs
 from ..side_effects import changed_buffers, unchanged
 from .size_branches import Asked, SizeWatch
 

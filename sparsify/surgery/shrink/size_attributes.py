@@ -14,8 +14,8 @@ import numpy as np
 from torch import nn
 
 from ..analysis.coupling import varying
-from ..channels import Study
-from ..recording.ops import FILLS, Step, Value
+from ..recording.ops import FILLS, Op, Value
+from ..study import Study
 from .size_sources import SPLITS, Sources, Use
 
 # Operations that are given the sizes of their result.
@@ -34,107 +34,107 @@ class Change(NamedTuple):
     new: int | tuple[int, ...]
 
 
-class Kept:
-    """The sizes that Values have after the groups in `gone` (bool, by group id) went."""
+class PrunedShapes:
+    """The sizes that Values have after the groups in `removed` (bool, by group id) went."""
 
-    def __init__(self, study: Study, gone: np.ndarray[Any, Any]) -> None:
+    def __init__(self, study: Study, removed: np.ndarray[Any, Any]) -> None:
         self._study = study
-        self._gone = np.append(gone, False)  # the last entry is for what stays, id -1
+        self._removed = np.append(removed, False)  # the last entry is for what stays, id -1
 
-    def gone(self, numbers: Any) -> np.ndarray[Any, Any]:
+    def is_removed(self, numbers: Any) -> np.ndarray[Any, Any]:
         """Return for channel numbers whether they go."""
-        gone: np.ndarray[Any, Any] = self._gone[self._study.ids[np.asarray(numbers)]]
-        return gone
+        removed: np.ndarray[Any, Any] = self._removed[self._study.ids[np.asarray(numbers)]]
+        return removed
 
-    def along(self, value: Value, dim: int) -> np.ndarray[Any, Any]:
+    def kept_along(self, value: Value, dim: int) -> np.ndarray[Any, Any]:
         """Return which of the entries of a Value along a dimension stay."""
         stay = np.ones(value.shape[dim], dtype=bool)
         coupling = self._study.coupling
         for axis in [*coupling.axes.get(value, []), *coupling.offered.get(value, [])]:
             if dim in varying(axis):
                 others = tuple(d for d in range(axis.dim()) if d != dim)
-                stay &= ~self.gone(axis.numpy()).all(axis=others)
+                stay &= ~self.is_removed(axis.numpy()).all(axis=others)
         return stay
 
-    def shape(self, value: Value) -> tuple[int, ...]:
+    def of(self, value: Value) -> tuple[int, ...]:
         """Return the shape that a Value gets."""
-        return tuple(int(self.along(value, d).sum()) for d in range(len(value.shape)))
+        return tuple(int(self.kept_along(value, d).sum()) for d in range(len(value.shape)))
 
 
-def changes(study: Study, kept: Kept) -> list[Change]:
+def changes(study: Study, new_shapes: PrunedShapes) -> list[Change]:
     """Return the numbers given to operations that have to change, in order, each once."""
     found: dict[Change, None] = {}
-    for step in study.tape.steps:
-        for old, new in changed_numbers(step, kept):
-            found[Change(step.module, step.name, old, new)] = None
+    for op in study.recording.ops:
+        for old, new in changed_numbers(op, new_shapes):
+            found[Change(op.module, op.name, old, new)] = None
     return list(found)
 
 
-def changed_numbers(step: Step, kept: Kept) -> list[tuple[Any, Any]]:
+def changed_numbers(op: Op, new_shapes: PrunedShapes) -> list[tuple[Any, Any]]:
     """Return the numbers, (old, new), that one operation is given and that have to change."""
-    return [(old, new) for old, new in _arguments(step, kept) if old != new]
+    return [(old, new) for old, new in _arguments(op, new_shapes) if old != new]
 
 
-def _arguments(step: Any, kept: Kept) -> Iterator[tuple[Any, Any]]:
-    value = step.args[0] if step.args and isinstance(step.args[0], Value) else None
-    if step.name in _SHAPED:
-        yield from zip(step.results[0].shape, kept.shape(step.results[0]), strict=True)
-    elif step.name == "split_with_sizes":
-        dim = step.args[2] if len(step.args) > 2 else 0
-        old = tuple(result.shape[dim] for result in step.results)
-        new = tuple(kept.shape(result)[dim] for result in step.results)
+def _arguments(op: Any, new_shapes: PrunedShapes) -> Iterator[tuple[Any, Any]]:
+    value = op.args[0] if op.args and isinstance(op.args[0], Value) else None
+    if op.name in _SHAPED:
+        yield from zip(op.results[0].shape, new_shapes.of(op.results[0]), strict=True)
+    elif op.name == "split_with_sizes":
+        dim = op.args[2] if len(op.args) > 2 else 0
+        old = tuple(result.shape[dim] for result in op.results)
+        new = tuple(new_shapes.of(result)[dim] for result in op.results)
         yield old, new
         yield from zip(old, new, strict=True)
-    elif step.name in ("split", "unsafe_split") and value is not None:
-        dim = step.args[2] if len(step.args) > 2 else 0
-        yield step.args[1], kept.shape(step.results[0])[dim]
-        yield value.shape[dim], kept.shape(value)[dim]  # forwards divide this by the number of parts
-    elif step.name == "slice" and value is not None:
-        dim = step.args[1] if len(step.args) > 1 else 0
-        stay = kept.along(value, dim)
-        for bound in step.args[2:4]:
+    elif op.name in ("split", "unsafe_split") and value is not None:
+        dim = op.args[2] if len(op.args) > 2 else 0
+        yield op.args[1], new_shapes.of(op.results[0])[dim]
+        yield value.shape[dim], new_shapes.of(value)[dim]  # forwards divide this by the number of parts
+    elif op.name == "slice" and value is not None:
+        dim = op.args[1] if len(op.args) > 1 else 0
+        stay = new_shapes.kept_along(value, dim)
+        for bound in op.args[2:4]:
             if isinstance(bound, int) and 0 < bound < value.shape[dim]:
                 yield bound, int(stay[:bound].sum())
-    elif step.name == "convolution" and step.args[8] > 1:
-        yield step.args[8], new_groups(step, kept)
-    elif step.name == "native_group_norm":
-        per = step.args[4] // step.args[6]
-        yield step.args[6], kept.shape(step.args[0])[1] // per if step.args[6] > 1 else 1
+    elif op.name == "convolution" and op.args[8] > 1:
+        yield op.args[8], new_groups(op, new_shapes)
+    elif op.name == "native_group_norm":
+        per = op.args[4] // op.args[6]
+        yield op.args[6], new_shapes.of(op.args[0])[1] // per if op.args[6] > 1 else 1
 
 
-def new_groups(step: Any, kept: Kept) -> int:
+def new_groups(op: Any, new_shapes: PrunedShapes) -> int:
     """Return the number of groups of a convolution after the cut."""
-    groups = int(step.args[8])
-    return int(kept.along(step.args[0], 1).reshape(groups, -1).any(axis=1).sum())
+    groups = int(op.args[8])
+    return int(new_shapes.kept_along(op.args[0], 1).reshape(groups, -1).any(axis=1).sum())
 
 
-def layer_attributes(model: nn.Module, study: Study, kept: Kept) -> dict[str, int]:
+def layer_attributes(model: nn.Module, study: Study, new_shapes: PrunedShapes) -> dict[str, int]:
     """Return the attributes of torch.nn's own layers that tell the sizes of tensors that are cut."""
     found: dict[str, int] = {}
-    groups = {step.args[1].names[0]: new_groups(step, kept) for step in study.tape.steps if _convolves(step)}
+    groups = {op.args[1].names[0]: new_groups(op, new_shapes) for op in study.recording.ops if _convolves(op)}
     for path, module in model.named_modules(remove_duplicate=False):
-        for attribute, new in _sizes(path, module, study, kept, groups):
+        for attribute, new in _sizes(path, module, study, new_shapes, groups):
             if getattr(module, attribute, new) != new:
                 found[f"{path}.{attribute}" if path else attribute] = new
     return found
 
 
-def _convolves(step: Any) -> bool:
-    return step.name == "convolution" and bool(step.args[1].names)
+def _convolves(op: Any) -> bool:
+    return op.name == "convolution" and bool(op.args[1].names)
 
 
 def _sizes(
-    path: str, module: nn.Module, study: Study, kept: Kept, all_groups: dict[str, int]
+    path: str, module: nn.Module, study: Study, new_shapes: PrunedShapes, all_groups: dict[str, int]
 ) -> Iterator[tuple[str, int]]:
     if isinstance(module, nn.RNNBase):
-        yield from _recurrent_sizes(path, module, study, kept)
-    value = study.tape.state.get(f"{path}.weight" if path else "weight")
+        yield from _recurrent_sizes(path, module, study, new_shapes)
+    value = study.recording.state.get(f"{path}.weight" if path else "weight")
     if value is None and isinstance(module, _NORMS):  # without parameters: what it is given tells
-        given = (step.inputs[0] for step in study.tape.steps if step.module == path and step.inputs)
+        given = (op.inputs[0] for op in study.recording.ops if op.module == path and op.inputs)
         value = next(given, None)
-        shape = kept.shape(value)[1:] if value is not None else ()
+        shape = new_shapes.of(value)[1:] if value is not None else ()
     else:
-        shape = kept.shape(value) if value is not None else ()
+        shape = new_shapes.of(value) if value is not None else ()
     if value is None or not shape:
         return
     if isinstance(module, nn.Linear):
@@ -157,27 +157,31 @@ def _sizes(
         yield "embedding_dim", shape[1]
 
 
-def _recurrent_sizes(path: str, module: nn.RNNBase, study: Study, kept: Kept) -> Iterator[tuple[str, int]]:
+def _recurrent_sizes(
+    path: str, module: nn.RNNBase, study: Study, new_shapes: PrunedShapes
+) -> Iterator[tuple[str, int]]:
     prefix = f"{path}." if path else ""
-    into, back = (study.tape.state[f"{prefix}weight_{name}_l0"] for name in ("ih", "hh"))
+    into, back = (study.recording.state[f"{prefix}weight_{name}_l0"] for name in ("ih", "hh"))
     gates = into.shape[0] // module.hidden_size
-    yield "input_size", kept.shape(into)[1]
-    yield "hidden_size", kept.shape(into)[0] // gates
+    yield "input_size", new_shapes.of(into)[1]
+    yield "hidden_size", new_shapes.of(into)[0] // gates
     if module.proj_size:
-        yield "proj_size", kept.shape(back)[1]
+        yield "proj_size", new_shapes.of(back)[1]
 
 
-def own_attributes(model: nn.Module, study: Study, kept: Kept, known: Sources) -> dict[str, tuple[int, int]]:
+def own_attributes(
+    model: nn.Module, study: Study, new_shapes: PrunedShapes, known: Sources
+) -> dict[str, tuple[int, int]]:
     """Return {dotted path: (old, new)} of the attributes that the changed numbers come from.
 
     One that was given for a size that changes is the source, one that was only given for other things is not. One of
     which no use was seen is taken for the source if it holds the old number, and matters.
     """
-    found = changes(study, kept)
+    found = changes(study, new_shapes)
     if not found:
         return {}
     sources = _guessed(model, found)
-    needed = _needed(study, kept, found)
+    needed = _required_size(study, new_shapes, found)
     for path in [path for path in sources if path not in known.uses]:
         if not known.matters(path, sources[path][1]):
             del sources[path]
@@ -192,12 +196,12 @@ def own_attributes(model: nn.Module, study: Study, kept: Kept, known: Sources) -
     return sources
 
 
-def _needed(study: Study, kept: Kept, found: list[Change]) -> Callable[[Use], set[int]]:
+def _required_size(study: Study, new_shapes: PrunedShapes, found: list[Change]) -> Callable[[Use], set[int]]:
     """Return a function that tells what a number that was given to a call has to become, if that is known."""
     shapes: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = {}
-    for step in study.tape.steps:
-        if step.name in _SHAPED:
-            shapes.setdefault((step.module, step.results[0].shape), set()).add(kept.shape(step.results[0]))
+    for op in study.recording.ops:
+        if op.name in _SHAPED:
+            shapes.setdefault((op.module, op.results[0].shape), set()).add(new_shapes.of(op.results[0]))
     splits = [(c.module, c.old, c.new) for c in found if isinstance(c.old, tuple) and isinstance(c.new, tuple)]
     numbers: dict[tuple[str, Any], set[Any]] = {}
     for change in found:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...calls import run
-from ..recording.context import eval_mode, module_names, not_compiled
-from ..recording.recorder import own_inputs
+from ..recording.context import eval_mode, module_names, not_compiled, own_inputs
 from ..side_effects import changed_buffers, unchanged
 from .attributes import new_attributes, set_attributes
 from .other_inputs import outputs

@@ -86,6 +86,6 @@ def trace_kind(original: nn.Module, kind: Kind) -> fx.Graph:
 def as_original(module: nn.Module) -> nn.Module:
     """Return an object of the module's original class over the same attributes, whose forward is the dense one."""
     cls = original_class(module)
-    double: nn.Module = cls.__new__(cls)
-    double.__dict__.update(module.__dict__)
-    return double
+    copied: nn.Module = cls.__new__(cls)
+    copied.__dict__.update(module.__dict__)
+    return copied

@@ -25,7 +25,7 @@ Place = tuple[str, int]  # file and line
 Answers = dict[Place, bool]
 
 
-def sketches(module: nn.Module) -> Iterator[fx.Graph]:
+def partial_graphs(module: nn.Module) -> Iterator[fx.Graph]:
     """Yield graphs of what a module's forward does on some of its paths; none may be run, and any may be cut short.
 
     `module` is an object of its original class, which gets the constants that the graphs read for attributes.
@@ -35,7 +35,7 @@ def sketches(module: nn.Module) -> Iterator[fx.Graph]:
         waiting: list[Answers] = [{}]
         known: set[Place] = set()
         for answers in waiting:  # more are added while it runs
-            graph, asked = _sketch(module, answers, wrapped, training)
+            graph, asked = _partial_graph(module, answers, wrapped, training)
             if graph is not None:
                 yield graph
             more = [place for place in asked if place not in known]
@@ -43,7 +43,7 @@ def sketches(module: nn.Module) -> Iterator[fx.Graph]:
             waiting += [answers | {place: True} for place in more][: max(0, _PATHS - len(waiting))]
 
 
-def _sketch(
+def _partial_graph(
     module: nn.Module, answers: Answers, wrapped: Wrapped, training: bool
 ) -> tuple[fx.Graph | None, list[Place]]:
     """Return the graph of one path, and where conditions were asked for on it."""

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters
 
-# Operations that take weights or further parameters, by the name torch gives them.
+# Operations that take weights or extra parameters, by the name torch gives them.
 _DENSE_OPERATIONS = frozenset(
     """linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
     matmul mm bmm addmm baddbmm einsum tensordot multi_head_attention_forward _native_multi_head_attention
@@ -155,9 +155,9 @@ class DenseWeights(TorchFunctionMode):
         self.found += [f"{name}: {operation} saw a weight computed from it past its mask" for name in sorted(dense)]
         few_zeros = operand.numel() > 1 and (operand == 0).float().mean().item() < _LEAST_ZEROS
         for name in sorted(live - dense):
-            further = self.weights[name].parameter_name in self.weights[name].module.__dict__.get("masked_also", ())
-            # What is computed from a masked further parameter may be anything.
-            if few_zeros and not further and operand.shape == self.weights[name].parameter.shape:
+            extra = self.weights[name].parameter_name in self.weights[name].module.__dict__.get("masked_also", ())
+            # What is computed from a masked extra parameter may be anything.
+            if few_zeros and not extra and operand.shape == self.weights[name].parameter.shape:
                 self.found.append(f"{name}: {operation} saw a weight whose zeros were lost after masking")
 
 

@@ -36,7 +36,7 @@ class Mode:
 
 EVAL = Mode("eval mode")
 TRAIN = Mode("train mode", training=True, gradients=True, backward=True)
-FURTHER = (
+EXTRA_MODES = (
     Mode("eval mode with gradients", gradients=True),
     Mode("train mode without gradients", training=True),
     Mode("eval mode under autocast", autocast=True),

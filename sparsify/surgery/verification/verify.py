@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...calls import Inputs, inputs_of
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
-from .same_bits import EVAL, FURTHER, REQUIRED, TRAIN, Mode, Runs, generators_put_back, left_out
+from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Mode, Runs, generators_put_back, left_out
 
 _LARGE = 1 << 12  # entries
 
@@ -113,7 +113,7 @@ def _verify(runs: Runs) -> VerifyReport:
     notes: list[str] = []
     identical_eval, reason = runs.same(EVAL)
     notes += [f"{EVAL.name} was not compared: {reason}"] if reason else []
-    modes = [TRAIN, *FURTHER, *(REQUIRED if runs.required is not None else ())]
+    modes = [TRAIN, *EXTRA_MODES, *(REQUIRED if runs.required is not None else ())]
     same: dict[str, bool | None] = {}
     ran = [EVAL]
     for mode in modes:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...datasets import DATASETS
-from ...pruning.schedules import Update, plan
+from ...pruning.schedules import Update, update_plan
 from ..recipe.lr_schedules import learning_rate_factor
 from ..recipe.read import Recipe
 
@@ -33,7 +33,7 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
     steps_per_epoch = -(-_batches(recipe) // settings.accumulate)
     total_steps = steps_per_epoch * settings.epochs
     factor = learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch)
-    updates = plan(recipe.prune, total_steps, steps_per_epoch) if recipe.prune else []
+    updates = update_plan(recipe.prune, total_steps, steps_per_epoch) if recipe.prune else []
     return TrainingPlan(steps_per_epoch, total_steps, updates, lambda step: settings.optimizer.lr * factor(step))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.pruning.selection.granularity import GRANULARITIES, rows, set_rows
-from sparsify.pruning.selection.k_lowest import Part
+from sparsify.pruning.selection.k_lowest import ScoredTensor
 from sparsify.pruning.settings.granularity_settings import GranularitySettings
 from sparsify.surgery.masks import ROWS, usual_layout
 
@@ -53,17 +53,17 @@ def test_a_recurrent_matrix_has_one_unit_per_row() -> None:
 @pytest.mark.parametrize("absolute", [False, True])
 def test_a_unit_scores_the_mean_of_its_weights(absolute: bool) -> None:
     scores = torch.tensor([[1.0, -2.0, 3.0], [-4.0, 0.0, 1.0]])
-    part = Part("w", scores, torch.ones(2, 3, dtype=torch.bool), absolute)
+    part = ScoredTensor("w", scores, torch.ones(2, 3, dtype=torch.bool), absolute)
     means = [2.0, 5 / 3] if absolute else [2 / 3, -1.0]
-    assert UNITS.part(part, ROWS).scores.flatten().tolist() == pytest.approx(means)
+    assert UNITS.view(part, ROWS).scores.flatten().tolist() == pytest.approx(means)
 
 
 def test_units_are_scored_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     scores: Tensor = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
-    part = Part("w", scores, torch.ones(50, 7, dtype=torch.bool))
-    whole = UNITS.part(part, ROWS).scores
+    part = ScoredTensor("w", scores, torch.ones(50, 7, dtype=torch.bool))
+    whole = UNITS.view(part, ROWS).scores
     monkeypatch.setattr("sparsify.pruning.selection.granularity._ENTRIES_AT_ONCE", 20)
-    assert torch.equal(UNITS.part(part, ROWS).scores, whole)
+    assert torch.equal(UNITS.view(part, ROWS).scores, whole)
 
 
 def test_a_unit_is_kept_if_anything_of_it_is() -> None:
@@ -72,5 +72,5 @@ def test_a_unit_is_kept_if_anything_of_it_is() -> None:
 
 
 def test_a_unit_of_half_precision_weights_does_not_overflow() -> None:
-    part = Part("w", torch.full((2, 100), 60000.0).half(), torch.ones(2, 100, dtype=torch.bool), True)
-    assert UNITS.part(part, ROWS).scores.tolist() == [[60000.0], [60000.0]]
+    part = ScoredTensor("w", torch.full((2, 100), 60000.0).half(), torch.ones(2, 100, dtype=torch.bool), True)
+    assert UNITS.view(part, ROWS).scores.tolist() == [[60000.0], [60000.0]]

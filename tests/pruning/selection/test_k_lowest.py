@@ -11,18 +11,18 @@ from torch import Tensor
 
 from sparsify.errors import SparsifyError
 from sparsify.pruning.selection import k_lowest as selection
-from sparsify.pruning.selection.k_lowest import Part, remove_lowest, remove_lowest_in_rows
+from sparsify.pruning.selection.k_lowest import ScoredTensor, remove_lowest, remove_lowest_in_rows
 from tests.pruning.examples import lowest
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INF = float("inf")
 
 
-def part(scores: Tensor, name: str = "w", **options: Any) -> Part:
-    return Part(name, scores, torch.empty(scores.shape, dtype=torch.bool), **options)
+def part(scores: Tensor, name: str = "w", **options: Any) -> ScoredTensor:
+    return ScoredTensor(name, scores, torch.empty(scores.shape, dtype=torch.bool), **options)
 
 
-def kept(*parts: Part, count: int) -> list[int]:
+def kept(*parts: ScoredTensor, count: int) -> list[int]:
     remove_lowest(parts, count)
     return torch.cat([p.mask.reshape(-1) for p in parts]).nonzero().squeeze(1).tolist()
 
@@ -57,7 +57,7 @@ def test_subnormal_and_infinite_scores_are_ordered(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("absolute", [False, True])
 def test_a_nan_score_is_an_error_that_names_the_weight_and_changes_no_mask(dtype: torch.dtype, absolute: bool) -> None:
     good, bad = part(torch.zeros(3, dtype=dtype)), part(torch.tensor([1.0, -float("nan")], dtype=dtype), "conv.weight")
-    bad = Part(bad.name, bad.scores, bad.mask.fill_(True), absolute)
+    bad = ScoredTensor(bad.name, bad.scores, bad.mask.fill_(True), absolute)
     good.mask.fill_(True)
     with pytest.raises(SparsifyError, match=r"conv\.weight: a score is NaN"):
         remove_lowest([good, bad], 2)
@@ -68,7 +68,7 @@ def test_a_nan_score_is_an_error_that_names_the_weight_and_changes_no_mask(dtype
 
 def test_a_nan_among_entries_that_may_not_be_kept_is_no_error() -> None:
     scores = torch.tensor([3.0, float("nan"), 2.0])
-    assert kept(part(scores, alive=torch.tensor([True, False, True])), count=2) == [0]
+    assert kept(part(scores, allowed=torch.tensor([True, False, True])), count=2) == [0]
 
 
 def test_mixed_dtypes_are_compared_by_value() -> None:
@@ -80,14 +80,16 @@ def test_mixed_dtypes_are_compared_by_value() -> None:
 def test_scores_in_another_memory_layout_keep_their_order() -> None:
     scores = torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last)
     assert kept(part(scores), count=7) == list(range(7, 24))
-    into = Part("w", torch.zeros(2, 3, 2, 2), torch.empty(2, 3, 2, 2, dtype=torch.bool).transpose(0, 1).transpose(0, 1))
+    into = ScoredTensor(
+        "w", torch.zeros(2, 3, 2, 2), torch.empty(2, 3, 2, 2, dtype=torch.bool).transpose(0, 1).transpose(0, 1)
+    )
     assert kept(into, count=7) == list(range(7, 24))
 
 
 def test_what_may_not_be_kept_goes_first_even_beyond_the_count() -> None:
     scores, alive = torch.tensor([5.0, 4.0, 3.0, 2.0]), torch.tensor([False, True, False, True])
-    assert kept(part(scores, alive=alive), count=1) == [1, 3]
-    assert kept(part(scores, alive=alive), count=3) == [1]
+    assert kept(part(scores, allowed=alive), count=1) == [1, 3]
+    assert kept(part(scores, allowed=alive), count=3) == [1]
 
 
 def test_empty_weights_and_no_weights_are_fine() -> None:
@@ -110,7 +112,7 @@ def test_selection_equals_a_stable_sort(
     alive = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores))))
     compared = tensor.abs().double().numpy() if absolute else tensor.double().numpy()
     for may_keep in (None, alive):
-        chosen = part(tensor, absolute=absolute, alive=may_keep)
+        chosen = part(tensor, absolute=absolute, allowed=may_keep)
         remove_lowest([chosen], count)
         expected = lowest(compared, count, None if may_keep is None else may_keep.numpy())
         np.testing.assert_array_equal(chosen.mask.numpy(), expected)
@@ -126,7 +128,7 @@ def test_selection_in_rows_equals_a_stable_sort_of_each_row(
     counts = data.draw(st.lists(st.integers(0, width), min_size=rows, max_size=rows))
     flags = data.draw(st.lists(st.booleans(), min_size=rows * width, max_size=rows * width))
     alive = torch.tensor(flags).view(rows, width) if barred else None
-    chosen = part(scores, alive=alive)
+    chosen = part(scores, allowed=alive)
     remove_lowest_in_rows(chosen, torch.tensor(counts))
     for index, count in enumerate(counts):
         may_keep = None if alive is None else alive[index].numpy()
@@ -157,7 +159,7 @@ def test_tensor_operations_select_the_same_as_numpy(dtype: torch.dtype, monkeypa
     for found in masks:
         for absolute in (False, True):
             for may_keep in (None, alive):
-                whole, by_row = (part(scores, absolute=absolute, alive=may_keep) for _ in range(2))
+                whole, by_row = (part(scores, absolute=absolute, allowed=may_keep) for _ in range(2))
                 remove_lowest([whole], 777)
                 remove_lowest_in_rows(by_row, counts)
                 found += [whole.mask, by_row.mask]
@@ -172,7 +174,10 @@ def test_tensor_operations_select_the_same_as_numpy(dtype: torch.dtype, monkeypa
 def test_an_accelerator_selects_the_same_entries(dtype: torch.dtype) -> None:
     scores = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
     for count in (0, 1, 9_600, 19_199):
-        here, there = part(scores), Part("w", scores.cuda(), torch.empty(64, 300, dtype=torch.bool, device="cuda"))
+        here, there = (
+            part(scores),
+            ScoredTensor("w", scores.cuda(), torch.empty(64, 300, dtype=torch.bool, device="cuda")),
+        )
         remove_lowest([here], count)
         remove_lowest([there], count)
         assert torch.equal(here.mask, there.mask.cpu())

@@ -74,8 +74,8 @@ def test_the_model_and_the_modes_of_its_modules_are_left_as_they_were() -> None:
     model.norm.eval()
     modes = {name: module.training for name, module in model.named_modules()}
     state = copy.deepcopy(model.state_dict())
-    tape = record(model, IMAGE)
-    assert 0 < tape.evaluated < len(tape.steps)
+    recording = record(model, IMAGE)
+    assert 0 < recording.eval_count < len(recording.ops)
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
@@ -92,5 +92,9 @@ def test_layers_that_never_run_change_nothing() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     plain = record(model, torch.ones(1, 3))
     model[0].spare = nn.Linear(3, 3)
-    tape = record(model, torch.ones(1, 3))
-    assert len(tape.steps) == len(plain.steps) == tape.evaluated and len(tape.outputs) == 1 and not tape.problems
+    recording = record(model, torch.ones(1, 3))
+    assert (
+        len(recording.ops) == len(plain.ops) == recording.eval_count
+        and len(recording.outputs) == 1
+        and not recording.problems
+    )

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.analysis.bias_sinks import foldable_steps
-from sparsify.surgery.analysis.liveness import Liveness, spread
+from sparsify.surgery.analysis.bias_sinks import bias_sinks
+from sparsify.surgery.analysis.liveness import Liveness, indicator
 from sparsify.surgery.channels import analyse
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.rules.table import Rules
@@ -21,14 +21,14 @@ class Between(nn.Module):
 
     def __init__(self, operation: Callable[[Tensor], Tensor], width: int = 4) -> None:
         super().__init__()
-        self.operation = operation
+        self.overload = operation
         self.first = nn.Linear(3, 4, bias=False)
         self.last = nn.Linear(width, 2, bias=False)
         with torch.no_grad():
             self.first.weight[[1, 3]] = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.operation(self.first(x))
+        y = self.overload(self.first(x))
         return self.last(y) + self.last(y)  # read twice, a bias cannot take in what is constant
 
 
@@ -193,9 +193,9 @@ def test_a_norm_over_channels_keeps_them_but_not_those_that_nothing_reads() -> N
     assert shrink(model, torch.randn(5, 3), dead="zeros").removed == 0
 
 
-def test_spread_makes_flags_of_sums_and_of_gradients() -> None:
+def test_the_indicator_makes_flags_of_sums_and_of_gradients() -> None:
     x = torch.tensor([0.0, 2.0, 3.0], requires_grad=True)
-    flags = spread(x)
+    flags = indicator(x)
     assert flags.tolist() == [0, 1, 1]
     (flags * torch.tensor([5.0, 0.0, 7.0])).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None and x.grad.tolist() == [1, 0, 1]
@@ -205,9 +205,9 @@ def test_masks_stand_for_the_parameters_they_are_of() -> None:
     model = Between(F.relu)
     with torch.no_grad():
         model.first.weight.fill_(1)
-    tape = record(model, torch.randn(5, 3))
+    recording = record(model, torch.randn(5, 3))
     kept = torch.ones(4, 3, dtype=torch.bool)
     kept[2] = False
-    live = Liveness(tape, Rules().flow, foldable_steps(tape), {"first.weight": kept})
-    product = next(step for step in tape.steps if step.name == "mm").results[0]
+    live = Liveness(recording, Rules().flow, bias_sinks(recording), {"first.weight": kept})
+    product = next(op for op in recording.ops if op.name == "mm").results[0]
     assert live.alive(product).reshape(-1).tolist() == [True, True, False, True]

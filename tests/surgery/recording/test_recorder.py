@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparsify.calls import tensors_in
 from sparsify.surgery.channels import analyse
-from sparsify.surgery.recording.ops import STALE, Tape
+from sparsify.surgery.recording.ops import STALE, Recording
 from sparsify.surgery.recording.recorder import record
 
 
@@ -26,27 +26,27 @@ class Calls(nn.Module):
         return self.function(self, x)
 
 
-def names(tape: Tape) -> list[str]:
-    return [step.name for step in tape.steps]
+def names(recording: Recording) -> list[str]:
+    return [op.name for op in recording.ops]
 
 
 def test_operations_come_in_order_with_values_for_tensors() -> None:
     model = Calls(lambda m, x: m.last(m.first(x).relu()) + 1)
-    tape = record(model, torch.randn(3, 4))
-    assert names(tape) == ["t", "mm", "relu", "t", "mm", "add"]
-    transposed, product = tape.steps[:2]
-    assert transposed.args == (tape.state["first.weight"],)
+    recording = record(model, torch.randn(3, 4))
+    assert names(recording) == ["t", "mm", "relu", "t", "mm", "add"]
+    transposed, product = recording.ops[:2]
+    assert transposed.args == (recording.state["first.weight"],)
     assert product.args[1] is transposed.results[0]
     assert product.results[0].shape == (3, 4) and product.results[0].constant is None
     assert transposed.results[0].constant is not None, "made of the model's tensors alone"
-    assert (product.module, tape.steps[2].module) == ("first", "")
-    assert tape.outputs == tape.steps[-1].results
+    assert (product.module, recording.ops[2].module) == ("first", "")
+    assert recording.outputs == recording.ops[-1].results
 
 
 def test_what_depends_on_no_input_and_no_tensor_of_the_model_is_not_recorded() -> None:
-    tape = record(Calls(lambda m, x: x * torch.arange(4).float().exp()), torch.randn(3, 4))
-    assert names(tape) == ["mul"]
-    constant = tape.steps[0].args[1].constant
+    recording = record(Calls(lambda m, x: x * torch.arange(4).float().exp()), torch.randn(3, 4))
+    assert names(recording) == ["mul"]
+    constant = recording.ops[0].args[1].constant
     assert torch.equal(constant, torch.arange(4).float().exp())
 
 
@@ -98,22 +98,22 @@ def test_memory_written_through_another_tensor_is_a_barrier(function: Callable[[
     model = Calls(function)
     with torch.no_grad():
         model.first.weight[1] = 0
-    tape = record(model, torch.randn(3, 4))
-    assert STALE in names(tape)
-    stale = next(step for step in reversed(tape.steps) if step.name == STALE)
+    recording = record(model, torch.randn(3, 4))
+    assert STALE in names(recording)
+    stale = next(op for op in reversed(recording.ops) if op.name == STALE)
     writers = [
-        step for step in tape.steps[: tape.steps.index(stale)] if step.name in ("fill_", "copy_", "mul_", "add_")
+        op for op in recording.ops[: recording.ops.index(stale)] if op.name in ("fill_", "copy_", "mul_", "add_")
     ]
-    assert writers and all(set(step.results) & set(stale.args) for step in writers)
+    assert writers and all(set(op.results) & set(stale.args) for op in writers)
     found = analyse(model, torch.randn(3, 4))
     assert not found.dead.any()
     assert any("memory written through another tensor" in sentence for sentence in found.barriers)
 
 
 def test_every_write_is_read_by_who_reads_the_memory() -> None:
-    tape = record(Calls(two_writes_into_new_memory), torch.randn(3, 4))
-    copies = [step.results[0] for step in tape.steps if step.name == "copy_"]
-    last = [step for step in tape.steps if step.name == STALE][-1]
+    recording = record(Calls(two_writes_into_new_memory), torch.randn(3, 4))
+    copies = [op.results[0] for op in recording.ops if op.name == "copy_"]
+    last = [op for op in recording.ops if op.name == STALE][-1]
     assert len(copies) == 2 and set(copies) <= set(last.args)
 
 
@@ -125,14 +125,14 @@ def test_a_constant_is_what_it_was_when_it_was_read() -> None:
         return m.last(y)
 
     model = Calls(overwritten)
-    tape = record(model, torch.randn(3, 4))
-    product = next(step for step in tape.steps if step.name == "mul")
+    recording = record(model, torch.randn(3, 4))
+    product = next(op for op in recording.ops if op.name == "mul")
     assert torch.equal(product.args[1].constant, torch.ones(4))
 
 
 def test_an_operation_that_writes_the_whole_of_its_own_tensor_is_no_barrier() -> None:
-    tape = record(Calls(lambda m, x: m.last(m.first(x).relu_().mul_(2))), torch.randn(3, 4))
-    assert STALE not in names(tape)
+    recording = record(Calls(lambda m, x: m.last(m.first(x).relu_().mul_(2))), torch.randn(3, 4))
+    assert STALE not in names(recording)
 
 
 @pytest.mark.parametrize("how", ["numpy", "tolist"])
@@ -142,11 +142,11 @@ def test_what_leaves_for_another_library_is_read_and_whatever_comes_back_depends
         back = torch.from_numpy(y.numpy() * 1) if how == "numpy" else torch.tensor(y.tolist())
         return m.last(back)
 
-    tape = record(Calls(forward), torch.randn(3, 4))
-    left = next(step for step in tape.steps if step.name == how)
-    first = next(step for step in tape.steps if step.name == "mm").results[0]
+    recording = record(Calls(forward), torch.randn(3, 4))
+    left = next(op for op in recording.ops if op.name == how)
+    first = next(op for op in recording.ops if op.name == "mm").results[0]
     assert len(left.args) == 1 and left.results == ()
-    product = [step for step in tape.steps if step.name == "mm"][-1]
+    product = [op for op in recording.ops if op.name == "mm"][-1]
     assert product.args[0] is not first and product.args[0].constant is None
     assert not analyse(Calls(forward), torch.randn(3, 4)).dead.any()
 

@@ -38,11 +38,11 @@ def by_inverse(m: Calls, x: Tensor) -> Tensor:
 
 
 DECIDED: dict[str, tuple[Callable[[Calls, Tensor], Tensor], Callable[[list[Any]], bool]]] = {
-    "branch": (by_sum, lambda steps: steps[-1].name == "relu"),
-    "number": (by_number, lambda steps: steps[-1].results[0].shape == (2, 3)),
-    "mask": (by_mask, lambda steps: steps[-1].results[0].shape == (4,)),
-    "other library": (by_other_library, lambda steps: "numpy" in [step.name for step in steps]),
-    "error": (by_inverse, lambda steps: "linalg_inv_ex" in [step.name for step in steps]),
+    "branch": (by_sum, lambda ops: ops[-1].name == "relu"),
+    "number": (by_number, lambda ops: ops[-1].results[0].shape == (2, 3)),
+    "mask": (by_mask, lambda ops: ops[-1].results[0].shape == (4,)),
+    "other library": (by_other_library, lambda ops: "numpy" in [op.name for op in ops]),
+    "error": (by_inverse, lambda ops: "linalg_inv_ex" in [op.name for op in ops]),
 }
 
 
@@ -53,7 +53,7 @@ def test_what_activations_decide_is_as_they_are(name: str) -> None:
     nn.init.ones_(model.first.weight)
     with pytest.raises((ValuesNeededError, RuntimeError)):
         _record(model, GIVEN, None, computed=False)
-    assert right(list(record(model, GIVEN).steps))
+    assert right(list(record(model, GIVEN).ops))
 
 
 class Mixed(nn.Module):
@@ -86,7 +86,7 @@ def test_the_record_is_the_same_as_with_activations(channels_last: bool) -> None
     plain = _record(Mixed(), x, results, computed=True)
     quick = _record(Mixed(), x, None, computed=False)
     assert names(quick) == names(plain)
-    for a, b in zip(quick.steps, plain.steps, strict=True):
+    for a, b in zip(quick.ops, plain.ops, strict=True):
         assert [value.shape for value in (*a.inputs, *a.results)] == [value.shape for value in (*b.inputs, *b.results)]
     assert {"convolution", "mm", "addmm", "bmm", "baddbmm"} <= {*names(quick)}
     assert "_scaled_dot_product_flash_attention_for_cpu" in names(quick)

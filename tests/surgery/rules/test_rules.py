@@ -824,5 +824,5 @@ def test_every_rule_is_met_by_a_case() -> None:
     met: set[str] = set()
     for build in CASES.values():
         model, x, _ = build()
-        met |= {step.name for step in record(model, x).steps}
-    assert sorted({*RULES, *axes.MOVES, *axes.PARTS} - met - ELSEWHERE) == []
+        met |= {op.name for op in record(model, x).ops}
+    assert sorted({*RULES, *axes.MOVEMENTS, *axes.SPLITS} - met - ELSEWHERE) == []

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.surgery.channels import analyse, study
+from sparsify.surgery.channels import analyse
 from sparsify.surgery.conversion.mask_extra import mask_also
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.shrink.bias_absorption import absorbed, constant_inputs, cut_and_absorb
 from sparsify.surgery.shrink.cuts import Cuts
 from sparsify.surgery.shrink.remask import mask_again
 from sparsify.surgery.shrink.shrink import shrink
-from sparsify.surgery.shrink.size_attributes import Kept
+from sparsify.surgery.shrink.size_attributes import PrunedShapes
+from sparsify.surgery.study import study
 from tests.surgery.halves import zero_half
 
 
@@ -234,11 +235,11 @@ def test_what_was_cut_and_absorbed_can_be_taken_back() -> None:
     x = torch.randn(5, 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = study(record(model, x), killable=False)
-    kept = Kept(found, found.channels.dead.numpy())
-    amounts = absorbed(found, kept, constant_inputs(model, x, found))
+    new_shapes = PrunedShapes(found, found.channels.dead.numpy())
+    amounts = absorbed(found, new_shapes, constant_inputs(model, x, found))
     (one,) = amounts
     assert (one.weight, one.bias, one.amounts.dtype) == ("last.weight", "last.bias", torch.float64)
-    assert absorbed(found, Kept(found, np.zeros(4, dtype=bool)), constant_inputs(model, x, found)) == []
+    assert absorbed(found, PrunedShapes(found, np.zeros(4, dtype=bool)), constant_inputs(model, x, found)) == []
     undo = cut_and_absorb(model, Cuts({"last.weight": {0: (0,), 1: (1,)}, "last.bias": {0: (0,)}}), amounts)
     torch.testing.assert_close(model.last.bias, before["last.bias"][1:] + one.amounts[1:].float())
     undo()

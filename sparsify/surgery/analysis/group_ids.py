@@ -1,0 +1,73 @@
+"""Group ids: one number per set of channels that can be removed together, from the union-find of a coupling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .coupling import Coupling
+from .union_find import PINNED
+
+
+def group_ids(coupling: Coupling) -> tuple[np.ndarray[Any, Any], int]:
+    """Return the group id of every channel number (int64, -1 = never removed), and the number of groups.
+
+    A group has numbers both on an activation and in a tensor of the model, and leaves something of every dimension.
+    """
+    roots = coupling.numbers.find()
+    on_activations = np.zeros(len(roots), dtype=bool)
+    for value, axes in coupling.axes.items():
+        if value.constant is None:
+            for axis in axes:
+                on_activations[roots[axis.numpy()].reshape(-1)] = True
+    in_the_model = np.zeros(len(roots), dtype=bool)
+    for first, end, *_ in coupling.ranges:
+        in_the_model[roots[first:end]] = True
+    groups = np.flatnonzero(on_activations & in_the_model)
+    # A group that is all of a dimension stays: nothing of it would be left.
+    whole = [roots[first] for first, end, *_ in coupling.ranges if (roots[first:end] == roots[first]).all()]
+    groups = groups[~np.isin(groups, [PINNED, *whole])]
+    ids = np.full(len(roots), -1, dtype=np.int64)
+    ids[groups] = np.arange(len(groups))
+    return ids[roots], len(groups)
+
+
+def only(ids: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return `ids` with the `wanted` groups (bool [groups]) numbered anew and -1 for all others."""
+    if not len(wanted):
+        return ids
+    ids = np.where((ids >= 0) & wanted[ids], ids, -1)
+    renumbered: np.ndarray[Any, Any] = np.where(ids >= 0, np.cumsum(wanted)[ids] - 1, -1)
+    return renumbered
+
+
+def labels_of(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:
+    """Return the group id of each index (-1 = never removed) by tensor name and dimension, where there is any."""
+    labels: dict[str, dict[int, Tensor]] = {}
+    for first, end, value, d in coupling.ranges:
+        numbers = ids[first:end]
+        if (numbers >= 0).any():
+            for name in value.names:
+                labels.setdefault(name, {})[d] = torch.from_numpy(numbers.copy())
+    return labels
+
+
+def produced_dims(coupling: Coupling) -> dict[str, int]:
+    """Return the parameters whose zeros make channels dead, with the dimension that the channels lie along."""
+    marked = np.zeros(coupling.numbers.count, dtype=bool)
+    for axis in coupling.produced:
+        marked[axis.numpy().reshape(-1)] = True
+    roots = coupling.numbers.find()
+    read = np.zeros(len(roots), dtype=bool)
+    for axis in coupling.by_reading:
+        read[roots[axis.numpy().reshape(-1)]] = True
+    found: dict[str, int] = {}
+    for by_reading in (True, False):  # a parameter has one dimension that is masked
+        for first, end, value, d in coupling.ranges:
+            makes = read[roots[first:end]].any() and d == 1 if by_reading else marked[first:end].any()
+            if value.trainable and makes and (roots[first:end] != PINNED).any():
+                found |= dict.fromkeys(value.names, d)
+    return found

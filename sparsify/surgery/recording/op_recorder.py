@@ -1,0 +1,225 @@
+"""The dispatch mode under which a model runs while its operations are recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_flatten
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ...calls import run, tensors_in
+from ..tracing.bytecode_scan import CONV_AND_LINEAR
+from ..tracing.one_forward import map_leaves
+from .context import FunctionHooks, Memory, leaves, module_names, not_compiled, own_inputs
+from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Op, Value, pointwise
+from .sequences import sequence_op
+from .shape_only import ValuesNeededError, run_shape_only
+
+
+class OpRecorder(TorchDispatchMode):
+    """Records in `ops` the operations of the forward passes that `run` makes.
+
+    With `computed` False, costly operations return zeros of the right shape. `results`, if given, is filled with copies
+    of the results of every operation. `state` maps the names of the model's tensors to their Values.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # a wrapper around every operation, which takes longer than many of them
+
+    def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.computed = computed
+        self.ops: list[Op] = []
+        self.results = results
+        self.module: list[str] = []
+        self.given: list[Any] = []  # what each of these modules was called with
+        self.branches: list[tuple[str, tuple[Value, ...]]] = []
+        self.state: dict[str, Value] = {}
+        self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and how often its memory was written to then
+        self.memories: dict[int, Memory] = {}
+        self.left: list[Value] = []  # what went to other libraries, from where anything may come back
+        trainable = {id(parameter) for parameter in model.parameters()}
+        named: dict[int, tuple[Tensor, list[str]]] = {}
+        for items in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+            for name, tensor in items:
+                named.setdefault(id(tensor), (tensor, []))[1].append(name)
+        for tensor, names in named.values():
+            value = Value(_shape(tensor), tensor.detach(), tuple(names), id(tensor) in trainable)
+            self.state |= dict.fromkeys(names, self.enter(tensor, value))
+
+    def run(self, model: nn.Module, example_input: Any) -> list[Value]:
+        """Note what a model does with copies of an example input; return its outputs."""
+        inputs = own_inputs(example_input)
+        for tensor in tree_flatten(inputs)[0]:
+            if isinstance(tensor, Tensor):
+                self.enter(tensor, Value(_shape(tensor)))
+        seen = FunctionHooks(self.leave, self.scaled, self.whole)
+        with not_compiled(), module_names(model, self.module, self.given), torch.no_grad(), self, seen:
+            outputs = run(model, inputs)
+        return [self.value_of(leaf) for leaf in tensors_in(outputs)]
+
+    def idle_layers(self, model: nn.Module) -> list[str]:
+        """Return the paths of convolutions and linear layers whose weight no operation has read."""
+        read = {value for op in self.ops for value in op.inputs}
+        layers = (path for path, module in model.named_modules() if isinstance(module, CONV_AND_LINEAR))
+        weights = ((path, self.state.get(f"{path}.weight" if path else "weight")) for path in layers)
+        return [path for path, value in weights if value is not None and value not in read]
+
+    def enter(self, tensor: Tensor, value: Value) -> Value:
+        """Note the Value of a tensor, and return it."""
+        memory = self.memory(tensor)
+        memory.values.append(value)
+        self.values[tensor] = value, memory.writes
+        return value
+
+    def memory(self, tensor: Tensor) -> Memory:
+        """Return what is known of a tensor's memory."""
+        if tensor.layout != torch.strided:
+            return Memory(torch.UntypedStorage())  # type: ignore[no-untyped-call]
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.memories:
+            self.memories[storage._cdata] = Memory(storage)
+        return self.memories[storage._cdata]
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """Return the Value of a tensor; one that nothing is known of is a constant, unless its memory is another's."""
+        memory = self.memory(tensor)
+        value: Value | None
+        value, writes = self.values.get(tensor, (None, -1))
+        if value is not None and writes == memory.writes:
+            return value
+        known = list(dict.fromkeys([*memory.values, *([value] if value is not None else []), *self.left]))
+        constant = all(other.constant is not None for other in known)
+        if constant and not (memory.writes and any(_from_model(other) for other in known)):
+            return self.enter(tensor, Value(_shape(tensor), tensor.detach()))
+        made = _Derived(_shape(tensor), tensor.detach()) if constant else Value(_shape(tensor))
+        self.ops.append(Op(STALE, None, tuple(known), {}, (made,), self.where()))
+        return self.enter(tensor, made)
+
+    def where(self) -> str:
+        """Return the path of the module whose forward is running."""
+        return self.module[-1] if self.module else ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+
+        def value_of(leaf: Any) -> Any:
+            return self.value_of(leaf) if isinstance(leaf, Tensor) else leaf
+
+        given, given_kwargs = map_leaves((args, kwargs), value_of)
+        inputs = leaves((given, given_kwargs), Value)
+        if func._schema.is_mutable:
+            self._written(func, args, kwargs)
+        outcome = func(*args, **kwargs) if self.computed else run_shape_only(func, args, kwargs, inputs)
+        name = func._schema.name.removeprefix("aten::")
+        tensors = leaves(outcome, Tensor)
+        if isinstance(outcome, (bool, int, float)) and any(value.constant is None for value in inputs):
+            if not self.computed:
+                raise ValuesNeededError
+            self.decided()
+        if name.startswith("new_") or all(v.constant is not None and not _from_model(v) for v in inputs):
+            self._filled(func, name, given, given_kwargs, inputs, tensors)
+            return outcome
+        constant = all(value.constant is not None for value in inputs)
+        results = []
+        for tensor in tensors:
+            value = _Derived(_shape(tensor), tensor.detach()) if constant else Value(_shape(tensor))
+            results.append(self.enter(tensor, value))
+        if any(argument.is_out for argument in func._schema.arguments):
+            name, func = f"{name}(out=)", None
+        if not constant or results:
+            self._note(Op(name, func, tuple(given), given_kwargs, tuple(results), self.where()), tensors)
+        return outcome
+
+    def decided(self) -> None:
+        """Note that the running forward asked what an activation holds: it may do something else with another."""
+        arguments = leaves(self.given[-1] if self.given else (), Tensor)
+        with _disable_current_modes():
+            self.branches.append((self.where(), tuple(self.value_of(tensor) for tensor in arguments)))
+
+    def _note(self, op: Op, tensors: list[Tensor]) -> None:
+        self.ops.append(op)
+        if self.results is not None:
+            # Other operations, which only note something, have no results.
+            self.results += [()] * (len(self.ops) - 1 - len(self.results))
+            self.results.append(tuple(tensor.detach().clone() for tensor in tensors))
+
+    def _filled(
+        self, func: Any, name: str, given: Any, kwargs: Any, inputs: list[Value], tensors: list[Tensor]
+    ) -> None:
+        """Note a tensor of one number whose sizes were given, and what is such a tensor after its entries moved."""
+        sizes = [max(1, *tensor.shape) for tensor in tensors if tensor.dim()]
+        if name in FILLS:
+            args: tuple[Any, ...] = ()
+        elif inputs and all(isinstance(value, Filled) for value in inputs):
+            args = tuple(given)
+        else:
+            return
+        if len(tensors) != 1 or max(sizes, default=1) == 1:
+            return
+        op = Op(
+            name, func, args, kwargs if args else {}, (Filled(_shape(tensors[0]), tensors[0].detach()),), self.where()
+        )
+        if not args or op.is_movement or (pointwise(op) and bool((tensors[0] == tensors[0].flatten()[0]).all())):
+            self.enter(tensors[0], op.results[0])
+            self._note(op, tensors)
+
+    def _written(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Note that tensors are about to be written to; constants keep what they held."""
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.is_write:
+                given = kwargs.get(argument.name, args[i] if i < len(args) else None)
+                for tensor in leaves(given, Tensor):
+                    memory = self.memory(tensor)
+                    memory.writes += 1
+                    for value in memory.values:
+                        if value.constant is not None:
+                            value.constant = value.constant.clone()
+
+    def leave(self, tensor: Tensor, how: str) -> None:
+        """Note that a tensor's content goes where no operation can be seen."""
+        value = self.value_of(tensor)
+        if value.constant is None:
+            if not self.computed:
+                raise ValuesNeededError
+            self.ops.append(Op(how, None, (value,), {}, (), self.where()))
+            self.left.append(value)
+            if how != "data_ptr":
+                self.decided()
+
+    def whole(self, func: Any, *args: Any) -> Any:
+        """Call one of torch's functions for sequences, and note it as one operation."""
+        given = map_leaves(args, lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf)
+        with _disable_current_modes():
+            outcome = func(*args)
+        tensors = leaves(outcome, Tensor)
+        results = tuple(Value(_shape(tensor)) for tensor in tensors)
+        if func.__name__ == "_pack_padded_sequence" and given[1].constant is not None:
+            results[1].constant = tensors[1]  # how many sequences there are at each operation
+        for tensor, value in zip(tensors, results, strict=True):
+            self.enter(tensor, value)
+        self._note(sequence_op(func.__name__, given, results, self.where()), tensors)
+        return outcome
+
+    def scaled(self, *tensors: Tensor) -> None:
+        """Note that something is scaled by the root of the last size of tensors."""
+        values = tuple(self.value_of(tensor) for tensor in tensors)
+        self.ops.append(Op(SCALED_BY_SIZE, None, values, {}, (), self.where()))
+
+
+@dataclass(eq=False)
+class _Derived(Value):
+    """A constant that was made from the model's tensors."""
+
+
+def _from_model(value: Value) -> bool:
+    return bool(value.names) or isinstance(value, _Derived)
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

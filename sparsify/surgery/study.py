@@ -1,0 +1,109 @@
+"""The whole channel analysis of one recording: groups, which of them are dead, and what constant channels hold."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .agreement import dead_by_group
+from .analysis.bias_sinks import BiasSink, bias_sinks
+from .analysis.coupling import Coupling, Heads
+from .analysis.group_ids import group_ids, labels_of, only, produced_dims
+from .analysis.group_liveness import alive_groups, first_spoiling_ops, killable_groups, note_failures, pruned_groups
+from .analysis.liveness import Liveness
+from .analysis.mac_counts import uncounted
+from .analysis.reasons import reasons
+from .channel_groups import Channels, Operation
+from .recording.ops import Op, Recording
+from .rules.table import Rules
+
+Dead: TypeAlias = Literal["masks", "zeros"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an analysis found on the way to its `channels`.
+
+    `ids` holds the group id of every channel number of `coupling` (-1 = never removed). `bias_sinks` are the operations
+    that can take constant channels into a bias; `constant` maps some of them to the channels entering them that hold
+    one nonzero value whatever the input (bool [channels]). `pruned`, bool [groups], marks the groups that are dead
+    because of masks, whatever parameters learn.
+    """
+
+    recording: Recording
+    coupling: Coupling
+    ids: np.ndarray[Any, Any]
+    channels: Channels
+    bias_sinks: dict[Op, BiasSink]
+    constant: dict[Op, Tensor]
+    pruned: np.ndarray[Any, Any]
+
+
+def study(
+    recording: Recording,
+    *,
+    killable: bool = True,
+    heads: Heads = "whole",
+    dead: Dead = "zeros",
+    masks: Mapping[str, Tensor] | None = None,
+    rules: Rules | None = None,
+    by_group: Container[Op] = (),
+) -> Study:
+    """Return the analysis of a recording; with `killable`, of the groups alone that zeros can make dead.
+
+    `dead` "zeros": a group is dead by the values that parameters hold. "masks": by what `masks` remove (bool, True =
+    keep, by the first name of their parameter), whatever the other entries learn. Grouped convolutions in `by_group`
+    lose whole groups; without `killable` so do those with more dead groups than dead positions.
+    """
+    rules = rules or Rules()
+    coupling = Coupling(recording, rules.couple, heads, by_group)
+    sinks = bias_sinks(recording)
+    liveness = partial(Liveness, recording, rules.flow, sinks)
+    ids, count = group_ids(coupling)
+    produced = produced_dims(coupling)
+    if killable:
+        able = killable_groups(recording, liveness, coupling, ids, count, labels_of(coupling, ids), produced)
+        ids, count = only(ids, able), int(able.sum())
+    pruned, live = pruned_groups(liveness, coupling, ids, count, masks or {})
+    alive = ~pruned
+    if dead == "zeros":
+        live = liveness()
+        alive = alive_groups(live, coupling, ids, count)
+        note_failures(live, coupling)
+        pruned &= ~alive
+    whole = dead_by_group(live, coupling.grouped) if live is not None and not killable and not by_group else None
+    if whole:
+        return study(recording, killable=False, heads=heads, dead=dead, masks=masks, rules=rules, by_group=whole)
+    stays = reasons(coupling, ids, lambda: first_spoiling_ops(recording, liveness, coupling)) if killable else ()
+    channels = _channels(recording, coupling, ids, produced, ~alive, stays)
+    return Study(recording, coupling, ids, channels, sinks, {} if live is None else live.constant_channels, pruned)
+
+
+def _channels(
+    recording: Recording,
+    coupling: Coupling,
+    ids: np.ndarray[Any, Any],
+    produced: Mapping[str, int],
+    dead: np.ndarray[Any, Any],
+    stays: tuple[str, ...],
+) -> Channels:
+    labels = labels_of(coupling, ids)
+    operations = tuple(
+        Operation(op.module, cost, tuple(torch.from_numpy(ids[axis.numpy()]) for axis in axes))
+        for op, cost, axes in coupling.operations
+    )
+    return Channels(
+        labels,
+        {name: dim for name, dim in produced.items() if dim in labels.get(name, {})},
+        len(dead),
+        torch.from_numpy(dead),
+        operations,
+        (*coupling.barriers, *stays),
+        uncounted(recording.ops[: recording.eval_count]),
+    )
