@@ -65,7 +65,7 @@ def test_published_weights_are_given_what_their_library_gives(tmp_path: Path) ->
     assert how is not None and len(how.classes) == 1000
     assert np.abs(how.inputs([path])[0] - wanted.numpy()).max() < 1e-6
     timm = published_preprocessing("timm:resnet18", build_model("timm:resnet18"))
-    assert timm is not None and timm.crop == (224, 224) and timm.interpolation == "bilinear"
+    assert timm is not None and timm.crop == (224, 224) and timm.interpolation == "bicubic"
 
 
 def test_it_comes_back_from_json(tmp_path: Path) -> None:

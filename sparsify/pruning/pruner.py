@@ -136,7 +136,7 @@ class Pruner:
     def _begin_at_present(self) -> None:
         """Remember the masks that are there: a ramp to more sparsity than theirs begins at it, and only adds."""
         masks = {name: weight.mask for name, weight in self._weights().items()}
-        present = self.choices.removed(masks) if self._removed_before else Fraction(0)
+        present = self.candidates.removed(masks) if self._removed_before else Fraction(0)
         self.sparsity = float(present)
         more = self.pruning.amount is not None or self.pruning.target >= present
         if present and more and not self.pruning.schedule.cyclical:
@@ -144,7 +144,7 @@ class Pruner:
 
     def check_present(self, *, where: str) -> None:
         """Raise SparsifyError if less is to be removed than the masks remove already; `where` begins its line."""
-        present = self.choices.removed({name: weight.mask for name, weight in self._weights().items()})
+        present = self.candidates.removed({name: weight.mask for name, weight in self._weights().items()})
         if self.pruning.amount is None and present > self.pruning.target and not self.pruning.schedule.cyclical:
             raise SparsifyError(
                 f"{where}: {float(self.pruning.target):g} is to be removed, and {float(present):.4g} is already, whose "
