@@ -104,7 +104,8 @@ class ModelSettings(Settings):
     pretrained: bool = False
     """start from the weights that the model's library publishes"""
     checkpoint: str | None = None
-    """file of weights to start from: safetensors, or a torch file that holds tensors only"""
+    """what to start from, masks included: a sparse, shrunk or plain file (safetensors, or a torch file that holds
+    tensors only), a run's or a hub folder, or hf:OWNER/NAME"""
     masks: str | None = None
     """file of masks (masks alone, or a sparse model's) under which it is trained; they stay, so there is no prune"""
     arguments: Annotated[dict[str, Any], AfterValidator(model_arguments)] = Field(default_factory=dict)
