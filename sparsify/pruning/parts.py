@@ -17,7 +17,7 @@ from ..surgery.rules.table import Rule
 from .build_candidates import build_candidates
 from .criteria.gradients import with_first_input
 from .criteria.table import CRITERIA, Context, Criterion
-from .mask_update import update_masks
+from .mask_update import from_present, update_masks
 from .schedules import Update, update_plan
 from .selection.candidates import Candidates
 from .selection.prunable_weights import matching_weights, pruned_weights
@@ -127,7 +127,10 @@ def update_parts(
     for part in parts:
         own = {name: weights[name] for name in part.candidates.names}
         given = replace(context, options=part.pruning.criterion.options)
-        due.append(update_masks(part.plan[index], part.pruning, part.criterion, part.candidates, own, given, union))
+        update = part.plan[index]
+        if not union.keys().isdisjoint(own) and not part.pruning.schedule.cyclical:
+            update = from_present(update, part.plan[0], part.pruning.target)
+        due.append(update_masks(update, part.pruning, part.criterion, part.candidates, own, given, union))
         sizes.append(sum(weight.mask.numel() for weight in own.values()))
     return due[0] if len(due) == 1 else sum(map(float.__mul__, due, map(float, sizes))) / max(1, sum(sizes))
 
@@ -139,6 +142,30 @@ def removed(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> float
         return float(parts[0].candidates.removed(masks))
     gone = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
     return gone / max(1, sum(mask.numel() for mask in masks.values()))
+
+
+def masks_to_keep(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> dict[str, Tensor]:
+    """Return copies of the masks of the parts whose ramp begins at them: not those that cycle, or want less removed."""
+    kept = {}
+    for part in parts:
+        masks = {name: weights[name].mask for name in part.candidates.names}
+        more = part.pruning.amount is not None or part.pruning.target >= part.candidates.removed(masks)
+        if more and not part.pruning.schedule.cyclical:
+            kept.update({name: mask.clone() for name, mask in masks.items()})
+    return kept
+
+
+def check_present(parts: Sequence[Part], weights: Mapping[str, MaskedWeight], where: str) -> None:
+    """Raise SparsifyError, its line begun by `where`, if a part is to remove less than its masks remove already."""
+    for part in parts:
+        present = part.candidates.removed({name: weights[name].mask for name in part.candidates.names})
+        target = part.pruning.target
+        if part.pruning.amount is None and present > target and not part.pruning.schedule.cyclical:
+            of = f" by {_named(part)}" if part.match else ""
+            raise SparsifyError(
+                f"{where}: {float(target):g} is to be removed{of}, and {float(present):.4g} is already, whose "
+                "values are gone; give more, or leave out 'prune' to train under the masks that are there"
+            )
 
 
 def measured_prices(parts: Sequence[Part]) -> dict[str, Tensor]:

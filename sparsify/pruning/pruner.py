@@ -18,7 +18,17 @@ from ..surgery.rules.table import Rule
 from .build_report import pruning_report
 from .criteria.gradients import LossFunction, on_model_and_batch
 from .criteria.table import Context
-from .parts import at_prices, make_parts, measured_prices, private_generator, removed, update_parts, with_data
+from .parts import (
+    at_prices,
+    check_present,
+    make_parts,
+    masks_to_keep,
+    measured_prices,
+    private_generator,
+    removed,
+    update_parts,
+    with_data,
+)
 from .report import PruningReport, SparsityWarning, losses
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
@@ -34,6 +44,8 @@ class Pruner:
     Call `start` before the first step and `step` after every optimiser step. `plan` lists every change in advance,
     `position` counts the steps done, and `sparsity` is the sparsity that is due at present. `on_cycle_end`, if set, is
     called with the number of each cycle that has reached its end, while the model has that cycle's masks.
+    Where masks remove something before the start, a schedule without cycles goes from the sparsity that is there, in
+    each group of the scope, to the target, if that is not less; what is removed then stays removed.
     """
 
     def __init__(
@@ -113,11 +125,23 @@ class Pruner:
         if not self._started:
             self._started = True
             self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
+            self._begin_at_present()
             try:
                 self._apply_due_updates()
             except BaseException:
                 self._started = self._ready = False  # it is still to come
                 raise
+
+    def _begin_at_present(self) -> None:
+        """Remember the masks that are there: a ramp to more sparsity than theirs begins at it, and only adds."""
+        weights = self._weights()
+        self.sparsity = removed(self.parts, weights) if self._removed_before else 0.0
+        if self.sparsity:
+            self._union = masks_to_keep(self.parts, weights)
+
+    def check_present(self, *, where: str) -> None:
+        """Raise SparsifyError if less is to be removed than the masks remove already; `where` begins its line."""
+        check_present(self.parts, self._weights(), where)
 
     def step(self) -> None:
         """Do what is due after one more optimiser step. Call it right after `optimizer.step()`.
