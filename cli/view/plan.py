@@ -40,16 +40,21 @@ def show_plan(recipe: Recipe) -> None:
         return
     cycles = len({update.cycle for update in planned.updates})
     prune = recipe.prune
-    what = f"{percent(float(prune.target))} {_of(prune)}"
-    if prune.amount is not None:
-        what = f"{prune.amount:,} {prune.granularity.choices} {_EACH[prune.scope]}"
-    say(
-        f"prune {what} by {_name(prune.criterion)}, scope {prune.scope}: "
-        f"{count(len(planned.updates), 'update')} in {count(cycles, 'cycle')}"
-    )
+    say(f"prune {_what(prune)}: {count(len(planned.updates), 'update')} in {count(cycles, 'cycle')}")
+    for rule in prune.rules or ():
+        own = "stay dense" if rule.ignore else _what(prune.under(rule))
+        say(f"  {', '.join(rule.match)}: {own}")
     if prune.shrink:
         say("then take what is of no influence any more out of the model")
     print_table(_updates_table(planned, prune.amount))
+
+
+def _what(prune: Pruning) -> str:
+    """Return how much is removed, by what, and over which set."""
+    what = f"{percent(float(prune.target))} {_of(prune)}"
+    if prune.amount is not None:
+        what = f"{prune.amount:,} {prune.granularity.choices} {_EACH[prune.scope]}"
+    return f"{what} by {_name(prune.criterion)}, scope {prune.scope}"
 
 
 def _batch(recipe: Recipe) -> str:
