@@ -114,7 +114,7 @@ class Rearrangements:
         return None
 
     def coordinates(self, node: Any, source: fx.Node, shape: torch.Size, dimension: int, index_dimensions: int) -> Any:
-        """Return `node` with the entries of `source` replaced by their coordinates in one dimension, others by -1, int32.
+        """Return `node` with the entries of `source` replaced by their coordinates in one dimension, others by -1.
 
         An index that depends on an input is taken to have `index_dimensions` dimensions and to select the first entry.
         """
