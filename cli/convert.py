@@ -14,7 +14,7 @@ from sparsify.errors import RunError, SparsifyError
 from sparsify.pruning.settings.sections import CRITERION_ROWS
 
 from .paths import saved_model
-from .view.report import conversion_lines, file_line, masks_line, sparsity_lines
+from .view.report import conversion_lines, file_line, loaded_lines, masks_line, sparsity_lines
 from .view.show import say
 from .view.shrinking import check_options, random_images, shrunk
 
@@ -100,10 +100,10 @@ def command(
     check_writable(out)
     checkpoint = None if checkpoint is None else str(saved_model(checkpoint))
     how = pruning if masks is None else saved_model(masks)
-    masked, arguments, input_shape = _convert(checkpoint, model, how, num_classes, pretrained, image_size, seed)
+    masked, about, input_shape = _convert(checkpoint, model, how, num_classes, pretrained, image_size, seed)
     if shrink:
         masked = shrunk(masked, input_shape, round_to, dead or "masks")
-    _write(masked, model, arguments, input_shape, seed, out)
+    _write(masked, model, about, seed, out)
 
 
 def _pruning(
@@ -144,14 +144,14 @@ def _convert(
     pretrained: bool,
     image_size: int | None,
     seed: int,
-) -> tuple[nn.Module, dict[str, Any], tuple[int, int, int]]:
-    """Return the masked model, what it was built with and the shape of its input."""
+) -> tuple[nn.Module, dict[str, Any], tuple[int, ...]]:
+    """Return the masked model, what a file says of it ("arguments", "extra") and the shape of its input."""
     import torch
 
     import sparsify
 
     torch.manual_seed(seed)
-    model, arguments = _build(checkpoint, spec, num_classes, pretrained)
+    model, arguments, how_images = _build(checkpoint, spec, num_classes, pretrained)
     model.eval()
     if isinstance(how, Path):
         sparsify.load_masks(how, model)
@@ -167,47 +167,48 @@ def _convert(
     if not isinstance(how, Path):
         generator = torch.Generator().manual_seed(seed)
         pruner = sparsify.Pruner(model, how, total_steps=1, generator=generator, example_input=example[:1])
-        pruner.start()
+        if how.target or how.amount is not None:
+            pruner.check_present(where="--sparsity")
+            pruner.start()
         say(*sparsity_lines(pruner.report()))
-    return model, arguments, shape
+    extra = {"input_shape": list(shape), **({"preprocess": how_images} if how_images else {})}
+    return model, {"arguments": arguments, "extra": extra}, shape
 
 
-def _write(
-    model: nn.Module, spec: str, arguments: dict[str, Any], input_shape: tuple[int, int, int], seed: int, out: str
-) -> None:
+def _write(model: nn.Module, spec: str, about: dict[str, Any], seed: int, out: str) -> None:
     import sparsify
     from sparsify.formats.file.inspection import inspect_file
 
-    extra = {"input_shape": list(input_shape)}
-    sparsify.save(model, out, spec=spec, arguments=arguments, seeds={"convert": seed}, extra=extra)
+    sparsify.save(model, out, spec=spec, seeds={"convert": seed}, **about)
     say(file_line(inspect_file(out)))
 
 
 def _build(
     checkpoint: str | None, spec: str, num_classes: int | None, pretrained: bool
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None]:
+    """Return the plain or masked model, its arguments, and how images become its inputs, None if that is not known."""
+    from sparsify.formats.model.start import read_start
     from sparsify.models import build_model
-    from sparsify.weights import load_state, read_weights
 
     arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     model = build_model(spec, pretrained=pretrained, **arguments)
     if checkpoint is None:
         if not pretrained:
             say("weights: fresh, as the model initialises them (no CHECKPOINT and no --pretrained)")
-        return model, arguments
-    state, _, ignored = read_weights(checkpoint)
-    loaded = load_state(model, state, source=checkpoint)
+            return model, arguments, None
+        from sparsify.training.data.published import published_preprocessing
+
+        published = published_preprocessing(spec, model)
+        return model, arguments, None if published is None else published.to_dict()
+    start = read_start(checkpoint)
+    loaded = start.into(model)
     if loaded.reinitialised and num_classes is None:
         # The head in the checkpoint is for another number of classes: the model is built to take it.
-        arguments = {"num_classes": state[loaded.reinitialised[0]].shape[0]}
+        arguments = {"num_classes": start.state[f"{loaded.prefix}{loaded.reinitialised[0]}"].shape[0]}
         model = build_model(spec, **arguments)
-        loaded = load_state(model, state, source=checkpoint)
-    say(f"weights: {len(loaded.loaded)} tensors from {checkpoint}")
-    if loaded.reinitialised:
-        say(f"  left as initialised, of another size there: {', '.join(loaded.reinitialised)}")
-    if ignored:
-        say(f"  ignored there: {', '.join(ignored)}")
-    return model, arguments
+        loaded = start.into(model)
+    say(*loaded_lines(loaded, checkpoint, model))
+    return model, arguments, None if loaded.reinitialised else start.metadata.extra.get("preprocess")
 
 
 def _input_shape(model: nn.Module, spec: str, image_size: int | None) -> tuple[int, int, int]:

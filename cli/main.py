@@ -25,6 +25,7 @@ _COMMANDS = {
     "import": ("import_", "Make others' sparse files dense."),
     "inspect": ("inspect", "Show what a file or a model holds, layer by layer."),
     "eval": ("evaluate", "Measure a saved model's accuracy."),
+    "predict": ("predict", "Classify image files with a saved or exported model."),
     "bench": ("bench", "Time a model on the sparse engine, and on PyTorch beside it."),
     "models": ("models", "List the models that can be named."),
     "recipe-schema": ("schema", "Print the JSON schema of recipes, for editors."),

@@ -62,7 +62,7 @@ def first_problem(error: ValidationError, model: type[BaseModel], tree: Any, sou
     path = min(problems, key=lambda path: (problems[path][0]["type"] == "missing", source.order(path)))
     text = _describe(path, problems[path], model, tree)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return SparsifyError(f"{source.where(path)}: {text}{more}")
+    return SparsifyError(_one_line(f"{source.where(path)}: {text}{more}"))
 
 
 def known_keys(model: type[BaseModel], path: Keys, tag: Any = None) -> list[str]:
@@ -154,7 +154,7 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _with_guess(problem: str, given: Any, allowed: list[str]) -> str:
-    hint = did_you_mean(str(given), allowed)
+    hint = did_you_mean(given if isinstance(given, str) else _repr(given), allowed)
     return f"{problem}{hint} (known: {', '.join(allowed)})"
 
 
@@ -170,7 +170,9 @@ def _describe_value(details: list[Any], given: Any) -> str:
     hint = did_you_mean(given, re.findall(r"'([^']*)'", expected)) if isinstance(given, str) else ""
     # What a check of ours says names the value itself; a section is too much to repeat.
     told = (
-        isinstance(given, Mapping) or repr(given) in text and any(detail["type"] == "value_error" for detail in details)
+        isinstance(given, Mapping)
+        or _repr(given) in text
+        and any(detail["type"] == "value_error" for detail in details)
     )
     return f"{text}{hint}" if told else f"{text}; given {_show(given)}{hint}"
 
@@ -178,5 +180,18 @@ def _describe_value(details: list[Any], given: Any) -> str:
 def _show(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
-    text = f"'{value}'" if isinstance(value, str) else repr(value)
+    text = f"'{value}'" if isinstance(value, str) else _repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _one_line(text: str) -> str:
+    """Return `text` on one line; what was given may go on for ever, and is then cut short in the middle."""
+    line = " ".join(text.split())
+    return line if len(line) <= 1000 else f"{line[:300]} ... {line[-300:]}"
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} with a number of thousands of digits"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparsify.surgery.conversion.convert import ConversionReport
     from sparsify.training.run.prepare import Prepared
     from sparsify.training.run.train import TrainResult
+    from sparsify.weights import LoadReport
 
 
 # How a mask enters (`ConversionReport.masked`) -> what that means.
@@ -53,17 +54,26 @@ def masks_line(model: nn.Module, path: str | Path) -> str:
     return f"masks: from {path}, on {count(len(masks), 'weight')}{beside}{share}"
 
 
+def loaded_lines(loaded: LoadReport, source: str, model: nn.Module) -> list[str]:
+    """Return what came from a checkpoint into `model`, and what did not."""
+    behind = f", behind '{loaded.prefix}'" if loaded.prefix else ""
+    lines = [f"weights: {count(len(loaded.loaded), 'tensor')} from {source}{behind}"]
+    if loaded.reinitialised:
+        lines.append(f"  left as initialised, of another size there: {', '.join(loaded.reinitialised)}")
+    if loaded.ignored:
+        lines.append(f"  ignored there: {', '.join(loaded.ignored)}")
+    return lines + [masks_line(model, source)] * (loaded.masks > 0)
+
+
 def start_lines(prepared: Prepared, folder: Path) -> list[str]:
     """Return what is about to run: model, data, weights loaded, masks, verification, folder."""
     training, name = prepared.training, prepared.spec or type(prepared.training.model).__name__
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     lines = [f"{name}: {parameters:,} parameters, on {training.accelerator.device}", training.data.description]
     if prepared.loaded is not None:
-        lines.append(f"weights: {len(prepared.loaded.loaded)} tensors from {prepared.recipe.model.checkpoint}")
-        if prepared.loaded.reinitialised:
-            lines.append(f"  left as initialised, of another size there: {', '.join(prepared.loaded.reinitialised)}")
-        if prepared.loaded.ignored:
-            lines.append(f"  ignored there: {', '.join(prepared.loaded.ignored)}")
+        lines += loaded_lines(prepared.loaded, str(prepared.recipe.model.checkpoint), training.model)
+        if prepared.loaded.masks and prepared.recipe.prune is not None and prepared.recipe.prune.schedule.cyclical:
+            lines.append("  every cycle begins with all weights: those that are removed there come back as zeros")
     if prepared.recipe.model.masks is not None:
         lines.append(masks_line(training.model, prepared.recipe.model.masks))
     if prepared.conversion is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -25,6 +26,16 @@ def round_targets(sparsity: Fraction, rounds: int) -> list[Fraction]:
     density = float(1 - sparsity)
     # Twelve decimals, so that counts do not hang on the last bit of a C library's power.
     return [1 - Fraction(f"{density ** (k / rounds):.12f}") for k in range(1, rounds)] + [sparsity]
+
+
+def from_present(update: Update, first: Update, target: Fraction) -> Update:
+    """Return `update` as a part of the way from the masks at the start to `target`, as in a union's cycle.
+
+    The part is the one that the schedule has gone of its own way, which begins with the update `first`.
+    """
+    assert update.sparsity is not None and first.sparsity is not None
+    way = target - first.sparsity
+    return replace(update, sparsity=None, progress=(update.sparsity - first.sparsity) / way if way else Fraction(1))
 
 
 def update_masks(

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..surgery.rules.table import Rule
 from .build_candidates import build_candidates
 from .criteria.gradients import LossFunction, on_model_and_batch, with_first_input
 from .criteria.table import CRITERIA, Context
-from .mask_update import update_masks
+from .mask_update import from_present, update_masks
 from .report import PruningReport, SparsityWarning, losses, pruning_report
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
@@ -36,6 +37,8 @@ class Pruner:
     Call `start` before the first step and `step` after every optimiser step. `plan` lists every change in advance,
     `position` counts the steps done, and `sparsity` is the sparsity that is due at present. `on_cycle_end`, if set, is
     called with the number of each cycle that has reached its end, while the model has that cycle's masks.
+    Where masks remove something before the start, a schedule without cycles goes from the sparsity that is there, in
+    each group of the scope, to the target, if that is not less; what is removed then stays removed.
     """
 
     def __init__(
@@ -123,11 +126,30 @@ class Pruner:
         if not self._started:
             self._started = True
             self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
+            self._begin_at_present()
             try:
                 self._apply_due_updates()
             except BaseException:
                 self._started = self._ready = False  # it is still to come
                 raise
+
+    def _begin_at_present(self) -> None:
+        """Remember the masks that are there: a ramp to more sparsity than theirs begins at it, and only adds."""
+        masks = {name: weight.mask for name, weight in self._weights().items()}
+        present = self.candidates.removed(masks) if self._removed_before else Fraction(0)
+        self.sparsity = float(present)
+        more = self.pruning.amount is not None or self.pruning.target >= present
+        if present and more and not self.pruning.schedule.cyclical:
+            self._union = {name: mask.clone() for name, mask in masks.items()}
+
+    def check_present(self, *, where: str) -> None:
+        """Raise SparsifyError if less is to be removed than the masks remove already; `where` begins its line."""
+        present = self.candidates.removed({name: weight.mask for name, weight in self._weights().items()})
+        if self.pruning.amount is None and present > self.pruning.target and not self.pruning.schedule.cyclical:
+            raise SparsifyError(
+                f"{where}: {float(self.pruning.target):g} is to be removed, and {float(present):.4g} is already, whose "
+                "values are gone; give more, or leave out 'prune' to train under the masks that are there"
+            )
 
     def step(self) -> None:
         """Do what is due after one more optimiser step. Call it right after `optimizer.step()`.
@@ -263,6 +285,8 @@ class Pruner:
             self.sparsity = float(self.candidates.removed({name: weight.mask for name, weight in weights.items()}))
         else:
             context = self._context(update, weights)
+            if self._union and not self.pruning.schedule.cyclical:
+                update = from_present(update, self.plan[0], self.pruning.target)
             self.sparsity = update_masks(
                 update, self.pruning, self._criterion, self.candidates, weights, context, self._union
             )

@@ -114,7 +114,7 @@ class CriterionSettings(_NamedOrFunction):
     name: Annotated[str, _enum(CRITERION_NAMES), Field(description=_CRITERIA_TEXT)]
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """grasp: the model's output is divided by it before the loss; default 200"""
-    rounds: Annotated[int, Field(ge=1, strict=True)] | None = None
+    rounds: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = None
     """one_shot: in how many rounds of scoring the target is reached, the density falling by the same factor in each;
     default 100 for synflow, 1 for the others"""
     per: Literal["flops", "parameters", "milliseconds"] | None = None
@@ -150,7 +150,7 @@ class Schedule(_NamedOrFunction):
     ramp: Literal["half", "full"] | None = None
     """cyclic: half (default) starts every cycle dense, s * sin(pi/2 * (u mod 1)); full goes up and comes down,
     s * |sin(pi/2 * u)|; u = cycles elapsed"""
-    cycles: Annotated[int, Field(ge=1, strict=True)] | None = None
+    cycles: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = None
     """cyclic: the number of cycles between `begin` and `end`, the last included"""
     cycle_length: TimeValue | None = None
     """cyclic: the length of a cycle, instead of their number; the last one ends at `end`"""

@@ -6,7 +6,7 @@ drawn before: a run could not go on inside an epoch with the same bits. Its tran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...errors import RunError, SparsifyError
+from ...preprocess import Preprocessing
 from ...preserve import keep_random_states, seed_cpu
 from ..recipe.settings import DataSettings
 from .input_size import declared_size, input_for
@@ -59,7 +60,8 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     mode = "L" if channels == 1 else "RGB"
     flip = 0.5 if settings.flip is not False else 0.0
     train.transform = _Converted(mode, create_transform(is_training=True, hflip=flip, **common))
-    test.transform = _Converted(mode, create_transform(is_training=False, crop_pct=config["crop_pct"], **common))
+    for_test = create_transform(is_training=False, crop_pct=config["crop_pct"], **common)
+    test.transform = _Converted(mode, for_test)
     return Data(
         settings.name,
         count_classes(settings),
@@ -68,7 +70,30 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
         FileLoader(test, settings.test_batch_size, settings.workers, seed, False, False, device),
         len(train),
         len(test),
+        preprocessing_of(mode, for_test, config["interpolation"], mean, std, _names(train)),
     )
+
+
+def preprocessing_of(
+    mode: str, transform: Any, interpolation: str, mean: tuple[float, ...], std: tuple[float, ...], names: Sequence[str]
+) -> Preprocessing | None:
+    """Return what timm's transform for evaluation does; None if it is not a resize and a crop from the middle."""
+    from torchvision.transforms import CenterCrop, Resize
+
+    resize, crop, *_ = [*transform.transforms, None, None]
+    if not isinstance(resize, Resize) or not isinstance(crop, CenterCrop) or not isinstance(resize.size, int):
+        return None
+    height, width = (int(size) for size in crop.size)
+    return Preprocessing(mode, resize.size, (height, width), interpolation, mean, std, len(mean), tuple(names))
+
+
+def _names(dataset: Any) -> list[str]:
+    """Return the names of the classes by index, none if the set does not tell them."""
+    classes = getattr(dataset, "classes", None)
+    if classes:
+        return [str(name) for name in classes]
+    indices = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    return [str(name) for name, _ in sorted(indices.items(), key=lambda item: item[1])]
 
 
 @dataclass

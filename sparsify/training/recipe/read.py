@@ -14,9 +14,9 @@ from ...errors import SparsifyError, nearest
 from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
-from .lookups import check_data_name, check_file, check_optimizer_name
+from .lookups import check_data_name, check_optimizer_name, check_source
 from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
-from .yaml_lines import parse_value, parse_yaml
+from .yaml_lines import MOST_CHARACTERS, parse_value, parse_yaml
 
 __all__ = [
     "DataSettings",
@@ -101,9 +101,9 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
         check_data_name(recipe.data, where=where(("data", "name")))
     check_optimizer_name(recipe.train.optimizer.name, where=where(("train", "optimizer", "name")))
     if recipe.model.checkpoint is not None:
-        check_file(recipe.model.checkpoint, where=where(("model", "checkpoint")))
+        check_source(recipe.model.checkpoint, where=where(("model", "checkpoint")))
     if recipe.model.masks is not None:
-        check_file(recipe.model.masks, where=where(("model", "masks")))
+        check_source(recipe.model.masks, where=where(("model", "masks")))
 
 
 def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, name: str, check: bool = True) -> Recipe:
@@ -148,7 +148,9 @@ def _override(tree: dict[str, Any], override: str, source: Source) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            # One more than is allowed, whatever the length of the file: the parser will tell.
+            return file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         guess = nearest(path.name, siblings)

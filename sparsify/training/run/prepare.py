@@ -13,12 +13,13 @@ from torch import nn
 
 from ...errors import RunError
 from ...formats.model.masks import load_masks
-from ...models import build_model
+from ...formats.model.start import read_start
+from ...models import FROM_PYTHON, build_model
 from ...pruning.pruner import Pruner
 from ...surgery.conversion.convert import ConversionReport, convert
 from ...surgery.masks import masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
-from ...weights import LoadReport, load_checkpoint
+from ...weights import LoadReport
 from ..data.datasets import count_classes, load_data
 from ..data.own_data import check_takes, own_data
 from ..data.types import Data
@@ -33,8 +34,9 @@ from ..recipe.read import Recipe
 class Prepared:
     """A training that is ready to start, and how it was made.
 
-    `spec` and `arguments` build the model by name; `spec` is None for a model given from Python. `loaded` tells what
-    was read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and no `verification`.
+    `spec` and `arguments` build the model by name; `spec` is None for one given from Python that no name builds.
+    `loaded` tells what was read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and
+    no `verification`.
     """
 
     recipe: Recipe
@@ -62,16 +64,19 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, data: Any = None,
         spec, arguments = recipe.model.name, {**recipe.model.arguments, "num_classes": classes}
         model = build_model(spec, pretrained=recipe.model.pretrained, **arguments)
         if recipe.model.checkpoint is not None:
-            loaded = load_checkpoint(model, recipe.model.checkpoint)
+            loaded = read_start(recipe.model.checkpoint).into(model)
         if recipe.model.masks is not None:
             load_masks(recipe.model.masks, model)
+    elif not recipe.model.name.startswith(FROM_PYTHON):
+        spec, arguments = recipe.model.name, dict(recipe.model.arguments)
     if own is not None:
         check_takes(model, own)
     found = own or load_data(recipe.data, model, seed=settings.seed, device=accelerator.device)
     conversion = verification = None
     if recipe.prune is not None:
         conversion = convert(model, ignore=recipe.prune.ignore)
-    if (recipe.prune is not None or recipe.model.masks is not None) and check:
+    sparse_start = recipe.model.masks is not None or (loaded is not None and loaded.masks > 0)
+    if (recipe.prune is not None or sparse_start) and check:
         verification = _verified(model, found.input_shape)
     model.to(accelerator.device).train()
     if settings.channels_last:
@@ -94,6 +99,8 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
             generator=torch.Generator().manual_seed(settings.seed),
             example_input=torch.zeros(1, *data.input_shape, device=accelerator.device),
         )
+        if recipe.model.checkpoint is not None:
+            pruner.check_present(where="prune.sparsity")
     return Training(
         model=model,
         data=data,
