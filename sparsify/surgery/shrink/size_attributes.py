@@ -35,7 +35,7 @@ class Change(NamedTuple):
 
 
 class PrunedShapes:
-    """The sizes that Values have after the groups in `removed` (bool, by group id) went."""
+    """The shapes of Values after the `removed` groups (bool [groups]) are cut."""
 
     def __init__(self, study: Study, removed: np.ndarray[Any, Any]) -> None:
         self._study = study
