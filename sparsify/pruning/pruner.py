@@ -6,21 +6,20 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import SparsifyError
 from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
 from .build_candidates import build_candidates
-from .criteria.gradients import LossFunction, on_model_and_batch, with_first_input
-from .criteria.table import CRITERIA, Context
-from .mask_update import from_present, update_masks
+from .criteria.scoring import Scoring
+from .cycle_generator import CycleGenerator
+from .mask_update import from_present, set_all, union_of, update_masks
+from .present_masks import check_present, masks_restored, ramps_from_present
 from .report import PruningReport, SparsityWarning, losses, pruning_report
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
@@ -35,10 +34,19 @@ class Pruner:
     """Changes a converted model's masks, in place, as training goes on.
 
     Call `start` before the first step and `step` after every optimiser step. `plan` lists every change in advance,
-    `position` counts the steps done, and `sparsity` is the sparsity that is due at present. `on_cycle_end`, if set, is
-    called with the number of each cycle that has reached its end, while the model has that cycle's masks.
-    Where masks remove something before the start, a schedule without cycles goes from the sparsity that is there, in
-    each group of the scope, to the target, if that is not less; what is removed then stays removed.
+    `position` counts the steps done, and `sparsity` is the sparsity due at present. `on_cycle_end`, if set, is called
+    with the number of each cycle at its end, while the model has that cycle's masks. If masks remove something before
+    the start, a schedule without cycles goes from that sparsity, in each group of the scope, to the target, unless the
+    target is lower; what is removed at the start stays removed.
+
+    `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count optimiser
+    steps. `generator` seeds the random numbers with one number drawn from it; without it the seed is 0.
+    `example_input` (a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`) is
+    used to find coupled channels: granularity unit then prunes groups of them in all tensors that produce them, biases
+    and norms included, and puts masks on these; without it a unit is a row of one weight. Criteria that need no data
+    but an input take the example's shape, or the first batch's. `channels` is a result of `analyse`, if there is one;
+    otherwise `rules` and other `examples` are passed to `analyse`: units that are not the same for all examples stay,
+    and the report's notes say so.
     """
 
     def __init__(
@@ -54,17 +62,8 @@ class Pruner:
         rules: Mapping[str, Rule] | None = None,
         examples: Sequence[Any] = (),
     ) -> None:
-        """Plan the pruning of `model`, which `convert` has put masks on; nothing is changed yet.
+        """Plan the pruning of `model`, which `convert` has put masks on; no mask is changed yet.
 
-        `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count
-        optimiser steps. Random numbers come from `generator`, of which one number is drawn; without it, from seed 0.
-        `example_input`, a tensor, a tuple of positional arguments, a dict of keyword arguments or
-        `sparsify.Inputs(*args, **kwargs)`, shows how the channels of the layers are tied:
-        with it, granularity unit prunes groups of them in all tensors that produce them, biases and norms too, on which
-        it puts masks; without it a unit is a row of one weight. `channels` is what `surgery.channels.analyse` found,
-        if that is known; else `rules` are those that it shall know besides its own, and `examples` further inputs, of
-        other sizes say: units that are not the same for all stay, and the report's notes say so. Criteria that need no
-        data but an input take the example's shape, or the first batch's.
         Raises SparsifyError for wrong settings, times that do not fit, or a model without masks.
         """
         self.model = model
@@ -74,20 +73,15 @@ class Pruner:
         self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
         self.candidates = build_candidates(model, self.pruning, example_input, channels, rules, examples)
         self.names = self.candidates.names
-        self._measured = self.pruning.criterion.per == "milliseconds"  # so that no two pruners have the same prices
-        self.position = 0
-        self.sparsity = 0.0
+        self._measured = self.pruning.criterion.per == "milliseconds"  # no two pruners then have the same prices
+        self.position, self.sparsity = 0, 0.0
         self._done = 0  # updates of the plan
         self._started = False
-        self._ready = False  # whether `start` was called in this process, with data if they are needed
+        self._ready = False  # `start` was called in this process
         self._union: dict[str, Tensor] = {}
         self._removed_values = RemovedValues(self.pruning.masked_weights)
-        self._generator = _private_generator(generator)
-        self._cycle_state, self._cycle_drawn = self._generator.get_state(), 0
-        self._criterion = self.pruning.criterion.function or CRITERIA[self.pruning.criterion.name]
-        self._batches: Iterable[Any] | None = None
-        self._loss_fn: LossFunction | None = None
-        self._example_input = example_input
+        self._random = CycleGenerator(generator)
+        self._scoring = Scoring(self.pruning.criterion, example_input)
         self._note_progress()
         self._removed_before = 0  # entries that masks removed when this pruning began
         self._watched = list(self._weights().values())
@@ -104,62 +98,42 @@ class Pruner:
         return self._done == len(self.plan)
 
     def start(self, batches: Iterable[Any] | None = None, loss_fn: Callable[..., Tensor] | None = None) -> None:
-        """Do what is due before the first step; hand over the data that some criteria need.
+        """Make the updates due before the first step, and take the data that some criteria need.
 
-        `batches` is iterated anew at every update (an iterator is kept as a list). `loss_fn(outputs, targets)` returns
-        the loss of a batch that is a pair (inputs, targets), a tensor of one element; a function whose parameters are
-        called `model` and `batch` gets those, as does any for batches that are no pairs. After `load_state_dict` this
-        only hands over data. Raises SparsifyError if the criterion needs data and there are none.
+        `batches` is iterated anew at every update (an iterator is stored as a list). `loss_fn(outputs, targets)`
+        returns the loss of a batch (inputs, targets), a tensor of one element; with parameters called `model` and
+        `batch`, or for batches that are no pairs, it gets these. After `load_state_dict` only the data are taken.
+        Raises SparsifyError if the criterion needs data and there are none.
         """
-        needs_data = getattr(self._criterion, "needs_data", False)
-        needs_input = getattr(self._criterion, "needs_input", False) and self._example_input is None
-        name = self.pruning.criterion.name
-        if needs_data and not self.finished and (batches is None or loss_fn is None):
-            raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) before step()")
-        if needs_input and not self.finished:
-            if batches is None:
-                raise SparsifyError(f"criterion '{name}' needs an input's shape: give Pruner an example_input")
-            batches, self._example_input = with_first_input(batches)
-        self._batches = list(batches) if needs_data and isinstance(batches, Iterator) else batches
-        self._loss_fn = None if loss_fn is None else on_model_and_batch(loss_fn)
+        self._scoring.hand_over(batches, loss_fn, finished=self.finished)
         self._ready = True
         if not self._started:
             self._started = True
             self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
-            self._begin_at_present()
+            if self._removed_before:
+                masks = self._masks()
+                self.sparsity = float(self.candidates.removed(masks))
+                if ramps_from_present(self.candidates, masks, self.pruning):
+                    self._union = {name: mask.clone() for name, mask in masks.items()}
             try:
                 self._apply_due_updates()
             except BaseException:
-                self._started = self._ready = False  # it is still to come
+                self._started = self._ready = False  # the next call tries again
                 raise
 
-    def _begin_at_present(self) -> None:
-        """Remember the masks that are there: a ramp to more sparsity than theirs begins at it, and only adds."""
-        masks = {name: weight.mask for name, weight in self._weights().items()}
-        present = self.candidates.removed(masks) if self._removed_before else Fraction(0)
-        self.sparsity = float(present)
-        more = self.pruning.amount is not None or self.pruning.target >= present
-        if present and more and not self.pruning.schedule.cyclical:
-            self._union = {name: mask.clone() for name, mask in masks.items()}
-
     def check_present(self, *, where: str) -> None:
-        """Raise SparsifyError if less is to be removed than the masks remove already; `where` begins its line."""
-        present = self.candidates.removed({name: weight.mask for name, weight in self._weights().items()})
-        if self.pruning.amount is None and present > self.pruning.target and not self.pruning.schedule.cyclical:
-            raise SparsifyError(
-                f"{where}: {float(self.pruning.target):g} is to be removed, and {float(present):.4g} is already, whose "
-                "values are gone; give more, or leave out 'prune' to train under the masks that are there"
-            )
+        """Raise SparsifyError, which begins with `where`, if the masks already remove more than the target."""
+        check_present(self.candidates, self._masks(), self.pruning, where)
 
     def step(self) -> None:
-        """Do what is due after one more optimiser step. Call it right after `optimizer.step()`.
+        """Count one optimiser step and make the updates due after it. Call it right after `optimizer.step()`.
 
-        Raises what the criterion and the loss raise; no mask is changed then, and the next step tries again.
+        Raises what the criterion and the loss raise; no mask is changed then, and the next call tries again.
         """
         if not self._ready:
             self.start()
         for weight in self._watched:
-            weight.mask  # noqa: B018 - something else may have put there what is no mask
+            weight.mask  # noqa: B018 - raises if something else has replaced it by what is no mask
         self.position += 1
         self._note_progress()
         if self.pruning.masked_weights != "decay":
@@ -184,21 +158,21 @@ class Pruner:
         note_progress(self.model, progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to go on as if nothing had happened.
+        """Return all that `load_state_dict` needs to continue to the same bits; the masks are in the model's state.
 
-        A flat dict of integers, floats, bools, strings and tensors, all copies. The masks themselves are the model's.
+        A flat dict of integers, floats, bools, strings and tensors, all copies.
         """
         before = {"removed_before": self._removed_before} if self._removed_before else {}
         return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._removed_values.values})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state saved by a pruner with the same settings, for the same model; load the model's as well.
+        """Continue from the state of a pruner with the same settings and model, whose own state is loaded separately.
 
-        Raises SparsifyError if the state is of other settings or another model; nothing is changed then.
+        Raises SparsifyError, with nothing changed, for other settings or another model.
         """
         weights = self._weights()
         shapes = {
-            "union": {name: weight.mask for name, weight in weights.items()},
+            "union": self._masks(),
             "frozen": {name: weight.parameter.detach() for name, weight in weights.items()},
         }
         before = state.get("removed_before", 0)
@@ -210,8 +184,7 @@ class Pruner:
         self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
         self._started, self._ready = plain["started"], False
         self._note_progress()
-        self._generator.set_state(plain["generator"].cpu())
-        self._cycle_state, self._cycle_drawn = plain["cycle_generator"].cpu().clone(), plain["cycle_drawn"]
+        self._random.load(plain)
         for kept, group in ((self._union, "union"), (self._removed_values.values, "frozen")):
             kept.clear()
             kept.update({name: shapes[group][name].clone().copy_(value) for name, value in groups[group].items()})
@@ -219,27 +192,26 @@ class Pruner:
     def _plain_state(self) -> dict[str, Any]:
         settings = self.pruning.model_dump(mode="json")
         settings |= {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch, "weights": self.names}
-        prices = (
-            {"prices": self.candidates.prices}
-            if isinstance(self.candidates, GroupCandidates) and self._measured
-            else {}
-        )
+        prices = {}
+        if isinstance(self.candidates, GroupCandidates) and self._measured:
+            prices["prices"] = self.candidates.prices
         return {
             "settings": json.dumps(settings),
             "position": self.position,
             "sparsity": self.sparsity,
             "done": self._done,
             "started": self._started,
-            "cycle_drawn": self._cycle_drawn,
-            "generator": self._generator.get_state(),
-            "cycle_generator": self._cycle_state,
+            **self._random.state(),
             **prices,
         }
 
     def _weights(self) -> dict[str, MaskedWeight]:
-        # Looked up each time: `.to(device)` and some ways of loading put new tensors in the place of the masks.
+        # Looked up each time: `.to(device)` and some ways of loading replace the masks by new tensors.
         weights = masked_parameters(self.model)
         return {name: weights[name] for name in self.names}
+
+    def _masks(self) -> dict[str, Tensor]:
+        return {name: weight.mask for name, weight in self._weights().items()}
 
     def _apply_due_updates(self) -> None:
         weights = self._weights()
@@ -254,67 +226,33 @@ class Pruner:
                     self.on_cycle_end(update.cycle)
         self._removed_values.snapshot(weights.values())
         if self.finished:
-            self._batches = self._loss_fn = None
+            self._scoring.drop()
             for line in losses(self._report(), filters=self.pruning.granularity.name != "unit"):
                 warnings.warn(line, SparsityWarning, stacklevel=3)
 
     @contextmanager
     def _all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
-        """Put everything back if the block raises: a score is NaN, a criterion fails, someone interrupts."""
-        masks = {name: weight.mask.clone() for name, weight in weights.items()}
-        done, sparsity, drawn = self._done, self.sparsity, (self._cycle_state, self._cycle_drawn)
-        union, generator = dict(self._union), self._generator.get_state()
+        """Restore masks and state if the block raises: a score is NaN, a criterion fails, someone interrupts."""
+        done, sparsity, union, drawn = self._done, self.sparsity, dict(self._union), self._random.state()
         try:
-            yield
+            with masks_restored(weights):
+                yield
         except BaseException:
-            for name, weight in weights.items():
-                weight.mask.copy_(masks[name])
             self._done, self.sparsity, self._union = done, sparsity, union
-            self._cycle_state, self._cycle_drawn = drawn
-            self._generator.set_state(generator)
+            self._random.load(drawn)
             raise
 
     def _apply(self, update: Update, weights: Mapping[str, MaskedWeight]) -> None:
-        if update.event == "reset":
-            for weight in weights.values():
-                weight.mask.fill_(True)
-            self.sparsity = 0.0
-        elif update.event == "union":
-            for name, weight in weights.items():
-                weight.mask.copy_(self._union[name])
-            self.sparsity = float(self.candidates.removed({name: weight.mask for name, weight in weights.items()}))
+        if self._union and not self.pruning.schedule.cyclical:
+            update = from_present(update, self.plan[0], self.pruning.target)
+        masks = {name: weight.mask for name, weight in weights.items()}
+        if update.event in ("reset", "union"):
+            set_all(masks, self._union if update.event == "union" else None)
+            self.sparsity = float(self.candidates.removed(masks)) if update.event == "union" else 0.0
         else:
-            context = self._context(update, weights)
-            if self._union and not self.pruning.schedule.cyclical:
-                update = from_present(update, self.plan[0], self.pruning.target)
+            context = self._scoring.context(self.model, masks, self.position, self._random.rewound(update.cycle))
             self.sparsity = update_masks(
-                update, self.pruning, self._criterion, self.candidates, weights, context, self._union
+                update, self.pruning, self._scoring.function, self.candidates, weights, context, self._union
             )
         if update.event == "save":
-            before = self._union
-            self._union = {n: before[n] | w.mask if n in before else w.mask.clone() for n, w in weights.items()}
-
-    def _context(self, update: Update, weights: Mapping[str, MaskedWeight]) -> Context:
-        """Return what the criterion may use; the generator is put back to where it stood when the cycle began."""
-        if update.cycle != self._cycle_drawn:
-            self._cycle_state, self._cycle_drawn = self._generator.get_state(), update.cycle
-        self._generator.set_state(self._cycle_state)
-        masks = {name: weight.mask for name, weight in weights.items()}
-        return Context(
-            self.model,
-            masks,
-            self.position,
-            self._generator,
-            self._batches,
-            self._loss_fn,
-            self.pruning.criterion.options,
-            self._example_input,
-        )
-
-
-def _private_generator(generator: torch.Generator | None) -> torch.Generator:
-    """Return a CPU generator of our own, which may be rewound without a caller's numbers coming twice."""
-    if generator is None:
-        return torch.Generator().manual_seed(0)
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    return torch.Generator().manual_seed(int(seed))
+            self._union = union_of(self._union, masks)
