@@ -38,15 +38,13 @@ class Pruner:
     with the number of each cycle at its end, while the model has that cycle's masks. If masks remove something before
     the start, a schedule without cycles goes from that sparsity, in each group of the scope, to the target, unless the
     target is lower; what is removed at the start stays removed.
-
     `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count optimiser
     steps. `generator` seeds the random numbers with one number drawn from it; without it the seed is 0.
     `example_input` (a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`) is
-    used to find coupled channels: granularity unit then prunes groups of them in all tensors that produce them, biases
-    and norms included, and puts masks on these; without it a unit is a row of one weight. Criteria that need no data
-    but an input take the example's shape, or the first batch's. `channels` is a result of `analyse`, if there is one;
-    otherwise `rules` and other `examples` are passed to `analyse`: units that are not the same for all examples stay,
-    and the report's notes say so.
+    used to find coupled channels, unless `channels` is a result of `analyse`, which `rules` and `examples` are for:
+    granularity unit then prunes groups of channels in all tensors that produce them, biases and norms included, and
+    puts masks on these; without it a unit is a row of one weight. Criteria that need no data but an input take the
+    example's shape, or the first batch's.
     """
 
     def __init__(
@@ -68,16 +66,14 @@ class Pruner:
         """
         self.model = model
         self.pruning = parse_pruning(pruning)
-        self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
         self.candidates = build_candidates(model, self.pruning, example_input, channels, rules, examples)
         self.names = self.candidates.names
         self._measured = self.pruning.criterion.per == "milliseconds"  # no two pruners then have the same prices
         self.position, self.sparsity = 0, 0.0
         self._done = 0  # updates of the plan
-        self._started = False
-        self._ready = False  # `start` was called in this process
+        self._started = self._ready = False  # ready: `start` was called in this process
         self._union: dict[str, Tensor] = {}
         self._removed_values = RemovedValues(self.pruning.masked_weights)
         self._random = CycleGenerator(generator)
@@ -154,8 +150,7 @@ class Pruner:
 
     def _note_progress(self) -> None:
         last = self.plan[-1].step if self.plan else 0
-        progress = Progress(self.position, self.total_steps, last, self._done, len(self.plan))
-        note_progress(self.model, progress)
+        note_progress(self.model, Progress(self.position, self.total_steps, last, self._done, len(self.plan)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to continue to the same bits; the masks are in the model's state.
@@ -175,10 +170,9 @@ class Pruner:
             "union": self._masks(),
             "frozen": {name: weight.parameter.detach() for name, weight in weights.items()},
         }
-        before = state.get("removed_before", 0)
-        state = {key: value for key, value in state.items() if key != "removed_before"}
-        plain, groups = unpack(state, self._plain_state(), shapes)
-        self._removed_before = before
+        known = {key: value for key, value in state.items() if key != "removed_before"}
+        plain, groups = unpack(known, self._plain_state(), shapes)
+        self._removed_before = state.get("removed_before", 0)
         if "prices" in plain and isinstance(self.candidates, GroupCandidates):
             self.candidates = self.candidates.at_prices(plain["prices"].cpu())
         self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
@@ -192,9 +186,7 @@ class Pruner:
     def _plain_state(self) -> dict[str, Any]:
         settings = self.pruning.model_dump(mode="json")
         settings |= {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch, "weights": self.names}
-        prices = {}
-        if isinstance(self.candidates, GroupCandidates) and self._measured:
-            prices["prices"] = self.candidates.prices
+        prices = {"prices": c.prices} if self._measured and isinstance(c := self.candidates, GroupCandidates) else {}
         return {
             "settings": json.dumps(settings),
             "position": self.position,
