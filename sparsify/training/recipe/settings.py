@@ -137,6 +137,8 @@ class DataSettings(Settings):
     """name of the training part, for timm.data"""
     test_split: Word = "validation"
     """name of the test part, for timm.data"""
+    skip_bad: bool = False
+    """leave out image files that cannot be read, with a warning that counts them; by default the first ends the run"""
     num_classes: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     """number of classes, for a timm.data set that does not tell it"""
 
