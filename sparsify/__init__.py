@@ -72,6 +72,9 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'sparsify' has no attribute '{name}'")
+    from .namesake import warn_of_namesake
+
+    warn_of_namesake()
     value = getattr(import_module(_HOME[name], __name__), name)
     globals()[name] = value
     return value

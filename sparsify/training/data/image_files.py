@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import RunError, SparsifyError
 from ...preprocess import Preprocessing
@@ -62,6 +62,8 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     train.transform = _Converted(mode, create_transform(is_training=True, hflip=flip, **common))
     for_test = create_transform(is_training=False, crop_pct=config["crop_pct"], **common)
     test.transform = _Converted(mode, for_test)
+    names = _names(train)
+    train, test = (Subset(part, spread(len(part), settings.limit)) for part in (train, test))
     return Data(
         settings.name,
         count_classes(settings),
@@ -70,8 +72,14 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
         FileLoader(test, settings.test_batch_size, settings.workers, seed, False, False, device),
         len(train),
         len(test),
-        preprocessing_of(mode, for_test, config["interpolation"], mean, std, _names(train)),
+        preprocessing_of(mode, for_test, config["interpolation"], mean, std, names),
     )
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return the indices of at most `limit` of `count` images, spread evenly, since sets are in order of classes."""
+    used = count if limit is None else min(limit, count)
+    return [index * count // used for index in range(used)]
 
 
 def preprocessing_of(
