@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -62,28 +62,27 @@ def first_problem(error: ValidationError, model: type[BaseModel], tree: Any, sou
     path = min(problems, key=lambda path: (problems[path][0]["type"] == "missing", source.order(path)))
     text = _describe(path, problems[path], model, tree)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return SparsifyError(f"{source.where(path)}: {text}{more}")
+    return SparsifyError(_one_line(f"{source.where(path)}: {text}{more}"))
 
 
 def known_keys(model: type[BaseModel], path: Keys, tag: Any = None) -> list[str]:
     """Return the keys that may stand at `path` below `model`, [] if none; `tag` is the `name` given there, if any."""
     models: list[type[BaseModel]] = [model]
-    for key in path:
+    for key in (one for one in path if isinstance(one, str)):  # not places in lists
         models = [
-            found
-            for one in models
-            if key in one.model_fields
-            for found in _models_in(one.model_fields[str(key)].annotation)
+            found for one in models if key in one.model_fields for found in _models_in(one.model_fields[key].annotation)
         ]
     tagged = [one for one in models if tag is not None and tag in _tags(one)]
     return list(dict.fromkeys(name for one in tagged or models for name in one.model_fields))
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: Any, *, lists: bool = True) -> Iterator[type[BaseModel]]:
+    if get_origin(annotation) in (tuple, list) and not lists:
+        return
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from _models_in(argument, lists=lists)
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
@@ -149,12 +148,12 @@ def _describe_unknown(path: Keys, model: type[BaseModel], tree: Any) -> str:
 def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
-        for inner in _models_in(field.annotation):
+        for inner in _models_in(field.annotation, lists=False):
             yield from _all_keys(inner, f"{prefix}{name}.")
 
 
 def _with_guess(problem: str, given: Any, allowed: list[str]) -> str:
-    hint = did_you_mean(str(given), allowed)
+    hint = did_you_mean(given if isinstance(given, str) else _repr(given), allowed)
     return f"{problem}{hint} (known: {', '.join(allowed)})"
 
 
@@ -170,7 +169,9 @@ def _describe_value(details: list[Any], given: Any) -> str:
     hint = did_you_mean(given, re.findall(r"'([^']*)'", expected)) if isinstance(given, str) else ""
     # What a check of ours says names the value itself; a section is too much to repeat.
     told = (
-        isinstance(given, Mapping) or repr(given) in text and any(detail["type"] == "value_error" for detail in details)
+        isinstance(given, Mapping)
+        or _repr(given) in text
+        and any(detail["type"] == "value_error" for detail in details)
     )
     return f"{text}{hint}" if told else f"{text}; given {_show(given)}{hint}"
 
@@ -178,5 +179,18 @@ def _describe_value(details: list[Any], given: Any) -> str:
 def _show(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
-    text = f"'{value}'" if isinstance(value, str) else repr(value)
+    text = f"'{value}'" if isinstance(value, str) else _repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _one_line(text: str) -> str:
+    """Return `text` on one line; what was given may go on for ever, and is then cut short in the middle."""
+    line = " ".join(text.split())
+    return line if len(line) <= 1000 else f"{line[:300]} ... {line[-300:]}"
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} with a number of thousands of digits"

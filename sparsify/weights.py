@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from .surgery.unwrap import COUNTERS, wrapper_prefix
 
 # Where training scripts put the weights within a checkpoint; averaged ones first, as timm does when it loads them.
 _CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
+_SLACK = 1_000_000
+_MOST_TENSORS = 200_000  # as in the files of this library
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                 )
             if metadata.get("format") == "sparsify-masks":
                 raise SparsifyError(f"{path}: masks alone, without weights; to put them on a model: convert --masks")
-            return {key: file.get_tensor(key) for key in file.keys()}
+            names = file.keys()
+            if len(names) > _MOST_TENSORS:
+                raise SparsifyError(f"{path}: no model's file: more than {_MOST_TENSORS:,} tensors")
+            return {key: file.get_tensor(key) for key in names}
     except (SafetensorError, OSError) as error:
         raise SparsifyError(f"{path}: not a safetensors file, or a damaged one ({_one_line(error)})") from None
 
@@ -199,6 +205,7 @@ def _is_cut(path: Path) -> bool:
 
 
 def _read_torch(path: Path) -> Any:
+    _check_unpacked(path)
     try:
         # timm and many scripts store their command line beside the weights; a Namespace is a plain record.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -216,6 +223,19 @@ def _read_torch(path: Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = _one_line(error).partition(". ")[0]
         raise SparsifyError(f"{path}: not a torch file, or a damaged one{f' ({reason})' if reason else ''}") from None
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise SparsifyError for an archive whose content is larger than the file: torch compresses nothing."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return  # torch tells what is wrong with it
+    if size > 2 * path.stat().st_size + _SLACK:
+        raise SparsifyError(f"{path}: refused: a compressed archive of {size:,} bytes; torch.save compresses nothing")
 
 
 def _one_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from .settings.exact import exact
 from .settings.prune import DEFAULT_END, DEFAULT_EVERY, Pruning
 from .settings.times import parse_time, steps_in
 
+_MOST_UPDATES = 2_000_000
 _CLOSE = Fraction(1, 10**9)
 
 Event = Literal["update", "save", "reset", "union"]
@@ -117,6 +118,11 @@ def update_plan(pruning: Pruning, total_steps: int, steps_per_epoch: int | None 
     if the times do not fit into the training.
     """
     every = max(1, steps_in(_every(pruning), total_steps, steps_per_epoch, where="prune.every"))
+    begin, end = window(pruning, total_steps, steps_per_epoch)
+    if (end - begin) // every > _MOST_UPDATES:
+        raise SparsifyError(
+            f"prune.every: {(end - begin) // every:,} updates of the masks, of {_MOST_UPDATES:,} that a plan can have"
+        )
     return list(_updates(pruning, cycles(pruning, total_steps, steps_per_epoch), every))
 
 

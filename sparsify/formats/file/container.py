@@ -26,7 +26,11 @@ DTYPES: dict[str, int] = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
-_MAX_HEADER = 100_000_000  # the safetensors library refuses longer ones
+# Of a model's header a tensor takes some hundred bytes, and what was cut 16 MB at most. What a decoded one takes is
+# many times its length, the more so the more brackets there are.
+_MAX_HEADER = 40_000_000
+_MOST_BRACKETS = 2_000_000
+_MOST_TENSORS = 200_000
 MAX_RANK = 64
 _SEAL = re.compile(rb'"header_crc32":"[0-9a-f]{8}"')
 _BLANK = b'"header_crc32":"00000000"'
@@ -109,6 +113,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             begins = file.read(1) in (b"{", b"")
             raise SparsifyError(f"{os.fspath(path)}: {'truncated' if begins else 'not a safetensors file'}")
         raw = file.read(size)
+    if raw.count(b'"data_offsets"') > _MOST_TENSORS or raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:
+        raise SparsifyError(f"{os.fspath(path)}: its header is no model's: more than {_MOST_TENSORS:,} tensors")
     try:
         text = json.loads(raw.decode(), object_pairs_hook=_no_repeats)
         entries, metadata = _parse(text)

@@ -23,6 +23,8 @@ _TEXTS = ("spec", "recipe", "cast", "writer")
 _TABLES = ("arguments", "seeds", "metrics", "extra", "engine")
 # A file rebuilds the model it names, it never chooses what else is read or downloaded.
 NOT_ARGUMENTS = (
+    "name",
+    "model_name",
     "pretrained",
     "checkpoint",
     "checkpoint_path",
@@ -30,6 +32,8 @@ NOT_ARGUMENTS = (
     "pretrained_cfg_overlay",
     "cache_dir",
 )
+# Those of torchvision, which may be there if they ask for nothing.
+FETCHING = ("weights", "weights_backbone", "pretrained_backbone")
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from ...errors import SparsifyError
-from ...models import build_model
 from ...surgery.conversion.convert import convert
 from ...surgery.conversion.fold import fold as fold_model
 from ...surgery.conversion.mask_extra import mask_also
 from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters
+from ...surgery.shrink.attributes import new_attributes
 from ...surgery.shrink.cuts import Cuts, cut, cuts_of, every_tensor
 from ...surgery.unwrap import unwrap
 from ..file.cuts_text import cuts_from
 from ..file.mask_file import are_masks_alone
-from ..file.metadata import NOT_ARGUMENTS, Contents, Metadata
+from ..file.metadata import Contents
 from ..io.locate import model_file
+from .build import build_named
 from .model_state import adopt_dtypes, check_names, put
 from .read import read_file
 
@@ -47,7 +49,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
         raise SparsifyError(f"{path}: holds masks alone, without weights: put them on a model with sparsify.load_masks")
     target = model
     if target is None:
-        target = _build(path, metadata)
+        target = build_named(path, contents)
     inner = unwrap(target)
     undo = _cut(path, inner, contents)
     try:
@@ -72,18 +74,6 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     return target
 
 
-def _build(path: str | os.PathLike[str], metadata: Metadata) -> nn.Module:
-    if metadata.spec is None:
-        raise SparsifyError(f"{os.fspath(path)}: the file does not name its model; pass the model to load it into")
-    foreign = [key for key in metadata.arguments if key in NOT_ARGUMENTS]
-    if foreign:
-        raise SparsifyError(f"{os.fspath(path)}: the file's model arguments may not contain {', '.join(foreign)}")
-    if metadata.spec.count(":") > 1:
-        # timm would follow such a name to a repository or a folder: a file does not choose what is fetched.
-        raise SparsifyError(f"{os.fspath(path)}: the file's model, {metadata.spec!r}, is no name of a zoo's model")
-    return build_model(metadata.spec, **metadata.arguments)
-
-
 def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> Callable[[], None]:
     """Cut a model as the file's was, unless its tensors have the sizes of the file already; return what undoes it."""
     if not contents.cuts:
@@ -97,6 +87,7 @@ def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> 
         model.__dict__["sparsify_cuts"] = cuts
         return partial(_remember, model, before)
     try:
+        _check_smaller(model, cuts)
         undo = cut(model, cuts)
     except SparsifyError as error:
         raise SparsifyError(f"{os.fspath(path)}: the model cannot be cut as the file's was: {error}") from error
@@ -107,6 +98,19 @@ def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> 
         undo()
 
     return back
+
+
+def _check_smaller(model: nn.Module, cuts: Cuts) -> None:
+    """Raise SparsifyError unless every attribute stays as large as it is or becomes smaller, as a cut has it."""
+    for owner, name, value in new_attributes(model, cuts.attributes):
+        if _largest(value) > _largest(getattr(owner, name)):
+            raise SparsifyError(f"{type(owner).__name__}.{name} would become larger")
+
+
+def _largest(value: Any) -> int:
+    if isinstance(value, dict | list | tuple):
+        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0)
+    return abs(value) if isinstance(value, int) else 0
 
 
 def _remember(model: nn.Module, cuts: Cuts | None) -> None:

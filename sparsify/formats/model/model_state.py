@@ -106,7 +106,11 @@ def check_names(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> No
         if isinstance(tensor, Tensor) and (tensor.is_meta or is_lazy(tensor)):
             raise SparsifyError(f"{where}: the model's {name} has no values yet (meta device or lazy module)")
     masks = {f"{weight.name}_mask" for weight in all_masked_parameters(model)}
-    own = {name: value for name, value in model.state_dict().items() if name not in masks}
+    check_fit(where, {name: value for name, value in model.state_dict().items() if name not in masks}, state)
+
+
+def check_fit(where: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise SparsifyError, one line, unless `state` has the names of a model's `own` tensors, in their shapes."""
     shapes = [
         f"{name} is {_shape(state[name])}, the model's {_shape(own[name])}"
         for name in own

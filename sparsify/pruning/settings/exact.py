@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+# Short, and with an exponent of three digits at most: '1e-999999999' has a billion digits as a fraction.
+_WRITTEN = re.compile(r"[^eE]{1,100}([eE][+-]?\d{1,3})?")
 _MOST = 2**20  # the largest denominator that a float is taken for
 
 
@@ -36,7 +39,9 @@ def _fraction_removed(value: Any) -> float | Fraction:
     try:
         if isinstance(value, int | float) and not isinstance(value, bool):
             found = float(value)
-        elif isinstance(value, str | Decimal | Fraction):
+        elif isinstance(value, Fraction):
+            found = value
+        elif isinstance(value, str | Decimal) and _WRITTEN.fullmatch(str(value)):
             found = Fraction(value)
         elif hasattr(value, "dtype") and not getattr(value, "shape", None) and value.dtype.kind == "f":
             found = _simplest(value)  # NumPy's float32 and float16

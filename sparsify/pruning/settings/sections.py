@@ -34,6 +34,7 @@ class CriterionRow(NamedTuple):
     text: str
     needs_data: bool = False
     keys: tuple[str, ...] = ()
+    of_units: bool = False  # scores all entries of a unit alike
 
 
 # The names are written here as well as in the tables they select from, because those need torch; a test compares them.
@@ -43,8 +44,16 @@ CRITERION_ROWS = {
     "snip": CriterionRow("snip |w * dL/dw| (Lee et al. 2019)", needs_data=True),
     "grasp": CriterionRow("grasp w * Hg (Wang et al. 2020)", needs_data=True, keys=("temperature",)),
     "synflow": CriterionRow("synflow, the share in the flow through the positive network (Tanaka et al. 2020)"),
+    "taylor": CriterionRow("taylor (w * dL/dw)^2 by batch (Molchanov et al. 2019)", needs_data=True),
+    "fisher": CriterionRow("fisher w^2 / 2 * the mean of g^2 of a sample (Theis et al. 2018)", needs_data=True),
+    "movement": CriterionRow("movement -w * dL/dw (Sanh et al. 2020)", needs_data=True),
+    "wanda": CriterionRow("wanda |w| * the norm of its inputs (Sun et al. 2024)", needs_data=True),
+    "lamp": CriterionRow("lamp w^2 / the sum of all squares of the layer that are as large (Lee et al. 2021)"),
+    "fpgm": CriterionRow("fpgm, of a unit its distances to the others (He et al. 2019)", of_units=True),
+    "bn_scale": CriterionRow("bn_scale, of a unit the scale in the norm that follows (Liu et al. 2017)", of_units=True),
 }
 CRITERION_NAMES = tuple(CRITERION_ROWS)
+UNIT_CRITERIA = tuple(name for name, row in CRITERION_ROWS.items() if row.of_units)
 SCOPE_NAMES = ("global", "layer", "filter", "erk")
 SCHEDULE_NAMES = tuple(SCHEDULES)
 _CRITERIA_TEXT = ", or ".join(
@@ -114,7 +123,7 @@ class CriterionSettings(_NamedOrFunction):
     name: Annotated[str, _enum(CRITERION_NAMES), Field(description=_CRITERIA_TEXT)]
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """grasp: the model's output is divided by it before the loss; default 200"""
-    rounds: Annotated[int, Field(ge=1, strict=True)] | None = None
+    rounds: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = None
     """one_shot: in how many rounds of scoring the target is reached, the density falling by the same factor in each;
     default 100 for synflow, 1 for the others"""
     per: Literal["flops", "parameters", "milliseconds"] | None = None
@@ -150,7 +159,7 @@ class Schedule(_NamedOrFunction):
     ramp: Literal["half", "full"] | None = None
     """cyclic: half (default) starts every cycle dense, s * sin(pi/2 * (u mod 1)); full goes up and comes down,
     s * |sin(pi/2 * u)|; u = cycles elapsed"""
-    cycles: Annotated[int, Field(ge=1, strict=True)] | None = None
+    cycles: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = None
     """cyclic: the number of cycles between `begin` and `end`, the last included"""
     cycle_length: TimeValue | None = None
     """cyclic: the length of a cycle, instead of their number; the last one ends at `end`"""

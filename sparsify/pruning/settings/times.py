@@ -11,7 +11,9 @@ from pydantic import BeforeValidator, WithJsonSchema
 from ...errors import SparsifyError
 
 _ALLOWED = "a time is a fraction of training in [0, 1], epochs as '20ep' or steps as '5000it'"
-_PATTERN = re.compile(r"\s*(?P<number>\d+\.?\d*|\.\d+)(?:[eE](?P<exponent>[+-]?\d{1,2}))?\s*(?P<unit>ep|it|)\s*")
+_PATTERN = re.compile(
+    r"\s*(?P<number>\d{1,18}\.?\d{0,40}|\.\d{1,40})(?:[eE](?P<exponent>[+-]?\d{1,2}))?\s*(?P<unit>ep|it|)\s*"
+)
 
 
 class Time(NamedTuple):

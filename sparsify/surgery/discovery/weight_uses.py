@@ -13,8 +13,9 @@ from ..side_effects import changed_buffers
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.subgraphs import ancestors, subgraph
 from .linear_ops import Operand, is_conv_or_linear, name_of, operands, weight_argument
+from .node_kinds import is_metadata
 from .position_tables import is_table
-from .rearranged import Arrangements, is_metadata
+from .rearranged import Rearrangements
 
 # Where functions that are neither conv nor linear take their weights, by position; by keyword they are named so.
 _WEIGHTS_OF = {
@@ -70,7 +71,7 @@ class Found:
     def __init__(self, module: nn.Module, graph: fx.Graph, layouts: bool) -> None:
         self.module, self.graph, self.sources = module, graph, _sources(module, graph)
         self.layouts = layouts
-        self.known = Arrangements(module, graph, self.sources)
+        self.known = Rearrangements(module, graph, self.sources)
         self.uses: dict[str, Use] = {}
         self.computed: dict[str, Use] = {}
         self.cores: dict[str, fx.Node] = {}

@@ -42,7 +42,7 @@ class CosineSchedule(_Schedule):
     """In every cycle half a cosine from 1 down to `final`."""
 
     name: Literal["cosine"] = "cosine"
-    cycles: Annotated[int, Field(ge=1)] = 1
+    cycles: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """equal parts of training, each starting again at the full learning rate"""
     final: Factor = 0.0
     """factor at the end of a cycle"""

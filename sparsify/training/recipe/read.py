@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 
 from ...errors import SparsifyError, nearest
@@ -16,7 +16,7 @@ from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
 from .lookups import check_data_name, check_optimizer_name, check_source
 from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
-from .yaml_lines import parse_value, parse_yaml
+from .yaml_lines import MOST_CHARACTERS, parse_value, parse_yaml
 
 __all__ = [
     "DataSettings",
@@ -44,6 +44,16 @@ class Recipe(Settings):
     """how the network is trained"""
     prune: Pruning | None = None
     """what is pruned, how far and when; without it training is dense"""
+
+    _source: Source = PrivateAttr(default_factory=lambda: Source("recipe", {}))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all settings are equal, wherever they were written."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    def where(self, *keys: str | int) -> str:
+        """Return the place where a key was written: file, line and key."""
+        return self._source.where(keys)
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML that `read_recipe` reads back to an equal recipe.
@@ -120,6 +130,7 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, n
         )
     if check:
         check_names(recipe, source)
+    recipe._source = source
     return recipe
 
 
@@ -148,7 +159,9 @@ def _override(tree: dict[str, Any], override: str, source: Source) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            # One more than is allowed, whatever the length of the file: the parser will tell.
+            return file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         guess = nearest(path.name, siblings)

@@ -42,8 +42,10 @@ class ByName:
 
 
 Word = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+# No training has more of anything; what is computed from such numbers still fits memory and time.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
+Pixels = Annotated[int, Field(ge=1, le=16_384)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 _DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$"
@@ -54,6 +56,34 @@ def known_device(name: str) -> str:
     if not re.fullmatch(_DEVICE, name):
         raise ValueError(f"'{name}' is no device; known: auto, cpu, cuda, cuda:N, xpu, xpu:N, mps")
     return name
+
+
+def a_path(text: str) -> str:
+    """Return `text` if a file can be called so; raises ValueError, in one line, if not."""
+    if "\0" in text:
+        raise ValueError(f"{text!r:.60} is no path: it has a NUL character")
+    return text
+
+
+# Arguments of a model's constructor for which a recipe has keys of its own, and such as fetch or read files.
+_OWN_KEYS = {
+    "name": "model.name",
+    "num_classes": "data.num_classes",
+    "pretrained": "model.pretrained",
+    "checkpoint": "model.checkpoint",
+    "checkpoint_path": "model.checkpoint",
+    "weights": "model.pretrained",
+    "weights_backbone": "model.pretrained",
+    "pretrained_backbone": "model.pretrained",
+}
+
+
+def model_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return `arguments` if a recipe may give them; raises ValueError, in one line, for one it has a key for."""
+    for key, value in arguments.items():
+        if key in _OWN_KEYS and value is not None:
+            raise ValueError(f"'{key}' is told by {_OWN_KEYS[key]}; leave it out here")
+    return arguments
 
 
 _CROP = (
@@ -78,7 +108,7 @@ class ModelSettings(Settings):
     tensors only), a run's or a hub folder, or hf:OWNER/NAME"""
     masks: str | None = None
     """file of masks (masks alone, or a sparse model's) under which it is trained; they stay, so there is no prune"""
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Annotated[dict[str, Any], AfterValidator(model_arguments)] = Field(default_factory=dict)
     """further arguments of the model's constructor, e.g. {drop_rate: 0.1}"""
 
 
@@ -86,16 +116,16 @@ class DataSettings(Settings):
     """The images the network is trained and tested on."""
 
     name: Annotated[Word, Field(description=f"{known_names()} such as torch/mnist")] = "digits"
-    dir: str | None = None
+    dir: Annotated[str, AfterValidator(a_path)] | None = None
     """folder that holds the data set, or into which it is downloaded"""
     batch_size: Count = 128
     """images in a training batch"""
     test_batch_size: Count = 512
     """images in a test batch; it changes speed and memory alone"""
-    image_size: Count | None = None
+    image_size: Pixels | None = None
     """height and width the model sees, in pixels; by default the data's own unless the model refuses it, then the
     smallest it takes"""
-    crop_padding: Annotated[CountOrZero | None, Field(description=_CROP)] = None
+    crop_padding: Annotated[Annotated[int, Field(ge=0, le=1024)] | None, Field(description=_CROP)] = None
     padding_mode: Literal["zero", "reflect"] = "zero"
     """what the added pixels are"""
     flip: Annotated[bool | None, Field(description=_FLIP)] = None
@@ -103,13 +133,13 @@ class DataSettings(Settings):
     """use this many images at most for training, and for the test, spread evenly over the set: to try things out"""
     drop_last: bool = False
     """leave out the last batch of an epoch if it is smaller than the others"""
-    workers: CountOrZero = 2
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """processes that read image files; data in memory need none"""
     train_split: Word = "train"
     """name of the training part, for timm.data"""
     test_split: Word = "validation"
     """name of the test part, for timm.data"""
-    num_classes: Annotated[int, Field(ge=2)] | None = None
+    num_classes: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     """number of classes, for a timm.data set that does not tell it"""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,26 @@ MODEL = "model.safetensors"
 MASKS = "masks/cycle-{}.safetensors"
 _BESIDE = tuple(str(beside(path)) for path in (BEST, MODEL))
 _OURS = (RECIPE, METRICS, LAST, BEST, MODEL, *_BESIDE, MASKS.format("*"), "events.out.tfevents.*")
+_FOLDER = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|]+')
+_DEVICE = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d) *(\.|$)", re.IGNORECASE)
+_LONGEST = 200
 _FREE = frozenset({"train.device", "data.dir", "data.workers"})
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """Return runs/<recipe>-<model>-<seed>, the model's name without its prefix."""
-    model = recipe.model.name.rpartition(":")[2].replace("/", "_")
-    return Path("runs") / f"{recipe.name}-{model}-{recipe.train.seed}"
+    """Return runs/<recipe>-<model>-<seed>, the model's name without its prefix.
+
+    Raises SparsifyError for a recipe whose name would lead out of runs/, or that no system takes for a folder.
+    """
+    model = re.sub(r"[^\w.+-]", "_", recipe.model.name.rpartition(":")[2])
+    folder = f"{recipe.name}-{model}-{recipe.train.seed}"
+    if not _FOLDER.fullmatch(folder) or _DEVICE.match(folder) or len(folder.encode(errors="replace")) > _LONGEST:
+        raise SparsifyError(
+            f"name: {recipe.name!r:.60} is no name of a folder in runs/: at most {_LONGEST} bytes with model and seed, "
+            'no control characters, none of / \\ : * ? " < > | and no device of Windows (CON, NUL ...); '
+            "choose another, or give --out"
+        )
+    return Path("runs") / folder
 
 
 def check_new(folder: Path, *, overwrite: bool) -> None:

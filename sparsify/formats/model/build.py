@@ -1,0 +1,108 @@
+"""Building the model that a file names: a small file claims neither much memory nor much time."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from ...errors import SparsifyError
+from ...models import build_model
+from ...preserve import keep_random_states
+from ..file.metadata import FETCHING, NOT_ARGUMENTS, Contents
+from ..types import Shape
+from .model_state import check_fit
+
+# A model may make more on its way than what it ends with: heads that it replaces, tables that are not stored.
+_TIMES, _MORE_ENTRIES, _MORE_TENSORS = 4, 2**24, 2000
+_LARGEST_NUMBER = 1_000_000
+
+
+class _TooLarge(SparsifyError):
+    """The model that a file names is far larger than what the file holds."""
+
+
+def build_named(path: str | os.PathLike[str], contents: Contents) -> nn.Module:
+    """Return the model that the file names, in training mode, on the CPU, with initial values.
+
+    It is built without memory first (on the device `meta`), and its tensors held against the file's. Raises
+    SparsifyError, one line, if the file names none, if its arguments would fetch or read something else, and for a
+    model of other tensors than the file's.
+    """
+    where, spec = os.fspath(path), contents.metadata.spec
+    if spec is None:
+        raise SparsifyError(f"{where}: the file does not name its model; pass the model to load it into")
+    arguments = dict(contents.metadata.arguments)
+    _check_arguments(where, arguments)
+    if spec.count(":") > 1:
+        # timm would follow such a name to a repository or a folder: a file does not choose what is fetched.
+        raise SparsifyError(f"{where}: the file's model, {spec!r}, is no name of a zoo's model")
+    shapes = {name: shape for name, shape in contents.shapes.items() if name not in contents.cuts.added}
+    shapes = {name: contents.cuts.original(name, shape) or shape for name, shape in shapes.items()}
+    with _bounded(where, spec, shapes):
+        skeleton = _without_memory(spec, arguments)
+        if skeleton is not None:
+            wanted = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            check_fit(where, skeleton.state_dict(), wanted)
+        return build_model(spec, **arguments)
+
+
+def _check_arguments(where: str, arguments: dict[str, Any]) -> None:
+    foreign = [key for key in arguments if key in NOT_ARGUMENTS or (key in FETCHING and arguments[key] is not None)]
+    if foreign:
+        raise SparsifyError(f"{where}: the file's model arguments may not contain {', '.join(foreign)}")
+    large = [key for key, value in arguments.items() if any(abs(n) > _LARGEST_NUMBER for n in _integers(value))]
+    if large:
+        raise SparsifyError(f"{where}: the file's model argument {large[0]} is beyond {_LARGEST_NUMBER:,}")
+
+
+def _integers(value: Any) -> Iterator[int]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _integers(item)
+    elif isinstance(value, int):
+        yield value
+
+
+def _without_memory(spec: str, arguments: dict[str, Any]) -> nn.Module | None:
+    """Return the model on the device `meta`; None for one that cannot be built there, or not at all."""
+    try:
+        with keep_random_states(), torch.device("meta"):
+            return build_model(spec, **arguments)
+    except _TooLarge:
+        raise
+    except Exception:  # building it in earnest, which follows, tells what is wrong
+        return None
+
+
+@contextmanager
+def _bounded(where: str, spec: str, shapes: dict[str, Shape]) -> Iterator[None]:
+    """Refuse models of far more entries or tensors than `shapes` have while they are still being built."""
+    most = _TIMES * sum(map(math.prod, shapes.values())) + _MORE_ENTRIES
+    most_tensors = _TIMES * len(shapes) + _MORE_TENSORS
+    thread, made = threading.get_ident(), [0, 0]
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        if tensor is None or threading.get_ident() != thread:
+            return
+        made[0] += tensor.numel()
+        made[1] += 1
+        if made[0] > 2 * most or made[1] > 2 * most_tensors:  # it is built twice
+            raise _TooLarge(f"{where}: the file's model, {spec!r} with its arguments, is far larger than the file")
+
+    handles = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
