@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import RunError, SparsifyError
 from ...preprocess import Preprocessing
@@ -63,13 +63,14 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     train.transform = _Converted(mode, create_transform(is_training=True, hflip=flip, **common))
     for_test = create_transform(is_training=False, crop_pct=config["crop_pct"], **common)
     test.transform = _Converted(mode, for_test)
-    classes = count_classes(settings)
+    names, classes = _names(train), count_classes(settings)
+    train, test = (Subset(part, spread(len(part), settings.limit)) for part in (train, test))
     common = {"workers": settings.workers, "seed": seed, "device": device, "classes": classes}
     for_training, for_testing = (
         FileLoader(part, batch, shuffle=shuffle, drop_last=settings.drop_last and shuffle, bad=_bad(settings), **common)
         for part, batch, shuffle in ((train, settings.batch_size, True), (test, settings.test_batch_size, False))
     )
-    preprocessing = preprocessing_of(mode, for_test, config["interpolation"], mean, std, _names(train))
+    preprocessing = preprocessing_of(mode, for_test, config["interpolation"], mean, std, names)
     return Data(
         settings.name, classes, (channels, size, size), for_training, for_testing, len(train), len(test), preprocessing
     )
@@ -88,6 +89,12 @@ def _first_size(train: Any, settings: DataSettings) -> tuple[int, int]:
             return width, height
         _bad(settings).take([item])
     raise SparsifyError(f"data.name: '{settings.name}' has no training image that can be read")
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return the indices of at most `limit` of `count` images, spread evenly, since sets are in order of classes."""
+    used = count if limit is None else min(limit, count)
+    return [index * count // used for index in range(used)]
 
 
 def preprocessing_of(
