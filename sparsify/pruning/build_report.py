@@ -82,6 +82,7 @@ def _together(reports: Sequence[PruningReport], parts: Sequence[Part]) -> Prunin
         notes=tuple(note for report in reports for note in report.notes),
         of=kinds.pop() if len(kinds) == 1 else "entries",
         share=chosen / max(1, choices),
+        kind=reports[0].kind if len({report.kind for report in reports}) == 1 else "entries",
         parts=tuple((part.match, report) for part, report in zip(parts, reports, strict=True)),
     )
 

@@ -67,10 +67,10 @@ class Coupling:
             self.visit(op)
             if len(self.operations) == counted and multiply_adds(op):
                 self.operations.append((op, multiply_adds(op), ()))  # without a rule that says what saves some
-        costly = len(self.operations)
+        costly = len(self.operations)  # those of the second pass only run in training
         for op in recording.ops[recording.eval_count :]:
             self.visit(op)
-        del self.operations[costly:]  # those of the second pass only run in training
+        del self.operations[costly:]
         for path, given in recording.branches:
             pin_branch(self, recording, path, given)
         self.numbers.cause = OUTPUTS
@@ -101,13 +101,13 @@ class Coupling:
             if not varying(axis):
                 self.numbers.pin(axis)  # a slice of one entry: its dimension is lost
                 continue
-            apart = []
+            separate = []
             for other in kept:
                 if set(varying(other)) & set(varying(axis)):
                     axis = self._merge(axis, other)
                 else:
-                    apart.append(other)
-            kept = [*apart, axis]
+                    separate.append(other)
+            kept = [*separate, axis]
         for axis in kept:
             if len(varying(axis)) > 1:
                 self.deferred.add(axis, self.numbers.cause)
@@ -214,9 +214,8 @@ class Coupling:
         except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
             for value in op.results:
                 self.pin(value)
-            self.barrier(
-                op, f"operation '{op.name}' does not fit its rule ({type(error).__name__}: {first_line(error)})"
-            )
+            why = f"{type(error).__name__}: {first_line(error)}"
+            self.barrier(op, f"operation '{op.name}' does not fit its rule ({why})")
 
     def _apply_rule(self, op: Op) -> None:
         couple = self._rule(op)

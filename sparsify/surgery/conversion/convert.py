@@ -1,10 +1,10 @@
 """convert(): put masks on a model, in place.
 
-First everything is found out and decided without touching the model; then it is applied. A weight is masked where it
-is used: by torch.nn's own forward of conv and linear (`direct`); by any other forward, which runs as it is on a copy of
-its module that holds effective weights (`substituted`), or, where it computes the weight it uses from the parameter,
-sees what is computed masked (`computed`). Graphs of such forwards, traced by fx, tell which parameters are weights. A
-forward that cannot be traced at all has its conv and linear weights masked, and the report's notes say so.
+A plan is made without touching the model, then applied. A weight is masked where it is used: in torch.nn's forward of
+conv and linear by a masked operation (`direct`); in any other forward by running it on a copy of its module that holds
+effective weights (`substituted`); if a forward computes the weight it uses from the parameter, the result is masked
+(`computed`). Which parameters are weights is found in fx traces of such forwards. Of a forward that cannot be traced
+the conv and linear weights are masked, and the report's notes say so.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _convert(model: nn.Module, ignore: list[str], only: list[str], pruned: list[
 
 
 def _make_plan(model: nn.Module, extra: set[Key]) -> ConversionPlan:
-    """Decide how weights, and the extra parameters that carry masks or shall, are masked in `model`."""
+    """Return the plan for the weights of `model` and its extra parameters: those masked already, and `extra`."""
     names = {id(module): name for name, module in model.named_modules()}
     plan = ConversionPlan(names, extra=extra | masked_extra(model))
     inside = inside_parametrizations(model)
@@ -120,7 +120,10 @@ def _make_plan(model: nn.Module, extra: set[Key]) -> ConversionPlan:
 
 
 def _unmasked_pruned(pruned: list[Pruned], weights: list[Owner], plan: ConversionPlan) -> list[Pruned]:
-    """Return those pruned by torch.nn.utils.prune that are no weights here, after a look whether all can be masked."""
+    """Return the parameters pruned by torch.nn.utils.prune that are no weights of the plan.
+
+    Raises SparsifyError for one that no mask can reach.
+    """
     masked = {(id(module), name) for module, name in weights}
     extra = [one for one in pruned if (id(one.module), one.name) not in masked]
     for one in extra:
@@ -139,10 +142,10 @@ def _unmasked_pruned(pruned: list[Pruned], weights: list[Owner], plan: Conversio
 def apply(
     model: nn.Module, weights: list[Owner], extra: list[Owner], plan: ConversionPlan, given: Mapping[int, Tensor]
 ) -> None:
-    """Put the missing masks on `weights` and `extra` parameters and give modules the classes that they need.
+    """Put the missing masks on `weights` and `extra` parameters, in place, and give modules their masked classes.
 
-    `given` holds masks by the id of the parameter; others are all ones. A module with a masked class keeps it if the
-    plan says nothing of it.
+    `given` maps ids of parameters to masks; the others are all ones. A module that has a masked class and is not in the
+    plan keeps it.
     """
     masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)} | {**given}
     guard_loading(model)
@@ -168,7 +171,7 @@ def apply(
 
 
 def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, extra: bool) -> None:
-    """Put a mask on one parameter that has none; of an extra parameter that is a weight now, change the list."""
+    """Put a mask on a parameter that has none; an extra parameter that is a weight now changes its list."""
     attributes = module.__dict__
     if name in attributes.get("masked_also", ()) and not extra:
         attributes["masked_also"] = tuple(other for other in attributes["masked_also"] if other != name)
@@ -185,7 +188,7 @@ def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, extra: bo
 
 
 def _keep_layout(module: nn.Module, name: str, layout: Layout | None) -> None:
-    """Keep the layout of a weight if it is not that of torch.nn's own modules."""
+    """Store the layout of a weight unless it is that of torch.nn's modules."""
     parameter = module._parameters[name]
     assert parameter is not None
     if layout is not None and not alike(layout, usual_layout(module, parameter.dim()), parameter.shape):

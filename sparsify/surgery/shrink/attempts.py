@@ -41,11 +41,14 @@ class Attempts:
         self.removed = np.zeros_like(self.pinned)
         self.reasons: list[str] = []
 
-    def until_proved(self, round_to: int | None) -> None:
+    def until_proved(self, round_to: int | None, examples: Sequence[Any] = ()) -> None:
         """Cut the model, in place, and note in `removed`, bool [groups], which groups went.
 
-        Raises RunError, with the model as it was, if no cut gives the same outputs.
+        Groups that differ in a pass of one of the `examples` are pinned first. Raises RunError, with the model as it
+        was, if no cut gives the same outputs.
         """
+        for number, other in enumerate(examples):
+            self.pin_what_differs(f"example {number + 2}", other)
         while True:
             removed = removable(self.found, self.found.channels.dead.numpy() & ~self.pinned, round_to)
             problem, where = self._cut(removed)
