@@ -28,7 +28,7 @@ ALLOWED: Graph = {
     "weights": {"errors", "formats", "surgery"},
     "tables": {"quantities"},
     "model_summary": {"formats", "quantities", "surgery", "tables"},
-    "pruning": {"calls", "errors", "ops", "preserve", "quantities", "surgery", "tables", "validation"},
+    "pruning": {"calls", "errors", "formats", "ops", "preserve", "quantities", "surgery", "tables", "validation"},
     "formats": {"errors", "ops", "surgery", "models", "quantities"},
     "runtime": {"calls", "errors", "relative_error", "surgery", "formats"},
     "export": {"calls", "errors", "datasets", "relative_error", "quantities", "surgery", "formats", "runtime"},

@@ -101,8 +101,8 @@ def _batch(recipe: Recipe) -> str:
 def _of(prune: Pruning) -> str:
     """Return what the sparsity is a fraction of."""
     kind = prune.granularity
-    if prune.of == "parameters" and kind.name == "weight":
-        return "of the parameters"
+    if prune.of in ("parameters", "bytes") and kind.name == "weight":
+        return f"of the {prune.of}"
     if prune.of in ("flops", "parameters"):
         return f"of the {'multiply-adds' if prune.of == 'flops' else 'parameters'}, in whole units,"
     choices = {"weight": "weights", "unit": "units", "block": f"{kind.short} blocks", "n:m": f"weights, {kind.short},"}

@@ -14,6 +14,7 @@ from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from ..surgery.rules.table import Rule
 from .selection.bounds import Bounds, bounded
+from .selection.byte_candidates import ByteCandidates
 from .selection.candidates import Candidates, EntryCandidates, check_amount
 from .selection.granularity import GRANULARITIES, along_inputs
 from .selection.scopes import SCOPES, Scope
@@ -76,6 +77,10 @@ def _build(
     masked = masked_weights(model)
     weights = {name: masked[name] for name in names}
     granularity = GRANULARITIES[settings.name](settings)
+    if pruning.of == "bytes":
+        stored = ByteCandidates(granularity, scope, weights, model)
+        stored.check(pruning.target)
+        return stored
     if settings.m is None:
         return EntryCandidates(granularity, scope, weights, whole=_whole(model, pruning, weights))
     # The groups are the rows of what is selected from, and each loses as many.

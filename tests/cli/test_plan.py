@@ -8,18 +8,20 @@ from cli.view.plan import show_plan
 from sparsify.training.recipe.read import read_recipe
 
 RULES = (
-    "[{match: last, ignore: true}, {match: Linear, granularity: '2:4'}, {match: layer1, amount: 3, criterion: random}]"
+    "[{match: last, ignore: true}, {match: layer2, granularity: '2:4'}, {match: layer1, amount: 3, criterion: random}]"
 )
 
 
 def test_each_rule_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "one_shot.yaml"
-    show_plan(read_recipe(recipe, [f"prune.rules={RULES}", "prune.scope=layer", "prune.sparsity=0.9"]))
+    show_plan(
+        read_recipe(recipe, [f"prune.rules={RULES}", "prune.ignore=[]", "prune.scope=layer", "prune.sparsity=0.9"])
+    )
     lines = capsys.readouterr().out.splitlines()
     first = next(index for index, line in enumerate(lines) if line.startswith("prune "))
     assert lines[first].startswith("prune 90.0 % of the weights by magnitude, scope layer: ")
     assert lines[first + 1 : first + 4] == [
         "  last: stay dense",
-        "  Linear: 50.0 % of the weights, 2:4, by magnitude, scope layer",
+        "  layer2: 50.0 % of the weights, 2:4, by magnitude, scope layer",
         "  layer1: 3 entries in each layer by random, scope layer",
     ]
