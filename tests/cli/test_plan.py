@@ -7,9 +7,7 @@ import pytest
 from cli.view.plan import show_plan
 from sparsify.training.recipe.read import read_recipe
 
-RULES = (
-    "[{match: last, ignore: true}, {match: layer2, granularity: '2:4'}, {match: layer1, amount: 3, criterion: random}]"
-)
+RULES = "[{match: last, ignore: true}, {match: 'stages.1', granularity: '2:4'}, {match: 'stages.0', amount: 3, criterion: random}]"
 
 
 def test_each_rule_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +20,6 @@ def test_each_rule_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[first].startswith("prune 90.0 % of the weights by magnitude, scope layer: ")
     assert lines[first + 1 : first + 4] == [
         "  last: stay dense",
-        "  layer2: 50.0 % of the weights, 2:4, by magnitude, scope layer",
-        "  layer1: 3 entries in each layer by random, scope layer",
+        "  stages.1: 50.0 % of the weights, 2:4, by magnitude, scope layer",
+        "  stages.0: 3 entries in each layer by random, scope layer",
     ]
