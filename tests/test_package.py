@@ -19,6 +19,7 @@ ALLOWED: Graph = {
     "ops": {"errors"},
     "quantities": set(),
     "datasets": set(),
+    "preprocess": {"errors"},
     "preserve": set(),
     "validation": {"errors"},
     "relative_error": set(),
@@ -29,8 +30,18 @@ ALLOWED: Graph = {
     "pruning": {"calls", "errors", "ops", "preserve", "surgery", "validation"},
     "formats": {"errors", "ops", "surgery", "models", "quantities"},
     "runtime": {"calls", "errors", "relative_error", "surgery", "formats"},
-    "export": {"calls", "errors", "datasets", "relative_error", "quantities", "surgery", "formats", "runtime"},
-    "training": {"errors", "ops", "datasets", "preserve", "validation", "surgery", "models", "weights"}
+    "export": {
+        "calls",
+        "errors",
+        "datasets",
+        "preprocess",
+        "relative_error",
+        "quantities",
+        "surgery",
+        "formats",
+        "runtime",
+    },
+    "training": {"errors", "ops", "datasets", "preprocess", "preserve", "validation", "surgery", "models", "weights"}
     | {"formats", "pruning", "export"},
 }
 
