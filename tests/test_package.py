@@ -28,7 +28,7 @@ ALLOWED: Graph = {
     "models": {"errors", "cifar", "weights"},
     "weights": {"errors", "formats", "surgery"},
     "pruning": {"calls", "errors", "ops", "preserve", "surgery", "validation"},
-    "formats": {"errors", "ops", "surgery", "models", "quantities"},
+    "formats": {"errors", "ops", "preserve", "surgery", "models", "quantities"},
     "runtime": {"calls", "errors", "relative_error", "surgery", "formats"},
     "export": {
         "calls",
