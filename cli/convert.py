@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     show_default=True,
     help="weight, unit (whole channels, tied ones), 2:4 (or other n:m, along the inputs) or 4x1 (or other blocks).",
 )
+@click.option(
+    "--aggregate",
+    help="With --granularity unit: how its entries make a unit's score: mean, sum, max or l2.  [default: mean]",
+)
 @click.option("--masks", metavar="RUN|FILE", help="Take the masks of this run or file, in place of pruning.")
 @click.option("--shrink", is_flag=True, help="Take channels of no influence out of the model, with proof.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
@@ -50,7 +54,14 @@ if TYPE_CHECKING:
     type=click.Choice(["masks", "zeros"]),
     help="With --shrink: what goes, by masks alone, or also by weights that are zero.  [default: masks]",
 )
-@click.option("--ignore", multiple=True, help="A weight or module left dense: name, glob, first or last; repeatable.")
+@click.option(
+    "--ignore",
+    multiple=True,
+    help="A weight or module left dense: name, glob, re:EXPRESSION, class (Linear), first or last; repeatable.",
+)
+@click.option(
+    "--only", multiple=True, help="A weight or module that is pruned, written likewise, and no other; repeatable."
+)
 @click.option(
     "--num-classes", type=int, help="Size of the model's head.  [default: the checkpoint's or the model's own]"
 )
@@ -66,11 +77,13 @@ def command(
     scope: str | None,
     criterion: str,
     granularity: str,
+    aggregate: str | None,
     masks: str | None,
     shrink: bool,
     round_to: int | None,
     dead: Dead | None,
     ignore: tuple[str, ...],
+    only: tuple[str, ...],
     num_classes: int | None,
     pretrained: bool,
     image_size: int | None,
@@ -93,7 +106,7 @@ def command(
     check_model_name(model, where="--model")
     if checkpoint is not None and pretrained:
         raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
-    pruning = _pruning(sparsity, amount, scope, criterion, granularity, ignore)
+    pruning = _pruning(sparsity, amount, scope, criterion, granularity, ignore, only, aggregate)
     check_options("convert", shrink, round_to=round_to, dead=dead)
     if masks is not None:
         _refuse_beside_masks()
@@ -107,7 +120,14 @@ def command(
 
 
 def _pruning(
-    sparsity: str | None, amount: int | None, scope: str | None, criterion: str, granularity: str, ignore: Sequence[str]
+    sparsity: str | None,
+    amount: int | None,
+    scope: str | None,
+    criterion: str,
+    granularity: str,
+    ignore: Sequence[str],
+    only: Sequence[str],
+    aggregate: str | None,
 ) -> Pruning:
     """Return the settings that the options come to."""
     from sparsify.pruning.settings.prune import parse_pruning
@@ -115,12 +135,16 @@ def _pruning(
     # Units of different layers are hard to compare by their weights: one layer would lose nearly all.
     scope = scope or ("layer" if granularity == "unit" or ":" in granularity else "global")
     settings: dict[str, Any] = {"scope": scope, "criterion": criterion, "granularity": granularity}
+    if aggregate is not None:
+        settings["granularity"] = {"name": granularity, "aggregate": aggregate}
     if amount is not None:
         settings["amount"] = amount
     if sparsity is not None or (amount is None and ":" not in granularity):
         settings["sparsity"] = 0.0 if sparsity is None else sparsity
     try:
-        pruning = parse_pruning({**settings, "ignore": list(ignore), "schedule": "one_shot"})
+        pruning = parse_pruning(
+            {**settings, "ignore": list(ignore), "only": list(only) or None, "schedule": "one_shot"}
+        )
     except SparsifyError as error:
         raise SparsifyError(re.sub(r"^pruning\.(\w+)[.\w]*:", r"--\1:", str(error))) from None
     if CRITERION_ROWS[pruning.criterion.name].needs_data:
@@ -131,7 +155,7 @@ def _pruning(
 def _refuse_beside_masks() -> None:
     """Raise SparsifyError if an option was given that --masks leaves nothing to say."""
     context = click.get_current_context()
-    for name in ("sparsity", "amount", "scope", "criterion", "granularity", "ignore"):
+    for name in ("sparsity", "amount", "scope", "criterion", "granularity", "aggregate", "ignore", "only"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise SparsifyError(f"convert: --masks tells already which weights to keep; leave out --{name}")
 
@@ -157,7 +181,7 @@ def _convert(
         sparsify.load_masks(how, model)
         say(masks_line(model, how))
     else:
-        say(*conversion_lines(sparsify.convert(model, ignore=how.ignore)))
+        say(*conversion_lines(sparsify.convert(model, ignore=how.ignore, only=how.only or ())))
     shape = _input_shape(model, spec, image_size)
     example = random_images(2, shape)
     verification = sparsify.verify(model, (example,))

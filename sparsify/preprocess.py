@@ -63,7 +63,8 @@ class Preprocessing:
         # What lies outside of the image is black.
         image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         values: NDArray[np.float32] = np.asarray(image, np.float32).reshape(*self.crop, -1) / np.float32(255)
-        values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        mean, std = (np.asarray(given, np.float32) for given in (self.mean, self.std))
+        values = np.asarray((values - mean) / std, np.float32)
         if values.shape[2] != self.channels:
             values = np.repeat(values.mean(2, keepdims=True), self.channels, 2)
         found: NDArray[np.float32] = values.transpose(2, 0, 1)
@@ -110,7 +111,8 @@ def read(path: str | Path) -> Preprocessing:
 
 
 def _opened(path: str | Path) -> Image:
-    from PIL.Image import DecompressionBombError, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
+    from PIL.Image import DecompressionBombError
     from PIL.Image import open as open_image
 
     try:

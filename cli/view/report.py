@@ -120,7 +120,7 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
 def sparsity_lines(report: PruningReport) -> list[str]:
     """Return what a pruning came to, against what was asked for."""
     reached, requested = percent(report.reached), percent(report.requested)
-    notes = [f"  note: {note}" for note in report.notes]
+    notes = [*_rule_lines(report), *(f"  note: {note}" for note in report.notes)]
     if report.of != "entries":
         return _choice_lines(report) + notes
     lines = [
@@ -128,11 +128,20 @@ def sparsity_lines(report: PruningReport) -> list[str]:
         f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
         *_before_lines(report),
     ]
-    if report.chosen == report.due and reached != requested and not notes:
+    if report.chosen == report.due and reached != requested and not report.notes:
         lines.append("  (exactly what was due: every group of the scope is rounded down to whole weights)")
     if report.chosen != report.due:
         lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
     return lines + notes
+
+
+def _rule_lines(report: PruningReport) -> list[str]:
+    """Return a line for each rule and one for the weights without."""
+    return [
+        f"  {', '.join(match) or 'the rest'}: {one.chosen:,} of {one.choices:,} {one.of} removed, "
+        f"{percent(one.reached)} of the weights, {percent(one.requested)} requested"
+        for match, one in report.parts
+    ]
 
 
 def _before_lines(report: PruningReport) -> list[str]:

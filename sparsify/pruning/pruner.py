@@ -15,17 +15,24 @@ from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
-from .build_candidates import build_candidates
-from .criteria.scoring import Scoring
-from .cycle_generator import CycleGenerator
-from .mask_update import from_present, set_all, union_of, update_masks
-from .present_masks import check_present, masks_restored, ramps_from_present
+from .criteria.gradients import LossFunction, on_model_and_batch
+from .criteria.table import Context
+from .parts import (
+    at_prices,
+    check_present,
+    make_parts,
+    masks_to_keep,
+    measured_prices,
+    private_generator,
+    removed,
+    update_parts,
+    with_data,
+)
 from .report import PruningReport, SparsityWarning, losses, pruning_report
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning
 from .state import pack, unpack
-from .units.group_candidates import GroupCandidates
 
 __all__ = ["Pruner", "PruningReport", "ScheduleWarning", "SparsityWarning"]
 
@@ -34,17 +41,10 @@ class Pruner:
     """Changes a converted model's masks, in place, as training goes on.
 
     Call `start` before the first step and `step` after every optimiser step. `plan` lists every change in advance,
-    `position` counts the steps done, and `sparsity` is the sparsity due at present. `on_cycle_end`, if set, is called
-    with the number of each cycle at its end, while the model has that cycle's masks. If masks remove something before
-    the start, a schedule without cycles goes from that sparsity, in each group of the scope, to the target, unless the
-    target is lower; what is removed at the start stays removed.
-    `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count optimiser
-    steps. `generator` seeds the random numbers with one number drawn from it; without it the seed is 0.
-    `example_input` (a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`) is
-    used to find coupled channels, unless `channels` is a result of `analyse`, which `rules` and `examples` are for:
-    granularity unit then prunes groups of channels in all tensors that produce them, biases and norms included, and
-    puts masks on these; without it a unit is a row of one weight. Criteria that need no data but an input take the
-    example's shape, or the first batch's.
+    `position` counts the steps done, and `sparsity` is the sparsity that is due at present. `on_cycle_end`, if set, is
+    called with the number of each cycle that has reached its end, while the model has that cycle's masks.
+    Where masks remove something before the start, a schedule without cycles goes from the sparsity that is there, in
+    each group of the scope, to the target, if that is not less; what is removed then stays removed.
     """
 
     def __init__(
@@ -60,24 +60,39 @@ class Pruner:
         rules: Mapping[str, Rule] | None = None,
         examples: Sequence[Any] = (),
     ) -> None:
-        """Plan the pruning of `model`, which `convert` has put masks on; no mask is changed yet.
+        """Plan the pruning of `model`, which `convert` has put masks on; nothing is changed yet.
 
+        `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count
+        optimiser steps. Random numbers come from `generator`, of which one number is drawn; without it, from seed 0.
+        `example_input`, a tensor, a tuple of positional arguments, a dict of keyword arguments or
+        `sparsify.Inputs(*args, **kwargs)`, shows how the channels of the layers are tied:
+        with it, granularity unit prunes groups of them in all tensors that produce them, biases and norms too, on which
+        it puts masks; without it a unit is a row of one weight. `channels` is what `surgery.channels.analyse` found,
+        if that is known; else `rules` are those that it shall know besides its own, and `examples` further inputs, of
+        other sizes say: units that are not the same for all stay, and the report's notes say so. Criteria that need no
+        data but an input take the example's shape, or the first batch's.
         Raises SparsifyError for wrong settings, times that do not fit, or a model without masks.
         """
         self.model = model
         self.pruning = parse_pruning(pruning)
-        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
-        self.candidates = build_candidates(model, self.pruning, example_input, channels, rules, examples)
-        self.names = self.candidates.names
-        self._measured = self.pruning.criterion.per == "milliseconds"  # no two pruners then have the same prices
-        self.position, self.sparsity = 0, 0.0
+        times = (total_steps, steps_per_epoch)
+        self.parts = make_parts(model, self.pruning, times, example_input, channels, rules, examples)
+        self.names = tuple(name for part in self.parts for name in part.candidates.names)
+        self.position = 0
+        self.sparsity = 0.0
         self._done = 0  # updates of the plan
-        self._started = self._ready = False  # ready: `start` was called in this process
+        self._started = False
+        self._ready = False  # whether `start` was called in this process, with data if they are needed
         self._union: dict[str, Tensor] = {}
         self._removed_values = RemovedValues(self.pruning.masked_weights)
-        self._random = CycleGenerator(generator)
-        self._scoring = Scoring(self.pruning.criterion, example_input)
+        self._generator = private_generator(generator)
+        self._cycle_state, self._cycle_drawn = self._generator.get_state(), 0
+        self._batches: Iterable[Any] | None = None
+        self._loss_fn: LossFunction | None = None
+        self._example_input = example_input
         self._note_progress()
         self._removed_before = 0  # entries that masks removed when this pruning began
         self._watched = list(self._weights().values())
@@ -94,42 +109,48 @@ class Pruner:
         return self._done == len(self.plan)
 
     def start(self, batches: Iterable[Any] | None = None, loss_fn: Callable[..., Tensor] | None = None) -> None:
-        """Make the updates due before the first step, and take the data that some criteria need.
+        """Do what is due before the first step; hand over the data that some criteria need.
 
-        `batches` is iterated anew at every update (an iterator is stored as a list). `loss_fn(outputs, targets)`
-        returns the loss of a batch (inputs, targets), a tensor of one element; with parameters called `model` and
-        `batch`, or for batches that are no pairs, it gets these. After `load_state_dict` only the data are taken.
-        Raises SparsifyError if the criterion needs data and there are none.
+        `batches` is iterated anew at every update (an iterator is kept as a list). `loss_fn(outputs, targets)` returns
+        the loss of a batch that is a pair (inputs, targets), a tensor of one element; a function whose parameters are
+        called `model` and `batch` gets those, as does any for batches that are no pairs. After `load_state_dict` this
+        only hands over data. Raises SparsifyError if the criterion needs data and there are none.
         """
-        self._scoring.hand_over(batches, loss_fn, finished=self.finished)
+        if not self.finished:
+            batches, self._example_input = with_data(self.parts, batches, loss_fn, self._example_input)
+        self._batches = batches
+        self._loss_fn = None if loss_fn is None else on_model_and_batch(loss_fn)
         self._ready = True
         if not self._started:
             self._started = True
             self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
-            if self._removed_before:
-                masks = self._masks()
-                self.sparsity = float(self.candidates.removed(masks))
-                if ramps_from_present(self.candidates, masks, self.pruning):
-                    self._union = {name: mask.clone() for name, mask in masks.items()}
+            self._begin_at_present()
             try:
                 self._apply_due_updates()
             except BaseException:
-                self._started = self._ready = False  # the next call tries again
+                self._started = self._ready = False  # it is still to come
                 raise
 
+    def _begin_at_present(self) -> None:
+        """Remember the masks that are there: a ramp to more sparsity than theirs begins at it, and only adds."""
+        weights = self._weights()
+        self.sparsity = removed(self.parts, weights) if self._removed_before else 0.0
+        if self.sparsity:
+            self._union = masks_to_keep(self.parts, weights)
+
     def check_present(self, *, where: str) -> None:
-        """Raise SparsifyError, which begins with `where`, if the masks already remove more than the target."""
-        check_present(self.candidates, self._masks(), self.pruning, where)
+        """Raise SparsifyError if less is to be removed than the masks remove already; `where` begins its line."""
+        check_present(self.parts, self._weights(), where)
 
     def step(self) -> None:
-        """Count one optimiser step and make the updates due after it. Call it right after `optimizer.step()`.
+        """Do what is due after one more optimiser step. Call it right after `optimizer.step()`.
 
-        Raises what the criterion and the loss raise; no mask is changed then, and the next call tries again.
+        Raises what the criterion and the loss raise; no mask is changed then, and the next step tries again.
         """
         if not self._ready:
             self.start()
         for weight in self._watched:
-            weight.mask  # noqa: B018 - raises if something else has replaced it by what is no mask
+            weight.mask  # noqa: B018 - something else may have put there what is no mask
         self.position += 1
         self._note_progress()
         if self.pruning.masked_weights != "decay":
@@ -146,39 +167,42 @@ class Pruner:
         return self._report()
 
     def _report(self) -> PruningReport:
-        return pruning_report(self.model, self.pruning, self.candidates, self._removed_before)
+        return pruning_report(self.model, self.pruning, self.parts, self._removed_before)
 
     def _note_progress(self) -> None:
         last = self.plan[-1].step if self.plan else 0
-        note_progress(self.model, Progress(self.position, self.total_steps, last, self._done, len(self.plan)))
+        progress = Progress(self.position, self.total_steps, last, self._done, len(self.plan))
+        note_progress(self.model, progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to continue to the same bits; the masks are in the model's state.
+        """Return all that `load_state_dict` needs to go on as if nothing had happened.
 
-        A flat dict of integers, floats, bools, strings and tensors, all copies.
+        A flat dict of integers, floats, bools, strings and tensors, all copies. The masks themselves are the model's.
         """
         before = {"removed_before": self._removed_before} if self._removed_before else {}
         return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._removed_values.values})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state of a pruner with the same settings and model, whose own state is loaded separately.
+        """Go on from a state saved by a pruner with the same settings, for the same model; load the model's as well.
 
-        Raises SparsifyError, with nothing changed, for other settings or another model.
+        Raises SparsifyError if the state is of other settings or another model; nothing is changed then.
         """
         weights = self._weights()
         shapes = {
-            "union": self._masks(),
+            "union": {name: weight.mask for name, weight in weights.items()},
             "frozen": {name: weight.parameter.detach() for name, weight in weights.items()},
         }
-        known = {key: value for key, value in state.items() if key != "removed_before"}
-        plain, groups = unpack(known, self._plain_state(), shapes)
-        self._removed_before = state.get("removed_before", 0)
-        if "prices" in plain and isinstance(self.candidates, GroupCandidates):
-            self.candidates = self.candidates.at_prices(plain["prices"].cpu())
+        before = state.get("removed_before", 0)
+        state = {key: value for key, value in state.items() if key != "removed_before"}
+        plain, groups = unpack(state, self._plain_state(), shapes)
+        self._removed_before = before
+        if "prices" in plain:
+            self.parts = at_prices(self.parts, plain["prices"].cpu())
         self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
         self._started, self._ready = plain["started"], False
         self._note_progress()
-        self._random.load(plain)
+        self._generator.set_state(plain["generator"].cpu())
+        self._cycle_state, self._cycle_drawn = plain["cycle_generator"].cpu().clone(), plain["cycle_drawn"]
         for kept, group in ((self._union, "union"), (self._removed_values.values, "frozen")):
             kept.clear()
             kept.update({name: shapes[group][name].clone().copy_(value) for name, value in groups[group].items()})
@@ -186,24 +210,22 @@ class Pruner:
     def _plain_state(self) -> dict[str, Any]:
         settings = self.pruning.model_dump(mode="json")
         settings |= {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch, "weights": self.names}
-        prices = {"prices": c.prices} if self._measured and isinstance(c := self.candidates, GroupCandidates) else {}
         return {
             "settings": json.dumps(settings),
             "position": self.position,
             "sparsity": self.sparsity,
             "done": self._done,
             "started": self._started,
-            **self._random.state(),
-            **prices,
+            "cycle_drawn": self._cycle_drawn,
+            "generator": self._generator.get_state(),
+            "cycle_generator": self._cycle_state,
+            **measured_prices(self.parts),
         }
 
     def _weights(self) -> dict[str, MaskedWeight]:
-        # Looked up each time: `.to(device)` and some ways of loading replace the masks by new tensors.
+        # Looked up each time: `.to(device)` and some ways of loading put new tensors in the place of the masks.
         weights = masked_parameters(self.model)
         return {name: weights[name] for name in self.names}
-
-    def _masks(self) -> dict[str, Tensor]:
-        return {name: weight.mask for name, weight in self._weights().items()}
 
     def _apply_due_updates(self) -> None:
         weights = self._weights()
@@ -218,33 +240,49 @@ class Pruner:
                     self.on_cycle_end(update.cycle)
         self._removed_values.snapshot(weights.values())
         if self.finished:
-            self._scoring.drop()
-            for line in losses(self._report(), filters=self.pruning.granularity.name != "unit"):
-                warnings.warn(line, SparsityWarning, stacklevel=3)
+            self._batches = self._loss_fn = None
+            for part in self.parts:
+                report = pruning_report(self.model, part.pruning, (part,))
+                for line in losses(report, filters=part.pruning.granularity.name != "unit"):
+                    warnings.warn(line, SparsityWarning, stacklevel=3)
 
     @contextmanager
     def _all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
-        """Restore masks and state if the block raises: a score is NaN, a criterion fails, someone interrupts."""
-        done, sparsity, union, drawn = self._done, self.sparsity, dict(self._union), self._random.state()
+        """Put everything back if the block raises: a score is NaN, a criterion fails, someone interrupts."""
+        masks = {name: weight.mask.clone() for name, weight in weights.items()}
+        done, sparsity, drawn = self._done, self.sparsity, (self._cycle_state, self._cycle_drawn)
+        union, generator = dict(self._union), self._generator.get_state()
         try:
-            with masks_restored(weights):
-                yield
+            yield
         except BaseException:
+            for name, weight in weights.items():
+                weight.mask.copy_(masks[name])
             self._done, self.sparsity, self._union = done, sparsity, union
-            self._random.load(drawn)
+            self._cycle_state, self._cycle_drawn = drawn
+            self._generator.set_state(generator)
             raise
 
     def _apply(self, update: Update, weights: Mapping[str, MaskedWeight]) -> None:
-        if self._union and not self.pruning.schedule.cyclical:
-            update = from_present(update, self.plan[0], self.pruning.target)
-        masks = {name: weight.mask for name, weight in weights.items()}
-        if update.event in ("reset", "union"):
-            set_all(masks, self._union if update.event == "union" else None)
-            self.sparsity = float(self.candidates.removed(masks)) if update.event == "union" else 0.0
+        if update.event == "reset":
+            for weight in weights.values():
+                weight.mask.fill_(True)
+            self.sparsity = 0.0
+        elif update.event == "union":
+            for name, weight in weights.items():
+                weight.mask.copy_(self._union[name])
+            self.sparsity = removed(self.parts, weights)
         else:
-            context = self._scoring.context(self.model, masks, self.position, self._random.rewound(update.cycle))
-            self.sparsity = update_masks(
-                update, self.pruning, self._scoring.function, self.candidates, weights, context, self._union
-            )
+            context = self._context(update, weights)
+            self.sparsity = update_parts(self.parts, self._done, weights, context, self._union)
         if update.event == "save":
-            self._union = union_of(self._union, masks)
+            before = self._union
+            self._union = {n: before[n] | w.mask if n in before else w.mask.clone() for n, w in weights.items()}
+
+    def _context(self, update: Update, weights: Mapping[str, MaskedWeight]) -> Context:
+        """Return what the criterion may use; the generator is put back to where it stood when the cycle began."""
+        if update.cycle != self._cycle_drawn:
+            self._cycle_state, self._cycle_drawn = self._generator.get_state(), update.cycle
+        self._generator.set_state(self._cycle_state)
+        masks = {name: weight.mask for name, weight in weights.items()}
+        given = (self._generator, self._batches, self._loss_fn)
+        return Context(self.model, masks, self.position, *given, example_input=self._example_input)

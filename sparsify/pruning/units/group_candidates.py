@@ -123,7 +123,7 @@ class GroupCandidates:
         return max(gone, gone + (due.sparsity - gone) * due.progress)
 
     def _cheapest(self, scores: Tensor, allowed_groups: Tensor | None, removable: Tensor, share: Fraction) -> Tensor:
-        """Return which groups stay, bool [groups], if the fewest, by score, are removed that make `share` of the cost."""
+        """Return which groups stay, bool [groups], if the fewest are removed, by score, that make up `share`."""
         removable = removable.sort().values
         order = removable[scores[removable].sort(stable=True).indices]
         least = 0

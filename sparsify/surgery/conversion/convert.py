@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..averages import keep_masks_in_averages
-from ..ignore_patterns import ignored_names, is_adapter, keyword_clashes
+from ..ignore_patterns import class_names, ignored_names, is_adapter, keyword_clashes
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from ..parametrized import computed_names, computes_from
@@ -44,40 +45,47 @@ class ConversionReport:
     notes: list[str]
 
 
-def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
+def convert(model: nn.Module, ignore: Iterable[str] = (), only: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
 
     Parameters that matrix products take for weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
-    `ignore` lists weights that get no mask: names of weights or modules, globs, the keywords "first" and "last" (in
-    order of registration), and "name:last" for a module of that name. Converting again adds the masks that are missing;
-    the weights of adapters (LoRA) stay dense. Masks set by torch.nn.utils.prune are taken over: those of weights become
-    their masks, those of other parameters, and of ignored weights, masks as of `mask_also`.
-    Raises SparsifyError if an ignore pattern matches nothing, or a mask of torch.nn.utils.prune cannot be taken over.
+    `ignore` lists weights that get no mask: names of weights or modules, globs, "re:" before a regular expression,
+    names of classes ("Linear"), the keywords "first" and "last" (in order of registration), and "name:last" for a
+    module of that name; with `only`, all get none but those that it lists likewise. Converting again adds the masks
+    that are missing; the weights of adapters (LoRA) stay dense. Masks set by torch.nn.utils.prune are taken over: those
+    of weights become their masks, those of other parameters, and of ignored weights, masks as of `mask_also`.
+    Raises SparsifyError if a pattern matches nothing, or a mask of torch.nn.utils.prune cannot be taken over.
     After any error the model is what it was.
     """
     with all_or_nothing(model):
-        return _convert(model, [ignore] if isinstance(ignore, str) else list(ignore), take_over(model))
+        ignored, wanted = ([given] if isinstance(given, str) else list(given) for given in (ignore, only))
+        return _convert(model, ignored, wanted, take_over(model))
 
 
-def _convert(model: nn.Module, ignore: list[str], pruned: list[Pruned]) -> ConversionReport:
+def _convert(model: nn.Module, ignore: list[str], only: list[str], pruned: list[Pruned]) -> ConversionReport:
     plan = _make_plan(model, {(id(one.module), one.name) for one in pruned})
     owners = plan.owners
     maskable = [n for n, (module, key) in owners.items() if (id(module), key) in plan.how and not is_adapter(n, module)]
-    ignored = ignored_names(
+    matched = partial(
+        ignored_names,
         maskable,
-        ignore,
         others=[name for name in owners if name not in maskable],
         aliases=computed_names(model),
+        classes=class_names(model),
     )
-    shared_ignored = {(id(owners[name][0]), owners[name][1]): pattern for name, pattern in ignored.items()}
+    ignored = {name: f"ignored by '{pattern}'" for name, pattern in matched(ignore).items()}
+    if only:
+        wanted = matched(only, key=("only",))
+        ignored |= {name: "not among 'only'" for name in maskable if name not in wanted and name not in ignored}
+    shared_ignored = {(id(owners[name][0]), owners[name][1]): reason for name, reason in ignored.items()}
     masked: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for name, (module, key) in owners.items():
         where = (id(module), key)
         if where in shared_ignored:
-            skipped[name] = f"ignored by '{shared_ignored[where]}'"
+            skipped[name] = shared_ignored[where]
         elif is_adapter(name, module):
             skipped[name] = "an adapter (LoRA), which stays dense"
         elif where in plan.how:

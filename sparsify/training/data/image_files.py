@@ -80,7 +80,7 @@ def preprocessing_of(
     """Return what timm's transform for evaluation does; None if it is not a resize and a crop from the middle."""
     from torchvision.transforms import CenterCrop, Resize
 
-    resize, crop, *_ = [*transform.transforms, None, None]
+    resize, crop = [*list(transform.transforms), None, None][:2]
     if not isinstance(resize, Resize) or not isinstance(crop, CenterCrop) or not isinstance(resize.size, int):
         return None
     height, width = (int(size) for size in crop.size)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 
 from ...errors import SparsifyError, nearest
@@ -44,6 +44,16 @@ class Recipe(Settings):
     """how the network is trained"""
     prune: Pruning | None = None
     """what is pruned, how far and when; without it training is dense"""
+
+    _source: Source = PrivateAttr(default_factory=lambda: Source("recipe", {}))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all settings are equal, wherever they were written."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    def where(self, *keys: str | int) -> str:
+        """Return the place where a key was written: file, line and key."""
+        return self._source.where(keys)
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML that `read_recipe` reads back to an equal recipe.
@@ -120,6 +130,7 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, n
         )
     if check:
         check_names(recipe, source)
+    recipe._source = source
     return recipe
 
 

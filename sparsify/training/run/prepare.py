@@ -11,12 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ...errors import RunError
+from ...errors import RunError, SparsifyError
 from ...formats.model.masks import load_masks
 from ...formats.model.start import read_start
 from ...models import FROM_PYTHON, build_model
 from ...pruning.pruner import Pruner
 from ...surgery.conversion.convert import ConversionReport, convert
+from ...surgery.ignore_patterns import PatternError
 from ...surgery.masks import masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport
@@ -54,6 +55,13 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, data: Any = None,
     Weights are loaded before masks are put on. `check` verifies the conversion. Raises SparsifyError for what does not
     fit together, RunError if the verification finds a fault.
     """
+    try:
+        return _prepare(recipe, model, data, check)
+    except PatternError as error:
+        raise SparsifyError(f"{recipe.where('prune', *error.keys)}: {error.problem}") from None
+
+
+def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool) -> Prepared:
     settings = recipe.train
     accelerator = make_accelerator(settings)
     _seed(settings.seed)
@@ -74,7 +82,7 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, data: Any = None,
     found = own or load_data(recipe.data, model, seed=settings.seed, device=accelerator.device)
     conversion = verification = None
     if recipe.prune is not None:
-        conversion = convert(model, ignore=recipe.prune.ignore)
+        conversion = convert(model, ignore=recipe.prune.ignore, only=recipe.prune.only or ())
     sparse_start = recipe.model.masks is not None or (loaded is not None and loaded.masks > 0)
     if (recipe.prune is not None or sparse_start) and check:
         verification = _verified(model, found.input_shape)
