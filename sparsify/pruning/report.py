@@ -161,6 +161,15 @@ def _layer(weight: MaskedWeight) -> LayerSparsity:
     return LayerSparsity(weight.name, tuple(mask.shape), mask.numel(), mask.numel() - int(kept.sum()), len(kept), dead)
 
 
+def losses_of(model: nn.Module, parts: Sequence[Part]) -> list[str]:
+    """Return a line for what lost all its weights in each of `parts`, see `losses`."""
+    lines = []
+    for part in parts:
+        report = pruning_report(model, part.pruning, (part,))
+        lines += losses(report, filters=part.pruning.granularity.name != "unit")
+    return lines
+
+
 def losses(report: PruningReport, *, filters: bool) -> list[str]:
     """Return a line for the layers, and with `filters` one for the output units, that lost all their weights."""
     dead = [layer for layer in report.layers if layer.dead]
