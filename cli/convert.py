@@ -204,7 +204,12 @@ def _write(model: nn.Module, spec: str, about: dict[str, Any], seed: int, out: s
     from sparsify.formats.file.inspection import inspect_file
 
     sparsify.save(model, out, spec=spec, seeds={"convert": seed}, **about)
-    say(file_line(inspect_file(out)))
+    say(
+        file_line(inspect_file(out)),
+        "next:",
+        f"  sparsify train recipes/dense.yaml --model {spec} --data NAME --set model.checkpoint={out}",
+        f"  sparsify bench {out}",
+    )
 
 
 def _build(

@@ -62,7 +62,7 @@ class Preprocessing:
         top, left = (round((have - want) / 2) for have, want in zip(image.size[::-1], self.crop, strict=True))
         # What lies outside of the image is black.
         image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
-        values: NDArray[np.float32] = np.asarray(image, np.float32).reshape(*self.crop, -1) / np.float32(255)
+        values: NDArray[Any] = np.asarray(image, np.float32).reshape(*self.crop, -1) / np.float32(255)
         mean, std = (np.asarray(given, np.float32) for given in (self.mean, self.std))
         values = np.asarray((values - mean) / std, np.float32)
         if values.shape[2] != self.channels:

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsify.models import FROM_PYTHON
+
 from .show import Layer, byte_count, count, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from sparsify.weights import LoadReport
 
 
+_COSTS = ("flops", "parameters")
 # How a mask enters (`ConversionReport.masked`) -> what that means.
 _HOW = {
     "direct": "the layer calls a masked operation in place of the dense one",
@@ -80,7 +83,8 @@ def start_lines(prepared: Prepared, folder: Path) -> list[str]:
         lines += conversion_lines(prepared.conversion)
     if prepared.verification is not None:
         lines += [str(prepared.verification), *(f"  note: {note}" for note in prepared.verification.notes)]
-    epochs, per_epoch = training.settings.epochs, training.steps_per_epoch
+    per_epoch = training.steps_per_epoch
+    epochs = -(-training.total_steps // per_epoch)
     return [*lines, f"{folder}: {count(training.total_steps, 'step')}, {count(epochs, 'epoch')} of {per_epoch:,}"]
 
 
@@ -107,14 +111,27 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
     if accuracy is not None:
         lines.append(f"test accuracy {percent(accuracy)}, loss {result.metrics['test_loss']:.4f}")
     lines.append(file_line(saved))
-    folder = result.folder
-    return [
-        *lines,
-        "next:",
-        f"  sparsify export {folder} --out model.safetensors",
-        f"  sparsify inspect {folder}",
-        f"  sparsify eval {folder}",
-    ]
+    return [*lines, "next:", *_next_lines(result, saved)]
+
+
+def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:
+    """Return the commands that go on from a run: none for what it has done, and none that it has no use for."""
+    from sparsify.training.run.run_folder import stored_recipe
+
+    folder, known = result.folder, saved.metadata.extra.get("preprocess")
+    data = stored_recipe(folder).data.name
+    lines = [f"sparsify bench {folder}"]
+    if result.report is None and not saved.masked_entries:
+        again = f"--model {saved.metadata.spec} --data {data} --set model.checkpoint={folder} --out {folder}-pruned"
+        known_by_name = saved.metadata.spec is not None and not data.startswith(FROM_PYTHON)
+        lines = [f"sparsify train recipes/linear_ramp.yaml {again}"] if known_by_name else []
+    units = result.report is not None and result.report.of in ("units", *_COSTS) and result.shrunk is None
+    lines.append(f"sparsify export {folder} --out model.onnx{' --shrink' if units else ''}")
+    if known is not None:
+        lines.append(f"sparsify predict {folder} IMAGE...")
+    if "test_accuracy" not in result.metrics:
+        lines.append(f"sparsify eval {folder} --data NAME")
+    return [f"  {line}" for line in lines]
 
 
 def sparsity_lines(report: PruningReport) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 import torch
@@ -13,7 +14,7 @@ from ..recipe.lookups import check_data_name
 from ..recipe.settings import DataSettings
 from . import image_files
 from .input_size import input_for
-from .resident import TensorLoader, View, normalisation_of
+from .resident import Images, TensorLoader, View, normalisation_of
 from .types import Data
 
 _PACKAGE = __package__.rpartition(".training")[0]
@@ -43,6 +44,7 @@ def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device
     crop = settings.crop_padding if settings.crop_padding is not None else row.crop_padding
     flip = settings.flip if settings.flip is not None else row.flip
     normalisation = normalisation_of(train.pixels)
+    train, test = (_limited(part, settings.limit) for part in (train, test))
     view = View(size, channels, normalisation, crop, settings.padding_mode, flip)
     mean, std = (tuple((part / row.white).tolist()) for part in (normalisation.mean, normalisation.std))
     mode = "L" if row.channels == 1 else "RGB"
@@ -64,3 +66,10 @@ def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device
         len(test.labels),
         Preprocessing(mode, size, (size, size), "bilinear", mean, std, channels, train.classes),
     )
+
+
+def _limited(images: Images, limit: int | None) -> Images:
+    if limit is None:
+        return images
+    chosen = torch.tensor(image_files.spread(len(images.labels), limit))
+    return replace(images, pixels=images.pixels[chosen], labels=images.labels[chosen])

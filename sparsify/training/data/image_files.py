@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import RunError, SparsifyError
 from ...preprocess import Preprocessing
 from ...preserve import keep_random_states, seed_cpu
 from ..recipe.settings import DataSettings
+from .bad_images import Bad, Skipped, collate, dead_workers, read_image
 from .input_size import declared_size, input_for
 from .resident import Batch, count_used, generator_for
 from .types import Data
@@ -52,7 +53,7 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     else:
         train = _timm_set(settings, settings.train_split, train=True)
         test = _timm_set(settings, settings.test_split, train=False)
-    size = settings.image_size or declared_size(model) or min(_LARGEST_DEFAULT, *train[0][0].size)
+    size = settings.image_size or declared_size(model) or min(_LARGEST_DEFAULT, *_first_size(train, settings))
     channels, size = input_for(model, (3, size), image_size=settings.image_size)
     config = resolve_data_config({"input_size": (channels, size, size)}, model=model)
     mean, std = (tuple(config[key])[:channels] for key in ("mean", "std"))
@@ -62,16 +63,38 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     train.transform = _Converted(mode, create_transform(is_training=True, hflip=flip, **common))
     for_test = create_transform(is_training=False, crop_pct=config["crop_pct"], **common)
     test.transform = _Converted(mode, for_test)
-    return Data(
-        settings.name,
-        count_classes(settings),
-        (channels, size, size),
-        FileLoader(train, settings.batch_size, settings.workers, seed, True, settings.drop_last, device),
-        FileLoader(test, settings.test_batch_size, settings.workers, seed, False, False, device),
-        len(train),
-        len(test),
-        preprocessing_of(mode, for_test, config["interpolation"], mean, std, _names(train)),
+    names, classes = _names(train), count_classes(settings)
+    train, test = (Subset(part, spread(len(part), settings.limit)) for part in (train, test))
+    common = {"workers": settings.workers, "seed": seed, "device": device, "classes": classes}
+    for_training, for_testing = (
+        FileLoader(part, batch, shuffle=shuffle, drop_last=settings.drop_last and shuffle, bad=_bad(settings), **common)
+        for part, batch, shuffle in ((train, settings.batch_size, True), (test, settings.test_batch_size, False))
     )
+    preprocessing = preprocessing_of(mode, for_test, config["interpolation"], mean, std, names)
+    return Data(
+        settings.name, classes, (channels, size, size), for_training, for_testing, len(train), len(test), preprocessing
+    )
+
+
+def _bad(settings: DataSettings) -> Skipped:
+    return Skipped(skip=settings.skip_bad)
+
+
+def _first_size(train: Any, settings: DataSettings) -> tuple[int, int]:
+    """Return width and height of the first training image that can be read."""
+    for index in range(len(train)):
+        item = read_image(train, index)
+        if not isinstance(item, Bad):
+            width, height = item[0].size
+            return width, height
+        _bad(settings).take([item])
+    raise SparsifyError(f"data.name: '{settings.name}' has no training image that can be read")
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return the indices of at most `limit` of `count` images, spread evenly, since sets are in order of classes."""
+    used = count if limit is None else min(limit, count)
+    return [index * count // used for index in range(used)]
 
 
 def preprocessing_of(
@@ -98,7 +121,11 @@ def _names(dataset: Any) -> list[str]:
 
 @dataclass
 class FileLoader:
-    """Batches of decoded image files on one device; `epoch(index)` depends on the seed and the index alone."""
+    """Batches of decoded image files on one device; `epoch(index)` depends on the seed and the index alone.
+
+    `bad` tells what is done about images that cannot be read; without it, errors are the data set's own. `classes` is
+    the number of classes, if labels are to be held against it.
+    """
 
     dataset: Any
     batch_size: int
@@ -107,6 +134,8 @@ class FileLoader:
     shuffle: bool
     drop_last: bool
     device: torch.device | str
+    bad: Skipped | None = None
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         count = len(self.dataset)
@@ -126,25 +155,46 @@ class FileLoader:
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         batches = torch.split(order[: self._used], self.batch_size)[start:]
         loader: DataLoader[Any] = DataLoader(
-            _Seeded(self.dataset, self.seed, index),
+            _Seeded(self.dataset, self.seed, index, files=self.bad is not None),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             generator=generator,
+            collate_fn=None if self.bad is None else collate,
         )
-        for images, labels in loader:
-            yield images.to(self.device), labels.to(self.device)
+        with dead_workers():
+            for batch in loader:
+                good = batch if self.bad is None else self._readable(self.bad, batch)
+                if good is not None:
+                    images, labels = good
+                    yield images.to(self.device), labels.to(self.device)
+
+    def _readable(self, bad: Skipped, batch: tuple[Any, list[Bad]]) -> Any:
+        """Return what could be read of a batch; None if that is nothing, of test images."""
+        good, unread = batch
+        bad.take(unread)
+        left = 0 if good is None else len(good[1])
+        if self.shuffle and unread and left < 2:
+            raise SparsifyError(f"{unread[0].file}: {left} of {left + len(unread)} images of a batch can be read")
+        classes = self.classes
+        if good is not None and classes is not None:
+            wrong = [int(one) for one in good[1] if not 0 <= one < classes]
+            if wrong:
+                raise SparsifyError(
+                    f"data.num_classes: the data have a class {wrong[0]}, of {classes} (0 to {classes - 1})"
+                )
+        return good
 
 
 class _Seeded(Dataset[Any]):
     """A data set whose random transforms draw from (seed, epoch, image), whichever process runs them."""
 
-    def __init__(self, dataset: Any, seed: int, epoch: int) -> None:
-        self._dataset, self._seed, self._epoch = dataset, seed, epoch
+    def __init__(self, dataset: Any, seed: int, epoch: int, *, files: bool) -> None:
+        self._dataset, self._seed, self._epoch, self._files = dataset, seed, epoch, files
 
     def __getitem__(self, index: int) -> Any:
         with keep_random_states():
             seed_cpu(generator_for(self._seed, self._epoch, index).initial_seed())
-            return self._dataset[index]
+            return read_image(self._dataset, index) if self._files else self._dataset[index]
 
 
 @dataclass(frozen=True)
@@ -167,12 +217,16 @@ def _folder(settings: DataSettings) -> tuple[Any, Any]:
         raise SparsifyError(f"data.name: '{root}' should hold folders train and test (or val), each a folder per class")
     try:
         parts = ImageFolder(str(root / "train")), ImageFolder(str(test))
-    except FileNotFoundError as error:
+    except OSError as error:
         raise SparsifyError(f"data.name: {' '.join(str(error).split())}") from None
     different = sorted(set(parts[0].classes) ^ set(parts[1].classes))
     if different:
         raise SparsifyError(
             f"data.name: {root / 'train'} and {test} differ in their classes: {', '.join(different[:5])}"
+        )
+    if len(parts[0].classes) < 2:
+        raise SparsifyError(
+            f"data.name: {root / 'train'} has one class, '{parts[0].classes[0]}'; it takes two to train"
         )
     return parts
 

@@ -9,13 +9,16 @@ from os import PathLike
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...datasets import TIMM_READERS
 from ...errors import SparsifyError
 from ...export.save import inspect_file, load
 from ...formats.file.metadata import Metadata
 from ...preserve import keep_modes
+from ..data.bad_images import dead_workers
 from ..data.datasets import load_data
 from ..data.types import Data
 from ..recipe.lookups import check_data_name, check_device
@@ -97,18 +100,27 @@ def evaluate_file(
     plain = load(path, model, fold=True).to(accelerator.device)
     found = load_data(settings, plain, device=accelerator.device)
     assert found.test is not None, "every set that is known by name has test images"
-    result = evaluate(plain, found.test, device=accelerator.device, num_classes=found.num_classes)
+    with dead_workers():
+        result = evaluate(plain, found.test, device=accelerator.device, num_classes=found.num_classes)
     return result, found
 
 
 def _data_settings(about: Metadata, path: str | PathLike[str], name: str | None, folder: str | None) -> DataSettings:
-    trained = DataSettings.model_validate(parse_yaml(about.recipe, str(path))[0]["data"]) if about.recipe else None
+    trained = None
+    if about.recipe:
+        try:
+            trained = DataSettings.model_validate(parse_yaml(about.recipe, str(path))[0]["data"])
+        except (KeyError, TypeError, ValidationError):
+            raise SparsifyError(f"{path}: the recipe in the file has no valid section 'data'") from None
+    if name is None and trained is not None and trained.name.startswith(TIMM_READERS):
+        raise SparsifyError(f"{path}: was trained on '{trained.name}', which may be fetched: name it with --data")
     if name is None and trained is None:
         raise SparsifyError(f"{path}: the file does not tell its data set; name one with --data")
     if trained is None or name not in (None, trained.name):
         # Another set has its own ways of augmentation, but the model still sees images of the size it was trained on.
         shape = about.extra.get("input_shape")
-        trained = DataSettings(name=name or "", image_size=shape[-1] if shape else None)
+        size = shape[-1] if isinstance(shape, list) and shape and type(shape[-1]) is int else None
+        trained = DataSettings(name=name or "", image_size=size if size is None or 0 < size <= 16_384 else None)
     settings = trained if folder is None else trained.model_copy(update={"dir": folder})
     check_data_name(settings, where="--data")
     return settings

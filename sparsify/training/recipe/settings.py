@@ -129,6 +129,8 @@ class DataSettings(Settings):
     padding_mode: Literal["zero", "reflect"] = "zero"
     """what the added pixels are"""
     flip: Annotated[bool | None, Field(description=_FLIP)] = None
+    limit: Count | None = None
+    """use this many images at most for training, and for the test, spread evenly over the set: to try things out"""
     drop_last: bool = False
     """leave out the last batch of an epoch if it is smaller than the others"""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
@@ -137,6 +139,8 @@ class DataSettings(Settings):
     """name of the training part, for timm.data"""
     test_split: Word = "validation"
     """name of the test part, for timm.data"""
+    skip_bad: bool = False
+    """leave out image files that cannot be read, with a warning that counts them; by default the first ends the run"""
     num_classes: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     """number of classes, for a timm.data set that does not tell it"""
 
@@ -165,6 +169,8 @@ class TrainSettings(Settings):
 
     epochs: Count = 60
     """passes over the training images"""
+    max_steps: Count | None = None
+    """optimiser steps after which training ends, however many epochs they are; every fraction is of these then"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """seed of everything random: initial weights, order, augmentation, masks"""
     optimizer: Annotated[OptimizerSettings, ByName()] = Field(default_factory=lambda: OptimizerSettings())
@@ -191,3 +197,8 @@ class TrainSettings(Settings):
     """optimiser steps between two records of loss and accuracy"""
     evaluate_every: Count = 1
     """epochs between two evaluations on the test images"""
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the optimiser steps of the whole training."""
+        steps = steps_per_epoch * self.epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)

@@ -96,7 +96,7 @@ def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool) ->
 def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerator) -> Training:
     settings = recipe.train
     steps_per_epoch = -(-len(data.train) // settings.accumulate)
-    total_steps = steps_per_epoch * settings.epochs
+    total_steps = settings.total_steps(steps_per_epoch)
     pruner = None
     if recipe.prune is not None:
         pruner = Pruner(

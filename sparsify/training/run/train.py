@@ -20,6 +20,7 @@ from ...models import FROM_PYTHON
 from ...pruning.report import PruningReport
 from ...surgery.masks import get_masks, set_masks
 from ...surgery.shrink.cuts import cuts_of
+from ..data.bad_images import dead_workers
 from ..data.own_data import own_settings
 from ..loop.shrink_midway import cut_as_before
 from ..loop.train_steps import Record, Training, train_steps
@@ -90,7 +91,7 @@ def train(
         on_start(prepared, folder)
     metrics = state.get("last_record", {})
     size = state.get("metrics_size", 0)
-    with folders.Log(folder, size=size, step=training.step) as log, _reproducible():
+    with folders.Log(folder, size=size, step=training.step) as log, _reproducible(), dead_workers():
         keeper = _Keeper(prepared, folder, log, best=state.get("best"))
         for record in train_steps(training):
             log.write(record)

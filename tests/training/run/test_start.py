@@ -34,7 +34,7 @@ def pruned(sparsity: float = 0.5, granularity: str = "weight") -> nn.Module:
 def run(folder: Path, checkpoint: Path, prune: dict[str, Any] | None = None, **model: Any) -> TrainResult:
     recipe: dict[str, Any] = {
         "model": {"name": SPEC, "checkpoint": str(checkpoint), **model},
-        "data": {"name": "digits", "batch_size": 750, "test_batch_size": 297},
+        "data": {"name": "digits", "batch_size": 32, "limit": 64},
         "train": {"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}, "log_every": 1, "device": "cpu"},
     }
     return train(recipe | ({"prune": prune} if prune else {}), out=folder, check=False)
@@ -64,7 +64,7 @@ def test_a_ramp_starts_at_the_sparsity_of_the_file_and_only_removes(tmp_path: Pa
     ramp = {"sparsity": 0.9, "scope": "global", "schedule": "linear", "end": 1.0, "every": "1it", "ignore": ["last"]}
     recipe = {
         "model": {"name": SPEC, "checkpoint": str(tmp_path / "a.safetensors")},
-        "data": {"name": "digits", "batch_size": 750, "test_batch_size": 297},
+        "data": {"name": "digits", "batch_size": 32, "limit": 64},
         "train": {"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}, "log_every": 1, "device": "cpu"},
         "prune": ramp,
     }
@@ -139,7 +139,7 @@ def test_a_head_for_other_classes_stays_as_initialised_and_dense(tmp_path: Path)
 def test_a_module_of_ones_own_keeps_the_recipes_spec_where_its_state_fits(tmp_path: Path) -> None:
     recipe = {
         "model": SPEC,
-        "data": {"name": "digits", "batch_size": 750},
+        "data": {"name": "digits", "batch_size": 32, "limit": 64},
         "train": {"epochs": 1, "log_every": 9, "device": "cpu"},
     }
     own = build()

@@ -1,0 +1,93 @@
+"""Image files that cannot be read: told in one line with the file's name, or left out and counted."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Subset, default_collate
+
+from ...errors import RunError, SparsifyError
+
+# What Pillow raises for damaged files, by format.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An image that could not be read: its file, and why. A worker process hands it over in the place of an image."""
+
+    file: str
+    reason: str
+
+
+def read_image(dataset: Any, index: int) -> Any:
+    """Return the item `index` of a data set of image files, `Bad` for an image that cannot be read."""
+    file = _file_of(dataset, index)
+    if file is not None and not Path(file).is_file():
+        # A pipe would be waited for without end.
+        return Bad(file, "not a file" if Path(file).exists() else "no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return dataset[index]
+    except (Image.DecompressionBombWarning, *_UNREADABLE) as error:
+        return Bad(file or f"image {index}", " ".join(str(error).split())[:160] or type(error).__name__)
+
+
+def collate(items: Sequence[Any]) -> tuple[Any, list[Bad]]:
+    """Return the batch of those `items` that could be read (None if there are none), and the others."""
+    good = [item for item in items if not isinstance(item, Bad)]
+    return default_collate(good) if good else None, [item for item in items if isinstance(item, Bad)]
+
+
+class Skipped:
+    """What is done about bad images: the first raises SparsifyError, or, with `skip`, they are counted by file."""
+
+    def __init__(self, *, skip: bool) -> None:
+        self._skip = skip
+        self.files: set[str] = set()
+
+    def take(self, bad: Sequence[Bad]) -> None:
+        """Raise or count. Of those that are counted the 1st, 10th, 100th ... is warned of."""
+        for one in bad:
+            if not self._skip:
+                raise SparsifyError(
+                    f"{one.file}: cannot be read as an image: {one.reason} (data.skip_bad leaves it out)"
+                )
+            if one.file not in self.files:
+                self.files.add(one.file)
+                if str(len(self.files)).strip("0") == "1":
+                    count = f"{len(self.files):,} image{'s' if len(self.files) > 1 else ''} left out"
+                    warnings.warn(f"data.skip_bad: {count} by now: {one.file}: {one.reason}", stacklevel=2)
+
+
+@contextmanager
+def dead_workers() -> Iterator[None]:
+    """Raise RunError, one line, where a worker process has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        # torch has no type of its own for it.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise RunError(
+            "data.workers: a process that reads images has died or was killed (for lack of memory?); "
+            "fewer data.workers may help, a run goes on with --resume"
+        ) from error
+
+
+def _file_of(dataset: Any, index: int) -> str | None:
+    if isinstance(dataset, Subset):
+        return _file_of(dataset.dataset, dataset.indices[index])
+    samples = getattr(dataset, "samples", None) or getattr(getattr(dataset, "reader", None), "samples", None)
+    if not isinstance(samples, list | tuple) or not isinstance(samples[index], tuple):
+        return None
+    file = samples[index][0]
+    return file if isinstance(file, str) else None
