@@ -19,6 +19,7 @@ ALLOWED: Graph = {
     "ops": {"errors"},
     "quantities": set(),
     "datasets": set(),
+    "preprocess": {"errors"},
     "preserve": set(),
     "validation": {"errors"},
     "relative_error": set(),
@@ -29,10 +30,11 @@ ALLOWED: Graph = {
     "tables": {"quantities"},
     "model_summary": {"formats", "quantities", "surgery", "tables"},
     "pruning": {"calls", "errors", "formats", "ops", "preserve", "quantities", "surgery", "tables", "validation"},
-    "formats": {"errors", "ops", "surgery", "models", "quantities"},
+    "formats": {"errors", "ops", "preserve", "surgery", "models", "quantities"},
     "runtime": {"calls", "errors", "relative_error", "surgery", "formats"},
-    "export": {"calls", "errors", "datasets", "relative_error", "quantities", "surgery", "formats", "runtime"},
-    "training": {"errors", "ops", "datasets", "preserve", "validation", "surgery", "models", "weights"}
+    "export": {"calls", "errors", "datasets", "preprocess", "relative_error", "quantities"}
+    | {"surgery", "formats", "runtime"},
+    "training": {"errors", "ops", "datasets", "preprocess", "preserve", "validation", "surgery", "models", "weights"}
     | {"quantities", "formats", "pruning", "export"},
 }
 

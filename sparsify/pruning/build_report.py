@@ -11,7 +11,7 @@ from torch import nn
 from ..surgery.ignore_patterns import keyword_clashes
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from .parts import Part
-from .report import CoupledLayer, LayerSparsity, PruningReport
+from .report import CoupledLayer, LayerSparsity, PruningReport, losses
 from .selection.candidates import Candidates, EntryCandidates
 from .selection.granularity import rows
 from .selection.k_lowest import kept_in_rows
@@ -92,3 +92,12 @@ def _layer(weight: MaskedWeight) -> LayerSparsity:
     mask = weight.mask
     dead = tuple((kept == 0).nonzero().flatten().tolist()) if mask.numel() else ()
     return LayerSparsity(weight.name, tuple(mask.shape), mask.numel(), mask.numel() - int(kept.sum()), len(kept), dead)
+
+
+def losses_of(model: nn.Module, parts: Sequence[Part]) -> list[str]:
+    """Return a line for what lost all its weights in each of `parts`, see `losses`."""
+    lines = []
+    for part in parts:
+        report = pruning_report(model, part.pruning, (part,))
+        lines += losses(report, filters=part.pruning.granularity.name != "unit")
+    return lines

@@ -1,4 +1,4 @@
-"""What a pruning reached, compared with what was asked for."""
+"""The report of a pruning: sparsity reached against sparsity requested."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..tables import layer_lines
 
 
 class SparsityWarning(UserWarning):
-    """A pruning did what it was told, with a result that is probably not wanted."""
+    """A pruning as requested has a result that is probably not wanted."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ import pytest
 from cli.view.plan import show_plan
 from sparsify.training.recipe.read import read_recipe
 
-RULES = "[{match: last, ignore: true}, {match: 'stages.1', granularity: '2:4'}, {match: 'stages.0', amount: 3, criterion: random}]"
+RULES = (
+    "[{match: last, ignore: true}, {match: stages.1, granularity: '2:4'}, "
+    "{match: stages.0, amount: 3, criterion: random}]"
+)
 
 
 def test_each_rule_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
