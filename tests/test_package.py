@@ -27,6 +27,7 @@ ALLOWED: Graph = {
     "surgery": {"calls", "errors", "ops", "relative_error"},
     "models": {"errors", "cifar", "weights"},
     "weights": {"errors", "formats", "surgery"},
+    "start": {"errors", "formats", "surgery", "weights"},
     "pruning": {"calls", "errors", "ops", "preserve", "surgery", "validation"},
     "formats": {"errors", "ops", "preserve", "surgery", "models", "quantities"},
     "runtime": {"calls", "errors", "relative_error", "surgery", "formats"},
@@ -41,8 +42,8 @@ ALLOWED: Graph = {
         "formats",
         "runtime",
     },
-    "training": {"errors", "ops", "datasets", "preprocess", "preserve", "validation", "surgery", "models", "weights"}
-    | {"formats", "pruning", "export"},
+    "training": {"errors", "ops", "datasets", "preprocess", "preserve", "start", "validation", "surgery", "models"}
+    | {"weights", "formats", "pruning", "export"},
 }
 
 
