@@ -27,15 +27,25 @@ ALLOWED: Graph = {
     "surgery": {"calls", "errors", "ops", "relative_error"},
     "models": {"errors", "cifar", "weights"},
     "weights": {"errors", "formats", "surgery"},
+    "start": {"errors", "formats", "surgery", "weights"},
     "tables": {"quantities"},
     "model_summary": {"formats", "quantities", "surgery", "tables"},
     "pruning": {"calls", "errors", "formats", "ops", "preserve", "quantities", "surgery", "tables", "validation"},
     "formats": {"errors", "ops", "preserve", "surgery", "models", "quantities"},
     "runtime": {"calls", "errors", "relative_error", "surgery", "formats"},
-    "export": {"calls", "errors", "datasets", "preprocess", "relative_error", "quantities"}
-    | {"surgery", "formats", "runtime"},
-    "training": {"errors", "ops", "datasets", "preprocess", "preserve", "validation", "surgery", "models", "weights"}
-    | {"quantities", "formats", "pruning", "export"},
+    "export": {
+        "calls",
+        "errors",
+        "datasets",
+        "preprocess",
+        "relative_error",
+        "quantities",
+        "surgery",
+        "formats",
+        "runtime",
+    },
+    "training": {"errors", "ops", "datasets", "preprocess", "preserve", "start", "validation", "surgery", "models"}
+    | {"weights", "quantities", "formats", "pruning", "export"},
 }
 
 
