@@ -36,7 +36,11 @@ _COMMANDS = {
 
 
 class Stopped(Exception):
-    """The user pressed Ctrl-C; the message says how to go on."""
+    """The user pressed Ctrl-C, or a signal came; the message says how to go on, and `code` what to exit with."""
+
+    def __init__(self, message: str, code: int = INTERRUPTED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class _Commands(click.Group):
@@ -74,7 +78,10 @@ def sparsify() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 the run failed, 2 a mistake in what was asked, 130 stopped by Ctrl-C."""
+    """Run the command line and exit.
+
+    0 done, 1 the run failed, 2 a mistake in what was asked, 130 stopped by Ctrl-C, 128 + N by signal N.
+    """
     warnings.showwarning = _show_warning
     announce_torch()
     try:
@@ -88,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         _leave(error.format_message(), 2)
     except Stopped as stopped:
-        _leave(str(stopped), INTERRUPTED)
+        _leave(str(stopped), stopped.code)
     except (click.Abort, KeyboardInterrupt):
         _leave("stopped", INTERRUPTED)
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsify.datasets import known_names
-from sparsify.errors import SparsifyError
+from sparsify.errors import RunStopped, SparsifyError
 
 from .main import Stopped
+from .signals import Signals
 
 if TYPE_CHECKING:
     from sparsify.training.recipe.read import Recipe
+    from sparsify.training.run.prepare import Prepared
 
 # Option -> the recipe's key it is short for.
 _SHORT = {
@@ -24,9 +27,10 @@ _SHORT = {
     "data_dir": "data.dir",
     "seed": "train.seed",
     "device": "train.device",
+    "keep": "train.checkpoint.keep",
 }
-# A run that goes on is the same run: only where it runs and where its data lie may have changed.
-_FREE_ON_RESUME = ("data_dir", "device")
+# A run that goes on is the same run: what changes its results is fixed.
+_FREE_ON_RESUME = ("data_dir", "device", "keep")
 
 
 @click.command("train")
@@ -36,11 +40,14 @@ _FREE_ON_RESUME = ("data_dir", "device")
 @click.option("--data-dir", metavar="DIR", help="Folder that holds the data, or into which they are downloaded.")
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--out", metavar="DIR", help="The run's folder.  [default: runs/<recipe>-<model>-<seed>]")
+@click.option(
+    "--out", metavar="DIR", help="The run's folder.  [default: runs/<recipe>-<model>-<seed>, and what --set changes]"
+)
 @click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key of the recipe; repeatable."
 )
 @click.option("--resume", metavar="RUN", help="Go on with the run in this folder from its last checkpoint.")
+@click.option("--keep", type=int, metavar="N", help="How many of the newest checkpoints stay, 2 at least.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 @click.option("--dry-run", is_flag=True, help="Build and verify the model, print it and the plan, and stop.")
 @click.option("--full", is_flag=True, help="With --dry-run: every update of a long plan, which is told by cycle else.")
@@ -61,9 +68,10 @@ def command(
     Start with: sparsify train recipes/union_mask.yaml
     """
     if resume is not None:
-        merged, out = _resumed(resume, recipe, out, overrides, overwrite, short), resume
+        merged, folder = _resumed(resume, recipe, out, overrides, overwrite, short), Path(resume)
     elif recipe is not None:
         merged = _merged(recipe, short, overrides)
+        folder = Path(out) if out else _default_folder(merged, short, overrides)
     else:
         raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
     if full and not dry_run:
@@ -77,36 +85,48 @@ def command(
 
         show_plan(merged, full=full, check=not no_verify)
         return
-    _train(merged, Path(out) if out else None, resume=resume is not None, overwrite=overwrite, check=not no_verify)
+    _train(merged, folder, resume=resume is not None, overwrite=overwrite, check=not no_verify)
 
 
-def _train(recipe: Recipe, folder: Path | None, *, resume: bool, overwrite: bool, check: bool) -> None:
-    from sparsify.training.run.run_folder import check_new, default_folder
+def _train(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool, check: bool) -> None:
+    from sparsify.training.run.run_folder import check_new
 
-    folder = folder or default_folder(recipe)
-    if not resume:
-        check_new(folder, overwrite=overwrite)  # before torch takes its seconds to import
     from .view.progress import Screen
 
-    screen = Screen()
+    screen, signals = Screen(), Signals()
     try:
-        from sparsify.training.run.train import train
+        with signals, screen:
+            if not resume:
+                check_new(folder, overwrite=overwrite)  # before torch takes its seconds to import
+            from sparsify.training.run.train import train
 
-        with screen:
+            def on_start(prepared: Prepared, folder: Path) -> None:
+                screen.start(prepared, folder)
+                signals.gentle = True
+
             result = train(
                 recipe,
                 out=folder,
                 resume=resume,
                 overwrite=overwrite,
                 check=check,
-                on_start=screen.start,
+                on_start=on_start,
                 on_record=screen.record,
+                stop=signals.asked,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunStopped):
         # Before the start a run that --overwrite was to replace is still there: to go on would be to go on with that.
         begun = resume or screen.started
-        raise Stopped(f"stopped; go on with: sparsify train --resume {folder}" if begun else "stopped") from None
+        how = f"; go on with: sparsify train --resume {shlex.quote(str(folder))}" if begun else ""
+        raise Stopped(f"stopped{how}", signals.code) from None
     screen.finish(result)
+
+
+def _default_folder(recipe: Recipe, short: dict[str, str | int | None], overrides: Sequence[str]) -> Path:
+    from sparsify.training.run.run_folder import default_folder
+
+    given = [f"{_SHORT[name]}={value}" for name, value in short.items() if value is not None]
+    return default_folder(recipe, [*given, *overrides])
 
 
 def _merged(path: str, short: dict[str, str | int | None], overrides: Sequence[str]) -> Recipe:
@@ -134,9 +154,10 @@ def _resumed(
     from sparsify.training.run.run_folder import stored_recipe
 
     fixed = [f"--{name.replace('_', '-')}" for name, value in short.items() if value and name not in _FREE_ON_RESUME]
-    fixed += ["--set"] * bool(overrides) + ["--out"] * bool(out) + ["--overwrite"] * overwrite
+    fixed += ["--out"] * bool(out) + ["--overwrite"] * overwrite
     if recipe is not None or fixed:
         extra = ", ".join(dict.fromkeys(fixed)) or f"the recipe {recipe}"
         raise SparsifyError(f"train: --resume goes on with the run's own recipe and folder; leave out {extra}")
     free = [name for name in _FREE_ON_RESUME if short[name] is not None]
-    return stored_recipe(Path(run), [f"{_SHORT[name]}={json.dumps(short[name])}" for name in free])
+    given = [f"{_SHORT[name]}={json.dumps(short[name])}" for name in free]
+    return stored_recipe(Path(run), [*given, *overrides])

@@ -21,6 +21,14 @@ class RunError(SparsifyError):
     exit_code = 1
 
 
+class RunStopped(Exception):
+    """A run that was asked to stop and did: its checkpoint is written, and it can go on."""
+
+
+class RunWarning(UserWarning):
+    """Something about a run that goes on: what was damaged, cut, or may change its bits."""
+
+
 class EngineWarning(UserWarning):
     """An engine leaves to PyTorch what it has kernels for: the line names the operation and the reason."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -55,6 +56,11 @@ def atomic_write(path: str | os.PathLike[str], chunks: Chunk | Iterable[Chunk]) 
         raise
     _flush_folder(target.parent)
     return written
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether `path` is called as the temporary files of `atomic_write` are, which a kill leaves behind."""
+    return re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name) is not None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

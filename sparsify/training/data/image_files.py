@@ -6,6 +6,7 @@ drawn before: a run could not go on inside an epoch with the same bits. Its tran
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,7 @@ class FileLoader:
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             generator=generator,
+            worker_init_fn=leave_signals_to_the_run,
             collate_fn=None if self.bad is None else collate,
         )
         with dead_workers():
@@ -183,6 +185,13 @@ class FileLoader:
                     f"data.num_classes: the data have a class {wrong[0]}, of {classes} (0 to {classes - 1})"
                 )
         return good
+
+
+def leave_signals_to_the_run(_: int) -> None:
+    """Let a worker go on when a terminal or a queue signals its whole group: the run ends its step, then them."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class _Seeded(Dataset[Any]):

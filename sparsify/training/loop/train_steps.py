@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -33,7 +33,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class Training:
-    """What a training works on. `train_steps` changes it in place; at every record it is fit for a checkpoint."""
+    """What a training works on. `train_steps` changes it in place; at every pause it is fit for a checkpoint."""
 
     model: nn.Module
     data: Data
@@ -48,6 +48,9 @@ class Training:
     seconds: float = 0.0
     sparsity: float = 0.0  # of the masks that the model came with, which stay where there is no pruner
     shrunk: dict[str, Any] | None = None  # what was taken out of the model, once that happened
+    shrink_told: bool = False  # whether a record has told it
+    tally: Tally = field(default_factory=lambda: Tally())
+    record_due: bool = False  # the record of `step` is still to come
 
     @property
     def total_steps(self) -> int:
@@ -55,46 +58,49 @@ class Training:
         return self.settings.total_steps(self.steps_per_epoch)
 
 
-def train_steps(training: Training) -> Iterator[Record]:
+def train_steps(training: Training, pause: Callable[[], None] = lambda: None) -> Iterator[Record]:
     """Train from `training.step` to the end; yield a record every `log_every` steps and at the end of each epoch.
 
     A record holds step, epoch (from 1), loss and accuracy (means since the last record), lr, sparsity, cycle and
-    seconds, after an evaluation test_loss and test_accuracy, and once, after the model was shrunk, what went. Raises
-    RunError when the loss is no longer a number.
+    seconds, after an evaluation test_loss and test_accuracy, and once, after the model was shrunk, what went. `pause`
+    is called after each step, before its record, and between the batches of an evaluation: what it raises ends the
+    training there. Raises RunError when the loss is no longer a number.
     """
-    settings, optimizer, accelerator = training.settings, training.optimizer, training.accelerator
     started = time.perf_counter() - training.seconds
     training.model.train()
     _start_pruner(training)
-    told = training.shrunk is not None
     _shrink_if_due(training)
-    tally = Tally(accelerator.device)
+    if training.record_due:
+        yield _record(training, started, pause)
     while training.step < training.total_steps:
         for batches in _epoch_steps(training):
-            lr = _set_learning_rate(training)
-            examples = sum(len(classes) for _, classes in batches)
-            for inputs, classes in batches:
-                with accelerator.autocast():
-                    output = training.forward(inputs)
-                logits = logits_of(output, training.data.num_classes)
-                loss = loss_of(output, classes, label_smoothing=settings.label_smoothing)
-                accelerator.backward(loss * (len(classes) / examples))
-                tally.add(loss, logits, classes)
-            if settings.clip_grad_norm is not None:
-                accelerator.clip_grad_norm_(training.model.parameters(), settings.clip_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            training.step += 1
-            _step_pruner(training, tally)
-            _shrink_if_due(training)
-            if training.step % settings.log_every == 0 or _at_an_end(training):
-                record = _record(training, tally, lr)
-                record |= _evaluate_if_due(training)
-                if training.shrunk is not None and not told:
-                    record, told = record | {"shrunk": training.shrunk}, True
-                training.seconds = time.perf_counter() - started
-                yield record | {"seconds": training.seconds}
-                tally = Tally(accelerator.device)
+            _step(training, batches)
+            training.record_due = training.step % training.settings.log_every == 0 or _at_an_end(training)
+            training.seconds = time.perf_counter() - started
+            pause()
+            if training.record_due:
+                yield _record(training, started, pause)
+
+
+def _step(training: Training, batches: list[Batch]) -> None:
+    settings, optimizer, accelerator = training.settings, training.optimizer, training.accelerator
+    for group in optimizer.param_groups:
+        group["lr"] = _learning_rate(training, training.step)
+    examples = sum(len(classes) for _, classes in batches)
+    for inputs, classes in batches:
+        with accelerator.autocast():
+            output = training.forward(inputs)
+        logits = logits_of(output, training.data.num_classes)
+        loss = loss_of(output, classes, label_smoothing=settings.label_smoothing)
+        accelerator.backward(loss * (len(classes) / examples))
+        training.tally.add(loss, logits, classes)
+    if settings.clip_grad_norm is not None:
+        accelerator.clip_grad_norm_(training.model.parameters(), settings.clip_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    training.step += 1
+    _step_pruner(training)
+    _shrink_if_due(training)
 
 
 class FirstBatches:
@@ -110,21 +116,22 @@ class FirstBatches:
 class Tally:
     """Loss and accuracy summed on the device: reading them there stops the device, so that happens once a record."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(2, device=device)
-        self._examples = 0
+    def __init__(self, sums: Tensor | None = None, examples: int = 0) -> None:
+        self.sums, self.examples = sums, examples
 
     def add(self, loss: Tensor, logits: Tensor, classes: Tensor) -> None:
         """Add a batch: its mean loss, class scores (batch x classes) and true classes."""
         with torch.no_grad():
             correct = (logits.argmax(1) == classes).sum()
-            self._sums += torch.stack([loss.float() * len(classes), correct.float()])
-        self._examples += len(classes)
+            more = torch.stack([loss.float() * len(classes), correct.float()])
+            self.sums = more if self.sums is None else self.sums.to(more.device) + more
+        self.examples += len(classes)
 
     def means(self) -> tuple[float, float]:
-        """Return mean loss and accuracy in [0, 1]."""
-        loss, correct = self._sums.tolist()
-        return loss / self._examples, correct / self._examples
+        """Return mean loss and accuracy in [0, 1] of what was added; something must have been."""
+        assert self.sums is not None
+        loss, correct = self.sums.tolist()
+        return loss / self.examples, correct / self.examples
 
 
 def _epoch_steps(training: Training) -> Iterator[list[Batch]]:
@@ -142,11 +149,8 @@ def _at_an_end(training: Training) -> bool:
     return training.step % training.steps_per_epoch == 0 or training.step == training.total_steps
 
 
-def _set_learning_rate(training: Training) -> float:
-    lr = training.settings.optimizer.lr * training.lr_factor(training.step)
-    for group in training.optimizer.param_groups:
-        group["lr"] = lr
-    return lr
+def _learning_rate(training: Training, step: int) -> float:
+    return training.settings.optimizer.lr * training.lr_factor(step)
 
 
 def _start_pruner(training: Training) -> None:
@@ -160,14 +164,14 @@ def _start_pruner(training: Training) -> None:
     training.pruner.start(FirstBatches(training.data.train, _SCORED_BATCHES), loss_fn)
 
 
-def _step_pruner(training: Training, tally: Tally) -> None:
+def _step_pruner(training: Training) -> None:
     if training.pruner is None or training.shrunk is not None:
         return
     try:
         training.pruner.step()
     except SparsifyError as error:
         # Scores that are not numbers come from weights that are not: then the training failed, not the criterion.
-        _check_finite(training, tally.means()[0])
+        _check_finite(training, training.tally.means()[0])
         if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
             where = f"after step {training.step} of {training.total_steps}"
             raise RunError(f"the weights are no longer numbers {where}; {_advice(training)}") from error
@@ -180,19 +184,25 @@ def _shrink_if_due(training: Training) -> None:
         shrink_training(training)
 
 
-def _record(training: Training, tally: Tally, lr: float) -> Record:
-    loss, accuracy = tally.means()
+def _record(training: Training, started: float, pause: Callable[[], None]) -> Record:
+    loss, accuracy = training.tally.means()
     _check_finite(training, loss)
     pruner = training.pruner
-    return {
+    record: Record = {
         "step": training.step,
         "epoch": (training.step - 1) // training.steps_per_epoch + 1,
         "loss": loss,
         "accuracy": accuracy,
-        "lr": lr,
+        "lr": _learning_rate(training, training.step - 1),
         "sparsity": pruner.sparsity if pruner else training.sparsity,
         "cycle": pruner.cycle if pruner else 0,
     }
+    record |= _evaluate_if_due(training, pause)
+    if training.shrunk is not None and not training.shrink_told:
+        record["shrunk"], training.shrink_told = training.shrunk, True
+    training.record_due, training.tally = False, Tally()
+    training.seconds = time.perf_counter() - started
+    return record | {"seconds": training.seconds}
 
 
 def _check_finite(training: Training, loss: float) -> None:
@@ -208,7 +218,7 @@ def _advice(training: Training) -> str:
     return f"a lower train.optimizer.lr (now {lr:g}) or train.clip_grad_norm may help{other}"
 
 
-def _evaluate_if_due(training: Training) -> Record:
+def _evaluate_if_due(training: Training, pause: Callable[[], None]) -> Record:
     epoch, within = divmod(training.step, training.steps_per_epoch)
     last = training.step == training.total_steps
     if not last and (within or epoch % training.settings.evaluate_every):
@@ -220,9 +230,15 @@ def _evaluate_if_due(training: Training) -> Record:
         return {}
     found = evaluate(
         training.model,
-        training.data.test,
+        _with_pauses(training.data.test, pause),
         device=training.accelerator.device,
         num_classes=training.data.num_classes,
         autocast=training.accelerator.autocast,
     )
     return {"test_loss": found.loss, "test_accuracy": found.accuracy}
+
+
+def _with_pauses(batches: Loader, pause: Callable[[], None]) -> Iterator[Batch]:
+    for batch in batches:
+        pause()
+        yield batch

@@ -58,6 +58,16 @@ def known_device(name: str) -> str:
     return name
 
 
+_EVERY = r"^[1-9]\d*(it|ep|s|min|h)$"
+
+
+def known_interval(text: str) -> str:
+    """Return `text` if it is a number of steps, epochs or time; raises ValueError, in one line, if not."""
+    if not re.fullmatch(_EVERY, text):
+        raise ValueError(f"'{text}' is no interval; it is written like 500it, 2ep, 30s, 10min or 1h")
+    return text
+
+
 def a_path(text: str) -> str:
     """Return `text` if a file can be called so; raises ValueError, in one line, if not."""
     if "\0" in text:
@@ -164,6 +174,16 @@ class OptimizerSettings(Settings):
     """further arguments of the optimiser, e.g. {betas: [0.9, 0.99]}"""
 
 
+class CheckpointSettings(Settings):
+    """When a checkpoint is written, from which a run that was stopped or killed goes on."""
+
+    every: Annotated[str, AfterValidator(known_interval), Field(json_schema_extra={"pattern": _EVERY})] | None = None
+    """steps, epochs or time between two checkpoints: 500it, 2ep, 30s, 10min or 1h; by default an epoch, more where
+    writing would take over 5 % of the time, and at most ten minutes"""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """the newest checkpoints that are kept: a damaged one is made up for by the one before"""
+
+
 class TrainSettings(Settings):
     """How the network is trained."""
 
@@ -197,6 +217,8 @@ class TrainSettings(Settings):
     """optimiser steps between two records of loss and accuracy"""
     evaluate_every: Count = 1
     """epochs between two evaluations on the test images"""
+    checkpoint: CheckpointSettings = Field(default_factory=lambda: CheckpointSettings())
+    """when checkpoints are written and how many are kept"""
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the optimiser steps of the whole training."""

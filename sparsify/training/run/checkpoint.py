@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on to the same bits, in one safetensors file.
 
-A state is a tree of dicts, lists, tuples, numbers, strings, None and tensors. The tensors go into the file as they are,
-the tree as JSON into its metadata: one file with checksums, replaced by one rename, and reading it executes nothing.
+A state is a tree of dicts, lists, tuples, numbers, strings, None, dtypes and tensors. The tensors go into the file as
+they are, the tree as JSON into its metadata: one file with checksums, replaced by one rename, and reading it executes
+nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ...preserve import cpu_random_state, set_cpu_random_state
 VERSIONS = ("1", "2")
 
 _DTYPES = frozenset(TORCH_DTYPES.values())
+_DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES}
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -60,6 +62,17 @@ def read_state(path: Path) -> dict[str, Any]:
     raise SparsifyError(f"{path}: not a checkpoint of this version of sparsify")
 
 
+def read_step(path: Path) -> int | None:
+    """Return how many steps were done when the checkpoint at `path` was written, None if its header is damaged."""
+    try:
+        header = read_header(path)
+        state = json.loads(header.metadata["state"])["dict"]
+        [step] = [value for key, value in state if key == "step"]
+    except (SparsifyError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) and header.sealed is not False else None
+
+
 def _read(path: Path, header: Header) -> dict[str, Any]:
     if not (header.sealed or header.metadata["sparsify_checkpoint"] == VERSIONS[0] and header.sealed is None):
         raise ValueError("its header does not agree with its checksum")
@@ -85,6 +98,8 @@ def _pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_pack(item, f"{where}/{index}", tensors) for index, item in enumerate(value)]}
+    if isinstance(value, torch.dtype) and value in _DTYPES:
+        return {"dtype": str(value).removeprefix("torch.")}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise SparsifyError(f"a checkpoint cannot hold {where}: it is a {type(value).__name__}")
@@ -96,6 +111,8 @@ def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     [(kind, content)] = tree.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "dtype":
+        return _DTYPES_BY_NAME[content]
     if kind == "dict":
         return {key: _unpack(item, tensors) for key, item in content}
     items = [_unpack(item, tensors) for item in content]
@@ -116,6 +133,8 @@ def random_state() -> dict[str, Any]:
         ),
         "torch": cpu,
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "xpu": torch.xpu.get_rng_state_all() if torch.xpu.is_available() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
 
@@ -126,6 +145,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     # A run may go on on a machine with another number of GPUs: those that exist are set.
     for index, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(one, index)
+    for index, one in enumerate(state.get("xpu", [])[: torch.xpu.device_count()]):
+        torch.xpu.set_rng_state(one, index)
+    for one in state.get("mps", []) if torch.backends.mps.is_available() else []:
+        torch.mps.set_rng_state(one)
 
 
 def set_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

@@ -1,38 +1,44 @@
-"""A run's folder: what is in it, when it may be written, and the log of its records."""
+"""A run's folder: what is in it, and when it may be written."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from ...errors import RunError, SparsifyError
-from ...formats.io.atomic import atomic_write
+from ...errors import SparsifyError
+from ...formats.io.atomic import atomic_write, is_temporary
 from ...preprocess import beside
 from ..recipe.read import Recipe, read_recipe
-from ..recipe.yaml_lines import parse_yaml
+from .lock import NAME as LOCK
+from .lock import check_free
+from .same_recipe import FREE, differences
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 LAST = "checkpoints/last.safetensors"
+NEXT = f"{LAST}.new"  # whole already, but not yet the last
+OLDER = "checkpoints/step-{}.safetensors"
 BEST = "checkpoints/best.safetensors"
 MODEL = "model.safetensors"
 MASKS = "masks/cycle-{}.safetensors"
 _BESIDE = tuple(str(beside(path)) for path in (BEST, MODEL))
-_OURS = (RECIPE, METRICS, LAST, BEST, MODEL, *_BESIDE, MASKS.format("*"), "events.out.tfevents.*")
+# Without the recipe, which is replaced at the end: a folder half cleared is a run still, which --overwrite replaces.
+_OURS = (LAST, NEXT, OLDER.format("*"), METRICS, BEST, MODEL, *_BESIDE, MASKS.format("*"), "events.out.tfevents.*")
 _FOLDER = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|]+')
 _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d) *(\.|$)", re.IGNORECASE)
-_LONGEST = 200
-_FREE = frozenset({"train.device", "data.dir", "data.workers"})
+_LONGEST, _LONGEST_WITH_OVERRIDES = 200, 240
 
 
-def default_folder(recipe: Recipe) -> Path:
+def default_folder(recipe: Recipe, overrides: Sequence[str] = ()) -> Path:
     """Return runs/<recipe>-<model>-<seed>, the model's name without its prefix.
 
-    Raises SparsifyError for a recipe whose name would lead out of runs/, or that no system takes for a folder.
+    `overrides` (key=value) that change a run's results and are not told by these are put behind, so that the runs of a
+    series do not meet in one folder. Raises SparsifyError for a recipe whose name would lead out of runs/, or that no
+    system takes for a folder.
     """
     model = re.sub(r"[^\w.+-]", "_", recipe.model.name.rpartition(":")[2])
     folder = f"{recipe.name}-{model}-{recipe.train.seed}"
@@ -42,41 +48,95 @@ def default_folder(recipe: Recipe) -> Path:
             'no control characters, none of / \\ : * ? " < > | and no device of Windows (CON, NUL ...); '
             "choose another, or give --out"
         )
-    return Path("runs") / folder
+    return Path("runs") / f"{folder}{_told(overrides, _LONGEST_WITH_OVERRIDES - len(folder.encode()))}"
+
+
+def _told(overrides: Sequence[str], room: int) -> str:
+    """Return what tells a run with `overrides` from others in a folder's name, in at most `room` characters."""
+    settings = {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in overrides)}
+    elsewhere = {"name", "model", "model.name", "train.seed", *FREE}
+    text = "".join(f"-{key}={settings[key]}" for key in sorted(settings.keys() - elsewhere))
+    name = re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)
+    if name == text and len(name) <= room:
+        return name
+    # Values that differ only in what is left out are told apart all the same.
+    return f"{name[: room - 9]}-{zlib.crc32(text.encode(errors='replace')):08x}"
 
 
 def check_new(folder: Path, *, overwrite: bool) -> None:
-    """Raise SparsifyError unless a new run may be written to `folder`; nothing is touched."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not folder.is_dir():
-        raise SparsifyError(f"{folder}: is a file; a run needs a folder")
-    if not (folder / RECIPE).exists():
-        raise SparsifyError(f"{folder}: holds other files and no run; choose another folder with --out")
+    """Raise SparsifyError unless a new run may be written to `folder`; nothing is touched.
+
+    What a start that was killed before it wrote its recipe has left counts as an empty folder. A run that a live
+    process writes is refused with the name of the process.
+    """
+    _check_place(folder, overwrite=overwrite)
+    with one_line(folder):
+        check_free(folder)
+
+
+def create(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Make `folder`, which must be locked, the folder of a new run. An older run's files are removed, and no others.
+
+    Raises SparsifyError as `check_new` does, for what came there since.
+    """
+    _check_place(folder, overwrite=overwrite)
+    with one_line(folder):
+        (folder / LAST).parent.mkdir(exist_ok=True)
+        for pattern in _OURS:
+            for path in folder.glob(pattern):
+                path.unlink()
+    remove_left_overs(folder)
+    atomic_write(folder / RECIPE, recipe.to_yaml().encode())
+
+
+def _check_place(folder: Path, *, overwrite: bool) -> None:
+    with one_line(folder):
+        if not os.path.lexists(folder):
+            return
+        if not folder.is_dir():
+            kind = "a link that leads nowhere" if folder.is_symlink() and not folder.exists() else "a file"
+            raise SparsifyError(f"{folder}: is {kind}; a run needs a folder")
+        if not (folder / RECIPE).exists():
+            if all(_is_left_over(path) for path in folder.iterdir()):
+                return
+            raise SparsifyError(f"{folder}: holds other files and no run; choose another folder with --out")
     if not overwrite:
         raise SparsifyError(
             f"{folder}: already holds a run; go on with --resume {folder}, or give --overwrite or --out"
         )
 
 
-def create(folder: Path, recipe: Recipe) -> None:
-    """Make `folder` the folder of a new run of `recipe`. An older run's files are removed, and no others."""
+def remove_left_overs(folder: Path) -> None:
+    """Remove the temporary files of a run that was killed while it wrote one. The run must be locked."""
+    with one_line(folder):
+        for place in (folder, (folder / LAST).parent, (folder / MASKS).parent):
+            for path in place.glob(".*.tmp"):
+                if is_temporary(path):
+                    path.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_line(folder: Path) -> Iterator[None]:
+    """Turn the system's refusal to read or write in a run's folder into one line."""
     try:
-        (folder / LAST).parent.mkdir(parents=True, exist_ok=True)
-        for pattern in _OURS:
-            for path in folder.glob(pattern):
-                path.unlink()
+        yield
     except OSError as error:
-        raise SparsifyError(f"{folder}: cannot be written ({error.strerror})") from None
-    atomic_write(folder / RECIPE, recipe.to_yaml().encode())
+        raise SparsifyError(f"{error.filename or folder}: cannot be read or written ({error.strerror})") from None
+
+
+def _is_left_over(path: Path) -> bool:
+    if path.name == Path(LAST).parent.name and path.is_dir():
+        return all(map(is_temporary, path.iterdir()))
+    return path.name == LOCK or is_temporary(path)
 
 
 def check_run(folder: Path) -> None:
     """Raise SparsifyError unless `folder` holds a run."""
-    if not folder.is_dir():
-        raise SparsifyError(f"{folder}: no such run")
-    if not (folder / RECIPE).exists():
-        raise SparsifyError(f"{folder}: not a run: there is no {RECIPE} in it")
+    with one_line(folder):
+        if not folder.is_dir():
+            raise SparsifyError(f"{folder}: no such run")
+        if not (folder / RECIPE).exists():
+            raise SparsifyError(f"{folder}: not a run: there is no {RECIPE} in it")
 
 
 def stored_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -86,71 +146,17 @@ def stored_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_same(folder: Path, given: Recipe) -> None:
-    """Raise SparsifyError that names a key if `given` is not the recipe of the run in `folder`.
+    """Raise SparsifyError that names the keys if `given` is not the recipe of the run in `folder`.
 
-    Where a run computes and where its data lie may change; its results do not depend on them.
+    Where a run computes, where its data lie and the like may change (`same_recipe.FREE`).
     """
     check_run(folder)
-    # As YAML, where a criterion that is a Python function is its name.
-    one, other = (_flat(parse_yaml(text, RECIPE)[0]) for text in ((folder / RECIPE).read_text(), given.to_yaml()))
-    # A run of an earlier version lacks keys that came later: what they are by default is what it did.
-    defaults = _flat(parse_yaml(Recipe(model=given.model).to_yaml(), RECIPE)[0])
-    one = {**{key: value for key, value in defaults.items() if key.startswith("data.")}, **one}
-    for key in sorted(one.keys() | other.keys()):
-        if one.get(key) != other.get(key) and key not in _FREE:
-            what = f"{key} is {one.get(key)} there and {other.get(key)} here"
-            raise SparsifyError(f"{folder}: holds a run of another recipe: {what}; a run goes on with its own")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-class Log:
-    """The records of a run: a line each in metrics.jsonl, and TensorBoard events. Use it as a context manager.
-
-    `size` cuts metrics.jsonl to its length at a checkpoint, in bytes, and `step` hides later events, so that a run that
-    goes on leaves the log it would have left without a break.
-    """
-
-    def __init__(self, folder: Path, *, size: int = 0, step: int = 0) -> None:
-        # Slow to import.
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = folder / METRICS
-        # Unbuffered: a full disk is then met in `write`, and not a second time when the file is closed.
-        self._file = path.open("ab", buffering=0)
-        if self._file.tell() < size:
-            self._file.close()
-            raise SparsifyError(
-                f"{path}: shorter than at the checkpoint; the run cannot go on (--overwrite starts anew)"
-            )
-        self._file.truncate(size)
-        self._file.seek(size)
-        self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Add a record."""
-        try:
-            self._file.write(json.dumps(record).encode() + b"\n")
-        except OSError as error:
-            raise RunError(f"cannot write {self._file.name}: {error.strerror}") from None
-        for key, value in record.items():
-            if key not in ("step", "epoch", "seconds", "shrunk"):
-                self._events.add_scalar(key, value, record["step"])
-
-    def sync(self) -> int:
-        """Return the length of metrics.jsonl in bytes, once it is safely on the disk."""
-        self._events.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._events.close()
-        self._file.close()
+    try:
+        text = (folder / RECIPE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SparsifyError(f"{folder / RECIPE}: cannot be read ({error})") from None
+    if different := differences(text, given):
+        free = ", ".join(FREE)
+        raise SparsifyError(
+            f"{folder}: holds a run of another recipe: {different}; a run goes on with its own (only {free} may change)"
+        )

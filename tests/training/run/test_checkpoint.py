@@ -16,6 +16,7 @@ from sparsify.errors import SparsifyError
 from sparsify.training.run.checkpoint import (
     random_state,
     read_state,
+    read_step,
     set_model_state,
     set_optimizer_state,
     set_random_state,
@@ -117,6 +118,20 @@ def test_a_damaged_checkpoint_of_the_first_version_ends_in_one_line_or_another_s
             failed += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
     assert failed > 100
+
+
+def test_the_step_is_told_from_the_header_and_not_from_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    write_state(path, {"step": 37, "w": torch.ones(3)})
+    assert (read_step(path), read_step(SAMPLE)) == (37, 3)
+    path.write_bytes(path.read_bytes().replace(b"37", b"38"))
+    assert read_step(path) is None
+
+
+def test_an_optimizer_that_names_a_dtype_is_kept(tmp_path: Path) -> None:
+    # timm's adafactorbv has one in its parameter groups.
+    write_state(tmp_path / "c", {"group": {"momentum_dtype": torch.bfloat16}})
+    assert read_state(tmp_path / "c")["group"]["momentum_dtype"] is torch.bfloat16
 
 
 def test_two_values_of_one_path_are_two_tensors(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sparsify.models import build_model
 from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, set_masks
 from sparsify.training.recipe.read import parse_recipe
-from sparsify.training.run import train as run
+from sparsify.training.run import keeper
 from sparsify.training.run.checkpoint import read_state, write_state
 from sparsify.training.run.prepare import prepare
 from sparsify.training.run.train import TrainResult, train
@@ -67,6 +67,7 @@ def test_a_run_leaves_recipe_records_checkpoints_and_a_model_that_loads(tmp_path
         "metrics.jsonl",
         "checkpoints",
         "masks",
+        "model.preprocess.json",
         "model.safetensors",
     }
     assert list((tmp_path / "a").glob("events.out.tfevents.*"))
@@ -103,7 +104,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
             raise Killed
 
     whole = train(recipe(optimizer=optimizer), out=tmp_path / "whole", model=small_model())
-    monkeypatch.setattr(run, "_LONGEST_SECONDS", 0.0)  # a checkpoint at every record, within epochs too
+    monkeypatch.setattr(keeper, "_LONGEST_SECONDS", 0.0)  # a checkpoint at every record, within epochs too
     with pytest.raises(Killed):
         train(recipe(optimizer=optimizer), out=tmp_path / "cut", model=small_model(), on_record=kill)
     # What is written after a checkpoint and before the kill must vanish.
@@ -256,7 +257,7 @@ def test_a_criterion_of_the_users_own_trains_and_goes_on(tmp_path: Path, monkeyp
 
     declared = recipe(prune={**UNION, "criterion": largest_first})
     whole = train(declared, out=tmp_path / "whole", model=small_model())
-    monkeypatch.setattr(run, "_LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr(keeper, "_LONGEST_SECONDS", 0.0)
 
     def kill(record: dict[str, Any]) -> None:
         if record["step"] == 5:

@@ -1,0 +1,69 @@
+"""Signals that ask a training run to stop: it ends its step, writes a checkpoint, and leaves with the signal's code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+class Signals:
+    """Takes the signals that ask a run to stop, while a `with` block lasts.
+
+    Before `gentle` is set the first one raises KeyboardInterrupt; from then on it is only noted, for the run to see
+    (`asked`). A second one ends the process at once. A signal that was ignored before (`nohup`, a shell's background)
+    stays ignored. `code` is the exit code of the signal that came, 130 without one.
+    """
+
+    def __init__(self) -> None:
+        self.gentle = False
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+    @property
+    def code(self) -> int:
+        """The exit code that the signal asks for."""
+        return 128 + (self._received or signal.SIGINT)
+
+    def asked(self) -> bool:
+        """Return whether a signal has come."""
+        return self._received is not None
+
+    def __enter__(self) -> Signals:
+        for name in _NAMES:
+            number = getattr(signal, name, None)  # Windows has two of them
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        if self._received is not None:
+            self._end_at_once(number)
+        self._received = number
+        if number == getattr(signal, "SIGHUP", None):
+            self._leave_terminal()
+        if not self.gentle:
+            raise KeyboardInterrupt
+
+    def _leave_terminal(self) -> None:
+        """Write no more to a terminal that is gone: that would fail, and the run with it."""
+        for descriptor in self._terminals:
+            if not os.isatty(descriptor):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+    def _end_at_once(self, number: int) -> NoReturn:
+        if 1 in self._terminals and os.isatty(1):
+            os.write(1, _SHOW_CURSOR)
+        sys.stderr.flush()
+        os.write(2, b"sparsify: ended at once; the run goes on from its last checkpoint\n")
+        os._exit(128 + number)

@@ -1,0 +1,119 @@
+"""When the checkpoints of a run are written, and how it stops."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...errors import RunError, RunStopped
+from ..loop.train_steps import Record, Training
+from ..recipe.settings import CheckpointSettings
+from .checkpoint import random_state
+from .checkpoint_files import Checkpoints
+from .lock import Lock
+from .log import Log
+from .prepare import Prepared
+from .state import state_of
+
+# By default a checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of
+# the time, and in any case after ten minutes.
+_WRITING_SHARE = 0.05
+_LONGEST_SECONDS = 600.0
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+class Keeper:
+    """Writes the records and the checkpoints of one run: when they are due, and when `stop` returns True and ends it.
+
+    `state` is the checkpoint that the run goes on from, {} for a new one. `save_best` is called with the record of a
+    test accuracy that is the best at the final sparsity.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        checkpoints: Checkpoints,
+        log: Log,
+        lock: Lock,
+        state: Mapping[str, Any],
+        *,
+        save_best: Callable[[Record], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._prepared, self._training = prepared, prepared.training
+        self._checkpoints, self._log, self._lock = checkpoints, log, lock
+        self._save_best, self._stop = save_best, stop
+        self.last_record: Record = state.get("last_record", {})
+        self._best: float | None = state.get("best")
+        self._written = (self._training.step, self._training.record_due) if state else None
+        self._written_at = time.perf_counter()
+        self._writing_seconds = 0.0
+        self._before_record: tuple[int, dict[str, Any]] | None = None
+
+    def pause(self) -> None:
+        """Write what is due between two steps; raise RunStopped if the run is to stop, there or in an evaluation."""
+        training = self._training
+        if training.record_due and (self._before_record is None or self._before_record[0] != training.step):
+            # An evaluation that is broken off is done anew, and finds the generators as they are now.
+            self._before_record = training.step, random_state()
+        self.stop_if_asked()
+        if not training.record_due and self._is_due():
+            self._write()
+
+    def keep(self, record: Record) -> None:
+        """Log `record` and write the checkpoints that are due after it."""
+        training = self._training
+        self._log.write(record)
+        self.last_record = record
+        accuracy = record.get("test_accuracy")
+        final = training.pruner is None or training.pruner.finished
+        if accuracy is not None and final and (self._best is None or accuracy > self._best):
+            self._best = accuracy
+            self._lock.check()
+            self._save_best(record)
+        if self._is_due():
+            self._write()
+
+    def stop_if_asked(self) -> None:
+        """Write a checkpoint and raise RunStopped if the run is to stop."""
+        if self._stop():
+            if self._written != (self._training.step, self._training.record_due):
+                self._write()
+            raise RunStopped(f"stopped after step {self._training.step:,}")
+
+    def _is_due(self) -> bool:
+        training = self._training
+        since = time.perf_counter() - self._written_at
+        if training.step == training.total_steps:
+            return True
+        return _is_due(training, training.settings.checkpoint, since, self._writing_seconds)
+
+    def _write(self) -> None:
+        started = time.perf_counter()
+        training = self._training
+        random = self._before_record[1] if training.record_due and self._before_record else random_state()
+        self._lock.check()
+        self._write_state(random)
+        self._written = training.step, training.record_due
+        self._written_at = time.perf_counter()
+        self._writing_seconds = self._written_at - started
+
+    def _write_state(self, random: dict[str, Any]) -> None:
+        own = {"last_record": self.last_record, "best": self._best, "metrics_size": self._log.sync()}
+        try:
+            self._checkpoints.write(state_of(self._prepared, random) | own)
+        except OSError as error:
+            raise RunError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _is_due(training: Training, settings: CheckpointSettings, since: float, writing: float) -> bool:
+    """Return whether a checkpoint is due `since` seconds after the last one, whose writing took `writing` seconds."""
+    if settings.every is None:
+        at_epoch_end = training.step % training.steps_per_epoch == 0
+        return (at_epoch_end and since * _WRITING_SHARE >= writing) or since > _LONGEST_SECONDS
+    number, unit = re.fullmatch(r"(\d+)(\w+)", settings.every).groups()  # type: ignore[union-attr]
+    if unit in _SECONDS:
+        return since >= int(number) * _SECONDS[unit]
+    return training.step % (int(number) * (training.steps_per_epoch if unit == "ep" else 1)) == 0

@@ -1,0 +1,97 @@
+"""The log of a run's records: metrics.jsonl and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import RunError, RunWarning, SparsifyError
+from .run_folder import METRICS
+
+_UNPLOTTED = ("step", "epoch", "seconds", "shrunk")
+_CLOSING_SECONDS = 10.0
+
+
+class Log:
+    """The records of a run: a line each in metrics.jsonl, and TensorBoard events. Use it as a context manager.
+
+    `size` cuts metrics.jsonl to its length at a checkpoint, in bytes, and `step` hides later events, so that a run that
+    goes on leaves the log it would have left without a break. A last line that a crash cut short is told of.
+    """
+
+    def __init__(self, folder: Path, *, size: int = 0, step: int = 0) -> None:
+        # Slow to import.
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / METRICS
+        try:
+            # Unbuffered: a full disk is then met in `write`, and not a second time when the file is closed.
+            self._file = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise SparsifyError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            self._cut(path, size)
+            self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _cut(self, path: Path, size: int) -> None:
+        length = self._file.seek(0, os.SEEK_END)
+        if length < size:
+            raise SparsifyError(
+                f"{path}: shorter than at the checkpoint; the run cannot go on (--overwrite starts anew)"
+            )
+        if length and os.pread(self._file.fileno(), 1, length - 1) != b"\n":
+            warnings.warn(f"{path}: its last line was cut short by a crash and is left out", RunWarning, stacklevel=2)
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a record."""
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self._file.name}: {error.strerror}") from None
+        for key, value in record.items():
+            if key not in _UNPLOTTED:
+                self._events.add_scalar(key, value, record["step"])
+
+    def sync(self) -> int:
+        """Return the length of metrics.jsonl in bytes, once it is safely on the disk."""
+        self._in_time(self._events.flush)
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._in_time(self._events.close)
+        finally:
+            self._file.close()
+
+    def _in_time(self, action: Callable[[], None]) -> None:
+        """Do what waits for TensorBoard's own thread, which may be stuck or dead, but not for ever."""
+        errors: list[BaseException] = []
+
+        def act() -> None:
+            try:
+                action()
+            except BaseException as error:  # it is raised where it can be seen
+                errors.append(error)
+
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        thread.join(_CLOSING_SECONDS)
+        if errors:
+            raise errors[0]
+        if thread.is_alive():
+            seconds = f"{_CLOSING_SECONDS:g} seconds"
+            warnings.warn(f"TensorBoard's events were not written within {seconds}", RunWarning, stacklevel=2)

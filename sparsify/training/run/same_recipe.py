@@ -1,0 +1,67 @@
+"""Whether two recipes are those of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import SparsifyError
+from ..recipe.read import Recipe, parse_recipe
+from ..recipe.yaml_lines import parse_yaml
+
+# Where a run computes, where its data lie, what it logs and when it is saved do not change its results.
+FREE = (
+    "train.device",
+    "train.log_every",
+    "train.checkpoint.every",
+    "train.checkpoint.keep",
+    "data.dir",
+    "data.workers",
+)
+_SHOWN = 5
+
+
+def differences(before: str | None, recipe: Recipe) -> str:
+    """Return the keys in which a run's recipe, as its YAML, and `recipe` differ, with both values; "" if in none.
+
+    A key that came with a later version has its default there. `before` is None where it was not kept.
+    """
+    if before is None:
+        return ""
+    # As YAML, where a criterion that is a Python function is its name.
+    one, other = flat(parse_yaml(before, "recipe")[0]), _flat_recipe(recipe)
+    found = []
+    for key in sorted(one.keys() | other.keys()):
+        if key in FREE or one.get(key) == other.get(key) or (key not in one and _is_default(recipe, key)):
+            continue
+        found.append(f"{key} is {one.get(key)} there and {other.get(key)} here")
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{'; '.join(found[:_SHOWN])}{more}"
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a tree's leaves by their dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _flat_recipe(recipe: Recipe) -> dict[str, Any]:
+    return flat(parse_yaml(recipe.to_yaml(), "recipe")[0])
+
+
+def _is_default(recipe: Recipe, key: str) -> bool:
+    tree = recipe.model_dump()
+    *sections, last = key.split(".")
+    node: Any = tree
+    for section in sections:
+        node = node.get(section) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        return False
+    node.pop(last, None)
+    try:
+        default = parse_recipe(tree)
+    except SparsifyError:
+        return False  # a key without a default
+    return _flat_recipe(default).get(key) == _flat_recipe(recipe).get(key)
