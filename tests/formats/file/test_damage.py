@@ -191,8 +191,8 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "groups of a scalar": (change_table("masked", _set("6.weight", "shape", value=[2**9])), "is not 2:4"),
     "units of a huge shape": (change_table("masked", _set("7.weight", "shape", value=[20, 30, 2**40])), "too little"),
     "units of a large shape": (change_table("masked", _set("7.weight", "shape", value=[20, 30, 2**9])), "keeps all of"),
-    "more units": (change_table("masked", _set("7.weight", "shape", value=[30, 30, 3])), "told in an unknown way"),
-    "fewer units": (change_table("masked", _set("7.weight", "shape", value=[16, 30, 3])), "told in an unknown way"),
+    "more units": (change_table("masked", _set("7.weight", "shape", value=[30, 30, 3])), "of an unknown codec"),
+    "fewer units": (change_table("masked", _set("7.weight", "shape", value=[16, 30, 3])), "of an unknown codec"),
     "units of a scalar": (change_table("masked", _set("7.weight", "shape", value=[])), "does not fit"),
     "units without values": (change_table("masked", _set("7.weight", "shape", value=[0, 30, 3])), "does not fit"),
 }
