@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from .arguments import PATH, takes
 from .errors import RunError, SparsifyError, nearest, unknown
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ def check_model_name(name: str, *, where: str = "") -> None:
         raise unknown("model", name, [f"{prefix}:{one}" for one in _NAMES[prefix]()], where=where)
 
 
+@takes(name=str, num_classes=(Integral, NoneType), pretrained=bool, checkpoint=(*PATH, NoneType))
 def build_model(
     name: str,
     *,

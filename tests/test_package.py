@@ -16,6 +16,7 @@ ROOT = Path(sparsify.__file__).parent
 ALLOWED: Graph = {
     "calls": {"errors"},
     "errors": set(),
+    "arguments": {"errors"},
     "ops": {"errors"},
     "quantities": set(),
     "datasets": set(),
@@ -23,14 +24,15 @@ ALLOWED: Graph = {
     "validation": {"errors"},
     "relative_error": set(),
     "cifar": {"errors"},
-    "surgery": {"calls", "errors", "ops", "relative_error"},
-    "models": {"errors", "cifar", "weights"},
+    "surgery": {"arguments", "calls", "errors", "ops", "relative_error"},
+    "models": {"arguments", "errors", "cifar", "weights"},
     "weights": {"errors", "formats", "surgery"},
-    "pruning": {"calls", "errors", "ops", "preserve", "surgery", "validation"},
-    "formats": {"errors", "ops", "surgery", "models", "quantities"},
-    "runtime": {"calls", "errors", "relative_error", "surgery", "formats"},
-    "export": {"calls", "errors", "datasets", "relative_error", "quantities", "surgery", "formats", "runtime"},
-    "training": {"errors", "ops", "datasets", "preserve", "validation", "surgery", "models", "weights"}
+    "pruning": {"arguments", "calls", "errors", "ops", "preserve", "surgery", "validation"},
+    "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities"},
+    "runtime": {"arguments", "calls", "errors", "relative_error", "surgery", "formats"},
+    "export": {"arguments", "calls", "errors", "datasets", "relative_error", "quantities"}
+    | {"surgery", "formats", "runtime"},
+    "training": {"arguments", "errors", "ops", "datasets", "preserve", "validation", "surgery", "models", "weights"}
     | {"formats", "pruning", "export"},
 }
 

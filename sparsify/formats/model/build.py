@@ -100,7 +100,7 @@ def _bounded(where: str, spec: str, shapes: dict[str, Shape]) -> Iterator[None]:
         if made[0] > 2 * most or made[1] > 2 * most_tensors:  # it is built twice
             raise _TooLarge(f"{where}: the file's model, {spec!r} with its arguments, is far larger than the file")
 
-    handles = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]  # type: ignore[no-untyped-call]
+    handles = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
         yield
     finally:

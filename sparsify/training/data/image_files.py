@@ -62,14 +62,15 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     train.transform = _Converted(mode, create_transform(is_training=True, hflip=flip, **common))
     test.transform = _Converted(mode, create_transform(is_training=False, crop_pct=config["crop_pct"], **common))
     classes = count_classes(settings)
-    common = {"workers": settings.workers, "seed": seed, "device": device, "classes": classes}
-    loaders = (
-        FileLoader(
-            part, size, shuffle=training, drop_last=settings.drop_last and training, bad=_bad(settings), **common
+    train_loader, test_loader = (
+        FileLoader(part, batch, settings.workers, seed, shuffle, drop_last, device, _bad(settings), classes)
+        for part, batch, shuffle, drop_last in (
+            (train, settings.batch_size, True, settings.drop_last),
+            (test, settings.test_batch_size, False, False),
         )
-        for part, size, training in ((train, settings.batch_size, True), (test, settings.test_batch_size, False))
     )
-    return Data(settings.name, classes, (channels, size, size), *loaders, len(train), len(test))
+    shape = (channels, size, size)
+    return Data(settings.name, classes, shape, train_loader, test_loader, len(train), len(test))
 
 
 def _bad(settings: DataSettings) -> Skipped:
@@ -143,13 +144,11 @@ class FileLoader:
         left = 0 if good is None else len(good[1])
         if self.shuffle and unread and left < 2:
             raise SparsifyError(f"{unread[0].file}: {left} of {left + len(unread)} images of a batch can be read")
-        wrong = (
-            [] if good is None or self.classes is None else [int(one) for one in good[1] if not 0 <= one < self.classes]
-        )
-        if wrong:
-            raise SparsifyError(
-                f"data.num_classes: the data have a class {wrong[0]}, of {self.classes} (0 to {self.classes - 1})"
-            )
+        for label in () if good is None or self.classes is None else good[1].tolist():
+            if not 0 <= label < self.classes:
+                raise SparsifyError(
+                    f"data.num_classes: the data have a class {label}, of {self.classes} (0 to {self.classes - 1})"
+                )
         return good
 
 

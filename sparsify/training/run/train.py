@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...arguments import PATH, takes
 from ...errors import SparsifyError
 from ...export.save import save, write
 from ...formats.file.cuts_text import cuts_from, cuts_text, read_cuts
@@ -52,6 +54,14 @@ class TrainResult:
     shrunk: dict[str, Any] | None = None
 
 
+@takes(
+    out=(*PATH, NoneType),
+    resume=bool,
+    overwrite=bool,
+    model=(nn.Module, NoneType),
+    check=bool,
+    recipe=(Mapping, Recipe, *PATH, NoneType),
+)
 def train(
     recipe: Recipe | Mapping[str, Any] | str | PathLike[str] | None,
     *,

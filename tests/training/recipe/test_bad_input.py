@@ -114,7 +114,7 @@ def sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 KEYS = sorted(set(keys(Recipe)))
-WRONG = [
+WRONG: list[Any] = [
     *(None, True, False, -1, 0, 2**62, -(2**62), 10**400, 0.5, -0.5, 1e308, float("inf"), float("nan")),
     *("", "x", "a\nb", "\0", "../../x", "1/0", "1e400", "1e-99999", "nan", "9" * 5000, "0ep", "-1it", "é" * 300),
     *([], [[]], [None], [1, "a"], ["x"] * 1000, {}, {"name": 1}, {"name": None}, {"x": {"y": []}}, {"name": "x"}, b"a"),
