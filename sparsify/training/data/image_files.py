@@ -144,10 +144,11 @@ class FileLoader:
         left = 0 if good is None else len(good[1])
         if self.shuffle and unread and left < 2:
             raise SparsifyError(f"{unread[0].file}: {left} of {left + len(unread)} images of a batch can be read")
-        for label in () if good is None or self.classes is None else good[1].tolist():
-            if not 0 <= label < self.classes:
+        classes = self.classes
+        for label in () if good is None or classes is None else good[1].tolist():
+            if classes is not None and not 0 <= label < classes:
                 raise SparsifyError(
-                    f"data.num_classes: the data have a class {label}, of {self.classes} (0 to {self.classes - 1})"
+                    f"data.num_classes: the data have a class {label}, of {classes} (0 to {classes - 1})"
                 )
         return good
 
