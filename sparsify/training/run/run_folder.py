@@ -45,8 +45,13 @@ def default_folder(recipe: Recipe) -> Path:
 
 def check_new(folder: Path, *, overwrite: bool) -> None:
     """Raise SparsifyError unless a new run may be written to `folder`; nothing is touched."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise SparsifyError(f"{folder}: is a link that leads nowhere; a run needs a folder")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+    except (OSError, ValueError) as error:  # too long a name, one with a NUL, no permission
+        raise SparsifyError(f"{folder}: cannot be read ({getattr(error, 'strerror', error)})") from None
     if not folder.is_dir():
         raise SparsifyError(f"{folder}: is a file; a run needs a folder")
     if not (folder / RECIPE).exists():
@@ -64,14 +69,18 @@ def create(folder: Path, recipe: Recipe) -> None:
         for pattern in _OURS:
             for path in folder.glob(pattern):
                 path.unlink()
-    except OSError as error:
-        raise SparsifyError(f"{folder}: cannot be written ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise SparsifyError(f"{folder}: cannot be written ({getattr(error, 'strerror', error)})") from None
     atomic_write(folder / RECIPE, recipe.to_yaml().encode())
 
 
 def check_run(folder: Path) -> None:
     """Raise SparsifyError unless `folder` holds a run."""
-    if not folder.is_dir():
+    try:
+        found = folder.is_dir()
+    except OSError as error:
+        raise SparsifyError(f"{folder}: cannot be read ({error.strerror})") from None
+    if not found:
         raise SparsifyError(f"{folder}: no such run")
     if not (folder / RECIPE).exists():
         raise SparsifyError(f"{folder}: not a run: there is no {RECIPE} in it")
@@ -90,7 +99,8 @@ def check_same(folder: Path, given: Recipe) -> None:
     """
     check_run(folder)
     # As YAML, where a criterion that is a Python function is its name.
-    one, other = (_flat(parse_yaml(text, RECIPE)[0]) for text in ((folder / RECIPE).read_text(), given.to_yaml()))
+    stored = (folder / RECIPE).read_text(encoding="utf-8")
+    one, other = (_flat(parse_yaml(text, RECIPE)[0]) for text in (stored, given.to_yaml()))
     # A run of an earlier version lacks keys that came later: what they are by default is what it did.
     defaults = _flat(parse_yaml(Recipe(model=given.model).to_yaml(), RECIPE)[0])
     one = {**{key: value for key, value in defaults.items() if key.startswith("data.")}, **one}
