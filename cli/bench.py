@@ -174,7 +174,7 @@ def _bench(
     plan: bool,
     plot: str | None,
 ) -> None:
-    from .view.bench_runtimes import alternated, ready, result_table
+    from .view.bench_runtimes import alternated, ready, result_table, spread_lines
 
     x = random_images(shape[0], tuple(shape[1:]))
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -185,7 +185,7 @@ def _bench(
     engine, runtimes, notes = ready(model, x, threads, skip)
     seconds = alternated({runtime.name: runtime.run for runtime in runtimes}, rounds)
     print_table(result_table(runtimes, seconds, len(x)))
-    say(*notes)
+    say(*notes, *spread_lines(seconds))
     if not plan and plot is None:
         say("--plan shows how the engine runs each layer, and why")
         return

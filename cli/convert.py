@@ -14,7 +14,7 @@ from sparsify.errors import RunError, SparsifyError
 from sparsify.pruning.settings.sections import CRITERION_ROWS
 
 from .paths import saved_model
-from .view.report import conversion_lines, file_line, masks_line, sparsity_lines
+from .view.report import conversion_lines, file_line, loaded_lines, masks_line, sparsity_lines
 from .view.show import say
 from .view.shrinking import check_options, random_images, shrunk
 
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     show_default=True,
     help="weight, unit (whole channels, tied ones), 2:4 (or other n:m, along the inputs) or 4x1 (or other blocks).",
 )
+@click.option(
+    "--aggregate",
+    help="With --granularity unit: how its entries make a unit's score: mean, sum, max or l2.  [default: mean]",
+)
 @click.option("--masks", metavar="RUN|FILE", help="Take the masks of this run or file, in place of pruning.")
 @click.option("--shrink", is_flag=True, help="Take channels of no influence out of the model, with proof.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
@@ -50,7 +54,14 @@ if TYPE_CHECKING:
     type=click.Choice(["masks", "zeros"]),
     help="With --shrink: what goes, by masks alone, or also by weights that are zero.  [default: masks]",
 )
-@click.option("--ignore", multiple=True, help="A weight or module left dense: name, glob, first or last; repeatable.")
+@click.option(
+    "--ignore",
+    multiple=True,
+    help="A weight or module left dense: name, glob, re:EXPRESSION, class (Linear), first or last; repeatable.",
+)
+@click.option(
+    "--only", multiple=True, help="A weight or module that is pruned, written likewise, and no other; repeatable."
+)
 @click.option(
     "--num-classes", type=int, help="Size of the model's head.  [default: the checkpoint's or the model's own]"
 )
@@ -66,11 +77,13 @@ def command(
     scope: str | None,
     criterion: str,
     granularity: str,
+    aggregate: str | None,
     masks: str | None,
     shrink: bool,
     round_to: int | None,
     dead: Dead | None,
     ignore: tuple[str, ...],
+    only: tuple[str, ...],
     num_classes: int | None,
     pretrained: bool,
     image_size: int | None,
@@ -93,21 +106,28 @@ def command(
     check_model_name(model, where="--model")
     if checkpoint is not None and pretrained:
         raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
-    pruning = _pruning(sparsity, amount, scope, criterion, granularity, ignore)
+    pruning = _pruning(sparsity, amount, scope, criterion, granularity, ignore, only, aggregate)
     check_options("convert", shrink, round_to=round_to, dead=dead)
     if masks is not None:
         _refuse_beside_masks()
     check_writable(out)
     checkpoint = None if checkpoint is None else str(saved_model(checkpoint))
     how = pruning if masks is None else saved_model(masks)
-    masked, arguments, input_shape = _convert(checkpoint, model, how, num_classes, pretrained, image_size, seed)
+    masked, about, input_shape = _convert(checkpoint, model, how, num_classes, pretrained, image_size, seed)
     if shrink:
         masked = shrunk(masked, input_shape, round_to, dead or "masks")
-    _write(masked, model, arguments, input_shape, seed, out)
+    _write(masked, model, about, seed, out)
 
 
 def _pruning(
-    sparsity: str | None, amount: int | None, scope: str | None, criterion: str, granularity: str, ignore: Sequence[str]
+    sparsity: str | None,
+    amount: int | None,
+    scope: str | None,
+    criterion: str,
+    granularity: str,
+    ignore: Sequence[str],
+    only: Sequence[str],
+    aggregate: str | None,
 ) -> Pruning:
     """Return the settings that the options come to."""
     from sparsify.pruning.settings.prune import parse_pruning
@@ -115,12 +135,16 @@ def _pruning(
     # Units of different layers are hard to compare by their weights: one layer would lose nearly all.
     scope = scope or ("layer" if granularity == "unit" or ":" in granularity else "global")
     settings: dict[str, Any] = {"scope": scope, "criterion": criterion, "granularity": granularity}
+    if aggregate is not None:
+        settings["granularity"] = {"name": granularity, "aggregate": aggregate}
     if amount is not None:
         settings["amount"] = amount
     if sparsity is not None or (amount is None and ":" not in granularity):
         settings["sparsity"] = 0.0 if sparsity is None else sparsity
     try:
-        pruning = parse_pruning({**settings, "ignore": list(ignore), "schedule": "one_shot"})
+        pruning = parse_pruning(
+            {**settings, "ignore": list(ignore), "only": list(only) or None, "schedule": "one_shot"}
+        )
     except SparsifyError as error:
         raise SparsifyError(re.sub(r"^pruning\.(\w+)[.\w]*:", r"--\1:", str(error))) from None
     if CRITERION_ROWS[pruning.criterion.name].needs_data:
@@ -131,7 +155,7 @@ def _pruning(
 def _refuse_beside_masks() -> None:
     """Raise SparsifyError if an option was given that --masks leaves nothing to say."""
     context = click.get_current_context()
-    for name in ("sparsity", "amount", "scope", "criterion", "granularity", "ignore"):
+    for name in ("sparsity", "amount", "scope", "criterion", "granularity", "aggregate", "ignore", "only"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise SparsifyError(f"convert: --masks tells already which weights to keep; leave out --{name}")
 
@@ -144,20 +168,20 @@ def _convert(
     pretrained: bool,
     image_size: int | None,
     seed: int,
-) -> tuple[nn.Module, dict[str, Any], tuple[int, int, int]]:
-    """Return the masked model, what it was built with and the shape of its input."""
+) -> tuple[nn.Module, dict[str, Any], tuple[int, ...]]:
+    """Return the masked model, what a file says of it ("arguments", "extra") and the shape of its input."""
     import torch
 
     import sparsify
 
     torch.manual_seed(seed)
-    model, arguments = _build(checkpoint, spec, num_classes, pretrained)
+    model, arguments, how_images = _build(checkpoint, spec, num_classes, pretrained)
     model.eval()
     if isinstance(how, Path):
         sparsify.load_masks(how, model)
         say(masks_line(model, how))
     else:
-        say(*conversion_lines(sparsify.convert(model, ignore=how.ignore)))
+        say(*conversion_lines(sparsify.convert(model, ignore=how.ignore, only=how.only or ())))
     shape = _input_shape(model, spec, image_size)
     example = random_images(2, shape)
     verification = sparsify.verify(model, (example,))
@@ -167,47 +191,53 @@ def _convert(
     if not isinstance(how, Path):
         generator = torch.Generator().manual_seed(seed)
         pruner = sparsify.Pruner(model, how, total_steps=1, generator=generator, example_input=example[:1])
-        pruner.start()
+        if how.target or how.amount is not None:
+            pruner.check_present(where="--sparsity")
+            pruner.start()
         say(*sparsity_lines(pruner.report()))
-    return model, arguments, shape
+    extra = {"input_shape": list(shape), **({"preprocess": how_images} if how_images else {})}
+    return model, {"arguments": arguments, "extra": extra}, shape
 
 
-def _write(
-    model: nn.Module, spec: str, arguments: dict[str, Any], input_shape: tuple[int, int, int], seed: int, out: str
-) -> None:
+def _write(model: nn.Module, spec: str, about: dict[str, Any], seed: int, out: str) -> None:
     import sparsify
     from sparsify.formats.file.inspection import inspect_file
 
-    extra = {"input_shape": list(input_shape)}
-    sparsify.save(model, out, spec=spec, arguments=arguments, seeds={"convert": seed}, extra=extra)
-    say(file_line(inspect_file(out)))
+    sparsify.save(model, out, spec=spec, seeds={"convert": seed}, **about)
+    say(
+        file_line(inspect_file(out)),
+        "next:",
+        f"  sparsify train recipes/dense.yaml --model {spec} --data NAME --set model.checkpoint={out}",
+        f"  sparsify bench {out}",
+    )
 
 
 def _build(
     checkpoint: str | None, spec: str, num_classes: int | None, pretrained: bool
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None]:
+    """Return the plain or masked model, its arguments, and how images become its inputs, None if that is not known."""
+    from sparsify.formats.model.start import read_start
     from sparsify.models import build_model
-    from sparsify.weights import load_state, read_weights
 
     arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     model = build_model(spec, pretrained=pretrained, **arguments)
     if checkpoint is None:
         if not pretrained:
             say("weights: fresh, as the model initialises them (no CHECKPOINT and no --pretrained)")
-        return model, arguments
-    state, _, ignored = read_weights(checkpoint)
-    loaded = load_state(model, state, source=checkpoint)
+            return model, arguments, None
+        from sparsify.training.data.published import published_preprocessing
+
+        published = published_preprocessing(spec, model)
+        return model, arguments, None if published is None else published.to_dict()
+    start = read_start(checkpoint)
+    loaded = start.into(model)
     if loaded.reinitialised and num_classes is None:
         # The head in the checkpoint is for another number of classes: the model is built to take it.
-        arguments = {"num_classes": state[loaded.reinitialised[0]].shape[0]}
+        arguments = {"num_classes": start.state[f"{loaded.prefix}{loaded.reinitialised[0]}"].shape[0]}
         model = build_model(spec, **arguments)
-        loaded = load_state(model, state, source=checkpoint)
-    say(f"weights: {len(loaded.loaded)} tensors from {checkpoint}")
-    if loaded.reinitialised:
-        say(f"  left as initialised, of another size there: {', '.join(loaded.reinitialised)}")
-    if ignored:
-        say(f"  ignored there: {', '.join(ignored)}")
-    return model, arguments
+        loaded = start.into(model)
+    say(*loaded_lines(loaded, checkpoint, model))
+    return model, arguments, None if loaded.reinitialised else start.metadata.extra.get("preprocess")
 
 
 def _input_shape(model: nn.Module, spec: str, image_size: int | None) -> tuple[int, int, int]:

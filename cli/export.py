@@ -104,6 +104,8 @@ def command(
     about = {name: getattr(known.metadata, name) for name in keys}
     written = write(model, out, layout, about, options)
     say(written_line(out, written.size, known.bytes_original, model), *written.notes)
+    if layout == "onnx" and "preprocess" in known.metadata.extra:
+        say("next:", f"  sparsify predict {out} IMAGE...")
 
 
 def _spelled(option: str) -> str:

@@ -14,6 +14,9 @@ import click
 
 from sparsify import __version__
 from sparsify.errors import SparsifyError, did_you_mean
+from sparsify.namesake import warn_of_namesake
+
+from .loading import announce_torch
 
 INTERRUPTED = 130
 
@@ -25,6 +28,7 @@ _COMMANDS = {
     "import": ("import_", "Make others' sparse files dense."),
     "inspect": ("inspect", "Show what a file or a model holds, layer by layer."),
     "eval": ("evaluate", "Measure a saved model's accuracy."),
+    "predict": ("predict", "Classify image files with a saved or exported model."),
     "bench": ("bench", "Time a model on the sparse engine, and on PyTorch beside it."),
     "models": ("models", "List the models that can be named."),
     "recipe-schema": ("schema", "Print the JSON schema of recipes, for editors."),
@@ -66,11 +70,13 @@ def sparsify() -> None:
 
     Start with: sparsify train recipes/union_mask.yaml
     """
+    warn_of_namesake()
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 the run failed, 2 a mistake in what was asked, 130 stopped by Ctrl-C."""
     warnings.showwarning = _show_warning
+    announce_torch()
     try:
         sparsify.main(args, prog_name="sparsify", standalone_mode=False)
         sys.stdout.flush()

@@ -42,7 +42,8 @@ _FREE_ON_RESUME = ("data_dir", "device")
 )
 @click.option("--resume", metavar="RUN", help="Go on with the run in this folder from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing run.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--dry-run", is_flag=True, help="Build and verify the model, print it and the plan, and stop.")
+@click.option("--full", is_flag=True, help="With --dry-run: every update of a long plan, which is told by cycle else.")
 @click.option("--no-verify", is_flag=True, help="Do not verify that the masks are live and change no bit.")
 def command(
     recipe: str | None,
@@ -51,6 +52,7 @@ def command(
     resume: str | None,
     overwrite: bool,
     dry_run: bool,
+    full: bool,
     no_verify: bool,
     **short: str | int | None,
 ) -> None:
@@ -64,10 +66,16 @@ def command(
         merged = _merged(recipe, short, overrides)
     else:
         raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
+    if full and not dry_run:
+        raise SparsifyError("train: --full belongs to --dry-run")
     if dry_run:
+        from sparsify.training.run.run_folder import check_new, default_folder
+
+        if resume is None:
+            check_new(Path(out) if out else default_folder(merged), overwrite=overwrite)
         from .view.plan import show_plan
 
-        show_plan(merged)
+        show_plan(merged, full=full, check=not no_verify)
         return
     _train(merged, Path(out) if out else None, resume=resume is not None, overwrite=overwrite, check=not no_verify)
 

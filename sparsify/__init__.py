@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .surgery.sync import sync_masks as sync_masks
     from .surgery.tracing.whole_model import trace as trace
     from .surgery.verification.verify import verify as verify
+    from .training.loop.recalibrate import recalibrate_batch_norm as recalibrate_batch_norm
     from .training.recipe.read import Recipe as Recipe
     from .training.recipe.read import read_recipe as read_recipe
     from .training.run.train import train as train
@@ -55,6 +56,7 @@ _HOME = {
     "load": ".export.save",
     "load_masks": ".formats.model.masks",
     "needs_data": ".pruning.criteria.table",
+    "recalibrate_batch_norm": ".training.loop.recalibrate",
     "read_recipe": ".training.recipe.read",
     "save": ".export.save",
     "set_masks": ".surgery.masks",
@@ -72,6 +74,9 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'sparsify' has no attribute '{name}'")
+    from .namesake import warn_of_namesake
+
+    warn_of_namesake()
     value = getattr(import_module(_HOME[name], __name__), name)
     globals()[name] = value
     return value

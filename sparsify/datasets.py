@@ -17,7 +17,7 @@ class DataSet:
     `reader` is "module:function" below the package, the function (folder) -> (training images, test images) as
     `training.data.resident.Images`. `image_size` is in pixels; `crop_padding` and `flip` are how a recipe varies
     training images by default. Images are normalised by mean and standard deviation of the training pixels, which are
-    counted when they are read. `embedded`: the images come with the package.
+    counted when they are read. `embedded`: the images come with the package. `white` is the largest value of a pixel.
     """
 
     classes: int
@@ -29,12 +29,13 @@ class DataSet:
     flip: bool
     reader: str
     embedded: bool = False
+    white: int = 255
 
 
 # A further set is a row here and a function in training/data/readers.py.
 DATASETS = {
     # A mirrored digit is another sign.
-    "digits": DataSet(10, 1, 8, 1500, 297, 1, False, "training.data.readers:digits", embedded=True),
+    "digits": DataSet(10, 1, 8, 1500, 297, 1, False, "training.data.readers:digits", embedded=True, white=16),
     "cifar10": DataSet(10, 3, 32, 50_000, 10_000, 4, True, "training.data.readers:cifar10"),
     "cifar100": DataSet(100, 3, 32, 50_000, 10_000, 4, True, "training.data.readers:cifar100"),
 }

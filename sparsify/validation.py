@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -68,22 +68,21 @@ def first_problem(error: ValidationError, model: type[BaseModel], tree: Any, sou
 def known_keys(model: type[BaseModel], path: Keys, tag: Any = None) -> list[str]:
     """Return the keys that may stand at `path` below `model`, [] if none; `tag` is the `name` given there, if any."""
     models: list[type[BaseModel]] = [model]
-    for key in path:
+    for key in (one for one in path if isinstance(one, str)):  # not places in lists
         models = [
-            found
-            for one in models
-            if key in one.model_fields
-            for found in _models_in(one.model_fields[str(key)].annotation)
+            found for one in models if key in one.model_fields for found in _models_in(one.model_fields[key].annotation)
         ]
     tagged = [one for one in models if tag is not None and tag in _tags(one)]
     return list(dict.fromkeys(name for one in tagged or models for name in one.model_fields))
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: Any, *, lists: bool = True) -> Iterator[type[BaseModel]]:
+    if get_origin(annotation) in (tuple, list) and not lists:
+        return
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from _models_in(argument, lists=lists)
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
@@ -149,7 +148,7 @@ def _describe_unknown(path: Keys, model: type[BaseModel], tree: Any) -> str:
 def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
-        for inner in _models_in(field.annotation):
+        for inner in _models_in(field.annotation, lists=False):
             yield from _all_keys(inner, f"{prefix}{name}.")
 
 

@@ -31,13 +31,16 @@ _MOST_TENSORS = 200_000  # as in the files of this library
 class LoadReport:
     """What was loaded: state-dict keys that were `loaded`, a head's that were `reinitialised`, a file's `ignored` ones.
 
-    `source` tells which part of a checkpoint the weights came from, "" for a plain one.
+    `source` tells which part of a checkpoint the weights came from, "" for a plain one; `prefix` what its keys begin
+    with beyond the model's; `masks` on how many parameters masks came with them.
     """
 
     loaded: list[str]
     reinitialised: list[str]
     ignored: list[str]
     source: str
+    prefix: str = ""
+    masks: int = 0
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
@@ -49,13 +52,14 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
     weights that do not fit.
     """
     state, source, ignored = read_weights(path)
+    state, prefix = drop_prefix(state, model.state_dict())
     try:
         report = load_state(model, state, source=str(path))
     except SparsifyError as error:
         if not _is_cut(Path(path)):
             raise
         raise SparsifyError(f"{error}; the file is of a model that was cut: sparsify.load builds that") from None
-    return LoadReport(report.loaded, report.reinitialised, ignored, source)
+    return LoadReport(report.loaded, report.reinitialised, ignored, source, prefix)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "state dict") -> LoadReport:
@@ -75,10 +79,52 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "
         shapes = [f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in differing]
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
         problems = "; ".join(f"{what}: {_listed(keys)}" for what, keys in parts if keys)
+        if found := _likely_prefix(state, own):
+            problems += f"; of its keys {found[1]:,} are the model's behind '{found[0]}': save those alone, without it"
         raise SparsifyError(f"{source}: the weights do not fit the model: {problems}")
     fitting = {key: value for key, value in state.items() if key not in head}
     model.load_state_dict(fitting, strict=False)
     return LoadReport(list(fitting), head, [], "")
+
+
+def drop_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return `state` without what all its keys begin with ("model.", "net."), if they are those of `own` then."""
+    found = _likely_prefix(state, own)
+    if found is None or not all(key.startswith(found[0]) for key in state):
+        return dict(state), ""
+    return {key.removeprefix(found[0]): value for key, value in state.items()}, found[0]
+
+
+def split_masks(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return weights and masks (bool, by weight) of a state dict with `NAME_mask` beside NAME or NAME_orig.
+
+    So a masked model's own keys are written, and those of torch.nn.utils.prune. Values other than 0 and 1 are no mask.
+    """
+    masks: dict[str, Tensor] = {}
+    left = dict(state)
+    for key, mask in state.items():
+        name = key.removesuffix("_mask")
+        kept = next((one for one in (f"{name}_orig", name) if one in state), None)
+        if (
+            name == key
+            or kept is None
+            or state[kept].shape != mask.shape
+            or not bool(((mask == 0) | (mask == 1)).all())
+        ):
+            continue
+        masks[name] = mask.bool()
+        del left[key]
+        left = {name if one == kept else one: value for one, value in left.items()}
+    return left, masks
+
+
+def _likely_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, int] | None:
+    """Return the words that most of the keys in `state` carry before those of `own`, and how many do; None if few."""
+    first = next(iter(own), "")
+    prefixes = {key.removesuffix(first) for key in state if first and key.endswith(f".{first}")}
+    counts = {prefix: sum(f"{prefix}{key}" in state for key in own) for prefix in prefixes}
+    best = max(counts, key=lambda prefix: counts[prefix], default="")
+    return (best, counts[best]) if best and 2 * counts[best] > len(own) else None
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ENGINE, TORCH, LAST = "sparsify engine", "torch, contiguous", "torch, channels last"
 TURN = 0.05  # seconds of one turn, at least one pass
 MOST = 50  # passes of one turn
+WIDE = 0.2  # of the median: quartiles farther apart than that are told of
 PAUSE = 0.05  # seconds: threads of the one before may still be waiting busily for more work
 
 
@@ -183,6 +184,19 @@ def result_table(runtimes: Sequence[Runtime], seconds: Mapping[str, Sequence[flo
         spread = f"{figures(low)} - {figures(high)}"
         table.add_row(runtime.name, figures(middle), spread, rate, ratio, f"{runtime.seconds:.1f} s")
     return table
+
+
+def spread_lines(seconds: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return a line for each whose quartiles are so far apart that its median says little."""
+    lines = []
+    for name, own in seconds.items():
+        low, middle, high = quantiles(own, n=4)
+        if high - low > WIDE * middle:
+            share = f"{100 * (high - low) / middle:.0f} %"
+            lines.append(
+                f"{name}: the quartiles are {share} of the median apart: something else ran; try more --rounds"
+            )
+    return lines
 
 
 def figures(milliseconds: float) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from sparsify.training.run.plan import TrainingPlan, plan_training
 
-from .show import count, percent, print_table, say
+from .report import loaded_lines
+from .show import byte_count, count, percent, print_table, say
 
 if TYPE_CHECKING:
+    from sparsify.pruning.schedules import Update
     from sparsify.pruning.settings.prune import Pruning
     from sparsify.pruning.settings.sections import CriterionSettings
     from sparsify.training.recipe.read import Recipe
+    from sparsify.training.run.rehearse import Rehearsal
 
+_LONG = 60  # updates beyond which they are told by cycle
 _EACH = {"global": "in all", "layer": "in each layer", "filter": "in each filter"}
 _WORDS = {
     "update": "prune",
@@ -24,18 +29,26 @@ _WORDS = {
 }
 
 
-def show_plan(recipe: Recipe) -> None:
-    """Print the steps, the sparsity at the updates, the cycles and the learning rate."""
+def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None:
+    """Print the model, the steps, the learning rate, and the updates with their sparsity: long plans by cycle.
+
+    The model is built, converted and verified as for a run, so that what a run would refuse is refused here.
+    """
     planned = plan_training(recipe)
-    epochs, lr = recipe.train.epochs, planned.lr
+    lr = planned.lr
     say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}")
+    from sparsify.training.run.rehearse import rehearse
+
+    say(*rehearsal_lines(rehearse(recipe, check=check), recipe))
+    epochs = -(-planned.total_steps // planned.steps_per_epoch)
     whole, parts = count(planned.total_steps, "step"), count(epochs, "epoch")
     say(f"{whole}: {parts} of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}")
     tenths = [lr(planned.total_steps * tenth // 10) for tenth in range(10)] + [lr(planned.total_steps - 1)]
     say(f"learning rate ({recipe.train.lr_schedule.name}) at every tenth of training:")
     say("  " + "  ".join(f"{value:.3g}" for value in tenths))
     if recipe.prune is None:
-        under = f"; the masks of {recipe.model.masks} stay as they are" if recipe.model.masks else ""
+        given = recipe.model.masks or recipe.model.checkpoint
+        under = f"; masks of {given} stay as they are" if given else ""
         say(f"no pruning{under}")
         return
     cycles = len({update.cycle for update in planned.updates})
@@ -49,7 +62,30 @@ def show_plan(recipe: Recipe) -> None:
     )
     if prune.shrink:
         say("then take what is of no influence any more out of the model")
-    print_table(_updates_table(planned, prune.amount))
+    if full or len(planned.updates) <= _LONG:
+        print_table(_updates_table(planned, prune.amount))
+    else:
+        print_table(_cycles_table(planned, prune.amount))
+        say("every update: --full")
+
+
+def rehearsal_lines(found: Rehearsal, recipe: Recipe) -> list[str]:
+    """Return what the model has and costs, what its file takes, and what a look at it left out."""
+    work = "" if found.multiply_adds is None else f", {found.multiply_adds:,} multiply-adds for an image"
+    lines = [f"{count(found.parameters, 'parameter')}{work}"]
+    prepared = found.prepared
+    if prepared is not None:
+        lines.append(prepared.training.data.description)
+        if prepared.loaded is not None:
+            lines += loaded_lines(prepared.loaded, str(recipe.model.checkpoint), prepared.training.model)
+            if prepared.loaded.masks and recipe.prune is not None and not recipe.prune.schedule.cyclical:
+                lines.append("  the schedule below goes its way from what is removed there, in each group of the scope")
+        lines += [str(prepared.verification)] if prepared.verification is not None else []
+        about = (
+            "" if recipe.prune is None or recipe.prune.granularity.name != "unit" else ", more than once it is shrunk"
+        )
+        lines.append(f"its file: about {byte_count(found.bytes_file)}{about} (dense {byte_count(found.bytes_dense)})")
+    return lines + [f"not looked at: {line}" for line in found.left_out]
 
 
 def _batch(recipe: Recipe) -> str:
@@ -70,16 +106,36 @@ def _name(criterion: CriterionSettings) -> str:
     return criterion.name + (f" per {criterion.per}" if criterion.per else "")
 
 
+def _cycles_table(planned: TrainingPlan, amount: int | None) -> Table:
+    """Return a row for each cycle: its steps, how many updates it has, and the sparsity it goes from and to."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("cycle", "steps", "updates", "sparsity" if amount is None else "removed"):
+        table.add_column(title, justify="right")
+    table.add_column("what")
+    for cycle, group in groupby(planned.updates, key=lambda update: update.cycle):
+        updates = list(group)
+        first, last = (_due(update, amount) for update in (updates[0], updates[-1]))
+        words = dict.fromkeys(_WORDS[update.event] for update in updates)
+        steps = f"{updates[0].step:,} - {updates[-1].step:,}"
+        table.add_row(str(cycle), steps, f"{len(updates):,}", f"{first} - {last}", "; ".join(words))
+    return table
+
+
+def _due(update: Update, amount: int | None) -> str:
+    if update.sparsity is None:
+        return "by union"
+    return percent(float(update.sparsity)) if amount is None else f"{int(update.sparsity * amount):,}"
+
+
 def _updates_table(planned: TrainingPlan, amount: int | None) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("step", "epoch", "cycle", "sparsity" if amount is None else "removed", "learning rate"):
         table.add_column(title, justify="right")
     table.add_column("what")
     for update in planned.updates:
-        sparsity = "by union" if update.sparsity is None else percent(float(update.sparsity))
-        if amount is not None and update.sparsity is not None:
-            sparsity = f"{int(update.sparsity * amount):,}"
         lr = planned.lr(max(update.step - 1, 0))  # of the step just taken
         epoch = f"{update.step / planned.steps_per_epoch:.1f}"
-        table.add_row(f"{update.step:,}", epoch, str(update.cycle), sparsity, f"{lr:.3g}", _WORDS[update.event])
+        table.add_row(
+            f"{update.step:,}", epoch, str(update.cycle), _due(update, amount), f"{lr:.3g}", _WORDS[update.event]
+        )
     return table

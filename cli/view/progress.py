@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column
 
 from .report import show_result, start_lines
-from .show import duration, percent, say
+from .show import count, duration, percent, say
 
 if TYPE_CHECKING:
     from sparsify.training.run.prepare import Prepared
@@ -44,6 +44,8 @@ class Screen:
         self._test_accuracy: float | None = None
         self._shown_at = float("-inf")
         self.started = False
+        self._began_at = 0, 0.0  # steps and seconds of a run before this process
+        self._told = False
 
     def __enter__(self) -> Screen:
         return self
@@ -55,7 +57,9 @@ class Screen:
         """Show what is about to run."""
         self.started = True
         training = prepared.training
-        self._total_steps, self._epochs = training.total_steps, training.settings.epochs
+        self._total_steps = training.total_steps
+        self._epochs = -(-training.total_steps // training.steps_per_epoch)
+        self._began_at = training.step, training.seconds
         say(*start_lines(prepared, folder))
         if training.step and training.step < self._total_steps:
             say(f"going on after step {training.step:,} of {self._total_steps:,}")
@@ -75,8 +79,14 @@ class Screen:
             state += f"  test {percent(self._test_accuracy)}"
         state += f"  sparsity {percent(record['sparsity'])}"
         epoch = f"epoch {record['epoch']}/{self._epochs}"
+        if not self._told:
+            self._told = True
+            say(f"about {duration(self._left(record))} to go, by the first {count(self._done(record), 'step')}")
+            sys.stdout.flush()
         if not self._bar.disable:
             assert self._task is not None
+            if "test_accuracy" in record:  # the bar goes on below the epochs that are over
+                self._bar.console.print(f"{epoch}  {state}", highlight=False, markup=False)
             self._bar.update(self._task, completed=record["step"], description=epoch, state=state)
             return
         finished = record["step"] == self._total_steps
@@ -84,8 +94,18 @@ class Screen:
         since = now - self._shown_at
         if finished or since >= (_PLAIN_SECONDS if "test_accuracy" in record else _LONG_SECONDS):
             self._shown_at = now
-            say(f"{epoch}  {state}  {duration(record['seconds'])}")
+            left = "" if finished else f", {duration(self._left(record))} left"
+            say(f"{epoch}  {state}  {duration(record['seconds'])}{left}")
             sys.stdout.flush()
+
+    def _done(self, record: Mapping[str, Any]) -> int:
+        """Return the steps done by this process."""
+        return int(record["step"]) - self._began_at[0]
+
+    def _left(self, record: Mapping[str, Any]) -> float:
+        """Return the seconds that are left if the steps go on taking what they took here, evaluations included."""
+        seconds = record["seconds"] - self._began_at[1]
+        return float(seconds / max(1, self._done(record)) * (self._total_steps - record["step"]))
 
     def finish(self, result: TrainResult) -> None:
         """Show what came out of the run and what to do next."""

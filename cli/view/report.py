@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsify.models import FROM_PYTHON
+
 from .show import Layer, byte_count, count, layer_table, percent, print_table, say
 
 if TYPE_CHECKING:
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
     from sparsify.surgery.conversion.convert import ConversionReport
     from sparsify.training.run.prepare import Prepared
     from sparsify.training.run.train import TrainResult
+    from sparsify.weights import LoadReport
 
 
+_COSTS = ("flops", "parameters")
 # How a mask enters (`ConversionReport.masked`) -> what that means.
 _HOW = {
     "direct": "the layer calls a masked operation in place of the dense one",
@@ -53,24 +57,34 @@ def masks_line(model: nn.Module, path: str | Path) -> str:
     return f"masks: from {path}, on {count(len(masks), 'weight')}{beside}{share}"
 
 
+def loaded_lines(loaded: LoadReport, source: str, model: nn.Module) -> list[str]:
+    """Return what came from a checkpoint into `model`, and what did not."""
+    behind = f", behind '{loaded.prefix}'" if loaded.prefix else ""
+    lines = [f"weights: {count(len(loaded.loaded), 'tensor')} from {source}{behind}"]
+    if loaded.reinitialised:
+        lines.append(f"  left as initialised, of another size there: {', '.join(loaded.reinitialised)}")
+    if loaded.ignored:
+        lines.append(f"  ignored there: {', '.join(loaded.ignored)}")
+    return lines + [masks_line(model, source)] * (loaded.masks > 0)
+
+
 def start_lines(prepared: Prepared, folder: Path) -> list[str]:
     """Return what is about to run: model, data, weights loaded, masks, verification, folder."""
     training, name = prepared.training, prepared.spec or type(prepared.training.model).__name__
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     lines = [f"{name}: {parameters:,} parameters, on {training.accelerator.device}", training.data.description]
     if prepared.loaded is not None:
-        lines.append(f"weights: {len(prepared.loaded.loaded)} tensors from {prepared.recipe.model.checkpoint}")
-        if prepared.loaded.reinitialised:
-            lines.append(f"  left as initialised, of another size there: {', '.join(prepared.loaded.reinitialised)}")
-        if prepared.loaded.ignored:
-            lines.append(f"  ignored there: {', '.join(prepared.loaded.ignored)}")
+        lines += loaded_lines(prepared.loaded, str(prepared.recipe.model.checkpoint), training.model)
+        if prepared.loaded.masks and prepared.recipe.prune is not None and prepared.recipe.prune.schedule.cyclical:
+            lines.append("  every cycle begins with all weights: those that are removed there come back as zeros")
     if prepared.recipe.model.masks is not None:
         lines.append(masks_line(training.model, prepared.recipe.model.masks))
     if prepared.conversion is not None:
         lines += conversion_lines(prepared.conversion)
     if prepared.verification is not None:
         lines += [str(prepared.verification), *(f"  note: {note}" for note in prepared.verification.notes)]
-    epochs, per_epoch = training.settings.epochs, training.steps_per_epoch
+    per_epoch = training.steps_per_epoch
+    epochs = -(-training.total_steps // per_epoch)
     return [*lines, f"{folder}: {count(training.total_steps, 'step')}, {count(epochs, 'epoch')} of {per_epoch:,}"]
 
 
@@ -97,20 +111,33 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
     if accuracy is not None:
         lines.append(f"test accuracy {percent(accuracy)}, loss {result.metrics['test_loss']:.4f}")
     lines.append(file_line(saved))
-    folder = result.folder
-    return [
-        *lines,
-        "next:",
-        f"  sparsify export {folder} --out model.safetensors",
-        f"  sparsify inspect {folder}",
-        f"  sparsify eval {folder}",
-    ]
+    return [*lines, "next:", *_next_lines(result, saved)]
+
+
+def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:
+    """Return the commands that go on from a run: none for what it has done, and none that it has no use for."""
+    from sparsify.training.run.run_folder import stored_recipe
+
+    folder, known = result.folder, saved.metadata.extra.get("preprocess")
+    data = stored_recipe(folder).data.name
+    lines = [f"sparsify bench {folder}"]
+    if result.report is None and not saved.masked_entries:
+        again = f"--model {saved.metadata.spec} --data {data} --set model.checkpoint={folder} --out {folder}-pruned"
+        known_by_name = saved.metadata.spec is not None and not data.startswith(FROM_PYTHON)
+        lines = [f"sparsify train recipes/linear_ramp.yaml {again}"] if known_by_name else []
+    units = result.report is not None and result.report.of in ("units", *_COSTS) and result.shrunk is None
+    lines.append(f"sparsify export {folder} --out model.onnx{' --shrink' if units else ''}")
+    if known is not None:
+        lines.append(f"sparsify predict {folder} IMAGE...")
+    if "test_accuracy" not in result.metrics:
+        lines.append(f"sparsify eval {folder} --data NAME")
+    return [f"  {line}" for line in lines]
 
 
 def sparsity_lines(report: PruningReport) -> list[str]:
     """Return what a pruning came to, against what was asked for."""
     reached, requested = percent(report.reached), percent(report.requested)
-    notes = [f"  note: {note}" for note in report.notes]
+    notes = [*_rule_lines(report), *(f"  note: {note}" for note in report.notes)]
     if report.of != "entries":
         return _choice_lines(report) + notes
     lines = [
@@ -118,11 +145,20 @@ def sparsity_lines(report: PruningReport) -> list[str]:
         f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
         *_before_lines(report),
     ]
-    if report.chosen == report.due and reached != requested and not notes:
+    if report.chosen == report.due and reached != requested and not report.notes:
         lines.append("  (exactly what was due: every group of the scope is rounded down to whole weights)")
     if report.chosen != report.due:
         lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
     return lines + notes
+
+
+def _rule_lines(report: PruningReport) -> list[str]:
+    """Return a line for each rule and one for the weights without."""
+    return [
+        f"  {', '.join(match) or 'the rest'}: {one.chosen:,} of {one.choices:,} {one.of} removed, "
+        f"{percent(one.reached)} of the weights, {percent(one.requested)} requested"
+        for match, one in report.parts
+    ]
 
 
 def _before_lines(report: PruningReport) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from numbers import Integral
@@ -17,11 +18,13 @@ from ..formats.file.inspection import FileSummary as FileSummary
 from ..formats.file.inspection import TensorRow as TensorRow
 from ..formats.file.inspection import inspect_file as inspect_file
 from ..formats.file.metadata import NOT_ARGUMENTS, Metadata
+from ..formats.io.atomic import atomic_write
 from ..formats.model.dtypes import CASTS
 from ..formats.model.load import load as load
 from ..formats.model.read import FileState as FileState
 from ..formats.model.read import read_state as read_state
 from ..formats.request import ExportRequest, ExportResult
+from ..preprocess import KEY, beside
 from ..surgery.progress import warn_of_schedule
 from ..surgery.shrink.cuts import Cuts
 from ..surgery.unwrap import unwrap
@@ -76,6 +79,7 @@ def save(
     `format="engine"` is the sparse file with the way of running it that is the fastest on this machine, for inputs like
     the example (a batch of `batch_size`) on `threads` threads, torch's own number unless given: `compile(path)` need
     not time it.
+    `extra["preprocess"]` (`preprocess.Preprocessing.to_dict`) is also written beside the file, NAME.preprocess.json.
     Raises SparsifyError for an option that the format does not take, a model that it cannot hold and a path that cannot
     be written, RunError for a full disk. Gives a ScheduleWarning if the model's pruner has not done its last update.
     """
@@ -108,4 +112,9 @@ def write(
     known["arguments"] = {k: v for k, v in known.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
     metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **known)
     check_place(row, path)
-    return row.write(ExportRequest(unwrap(model), path, metadata, **given))
+    written = row.write(ExportRequest(unwrap(model), path, metadata, **given))
+    how = metadata.extra.get(KEY)
+    if how is None or row.folder or format == "masks":
+        return written
+    atomic_write(beside(path), json.dumps(how, indent=2).encode() + b"\n")
+    return written._replace(notes=(*written.notes, f"{beside(path)}: how an image becomes its input"))

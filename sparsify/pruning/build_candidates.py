@@ -14,7 +14,6 @@ from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weig
 from ..surgery.rules.table import Rule
 from .selection.candidates import Candidates, EntryCandidates, check_amount
 from .selection.granularity import GRANULARITIES, along_inputs
-from .selection.prunable_weights import pruned_weights
 from .selection.scopes import SCOPES
 from .settings.prune import Pruning
 from .units.costs import COSTS, Term, at_prices, forward_milliseconds
@@ -25,18 +24,19 @@ from .units.groups import learn_groups
 def build_candidates(
     model: nn.Module,
     pruning: Pruning,
+    names: Sequence[str],
     example_input: Any,
     channels: Channels | None,
     rules: Mapping[str, Rule] | None = None,
     examples: Sequence[Any] = (),
 ) -> Candidates:
-    """Return the choices of a pruning of `model`: entries, rows of weights, or groups of channels.
+    """Return the choices of a pruning of these weights of `model`: entries, rows of weights, or groups of channels.
 
     Units are groups where there are `channels` or an `example_input` to find them with; every parameter that produces
     them then carries a mask. Raises SparsifyError if nothing can be pruned, for settings that need groups, or if more
     shall go from a group of the scope than it has.
     """
-    candidates = _build(model, pruning, example_input, channels, rules, examples)
+    candidates = _build(model, pruning, names, example_input, channels, rules, examples)
     parameters = masked_parameters(model)
     masks = {name: parameters[name].mask for name in candidates.names}
     check_amount(candidates, masks, pruning.amount, SCOPES[pruning.scope])
@@ -46,12 +46,12 @@ def build_candidates(
 def _build(
     model: nn.Module,
     pruning: Pruning,
+    names: Sequence[str],
     example_input: Any,
     channels: Channels | None,
     rules: Mapping[str, Rule] | None,
     examples: Sequence[Any],
 ) -> Candidates:
-    names = pruned_weights(model, pruning.ignore)
     scope, settings = SCOPES[pruning.scope], pruning.granularity
     if settings.name == "unit" and (channels is not None or example_input is not None):
         if channels is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -27,6 +28,27 @@ def round_targets(sparsity: Fraction, rounds: int) -> list[Fraction]:
     return [1 - Fraction(f"{density ** (k / rounds):.12f}") for k in range(1, rounds)] + [sparsity]
 
 
+def from_present(update: Update, first: Update, target: Fraction) -> Update:
+    """Return `update` as a part of the way from the masks at the start to `target`, as in a union's cycle.
+
+    The part is the one that the schedule has gone of its own way, which begins with the update `first`.
+    """
+    assert update.sparsity is not None and first.sparsity is not None
+    way = target - first.sparsity
+    return replace(update, sparsity=None, progress=(update.sparsity - first.sparsity) / way if way else Fraction(1))
+
+
+def set_all(masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None) -> None:
+    """Set `masks`, in place, to `values` of the same names, or, with None, to all ones."""
+    for name, mask in masks.items():
+        mask.copy_(torch.ones_like(mask) if values is None else values[name])
+
+
+def union_of(union: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the OR of a union, which may be empty, and `masks`, by name: new tensors."""
+    return {name: union[name] | mask if name in union else mask.clone() for name, mask in masks.items()}
+
+
 def update_masks(
     update: Update,
     pruning: Pruning,
@@ -36,21 +58,20 @@ def update_masks(
     context: Context,
     union: Mapping[str, Tensor],
 ) -> float:
-    """Write the masks that `update` asks for, in place, and return the sparsity that is due from now on.
+    """Write the masks that `update` asks for, in place, and return the sparsity due from now on.
 
     `union` holds the union of the saved masks by weight name; in its cycle only its members may be kept. Raises
     SparsifyError for scores that are NaN or missing, when some masks may have been written already.
     """
     allowed = _allowed(update, pruning, weights, union)
-    if update.sparsity == 0:  # nothing to choose: everything that may be kept is
-        for name, weight in weights.items():
-            weight.mask.copy_(torch.ones_like(weight.mask) if allowed is None else allowed[name])
+    masks = {name: weight.mask for name, weight in weights.items()}
+    if update.sparsity == 0:  # nothing to select: all that may be kept is kept
+        set_all(masks, allowed)
         return 0.0
     start = None
     if update.sparsity is None:
         start = {member.name: member.mask for member in candidates.members(union)}
     target = pruning.target if update.sparsity is None else update.sparsity
-    masks = {name: weight.mask for name, weight in weights.items()}
     scored = {name: weights[name] for name in candidates.scored}
     generator = context.generator.get_state()
     due = Fraction(0)

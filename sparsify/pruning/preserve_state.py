@@ -1,4 +1,4 @@
-"""A model that is run to be scored, and left as it was: values, buffers, flags and random states."""
+"""Running a model for its scores and leaving it as it was: values, buffers, flags and random states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from ..surgery.masks import all_masked_parameters
 def preserve_state(
     model: nn.Module, parameters: Iterable[nn.Parameter], *, training: bool | None = True
 ) -> Iterator[None]:
-    """Put the model in train mode (or not, None: as it is) with gradients for `parameters`; at the end put all back."""
+    """Run the block with gradients for `parameters` and the model in the mode `training` (None: its own modes).
+
+    Afterwards buffers, masks apart, modes, `requires_grad` and random states are restored.
+    """
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     masks = {id(weight.mask) for weight in all_masked_parameters(model)}
@@ -46,7 +49,7 @@ def preserve_state(
 
 @contextmanager
 def preserve_state_and_gradients(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """As `preserve_state`, in the model's own modes, for code that calls `backward()`: puts `.grad` and flags back too."""
+    """Do as `preserve_state`, in the model's own modes, and restore `.grad` too: for code that calls `backward()`."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -14,21 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import takes
-from ..errors import SparsifyError
 from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
-from .build_candidates import build_candidates
-from .criteria.gradients import LossFunction, on_model_and_batch, with_first_input
-from .criteria.table import CRITERIA, Context
-from .mask_update import update_masks
+from .criteria.gradients import LossFunction, on_model_and_batch
+from .criteria.table import Context
+from .parts import (
+    at_prices,
+    check_present,
+    make_parts,
+    masks_to_keep,
+    measured_prices,
+    private_generator,
+    removed,
+    update_parts,
+    with_data,
+)
 from .report import PruningReport, SparsityWarning, losses, pruning_report
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning
 from .state import pack, unpack
-from .units.group_candidates import GroupCandidates
 
 __all__ = ["Pruner", "PruningReport", "ScheduleWarning", "SparsityWarning"]
 
@@ -39,6 +46,8 @@ class Pruner:
     Call `start` before the first step and `step` after every optimiser step. `plan` lists every change in advance,
     `position` counts the steps done, and `sparsity` is the sparsity that is due at present. `on_cycle_end`, if set, is
     called with the number of each cycle that has reached its end, while the model has that cycle's masks.
+    Where masks remove something before the start, a schedule without cycles goes from the sparsity that is there, in
+    each group of the scope, to the target, if that is not less; what is removed then stays removed.
     """
 
     @takes(
@@ -80,9 +89,9 @@ class Pruner:
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
-        self.candidates = build_candidates(model, self.pruning, example_input, channels, rules, examples)
-        self.names = self.candidates.names
-        self._measured = self.pruning.criterion.per == "milliseconds"  # so that no two pruners have the same prices
+        times = (total_steps, steps_per_epoch)
+        self.parts = make_parts(model, self.pruning, times, example_input, channels, rules, examples)
+        self.names = tuple(name for part in self.parts for name in part.candidates.names)
         self.position = 0
         self.sparsity = 0.0
         self._done = 0  # updates of the plan
@@ -90,9 +99,8 @@ class Pruner:
         self._ready = False  # whether `start` was called in this process, with data if they are needed
         self._union: dict[str, Tensor] = {}
         self._removed_values = RemovedValues(self.pruning.masked_weights)
-        self._generator = _private_generator(generator)
+        self._generator = private_generator(generator)
         self._cycle_state, self._cycle_drawn = self._generator.get_state(), 0
-        self._criterion = self.pruning.criterion.function or CRITERIA[self.pruning.criterion.name]
         self._batches: Iterable[Any] | None = None
         self._loss_fn: LossFunction | None = None
         self._example_input = example_input
@@ -119,26 +127,31 @@ class Pruner:
         called `model` and `batch` gets those, as does any for batches that are no pairs. After `load_state_dict` this
         only hands over data. Raises SparsifyError if the criterion needs data and there are none.
         """
-        needs_data = getattr(self._criterion, "needs_data", False)
-        needs_input = getattr(self._criterion, "needs_input", False) and self._example_input is None
-        name = self.pruning.criterion.name
-        if needs_data and not self.finished and (batches is None or loss_fn is None):
-            raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) before step()")
-        if needs_input and not self.finished:
-            if batches is None:
-                raise SparsifyError(f"criterion '{name}' needs an input's shape: give Pruner an example_input")
-            batches, self._example_input = with_first_input(batches)
-        self._batches = list(batches) if needs_data and isinstance(batches, Iterator) else batches
+        if not self.finished:
+            batches, self._example_input = with_data(self.parts, batches, loss_fn, self._example_input)
+        self._batches = batches
         self._loss_fn = None if loss_fn is None else on_model_and_batch(loss_fn)
         self._ready = True
         if not self._started:
             self._started = True
             self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
+            self._begin_at_present()
             try:
                 self._apply_due_updates()
             except BaseException:
                 self._started = self._ready = False  # it is still to come
                 raise
+
+    def _begin_at_present(self) -> None:
+        """Remember the masks that are there: a ramp to more sparsity than theirs begins at it, and only adds."""
+        weights = self._weights()
+        self.sparsity = removed(self.parts, weights) if self._removed_before else 0.0
+        if self.sparsity:
+            self._union = masks_to_keep(self.parts, weights)
+
+    def check_present(self, *, where: str) -> None:
+        """Raise SparsifyError if less is to be removed than the masks remove already; `where` begins its line."""
+        check_present(self.parts, self._weights(), where)
 
     def step(self) -> None:
         """Do what is due after one more optimiser step. Call it right after `optimizer.step()`.
@@ -165,7 +178,7 @@ class Pruner:
         return self._report()
 
     def _report(self) -> PruningReport:
-        return pruning_report(self.model, self.pruning, self.candidates, self._removed_before)
+        return pruning_report(self.model, self.pruning, self.parts, self._removed_before)
 
     def _note_progress(self) -> None:
         last = self.plan[-1].step if self.plan else 0
@@ -194,8 +207,8 @@ class Pruner:
         state = {key: value for key, value in state.items() if key != "removed_before"}
         plain, groups = unpack(state, self._plain_state(), shapes)
         self._removed_before = before
-        if "prices" in plain and isinstance(self.candidates, GroupCandidates):
-            self.candidates = self.candidates.at_prices(plain["prices"].cpu())
+        if "prices" in plain:
+            self.parts = at_prices(self.parts, plain["prices"].cpu())
         self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
         self._started, self._ready = plain["started"], False
         self._note_progress()
@@ -208,11 +221,6 @@ class Pruner:
     def _plain_state(self) -> dict[str, Any]:
         settings = self.pruning.model_dump(mode="json")
         settings |= {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch, "weights": self.names}
-        prices = (
-            {"prices": self.candidates.prices}
-            if isinstance(self.candidates, GroupCandidates) and self._measured
-            else {}
-        )
         return {
             "settings": json.dumps(settings),
             "position": self.position,
@@ -222,7 +230,7 @@ class Pruner:
             "cycle_drawn": self._cycle_drawn,
             "generator": self._generator.get_state(),
             "cycle_generator": self._cycle_state,
-            **prices,
+            **measured_prices(self.parts),
         }
 
     def _weights(self) -> dict[str, MaskedWeight]:
@@ -244,8 +252,10 @@ class Pruner:
         self._removed_values.snapshot(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
-            for line in losses(self._report(), filters=self.pruning.granularity.name != "unit"):
-                warnings.warn(line, SparsityWarning, stacklevel=3)
+            for part in self.parts:
+                report = pruning_report(self.model, part.pruning, (part,))
+                for line in losses(report, filters=part.pruning.granularity.name != "unit"):
+                    warnings.warn(line, SparsityWarning, stacklevel=3)
 
     @contextmanager
     def _all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
@@ -271,12 +281,10 @@ class Pruner:
         elif update.event == "union":
             for name, weight in weights.items():
                 weight.mask.copy_(self._union[name])
-            self.sparsity = float(self.candidates.removed({name: weight.mask for name, weight in weights.items()}))
+            self.sparsity = removed(self.parts, weights)
         else:
             context = self._context(update, weights)
-            self.sparsity = update_masks(
-                update, self.pruning, self._criterion, self.candidates, weights, context, self._union
-            )
+            self.sparsity = update_parts(self.parts, self._done, weights, context, self._union)
         if update.event == "save":
             before = self._union
             self._union = {n: before[n] | w.mask if n in before else w.mask.clone() for n, w in weights.items()}
@@ -287,21 +295,5 @@ class Pruner:
             self._cycle_state, self._cycle_drawn = self._generator.get_state(), update.cycle
         self._generator.set_state(self._cycle_state)
         masks = {name: weight.mask for name, weight in weights.items()}
-        return Context(
-            self.model,
-            masks,
-            self.position,
-            self._generator,
-            self._batches,
-            self._loss_fn,
-            self.pruning.criterion.options,
-            self._example_input,
-        )
-
-
-def _private_generator(generator: torch.Generator | None) -> torch.Generator:
-    """Return a CPU generator of our own, which may be rewound without a caller's numbers coming twice."""
-    if generator is None:
-        return torch.Generator().manual_seed(0)
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    return torch.Generator().manual_seed(int(seed))
+        given = (self._generator, self._batches, self._loss_fn)
+        return Context(self.model, masks, self.position, *given, example_input=self._example_input)

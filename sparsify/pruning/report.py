@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from ..surgery.ignore_patterns import keyword_clashes
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
+from .parts import Part
 from .selection.candidates import Candidates, EntryCandidates
 from .selection.granularity import rows
 from .selection.k_lowest import kept_in_rows
@@ -61,7 +63,8 @@ class PruningReport:
     out of `choices`, all that could be removed: weights, units or blocks. `chosen` of them are removed. `parameters`
     counts the whole model's. `of` is what the sparsity is a fraction of, and `share` is gone of that. `notes`
     says what stays and why. Where units span layers, `coupled` lists the layers that they span. `removed_before`
-    entries were removed when the pruning began.
+    entries were removed when the pruning began. Where there are rules, `parts` holds for each of them what it matches
+    and a report on its weights, then one on the weights that no rule matches; `requested` is then the mean by entries.
     """
 
     requested: float
@@ -75,6 +78,7 @@ class PruningReport:
     of: str = "entries"
     share: float = 0.0
     removed_before: int = 0
+    parts: tuple[tuple[tuple[str, ...], PruningReport], ...] = ()
 
     @property
     def removed(self) -> int:
@@ -97,10 +101,15 @@ class PruningReport:
         return self.removed / self.parameters if self.parameters else 0.0
 
 
-def pruning_report(
-    model: nn.Module, pruning: Pruning, candidates: Candidates, removed_before: int = 0
-) -> PruningReport:
-    """Return the report on the present masks of a pruning's choices."""
+def pruning_report(model: nn.Module, pruning: Pruning, parts: Sequence[Part], removed_before: int = 0) -> PruningReport:
+    """Return the report on the present masks of a pruning's parts."""
+    reports = [_part_report(model, part.pruning, part.candidates) for part in parts]
+    clashes = keyword_clashes(maskable_weights(model), pruning.ignore)
+    report = reports[0] if len(reports) == 1 else _together(reports, parts)
+    return replace(report, notes=(*clashes, *report.notes), removed_before=removed_before)
+
+
+def _part_report(model: nn.Module, pruning: Pruning, candidates: Candidates) -> PruningReport:
     parameters, weights = masked_parameters(model), masked_weights(model)
     masks = {name: parameters[name].mask for name in candidates.names}
     members = candidates.members(masks)
@@ -115,16 +124,34 @@ def pruning_report(
         layers=tuple(_layer(weights[name]) for name in candidates.names if name in weights),
         of=pruning.of or pruning.granularity.choices,
         share=float(candidates.removed(masks)),
-        removed_before=removed_before,
     )
-    clashes = keyword_clashes(maskable_weights(model), pruning.ignore)
     if not isinstance(candidates, GroupCandidates):
-        return replace(report, notes=(*clashes, *(candidates.notes if isinstance(candidates, EntryCandidates) else ())))
+        return replace(report, notes=candidates.notes if isinstance(candidates, EntryCandidates) else ())
     coupled = [
         CoupledLayer(layer.weights, member.size, member.size - int(member.mask.count_nonzero()))
         for layer, member in zip(candidates.groups.layers, members, strict=True)
     ]
-    return replace(report, coupled=tuple(coupled), notes=(*clashes, *candidates.groups.notes))
+    return replace(report, coupled=tuple(coupled), notes=candidates.groups.notes)
+
+
+def _together(reports: Sequence[PruningReport], parts: Sequence[Part]) -> PruningReport:
+    """Return one report on all parts, which it keeps as well."""
+    kinds = {report.of for report in reports}
+    size = sum(report.size for report in reports)
+    due, chosen, choices = (sum(getattr(one, key) for one in reports) for key in ("due", "chosen", "choices"))
+    return PruningReport(
+        requested=sum(report.requested * report.size for report in reports) / max(1, size),
+        due=due,
+        chosen=chosen,
+        choices=choices,
+        parameters=reports[0].parameters,
+        layers=tuple(layer for report in reports for layer in report.layers),
+        coupled=tuple(layer for report in reports for layer in report.coupled),
+        notes=tuple(note for report in reports for note in report.notes),
+        of=kinds.pop() if len(kinds) == 1 else "entries",
+        share=chosen / max(1, choices),
+        parts=tuple((part.match, report) for part, report in zip(parts, reports, strict=True)),
+    )
 
 
 def _layer(weight: MaskedWeight) -> LayerSparsity:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEYWORDS = ("first", "last")
+_EVERY = {"Module", "Masked", "object"}  # bases that say nothing of a module
+
+
+class PatternError(SparsifyError):
+    """A pattern that matches nothing: `keys` says where it was written below the section, `problem` what is wrong."""
+
+    def __init__(self, keys: tuple[str | int, ...], problem: str) -> None:
+        named = keys[:-1] if isinstance(keys[-1], int) else keys
+        super().__init__(f"{'.'.join(map(str, named))}: {problem}")
+        self.keys, self.problem = keys, problem
 
 
 def ignored_names(
@@ -20,32 +31,64 @@ def ignored_names(
     *,
     others: Sequence[str] = (),
     aliases: Mapping[str, str] | None = None,
+    classes: Mapping[str, Collection[str]] | None = None,
+    key: tuple[str | int, ...] = ("ignore",),
 ) -> dict[str, str]:
     """Return, for each of `names` that a pattern matches, that pattern.
 
-    A pattern is a weight's name ("head.weight"), a module's name (all weights below it), a glob ("layer1.*"), or
-    the keyword "first" or "last" (of `names`, in order of registration). "name:last" is the module that is called so,
-    and likewise for any other name. `others` are names that exist but carry no mask: to ignore them is right and has no
-    effect. `aliases` holds second names, those of weights that are computed from parameters. Raises SparsifyError for a
-    pattern that matches nothing at all.
+    A pattern is a weight's name ("head.weight"), a module's name (all weights below it), a glob ("layer1.*"), a regular
+    expression ("re:.*attn.*", of a whole name of either), the name of a class ("Linear": all weights in such modules,
+    if nothing is called so), or the keyword "first" or "last" (of `names`, in order of registration). "name:last" is
+    the module that is called so, and likewise for any other name. `others` are names that exist but carry no mask: to
+    ignore them is right and has no effect. `aliases` holds second names, those of weights that are computed from
+    parameters, `classes` what `class_names` returns. Raises PatternError, at `key`, for a pattern that matches nothing.
     """
-    known = aliases or {}
-
-    def fits(name: str, pattern: str) -> bool:
-        return _matches(name, pattern) or (name in known and _matches(known[name], pattern))
-
+    known, kinds = aliases or {}, classes or {}
     found: dict[str, str] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for index, pattern in enumerate([patterns] if isinstance(patterns, str) else patterns):
         if pattern in KEYWORDS:
             matches = list(names[:1] if pattern == "first" else names[-1:])
         else:
-            plain = pattern.removeprefix("name:")
-            matches = [name for name in names if fits(name, plain)]
-            if not matches and not any(fits(name, plain) for name in others):
-                hint = did_you_mean(pattern, [*names, *{name.rpartition(".")[0] for name in names}])
-                raise SparsifyError(f"ignore: '{pattern}' matches no weight of the model{hint}")
+            fits = _fits(pattern, (*key, index))
+            by_name = [name for name in (*names, *others) if fits(name) or (name in known and fits(known[name]))]
+            by_name = by_name or [name for name in (*names, *others) if pattern in kinds.get(name, ())]
+            if not by_name:
+                near = [
+                    *names,
+                    *{name.rpartition(".")[0] for name in names},
+                    *(k for n in names for k in kinds.get(n, ())),
+                ]
+                hint = did_you_mean(pattern, dict.fromkeys(near))
+                raise PatternError((*key, index), f"'{pattern}' matches no weight of the model{hint}")
+            matches = [name for name in by_name if name in set(names)]
         for name in matches:
             found.setdefault(name, pattern)
+    return found
+
+
+def _fits(pattern: str, key: tuple[str | int, ...]) -> Callable[[str], bool]:
+    """Return the test whether a pattern is that of a name."""
+    if not pattern.startswith("re:"):
+        plain = pattern.removeprefix("name:")
+        return lambda name: _matches(name, plain)
+    try:
+        expression = re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise PatternError(key, f"'{pattern}' is no regular expression: {error}") from None
+    return lambda name: any(expression.fullmatch(one) for one in (name, name.rpartition(".")[0]))
+
+
+def class_names(model: nn.Module) -> dict[str, set[str]]:
+    """Return for each parameter the names of the classes, and their bases, of the modules that it lies in.
+
+    Those of the model itself and of all modules do not count.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = {}
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        parts = name.split(".")[:-1]
+        owners = (modules.get(".".join(parts[: end + 1])) for end in range(len(parts)))
+        found[name] = {cls.__name__ for one in owners if one is not None for cls in type(one).__mro__} - _EVERY
     return found
 
 

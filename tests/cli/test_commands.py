@@ -42,8 +42,9 @@ def test_train_shows_masks_progress_layers_accuracy_size_and_what_next(sparsify:
     [row] = [line.split() for line in lines if line.startswith("layer2.0.conv2.weight")]
     assert row == ["layer2.0.conv2.weight", "48x48x3x3", "4,176", "79.9", "%"]  # 48 filters of 432 - 345
     assert "80.0 % requested" in out and "test accuracy" in out and "of the dense 1.5 MB" in out
-    for command in ("export", "inspect", "eval"):
+    for command in ("export", "bench", "predict"):
         assert any(line.startswith(f"  sparsify {command} {tmp_path / 'a'}") for line in lines)
+    assert not any(line.startswith("  sparsify eval") for line in lines)  # its accuracy is shown already
 
 
 def test_train_refuses_an_existing_run_and_overwrite_replaces_it(sparsify: Run, trained: Path, tmp_path: Path) -> None:

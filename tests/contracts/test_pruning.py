@@ -17,7 +17,7 @@ from sparsify.pruning.selection.granularity import GRANULARITIES
 from sparsify.pruning.selection.scopes import SCOPES
 from sparsify.pruning.settings import prune as settings
 from sparsify.pruning.settings.prune import parse_pruning
-from sparsify.pruning.settings.sections import CRITERION_ROWS
+from sparsify.pruning.settings.sections import CRITERION_ROWS, UNIT_CRITERIA
 from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
 from tests.pruning.examples import small_network
 
@@ -43,6 +43,8 @@ def _scopes_of(granularity: str) -> list[str]:
 
 GRANULARITY_SETTINGS = {"weight": "weight", "unit": "unit", "block": "3x2", "n:m": "2:4", "groups": "unit"}
 EVERY_SELECTION = [(s, g) for s in SCOPES for g in GRANULARITY_SETTINGS if s in _scopes_of(g)]
+UNITS = ("unit", "groups")
+EVERY_CHOICE = [(c, s, g) for c in CRITERIA for s, g in EVERY_SELECTION if c not in UNIT_CRITERIA or g in UNITS]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +59,7 @@ def batches() -> list[Tensor]:
 
 
 def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
-    return F.cross_entropy(model(batch), torch.arange(3))
+    return F.cross_entropy(model(batch), torch.arange(len(batch)))
 
 
 def settings_of(granularity: str, sparsity: float = 0.6) -> dict[str, Any]:
@@ -70,6 +72,11 @@ def settings_of(granularity: str, sparsity: float = 0.6) -> dict[str, Any]:
 def example_of(granularity: str) -> Tensor | None:
     """Return the input that makes units of groups: what is pruned together is then found in the model's graph."""
     return torch.zeros(2, 3, 6, 6) if granularity == "groups" else None
+
+
+def network_for(criterion: str) -> nn.Module:
+    """Return a network that the criterion can score: for bn_scale a norm follows every layer."""
+    return small_network(norms=criterion == "bn_scale")
 
 
 def removed(model: nn.Module) -> int:
@@ -88,7 +95,7 @@ def test_the_names_a_recipe_knows_are_those_of_the_tables() -> None:
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_a_criterion_scores_every_weight_and_leaves_the_model_alone(name: str) -> None:
-    model = small_network()
+    model = network_for(name)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     weights = {key: effective_weight(weight) for key, weight in masked_weights(model).items()}
 
@@ -125,15 +132,14 @@ def test_a_plan_reaches_the_target_at_its_end(schedule: dict[str, Any]) -> None:
     assert all(update.sparsity is not None and 0 <= update.sparsity <= Fraction("0.7") for update in updates)
 
 
-@pytest.mark.parametrize(("scope", "granularity"), EVERY_SELECTION)
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(("criterion", "scope", "granularity"), EVERY_CHOICE)
 def test_any_selection_removes_exactly_what_is_due_and_the_same_again(
     criterion: str, scope: str, granularity: str
 ) -> None:
     pruning = {"scope": scope, "criterion": criterion} | settings_of(granularity)
     found = []
     for _ in range(2):
-        model = small_network()
+        model = network_for(criterion)
         pruner = Pruner(model, pruning, 0, example_input=example_of(granularity))
         pruner.start(batches(), loss_fn)
         report = pruner.report()
@@ -141,6 +147,28 @@ def test_any_selection_removes_exactly_what_is_due_and_the_same_again(
         assert granularity not in ("weight", "n:m") or report.removed == report.due == removed(model)
         found.append(get_masks(model))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_any_criterion_goes_through_any_schedule(criterion: str, schedule: dict[str, Any]) -> None:
+    model = network_for(criterion)
+    pruning = {"criterion": criterion, "sparsity": 0.6, "schedule": schedule, "regrow": schedule.get("ramp") == "full"}
+    pruning |= {"granularity": "unit"} if criterion in UNIT_CRITERIA else {}
+    pruning |= {"end": "6it", "every": "3it"} if schedule["name"] != "one_shot" else {}
+    pruning |= {"schedule": {**schedule, "cycle_length": "2it"}} if "cycle_length" in schedule else {}
+    pruner = Pruner(model, pruning, 6)
+    pruner.start(batches(), loss_fn)
+    for _ in range(6):
+        pruner.step()
+    assert pruner.finished and pruner.report().chosen == pruner.report().due > 0
+
+
+@pytest.mark.parametrize("criterion", UNIT_CRITERIA)
+def test_a_score_of_units_is_not_for_single_weights(criterion: str) -> None:
+    for granularity in ("weight", "3x2", "2:4"):
+        with pytest.raises(SparsifyError, match=f"'{criterion}' compares units: it needs granularity unit"):
+            parse_pruning({"criterion": criterion, "granularity": granularity, "sparsity": 0.5})
 
 
 @pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
@@ -174,11 +202,7 @@ def test_more_sparsity_removes_a_superset_of_the_same_scores(scope: str, granula
     assert all(not (masks[1][name] & ~masks[0][name]).any() for name in masks[0])
 
 
-SELECTIONS = [(s, g) for s, g in EVERY_SELECTION if g != "n:m"]
-
-
-@pytest.mark.parametrize(("scope", "granularity"), EVERY_SELECTION)
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(("criterion", "scope", "granularity"), EVERY_CHOICE)
 def test_an_error_on_the_way_changes_no_mask(criterion: str, scope: str, granularity: str) -> None:
     """A score of the last weight that is NaN, and a criterion that fails in its second round."""
 
@@ -199,7 +223,7 @@ def test_an_error_on_the_way_changes_no_mask(criterion: str, scope: str, granula
         return CRITERIA[criterion](weights, context)
 
     for function, error in ((broken, "weight: a score is NaN"), (failing, "out of luck")):
-        model = small_network()
+        model = network_for(criterion)
         pruning = {"scope": scope, "criterion": {"function": function, "name": "own", "rounds": 2}}
         pruning |= settings_of(granularity)
         pruner = Pruner(model, pruning, 0, example_input=torch.zeros(2, 3, 6, 6))
@@ -213,12 +237,13 @@ def test_an_error_on_the_way_changes_no_mask(criterion: str, scope: str, granula
     assert pruner.finished and removed(model) > 0
 
 
-@pytest.mark.parametrize(("scope", "granularity"), SELECTIONS)
-@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "random"])
+@pytest.mark.parametrize(
+    ("criterion", "scope", "granularity"), [one for one in EVERY_CHOICE if one[0] != "random" and one[2] != "n:m"]
+)
 def test_what_is_gone_for_good_has_no_say_in_what_goes_next(criterion: str, scope: str, granularity: str) -> None:
     masks = []
     for stored in (0.0, 1e3, float("nan")):
-        model = small_network()
+        model = network_for(criterion)
         generator = torch.Generator().manual_seed(4)
         for weight in masked_weights(model).values():
             weight.mask.copy_(torch.rand(weight.mask.shape, generator=generator) < 0.7)

@@ -27,8 +27,11 @@ def linear_model(*weights: Tensor) -> nn.Module:
     return model
 
 
-def small_network(seed: int = 0) -> nn.Module:
-    """Return a converted network with a convolution, a grouped one, a transposed one, batch norm and a linear layer."""
+def small_network(seed: int = 0, *, norms: bool = False) -> nn.Module:
+    """Return a converted network with a convolution, a grouped one, a transposed one, batch norm and a linear layer.
+
+    With `norms` batch norms of random scales follow all layers, not only the first.
+    """
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False),
@@ -40,6 +43,10 @@ def small_network(seed: int = 0) -> nn.Module:
         nn.Flatten(),
         nn.Linear(6 * 5 * 5, 5),
     )
+    if norms:
+        model = nn.Sequential(*model[:4], nn.BatchNorm2d(4), model[4], nn.BatchNorm2d(6), *model[5:], nn.BatchNorm1d(5))
+        for norm in (one for one in model if isinstance(one, nn.modules.batchnorm._BatchNorm)):
+            nn.init.uniform_(norm.weight, -1, 1)
     convert(model)
     return model
 

@@ -18,6 +18,11 @@ _REPOSITORY = re.compile(r"([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
 _ELSEWHERE = re.compile(r"(?:hf-hub:|hf_hub:|hf:/+|https?://(?:www\.)?huggingface\.co/)([^/\s]+/[^/\s]+).*")
 
 
+def is_on_hub(source: str) -> bool:
+    """Return whether `source` is written as a repository of the hub."""
+    return source.startswith(HUB) or _ELSEWHERE.fullmatch(source) is not None
+
+
 def model_file(source: str | os.PathLike[str]) -> Path:
     """Return the path of the model's file that `source` leads to; a file's path is returned as it is.
 
@@ -28,7 +33,7 @@ def model_file(source: str | os.PathLike[str]) -> Path:
     """
     if isinstance(source, str):
         meant = _ELSEWHERE.fullmatch(source)
-        if meant or source.startswith(HUB):
+        if is_on_hub(source):
             return _fetched(source, f"{HUB}{meant[1]}" if meant else source)
     path = Path(source)
     if not path.is_dir():

@@ -68,25 +68,56 @@ class Gradient(NamedTuple):
 
 
 def summed_gradients(
-    model: nn.Module, names: Iterable[str], batches: Iterable[Any], loss_fn: LossFunction
+    model: nn.Module,
+    names: Iterable[str],
+    batches: Iterable[Any],
+    loss_fn: LossFunction,
+    *,
+    squared: bool = False,
+    training: bool = True,
 ) -> dict[str, Tensor]:
     """Return dL/dw summed over `batches` for each named effective weight, float32 or wider, shaped like it.
 
-    The model runs in train mode under its present masks; an entry that is masked has gradient 0. Weights, gradients,
+    With `squared` the sum is of the squares of the batches' gradients. The model runs in train mode, or without
+    `training` in eval mode, under its present masks; an entry that is masked has gradient 0. Weights, gradients,
     buffers, training flags and random states are afterwards what they were. Raises SparsifyError if `batches` is empty
     or a loss is no tensor of one element that depends on the weights.
     """
     weights = named_weights(model, names)
     sums = zeros_like(weights)
     count = 0
-    with preserve_state(model, [weight.parameter for weight in weights.values()]):
+    with preserve_state(model, [weight.parameter for weight in weights.values()], training=training):
         for batch in batches:
             count += 1
+            of_batch = zeros_like(weights) if squared else sums
             for name, _, gradient in batch_gradients(model, weights, batch, loss_fn):
-                sums[name].add_(gradient)
+                of_batch[name].add_(gradient)
+            if squared:
+                for name, gradient in of_batch.items():
+                    sums[name].addcmul_(gradient, gradient)
     if count == 0:
         raise SparsifyError("pruner.start: there is no batch to take gradients from")
     return sums
+
+
+def single_samples(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the samples of all batches, each as a batch of one: tensors, or tuples and lists of tensors.
+
+    Raises SparsifyError for a batch of anything else, or of tensors that differ in their first dimension.
+    """
+    for batch in batches:
+        parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+        if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
+            raise SparsifyError(
+                f"criterion 'fisher' takes gradients of single samples: a batch is a tensor or a pair of tensors, "
+                f"not {type(batch).__name__} of {', '.join(type(part).__name__ for part in parts) or 'nothing'}"
+            )
+        sizes = [len(part) for part in parts]
+        if len(set(sizes)) > 1:
+            raise SparsifyError(f"criterion 'fisher': the tensors of a batch hold {sizes} samples; equal ones needed")
+        for index in range(sizes[0]):
+            one = [part[index : index + 1] for part in parts]
+            yield tuple(one) if isinstance(batch, (tuple, list)) else one[0]
 
 
 def named_weights(model: nn.Module, names: Iterable[str]) -> dict[str, MaskedWeight]:

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from ...arguments import takes
 from ...errors import SparsifyError
-from .gradients import LossFunction, summed_gradients
+from .gradients import LossFunction, single_samples, summed_gradients
 from .hessian_gradient import hessian_gradient_products
+from .inputs import input_norms
 from .synflow import synaptic_flow
+from .unit_scores import layer_adaptive, norm_scales, summed_distances
 
 
 class Absolute(NamedTuple):
@@ -124,6 +126,84 @@ def synflow(weights: Mapping[str, Tensor], context: Context) -> Scores:
     return synaptic_flow(context.model, weights, context.example_input)
 
 
+@needs_data
+def taylor(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by (w * dL/dw)^2, averaged over the batches (summed here, which is the same order).
+
+    Molchanov et al. 2019 (Importance Estimation for Neural Network Pruning), section 3.1, the first-order expansion, in
+    train mode under the present masks. Their importance of a filter is the sum over its entries: granularity unit with
+    `aggregate: sum`. Leaves the model as `snip` does.
+    """
+    squares = summed_gradients(context.model, weights, *_data(context, "taylor"), squared=True)
+    return {name: squares[name].mul_(weight.square()) for name, weight in weights.items()}
+
+
+@needs_data
+def fisher(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by F w^2 / 2, F the diagonal of the empirical Fisher matrix: the mean squared gradient of a sample.
+
+    Theis et al. 2018 (Faster gaze prediction with dense networks and Fisher pruning), section 2.1; the mean is left as
+    a sum, which is the same order. Each sample is run by itself, forward and backward, in eval mode, in which samples
+    do not depend on each other, under the present masks. Leaves the model as `snip` does.
+    """
+    batches, loss_fn = _data(context, "fisher")
+    samples = single_samples(batches)
+    squares = summed_gradients(context.model, weights, samples, loss_fn, squared=True, training=False)
+    return {name: squares[name].mul_(weight.square()).div_(2) for name, weight in weights.items()}
+
+
+@needs_data
+def movement(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by -(sum of w * dL/dw): small or negative where training moves them to zero.
+
+    Sanh et al. 2020 (Movement Pruning), equation 5, which adds over the steps of training. Here the sum is over the
+    batches handed over, at the weights as they are, in train mode under the present masks: a removed weight has the
+    score 0. Leaves the model as `snip` does.
+    """
+    gradients = summed_gradients(context.model, weights, *_data(context, "movement"))
+    return {name: gradients[name].mul_(weight).neg_() for name, weight in weights.items()}
+
+
+@needs_data
+def wanda(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by |w| * the L2 norm of their inputs over the batches.
+
+    Sun et al. 2024 (A Simple and Effective Pruning Approach for Large Language Models), equation 1, who compare within
+    each output: scope filter. `input_norms` says what the inputs are, and where they cannot be seen, which is an error.
+    """
+    norms = input_norms(context.model, weights, *_data(context, "wanda"))
+    return {name: norms[name].mul_(weight.abs()) for name, weight in weights.items()}
+
+
+def lamp(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score weights by w^2 / the sum of v^2 over the weights v of their layer that are at least as large.
+
+    Lee et al. 2021 (Layer-adaptive sparsity for the Magnitude-based Pruning), equation 5, under the present masks. Made
+    for scope global; within a layer the order is that of `magnitude`.
+    """
+    return {name: layer_adaptive(weight, context.masks[name]) for name, weight in weights.items()}
+
+
+def fpgm(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score units by the sum of their Euclidean distances to the others of the layer, under the present masks.
+
+    He et al. 2019 (Filter Pruning via Geometric Median), equation 6: the filters nearest to the geometric median go.
+    """
+    return summed_distances(context.model, weights, context.masks)
+
+
+@needs_input
+def bn_scale(weights: Mapping[str, Tensor], context: Context) -> Scores:
+    """Score units by |scale| in the norm right after their layer. Liu et al. 2017 (Network Slimming), section 3.
+
+    The norm is the one that takes the layer's output as it is; a weight without one is an error. The sparsity penalty
+    of the paper on the scales is the training's: add it to the loss.
+    """
+    if context.example_input is None:
+        raise SparsifyError("criterion 'bn_scale' needs an input: Pruner(..., example_input=...)")
+    return norm_scales(context.model, weights, context.example_input)
+
+
 def _data(context: Context, name: str) -> tuple[Iterable[Any], LossFunction]:
     if context.batches is None or context.loss_fn is None:
         raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) first")
@@ -137,4 +217,11 @@ CRITERIA: dict[str, Criterion] = {
     "snip": snip,
     "grasp": grasp,
     "synflow": synflow,
+    "taylor": taylor,
+    "fisher": fisher,
+    "movement": movement,
+    "wanda": wanda,
+    "lamp": lamp,
+    "fpgm": fpgm,
+    "bn_scale": bn_scale,
 }

@@ -155,11 +155,11 @@ def keep_in_groups(chosen: ScoredTensor, scored: ScoredTensor, layout: Layout, m
 
 @dataclass(frozen=True)
 class Granularity:
-    """How a weight's entries are seen by a selection.
+    """How a selection sees the entries of a weight.
 
-    `view` turns the weight's scores into those that are selected from, `mask` its mask likewise, and `apply` writes what
-    was selected (first) to the weight's own mask (second). Unless it `keeps_shape`, what is selected from is a matrix,
-    whose rows a scope takes for the output units.
+    `view` returns the scores to select from, one per candidate, `mask` a weight's mask in the same form, and `apply`
+    writes the selected mask (of its first argument) to the weight's own (of its second). Unless it `keeps_shape`, the
+    view is a matrix, whose rows a scope takes for the output units.
     """
 
     view: Callable[[ScoredTensor, Layout], ScoredTensor]

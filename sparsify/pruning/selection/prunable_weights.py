@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SparsifyError
-from ...surgery.ignore_patterns import ignored_names
+from ...surgery.ignore_patterns import class_names, ignored_names
 from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
 from ...surgery.parametrized import computed_names
 from ...surgery.tracing.bytecode_scan import CONV_AND_LINEAR
@@ -18,8 +18,8 @@ from ...surgery.tracing.bytecode_scan import CONV_AND_LINEAR
 _LOG = logging.getLogger("sparsify")
 
 
-def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
-    """Return the names of the masked weights that `ignore` leaves, in `state_dict` order.
+def pruned_weights(model: nn.Module, ignore: Iterable[str], only: Iterable[str] = ()) -> list[str]:
+    """Return the names of the masked weights that `ignore` leaves, of `only` these if given, in `state_dict` order.
 
     "first" and "last" count weights that got no mask as well, so that it makes no difference whether a weight was
     ignored when the model was converted. Raises SparsifyError if nothing is left.
@@ -29,13 +29,22 @@ def pruned_weights(model: nn.Module, ignore: Iterable[str]) -> list[str]:
         raise SparsifyError(
             "Pruner: the model has no masked weight; call sparsify.convert(model) first, or ignore fewer weights"
         )
+    only = list(only)
+    ignored = matching_weights(model, ignore, ("ignore",))
+    wanted = matching_weights(model, only, ("only",)) if only else masked
+    left = [name for name in masked if name in wanted and name not in ignored]
+    if not left:
+        said = "'ignore' leaves" if not only else "'only' and 'ignore' leave"
+        raise SparsifyError(f"Pruner: {said} none of the {len(masked)} masked weights")
+    return left
+
+
+def matching_weights(model: nn.Module, patterns: Iterable[str], key: tuple[str | int, ...]) -> dict[str, str]:
+    """Return the weights, masked or not, that patterns match, each with its pattern; errors name the `key`."""
     maskable = maskable_weights(model)
     others = [name for name, _ in model.named_parameters() if name not in maskable]
-    ignored = ignored_names(maskable, ignore, others=others, aliases=computed_names(model))
-    left = [name for name in masked if name not in ignored]
-    if not left:
-        raise SparsifyError(f"Pruner: 'ignore' leaves none of the {len(masked)} masked weights")
-    return left
+    aliases, classes = computed_names(model), class_names(model)
+    return ignored_names(maskable, patterns, others=others, aliases=aliases, classes=classes, key=key)
 
 
 def maskable_weights(model: nn.Module) -> list[str]:

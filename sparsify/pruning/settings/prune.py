@@ -17,6 +17,7 @@ from .sections import (
     CRITERION_NAMES,
     SCHEDULE_NAMES,
     SCOPE_NAMES,
+    UNIT_CRITERIA,
     CriterionSettings,
     Names,
     Schedule,
@@ -24,6 +25,7 @@ from .sections import (
     Section,
 )
 from .times import TimeValue, parse_time, steps_in
+from .weight_rules import WeightRule
 
 __all__ = [
     "CRITERION_NAMES",
@@ -70,7 +72,12 @@ class Pruning(Section):
     """granularity unit: what the sparsity is a fraction of: units (default), or the model's multiply-adds or parameters
     (scope global), of which the fewest units that are enough go"""
     ignore: Names = ()
-    """weights or modules left dense: names, globs, `first` and `last` (in order of registration)"""
+    """weights or modules left dense: names, globs, `re:` before a regular expression, names of classes such as Linear,
+    `first` and `last` (in order of registration); `name:last` is the module called so"""
+    only: Names | None = None
+    """the weights or modules that are pruned, written as in `ignore`; by default all; what both match stays dense"""
+    rules: tuple[WeightRule, ...] | None = None
+    """what differs for some weights: for each weight the first rule that matches it counts, else what stands here"""
     schedule: Schedule = Schedule(name="one_shot")
     """how the sparsity moves between `begin` and `end`"""
     begin: TimeValue = 0.0
@@ -105,10 +112,16 @@ class Pruning(Section):
     @model_validator(mode="after")
     def _settings_that_fit_together(self) -> Pruning:
         self._one_of_sparsity_and_amount()
+        self._rules_that_fit()
         if self.granularity.name == "unit" and self.scope == "filter":
             raise ValueError("granularity 'unit' with scope 'filter' makes no sense: a unit is a filter; use 'layer'")
         if self.granularity.share is not None:
             self._settings_that_fit_a_pattern(self.granularity.share)
+        if self.criterion.name in UNIT_CRITERIA and self.criterion.function is None and self.granularity.name != "unit":
+            raise ValueError(
+                f"criterion '{self.criterion.name}' compares units: it needs granularity unit, "
+                f"not {self.granularity.short}"
+            )
         for key, value in (("criterion.per", self.criterion.per), ("of", self.of)):
             if value is not None and self.granularity.name != "unit":
                 raise ValueError(f"'{key}' belongs to granularity unit, not to {self.granularity.name}")
@@ -159,6 +172,29 @@ class Pruning(Section):
                 f"granularity {pattern} removes {float(share):.4g}, not {float(self.sparsity or 0):g}; "
                 "leave 'sparsity' out"
             )
+
+    def _rules_that_fit(self) -> None:
+        if self.rules is None:
+            return
+        for key, value in (("of", self.of), ("criterion.per", self.criterion.per)):
+            if value in ("flops", "parameters", "milliseconds"):
+                raise ValueError(f"'{key}: {value}' looks at the whole model and takes no rules")
+        for index, rule in enumerate(self.rules):
+            try:
+                self.under(rule)
+            except ValidationError as error:
+                detail = error.errors(include_url=False)[0]
+                problem = str(detail.get("ctx", {}).get("error", "")) or str(detail["msg"])
+                raise ValueError(f"rules.{index} ({', '.join(rule.match)}): {problem}") from None
+
+    def under(self, rule: WeightRule) -> Pruning:
+        """Return the settings for the weights of a rule: its own where it has some, else these."""
+        own = {key: value for key, value in rule if value is not None and key not in ("match", "ignore")}
+        replaced = {"only", "rules", "ignore", "of"}
+        if {"sparsity", "amount"} & own.keys() or (rule.granularity is not None and rule.granularity.share is not None):
+            replaced |= {"sparsity", "amount"}
+        kept = {key: value for key, value in self if value is not None and key not in replaced}
+        return Pruning.model_validate(kept | own)
 
     @property
     def target(self) -> Fraction:

@@ -34,6 +34,7 @@ class CriterionRow(NamedTuple):
     text: str
     needs_data: bool = False
     keys: tuple[str, ...] = ()
+    of_units: bool = False  # scores all entries of a unit alike
 
 
 # The names are written here as well as in the tables they select from, because those need torch; a test compares them.
@@ -43,8 +44,16 @@ CRITERION_ROWS = {
     "snip": CriterionRow("snip |w * dL/dw| (Lee et al. 2019)", needs_data=True),
     "grasp": CriterionRow("grasp w * Hg (Wang et al. 2020)", needs_data=True, keys=("temperature",)),
     "synflow": CriterionRow("synflow, the share in the flow through the positive network (Tanaka et al. 2020)"),
+    "taylor": CriterionRow("taylor (w * dL/dw)^2 by batch (Molchanov et al. 2019)", needs_data=True),
+    "fisher": CriterionRow("fisher w^2 / 2 * the mean of g^2 of a sample (Theis et al. 2018)", needs_data=True),
+    "movement": CriterionRow("movement -w * dL/dw (Sanh et al. 2020)", needs_data=True),
+    "wanda": CriterionRow("wanda |w| * the norm of its inputs (Sun et al. 2024)", needs_data=True),
+    "lamp": CriterionRow("lamp w^2 / the sum of all squares of the layer that are as large (Lee et al. 2021)"),
+    "fpgm": CriterionRow("fpgm, of a unit its distances to the others (He et al. 2019)", of_units=True),
+    "bn_scale": CriterionRow("bn_scale, of a unit the scale in the norm that follows (Liu et al. 2017)", of_units=True),
 }
 CRITERION_NAMES = tuple(CRITERION_ROWS)
+UNIT_CRITERIA = tuple(name for name, row in CRITERION_ROWS.items() if row.of_units)
 SCOPE_NAMES = ("global", "layer", "filter", "erk")
 SCHEDULE_NAMES = tuple(SCHEDULES)
 _CRITERIA_TEXT = ", or ".join(

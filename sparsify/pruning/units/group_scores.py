@@ -26,7 +26,7 @@ def kept_groups(groups: Groups, masks: Mapping[str, Tensor]) -> Tensor:
 def keep_groups(
     groups: Groups, kept: Tensor, masks: Mapping[str, Tensor], allowed: Mapping[str, Tensor] | None
 ) -> None:
-    """Write masks, in place, that remove the groups not in `kept`; elsewhere what `allowed` keeps is kept (None: all)."""
+    """Write masks, in place, that remove the groups not in `kept`, bool [groups], and what `allowed` does not keep."""
     with_rest = torch.cat([kept, kept.new_ones(1)])
     for one in groups.produced:
         mask = masks[one.name]

@@ -1,4 +1,4 @@
-"""Units that span layers: groups of channels that live and die together, and what masks and scores them."""
+"""Units that span layers: groups of coupled channels, and the parameters that mask and score them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..selection.prunable_weights import maskable_weights
 
 @dataclass(frozen=True)
 class Produced:
-    """A parameter that produces groups: its name, the dimension they lie along and the group of each index, or -1."""
+    """A parameter that produces groups: its name, the dimension they lie along, the group id of each index (or -1)."""
 
     name: str
     dimension: int
@@ -32,9 +32,9 @@ class Produced:
 
 @dataclass(frozen=True)
 class Layer:
-    """A coupled layer: weights that share groups, directly or through others; those of its groups that can be pruned.
+    """A coupled layer: weights that share groups, directly or through others, and its prunable groups, int64 ids.
 
-    `spare` tells whether it has further groups, which stay. `shapes` are those of its weights' matrices.
+    `spare`: it has other groups, which stay. `shapes` are those of its weights' matrices.
     """
 
     weights: tuple[str, ...]
@@ -45,9 +45,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of a model: `count` of them, what their masks are written to, by what they are scored, their layers.
+    """The groups of a model: their number, the parameters that they mask and that score them, and their layers.
 
-    `scored` labels only the groups that a parameter takes part in scoring. `notes` says which units stay, and why.
+    A parameter in `scored` has labels only for the groups that it scores. `notes` says which units stay, and why.
     """
 
     count: int
@@ -63,45 +63,27 @@ class Groups:
 
 
 def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> Groups:
-    """Return the groups of `model`, whose parameters all carry masks from then on: biases, norms and tables as well.
+    """Return the groups of `model`, and put masks, in place, on all that produces them: biases, norms, tables.
 
-    `names` are the masked weights that may be pruned. A group stays if one of the weights that produce it may not be
-    pruned or carries no mask; it is scored by its weights, or, where it has none, by what else produces it. Raises
-    SparsifyError if no group is left.
+    `names` are the masked weights that may be pruned. A group stays if one of its weights may not be pruned or has no
+    mask; it is scored by its weights, or, without any, by the other parameters that produce it. Raises SparsifyError if
+    no group is left.
     """
-    wanted, maskable = set(names), {id(model.get_parameter(name)) for name in maskable_weights(model)}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    first = {id(weight.parameter): name for name, weight in masked_parameters(model).items()}
-    found: dict[str, Produced] = {}
-    weights: dict[str, Produced] = {}
-    kept: dict[str, Tensor] = {}  # reason -> groups
-    for name, dimension in channels.produced.items():
-        labels = channels.labels[name][dimension]
-        own = first.get(id(parameters.get(name)), name)
-        if name not in parameters:
-            kept[f"{name} is no parameter and takes no mask"] = labels
-        elif id(parameters[name]) not in maskable:
-            found.setdefault(own, Produced(own, dimension, labels))
-        else:
-            weights.setdefault(own, Produced(own, dimension, labels))
-            if own not in wanted:
-                kept[f"{own} is ignored" if own in first.values() else f"{own} carries no mask"] = labels
-    for name, reason in _mask_extra(model, [name for name in found if name not in first.values()]).items():
-        kept[reason] = found.pop(name).labels
+    weights, others, kept = _producers(model, channels, set(names))
     prunable = torch.ones(channels.groups + 1, dtype=torch.bool)
     for labels in kept.values():
         prunable[labels] = False
-    # The last stood for the label -1.
-    prunable = prunable[:-1] & _marked(channels.groups, [*weights.values(), *found.values()])
+    # The last entry is that of the label -1.
+    prunable = prunable[:-1] & _marked(channels.groups, [*weights.values(), *others.values()])
     if not prunable.any():
         reason = next(iter([*channels.barriers, *kept]), "its layers make the outputs, which stay")
         raise SparsifyError(f"Pruner: no unit of this model can be removed: {reason}")
     order = {name: index for index, name in enumerate(masked_parameters(model))}
-    produced = sorted((p for n, p in {**weights, **found}.items() if n in order), key=lambda one: order[one.name])
+    produced = sorted((p for n, p in {**weights, **others}.items() if n in order), key=lambda one: order[one.name])
     weighed = _marked(channels.groups, weights.values())
     scored = [_only(one, prunable & (~weighed | (one.name in weights))) for one in produced]
     layers = _layers(
-        _shapes(model), channels.groups, [*weights.values(), *_unweighed(found.values(), weighed)], prunable
+        _shapes(model), channels.groups, [*weights.values(), *_unweighed(others.values(), weighed)], prunable
     )
     notes = [*channels.barriers, *(f"{len(_ids(labels))} units stay: {reason}" for reason, labels in kept.items())]
     written = (_only(one, prunable) for one in produced)
@@ -114,8 +96,37 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
     )
 
 
+def _producers(
+    model: nn.Module, channels: Channels, wanted: set[str]
+) -> tuple[dict[str, Produced], dict[str, Produced], dict[str, Tensor]]:
+    """Return the weights that produce groups, the other parameters that do, and {reason: groups that it keeps}.
+
+    The others get masks, in place.
+    """
+    maskable = {id(model.get_parameter(name)) for name in maskable_weights(model)}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(weight.parameter): name for name, weight in masked_parameters(model).items()}
+    others: dict[str, Produced] = {}
+    weights: dict[str, Produced] = {}
+    kept: dict[str, Tensor] = {}
+    for name, dimension in channels.produced.items():
+        labels = channels.labels[name][dimension]
+        own = first.get(id(parameters.get(name)), name)
+        if name not in parameters:
+            kept[f"{name} is no parameter and takes no mask"] = labels
+        elif id(parameters[name]) not in maskable:
+            others.setdefault(own, Produced(own, dimension, labels))
+        else:
+            weights.setdefault(own, Produced(own, dimension, labels))
+            if own not in wanted:
+                kept[f"{own} is ignored" if own in first.values() else f"{own} carries no mask"] = labels
+    for name, reason in _mask_extra(model, [name for name in others if name not in first.values()]).items():
+        kept[reason] = others.pop(name).labels
+    return weights, others, kept
+
+
 def _mask_extra(model: nn.Module, names: list[str]) -> dict[str, str]:
-    """Put masks on extra parameters; return those that take none, with the reason."""
+    """Put masks on extra parameters, in place; return those that cannot have one, with the reason."""
     if not names:
         return {}
     try:
@@ -128,7 +139,7 @@ def _mask_extra(model: nn.Module, names: list[str]) -> dict[str, str]:
 
 
 def _marked(count: int, producers: Iterable[Produced]) -> Tensor:
-    """Return for each group whether one of these produces it."""
+    """Return for each group, bool [count], whether one of these produces it."""
     marked = torch.zeros(count + 1, dtype=torch.bool)
     for one in producers:
         marked[one.labels] = True
@@ -140,7 +151,7 @@ def _ids(labels: Tensor) -> list[int]:
 
 
 def _only(one: Produced, groups: Tensor) -> Produced:
-    """Return the same with the labels of these groups (bool, by group) alone."""
+    """Return the same producer with the labels of these `groups` (bool [groups]) alone."""
     chosen = torch.cat([groups, groups.new_zeros(1)])[one.labels]
     return Produced(one.name, one.dimension, torch.where(chosen, one.labels, -1))
 

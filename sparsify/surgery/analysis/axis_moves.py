@@ -1,4 +1,4 @@
-"""How axes go along where entries of one tensor are only moved."""
+"""Movement operations in the coupling: the axes of a view, a permutation, a slice or a split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def move(coupling: Coupling, op: Op) -> None:
-    """Carry axes through an operation that only moves entries of one tensor."""
+    """Set the axes of a movement operation's results; it is a barrier if the input decides what moves where."""
     value, rest = op.args[0], op.constant_args
     if rest is None:
         coupling.barrier(op, f"operation '{op.name}' moves entries as the input says")
@@ -24,7 +24,7 @@ def move(coupling: Coupling, op: Op) -> None:
     for axis in coupling.of(value):
         moved = _moved(axis, op, rest)
         if op.name in ("split", "unsafe_split") and len({part.shape for part in moved}) == 1 and moved[0] is not axis:
-            for part in moved[1:]:  # parts of one size stay of one size
+            for part in moved[1:]:  # parts of equal size have to stay of equal size
                 coupling.numbers.union(part, moved[0])
         for result, form in zip(results, moved, strict=True):
             result.append(form)
@@ -46,7 +46,7 @@ def _moved(axis: Tensor, op: Op, rest: Any) -> list[Tensor]:
 
 
 def _stretched(coupling: Coupling, op: Op) -> list[Tensor]:
-    """Return new axes along the dimensions in which one entry became as many as a number says."""
+    """Return new axes along the dimensions that an expand or repeat made larger by an explicit size."""
     if op.name not in ("expand", "repeat"):
         return []
     shape, given = op.results[0].shape, op.args[1]
@@ -55,6 +55,6 @@ def _stretched(coupling: Coupling, op: Op) -> list[Tensor]:
 
 
 def new_axes(coupling: Coupling, shape: tuple[int, ...], dims: list[int]) -> list[Tensor]:
-    """Return an axis of new numbers for each of some dimensions of a tensor."""
+    """Return an axis of new channel numbers for each of `dims` of a tensor of this shape."""
     rank = len(shape)
     return [coupling.numbers.new(shape[d]).reshape([1] * d + [-1] + [1] * (rank - 1 - d)) for d in dims]

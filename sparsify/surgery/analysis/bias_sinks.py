@@ -1,4 +1,4 @@
-"""Which layers can take a channel that holds one value whatever the input into their bias, exactly."""
+"""Bias sinks: layers that can absorb a constant channel into their bias, exactly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from ..recording.ops import Op, Recording, Value
 
 @dataclass(frozen=True, eq=False)
 class BiasSink:
-    """An operation that adds up the channels of `value` along `dim`, weighted, and a bias, which may not be there yet."""
+    """The operands of a weighted sum over the channels of `value` along `dim`, and the name of its bias.
+
+    The layer may have no bias yet.
+    """
 
     value: Value
     dim: int
@@ -19,10 +22,11 @@ class BiasSink:
 
 
 def bias_sinks(recording: Recording) -> dict[Op, BiasSink]:
-    """Return the operations of a pass that constant channels may be folded into, with what is needed to do it.
+    """Return the operations of a recording that can absorb constant channels into a bias, with their operands.
 
-    They are linear layers and plain convolutions without padding, at whose border no channel is other than elsewhere.
-    Weight and bias have to be the model's own, and read nowhere else: another reader would see the changed bias.
+    They are linear layers and convolutions without padding, transposition or groups: padding would make a constant
+    channel differ at the border. Weight and bias must be the model's own and have no other reader, which would see the
+    changed bias.
     """
     readers = Counter(value for op in recording.ops for value in op.inputs) + Counter(recording.outputs)
     made = {result: op for op in recording.ops for result in op.results}
@@ -48,7 +52,7 @@ def _convolution(op: Op, recording: Recording) -> BiasSink | None:
 
 
 def _product(op: Op, recording: Recording, made: dict[Value, Op]) -> BiasSink | None:
-    """Activations times a weight that was transposed, as linear layers do."""
+    """Match activations times a transposed weight, as linear layers compute it."""
     if op.name not in ("mm", "addmm") or op.kwargs:
         return None
     *added, value, factor = op.args
@@ -61,7 +65,7 @@ def _product(op: Op, recording: Recording, made: dict[Value, Op]) -> BiasSink | 
 
 
 def _bias(op: Op, recording: Recording, weight: Value, bias: Value | None) -> str | None:
-    """Return the name of the bias that an operation adds, or would add if its layer had one."""
+    """Return the name of the bias that an operation adds, or that its layer could get; None if it cannot have one."""
     if not weight.names:
         return None
     if bias is not None:

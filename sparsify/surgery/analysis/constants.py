@@ -1,8 +1,7 @@
-"""What entries hold whatever the input is, as far as that can be told: the constant channels among others.
+"""Constant propagation over the recorded operations: the value of each entry that no input affects.
 
-Next to its flags, every Value of a pass gets a float64 form that holds the value of entries on which no input has
-influence, and NaN for all others. It is conservative: an operation that is not known here makes entries that depend on
-the input of all that may be nonzero.
+Beside its flags, a Value has a float64 broadcast form of known values, NaN where an entry depends on the input. The
+analysis is conservative: after an operation without a transfer function here, every entry that may be nonzero is NaN.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ _ENTRYWISE = frozenset(
 _CONDITIONS = {"where": 0, "masked_fill": 1}  # operation -> its argument that is true or false
 BATCH_NORMS = "native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split()
 AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
-# With one value at every position, this is what comes out: over space, over the dimensions that they name. The rules
-# take these lists for theirs.
+# With one value at every position, these return that value: over space, or over the dimensions that they name. The
+# table of rules has a row for each name in these lists.
 OVER_SPACE = (
     "max_pool1d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d "
     "adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
@@ -44,7 +43,7 @@ OVER_DIMENSIONS = ("mean", "amax", "amin")
 
 
 def propagate(live: Liveness, op: Op) -> None:
-    """Enter in `live.known_values` what the results of an operation hold, whose flags are there, if these do not say it all."""
+    """Note in `live.known_values` what is known of an operation's results beyond their flags, which have been set."""
     if not op.results or all(value.constant is not None for value in op.results):
         return
     known = (
@@ -62,19 +61,19 @@ def propagate(live: Liveness, op: Op) -> None:
 
 
 def _clear_zero_flags(live: Liveness, value: Value) -> None:
-    """Take the flags of entries that hold zero whatever the input, as negative constants do after a ReLU."""
+    """Clear the flags of entries known to be zero, as negative constants are after a ReLU."""
     zero = (live.known_values[value] == 0) & (live.flags[value].detach() > 0)
     if zero.any():
         live.set(value, live.flags[value] * (~zero).to(torch.float32))
 
 
 def _is_shared_scalar(live: Liveness, value: Value) -> bool:
-    """Whether a Value is one number that is learnt: a channel may depend on it, and does not go with it."""
+    """Whether a Value is a single learnt number, shared by all channels: no channel goes together with it."""
     return live.learning and value.trainable and math.prod(value.shape) == 1 and value.names[0] not in live.masks
 
 
 def known_value(live: Liveness, value: Value) -> Tensor:
-    """Return the form of a Value that says what its entries hold whatever the input; NaN where that is not known."""
+    """Return the known values of a Value, a float64 form, NaN where an entry is not known."""
     if value in live.known_values:
         return live.known_values[value]
     if value.constant is None:
@@ -86,27 +85,27 @@ def known_value(live: Liveness, value: Value) -> Tensor:
         return torch.where(kept, math.nan, 0.0).to(torch.float64)
     if value.names or live.as_stored or value not in live.recording.producers:
         return live.constant(value).to(torch.float64)
-    # Made of parameters, which are masked: rarely asked for, and then too large to keep.
+    # Computed from masked parameters: rarely needed, and too large to store.
     op = live.recording.producers[value]
     known = (_transfer(live, op) or [None] * len(op.results))[op.results.index(value)]
     return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64) if known is None else known
 
 
-def _only_zeros_known(live: Liveness, value: Value) -> bool:
-    """Whether of the entries of a Value only those without a flag are known: they hold zero."""
+def only_zeros_known(live: Liveness, value: Value) -> bool:
+    """Whether nothing is known of a Value but the zeros that its flags show."""
     return value.constant is None and value not in live.known_values
 
 
 def _nothing_known(live: Liveness, value: Value) -> bool:
-    """Whether nothing is known of any entry of a Value."""
-    return _only_zeros_known(live, value) and bool(live.of(value).all())
+    """Whether no entry of a Value is known."""
+    return only_zeros_known(live, value) and bool(live.of(value).all())
 
 
 def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
-    """Return forms of an operation's results; None for one, or for all, where its flags say all that is known."""
+    """Return the known values of an operation's results; None for one, or for all, of which only flags are known."""
     name = op.name.rstrip("_")
     if op.is_movement:
-        return None if _only_zeros_known(live, op.args[0]) else _moved(live, op)
+        return None if only_zeros_known(live, op.args[0]) else _moved(live, op)
     if name == "copy":
         return [expand_rank(known_value(live, op.args[1]), len(op.results[0].shape))]
     if name in _ENTRYWISE:
@@ -115,7 +114,7 @@ def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
         return _joined(live, op)
     if op.name in BATCH_NORMS:
         return [_normalised(live, op), *[None] * (len(op.results) - 1)]
-    if not isinstance(op.args[0], Value) or _only_zeros_known(live, op.args[0]):
+    if not isinstance(op.args[0], Value) or only_zeros_known(live, op.args[0]):
         return None
     if op.name in OVER_SPACE or (op.name in AVERAGES and _plain_average(op)):
         space = next(int(c) for c in op.name if c in "123")
@@ -128,7 +127,7 @@ def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
 
 
 def uniform(form: Tensor, dims: range | list[int]) -> Tensor:
-    """Return a form reduced along `dims` to what its entries hold there, NaN if they are not all the same."""
+    """Return a form reduced along `dims` to the one value its entries have there, NaN if they differ."""
     if not dims or all(form.shape[d] == 1 for d in dims):
         return form
     low, high = form.amin(list(dims), keepdim=True), form.amax(list(dims), keepdim=True)
@@ -163,7 +162,7 @@ def _entry_by_entry(live: Liveness, op: Op) -> list[Tensor | None] | None:
         return made.to(torch.float64)
 
     rank = len(op.results[0].shape)
-    if all(_only_zeros_known(live, value) for value in op.inputs):
+    if all(only_zeros_known(live, value) for value in op.inputs):
         of_zeros = outcome({value: torch.zeros((), dtype=torch.float64) for value in op.inputs})
         if not of_zeros:
             return None
@@ -176,7 +175,7 @@ def _entry_by_entry(live: Liveness, op: Op) -> list[Tensor | None] | None:
 
 def _joined(live: Liveness, op: Op) -> list[Tensor | None] | None:
     values = concat_inputs(op)
-    if all(_only_zeros_known(live, value) for value in values):
+    if all(only_zeros_known(live, value) for value in values):
         return None
     rank = len(op.results[0].shape)
     dim = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank
@@ -191,7 +190,7 @@ def _normalised(live: Liveness, op: Op) -> Tensor | None:
     if not isinstance(mean, Value) or not isinstance(variance, Value) or rest[0] is True:
         return None
     shape = [1, -1] + [1] * (len(value.shape) - 2)
-    if _only_zeros_known(live, value):
+    if only_zeros_known(live, value):
         moving = live.of(value) if weight is None else live.of(value) * live.of(weight).reshape(shape)
         if not bool((live.flags[op.results[0]] > moving).any()):
             return None
@@ -205,7 +204,7 @@ def _normalised(live: Liveness, op: Op) -> Tensor | None:
 
 
 def _plain_average(op: Op) -> bool:
-    """Whether every mean is taken over as many entries: no padding, no rounding up, no divisor of its own."""
+    """Whether an average pooling divides every sum by the same count: no padding, ceil_mode or divisor_override."""
     padding, ceiled, divisor = ([*op.args[3:], *[0] * 4][i] for i in (0, 1, 3))
     return not (any(padding) if isinstance(padding, (list, tuple)) else padding) and not ceiled and not divisor
 
@@ -219,67 +218,3 @@ def _reduced(live: Liveness, op: Op) -> Tensor | None:
         if len(result.shape) == form.dim()
         else form.reshape([n for d, n in enumerate(form.shape) if d not in dims])
     )
-
-
-def constant_inputs(live: Liveness, op: Op) -> Tensor | None:
-    """Return which channels entering a foldable operation hold one value, not zero, everywhere (float 0/1); None if none.
-
-    What reads them is the operation's bias, once they are folded into it; they are noted in `live.constant_channels`.
-    """
-    sink = live.bias_sinks.get(op)
-    if sink is None or _only_zeros_known(live, sink.value):
-        return None
-    values = _entering_values(live, op)
-    constant = ~values.isnan() & (_may_be_nonzero(live, op) if live.depends_on_learnt else values != 0)
-    if not constant.any():
-        return None
-    live.constant_channels[op] = constant
-    return constant.to(torch.float32)
-
-
-def _entering_values(live: Liveness, op: Op) -> Tensor:
-    """Return what each channel that enters a foldable operation holds at all positions."""
-    sink = live.bias_sinks[op]
-    form = known_value(live, sink.value)
-    form = uniform(form, [d for d in range(form.dim()) if d != sink.dim])
-    return form.reshape(-1).expand(sink.value.shape[sink.dim])
-
-
-def _weight_columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
-    """Return columns of a weight, float64; with NaN for entries that are learnt."""
-    assert weight.constant is not None
-    columns = weight.constant[:, wanted].to(torch.float64)
-    kept = live.masks.get(weight.names[0])
-    if live.learning and weight.trainable:
-        columns = torch.full_like(columns, math.nan)
-    return columns if kept is None else torch.where(kept.expand(weight.shape)[:, wanted], columns, 0)
-
-
-def _may_be_nonzero(live: Liveness, op: Op) -> Tensor:
-    """Return which channels that enter a foldable operation may be nonzero: what is learnt may be zero for now."""
-    sink = live.bias_sinks[op]
-    flags = live.of(sink.value).detach()
-    dims = [d for d in range(flags.dim()) if d != sink.dim]
-    return (flags.amax(dims) if dims else flags).reshape(-1).expand(sink.value.shape[sink.dim]) > 0
-
-
-def propagate_sum(live: Liveness, op: Op, moving: Tensor, added: Value | None, dim: int) -> None:
-    """Enter what a weighted sum of channels holds, along `dim`: nothing that is known where `moving` is positive."""
-    result = op.results[0]
-    moving = moving.detach() > 0
-    if moving.all() or result.constant is not None:
-        return
-    total = torch.zeros([1] * len(result.shape), dtype=torch.float64)
-    if added is not None:
-        sizes = [1] * len(result.shape)
-        sizes[dim] = -1
-        form = known_value(live, added)
-        total = expand_rank(form, len(sizes)) if len(added.shape) != 1 else form.reshape(sizes)
-    if op in live.constant_channels:
-        constant = live.constant_channels[op]
-        kernel = _weight_columns(live, live.bias_sinks[op].weight, constant)
-        sums = kernel.flatten(2).sum(2) if kernel.dim() > 2 else kernel
-        sizes = [1] * len(result.shape)
-        sizes[dim] = -1
-        total = total + (sums @ _entering_values(live, op)[constant]).reshape(sizes)
-    live.known_values[result] = torch.where(moving, math.nan, total)

@@ -1,12 +1,12 @@
-"""Which channels have to go together: a number for every index of every dimension that may shrink.
+"""Coupling: which channels can only be removed together (the dependency graph of channels, as union-find).
 
-Every dimension of every parameter and buffer starts with numbers of its own; each operation of the pass then says
-which of its operands' numbers are the same channel, or must stay: number 0 is that of entries that never go. A
-tensor's *axis* is an int64 form that tells the number of each entry along the dimensions in which it varies; it varies
-in two where a dimension was split, (heads * size) into (heads, size), until something decides which of them it follows.
+Every index of every dimension of every parameter and buffer gets a channel number of its own; each operation then joins
+the numbers that are one channel, or pins those that must stay: they join number 0. A tensor's *axis* is an int64
+broadcast form that holds the channel number of each entry, varying along one dimension. It varies along two where a
+dimension was split, (heads * size) into (heads, size), until it is decided which of them it follows.
 
-A dimension of which all entries are alike because a number said how long it is to be (`torch.zeros(n, self.width)`,
-`x.expand(-1, self.width)`) is *offered*: it has an axis too, which counts once a tensor with channels meets it.
+A dimension of equal entries with an explicit size (`torch.zeros(n, self.width)`, `x.expand(-1, self.width)`) is
+*offered*: it has an axis, which counts once it is *claimed*, when the tensor meets another one with channels.
 """
 
 from __future__ import annotations
@@ -20,27 +20,25 @@ from ..recording.ops import DATA_DEPENDENT, STALE, Op, Recording, Value, first_l
 from .axis_moves import move
 from .deferred import Deferred, resolve
 from .mac_counts import multiply_adds
+from .pinned_modules import pin_branch, pin_heads
 from .reasons import OUTPUTS
 from .union_find import UnionFind
 
 Heads: TypeAlias = Literal["whole", "size"]
 Couple: TypeAlias = "Callable[[Coupling, Op], None]"
 
-# Of torch.nn's attention.
-_ROWS_OF_HEADS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-
 
 def varying(axis: Tensor) -> tuple[int, ...]:
-    """Return the dimensions along which an axis varies."""
+    """Return the dimensions along which an axis varies: those of size above 1."""
     return tuple(d for d, size in enumerate(axis.shape) if size > 1)
 
 
 class Coupling:
-    """The axes of every Value of a pass, built up operation by operation.
+    """The axes of every Value of a recording, built up operation by operation.
 
-    `rule` returns what enters an operation, None for one that only moves entries or has no rule of its own.
-    Where attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
-    Of the grouped convolutions `by_group` whole groups go, whatever is usual.
+    `rule` returns the function that couples an operation, None for a movement or an operation without a rule. Where
+    attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
+    Grouped convolutions in `by_group` lose whole groups, the others what `rules.convolution` decides.
     """
 
     def __init__(
@@ -54,13 +52,13 @@ class Coupling:
         self.numbers = UnionFind()
         self.axes: dict[Value, list[Tensor]] = {}
         self.offered: dict[Value, list[Tensor]] = {}
-        self.claimed: dict[Value, list[Tensor]] = {}  # those of the axes that were offered, along which all is alike
+        self.claimed: dict[Value, list[Tensor]] = {}  # offered axes that count by now: entries along them are equal
         self.ranges: list[tuple[int, int, Value, int]] = []  # first number, one past the last, tensor, dimension
-        self.produced: list[Tensor] = []  # numbers whose zeros in a parameter make the operation's results zero
-        self.by_reading: list[Tensor] = []  # numbers that zeros in what reads them make dead
+        self.produced: list[Tensor] = []  # numbers in parameters whose zeros make an operation's results zero
+        self.by_reading: list[Tensor] = []  # numbers that only zeros in their readers make dead
         self.operations: list[tuple[Op, int, tuple[Tensor, ...]]] = []
         self.barriers: dict[str, None] = dict.fromkeys(recording.problems)
-        self.barred: set[object] = set()  # operations and sentences that are barriers already
+        self.barred: set[object] = set()  # causes that have a barrier
         self.deferred = Deferred()
         self.grouped: list[Op] = []  # convolutions that lose the same positions of every group
         self._rule = rule
@@ -68,22 +66,22 @@ class Coupling:
             counted = len(self.operations)
             self.visit(op)
             if len(self.operations) == counted and multiply_adds(op):
-                self.operations.append((op, multiply_adds(op), ()))  # no rule says what it saves
-        costly = len(self.operations)
+                self.operations.append((op, multiply_adds(op), ()))  # without a rule that says what saves some
+        costly = len(self.operations)  # those of the second pass only run in training
         for op in recording.ops[recording.eval_count :]:
             self.visit(op)
-        del self.operations[costly:]  # what only runs in training is no cost
+        del self.operations[costly:]
         for path, given in recording.branches:
-            self._pin_branch(recording, path, given)
+            pin_branch(self, recording, path, given)
         self.numbers.cause = OUTPUTS
         for value in recording.outputs:
             self.pin(value)
         for path in recording.attentions:
-            self._pin_heads(recording, path)
+            pin_heads(self, recording, path)
         resolve(self.numbers, self.deferred)
 
     def of(self, value: Value) -> list[Tensor]:
-        """Return the axes of a Value; a tensor of the model gets one per dimension when it is first asked for."""
+        """Return the axes of a Value; a tensor of the model gets new ones, one per dimension, at the first call."""
         if value not in self.axes:
             made = []
             for d, size in enumerate(value.shape if value.names else ()):
@@ -97,26 +95,26 @@ class Coupling:
         return self.axes[value]
 
     def set(self, value: Value, axes: Iterable[Tensor]) -> None:
-        """Give a Value its axes; axes that vary in a common dimension become one."""
+        """Set the axes of a Value; axes that vary along a common dimension are joined."""
         kept: list[Tensor] = []
         for axis in axes:
             if not varying(axis):
-                self.numbers.pin(axis)  # what is left of a dimension when a part of one entry was taken
+                self.numbers.pin(axis)  # a slice of one entry: its dimension is lost
                 continue
-            apart = []
+            separate = []
             for other in kept:
                 if set(varying(other)) & set(varying(axis)):
                     axis = self._merge(axis, other)
                 else:
-                    apart.append(other)
-            kept = [*apart, axis]
+                    separate.append(other)
+            kept = [*separate, axis]
         for axis in kept:
             if len(varying(axis)) > 1:
                 self.deferred.add(axis, self.numbers.cause)
         self.axes[value] = kept
 
     def _merge(self, axis: Tensor, other: Tensor) -> Tensor:
-        """Tie axes with a common dimension, now or once it is settled what they follow; return the wider one."""
+        """Join axes with a common dimension, now or once it is decided what they follow; return the wider one."""
         few, many = sorted((other, axis), key=lambda one: len(varying(one)))
         if set(varying(few)) < set(varying(many)):
             self.deferred.meet(many, few, self.numbers.cause)
@@ -125,7 +123,7 @@ class Coupling:
         return many
 
     def offer(self, value: Value, axes: Iterable[Tensor]) -> None:
-        """Give a Value axes along dimensions in which its entries are alike; those that can not stand are fixed."""
+        """Offer axes along dimensions of equal entries; those that meet another axis of the Value are pinned."""
         taken = {d for axis in self.of(value) for d in varying(axis)}
         for axis in axes:
             if len(varying(axis)) == 1 and not taken & set(varying(axis)):
@@ -135,7 +133,7 @@ class Coupling:
                 self.numbers.pin(axis)
 
     def claim(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
-        """Return the axes of a Value, among them those that were offered along `dims`, which count from now on."""
+        """Return the axes of a Value, including those offered along `dims`, which count from now on."""
         wanted = set(dims)
         offered = self.offered.pop(value, [])
         claimed = [axis for axis in offered if wanted & set(varying(axis))]
@@ -145,25 +143,24 @@ class Coupling:
         return self.axes[value]
 
     def pin(self, value: Value, dims: Iterable[int] | None = None) -> None:
-        """Note that a Value keeps its size along `dims`, or altogether."""
+        """Pin the channels of a Value along `dims`, or all of them."""
         for axis in self.of(value):
             if dims is None or set(varying(axis)) & set(dims):
                 self.numbers.pin(axis)
 
     def depend(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
-        """Return the axes left after an operation that depends on the number of entries along `dims` (a mean)."""
+        """Return the axes left after an operation that depends on the size along `dims` (a mean): these are pinned."""
         reduced = set(dims)
         left = []
         for axis in self.of(value):
-            rest = set(varying(axis)) - reduced
-            if not rest:
+            if set(varying(axis)) <= reduced:
                 self.numbers.pin(axis)
-                continue
-            left.append(self.union_along(axis, reduced))
+            else:
+                left.append(self.union_along(axis, reduced))
         return left
 
     def union_along(self, axis: Tensor, dims: Iterable[int]) -> Tensor:
-        """Note that channels do not differ along `dims`, and return the axis without these."""
+        """Join the channels of an axis along `dims`, and return the axis with size 1 there."""
         for d in set(varying(axis)) & set(dims):
             first = axis.narrow(d, 0, 1)
             self.numbers.union(axis, first)
@@ -171,7 +168,7 @@ class Coupling:
         return axis
 
     def combine(self, result: Value, operands: Sequence[Value]) -> None:
-        """Set the axes of an element-wise operation's result, its operands broadcast."""
+        """Join the axes of the operands of an element-wise operation, broadcast, and set those of its result."""
         rank = len(result.shape)
 
         def placed(axes: Iterable[Tensor]) -> list[Tensor]:
@@ -190,13 +187,13 @@ class Coupling:
                 shape[d] > 1 and d not in {varying(o)[0] for o in own}
                 for own, shape in zip(offered, shapes, strict=True)
             ):
-                self.numbers.pin(axis)  # another is as long, whatever is said to this one
+                self.numbers.pin(axis)  # another operand has the size whatever number this one is given
             else:
                 self.numbers.union(axis, together.setdefault(d, axis))
         self.offer(result, together.values())
 
     def matched(self, operands: Sequence[tuple[Sequence[Tensor], Sequence[int]]]) -> list[Tensor]:
-        """Return the axes of operands that meet entry by entry, each given by its axes and its shape."""
+        """Return the axes of operands, (axes, shape) each, that meet entry by entry; pin what only some follow."""
         given = [axis for axes, _ in operands for axis in axes]
         for axes, shape in operands:
             # A dimension that one operand follows and another of full size does not has to keep its size.
@@ -210,16 +207,15 @@ class Coupling:
         return given
 
     def visit(self, op: Op) -> None:
-        """Enter what one operation says; what can not be entered is kept."""
+        """Couple one operation; if its rule raises, it is a barrier and its results are pinned."""
         self.numbers.cause = op
         try:
             self._apply_rule(op)
         except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
             for value in op.results:
                 self.pin(value)
-            self.barrier(
-                op, f"operation '{op.name}' does not fit its rule ({type(error).__name__}: {first_line(error)})"
-            )
+            why = f"{type(error).__name__}: {first_line(error)}"
+            self.barrier(op, f"operation '{op.name}' does not fit its rule ({why})")
 
     def _apply_rule(self, op: Op) -> None:
         couple = self._rule(op)
@@ -229,7 +225,7 @@ class Coupling:
             move(self, op)
         elif pointwise(op):
             self.combine(op.results[0], op.inputs)
-            if op.name in ("add", "add_") and op.results[0].constant is None:  # a bias, or a table of positions
+            if op.name in ("add", "add_") and op.results[0].constant is None:  # a bias, or a position table
                 constants = (value for value in op.inputs if value.constant is not None)
                 self.produced += [axis for value in constants for axis in self.of(value)]
             return
@@ -241,40 +237,14 @@ class Coupling:
                     self.numbers.pin(axis)
 
     def barrier(self, op: Op, why: str = "") -> None:
-        """Keep everything that goes into an operation."""
+        """Pin all channels that enter an operation, and report it; `why` replaces "operation ... has no rule"."""
         for value in op.inputs:
             for axis in [*self.of(value), *self.offered.pop(value, [])]:
                 self.numbers.pin(axis)
         for value in op.results:
             self.axes.setdefault(value, [])
         if op.name in DATA_DEPENDENT and not why:
-            return  # `_pin_branch` says what it means
+            return  # `pin_branch` reports it
         what = "memory written through another tensor" if op.name == STALE else f"operation '{op.name}'"
         self.barriers[f"{op.module or 'the model'}: {why or what + ' has no rule'}"] = None
         self.barred.add(op)
-
-    def _pin_branch(self, recording: Recording, path: str, given: Sequence[Value]) -> None:
-        """Note that all channels stay that a forward meets which decides by values what it does."""
-        why = f"{path or 'the model'}: its forward asks what activations hold, and may do something else with others"
-        self.numbers.cause = why
-        inside = [op for op in recording.ops if not path or op.module == path or op.module.startswith(f"{path}.")]
-        met = dict.fromkeys([*given, *(value for op in inside for value in (*op.inputs, *op.results))])
-        for value in met:
-            if value in self.axes or value.constant is None:
-                self.pin(value)
-        self.barriers[why] = None
-        self.barred.add(why)
-
-    def _pin_heads(self, recording: Recording, path: str) -> None:
-        """Note that one of torch.nn's attention modules keeps its heads and their sizes."""
-        own = [recording.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
-        rows = [value for value in own if value in self.axes]
-        why = (
-            f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
-        )
-        self.numbers.cause = why
-        for value in rows:
-            self.pin(value, [0])
-        if rows:
-            self.barriers[why] = None
-            self.barred.add(why)

@@ -1,4 +1,4 @@
-"""What is decided once all operations have been entered: which of several ways to lose channels is taken.
+"""Decisions that wait until all operations have been visited: which of several ways to remove channels is taken.
 
 Where a dimension was split, its channels follow one of the parts; a grouped convolution loses whole groups or the same
 positions of every group.
@@ -20,29 +20,29 @@ Unions: TypeAlias = list[tuple[Tensor, Tensor]]  # pairs of numbers that are one
 
 @dataclass
 class Deferred:
-    """What is still to be decided: axes that vary in several dimensions, what they met, and ties to choose from."""
+    """The open decisions: axes that vary in several dimensions, the axes they met, and alternative unions."""
 
     joint: dict[bytes, tuple[Tensor, Any]] = field(default_factory=dict)
     met: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
     choices: list[tuple[tuple[Unions, ...], Any]] = field(default_factory=list)
 
     def add(self, axis: Tensor, cause: Any) -> None:
-        """Note an axis that varies in several dimensions."""
+        """Add an axis that varies in several dimensions."""
         squeezed = axis.squeeze().contiguous()
         key = str(tuple(squeezed.shape)).encode() + squeezed.numpy().tobytes()
         self.joint.setdefault(key, (squeezed, cause))
 
     def meet(self, axis: Tensor, other: Tensor, cause: Any) -> None:
-        """Note that an axis met one that varies in fewer dimensions: they are tied if it follows these."""
+        """Add that an axis met one varying in fewer dimensions: they are joined if the axis follows these."""
         self.met.append((axis, other, cause))
 
     def choose(self, alternatives: tuple[Unions, ...], cause: Any) -> None:
-        """Note that the ties of one of several ways hold: of the first that leaves any channel to choose."""
+        """Add alternative unions, of which the first that leaves any channel removable is made."""
         self.choices.append((alternatives, cause))
 
 
 def resolve(numbers: UnionFind, deferred: Deferred) -> None:
-    """Decide everything that is open, and tie the numbers."""
+    """Decide everything that is open, and make the unions."""
     _resolve_joint(numbers, deferred)
     for alternatives, numbers.cause in deferred.choices:
         roots = numbers.find()
@@ -54,7 +54,7 @@ def resolve(numbers: UnionFind, deferred: Deferred) -> None:
 
 
 def _resolve_joint(numbers: UnionFind, deferred: Deferred) -> None:
-    """Decide for every split dimension which of its parts the channels follow: that with the most channels."""
+    """Decide for every split dimension which part its channels follow: the one that leaves the most channels."""
     changed = True
     while changed:
         roots = numbers.find()
@@ -62,7 +62,7 @@ def _resolve_joint(numbers: UnionFind, deferred: Deferred) -> None:
         for axis, numbers.cause in deferred.joint.values():
             changed |= _follow_one(numbers, roots[axis.numpy()])
         for axis, other, numbers.cause in deferred.met if not changed else ():
-            # What an axis met counts after it was decided which of its dimensions it follows.
+            # Only after the decision which dimensions the axis follows.
             roots = numbers.find()
             found = roots[axis.numpy()]
             follows = [d for d in range(found.ndim) if (found != found.take([0], axis=d)).any()]
@@ -77,7 +77,7 @@ def _resolve_joint(numbers: UnionFind, deferred: Deferred) -> None:
 
 
 def _follow_one(numbers: UnionFind, found: np.ndarray[Any, Any]) -> bool:
-    """Tie the entries of a joint axis in one slice along the dimension that it follows; return if any were apart."""
+    """Join the entries of each slice along the dimension that an axis follows; return whether any were separate."""
     d = max(range(found.ndim), key=lambda d: (_channels(found, d), d))
     lowest = found.min(axis=tuple(i for i in range(found.ndim) if i != d), keepdims=True)
     apart = bool((lowest != found).any())
@@ -87,7 +87,7 @@ def _follow_one(numbers: UnionFind, found: np.ndarray[Any, Any]) -> bool:
 
 
 def _channels(numbers: np.ndarray[Any, Any], dim: int) -> int:
-    """Return how many channels are left free if everything within a slice along `dim` goes together."""
+    """Return how many channels stay removable if each slice along `dim` is one channel."""
     rows = np.moveaxis(numbers, dim, 0).reshape(numbers.shape[dim], -1)
     found, index = np.unique(rows, return_inverse=True)
     index = index.reshape(rows.shape) + len(rows)
@@ -99,7 +99,7 @@ def _channels(numbers: np.ndarray[Any, Any], dim: int) -> int:
 
 
 def _leaves_any(roots: np.ndarray[Any, Any], ties: Unions) -> bool:
-    """Return whether some of the numbers in these ties can go after they were made."""
+    """Return whether any of these numbers is still removable after these unions."""
     pairs = [torch.broadcast_tensors(a, b) for a, b in ties]  # type: ignore[no-untyped-call]
     left, right = (np.concatenate([roots[pair[side].reshape(-1).numpy()] for pair in pairs]) for side in (0, 1))
     found, index = np.unique(np.concatenate([[PINNED], left, right]), return_inverse=True)

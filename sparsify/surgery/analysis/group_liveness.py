@@ -46,7 +46,7 @@ def pruned_groups(
     count: int,
     masks: Mapping[str, Tensor],
 ) -> tuple[np.ndarray[Any, Any], Liveness | None]:
-    """Return which groups are dead because of `masks`, bool [count], and the liveness under them (None without masks)."""
+    """Return which groups are dead because of `masks`, bool [count], and the liveness under them (or None)."""
     if not masks:
         return np.zeros(count, dtype=bool), None
     live = liveness(masks, learning=True)

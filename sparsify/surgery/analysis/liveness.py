@@ -1,8 +1,8 @@
-"""Which entries of every activation can matter: those that may be nonzero and are read by something that matters.
+"""Liveness: which entries of every activation may be nonzero and can reach an output (dead-code analysis).
 
-A pass over the recorded operations carries one *flag* per entry, 1 where the entry may be nonzero for some input, as the
-SynFlow trick does (Tanaka et al. 2020): every operation is replaced by a positive linear one, after which flags are 0
-or 1 again. The gradient of the outputs for these flags is then positive exactly where an entry can reach an output.
+The analysis carries one *flag* per entry through the recording, 1 where the entry may be nonzero for some input. As in
+SynFlow (Tanaka et al. 2020), every operation is replaced by a positive linear one, after which flags are clipped to 0
+or 1. The gradient of the outputs with respect to a flag is then positive exactly where the entry can reach an output.
 """
 
 from __future__ import annotations
@@ -33,17 +33,20 @@ class _Indicator(torch.autograd.Function):
 
 
 def indicator(x: Tensor) -> Tensor:
-    """Return flags: 1 where `x` is positive; whoever reads the result reads all that `x` is made of."""
+    """Return flags: 1 where `x` is positive, else 0, of its dtype and shape.
+
+    The gradient passes straight through, clipped to 0 or 1 in the same way.
+    """
     flags: Tensor = _Indicator.apply(x)
     return flags
 
 
 class Liveness:
-    """The flags of every Value of a pass; `kept` masks entries of the model's tensors, by their first name.
+    """The flags of every Value of a recording, under `masks` on the model's tensors (bool by first name, True = keep).
 
-    `rule` returns what enters an operation, None for one that only moves entries or is a barrier; `sinks` are the operations
-    that can take constant channels into a bias. With `learning` the other entries of parameters may come to hold
-    anything, whatever they hold now.
+    `rule` returns the transfer function of an operation, None for a movement or a barrier. `sinks` are the operations
+    that can absorb constants into a bias. With `learning`, unmasked entries of parameters count as nonzero whatever
+    they hold now. `failures` says which rules raised; all that meets such an operation is alive.
     """
 
     def __init__(
@@ -60,15 +63,13 @@ class Liveness:
         self.masks = masks or {}
         self.learning = learning
         self.as_stored = not self.masks and not learning
-        self.depends_on_learnt: set[Value] = set()  # of which `held` rests on what is learnt and shared by all channels
+        self.depends_on_learnt: set[Value] = set()  # known values that depend on a learnt number shared by all channels
         self.flags: dict[Value, Tensor] = {}
         self.roots: list[Tensor] = []
-        self.known_values: dict[Value, Tensor] = {}  # what entries hold whatever the input, see constants.py
+        self.known_values: dict[Value, Tensor] = {}  # float64 forms, see constants.py
         self.failures: dict[Op, str] = {}
         self.bias_sinks = sinks
-        self.constant_channels: dict[
-            Op, Tensor
-        ] = {}  # of foldable operations: which channels that enter are constant, not zero
+        self.constant_channels: dict[Op, Tensor] = {}  # bias sink -> bool [channels]: those that enter it constant
         with torch.enable_grad():
             for op in recording.ops:
                 self.visit(op)
@@ -78,16 +79,16 @@ class Liveness:
                 total.backward()  # type: ignore[no-untyped-call]
 
     def of(self, value: Value) -> Tensor:
-        """Return a Value's flags, a form of it that has its full size wherever a channel may lie."""
+        """Return a Value's flags, a float32 form with the full size of every dimension that channels may lie along."""
         flags = self.compressed(value)
         if value.constant is None:
             return flags
-        # Of a table of positions, whatever it is added to would be as long from there on.
+        # Not along the positions of a table: what it is added to would have to be as long.
         positions = 1 if len(value.shape) == 3 and value.shape[0] == 1 else None
         return flags.expand([-1 if d == positions else size for d, size in enumerate(value.shape)])
 
     def compressed(self, value: Value) -> Tensor:
-        """Return a Value's flags; those of a constant, a form as short as it can be."""
+        """Return a Value's flags, a float32 form; for a constant, compressed."""
         if value not in self.flags:
             if value.constant is None:
                 flags = torch.ones([1] * len(value.shape))
@@ -100,13 +101,13 @@ class Liveness:
         return self.flags[value]
 
     def constant(self, value: Value) -> Tensor:
-        """Return what a constant holds, under the masks in `kept`."""
+        """Return the values of a constant under its mask."""
         assert value.constant is not None
         kept = self.masks.get(value.names[0]) if value.names else None
         return value.constant if kept is None else torch.where(kept, value.constant, 0)
 
     def set(self, value: Value, flags: Tensor) -> None:
-        """Give a Value its flags."""
+        """Set a Value's flags, a form of it; positive entries are those that may be nonzero."""
         if value.constant is not None and value.constant.dtype.is_floating_point and self.as_stored:
             flags = self.recording.nonzero_entries(value)
         if value.constant is None:
@@ -115,7 +116,7 @@ class Liveness:
         self.flags[value] = flags
 
     def visit(self, op: Op) -> None:
-        """Enter the flags of one operation's results; where that fails everything matters, and `failures` says why."""
+        """Set the flags of one operation's results; if its rule raises, it is a barrier and `failures` says why."""
         try:
             self._apply_rule(op)
             propagate(self, op)
@@ -133,7 +134,7 @@ class Liveness:
             self.barrier(op)
 
     def barrier(self, op: Op) -> None:
-        """Everything that goes in matters, everything that comes out may be nonzero."""
+        """Count all inputs of an operation as read and all its results as nonzero."""
         total = sum((self.of(value).sum() for value in op.inputs), torch.zeros(()))
         if not op.results:
             self.roots.append(total)
@@ -151,11 +152,11 @@ class Liveness:
         for result, form in zip(op.results, moved, strict=True):
             if result.constant is not None:
                 self.flags[result] = form
-            else:  # a tensor of its own: the gradient of each is that of what reads this Value
+            else:  # a tensor of its own, so that its gradient is that of this Value's readers alone
                 self.set(result, form.clone() if form is flags else form)
 
     def alive(self, value: Value) -> np.ndarray[Any, Any]:
-        """Return a bool form of a Value: True where an entry may be nonzero and is read."""
+        """Return which entries of a Value are alive, may be nonzero and reach an output: a bool form."""
         flags = self.flags[value]
         if flags.grad is None:
             return np.zeros(flags.shape, dtype=bool)

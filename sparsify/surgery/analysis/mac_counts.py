@@ -1,4 +1,4 @@
-"""How many multiply-adds an operation takes, and which operations take some that nothing here can count."""
+"""Multiply-adds of the recorded operations, and which operations cannot be counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _product(op: Op) -> int:
 
 
 def _factors(op: Op) -> list[Value]:
-    """Return the two tensors that are multiplied; what is added comes before them."""
+    """Return the two tensors that are multiplied; an added tensor comes before them."""
     return op.inputs[1:3] if _plain(op).startswith(("add", "badd", "_addmm")) else op.inputs[:2]
 
 
@@ -39,13 +39,13 @@ def _over_time(op: Op) -> int:
 
 
 def _attention(op: Op) -> int:
-    """Queries times keys, and what comes of that times values: [..., tokens, size]."""
+    """Queries times keys, then attention times values: [..., tokens, size]."""
     query, key, value = op.inputs[:3]
     return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 def _recurrent(op: Op) -> int:
-    """Every entry of every matrix once for each position of the sequence."""
+    """Every matrix entry once per position of the sequence."""
     value, *others = op.inputs
     if _plain(op) == "mkldnn_rnn_layer":
         others = op.inputs[1:3]
@@ -57,7 +57,7 @@ def _recurrent(op: Op) -> int:
 
 
 def _bilinear(op: Op) -> int:
-    """Three tensors broadcast against each other, once each has the dimensions that it lacks."""
+    """Three tensors, unsqueezed at the dimensions they lack, broadcast against each other."""
     shapes = []
     for value, lacking in zip(op.args[:3], op.args[3:6], strict=True):
         shape = list(value.shape)
@@ -86,8 +86,8 @@ COUNTS: dict[str, Callable[[Op], int]] = {
         _attention,
     ),
 }
-# PyTorch's own operations that multiply and add up, by the beginnings of their names. What is not listed works entry by
-# entry, moves, compares, sorts or takes sums.
+# Prefixes of the names of PyTorch's other multiplying operations. All others are element-wise, movements, comparisons,
+# sorts or sums.
 _MULTIPLYING = tuple(
     "_linalg linalg_ _fft_ _cdist _pdist _sparse_addmm _sparse_mm _sparse_sparse_matmul sspaddmm hspmm cholesky "
     "_cholesky lu_ triangular_solve ormqr geqrf orgqr householder_product mkldnn_ miopen_ cudnn_ quantized_ qlinear "
@@ -95,17 +95,17 @@ _MULTIPLYING = tuple(
     "_slow_conv slow_conv _conv_depthwise _grouped_mm _scaled_grouped_mm _nested _triton".split()
 )
 _CHEAP = ("_linalg_check_errors", "torchvision::nms", "torchvision::roi_", "torchvision::ps_roi_")
-_ELSEWHERE = ("numpy", "data_ptr")  # what goes to other libraries
+_ELSEWHERE = ("numpy", "data_ptr")  # tensors handed to other libraries
 
 
 def multiply_adds(op: Op) -> int:
-    """Return the multiply-adds of one operation; 0 for those that take none, and for those that `uncounted` names."""
+    """Return the multiply-adds of one operation; 0 for those that have none, and for those that `uncounted` names."""
     count = COUNTS.get(_plain(op))
     return count(op) if count is not None and op.results else 0
 
 
 def uncounted(ops: Iterable[Op]) -> tuple[str, ...]:
-    """Return "module: operation" for the operations that may take multiply-adds that are not counted."""
+    """Return "module: operation" for the operations that may have multiply-adds but no count."""
     found = {f"{op.module or 'the model'}: {_plain(op)}": None for op in ops if _is_uncounted(op)}
     return tuple(found)
 
@@ -120,5 +120,5 @@ def _is_uncounted(op: Op) -> bool:
 
 
 def _plain(op: Op) -> str:
-    """Return an operation's name, also of one in place or that writes to a tensor it is given."""
+    """Return an operation's name without the marks of in-place and out variants."""
     return op.name.removesuffix("(out=)").rstrip("_")

@@ -1,4 +1,4 @@
-"""Why channels stay: the operation that keeps them, and the module whose forward it ran in."""
+"""Why channels stay: the operation that keeps them, and the module it ran in."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def reasons(coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[],
 
 
 def _partly(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], str, int]]:
-    """Return the numbers of channels that zeros do not make dead beside others that can go: with a weight's name."""
+    """Return, by weight, the channel numbers that stay beside others that can go, with the weight's name and size."""
     roots = coupling.numbers.find()
     found = []
     for value, numbers in _making(coupling):
@@ -80,7 +80,7 @@ def _partly(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndar
 
 
 def _produced(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], str]]:
-    """Return the numbers that matrices and kernels produce, with names, of those that produce nothing that can go."""
+    """Return the channel numbers and names of the weights that produce nothing removable."""
     found = _making(coupling)
     able = {value for value, numbers in found if (ids[numbers] >= 0).any()}
     last = {value: numbers for value, numbers in found if value not in able}  # of a table, the features
@@ -88,7 +88,7 @@ def _produced(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.nd
 
 
 def _making(coupling: Coupling) -> list[tuple[Value, np.ndarray[Any, Any]]]:
-    """Return the parameters of several dimensions that produce channels, with the numbers of these."""
+    """Return the parameters of two or more dimensions that produce channels, with the channel numbers."""
     marked = np.zeros(coupling.numbers.count, dtype=bool)
     for axis in coupling.produced:
         marked[axis.numpy().reshape(-1)] = True
@@ -108,7 +108,7 @@ def _names(names: list[str]) -> str:
 
 
 def spoiling(ops: tuple[Op, ...], carries: Callable[[Value], set[int]]) -> dict[int, Op]:
-    """Return, for each number, the first operation with a result that carries it alive although no input does."""
+    """Return for each channel number the first operation with a result that carries it alive though no input does."""
     found: dict[int, Op] = {}
     for op in ops:
         after = {number for value in op.results for number in carries(value)}

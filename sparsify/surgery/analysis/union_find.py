@@ -1,4 +1,4 @@
-"""Channel numbers, which of them are the same channel, and who said so."""
+"""Union-find over channel numbers, which remembers the cause of every union."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PINNED = 0  # the number of entries that never go
+PINNED = 0  # the number of all entries that are never removed
 _Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
 class UnionFind:
-    """Channel numbers and which of them were found to be the same.
+    """Sets of channel numbers. Numbers in the set of `PINNED` are never removed.
 
-    What is tied is remembered with `at`, whatever is being entered, so that `why_pinned` can tell what keeps a channel.
+    Every union is stored with the present `cause`, so that `why_pinned` can name what keeps a channel.
     """
 
     def __init__(self) -> None:
@@ -26,21 +26,21 @@ class UnionFind:
         self._roots = np.zeros(1, dtype=np.int64)
 
     def new(self, size: int) -> Tensor:
-        """Return `size` new numbers."""
+        """Return `size` new numbers, each a set of its own: int64 [size]."""
         self.count += size
         return torch.arange(self.count - size, self.count)
 
     def union(self, a: Tensor, b: Tensor) -> None:
-        """Note that the numbers in `a` and `b`, broadcast together, are the same channels."""
+        """Join the sets of the numbers in `a` and `b`, broadcast together."""
         a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
         self._pairs.append((a.reshape(-1).numpy(), b.reshape(-1).numpy(), self.cause))
 
     def pin(self, numbers: Tensor) -> None:
-        """Note that these channels can not go."""
+        """Join the sets of these numbers with the pinned one."""
         self.union(numbers, torch.zeros((), dtype=torch.int64))
 
     def find(self) -> _Array:
-        """Return for every number the lowest one it was tied to."""
+        """Return the root, the lowest member of its set, of every number: int64 [count]."""
         new = self._pairs[self._joined :]
         if new or len(self._roots) < self.count:
             roots = np.concatenate([self._roots, np.arange(len(self._roots), self.count)])
@@ -51,10 +51,7 @@ class UnionFind:
         return self._roots
 
     def why_pinned(self) -> tuple[_Array, list[Any]]:
-        """Return for every number the index of what first fixed it or one that it is tied to (-1: nothing), and these.
-
-        Each is the `at` of that moment.
-        """
+        """Return for every number the index of the union that first pinned it (-1: none), and all unions' causes."""
         if not self._pairs:
             return np.full(self.count, -1), []
         left, right = (np.concatenate([pair[side] for pair in self._pairs]) for side in (0, 1))
@@ -69,7 +66,7 @@ class UnionFind:
 
 
 def lowest_connected(roots: np.ndarray[Any, Any], left: Any, right: Any) -> np.ndarray[Any, Any]:
-    """Return `roots` (the lowest member of each one's set) after the sets of left[i] and right[i] were joined."""
+    """Return `roots` (the lowest member of each set) after joining the sets of left[i] and right[i] for every i."""
     while True:
         a, b = roots[left], roots[right]
         different = a != b

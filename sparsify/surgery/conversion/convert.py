@@ -1,23 +1,24 @@
 """convert(): put masks on a model, in place.
 
-First everything is found out and decided without touching the model; then it is applied. A weight is masked where it
-is used: by torch.nn's own forward of conv and linear (`direct`); by any other forward, which runs as it is on a copy of
-its module that holds effective weights (`substituted`), or, where it computes the weight it uses from the parameter,
-sees what is computed masked (`computed`). Graphs of such forwards, traced by fx, tell which parameters are weights. A
-forward that cannot be traced at all has its conv and linear weights masked, and the report's notes say so.
+A plan is made without touching the model, then applied. A weight is masked where it is used: in torch.nn's forward of
+conv and linear by a masked operation (`direct`); in any other forward by running it on a copy of its module that holds
+effective weights (`substituted`); if a forward computes the weight it uses from the parameter, the result is masked
+(`computed`). Which parameters are weights is found in fx traces of such forwards. Of a forward that cannot be traced
+the conv and linear weights are masked, and the report's notes say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ...arguments import takes
 from ..averages import keep_masks_in_averages
-from ..ignore_patterns import ignored_names, is_adapter, keyword_clashes
+from ..ignore_patterns import class_names, ignored_names, is_adapter, keyword_clashes
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from ..parametrized import computed_names, computes_from
@@ -45,41 +46,48 @@ class ConversionReport:
     notes: list[str]
 
 
-@takes(model=nn.Module, ignore=Iterable)
-def convert(model: nn.Module, ignore: Iterable[str] = ()) -> ConversionReport:
+@takes(model=nn.Module, ignore=Iterable, only=Iterable)
+def convert(model: nn.Module, ignore: Iterable[str] = (), only: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
 
     Parameters that matrix products take for weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
-    `ignore` lists weights that get no mask: names of weights or modules, globs, the keywords "first" and "last" (in
-    order of registration), and "name:last" for a module of that name. Converting again adds the masks that are missing;
-    the weights of adapters (LoRA) stay dense. Masks set by torch.nn.utils.prune are taken over: those of weights become
-    their masks, those of other parameters, and of ignored weights, masks as of `mask_also`.
-    Raises SparsifyError if an ignore pattern matches nothing, or a mask of torch.nn.utils.prune cannot be taken over.
+    `ignore` lists weights that get no mask: names of weights or modules, globs, "re:" before a regular expression,
+    names of classes ("Linear"), the keywords "first" and "last" (in order of registration), and "name:last" for a
+    module of that name; with `only`, all get none but those that it lists likewise. Converting again adds the masks
+    that are missing; the weights of adapters (LoRA) stay dense. Masks set by torch.nn.utils.prune are taken over: those
+    of weights become their masks, those of other parameters, and of ignored weights, masks as of `mask_also`.
+    Raises SparsifyError if a pattern matches nothing, or a mask of torch.nn.utils.prune cannot be taken over.
     After any error the model is what it was.
     """
     with all_or_nothing(model):
-        return _convert(model, [ignore] if isinstance(ignore, str) else list(ignore), take_over(model))
+        ignored, wanted = ([given] if isinstance(given, str) else list(given) for given in (ignore, only))
+        return _convert(model, ignored, wanted, take_over(model))
 
 
-def _convert(model: nn.Module, ignore: list[str], pruned: list[Pruned]) -> ConversionReport:
+def _convert(model: nn.Module, ignore: list[str], only: list[str], pruned: list[Pruned]) -> ConversionReport:
     plan = _make_plan(model, {(id(one.module), one.name) for one in pruned})
     owners = plan.owners
     maskable = [n for n, (module, key) in owners.items() if (id(module), key) in plan.how and not is_adapter(n, module)]
-    ignored = ignored_names(
+    matched = partial(
+        ignored_names,
         maskable,
-        ignore,
         others=[name for name in owners if name not in maskable],
         aliases=computed_names(model),
+        classes=class_names(model),
     )
-    shared_ignored = {(id(owners[name][0]), owners[name][1]): pattern for name, pattern in ignored.items()}
+    ignored = {name: f"ignored by '{pattern}'" for name, pattern in matched(ignore).items()}
+    if only:
+        wanted = matched(only, key=("only",))
+        ignored |= {name: "not among 'only'" for name in maskable if name not in wanted and name not in ignored}
+    shared_ignored = {(id(owners[name][0]), owners[name][1]): reason for name, reason in ignored.items()}
     masked: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for name, (module, key) in owners.items():
         where = (id(module), key)
         if where in shared_ignored:
-            skipped[name] = f"ignored by '{shared_ignored[where]}'"
+            skipped[name] = shared_ignored[where]
         elif is_adapter(name, module):
             skipped[name] = "an adapter (LoRA), which stays dense"
         elif where in plan.how:
@@ -94,7 +102,7 @@ def _convert(model: nn.Module, ignore: list[str], pruned: list[Pruned]) -> Conve
 
 
 def _make_plan(model: nn.Module, extra: set[Key]) -> ConversionPlan:
-    """Decide how weights, and the extra parameters that carry masks or shall, are masked in `model`."""
+    """Return the plan for the weights of `model` and its extra parameters: those masked already, and `extra`."""
     names = {id(module): name for name, module in model.named_modules()}
     plan = ConversionPlan(names, extra=extra | masked_extra(model))
     inside = inside_parametrizations(model)
@@ -114,7 +122,10 @@ def _make_plan(model: nn.Module, extra: set[Key]) -> ConversionPlan:
 
 
 def _unmasked_pruned(pruned: list[Pruned], weights: list[Owner], plan: ConversionPlan) -> list[Pruned]:
-    """Return those pruned by torch.nn.utils.prune that are no weights here, after a look whether all can be masked."""
+    """Return the parameters pruned by torch.nn.utils.prune that are no weights of the plan.
+
+    Raises SparsifyError for one that no mask can reach.
+    """
     masked = {(id(module), name) for module, name in weights}
     extra = [one for one in pruned if (id(one.module), one.name) not in masked]
     for one in extra:
@@ -133,10 +144,10 @@ def _unmasked_pruned(pruned: list[Pruned], weights: list[Owner], plan: Conversio
 def apply(
     model: nn.Module, weights: list[Owner], extra: list[Owner], plan: ConversionPlan, given: Mapping[int, Tensor]
 ) -> None:
-    """Put the missing masks on `weights` and `extra` parameters and give modules the classes that they need.
+    """Put the missing masks on `weights` and `extra` parameters, in place, and give modules their masked classes.
 
-    `given` holds masks by the id of the parameter; others are all ones. A module with a masked class keeps it if the
-    plan says nothing of it.
+    `given` maps ids of parameters to masks; the others are all ones. A module that has a masked class and is not in the
+    plan keeps it.
     """
     masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)} | {**given}
     guard_loading(model)
@@ -162,7 +173,7 @@ def apply(
 
 
 def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, extra: bool) -> None:
-    """Put a mask on one parameter that has none; of an extra parameter that is a weight now, change the list."""
+    """Put a mask on a parameter that has none; an extra parameter that is a weight now changes its list."""
     attributes = module.__dict__
     if name in attributes.get("masked_also", ()) and not extra:
         attributes["masked_also"] = tuple(other for other in attributes["masked_also"] if other != name)
@@ -179,7 +190,7 @@ def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, extra: bo
 
 
 def _keep_layout(module: nn.Module, name: str, layout: Layout | None) -> None:
-    """Keep the layout of a weight if it is not that of torch.nn's own modules."""
+    """Store the layout of a weight unless it is that of torch.nn's modules."""
     parameter = module._parameters[name]
     assert parameter is not None
     if layout is not None and not alike(layout, usual_layout(module, parameter.dim()), parameter.shape):

@@ -1,4 +1,4 @@
-"""What is taken out of a plan whatever forwards read: weights beside which no mask can be, final classes."""
+"""Exclusions from a plan, whatever forwards read: weights that cannot have a mask beside them, final classes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _key(module: nn.Module, path: str) -> Key:
 
 
 def _class_problem(module: nn.Module, kind: str) -> str:
-    """Return why a module cannot take on the masked class of a kind, or nothing."""
+    """Return why a module cannot take on the masked class of `kind`, or nothing."""
     cls = original_class(module)
     try:
         made = masked_class(cls, kind)  # type: ignore[arg-type]

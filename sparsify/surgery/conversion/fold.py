@@ -25,11 +25,12 @@ _LOG = logging.getLogger("sparsify")
 
 @takes(model=nn.Module)
 def fold(model: nn.Module) -> nn.Module:
-    """Return a plain copy of `model`: what masks remove is +0.0, there are no masks, the keys are the dense model's.
+    """Return a plain copy of `model` without masks: removed entries are +0.0, the keys are those of the dense model.
 
-    A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter: there
-    the computed, masked weight is stored: in torch.nn's own module where the forward is one convolution or linear
-    operation, else in the module itself, whose forward then takes it as it is. Both are logged. `model` is not changed.
+    A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter, so
+    that the computed, masked weight is stored instead: in a module of torch.nn if the forward is one convolution or
+    linear operation, else in the module itself, which uses it without computing it. Both are logged. `model` is not
+    changed.
     """
     computed: dict[str, dict[str, Tensor]] = {}
     parametrized: dict[str, nn.Parameter] = {}
@@ -66,13 +67,13 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.Module:
-    """Return a copy of `model` as it was before the conversion, values under the masks included.
+    """Return a copy of `model` as it was before the conversion, with the values under the masks.
 
-    `copies` holds, by the id of the original, what is to stand in the copy for objects in the model.
+    `copies` maps ids of objects in the model to what replaces them in the copy.
     """
     memo = dict(copies or {})
     for module in model.modules():
-        # deepcopy takes longer for the empty dicts of hooks than for all else.
+        # deepcopy takes most of its time for the empty dicts of hooks.
         memo |= {id(held): type(held)() for held in module.__dict__.values() if type(held) is OrderedDict and not held}
         memo |= {id(mask): mask for mask in (module._buffers[f"{name}_mask"] for name in names_of_masked(module))}
     plain: nn.Module = deep_copy(model, memo)
@@ -90,7 +91,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 
 def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, apart: bool) -> nn.Module:
-    """Return a module that does what `module` does, with its computed weights stored under their names."""
+    """Return a module equal to `module` that stores its computed weights instead of computing them."""
     plain = _as_plain_module(module, weights) if list(weights) == ["weight"] else None
     if plain is not None:
         return plain.train(module.training)
@@ -100,7 +101,7 @@ def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, apart: bool)
 
 
 def _as_plain_module(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module | None:
-    """Return torch.nn's module that does the same, if the forward is seen to be one conv or linear operation."""
+    """Return an equal module of torch.nn, if the forward is one conv or linear operation; else None."""
     cls = type(module)
     if not is_closed(cls) or len(kinds_of_call(cls.forward)) > 2 or "forward" in module.__dict__:
         return None
@@ -125,7 +126,7 @@ def _described(operation: fx.Node) -> str:
 
 
 def _plain_module(module: nn.Module, operation: fx.Node, stored: Tensor) -> nn.Module | None:
-    """Return torch.nn's module that does one conv or linear operation with the weight `stored`, if there is one."""
+    """Return the module of torch.nn for one conv or linear operation with the weight `stored`, or None."""
     cls = _PLAIN.get(operation.target)
     given: dict[str, Any] = dict(zip(_ARGUMENTS, operation.args, strict=False)) | operation.kwargs
     names = {name: given.pop(name, None) for name in ("input", "weight", "bias")}

@@ -1,4 +1,4 @@
-"""Why a mask cannot be put on parameters of modules that something else has changed already: them, or their forward."""
+"""Parameters that cannot be masked because another library has changed their module or its forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 
 
 def unreachable_weights(module: nn.Module) -> dict[str, str]:
-    """Return parameter name -> why a mask cannot be put on it, for what a module keeps in a form of its own."""
+    """Return the parameters of a module that cannot be masked, with the reason: scripted, quantized, lazy, ..."""
     if isinstance(module, torch.jit.ScriptModule):
         names = [name for name, p in module.named_parameters(recurse=False) if p.dim() > 1]
         return dict.fromkeys(names, "scripted: convert the model before torch.jit.script")
@@ -40,7 +40,7 @@ def _plain(parameter: Tensor) -> bool:
 
 
 def _answers(module: nn.Module, name: str) -> bool:
-    """Whether a module has an attribute; one that fails when it is read is there too."""
+    """Whether a module has an attribute, even one that fails when it is read."""
     if name in module.__dict__ or any(name in cls.__dict__ for cls in type(module).__mro__):
         return True
     try:

@@ -1,4 +1,4 @@
-"""mask_also(): masks on extra parameters of a converted model, so that whole units can be exactly zero."""
+"""mask_also(): masks on extra parameters (biases, norms, tables), so that whole units can be exactly zero."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def mask_also(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _make_plan(model: nn.Module, new: set[Key]) -> ConversionPlan:
-    """Decide how the modules that may read one of these parameters mask it, and all else that they mask already."""
+    """Return the plan for the modules that may read one of the `new` parameters, including what they mask already."""
     plan = ConversionPlan({id(module): name for name, module in model.named_modules()}, extra=new | masked_extra(model))
     for module in model.modules():
         if may_read(module, at_or_below(module, new)):
@@ -71,9 +71,9 @@ def _places(model: nn.Module) -> dict[str, _Place]:
 
 
 def _wanted(names: list[str], places: dict[str, _Place]) -> dict[str, _Place]:
-    """Return those of the named parameters that carry no mask yet, under all their names.
+    """Return the named parameters that have no mask yet, under all their names.
 
-    Raises SparsifyError for one that does not exist or that cannot carry a mask where it is.
+    Raises SparsifyError for one that does not exist or cannot have a mask.
     """
     for name in names:
         if name not in places:
@@ -90,7 +90,7 @@ def _wanted(names: list[str], places: dict[str, _Place]) -> dict[str, _Place]:
 
 
 def _refuse_unreached(wanted: dict[str, _Place], plan: ConversionPlan) -> None:
-    """Raise SparsifyError for a parameter that no forward reads through a mask, or one reads past it."""
+    """Raise SparsifyError for a parameter that no forward reads masked, or that one reads unmasked."""
     reached = {id(place.parameter) for place in wanted.values() if place.key in plan.reached}
     for name, place in wanted.items():
         reason = plan.blocked.get(place.key, "")

@@ -1,4 +1,4 @@
-"""What a conversion will do, decided without touching the model: how each weight is masked, each module's new class."""
+"""The plan of a conversion, made without touching the model: how each weight is masked, each module's new class."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ _STORED = ("operand", "source")  # the uses of weights that are masked where the
 
 @dataclass
 class ConversionPlan:
-    """The decisions, by id of the module. `names` are the modules' qualified names."""
+    """The decisions of a conversion, by id of the module. `names` are the modules' qualified names."""
 
     names: dict[int, str]
     how: dict[Key, str] = field(default_factory=dict)
     reasons: dict[Key, str] = field(default_factory=dict)
-    layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where it is known
-    apart: set[int] = field(default_factory=set)  # modules with computed weights that no compiler sees masked
-    dense: set[Key] = field(default_factory=set)  # weights that a forward reads past any mask
+    layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where known
+    apart: set[int] = field(default_factory=set)  # modules whose computed weights are masked outside of torch.compile
+    dense: set[Key] = field(default_factory=set)  # weights that a forward reads without a mask
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
     reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
     traced: dict[int, OwnGraphs] = field(default_factory=dict)  # the forwards that were traced
     trace_cache: dict[Any, OwnGraphs] = field(default_factory=dict)  # by the structure and settings of a module
     notes: list[str] = field(default_factory=list)
-    extra: set[Key] = field(default_factory=set)  # parameters that shall be masked although they are no weights
-    reached: set[Key] = field(default_factory=set)  # those of them that a forward reads through its mask
-    blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads past any mask -> why
+    extra: set[Key] = field(default_factory=set)  # parameters to be masked that are no weights
+    reached: set[Key] = field(default_factory=set)  # those of them that a forward reads masked
+    blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads without a mask -> why
     outside: dict[int, str] = field(default_factory=dict)  # ids of parameters read from afar -> why no mask enters
     owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)  # of every weight-like parameter, by name
     _unreachable: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def unreachable(self, module: nn.Module) -> dict[str, str]:
-        """Return what `unreachable_weights` says of a module, asked once: nothing changes while a plan is made."""
+        """Return `unreachable_weights(module)`, computed once: nothing changes while a plan is made."""
         if id(module) not in self._unreachable:
             self._unreachable[id(module)] = unreachable_weights(module)
         return self._unreachable[id(module)]
@@ -105,7 +105,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
 
 
 def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: ConversionPlan) -> None:
-    """Enter that the module's class becomes one of `kind`, which masks the weights at `paths`."""
+    """Plan a class of `kind` for the module, which masks the weights at `paths`."""
     for path in paths:
         owner_path, _, name = path.rpartition(".")
         plan.how.setdefault((id(module.get_submodule(owner_path)), name), how)
@@ -115,7 +115,7 @@ def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: Con
 
 
 def _plan_own_forward(module: nn.Module, own: list[str], plan: ConversionPlan) -> None:
-    """Trace a forward of the module's own and find what goes into conv and linear operations."""
+    """Trace a module's own forward and plan masks on the weights of its linear operations."""
     traced = plan.traced[id(module)] = graphs_like(module, plan.trace_cache)
     if not traced.all:
         _plan_untraceable(module, own, traced.failure, plan)
@@ -161,7 +161,7 @@ def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan
 
 
 def _unread(module: nn.Module, name: str, failure: str) -> str:
-    """Return why a parameter has no mask that no traced call of the module's forward reads."""
+    """Return why a parameter that no traced call of the forward reads has no mask."""
     if not mentions_own(module, [name]):
         return "not read by the forward"
     followed = f"that can be traced ({failure})" if failure else "that was traced"
@@ -169,7 +169,7 @@ def _unread(module: nn.Module, name: str, failure: str) -> str:
 
 
 def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
-    """Add how parameters are used in one more graph of a forward; the first where they are weights counts.
+    """Add the uses of parameters in one more graph of a forward; the first as a weight counts.
 
     What is computed from a parameter in one call may be the parameter itself in another, and is masked alike.
     """
@@ -180,7 +180,7 @@ def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
 
 
 def _note_uses(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) -> None:
-    """Enter the layouts of weights, and what a person should know of them."""
+    """Add the layouts of weights, and notes about them, to the plan."""
     for path, use in uses.items():
         owner_path, _, name = path.rpartition(".")
         if use.layout is not None:
@@ -193,7 +193,7 @@ def _note_uses(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) ->
 
 
 def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: ConversionPlan) -> None:
-    """Mask where they are stored the weights that some paths of a forward use; of layers of torch.nn in any case."""
+    """Plan masks on the stored weights that partial graphs show, and on those of conv and linear layers."""
     original = as_original(module)
     uses: dict[str, Use] = {}
     below = reads_weights_of_children(module)
@@ -213,7 +213,7 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         )
     children: list[str] = []
     if isinstance(module, CONV_AND_LINEAR):
-        part = PART.format("weight")  # of which a mask where it is stored would leave the others
+        part = PART.format("weight")  # a mask on a part would not mask the others
         children = ["weight"] if "weight" in own and all(use.reason != part for use in uses.values()) else []
     elif below:
         children = [
@@ -235,7 +235,7 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
 
 
 def leave_out_shared(plan: ConversionPlan) -> None:
-    """A parameter that one of its modules uses dense, or another reads from afar, is masked in none of them."""
+    """Take a shared parameter out of the plan if one of its modules uses it dense, or another reads it from outside."""
     sharing: dict[int, dict[Key, str]] = {}
     for name, (module, key) in plan.owners.items():
         held = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None

@@ -19,7 +19,7 @@ from .plan import ConversionPlan, Key
 
 
 def plan_extra(module: nn.Module, plan: ConversionPlan) -> None:
-    """Enter how the extra parameters of the plan that one module's forward reads are masked in it."""
+    """Plan how one module's forward masks the extra parameters that it reads."""
     wanted = at_or_below(module, plan.extra)
     if not may_read(module, wanted):
         return
@@ -45,7 +45,7 @@ def masked_extra(model: nn.Module) -> set[Key]:
 
 
 def at_or_below(module: nn.Module, keys: Set[Key]) -> dict[str, Key]:
-    """Return those of some parameters that a module and all below it own, by path."""
+    """Return those of `keys` that a module or one below it owns, by path."""
     found = {}
     for prefix, owner in module.named_modules(remove_duplicate=False) if keys else ():
         for name in () if isinstance(owner, torch.jit.ScriptModule) else owner._parameters:
@@ -78,11 +78,11 @@ def _read_by(module: nn.Module, kind: str, paths: list[str], wanted: dict[str, K
 
 
 def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: ConversionPlan) -> None:
-    """Find what a traced forward of the module's own reads; of one that cannot be traced, what its code mentions."""
+    """Plan masks on what a module's own forward reads: by its trace, or, if there is none, by the names in its code."""
     own = [path for path in wanted if "." not in path]
     below = _last_parts(path for path in wanted if "." in path)
     if id(module) not in plan.traced and mentions_own(module, own) and not (below and mentions(module, below)):
-        # Norms: there are many, and a trace of each takes long.
+        # Norms are many, and tracing each takes long.
         _read_by(module, "substituted", own, wanted, plan)
         return
     traced = plan.traced.get(id(module)) or graphs_like(module, plan.trace_cache)

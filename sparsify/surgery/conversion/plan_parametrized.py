@@ -1,4 +1,4 @@
-"""Which parametrized weights are those of conv and linear operations, so that they get masks."""
+"""Plan of masks on parametrized weights that conv and linear operations use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .plan import ConversionPlan, own_weights
 
 
 def plan_parametrized(module: nn.Module, plan: ConversionPlan) -> None:
-    """Enter how one module's parametrized weights are masked, and why others are not."""
+    """Plan masks on one module's parametrized weights, and note why others get none."""
     found = parametrized_weights(module)
     plain = without_parametrizations(module) if found else module
     for one in found:
@@ -39,7 +39,7 @@ def plan_parametrized(module: nn.Module, plan: ConversionPlan) -> None:
 
 
 def _leave_others(module: nn.Module, name: str, plan: ConversionPlan) -> None:
-    """Leave a recurrent module's other weights dense: how often it computes this one depends on the others."""
+    """Leave a recurrent module's other weights dense: reading them changes how often it computes this one."""
     for path in plan.reads.pop(id(module), ()):
         plan.how.pop((id(module), path), None)
         plan.reasons[id(module), path] = f"the parametrization of {name} changes whenever the others are read"
@@ -53,14 +53,14 @@ def inside_parametrizations(model: nn.Module) -> set[int]:
 
 
 def leave_inside(module: nn.Module, plan: ConversionPlan) -> None:
-    """Enter why the weights of a module inside a parametrization are not masked."""
+    """Note why the weights of a module inside a parametrization get no masks."""
     if not isinstance(module, ParametrizationList):
         for name in own_weights(module):
             plan.reasons[id(module), name] = "belongs to a parametrization: the mask is on the weight that it computes"
 
 
 def _no_weight(module: nn.Module, plain: nn.Module, one: Parametrized, plan: ConversionPlan) -> str:
-    """Return why what is computed is not the weight of a conv or linear operation, or nothing."""
+    """Return why a parametrized parameter is no weight of a conv or linear operation, or nothing."""
     cls = type(plain)
     weight = plain._parameters[one.name]
     if weight is None or weight.dim() < 2 or not weight.is_floating_point():

@@ -1,8 +1,7 @@
-"""Operations that multiply with weights: which operands may be one, and what each dimension of it is for.
+"""Linear operations: which operands may be weights, and the role of each of their dimensions.
 
-The roles of an operand's dimensions are told by letters, in order: `o` outputs, `i` inputs (what the product adds up
-over), `k` kernel positions, `m` matrices that are multiplied each by itself. `m*` stands for any number of them, `+0,2`
-for `i` at these dimensions and `o` elsewhere.
+A pattern has a letter for each dimension: `o` outputs, `i` inputs (contracted), `k` kernel positions, `m` a batch of
+matrices. `m*` stands for any number of `m`, `+0,2` for `i` at these dimensions and `o` elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ... import ops
 
 
 class Operand(NamedTuple):
-    """What may be a weight of an operation: its node, the pattern of its roles, the other operands.
+    """An operand that may be a weight: its node, the pattern of its roles, the other operands.
 
     `groups` are those of a transposed convolution.
     """
@@ -28,7 +27,7 @@ class Operand(NamedTuple):
 
 
 def roles(pattern: str, dimensions: int) -> str | None:
-    """Return the roles of so many dimensions, a letter for each; None if the pattern is of another number."""
+    """Return the roles of a pattern for so many dimensions, a letter each; None if it does not fit."""
     if pattern.startswith("+"):
         summed = {int(dimension) % dimensions for dimension in pattern[1:].split(",")}
         return "".join("i" if dimension in summed else "o" for dimension in range(dimensions))
@@ -86,8 +85,8 @@ def _of_layer(node: fx.Node, weight: fx.Node, given: Any) -> Operand:
     return Operand(weight, f"io{kernel}", (given,), groups if isinstance(groups, int) else 1)
 
 
-# Product -> where its operands are, by position and by keyword, and the roles of each if it is the weight. Names are
-# without the underscores at their ends: functions, methods and operators.
+# Product, without leading and trailing underscores -> its operands by position and by keyword, and the pattern of each
+# as a weight.
 _PRODUCTS: dict[str, tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("matmul", "imatmul"), ((0, 1), ("input", "other"), ("m*oi", "m*io"))),
     "rmatmul": ((1, 0), ("other", "self"), ("m*oi", "m*io")),
@@ -150,7 +149,7 @@ def _of_einsum(node: fx.Node) -> list[Operand]:
     for index, (value, term) in enumerate(zip(values, labels, strict=True)):
         others = [label for place, other in enumerate(labels) if place != index for label in other]
         if set(term) & set(others) <= set(kept):
-            continue  # nothing that both have is added up
+            continue  # no dimension is contracted
         letters = ["m*" if label == "..." else _letter(label in kept, label in others) for label in term]
         rest = tuple(other for place, other in enumerate(values) if place != index)
         found.append(Operand(value, "".join(letters), rest))
@@ -162,7 +161,7 @@ def _letter(kept: bool, shared: bool) -> str:
 
 
 def _equation(node: fx.Node) -> tuple[str, list[Any]]:
-    """Return an equation and its operands, which torch takes first and other libraries take last."""
+    """Return an einsum's equation, which torch takes first and other libraries last, and its operands."""
     *first, last = [*node.args, *node.kwargs.values()]
     if first and isinstance(first[0], str):
         values = [*first[1:], last]
@@ -173,6 +172,6 @@ def _equation(node: fx.Node) -> tuple[str, list[Any]]:
 
 
 def _labels(term: str) -> list[str]:
-    """Return the dimensions of a term: words where it has spaces inside, else letters."""
+    """Return the labels of a term's dimensions: words if it has spaces inside, else letters."""
     term = term.strip()
     return term.split() if " " in term else re.findall(r"\.\.\.|.", term)

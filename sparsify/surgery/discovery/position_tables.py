@@ -1,8 +1,8 @@
-"""Tables of relative positions, which are multiplied with activations as weights are, and are none.
+"""Tables of relative positions, which are multiplied with activations like weights, and are none.
 
-What an index looks up is seen by the index (see arranging). Others are told by what becomes of the product: it is moved
-from relative to absolute positions, by one more column and another shape (Huang et al. 2019, Music Transformer, section
-3.4.1); and, where that is not seen, by the words in the parameter's name.
+Tables that are indexed are found in `rearranged`. Others are recognised by what follows the product, the skewing from
+relative to absolute positions by a padded column and a reshape (Huang et al. 2019, Music Transformer, section 3.4.1),
+or by the words in the parameter's name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RESHAPING = frozenset("view reshape flatten unflatten".split())
 
 
 def is_table(path: str, product: fx.Node) -> bool:
-    """Whether the parameter at `path`, an operand of `product`, is a table of positions."""
+    """Whether the parameter at `path`, an operand of `product`, is a position table."""
     return _is_skewed(product) or _is_called_so(path)
 
 
@@ -30,7 +30,7 @@ def _is_called_so(path: str) -> bool:
 
 
 def _is_skewed(product: fx.Node) -> bool:
-    """Whether what a product returns is padded by one column and then given another shape."""
+    """Whether a product's result is padded by one column and then reshaped."""
     waiting = [*product.users]
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""Which parameters are weights of the linear operations of a traced forward, and how they enter them."""
+"""Which parameters are weights of the linear operations of a traced forward, and how (def-use analysis)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from ..side_effects import changed_buffers
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.subgraphs import ancestors, subgraph
 from .linear_ops import Operand, is_conv_or_linear, name_of, operands, weight_argument
+from .node_kinds import is_metadata
 from .position_tables import is_table
-from .rearranged import Arrangements, is_metadata
+from .rearranged import Rearrangements
 
 # Where functions that are neither conv nor linear take their weights, by position; by keyword they are named so.
 _WEIGHTS_OF = {
@@ -31,11 +32,11 @@ _ALSO = "part of a computed weight, and used otherwise as well"
 class Use:
     """How one weight enters the operations of a traced forward.
 
-    `how` is "operand" (the parameter itself goes into a conv or linear), "computed" (what is computed from it does, or
-    goes into a matrix product), "source" (it is masked where it is read: it is arranged anew first, goes into a matrix
-    product, or somewhere else) or "unmasked", with `reason`; else `reason` is what a person should know besides.
-    `layout` is there if it is known; `apart` tells of a computed weight that it goes into a product, or is arranged
-    anew first.
+    `how` is "operand" (the parameter itself is the weight of a conv or linear), "computed" (a result computed from it
+    is one, or is an operand of a matrix product), "source" (it is masked where it is read: it is rearranged first, or
+    is an operand of a matrix product or of another function) or "unmasked". `reason` says why it is unmasked, otherwise
+    what a person should know. `layout` is None if unknown. `apart`: a computed weight is an operand of a product, or
+    rearranged first.
     """
 
     how: str
@@ -45,16 +46,16 @@ class Use:
 
 
 def parameter_uses(module: nn.Module, graph: fx.Graph) -> dict[str, Use]:
-    """Return, by path, how each float parameter of two or more dimensions that a traced forward reads is used."""
+    """Return the use of each float parameter of two or more dimensions that a traced forward reads, by path."""
     return look(module, graph, layouts=True).settled()
 
 
 def look(module: nn.Module, graph: fx.Graph, *, layouts: bool = False) -> Found:
-    """Return what is found in a traced forward, with the layouts of weights if they are wanted."""
+    """Return the uses found in a traced forward; with `layouts`, those of weights too."""
     found = Found(module, graph, layouts)
     nodes = list(graph.nodes) if found.sources else []
     layers = [node for node in nodes if is_conv_or_linear(node)]
-    # A product that makes the weight of a layer (of several experts' say) takes no weights itself.
+    # A product that computes the weight of a layer (a mixture of experts) has no weights of its own.
     making = {node for layer in layers for node in ancestors(weight_argument(layer), modules=False)}
     for node in nodes:
         for operand in operands(node) if node not in making or node in layers else ():
@@ -65,18 +66,18 @@ def look(module: nn.Module, graph: fx.Graph, *, layouts: bool = False) -> Found:
 
 
 class Found:
-    """The uses of parameters that were found in a graph so far, by path; `cores`: the weights computed from them."""
+    """The uses of parameters found in a graph, by path; `cores` are the nodes of the weights computed from them."""
 
     def __init__(self, module: nn.Module, graph: fx.Graph, layouts: bool) -> None:
         self.module, self.graph, self.sources = module, graph, _sources(module, graph)
         self.layouts = layouts
-        self.known = Arrangements(module, graph, self.sources)
+        self.known = Rearrangements(module, graph, self.sources)
         self.uses: dict[str, Use] = {}
         self.computed: dict[str, Use] = {}
         self.cores: dict[str, fx.Node] = {}
 
     def settled(self) -> dict[str, Use]:
-        """Return the use of every source."""
+        """Return the use of every source, by path."""
         uses = self.computed | self.uses
         for path in {*self.computed} & {*self.uses}:
             parts = [name for name, use in self.computed.items() if use.reason == PART.format(path)]
@@ -84,7 +85,7 @@ class Found:
         return {path: _reconcile(self, source, path, uses.get(path)) for source, path in self.sources.items()}
 
     def look_at(self, node: fx.Node, operand: Operand) -> None:
-        """Enter what an operand of a conv, linear or matrix product is made of."""
+        """Note the use of the parameters that an operand of a conv, linear or matrix product is computed from."""
         weight, product = operand.node, not is_conv_or_linear(node)
         bases = self.known.bases(weight)
         behind = ancestors(bases[0], modules=False)
@@ -110,9 +111,9 @@ class Found:
         return self.known.layout(operand, source, shape) if self.layouts else None
 
     def _compute(self, operand: Operand, bases: list[fx.Node], reached: dict[fx.Node, str], product: bool) -> None:
-        """Enter a weight computed from parameters alone: the mask goes on the result if a parameter has its shape.
+        """Note a weight computed from parameters alone: the mask goes on the result if a parameter has its shape.
 
-        Of a result that is arranged anew afterwards, the first form that has one counts.
+        If the result is rearranged afterwards, the first of its forms that has the shape of a parameter counts.
         """
         registered = [name for name, _ in self.module.named_parameters(remove_duplicate=False)]
         paths = sorted(reached.values(), key=registered.index)
@@ -149,7 +150,7 @@ def _sources(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
 
 
 def _reconcile(found: Found, source: fx.Node, path: str, use: Use | None) -> Use:
-    """Settle a parameter that something else than linear operations reads as well, or alone."""
+    """Return the use of a parameter, given the one as a weight (or None), in view of its other readers."""
     known = found.known
     readers = [user for user in source.users if not is_metadata(user)]
     if any(source in known.arranged[table] for table in known.embeddings):
@@ -175,13 +176,13 @@ def _convolves(node: fx.Node) -> bool:
 
 
 def _weights_of(node: fx.Node) -> list[Any]:
-    """Return what a node that is an attention or recurrent function takes as weights."""
+    """Return the weights among the arguments of an attention or recurrent function."""
     positions = _WEIGHTS_OF.get(name_of(node), ())
     named = [value for name, value in node.kwargs.items() if "weight" in name or name in ("w_ih", "w_hh")]
     return [*(node.args[p] for p in positions if p < len(node.args)), *named] if positions else []
 
 
 def computed_operands(module: nn.Module, graph: fx.Graph) -> dict[str, list[fx.Node]]:
-    """Return, by the path of the parameter, what a traced forward computes from it and takes for a weight."""
+    """Return the nodes of the weights that a traced forward computes from a parameter, by its path."""
     found = look(module, graph)
     return {path: [found.cores[path]] for path, use in found.settled().items() if use.how == "computed"}

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ... import ops
 from ..discovery.linear_ops import PRODUCTS, name_of
-from ..discovery.rearranged import ARRANGING, CASTS, is_arranging
+from ..discovery.node_kinds import CASTS, REARRANGING, is_rearranging
 
 Replace = Callable[[Any], Any]
 
@@ -28,7 +28,7 @@ def _functions(names: Iterable[str]) -> tuple[Any, ...]:
 
 _CONV_AND_LINEAR = tuple(ops.MASKED)
 _PRODUCTS = _functions(PRODUCTS)
-_ARRANGING = _functions(sorted(ARRANGING))
+_ARRANGING = _functions(sorted(REARRANGING))
 
 
 class Operands(TorchFunctionMode):
@@ -130,7 +130,7 @@ def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def _same_shape(parameter: Any, operand: Any) -> bool:
     if isinstance(operand, Proxy) or isinstance(parameter, Proxy):
         # A trace does not know shapes; the origin decides. It does not show operators to modes either.
-        turned = isinstance(operand, Proxy) and is_arranging(operand.node) and name_of(operand.node) not in CASTS
+        turned = isinstance(operand, Proxy) and is_rearranging(operand.node) and name_of(operand.node) not in CASTS
         return not turned
     return bool(parameter.shape == operand.shape)
 

@@ -1,7 +1,7 @@
-"""Moving along with a tensor: what is known of its entries, in a form that is short along most dimensions.
+"""Broadcast forms: data about the entries of a tensor, of size 1 along the dimensions in which it does not vary.
 
-A *form* of a tensor is any tensor with as many dimensions that broadcasts to its shape: channel numbers of an
-activation [1, 64, 56, 56] are kept as [1, 64, 1, 1]. Operations that only move entries are done to the form.
+A *form* of a tensor is any tensor of the same rank that broadcasts to its shape: the channel numbers of an activation
+[1, 64, 56, 56] are stored as [1, 64, 1, 1]. Movement operations (views, permutations, slices) are applied to the form.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Shape = Sequence[int]
 
 
 def reshape(form: Tensor, old: Shape, new: Shape) -> Tensor:
-    """Return the form of a tensor of shape `old` after it was viewed as `new`; only dimensions that vary grow."""
+    """Return the form of a tensor of shape `old` viewed as `new`; only dimensions in which it varies are expanded."""
     if 0 in old:
         return form.new_zeros(list(new))
     sizes: list[int] = []
@@ -58,7 +58,7 @@ def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
 
 
 def compress(form: Tensor) -> Tensor:
-    """Return the same form with every dimension along which nothing varies cut to one entry."""
+    """Return the same form with size 1 along every dimension in which it does not vary."""
     for d in range(form.dim()):
         if form.shape[d] > 1 and bool((form == form.narrow(d, 0, 1)).all()):
             form = form.narrow(d, 0, 1)
@@ -66,9 +66,9 @@ def compress(form: Tensor) -> Tensor:
 
 
 def nonzero(tensor: Tensor) -> Tensor:
-    """Return where a tensor is not zero, as a bool form as short as it can be."""
+    """Return where a tensor is nonzero, a compressed bool form."""
     if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel():
-        # Much faster than to compare each entry: often a row has no zeros, or nothing else. None with a NaN.
+        # Much faster than comparing every entry: often a row has no zeros, or only zeros. Fails for rows with NaN.
         pieces = [_extremes(piece) for piece in row_pieces(tensor.flatten(1))]
         least, most = (torch.cat(sides) for sides in zip(*pieces, strict=True))
         if bool(((most == 0) | (least > 0)).all()):
@@ -82,12 +82,12 @@ def _extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def row_pieces(matrix: Tensor) -> tuple[Tensor, ...]:
-    """Return the rows of a matrix in pieces that fit into caches: what is made of one is no burden then."""
+    """Return the rows of a matrix in pieces that fit into the cache, with their temporaries."""
     return torch.split(matrix, max(1, (1 << 18) // max(1, matrix.shape[1])))
 
 
 def expand_rank(form: Tensor, rank: int) -> Tensor:
-    """Return a form with dimensions of one entry put in front, as broadcasting does."""
+    """Return a form with leading dimensions of size 1 up to `rank`, as broadcasting adds them."""
     return form.reshape([1] * (rank - form.dim()) + list(form.shape))
 
 
@@ -104,7 +104,7 @@ def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _full(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Any:
-    """Do an operation on the whole tensor, for those that are rare."""
+    """Apply an operation to the expanded form: for rare ones."""
     return overload(form.expand(tuple(old)).to(torch.float64), *args)
 
 
@@ -135,7 +135,7 @@ def _select(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> T
 
 
 def _along(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
-    """Flip or roll: along the dimensions that vary."""
+    """Flip or roll, only along the dimensions in which the form varies."""
     *first, dims = args
     if overload.overloadpacket is torch.ops.aten.roll and (not first or not dims):  # of the flattened tensor
         rolled: Tensor = _full(form, old, new, args, overload)
@@ -157,15 +157,15 @@ def _index_select(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any
 
 
 def is_movement(name: str, old: Shape, new: Shape, args: Sequence[Any] = ()) -> bool:
-    """Whether an operation only moves the entries of one tensor of shape `old` to one of shape `new`, or to several."""
-    if name == "as_strided_":  # what pooling to one position does in channels-last memory
+    """Whether an operation is a movement, from one tensor of shape `old` to one of shape `new` or to several."""
+    if name == "as_strided_":  # pooling to one position calls it in channels-last memory
         return tuple(old) == tuple(new) and len(old) == 4 and old[2:] == (1, 1) and list(args[2][:2]) == [old[1], 1]
-    if name in ("view", "_unsafe_view", "reshape", "_reshape_alias"):  # not those that cut numbers into bytes
+    if name in ("view", "_unsafe_view", "reshape", "_reshape_alias"):  # not a view as a smaller dtype
         return math.prod(old) == math.prod(new)
     return name in SPLITS or name in MOVEMENTS
 
 
-# Operations with one tensor in and one out that only move entries: form, shapes before and after, other arguments.
+# Movements with one result -> function of the form, the shapes before and after, the other arguments, the overload.
 MOVEMENTS: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _reshape),
     **dict.fromkeys(("permute", "transpose", "t", "unsqueeze", "movedim"), _plain),
@@ -183,7 +183,7 @@ MOVEMENTS: dict[str, Callable[..., Tensor]] = {
 
 
 def split(name: str, form: Tensor, old: Shape, args: Any, overload: Any, count: int) -> list[Tensor]:
-    """Return the forms of the `count` results of split, split_with_sizes, chunk or unbind."""
+    """Return the forms of the `count` results of one of `SPLITS`."""
     dim = (args[0] if args else 0) if name == "unbind" else (args[1] if len(args) > 1 else 0)
     if form.shape[dim] == 1 and old[dim] != 1:
         return [form.select(dim, 0) if name == "unbind" else form] * count
@@ -194,7 +194,7 @@ SPLITS = ("split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsaf
 
 
 def concat(forms: Sequence[Tensor], shapes: Sequence[Shape], dim: int) -> Tensor:
-    """Return the form of tensors that are concatenated along `dim`."""
+    """Return the form of the concatenation along `dim` of tensors with these forms and shapes."""
     full = []
     for form, shape in zip(forms, shapes, strict=True):
         sizes = [max(f.shape[d] for f in forms) for d in range(form.dim())]

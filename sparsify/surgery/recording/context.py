@@ -1,4 +1,4 @@
-"""What surrounds the recording of a forward pass: the mode, the modules that run, what no operation shows, memory."""
+"""The context of a recording: modes, the modules that run, calls below which no operation is seen, storages."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from torch.utils._pytree import tree_map
 from ...calls import Inputs, inputs_of
 
 _Leaf = TypeVar("_Leaf")
-# The functions that are one operation here, whatever kernels they run on a device.
+# Functions recorded as one operation, whatever kernels a device runs for them.
 WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pack_padded_sequence", "_pad_packed_sequence")
 _ADDING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}
 
 
 class Memory:
-    """One storage: everything (`values`) that was found on it, and how often it was written to."""
+    """One storage: the Values on it, and how often it was written to."""
 
     def __init__(self, storage: torch.UntypedStorage) -> None:
         # While this is held, no other storage gets the address.
@@ -37,7 +37,7 @@ class Memory:
 
 
 def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
-    """Return what is of one type among an operation's arguments or results, in order."""
+    """Return the instances of a type among nested arguments or results, in order."""
     if isinstance(arguments, kind):
         return [arguments]
     if isinstance(arguments, dict):
@@ -48,16 +48,17 @@ def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
 
 
 def own_inputs(example_input: Any) -> Inputs:
-    """Return the call of an example input, with copies of its tensors: a forward may write to them."""
+    """Return an example input as a call, with copies of its tensors, since a forward may write to them."""
     inputs = inputs_of(example_input, "example_input")
     copies: Inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     return copies
 
 
 class FunctionHooks(TorchFunctionMode):
-    """Calls `leave` with a tensor that goes to another library, `scaled` with what is divided by the root of a size.
+    """Reports function calls that the dispatcher does not show.
 
-    `whole` makes calls of functions that are to be one operation.
+    `leave` is called with a tensor that goes to another library, `scaled` with the tensors that attention divides by
+    the root of their last size; `whole` makes the calls of functions in `WHOLE`.
     """
 
     def __init__(
@@ -78,12 +79,12 @@ class FunctionHooks(TorchFunctionMode):
 
 
 def whole_attentions(model: nn.Module) -> tuple[str, ...]:
-    """Return the paths of torch.nn's attention modules, which take no fewer heads: all together are as wide as x."""
+    """Return the paths of torch.nn's attention modules, which cannot lose heads: together these are as wide as x."""
     return tuple(path for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
 
 
 def addable_biases(model: nn.Module) -> frozenset[str]:
-    """Return the names of the biases, there or not, that layers add to what their weight makes."""
+    """Return the names of the biases, existing or not, that convolutions and linear layers add."""
     found = set()
     for path, module in model.named_modules(remove_duplicate=False):
         for cls in _ADDING if isinstance(module, _ADDING) else ():
@@ -98,9 +99,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run the block with the model in eval mode; every module gets its own mode back."""
     training = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole encoder layer says nothing
+    torch.backends.mha.set_fastpath_enabled(False)  # it makes a whole encoder layer one operation
     try:
-        model.eval()  # also where it is: some classes drop what they cached then
+        model.eval()  # even if it is in eval mode: some classes clear a cache then
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -111,8 +112,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def not_compiled() -> Iterator[None]:
-    """Run what was compiled as it was written."""
-    if "torch._dynamo" not in sys.modules:  # nothing was; to load it takes a second
+    """Run compiled code eagerly in the block."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -121,9 +122,9 @@ def not_compiled() -> Iterator[None]:
 
 @contextmanager
 def module_names(model: nn.Module, running: list[str], given: list[Any] | None = None) -> Iterator[None]:
-    """Keep in `running` the paths of the modules whose forward runs, the innermost last; in `given` their arguments."""
+    """Maintain in `running` the paths of the modules whose forward runs, innermost last, in `given` their arguments."""
     given = [] if given is None else given
-    # Hooks on all modules at once: putting one on each takes longer than many a model's forward.
+    # Global hooks: registering one on each module takes longer than many a model's forward.
     names = {
         id(module): name for name, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)
     }
@@ -147,7 +148,7 @@ def module_names(model: nn.Module, running: list[str], given: list[Any] | None =
 
 
 class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Has operations that a forward asks for in few bits done in float64."""
+    """Runs operations in float64 that a forward asks for in a narrower dtype."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -167,7 +168,7 @@ def _widened(leaf: Any) -> Any:
 
 @contextmanager
 def all_double() -> Iterator[None]:
-    """Compute in float64 in the block, also where code asks for float32 or makes tensors of it."""
+    """Compute in float64 in the block, even where code asks for float32 or creates tensors of it."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

@@ -29,7 +29,7 @@ class OpRecorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # a wrapper around every operation, which takes longer than many of them
+        return False  # else Dynamo wraps every operation, which takes longer than many of them
 
     def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -37,12 +37,12 @@ class OpRecorder(TorchDispatchMode):
         self.ops: list[Op] = []
         self.results = results
         self.module: list[str] = []
-        self.given: list[Any] = []  # what each of these modules was called with
+        self.given: list[Any] = []  # the arguments of each of these modules
         self.branches: list[tuple[str, tuple[Value, ...]]] = []
         self.state: dict[str, Value] = {}
-        self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and how often its memory was written to then
+        self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
         self.memories: dict[int, Memory] = {}
-        self.left: list[Value] = []  # what went to other libraries, from where anything may come back
+        self.left: list[Value] = []  # given to other libraries, which may return them changed
         trainable = {id(parameter) for parameter in model.parameters()}
         named: dict[int, tuple[Tensor, list[str]]] = {}
         for items in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
@@ -53,7 +53,7 @@ class OpRecorder(TorchDispatchMode):
             self.state |= dict.fromkeys(names, self.enter(tensor, value))
 
     def run(self, model: nn.Module, example_input: Any) -> list[Value]:
-        """Note what a model does with copies of an example input; return its outputs."""
+        """Record a call of `model` with copies of an example input; return the Values of its outputs."""
         inputs = own_inputs(example_input)
         for tensor in tree_flatten(inputs)[0]:
             if isinstance(tensor, Tensor):
@@ -64,21 +64,21 @@ class OpRecorder(TorchDispatchMode):
         return [self.value_of(leaf) for leaf in tensors_in(outputs)]
 
     def idle_layers(self, model: nn.Module) -> list[str]:
-        """Return the paths of convolutions and linear layers whose weight no operation has read."""
+        """Return the paths of the convolutions and linear layers whose weight no recorded operation reads."""
         read = {value for op in self.ops for value in op.inputs}
         layers = (path for path, module in model.named_modules() if isinstance(module, CONV_AND_LINEAR))
         weights = ((path, self.state.get(f"{path}.weight" if path else "weight")) for path in layers)
         return [path for path, value in weights if value is not None and value not in read]
 
     def enter(self, tensor: Tensor, value: Value) -> Value:
-        """Note the Value of a tensor, and return it."""
+        """Store the Value of a tensor, and return it."""
         memory = self.memory(tensor)
         memory.values.append(value)
         self.values[tensor] = value, memory.writes
         return value
 
     def memory(self, tensor: Tensor) -> Memory:
-        """Return what is known of a tensor's memory."""
+        """Return the Memory of a tensor's storage; a new one for a sparse tensor."""
         if tensor.layout != torch.strided:
             return Memory(torch.UntypedStorage())  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
@@ -87,7 +87,10 @@ class OpRecorder(TorchDispatchMode):
         return self.memories[storage._cdata]
 
     def value_of(self, tensor: Tensor) -> Value:
-        """Return the Value of a tensor; one that nothing is known of is a constant, unless its memory is another's."""
+        """Return the Value of a tensor.
+
+        An unknown one is a constant, unless it shares memory with a Value that depends on the input or was written to.
+        """
         memory = self.memory(tensor)
         value: Value | None
         value, writes = self.values.get(tensor, (None, -1))
@@ -137,7 +140,7 @@ class OpRecorder(TorchDispatchMode):
         return outcome
 
     def decided(self) -> None:
-        """Note that the running forward asked what an activation holds: it may do something else with another."""
+        """Note that the running forward reads values of an activation: it may take another branch for another input."""
         arguments = leaves(self.given[-1] if self.given else (), Tensor)
         with _disable_current_modes():
             self.branches.append((self.where(), tuple(self.value_of(tensor) for tensor in arguments)))
@@ -145,14 +148,14 @@ class OpRecorder(TorchDispatchMode):
     def _note(self, op: Op, tensors: list[Tensor]) -> None:
         self.ops.append(op)
         if self.results is not None:
-            # Other operations, which only note something, have no results.
+            # Pseudo-operations in between have no results.
             self.results += [()] * (len(self.ops) - 1 - len(self.results))
             self.results.append(tuple(tensor.detach().clone() for tensor in tensors))
 
     def _filled(
         self, func: Any, name: str, given: Any, kwargs: Any, inputs: list[Value], tensors: list[Tensor]
     ) -> None:
-        """Note a tensor of one number whose sizes were given, and what is such a tensor after its entries moved."""
+        """Record a tensor filled with one number in explicit sizes, and movements and element-wise results of such."""
         sizes = [max(1, *tensor.shape) for tensor in tensors if tensor.dim()]
         if name in FILLS:
             args: tuple[Any, ...] = ()
@@ -170,7 +173,7 @@ class OpRecorder(TorchDispatchMode):
             self._note(op, tensors)
 
     def _written(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Note that tensors are about to be written to; constants keep what they held."""
+        """Note that tensors are about to be written to, and copy the values of constants first."""
         for i, argument in enumerate(func._schema.arguments):
             if argument.is_write:
                 given = kwargs.get(argument.name, args[i] if i < len(args) else None)
@@ -182,7 +185,7 @@ class OpRecorder(TorchDispatchMode):
                             value.constant = value.constant.clone()
 
     def leave(self, tensor: Tensor, how: str) -> None:
-        """Note that a tensor's content goes where no operation can be seen."""
+        """Record that the values of a tensor leave PyTorch by the method `how`."""
         value = self.value_of(tensor)
         if value.constant is None:
             if not self.computed:
@@ -193,28 +196,28 @@ class OpRecorder(TorchDispatchMode):
                 self.decided()
 
     def whole(self, func: Any, *args: Any) -> Any:
-        """Call one of torch's functions for sequences, and note it as one operation."""
+        """Call one of torch's sequence functions and record it as one operation."""
         given = map_leaves(args, lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf)
         with _disable_current_modes():
             outcome = func(*args)
         tensors = leaves(outcome, Tensor)
         results = tuple(Value(_shape(tensor)) for tensor in tensors)
         if func.__name__ == "_pack_padded_sequence" and given[1].constant is not None:
-            results[1].constant = tensors[1]  # how many sequences there are at each operation
+            results[1].constant = tensors[1]  # how many sequences there are at each time step
         for tensor, value in zip(tensors, results, strict=True):
             self.enter(tensor, value)
         self._note(sequence_op(func.__name__, given, results, self.where()), tensors)
         return outcome
 
     def scaled(self, *tensors: Tensor) -> None:
-        """Note that something is scaled by the root of the last size of tensors."""
+        """Record that attention divides by the root of the last size of these tensors."""
         values = tuple(self.value_of(tensor) for tensor in tensors)
         self.ops.append(Op(SCALED_BY_SIZE, None, values, {}, (), self.where()))
 
 
 @dataclass(eq=False)
 class _Derived(Value):
-    """A constant that was made from the model's tensors."""
+    """A constant computed from the model's tensors."""
 
 
 def _from_model(value: Value) -> bool:

@@ -1,4 +1,4 @@
-"""The operations of a recorded pass: what the analyses of channels work on."""
+"""The intermediate representation of a recorded forward pass: Ops on Values, in order."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from .context import leaves
 
 STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
-# What makes a tensor of one number in the sizes that it is given.
-# Operations by which Python code learns what a tensor holds.
+# Operations by which Python code reads the values of a tensor.
 DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist", "numpy"})
 _POINTWISE_TOO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
+# Operations that make a tensor of one number in explicit sizes.
 FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 
 
 @dataclass(eq=False)
 class Value:
-    """A tensor of the recorded pass: its shape, what it holds if no input changes that, its names in the model."""
+    """A tensor of the recorded pass.
+
+    `constant` holds its values if no input affects them; `names` are its names in the model's `state_dict`.
+    """
 
     shape: tuple[int, ...]
     constant: Tensor | None = None
@@ -33,12 +36,16 @@ class Value:
 
 @dataclass(eq=False)
 class Filled(Value):
-    """A constant of one number whose sizes were given as numbers, as torch.zeros makes it."""
+    """A constant filled with one number, in explicit sizes, as torch.zeros returns it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """One operation: its name without overload ("convolution"), its arguments with Values for tensors, its results."""
+    """One operation of the pass.
+
+    `name` is its name without overload ("convolution"), `overload` torch's OpOverload (None for what is no dispatcher
+    operation), `args` and `kwargs` its arguments with Values for tensors, `module` the path of the module it ran in.
+    """
 
     name: str
     overload: Any
@@ -54,16 +61,16 @@ class Op:
 
     @cached_property
     def is_movement(self) -> bool:
-        """Whether it only moves the entries of its first argument."""
+        """Whether it is a movement: its results are entries of its first argument, in other places."""
         first = self.args[0] if self.args else None
         if not isinstance(first, Value) or not self.results:
             return False
         if self.name in ("index", "index_select") and self.constant_args is None:
-            return False  # as the input says, in one dimension of several
+            return False  # the input decides the places
         return is_movement(self.name, first.shape, self.results[0].shape, self.args)
 
     def argument(self, name: str) -> Any:
-        """Return the argument that the operation's schema calls `name`; its default, or None, if it was not given."""
+        """Return the argument called `name` in the operation's schema, or its default, or None."""
         for i, argument in enumerate(self.overload._schema.arguments):
             if argument.name == name:
                 given = self.args[i] if i < len(self.args) else argument.default_value
@@ -72,17 +79,17 @@ class Op:
 
     @cached_property
     def constant_args(self) -> Any:
-        """The arguments after the first, with tensors in place of constants; None if one depends on the input."""
+        """The arguments after the first, with tensors in place of constant Values; None if one depends on the input."""
         return _constants(self.args[1:])
 
 
 def concat_inputs(op: Op) -> list[Value]:
-    """Return what a cat or a stack joins: cat passes over empty vectors, whatever the others are."""
+    """Return the tensors that a cat or stack joins; cat ignores empty vectors."""
     return [value for value in op.args[0] if op.name == "stack" or value.shape != (0,)]
 
 
 def pointwise(op: Op) -> bool:
-    """Whether an operation has one result and works entry by entry, its operands broadcast."""
+    """Whether an operation is element-wise with broadcast operands and one result."""
     if len(op.results) != 1 or op.overload is None:
         return False
     functional = getattr(torch.ops.aten, op.name.rstrip("_"), None)  # the tag is not set on those in place
@@ -94,7 +101,7 @@ def pointwise(op: Op) -> bool:
 
 
 def dims_of(op: Op, value: Value, position: int = 1) -> list[int]:
-    """Return the dimensions that an operation names in its arguments; all of them if it names none."""
+    """Return the dimensions of `value` that the argument at `position` or `dim` names; all if none is given."""
     given = op.args[position] if len(op.args) > position else op.kwargs.get("dim")
     rank = len(value.shape)
     if given is None or given == []:
@@ -103,12 +110,12 @@ def dims_of(op: Op, value: Value, position: int = 1) -> list[int]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the beginning of what an error says."""
+    """Return the first line of an error's message, at most 160 characters."""
     return (str(error).strip().splitlines() or [""])[0][:160]
 
 
 def _constants(arguments: Any) -> Any:
-    """Return arguments with the tensors that Values stand for, None if one of them depends on the input."""
+    """Return arguments with tensors in place of constant Values; None if one depends on the input."""
     if isinstance(arguments, Value):
         return arguments.constant
     if isinstance(arguments, (tuple, list)):
@@ -121,13 +128,13 @@ def _constants(arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class Recording:
-    """All operations of a pass that depend on its input or on the model's tensors, and the Values that it returned.
+    """The operations of a forward pass that depend on its input or on the model's tensors, and the Values it returned.
 
-    `state` has the model's tensors by name, `biases` the names of biases, there or not, that layers add; those in
-    `fixed_biases` are not to be changed. `attentions` are the paths of modules that cannot lose heads. The first
-    `eval_count` operations are of the pass in eval mode; the others are of one in which what only runs in training ran too.
-    `problems` says why there is none of those although some layers did not run.
-    `branches` are the paths of modules whose forward asked what activations hold, with the arguments it was given.
+    `state` maps names to the model's tensors. `biases` names the biases, existing or not, that layers add; those in
+    `fixed_biases` must not change. `attentions` are the paths of modules that cannot lose heads. The first `eval_count`
+    operations ran in eval mode; the others in a second pass, which also runs the layers that only run in training.
+    `problems` says why there is no second pass although some layers did not run. `branches` are the paths of modules
+    whose forward read values of activations, with the arguments it was called with.
     """
 
     ops: tuple[Op, ...]
@@ -139,16 +146,16 @@ class Recording:
     eval_count: int = 0
     problems: tuple[str, ...] = ()
     branches: tuple[tuple[str, tuple[Value, ...]], ...] = ()
-    nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled by what asks for it
+    nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled on demand
 
     @cached_property
     def producers(self) -> dict[Value, Op]:
-        """The operation that made each constant that the pass computed."""
+        """The operation that computed each constant of the pass."""
         made = ((value, op) for op in self.ops for value in op.results)
         return {value: op for value, op in made if value.constant is not None and not isinstance(value, Filled)}
 
     def nonzero_entries(self, value: Value) -> Tensor:
-        """Return where a constant is not zero, as a float32 form, as short as it can be; made once."""
+        """Return where a constant is nonzero, a compressed float32 form; computed once."""
         if value not in self.nonzero:
             assert value.constant is not None
             self.nonzero[value] = nonzero(value.constant).to(torch.float32)

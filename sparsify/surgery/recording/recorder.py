@@ -1,8 +1,8 @@
-"""The tensor operations of one forward pass, in order: what the analyses of channels work on.
+"""Recording: the tensor operations of one forward pass, in order, on which the channel analyses work.
 
-The model runs once, in eval mode, and every operation that reaches PyTorch's dispatcher is written down. That is below
-modules and functions: control flow has been taken, composite functions are split into some hundred basic operations,
-and models that no symbolic trace can follow are recorded like any other.
+The model runs once, in eval mode, and every operation that reaches PyTorch's dispatcher is recorded. That is below
+modules and functions: branches are taken, composite functions are decomposed into about a hundred basic operations, and
+models that no symbolic trace can follow are recorded like any other.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .ops import Recording, Value
 def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Recording:
     """Return the operations of one call of `model` in eval mode; `example_input` is what `inputs_of` takes.
 
-    `results`, if given, is filled with copies of every operation's results. The model is left as it was. Errors of the
-    model's own forward are passed on. Activations are computed only if they are asked for, or decide what happens.
+    `results`, if given, is filled with copies of every operation's results. Otherwise activations are computed only if
+    the forward reads their values. The model is not changed. Raises whatever the model's forward raises.
     """
     if results is None:
         try:
@@ -63,10 +63,10 @@ def _record(
 def _run_in_training(
     recorder: OpRecorder, model: nn.Module, example_input: Any, idle: list[str], modal: list[str]
 ) -> tuple[list[Value], str]:
-    """Run a model again with the modules around idle layers, and those that are `modal`, in train mode.
+    """Run a model again with the modules around `idle` layers, and the `modal` ones, in train mode.
 
-    Returns its outputs, and what went wrong. Auxiliary heads only run, or are only returned, then. Layers, dropout and
-    norms among them, stay in eval mode.
+    Returns its outputs and a problem, if there is one. Auxiliary heads run, or are returned, only then. Layers, dropout
+    and norms included, stay in eval mode.
     """
     around = {path.rpartition(".")[0] for path in idle} | {*modal}
     for path, module in model.named_modules():
@@ -84,7 +84,7 @@ def _run_in_training(
 
 
 def modules_that_ask_for_the_mode(model: nn.Module) -> list[str]:
-    """Return the paths of modules with layers below them whose own forward reads `training`: its outputs may differ."""
+    """Return the paths of modules with layers inside whose own forward reads `training`: outputs may depend on it."""
     return [
         path
         for path, module in model.named_modules()

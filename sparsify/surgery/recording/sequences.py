@@ -1,4 +1,4 @@
-"""torch.nn's recurrent layers as one operation each, with a Value for the states within each layer."""
+"""Recurrent layers of torch.nn as one operation each, with a Value for the hidden states of every layer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from .ops import Op, Value
 
-# How many gates a cell has.
+# Operation -> how many gates its cell has.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def sequence_op(name: str, args: tuple[Any, ...], results: tuple[Value, ...], module: str) -> Op:
-    """Return the operation of a call of torch's function `name` with Values for tensors."""
+    """Return the Op of a call of torch's function `name` with Values for tensors."""
     if name not in GATES:
         return Op(name, None, args, {}, results, module)
     packed = isinstance(args[1], Value) and isinstance(args[3], (list, tuple))

@@ -1,4 +1,4 @@
-"""What the operations of a forward return, in shape alone: the analyses of channels do not look at activations."""
+"""Shape propagation: running a forward without its costly operations, since channel analyses read no activations."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from torch import Tensor
 
 from ..tracing.one_forward import map_leaves
 
-# What takes time: of these zeros are returned.
-_PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}  # -> where the first factor stands
+_PRODUCTS = {
+    "aten::mm": 0,
+    "aten::bmm": 0,
+    "aten::addmm": 1,
+    "aten::baddbmm": 1,
+}  # costly -> position of the first factor
 _OTHERS = ("aten::convolution", "aten::_scaled_dot_product_flash_attention_for_cpu")
 _NEED_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class ValuesNeededError(Exception):
-    """What a forward does next depends on what its activations hold, so that they have to be computed."""
+    """The forward reads values of its activations, so that they have to be computed."""
 
 
 def run_shape_only(func: Any, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
-    """Return what an operation returns, zeros if it is one that takes time; `inputs` are Values of its tensors.
+    """Return the results of an operation, of a costly one zeros of the right shape; `inputs` are its tensors' Values.
 
-    Raises ValuesNeededError if the outcome, or its shape, shows what activations hold.
+    Raises ValuesNeededError if the results, or their shapes, depend on the values of activations.
     """
     name = func._schema.name
     if all(value.constant is not None for value in inputs):

@@ -1,4 +1,4 @@
-"""Rules of operations that lay entries out anew: padding, joining, patches, tables."""
+"""Rules of padding, concatenation, patches (im2col), embedding tables and gated linear units."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _couple_pad(coupling: Coupling, op: Op) -> None:
         for i in range(len(pads) // 2):
             d = len(value.shape) - 1 - i
             if axis.shape[d] > 1 and pads[2 * i : 2 * i + 2] != [0, 0]:
-                # A number that never goes stands where padding is: PINNED.
+                # Padding has the number 0 of pinned entries.
                 around = [[size for size in axis.shape] for _ in range(2)]
                 around[0][d], around[1][d] = max(0, pads[2 * i]), max(0, pads[2 * i + 1])
                 inner = axis.narrow(
@@ -56,7 +56,7 @@ def _couple_joined(coupling: Coupling, op: Op) -> None:
     values, dim, placed = _joined_operands(op)
     result = op.results[0]
     followed = {d for axes, _ in placed(coupling.of) for axis in axes for d in varying(axis)}
-    for value in values:  # in a stack the dimensions behind the new one are one further on
+    for value in values:  # stack shifts the dimensions behind the new one by one
         coupling.claim(value, [d - (op.name == "stack" and d > dim) for d in followed])
     along: list[Tensor | None] = []
     across = []
@@ -66,7 +66,7 @@ def _couple_joined(coupling: Coupling, op: Op) -> None:
         across.append(([axis for axis in axes if dim not in varying(axis)], [*shape[:dim], 1, *shape[dim + 1 :]]))
     found = []
     if any(axis is not None for axis in along):
-        # Entries of an operand without numbers of its own stay.
+        # Entries of an operand without an axis along `dim` are pinned.
         zero = torch.zeros([1] * len(result.shape), dtype=torch.int64)
         shapes = [shape for _, shape in placed(coupling.of)]
         found.append(forms.concat([zero if axis is None else axis for axis in along], shapes, dim))
@@ -74,7 +74,7 @@ def _couple_joined(coupling: Coupling, op: Op) -> None:
 
 
 def _joined_operands(op: Op) -> tuple[list[Value], int, Callable[..., list[tuple[list[Tensor], list[int]]]]]:
-    """Return the operands of cat or stack, the dimension, and what lays their forms out as operands of cat."""
+    """Return the operands of cat or stack, the dimension, and a function from forms to those of operands of cat."""
     values = concat_inputs(op)
     rank = len(op.results[0].shape)
     dim = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank
@@ -90,18 +90,18 @@ def _joined_operands(op: Op) -> tuple[list[Value], int, Callable[..., list[tuple
 def _flow_joined(live: Liveness, op: Op) -> None:
     _, dim, placed = _joined_operands(op)
     operands = placed(lambda value: [live.of(value)])
-    if not operands:  # a cat of nothing
+    if not operands:  # all of them empty vectors
         live.set(op.results[0], torch.zeros([1] * len(op.results[0].shape)))
         return
     first = operands[0][0][0]
-    if all(f[0].shape[dim] == 1 and bool((f[0] == first).all()) for f, _ in operands):  # tokens before others
+    if all(f[0].shape[dim] == 1 and bool((f[0] == first).all()) for f, _ in operands):  # tokens in front of a sequence
         live.set(op.results[0], indicator(sum((f[0] for f, _ in operands[1:]), first)))
         return
     live.set(op.results[0], forms.concat([f[0] for f, _ in operands], [shape for _, shape in operands], dim))
 
 
 def _couple_patches(coupling: Coupling, op: Op) -> None:
-    """im2col and col2im: between [B, C, H, W] and [B, C * kernel, L]."""
+    """Couple im2col and col2im: [B, C, H, W] to [B, C * kernel, L] and back."""
     value, result = op.inputs[0], op.results[0]
     size = math.prod(op.args[1 if op.name == "im2col" else 2])
     if len(value.shape) != (4 if op.name == "im2col" else 3):
@@ -167,7 +167,7 @@ def _flow_embedding(live: Liveness, op: Op) -> None:
 
 
 def _couple_glu(coupling: Coupling, op: Op) -> None:
-    """The first half times the sigmoid of the second."""
+    """Couple glu: the first half times the sigmoid of the second."""
     value = op.inputs[0]
     dim = (op.args[1] if len(op.args) > 1 else -1) % len(value.shape)
     half = value.shape[dim] // 2

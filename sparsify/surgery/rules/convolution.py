@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..analysis.constants import constant_inputs, propagate_sum
+from ..analysis.constant_inputs import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import multiply_adds
@@ -59,16 +59,16 @@ def _couple_convolution(coupling: Coupling, op: Op) -> None:
 
 
 def _numbers_along(own: dict[int, Tensor], d: int, size: int) -> Tensor | None:
-    """Return a weight's numbers along one dimension; one of size 1 has none."""
+    """Return a weight's channel numbers along one dimension, the pinned one for size 1; None if it has none."""
     return own[d].reshape(-1) if d in own else (torch.zeros(1, dtype=torch.int64) if size == 1 else None)
 
 
 def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, Tensor], op: Op) -> Tensor | None:
-    """Couple a grouped convolution and return the numbers of its output channels.
+    """Couple a grouped convolution and return the channel numbers of its output.
 
-    Whole groups go, with their inputs and outputs, if there are at least as many as inputs in each; else the same
-    positions of every group, inputs and outputs apart. Where what surrounds it leaves no choice, it is the other way.
-    Depthwise convolutions are the first case with one channel to a group.
+    Whole groups are removed, inputs with outputs, if there are at least as many groups as inputs in each; otherwise the
+    same positions of every group, inputs and outputs separately. If the surroundings leave nothing of the one, it is
+    the other. A depthwise convolution is the first case with one channel per group.
     """
     value, weight, *_, transposed, _, groups = op.args
     numbers = coupling.numbers
@@ -78,7 +78,7 @@ def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, T
         return None
     into = None if entering is None else entering.reshape(groups, -1)
     out = rows.reshape(groups, -1)
-    if transposed:  # its rows are the inputs; its columns stand for the outputs of every group
+    if transposed:  # its rows are the inputs, its columns the outputs of every group
         numbers.union(out, torch.zeros(1, 1, dtype=torch.int64) if into is None else into)
         out = numbers.new(op.results[0].shape[1]).reshape(groups, -1)
     stay = torch.zeros(1, 1, dtype=torch.int64)
@@ -131,7 +131,7 @@ def _flow_convolution(live: Liveness, op: Op) -> None:
 
 
 def _weighted(flags: Tensor, kernel: Tensor) -> Tensor:
-    """Return a form [batch, groups, out] from those of flags [batch, groups, in] and of a kernel [groups, out, in]."""
+    """Return the form [batch, groups, out] of a product of flags [batch, groups, in] and a kernel [groups, out, in]."""
     if kernel.shape[2] == 1:
         return flags.sum(2, keepdim=True) * kernel[:, :, 0]
     return torch.matmul(kernel, flags.expand(-1, -1, kernel.shape[2]).unsqueeze(3)).squeeze(3)

@@ -1,4 +1,4 @@
-"""Rules of operations that multiply and add up: matrix products, attention."""
+"""Rules of matrix products and fused attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..analysis.constants import constant_inputs, propagate_sum
+from ..analysis.constant_inputs import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import multiply_adds
@@ -16,7 +16,7 @@ from ..recording.ops import Op, Value
 
 
 def union_or_pin(coupling: Coupling, a: Tensor | None, b: Tensor | None, size: int) -> None:
-    """Note that two sides of a sum are the same channels; a side without numbers keeps the other whole."""
+    """Join the channel numbers of the two sides of a contraction of `size`; a side without any pins the other."""
     if size == 1:
         return
     if a is not None and b is not None and a.shape == b.shape:
@@ -34,9 +34,10 @@ def _operands(op: Op) -> tuple[Value | None, Value, Value]:
 
 
 def _couple_matmul(coupling: Coupling, op: Op) -> None:
-    """[batch, n, m] @ [batch, m, p]; channels split over batch and m (or p) follow the batch: whole attention heads.
+    """Couple [batch, n, m] @ [batch, m, p].
 
-    With head sizes they follow m (or p), and are the same in every head.
+    Channels split over batch and m (or p) follow the batch, whole attention heads; with `heads` "size" they follow m
+    (or p), and are the same in every head.
     """
     added, a, b = _operands(op)
     result = op.results[0]
@@ -44,7 +45,7 @@ def _couple_matmul(coupling: Coupling, op: Op) -> None:
     vector = len(b.shape) < len(a.shape)
     coupling.claim(a, [len(a.shape) - 1])
     coupling.claim(b, [len(b.shape) - (1 if vector else 2)])
-    shared: list[Tensor] = []  # one head of keys or values for all queries
+    shared: list[Tensor] = []  # axes of one head of keys or values that all queries share
     if rank == 3 and any(0 in varying(axis) for axis in coupling.of(a)) and coupling.heads == "whole":
         coupling.claim(b, [0])
         shared = [axis for axis in coupling.claimed.get(b, ()) if varying(axis) == (0,)]
@@ -74,7 +75,7 @@ def _couple_matmul(coupling: Coupling, op: Op) -> None:
 
 
 def _apart(coupling: Coupling, value: Value, dim: int) -> tuple[Tensor | None, list[Tensor]]:
-    """Return the numbers along the dimension of a matrix that is summed over, and the axes that are left."""
+    """Return the channel numbers along the contracted dimension `dim` of an operand, and its other axes."""
     summed = None
     left = []
     for axis in coupling.of(value):
@@ -94,7 +95,7 @@ def _apart(coupling: Coupling, value: Value, dim: int) -> tuple[Tensor | None, l
 
 
 def _batches(coupling: Coupling, axes: list[Tensor], value: Value) -> tuple[list[Tensor], list[int]]:
-    """Return the axes along the first dimension of a batch of matrices, which within a matrix do not vary."""
+    """Return the axes along the batch dimension, joined within a matrix, with the shape they have then."""
     found = []
     for axis in axes:
         if 0 in varying(axis):
@@ -118,7 +119,7 @@ def _flow_matmul(live: Liveness, op: Op) -> None:
 
 
 def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
-    """Return a form of the product of two matrices, or of one and a vector, from those of their flags."""
+    """Return the form of the product of two matrices, or a matrix and a vector, from the forms of their flags."""
     vector = len(b.shape) < len(a.shape)
     right = right.unsqueeze(-1) if vector else right
     if left.shape[-1] == 1 or right.shape[-2] == 1:
@@ -127,14 +128,14 @@ def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
         product = torch.matmul(left, right)
     sizes = list(product.shape)
     for value, shape, dim in ((a, a.shape, -2), (b, (*b.shape, 1) if vector else b.shape, -1)):
-        if value.constant is not None:  # its channels are apart from here on
+        if value.constant is not None:  # its channels have full size from here on
             sizes[:-2], sizes[dim] = shape[:-2], shape[dim]
     product = product.expand(sizes)
     return product.squeeze(-1) if vector else product
 
 
 def _couple_attention(coupling: Coupling, op: Op) -> None:
-    """softmax(q @ k) @ v over [batch, heads, tokens, size]: heads go whole, or, with one head, sizes of v."""
+    """Couple softmax(q @ k) @ v over [batch, heads, tokens, size]: whole heads, or, with one head, sizes of v."""
     q, k, v = op.args[:3]
     numbers = coupling.numbers
     if coupling.heads == "size":
@@ -181,14 +182,14 @@ def _couple_attention(coupling: Coupling, op: Op) -> None:
 
 
 def _for_each_query(axes: Iterable[Tensor], value: Value, q: Value) -> Iterator[Tensor]:
-    """Yield forms of keys or values with an entry along the heads for every query that reads them (enable_gqa)."""
+    """Yield forms of keys or values, repeated along the heads for every head of queries that reads them."""
     times = q.shape[-3] // value.shape[-3] if len(value.shape) > 3 and value.shape[-3] > 1 else 1
     for axis in axes:
         yield axis if times == 1 or axis.shape[-3] == 1 else axis.repeat_interleave(times, -3)
 
 
 def _couple_head_sizes(coupling: Coupling, op: Op) -> None:
-    """The same with every head whole: sizes of q and k go together, in all heads, sizes of v likewise."""
+    """Couple head sizes: those of q and k together, the same in all heads, those of v by themselves."""
     q, k, v = op.args[:3]
     sizes: list[Tensor | None] = []
     for value in (q, k, v):

@@ -1,4 +1,4 @@
-"""Operations that work entry by entry: which they are, and where their results are zero."""
+"""Liveness of element-wise operations: where their results are zero."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ZERO_STAYS = frozenset(
 
 
 def pointwise_flags(live: Liveness, op: Op) -> Tensor:
-    """Return the flags of an entry-by-entry operation's result."""
+    """Return the flags of an element-wise operation's result."""
     name = op.name.rstrip("_")
     rank = len(op.results[0].shape)
     flags = [expand_rank(live.of(value), rank) for value in op.inputs]
@@ -45,7 +45,7 @@ def _number(argument: Any) -> bool:
 
 
 def _product(live: Liveness, op: Op, flags: list[Tensor], name: str) -> Tensor:
-    """A product is zero where a factor is, unless another one is infinite or not a number: 0 * inf, 0 / 0."""
+    """Return the flags of a product: zero where a factor is, unless another is infinite or NaN (0 * inf, 0 / 0)."""
     if len(flags) == 1:
         scalars = [argument for argument in op.args if _number(argument)]
         plain = isinstance(op.args[0], Value) and all(math.isfinite(abs(s)) and (s or name == "mul") for s in scalars)
@@ -63,7 +63,7 @@ def _product(live: Liveness, op: Op, flags: list[Tensor], name: str) -> Tensor:
 
 
 def zero_stays(op: Op) -> bool:
-    """Whether an operation of one tensor makes zero of zero."""
+    """Whether an operation on one tensor returns zero for zero."""
     name = op.name.rstrip("_")
     if name == "pow":
         power = op.args[1] if len(op.args) > 1 else None

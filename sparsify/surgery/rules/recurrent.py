@@ -1,7 +1,7 @@
-"""Rules of recurrent layers: hidden units, the same ones in every layer and direction of a module.
+"""Rules of recurrent layers: hidden units are removed from every layer and direction of a module alike.
 
-torch.nn.LSTM, GRU and RNN are one operation each here, with packed sequences and on every device alike. Its arguments
-are the input, the first states, the weights, what the call says else, and a Value for the states within each layer.
+torch.nn.LSTM, GRU and RNN are one operation each, also with packed sequences and on every device. Its arguments are the
+input, the initial states and the weights; its kwargs hold a Value for the hidden states of each layer.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..recording.sequences import GATES
 from .matmul import union_or_pin
 from .sort_gather import along
 
-# Which of a cell's gates makes the state something else than zero.
+# Which of a cell's gates makes the state nonzero.
 _MAKING = {"lstm": 2, "gru": 2, "rnn_tanh": 0, "rnn_relu": 0}
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """One layer in one direction: its weights, a Value for its states, the sizes of a state and of what comes out."""
+    """One layer in one direction: its weights, the Value of its hidden states, the sizes of state and output."""
 
     from_input: Value
     from_state: Value
@@ -86,14 +86,14 @@ def _couple_recurrent(coupling: Coupling, op: Op) -> None:
 
 
 def _union(coupling: Coupling, value: Value, dim: int, numbers: Tensor) -> None:
-    """Tie one dimension of a weight to numbers, which it then produces if it is the first."""
+    """Join one dimension of a weight with channel numbers, which it produces if it is the first."""
     found = [axis for axis in coupling.of(value) if varying(axis) == (dim,)]
     union_or_pin(coupling, found[0].reshape(-1) if found else None, numbers, len(numbers))
     coupling.produced += found if dim == 0 else []
 
 
 def _last(coupling: Coupling, value: Value) -> Tensor | None:
-    """Return the numbers along the last dimension of a tensor; what it has along others stays."""
+    """Return the channel numbers along the last dimension of a tensor, or None; pin those along the others."""
     last = len(value.shape) - 1
     for axis in coupling.of(value):
         if varying(axis) != (last,):
@@ -129,13 +129,13 @@ def _flow_recurrent(live: Liveness, op: Op) -> None:
 
 
 def _features(live: Liveness, value: Value) -> Tensor:
-    """Return flags along the last dimension."""
+    """Return the flags along the last dimension, float32 [features]."""
     flags = live.of(value)
     return flags.reshape(-1, flags.shape[-1]).sum(0).expand(value.shape[-1])
 
 
 def _out(live: Liveness, cell: _Cell, state: Tensor) -> Tensor:
-    """Return the flags of what a layer puts out, which reads its states, and theirs what they reach in later operations."""
+    """Return the flags of a layer's output, which reads the states that a state reaches in later time steps too."""
     reached = state * 1 + (_reach(live, cell, slice(None)) @ state) * state.detach()
     return indicator(reached if cell.projection is None else live.of(cell.projection) @ reached)
 
@@ -148,13 +148,13 @@ def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: 
         before = before + live.of(bias)
     made = before[rows] + first[-1]
     state = indicator(_reach(live, cell, rows) @ made)
-    # Every gate of whatever a state reaches is read; of itself none makes it something else than zero.
+    # All gates of the states that a state reaches read it; none of its own makes a zero state nonzero.
     read = _reach(live, cell, slice(None)) @ before.reshape(gates, -1).sum(0)
     live.set(cell.state, indicator(state * (1 + read)).reshape(1, -1))
 
 
 def _reach(live: Liveness, cell: _Cell, rows: slice) -> Tensor:
-    """Return which states [to, from] may be changed by which in later operations, each by itself among them."""
+    """Return which states influence which in later time steps, themselves included: float 0/1 [to, from]."""
     with torch.no_grad():
         links = live.of(cell.from_state)
         links = links if cell.projection is None else links @ live.of(cell.projection)
@@ -166,7 +166,7 @@ def _reach(live: Liveness, cell: _Cell, rows: slice) -> Tensor:
 
 
 def _couple_packed(coupling: Coupling, op: Op) -> None:
-    """Between padded sequences and packed ones, whose features are the last dimension of both."""
+    """Couple padded and packed sequences: the features are the last dimension of both."""
     value, result = op.args[0], op.results[0]
     left = _last(coupling, value)
     for other in op.inputs[1:]:

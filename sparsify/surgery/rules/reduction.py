@@ -1,4 +1,4 @@
-"""Rules of operations over dimensions: sums and means, softmax, pooling and resizing."""
+"""Rules of reductions: sums and means, softmax, pooling and resizing."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ _INDICES = ("max", "min", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_ma
 
 
 def _drop(form: Tensor, dims: list[int], result: Value) -> Tensor:
-    """Return a form without the reduced dimensions, unless the result keeps them."""
+    """Return a form without the reduced dimensions, unless the result has them (keepdim)."""
     if len(result.shape) == form.dim():
         return form
     return form.reshape([size for d, size in enumerate(form.shape) if d not in dims])
 
 
 def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
-    """A sum over dimensions; with `counts` one that depends on how many entries there are, or on zeros (mean, max)."""
+    """Return the rule of a reduction; with `counts` it depends on the number of entries, or on zeros (mean, max).
+
+    `of_zero` is positive if the reduction of zeros is not zero.
+    """
 
     def couple(coupling: Coupling, op: Op) -> None:
         value, *_ = op.inputs
@@ -45,14 +48,14 @@ def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
 
 
 def _set_all(live: Liveness, op: Op, flags: list[Tensor]) -> None:
-    """Set the flags of an operation's results; where the second holds indices, these are nonzero in dead channels too."""
+    """Set the flags of the results; indices (a second result) may be nonzero in dead channels too."""
     indices = op.name.removesuffix("_with_indices") in _INDICES
     for i, (result, form) in enumerate(zip(op.results, flags, strict=True)):
         live.set(result, indicator(form + 1) if i and indices else form.clone())
 
 
 def _couple_along(coupling: Coupling, op: Op) -> None:
-    """Softmax, cumulative sums: every entry depends on how many others there are."""
+    """Couple a softmax or cumulative sum: every entry depends on how many others there are."""
     value = op.inputs[0]
     left = coupling.depend(value, dims_of(op, value))
     for result in op.results:
@@ -65,7 +68,7 @@ def _flow_softmax(live: Liveness, op: Op) -> None:
 
 
 def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
-    """Pooling, resizing: each channel by itself, over the last dimensions."""
+    """Return the rule of pooling or resizing: each channel by itself, over the last dimensions."""
 
     def space(value: Value, op: Op) -> list[int]:
         rank = len(value.shape)

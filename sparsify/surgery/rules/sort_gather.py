@@ -1,4 +1,4 @@
-"""Rules of operations that work along some dimensions and leave the others apart: sorting, gathering, scattering."""
+"""Rules of operations along some dimensions, independent along the others: sorting, gathering, scattering, indexing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, indicator
 from ..recording.ops import Op, Value
 
-# Results of these are not zero where the input is; of the others the second, the indices, are not.
+# Their results may be nonzero where the input is zero; of the others only the second results, indices, may.
 _NUMBERS = ("argmax", "argmin", "logcumsumexp")
 _FILLING = ("scatter", "index_fill")
 _ONE_DIMENSION = (
@@ -23,7 +23,7 @@ _ONE_DIMENSION = (
 
 
 def _dims(op: Op) -> list[int]:
-    """Return the dimensions along which entries of an operation's first tensor meet."""
+    """Return the dimensions along which the operation combines entries of its first tensor."""
     rank = len(op.args[0].shape)
     if op.name.rstrip("_") in ("tril", "triu"):
         return [rank - 2, rank - 1]
@@ -59,7 +59,7 @@ def _flow_along(live: Liveness, op: Op) -> None:
     total, read = torch.zeros([1] * rank), torch.ones(())
     for v, is_index in _operands(op):
         flags = live.of(v)
-        if is_index:  # whatever it is, of zeros it takes zeros
+        if is_index:  # it only picks entries
             read = read + flags.sum()
         elif len(v.shape) == rank and all(v.shape[d] == value.shape[d] for d in range(rank) if d not in dims):
             total = total + (flags.sum(dims, keepdim=True) if dims else flags)
@@ -75,7 +75,7 @@ def _flow_along(live: Liveness, op: Op) -> None:
 
 
 def _operands(op: Op) -> Iterator[tuple[Value, bool]]:
-    """Yield the tensors among an operation's arguments, and whether they say places."""
+    """Yield the tensors among an operation's arguments, and whether each is an index."""
     for argument in op.overload._schema.arguments:
         given = op.argument(argument.name)
         if isinstance(given, Value):
@@ -83,7 +83,7 @@ def _operands(op: Op) -> Iterator[tuple[Value, bool]]:
 
 
 class _Indexed(NamedTuple):
-    """Which dimensions of x the index in x[index] takes, at which of the result the others are, how many it has."""
+    """The dimensions of x that x[index] consumes, the places of the others in the result, and the result's rank."""
 
     dims: list[int]
     places: dict[int, int]
@@ -91,7 +91,7 @@ class _Indexed(NamedTuple):
 
 
 def _indexed(op: Op, *, masks: bool) -> _Indexed:
-    """Return what an index takes; with `masks` tensors of several dimensions are masks, which take as many."""
+    """Return what an index consumes; with `masks`, tensors of several dimensions are masks, which consume as many."""
     value, given = op.args[0], op.args[1]
     dims: list[int] = []
     ranks = [0]
@@ -116,13 +116,13 @@ def _is_mask(index: Value) -> bool:
 
 
 def _taken(op: Op) -> _Indexed | None:
-    """Return what the index of x[index] takes, told by the result; None if that fits no reading."""
+    """Return what the index of x[index] consumes, inferred from the result's rank; None if nothing fits."""
     readings = (_indexed(op, masks=masks) for masks in (False, True))
     return next((found for found in readings if found.rank == len(op.results[0].shape)), None)
 
 
 def _put(op: Op) -> _Indexed | None:
-    """Return what the index of x[index] = values takes; None if a tensor in it may be a mask or not."""
+    """Return what the index of x[index] = values consumes; None if it is unclear whether a tensor in it is a mask."""
     shape = op.args[0].shape
     several = [v for v in op.args[1] if v is not None and v.constant is None and len(v.shape) > 1]
     unclear = any(v.shape == shape[d : d + len(v.shape)] for v in several for d in range(len(shape)))
@@ -135,12 +135,12 @@ def _along_one(axes: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
 
 
 def along(numbers: Tensor, dim: int, rank: int) -> Tensor:
-    """Return numbers as an axis along one dimension."""
+    """Return channel numbers as an axis along dimension `dim` of a tensor of this rank."""
     return numbers.reshape([1] * dim + [-1] + [1] * (rank - 1 - dim))
 
 
 def _couple_index(coupling: Coupling, op: Op) -> None:
-    """x[:, index], where the index is not known beforehand: what is not indexed goes on."""
+    """Couple x[:, index] with an index that depends on the input: the other dimensions keep their axes."""
     value, result = op.args[0], op.results[0]
     found = _taken(op)
     left = coupling.depend(value, found.dims) if found else []
@@ -164,7 +164,7 @@ def _flow_index(live: Liveness, op: Op) -> None:
 
 
 def _placed(flags: Tensor, places: dict[int, int], rank: int) -> Tensor:
-    """Return flags with some of their dimensions at other places, summed over the rest."""
+    """Return flags with their dimensions moved to `places`, summed over the rest."""
     rest = [d for d in range(flags.dim()) if d not in places]
     flags = flags.sum(rest, keepdim=True) if rest else flags
     sizes = [1] * rank
@@ -174,13 +174,13 @@ def _placed(flags: Tensor, places: dict[int, int], rank: int) -> Tensor:
 
 
 def _back(op: Op, found: _Indexed) -> dict[int, int]:
-    """Return which dimension of x each of the values' is that are put there; not those that the index takes."""
+    """Return {dimension of the values: dimension of x}, without the dimensions that the index consumes."""
     shift = found.rank - len(op.args[2].shape)
     return {place - shift: d for d, place in found.places.items() if place >= shift}
 
 
 def _couple_put(coupling: Coupling, op: Op) -> None:
-    """x[:, index] = values: what is not indexed is tied to the same dimension of the values."""
+    """Couple x[:, index] = values: dimensions that are not indexed are joined with the same ones of the values."""
     value, _, values, *_ = op.args
     found = _put(op)
     if found is None:
@@ -218,7 +218,7 @@ def _flow_put(live: Liveness, op: Op) -> None:
 
 
 def _couple_complex(coupling: Coupling, op: Op) -> None:
-    """Pairs of numbers along the last dimension, which become one, or the other way round."""
+    """Couple view_as_complex and view_as_real: pairs along the last dimension become one number, or back."""
     value, result = op.args[0], op.results[0]
     if op.name == "view_as_real":
         coupling.set(result, [axis.unsqueeze(-1) for axis in coupling.of(value)])

@@ -1,8 +1,7 @@
-"""One row per operation: how it couples channels, and which entries can matter through it.
+"""The rules, one row per operation: how it couples channels, and its transfer function for liveness.
 
-`couple` enters in a Coupling which channels go together, `flow` enters in a Liveness the flags of the results.
-Operations that only move entries are in `broadcast_forms.MOVEMENTS`; what works entry by entry has a common rule; an
-operation with no rule is a barrier.
+Movements have no row: they are in `broadcast_forms.MOVEMENTS`. Element-wise operations share one rule. An operation
+without a rule is a barrier: its channels stay.
 """
 
 from __future__ import annotations
@@ -34,12 +33,13 @@ spread = indicator  # its name in the first versions, by which rules of users im
 
 
 class Rule(NamedTuple):
-    """What is known of one operation.
+    """The rule of one operation.
 
-    `couple(coupling, op)` enters which channels go together: it reads `coupling.of(value)` for the Values in
-    `op.inputs` and gives each of `op.results` its axes with `coupling.set`. `flow(live, op)` gives each result
-    its flags with `live.set`, made of `live.of(value)` by sums and products: positive where an entry may be nonzero,
-    and with a positive gradient for what it reads; `indicator` makes ones of them.
+    `couple(coupling, op)` joins the channel numbers that go together: it reads `coupling.of(value)` for the Values in
+    `op.inputs` and sets the axes of each of `op.results` with `coupling.set`. `flow(live, op)` is the transfer function
+    of the liveness analysis: it sets the flags of each result with `live.set`, computed from `live.of(value)` by sums
+    and products, positive where an entry may be nonzero, with a positive gradient for what it reads; `indicator` clips
+    them to 0 or 1.
     """
 
     couple: Couple
@@ -47,9 +47,9 @@ class Rule(NamedTuple):
 
 
 def entrywise(*, keeps_zero: bool) -> Rule:
-    """Return the rule of an operation that works entry by entry on tensors that are broadcast.
+    """Return the rule of an element-wise operation on broadcast tensors.
 
-    `keeps_zero` says whether its result is zero where all of them are.
+    `keeps_zero`: its result is zero where all operands are.
     """
 
     def couple(coupling: Coupling, op: Op) -> None:
@@ -64,7 +64,10 @@ def entrywise(*, keeps_zero: bool) -> Rule:
 
 
 def checked_rules(where: str, rules: Mapping[str, Rule] | None) -> Rules:
-    """Return what is known with a user's rules, by operation, before the table's; SparsifyError for what is no rule."""
+    """Return the rules, a user's `rules` (operation name -> Rule) before the table's.
+
+    Raises SparsifyError, which begins with `where`, for a value that is no Rule of two functions.
+    """
     found = {}
     for name, rule in (rules or {}).items():
         if not isinstance(rule, Rule) or not all(map(callable, rule)):
@@ -105,17 +108,17 @@ RULES = {
 
 @dataclass(frozen=True)
 class Rules:
-    """What is known of operations: the user's `own` rules by name, then the table's."""
+    """The rules of all operations: the user's `own` by name, then the table's."""
 
     own: Mapping[str, Rule] = field(default_factory=dict)
 
     def couple(self, op: Op) -> Couple | None:
-        """Return what enters an operation in a Coupling; None if that only moves entries, or has no rule of its own."""
+        """Return the function that couples an operation; None for a movement, or without a rule of its own."""
         rule = self.own.get(op.name) or (None if op.is_movement else RULES.get(op.name))
         return None if rule is None else rule.couple
 
     def flow(self, op: Op) -> Flow | None:
-        """Return what enters an operation in a Liveness; None if that only moves entries, or is a barrier."""
+        """Return the transfer function of an operation; None for a movement or a barrier."""
         if op.name in self.own:
             return self.own[op.name].flow
         if op.is_movement and op.constant_args is not None:

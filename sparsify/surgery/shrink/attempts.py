@@ -41,11 +41,14 @@ class Attempts:
         self.removed = np.zeros_like(self.pinned)
         self.reasons: list[str] = []
 
-    def until_proved(self, round_to: int | None) -> None:
+    def until_proved(self, round_to: int | None, examples: Sequence[Any] = ()) -> None:
         """Cut the model, in place, and note in `removed`, bool [groups], which groups went.
 
-        Raises RunError, with the model as it was, if no cut gives the same outputs.
+        Groups that differ in a pass of one of the `examples` are pinned first. Raises RunError, with the model as it
+        was, if no cut gives the same outputs.
         """
+        for number, other in enumerate(examples):
+            self.pin_what_differs(f"example {number + 2}", other)
         while True:
             removed = removable(self.found, self.found.channels.dead.numpy() & ~self.pinned, round_to)
             problem, where = self._cut(removed)
@@ -79,7 +82,7 @@ class Attempts:
         return bool((self.pinned & ~before & removed).any())
 
     def pin_what_differs(self, what: str, other_input: Any) -> None:
-        """Pin the groups that are not the same, or not dead, in a pass of another input; `what` names it in a reason."""
+        """Pin the groups that are not the same, or not dead, in a pass of another input; `what` names it in reasons."""
         differs = ~same_groups(self.found.channels, self.study_of(other_input).channels)
         more = differs & ~self.pinned & self.found.channels.dead.numpy()
         self.pinned |= differs
@@ -123,7 +126,7 @@ class Attempts:
         raise AssertionError(path)
 
     def _without_an_attribute(self, removed: np.ndarray[Any, Any], where: str) -> bool:
-        """Reject attributes of the failing module's class one by one, then two at once; return whether the model is right."""
+        """Reject attributes of the failing module's class, singly, then in pairs; return whether the model is right."""
         changed = self._changed(removed)
         cls = self._class_at(where, changed)
         names = [name for name in changed if name[0] is cls and name not in self.rejected]

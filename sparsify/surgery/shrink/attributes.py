@@ -1,4 +1,4 @@
-"""Attributes of modules that tell sizes (out_channels, num_heads): found by a dotted path, checked, set, taken back."""
+"""Attributes of modules that hold sizes (out_channels, num_heads): found by a dotted path, checked, set, restored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from ...errors import SparsifyError, did_you_mean
 
-# What belongs to more than this model: a plan that comes from a file must not reach into it.
+# Objects that belong to more than this model: cuts read from a file must not reach into them.
 _SHARED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 _CONTAINERS = (list, tuple, dict)
 
@@ -25,10 +25,10 @@ class NewAttribute(NamedTuple):
 
 
 def new_attributes(model: nn.Module, attributes: Mapping[str, Any]) -> list[NewAttribute]:
-    """Return what is to be set for `attributes` (dotted path -> integer or tuple of integers); nothing is changed.
+    """Return the changes for `attributes` (dotted path -> integer or tuple of integers); nothing is set yet.
 
-    The last parts of a path may be keys of a list, tuple or dict, of which then a changed copy is set. Raises
-    SparsifyError for a path that leads to nothing, or to something that is not an integer or integers as the value is.
+    The last parts of a path may be keys of a list, tuple or dict: a changed copy of it is set then. Raises
+    SparsifyError for a path that does not exist, and for an old value that is not of the new one's kind.
     """
     staged: dict[tuple[int, str], NewAttribute] = {}
     for path, value in attributes.items():
@@ -39,14 +39,17 @@ def new_attributes(model: nn.Module, attributes: Mapping[str, Any]) -> list[NewA
 
 
 def set_attributes(attributes: list[NewAttribute]) -> Callable[[], None]:
-    """Set all or none of `attributes` and return a function that takes it back; SparsifyError where one refuses."""
+    """Set all or none of `attributes` and return a function that restores them.
+
+    Raises SparsifyError for one that cannot be set.
+    """
     done: list[tuple[Any, str, bool, Any]] = []
 
     def undo() -> None:
         for owner, name, own, old in reversed(done):
             if own:
                 setattr(owner, name, old)
-            else:  # it was the class's, or is a property
+            else:  # an attribute of the class, or a property
                 _drop(owner, name, old)
 
     for owner, name, value in attributes:

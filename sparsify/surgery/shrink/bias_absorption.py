@@ -1,4 +1,4 @@
-"""What constant channels give to the layers that read them, put into these layers' biases before the channels go."""
+"""Bias absorption: before constant channels are removed, weight * constant is added to the biases of their readers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .size_attributes import PrunedShapes
 
 @dataclass(frozen=True, eq=False)
 class Absorbed:
-    """What is to be added to a bias, float64, one entry for each row of the uncut weight."""
+    """The amounts to add to a bias, float64, one per row of the uncut weight."""
 
     weight: str
     bias: str
@@ -33,9 +33,9 @@ class Absorbed:
 
 
 def fixed_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
-    """Return the biases (and other vectors) that have removed entries in rows of weights that are not all zero.
+    """Return the names of masked biases and vectors with removed entries in rows of weights that are not all zero.
 
-    Masks go on such a model again, and would remove what was folded into these entries.
+    The smaller model gets its masks again, which would remove amounts absorbed into these entries.
     """
     tensors = every_tensor(plain)
     found = set()
@@ -52,9 +52,9 @@ def fixed_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
 
 
 def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[Op, Tensor]:
-    """Return what the constant channels that enter foldable operations hold (float64; zero for the other channels).
+    """Return the values of the constant channels that enter bias sinks, float64 [channels], zero for the others.
 
-    It comes from a pass in float64, since the channels of a model in float64 hold it to that precision.
+    They come from a pass in float64, the precision in which the smaller model is compared.
     """
     if not study.constant:
         return {}
@@ -78,7 +78,7 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
 
 
 def absorbed(study: Study, new_shapes: PrunedShapes, inputs: Mapping[Op, Tensor]) -> list[Absorbed]:
-    """Return what the channels that go take with them and the biases of the layers that read them have to make up."""
+    """Return what the removed constant channels contributed to the layers that read them, for their biases."""
     found = []
     for op, entering in inputs.items():
         sink = study.bias_sinks[op]
@@ -95,7 +95,7 @@ def absorbed(study: Study, new_shapes: PrunedShapes, inputs: Mapping[Op, Tensor]
 
 
 def cut_and_absorb(model: nn.Module, cuts: Cuts, amounts: Sequence[Absorbed]) -> Callable[[], None]:
-    """Cut a model and add to its biases what the channels that went gave; return a function that takes both back."""
+    """Cut a model, in place, and add `amounts` to its biases; return a function that undoes both."""
     undo = cut(model, cuts)
     tensors = every_tensor(model)
     before = [(tensors[one.bias], tensors[one.bias].detach().clone()) for one in amounts]

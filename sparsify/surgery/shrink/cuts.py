@@ -1,4 +1,4 @@
-"""What a shrink removed, as data: enough to do the same to a fresh model of the same class."""
+"""Cuts: what a shrink removed, as data, to do the same to a fresh model of the same class."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .indices import Axes, check_axes, one_after_another, what_follows, without
 Slot: TypeAlias = tuple[nn.Module, str, Tensor]  # a module, and the name of a parameter or buffer there
 
 
-# With slots, since what looks through the attributes of a module shall find nothing to look through here.
+# With slots, so that code that walks through a module's attributes finds none here.
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """What was taken out of a model.
+    """What was removed from a model.
 
-    `removed` maps names of the `state_dict` to {dimension: sorted indices removed}; `attributes` maps dotted paths
-    ("layer1.0.conv1.out_channels") to their new values; `added` names parameters that were not there before (a bias
-    that takes in the constant output of removed units).
+    `removed` maps `state_dict` names to {dimension: sorted indices removed}; `attributes` maps dotted paths
+    ("layer1.0.conv1.out_channels") to their new values; `added` names new parameters (a bias that absorbs the constant
+    outputs of removed units).
     """
 
     removed: dict[str, dict[int, tuple[int, ...]]]
@@ -35,20 +35,20 @@ class Cuts:
 
 
 def apply_cuts(model: nn.Module, cuts: Cuts) -> nn.Module:
-    """Take out of `model`, in place, what `cuts` names; return `model`, which remembers it (`cuts_of`).
+    """Remove from `model`, in place, what `cuts` names; return `model`, which remembers it (`cuts_of`).
 
     Cut parameters are new objects: values, gradient, dtype, device, memory format and `requires_grad` are kept, and a
-    parameter with several names stays one object (to be named under one of them suffices). Biases that are added hold
-    zeros. The model must be plain; one that was cut before is cut further, and remembers both cuts as one.
-    Raises SparsifyError, nothing changed, for masks, for tensors, dimensions, indices or attributes that the model does
-    not have, and where nothing would be left of a dimension.
+    parameter with several names stays one object (one of its names in `cuts` is enough). Added biases hold zeros. The
+    model must be plain; one that was cut before remembers both cuts as one.
+    Raises SparsifyError, with nothing changed, for a model with masks, for tensors, dimensions, indices or attributes
+    that it does not have, and if nothing would be left of a dimension.
     """
     cut(model, cuts)
     return model
 
 
 def cuts_of(model: nn.Module) -> Cuts | None:
-    """Return what was cut out of `model` altogether, relative to a fresh model of its class; None if nothing was."""
+    """Return all cuts of `model`, relative to a fresh model of its class; None if there are none."""
     return model.__dict__.get("sparsify_cuts")
 
 
@@ -61,11 +61,11 @@ def every_tensor(model: nn.Module) -> dict[str, Tensor]:
 
 
 def compose(first: Cuts, second: Cuts) -> Cuts:
-    """Return the cut that does what `first` and then `second`, relative to the model that `first` left, do."""
+    """Return the cuts equal to `first` and then `second`, whose indices are those of the model that `first` left."""
     removed = {name: dict(axes) for name, axes in first.removed.items()}
     for name, axes in second.removed.items():
         if name in first.added:
-            continue  # it is made as long as its layer is then
+            continue  # it is created with the length of its cut layer
         before = removed.setdefault(name, {})
         before.update({d: one_after_another(before.get(d, ()), indices) for d, indices in axes.items()})
     kept = {path: value for path, value in first.attributes.items() if path not in second.attributes}
@@ -73,7 +73,7 @@ def compose(first: Cuts, second: Cuts) -> Cuts:
 
 
 def beyond(first: Cuts, both: Cuts) -> Cuts:
-    """Return what is to follow `first` so that both together are `both`; relative to the model that `first` left."""
+    """Return the cuts that, after `first`, make `both`; their indices are those of the model that `first` left."""
     removed: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, axes in both.removed.items():
         for dimension, indices in axes.items():
@@ -85,7 +85,11 @@ def beyond(first: Cuts, both: Cuts) -> Cuts:
 
 
 def checked(cuts: Cuts, where: str) -> Cuts:
-    """Return `cuts` in its plainest form, without axes of which nothing goes; `where` begins the error's line."""
+    """Return `cuts` normalised, without dimensions of which nothing is removed.
+
+    Raises SparsifyError, which begins with `where`, for indices that are not ascending integers, a parameter both cut
+    and added, and attributes that are not integers.
+    """
     removed: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, axes in cuts.removed.items():
         for dimension, given in axes.items():
@@ -105,7 +109,7 @@ def checked(cuts: Cuts, where: str) -> Cuts:
 
 
 def cut(model: nn.Module, cuts: Cuts) -> Callable[[], None]:
-    """Do what `apply_cuts` does and return a function that takes it back."""
+    """Do as `apply_cuts` and return a function that undoes it."""
     cuts = checked(cuts, "apply_cuts")
     if next(all_masked_parameters(model), None) is not None:
         raise SparsifyError("apply_cuts: the model carries masks; cut the plain model (fold makes one) and convert it")
@@ -113,9 +117,9 @@ def cut(model: nn.Module, cuts: Cuts) -> Callable[[], None]:
     axes = _axes_by_tensor(slots, cuts)
     attributes = new_attributes(model, cuts.attributes)
     added = [_place_for_bias(model, slots, name) for name in cuts.added]
-    # One for each object that is cut: what is tied stays tied.
+    # One per tensor: tied parameters stay tied.
     made = {key: _made(slots[name][2], which) for key, (name, which) in axes.items()}
-    # Remembered under all of its names, for a later cut may name another, and a copy may not be tied.
+    # Remembered under all names: a later cut may use another, and in a copy they may not be tied.
     names = {name: axes[id(slot[2])][1] for name, slot in slots.items() if id(slot[2]) in axes}
     done = replace(cuts, removed={name: dict(which) for name, which in names.items()})
     before = cuts_of(model)
@@ -164,7 +168,7 @@ def _slots(model: nn.Module) -> dict[str, Slot]:
 
 
 def _axes_by_tensor(slots: Mapping[str, Slot], cuts: Cuts) -> dict[int, tuple[str, Axes]]:
-    """Return, for the id of each tensor that is cut, its name and what goes; all names of a tensor have to agree."""
+    """Return {id of a tensor: (name, indices removed)}; raise SparsifyError if names of one tensor disagree."""
     found: dict[int, tuple[str, Axes]] = {}
     for name, axes in cuts.removed.items():
         if name not in slots:
@@ -189,7 +193,7 @@ def _place_for_bias(model: nn.Module, slots: Mapping[str, Slot], name: str) -> t
 
 
 def _zeros_for(module: nn.Module) -> nn.Parameter:
-    """Return the bias for the module's weight as it is now."""
+    """Return a bias of zeros for the module's weight."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     if isinstance(module, nn.modules.conv._ConvTransposeNd):

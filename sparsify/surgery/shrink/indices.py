@@ -1,4 +1,4 @@
-"""The indices that a cut removes: held against a tensor, taken out of it, one cut after another."""
+"""Index algebra of cuts: checked against a tensor, removed from it, composed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Axes: TypeAlias = Mapping[int, tuple[int, ...]]  # dimension -> indices removed,
 
 
 def check_axes(where: str, name: str, tensor: Tensor, axes: Axes) -> None:
-    """Raise SparsifyError unless the indices can be removed from the tensor, with some left of every dimension."""
+    """Raise SparsifyError unless the indices exist in the tensor and leave something of every dimension."""
     if is_lazy(tensor):
         raise SparsifyError(f"{where}: {name} has no shape yet (lazy module)")
     shape = "x".join(map(str, tensor.shape)) or "a scalar"
@@ -33,7 +33,7 @@ def check_axes(where: str, name: str, tensor: Tensor, axes: Axes) -> None:
 
 def without(tensor: Tensor, axes: Axes) -> Tensor:
     """Return a detached copy of `tensor` without the removed indices, in the same memory format."""
-    # Selected in the order in which the dimensions lie in memory: channels_last stays so.
+    # Selected in memory order, so that channels_last is kept.
     strides = tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda dimension: -strides[dimension])
     left = tensor.detach().permute(order)
@@ -45,7 +45,7 @@ def without(tensor: Tensor, axes: Axes) -> Tensor:
 
 
 def one_after_another(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
-    """Return what is removed by removing `first`, and of what is left then `second`; all ascending."""
+    """Return the indices removed by `first` and then, of what is left, `second`; all ascending."""
     # The index i of what is left was i + k before, with k removed indices r_0 < r_1 < ... in front of it: those with
     # r_j - j <= i.
     shifts = [position - rank for rank, position in enumerate(first)]
@@ -53,6 +53,6 @@ def one_after_another(first: Sequence[int], second: Sequence[int]) -> tuple[int,
 
 
 def what_follows(first: Sequence[int], both: Sequence[int]) -> tuple[int, ...]:
-    """Return the indices, of what `first` left, that are to go so that all in all `both` do; all ascending."""
+    """Return the indices, of what `first` left, whose removal makes `both`; all ascending."""
     removed = set(first)
     return tuple(position - bisect_left(first, position) for position in both if position not in removed)

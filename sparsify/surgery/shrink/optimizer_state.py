@@ -1,4 +1,4 @@
-"""What goes along when a model is cut during training: copies of its state, and the optimiser."""
+"""Cutting the state of a training with its model: checkpoints, averaged copies, the optimiser."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _INNER = ("optimizer", "_base_optimizer", "base_optimizer")  # accelerate's wrap
 
 @takes(state=Mapping, cuts=Cuts)
 def cut_state(state: Mapping[str, Any], cuts: Cuts) -> dict[str, Any]:
-    """Return the `state_dict` of a model that is not cut as that of the cut model: an averaged copy, a checkpoint.
+    """Return the `state_dict` of an uncut model (an averaged copy, a checkpoint) cut like the model.
 
     Keys may carry the prefixes of AveragedModel, ModelEmaV3, DistributedDataParallel and torch.compile, and keep them.
-    Masks are cut like their weights. Tensors that are not cut are the same objects; `state` itself is not changed.
-    Raises SparsifyError for tensors that cannot be cut so, if there is none that was cut, and for a cut that added
-    biases: they hold what the removed units of that very model put out.
+    Masks are cut like their weights. Tensors that are not cut are the same objects; `state` is not changed.
+    Raises SparsifyError for tensors that cannot be cut so, if none of them was cut, and for cuts that added biases,
+    whose values hold only for the model that was shrunk.
     """
     cuts = checked(cuts, "cut_state")
     if cuts.added:
@@ -57,7 +57,7 @@ def cut_state(state: Mapping[str, Any], cuts: Cuts) -> dict[str, Any]:
 def cut_optimizer(
     optimizer: torch.optim.Optimizer, before: nn.Module | Mapping[str, Tensor], after: nn.Module, cuts: Cuts
 ) -> None:
-    """Make an optimiser of `before` one of `after`, the cut model, in place: it goes on where it is.
+    """Turn an optimiser of `before` into one of `after`, the cut model, in place, with its state.
 
     `before` is the model whose parameters the optimiser holds, with masks or plain, or, where the model itself was cut
     by `apply_cuts`, `dict(model.named_parameters())` as it was before that. In every group the parameters of `after`
@@ -86,7 +86,7 @@ def cut_optimizer(
     if not held:
         raise SparsifyError("cut_optimizer: the optimiser holds no parameter of the model that was cut")
     replaced = {id(parameter): made[names[id(parameter)]] for parameter in held}
-    # Everything is made before anything is changed.
+    # All new state is made before anything is changed.
     states = [_cut_states(one, names, axes) for one in chain]
     for one, state in zip(chain, states, strict=True):
         one.state.clear()
@@ -111,7 +111,7 @@ def _shape(sizes: Iterable[int]) -> str:
 
 
 def _cut_states(optimizer: Any, names: Mapping[int, str], axes: Mapping[str, Axes]) -> list[tuple[Any, Any]]:
-    """Return the pairs of an optimiser's state, parameters as they are, their states cut."""
+    """Return the items of an optimiser's state: the old parameter, its state cut."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise SparsifyError("cut_optimizer: LBFGS keeps one history of all parameters, which cannot be cut")
     found = []
@@ -138,7 +138,7 @@ def _cut(value: Any, parameter: Tensor, axes: Axes, where: str) -> Any:
 
 
 def _add_biases(groups: list[dict[str, Any]], made: Mapping[str, Tensor], cuts: Cuts) -> None:
-    """Put each added bias, if its layer is trained, into the group of the bias whose name is nearest to its own."""
+    """Add each new bias, if its layer is trained, to the group of the bias whose path shares the longest prefix."""
     home = {id(parameter): group for group in groups for parameter in group["params"]}
     biases = [name for name, value in made.items() if name.endswith("bias") and id(value) in home]
     for name in cuts.added:
@@ -153,7 +153,7 @@ def _add_biases(groups: list[dict[str, Any]], made: Mapping[str, Tensor], cuts: 
 
 
 def _axes_by_name(where: str, tensors: Mapping[str, Any], cuts: Cuts) -> dict[str, Axes]:
-    """Return what goes of each tensor, further names of one tensor and masks included."""
+    """Return the indices to remove of each tensor, other names of a tensor and masks included."""
     known = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     named = {_memory(known[name]): axes for name, axes in cuts.removed.items() if name in known}
     found: dict[str, Axes] = {
@@ -169,14 +169,14 @@ def _axes_by_name(where: str, tensors: Mapping[str, Any], cuts: Cuts) -> dict[st
 
 
 def _memory(tensor: Tensor) -> Any:
-    """Return what is equal for two tensors that are one."""
+    """Return a key that is equal for two tensors that are the same memory."""
     if tensor.is_meta or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _chain(optimizer: Any) -> Iterator[Any]:
-    """Yield the optimiser and those inside it."""
+    """Yield the optimiser and those that it wraps."""
     yield optimizer
     for name in _INNER:
         inner = getattr(optimizer, name, None)

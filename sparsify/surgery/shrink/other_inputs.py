@@ -1,4 +1,4 @@
-"""Other inputs than the example that a cut model has to be right for: another batch, another size, a user's own."""
+"""Other inputs on which a cut model is compared: another batch, another size, a user's own."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..recording.context import own_inputs
 from ..side_effects import changed_buffers, unchanged
 from .size_branches import Asked, SizeWatch
 
-# Dimensions that are made longer together, by the rank of the input: of sequences one after the other is tried.
+# Rank of the input -> sets of dimensions that are resized together; of sequences each is tried.
 _ALONG: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3),), 5: ((2, 3, 4),)}
 _RATES = ("p", "drop_prob")  # attributes of dropout and drop path
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Another input, what the whole model gives for it and asks of its sizes, and words for it ("a batch of 4")."""
+    """Another input, the whole model's outputs and comparisons of sizes for it, and a name ("a batch of 4")."""
 
     what: str
     input: Any
@@ -31,7 +31,7 @@ class Variant:
     asked: Asked
 
     def problem(self, small: nn.Module, limit: float) -> str:
-        """Return what is wrong with a cut model's outputs for this input; nothing if they are right."""
+        """Return the problem of a cut model's outputs for this input, or nothing."""
         try:
             given = outputs(small, self.input)
         except Exception as error:  # noqa: BLE001 - the model's own code
@@ -44,7 +44,7 @@ class Variant:
 
 
 def variants(whole: nn.Module, example_input: Any, examples: Sequence[Any]) -> tuple[Variant, ...]:
-    """Return a second batch and a second size of the example, where the model takes them, and a user's `examples`."""
+    """Return a user's `examples`, and a second batch and size of the example if the model takes them."""
     found = [Variant(f"example {i + 2}", given, *watched_outputs(whole, given)) for i, given in enumerate(examples)]
     for candidates in (_batches(example_input), _sizes(example_input)):
         for what, given in candidates:
@@ -57,7 +57,7 @@ def variants(whole: nn.Module, example_input: Any, examples: Sequence[Any]) -> t
 
 
 def _batches(example_input: Any) -> Iterator[tuple[str, Any]]:
-    """Yield larger batches, the one that costs least first: some forwards take only multiples of a number."""
+    """Yield larger batches, the cheapest first: some forwards take only multiples of a number."""
     sizes = {leaf.shape[0] for leaf in tree_flatten(example_input)[0] if isinstance(leaf, Tensor) and leaf.dim()}
     for size in sizes if len(sizes) == 1 else ():
         for larger in dict.fromkeys((size + 1, 2 * size)):
@@ -93,7 +93,7 @@ def _first(example_input: Any, count: int) -> Any:
 
 
 def _resized(example_input: Any, dimension: int, size: int) -> Any:
-    """Return an example with tensors of another length along one dimension: their entries, again and again, rolled."""
+    """Return an example with tensors of another length along one dimension: their entries repeated and scaled."""
 
     def resize(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.dim() <= dimension or not leaf.shape[dimension]:
@@ -109,9 +109,9 @@ def _resized(example_input: Any, dimension: int, size: int) -> Any:
 
 
 def in_train_mode(expected: list[Tensor] | None, small: nn.Module, example_input: Any, limit: float) -> str:
-    """Return how a model compares in train mode, dropout and drop path off: "equal", or what is not so.
+    """Return how a cut model compares in train mode, dropout and drop path off: "equal", or the difference.
 
-    `expected` is what `training_outputs` returned of the whole model; nothing is said if that does not run so.
+    `expected` is `training_outputs` of the whole model; if that is None, "" is returned.
     """
     if expected is None:
         return ""
@@ -166,7 +166,7 @@ def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
 
 
 def watched_outputs(model: nn.Module, example_input: Any) -> tuple[list[Tensor], Asked]:
-    """Return what `outputs` does, and what the model's modules asked of sizes."""
+    """Return `outputs`, and the comparisons of sizes that the model's modules made."""
     watch = SizeWatch(model)
     try:
         with watch:

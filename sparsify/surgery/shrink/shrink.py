@@ -59,10 +59,7 @@ def shrink(
     Raises RunError, naming the module that differs first, if no smaller model gives the same outputs; SparsifyError for
     a `round_to` below 1 and for other words in `heads` and `dead`.
     """
-    if round_to is not None and round_to < 1:
-        raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
-    check_heads("shrink", heads)
-    check_dead("shrink", dead)
+    _check(round_to, heads, dead)
     example_input = inputs_of(example_input, "shrink", model)
     examples = [inputs_of(other, "shrink: examples", model) for other in examples]
     small = fold(model).eval()
@@ -71,18 +68,23 @@ def shrink(
     masks = removing_masks(model, recording)
 
     def study_of(recording: Recording) -> Study:
-        recording = replace(recording, fixed_biases=fixed_biases(model, small))
-        return study(recording, killable=False, heads=heads, dead=dead, masks=masks, rules=own)
+        fixed = replace(recording, fixed_biases=fixed_biases(model, small))
+        return study(fixed, killable=False, heads=heads, dead=dead, masks=masks, rules=own)
 
     parameters, proof = _entries(small), Proof(small, example_input, examples, wanted=verify)
     attempts = Attempts(small, example_input, study_of(recording), proof, lambda other: study_of(record(small, other)))
-    for number, other in enumerate(examples):
-        attempts.pin_what_differs(f"example {number + 2}", other)
-    attempts.until_proved(round_to)
+    attempts.until_proved(round_to, examples)
     small.train(model.training)
-    costs = (_cost(recording), _cost(record(small, example_input)) if attempts.removed.any() else _cost(recording))
+    after = record(small, example_input) if attempts.removed.any() else recording
     notes = [_NO_MASKS] if dead == "masks" and not masks else []
-    return _report(attempts, (parameters, _entries(small)), costs, notes)
+    return _report(attempts, (parameters, _entries(small)), (_cost(recording), _cost(after)), notes)
+
+
+def _check(round_to: int | None, heads: str, dead: str) -> None:
+    if round_to is not None and round_to < 1:
+        raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
+    check_heads("shrink", heads)
+    check_dead("shrink", dead)
 
 
 def _report(

@@ -1,8 +1,8 @@
-"""What has to change besides tensors when channels go: sizes that modules keep in attributes.
+"""Sizes in attributes of modules that change with the channels.
 
-A forward that says `x.view(b, n, self.num_heads, self.head_dim)` needs another `num_heads`. The recorded pass tells
-which shapes change in which module, and from what to what; an attribute of that module which held the old number (or
-a tuple that contains it) is taken to be its source. Whether that was right, running the model shows.
+A forward with `x.view(b, n, self.num_heads, self.head_dim)` needs another `num_heads`. The recording shows which sizes
+change in which module; an attribute of that module with the old number (or a tuple that contains it) is guessed to be
+the source. Running the cut model shows whether the guess was right.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..recording.ops import FILLS, Op, Value
 from ..study import Study
 from .size_sources import SPLITS, Sources, Use
 
-# Operations that are given the sizes of their result.
+# Operations with explicit sizes of their result.
 _SHAPED = ("view", "_unsafe_view", "reshape", "expand", "repeat", *FILLS)
-# Modules whose sizes are told by their tensors.
+# Modules whose sizes are those of their tensors.
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 _SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.PReLU, nn.Embedding, nn.RNNBase, *_NORMS)
 
 
 class Change(NamedTuple):
-    """A number in a module's forward that becomes another one, or all the sizes of a split."""
+    """A number in a module's forward that changes, or all the sizes of a split."""
 
     module: str
     operation: str
@@ -35,19 +35,19 @@ class Change(NamedTuple):
 
 
 class PrunedShapes:
-    """The sizes that Values have after the groups in `removed` (bool, by group id) went."""
+    """The shapes of Values after the `removed` groups (bool [groups]) are cut."""
 
     def __init__(self, study: Study, removed: np.ndarray[Any, Any]) -> None:
         self._study = study
-        self._removed = np.append(removed, False)  # the last entry is for what stays, id -1
+        self._removed = np.append(removed, False)  # the last entry is for id -1, which stays
 
     def is_removed(self, numbers: Any) -> np.ndarray[Any, Any]:
-        """Return for channel numbers whether they go."""
+        """Return for channel numbers whether they are removed, bool."""
         removed: np.ndarray[Any, Any] = self._removed[self._study.ids[np.asarray(numbers)]]
         return removed
 
     def kept_along(self, value: Value, dim: int) -> np.ndarray[Any, Any]:
-        """Return which of the entries of a Value along a dimension stay."""
+        """Return which entries of a Value along a dimension are kept, bool [size]."""
         stay = np.ones(value.shape[dim], dtype=bool)
         coupling = self._study.coupling
         for axis in [*coupling.axes.get(value, []), *coupling.offered.get(value, [])]:
@@ -57,12 +57,12 @@ class PrunedShapes:
         return stay
 
     def of(self, value: Value) -> tuple[int, ...]:
-        """Return the shape that a Value gets."""
+        """Return the new shape of a Value."""
         return tuple(int(self.kept_along(value, d).sum()) for d in range(len(value.shape)))
 
 
 def changes(study: Study, new_shapes: PrunedShapes) -> list[Change]:
-    """Return the numbers given to operations that have to change, in order, each once."""
+    """Return the explicit numbers in operations that have to change, in order, each once."""
     found: dict[Change, None] = {}
     for op in study.recording.ops:
         for old, new in changed_numbers(op, new_shapes):
@@ -71,7 +71,7 @@ def changes(study: Study, new_shapes: PrunedShapes) -> list[Change]:
 
 
 def changed_numbers(op: Op, new_shapes: PrunedShapes) -> list[tuple[Any, Any]]:
-    """Return the numbers, (old, new), that one operation is given and that have to change."""
+    """Return the explicit numbers of one operation that have to change, as (old, new)."""
     return [(old, new) for old, new in _arguments(op, new_shapes) if old != new]
 
 
@@ -109,7 +109,7 @@ def new_groups(op: Any, new_shapes: PrunedShapes) -> int:
 
 
 def layer_attributes(model: nn.Module, study: Study, new_shapes: PrunedShapes) -> dict[str, int]:
-    """Return the attributes of torch.nn's own layers that tell the sizes of tensors that are cut."""
+    """Return {dotted path: new value} of the attributes of torch.nn's layers that hold sizes of cut tensors."""
     found: dict[str, int] = {}
     groups = {op.args[1].names[0]: new_groups(op, new_shapes) for op in study.recording.ops if _convolves(op)}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -129,7 +129,7 @@ def _sizes(
     if isinstance(module, nn.RNNBase):
         yield from _recurrent_sizes(path, module, study, new_shapes)
     value = study.recording.state.get(f"{path}.weight" if path else "weight")
-    if value is None and isinstance(module, _NORMS):  # without parameters: what it is given tells
+    if value is None and isinstance(module, _NORMS):  # without parameters: its input has the size
         given = (op.inputs[0] for op in study.recording.ops if op.module == path and op.inputs)
         value = next(given, None)
         shape = new_shapes.of(value)[1:] if value is not None else ()
@@ -174,8 +174,8 @@ def own_attributes(
 ) -> dict[str, tuple[int, int]]:
     """Return {dotted path: (old, new)} of the attributes that the changed numbers come from.
 
-    One that was given for a size that changes is the source, one that was only given for other things is not. One of
-    which no use was seen is taken for the source if it holds the old number, and matters.
+    An attribute used for a size that changes is a source, one used only for other numbers is not. One whose use was not
+    seen is a source if it holds the old number and the model's outputs depend on it.
     """
     found = changes(study, new_shapes)
     if not found:
@@ -197,7 +197,7 @@ def own_attributes(
 
 
 def _required_size(study: Study, new_shapes: PrunedShapes, found: list[Change]) -> Callable[[Use], set[int]]:
-    """Return a function that tells what a number that was given to a call has to become, if that is known."""
+    """Return a function from a use of a number to the numbers that it has to become, if known."""
     shapes: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = {}
     for op in study.recording.ops:
         if op.name in _SHAPED:
@@ -219,7 +219,7 @@ def _required_size(study: Study, new_shapes: PrunedShapes, found: list[Change]) 
 
 
 def _guessed(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
-    """Return the attributes that hold the old number in the module whose operation needs a new one."""
+    """Return {dotted path: (old, new)} of the attributes with the old number in modules whose operations change."""
     wanted: dict[str, dict[Any, set[Any]]] = {}
     for change in found:
         wanted.setdefault(change.module, {}).setdefault(change.old, set()).add(change.new)
@@ -242,5 +242,5 @@ def _guessed(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]
 
 
 def _is_sizes(held: Any) -> bool:
-    """Whether an attribute is one size, or a tuple of sizes that may be those of a split."""
+    """Whether an attribute is an integer, or a tuple of integers that may be the sizes of a split."""
     return type(held) is int or (isinstance(held, tuple) and all(type(item) is int for item in held))

@@ -1,7 +1,7 @@
-"""Which modules ask in Python how large their input is: they may do something else for sizes that were not tried.
+"""Modules that compare sizes of their input in Python: for sizes that were not tried they may take another branch.
 
-Under `SizeWatch` the sizes that tensors tell are numbers that note when they are compared. A number of channels is the
-same for every input, so only modules of which the comparisons are not the same for two inputs count.
+Under `SizeWatch` the sizes of tensors are numbers that report comparisons. A number of channels is the same for every
+input, so that only modules count whose comparisons differ between two inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _watching: list[SizeWatch] = []
 
 
 class SizeWatch(TorchFunctionMode):
-    """Notes in `asked` what the modules of a model compare sizes with, while their forwards run in the block."""
+    """Records in `asked` the comparisons of sizes that a model's modules make while it runs in the block."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class SizeWatch(TorchFunctionMode):
             return torch.Size(tuple(_known(size, {size}) for size in outcome))
         if type(outcome) is int and getattr(func, "__name__", "") in _TELLING:
             if func is Tensor.__len__:
-                self.note("len", outcome)  # what Python makes of it is a plain number again
+                self.note("len", outcome)  # Python returns a plain number
             return _known(outcome, {outcome})
         return outcome
 
     def note(self, *what: Any) -> None:
-        """Note a comparison in the module whose forward runs."""
+        """Record a comparison in the module whose forward runs."""
         self.asked.setdefault(self._running[-1] if self._running else "", []).append(what)
 
 
@@ -94,20 +94,20 @@ def _handing_on(kind: type, name: str) -> Callable[..., Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number as one that notes nothing; anything else that is compared with one as its type's name."""
+    """Return a plain number; for any other operand, the name of its type."""
     if isinstance(value, (int, float)):
         return float.__add__(value, 0.0) if isinstance(value, float) else int.__int__(value)
     return type(value).__name__
 
 
 def _made_of(value: Any) -> set[int]:
-    """Return the sizes that a number was made of."""
+    """Return the sizes that a number was computed from."""
     found: set[int] = getattr(value, "sizes", set())
     return found
 
 
 def _known(outcome: Any, sizes: set[int]) -> Any:
-    """Return numbers as ones that know the sizes that they were made of."""
+    """Return numbers that carry the sizes they were computed from; any other value as it is."""
     if type(outcome) is tuple:
         return tuple(_known(one, sizes) for one in outcome)
     if type(outcome) not in (int, float):
@@ -118,13 +118,13 @@ def _known(outcome: Any, sizes: set[int]) -> Any:
 
 
 class _Size(int):
-    """A size that notes when Python code asks how large it is, and so do numbers that are made of it."""
+    """A size that reports comparisons, as do the numbers computed from it."""
 
     sizes: set[int]
 
 
 class _Ratio(float):
-    """A number with a fraction that was made of a size."""
+    """A fractional number computed from a size."""
 
     sizes: set[int]
 

@@ -1,8 +1,8 @@
-"""Where the sizes that operations are given come from: attributes of modules, followed through one pass of the model.
+"""Provenance of explicit sizes: attributes of modules, traced through one forward pass.
 
-An attribute may hold the number of channels by chance. So every integer that a module keeps, alone, in containers or in
-a configuration, is replaced by one that knows its path and hands it on through arithmetic; what functions of torch are
-called with tells which of them are sizes.
+An attribute may hold the number of channels by chance. So every integer in a module's attributes, containers and
+configurations is replaced by one that carries its path through arithmetic; the arguments of torch's functions then show
+which of them are used as sizes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DEPTH = 3  # of configurations in configurations
 
 
 class _Size(int):
-    """An integer that knows the attributes that it was made of, and whether it is one of them unchanged."""
+    """An integer with the paths of the attributes it was computed from; `direct`: it is one of them unchanged."""
 
     paths: frozenset[str]
     direct: bool
@@ -64,7 +64,7 @@ for _name in ("add", "sub", "mul", "floordiv", "mod"):
 
 @dataclass(frozen=True)
 class Use:
-    """A call that was given a size: in which module, of what shape its result, and which dimension or number it is.
+    """A call with a size among its arguments: its module, the shape of its result, the dimension and the number.
 
     `dim` is None where the number is not the size of one dimension of the result.
     """
@@ -78,7 +78,7 @@ class Use:
 
 
 class Sources:
-    """What the integer attributes of an uncut model are used for."""
+    """The uses of the integer attributes of an uncut model."""
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         self._model, self._example = model, example_input
@@ -87,11 +87,11 @@ class Sources:
 
     @cached_property
     def uses(self) -> dict[str, list[Use]]:
-        """What each integer attribute was given to in one pass, which is made when it is first asked for."""
+        """The uses of each integer attribute, by its dotted path, in one pass (made on first access)."""
         return _attribute_uses(self._model, self._example)
 
     def matters(self, path: str, new: int) -> bool:
-        """Whether the model, as it is, would do anything else if an attribute held another number."""
+        """Whether the outputs of the uncut model would change if an attribute held another number."""
         if path not in self._matters:
             if self._before is None:
                 self._before = outputs(self._model, self._example)
@@ -108,9 +108,9 @@ class Sources:
 
 
 def _attribute_uses(model: nn.Module, example_input: Any) -> dict[str, list[Use]]:
-    """Return what each integer attribute was given to in one pass in eval mode, by its dotted path.
+    """Return the uses of each integer attribute in one pass in eval mode, by its dotted path.
 
-    Nothing is known of a model whose forward takes no integers but plain ones.
+    Empty for a model whose forward fails with integers that are not plain ones.
     """
     running: list[str] = []
     mode = _Watch(running)
@@ -146,7 +146,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _sizes(given: Any) -> Iterator[_Size]:
-    """Yield the integers that know where they are from among a call's arguments, slices included."""
+    """Yield the integers with paths among a call's arguments, slices included."""
     if isinstance(given, _Size):
         yield given
     elif isinstance(given, slice):
@@ -157,7 +157,7 @@ def _sizes(given: Any) -> Iterator[_Size]:
 
 
 def _places(name: str, args: Any, kwargs: Any, rank: int) -> list[tuple[int, Any]]:
-    """Return the dimensions of the result whose sizes a call names, with these."""
+    """Return (dimension, size) for the explicit sizes of a call's result."""
     if name in SPLITS:
         given = next((one for one in [*args[1:], *kwargs.values()] if isinstance(one, (tuple, list))), ())
         return list(enumerate(given))
@@ -177,7 +177,7 @@ def _places(name: str, args: Any, kwargs: Any, rank: int) -> list[tuple[int, Any
 
 @contextmanager
 def _watched_attributes(model: nn.Module) -> Iterator[None]:
-    """Have every integer larger than 1 that the model's modules keep know its path."""
+    """Replace every integer above 1 in the attributes of the model's modules by one with its path, in the block."""
     before: list[tuple[dict[Any, Any], Any, Any]] = []
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -202,13 +202,13 @@ def _watch(owner: dict[str, Any], prefix: str, before: list[Any], seen: set[int]
 
 
 def _is_configuration(value: Any) -> bool:
-    """Whether something is a plain object, whose attributes can be set."""
+    """Whether a value is a plain object whose attributes can be set."""
     frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
     return hasattr(value, "__dict__") and not isinstance(value, _OPAQUE) and not callable(value) and not frozen
 
 
 def _knowing(value: Any, path: str) -> Any:
-    """Return a number or containers of numbers that know their paths; anything else as it is."""
+    """Return an integer, or containers of integers, with paths; any other value as it is."""
     if type(value) is int:
         return _size(value, frozenset([path]), direct=True) if value > 1 else value
     if type(value) is dict:

@@ -14,7 +14,7 @@ from ...arguments import takes
 from ...calls import Inputs, inputs_of
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
-from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Mode, Runs, generators_put_back, left_out
+from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Inspect, Mode, Runs, generators_put_back, left_out
 
 _LARGE = 1 << 12  # entries
 
@@ -114,23 +114,8 @@ def _verify(runs: Runs) -> VerifyReport:
     def look(copied: nn.Module, outputs: list[Tensor]) -> None:
         walk(outputs, masked_parameters(copied), live, reached, dense)
 
-    notes: list[str] = []
-    identical_eval, reason = runs.same(EVAL)
-    notes += [f"{EVAL.name} was not compared: {reason}"] if reason else []
-    modes = [TRAIN, *EXTRA_MODES, *(REQUIRED if runs.required is not None else ())]
-    same: dict[str, bool | None] = {}
-    ran = [EVAL]
-    for mode in modes:
-        same[mode.name] = None
-        if mode.training and TRAIN not in ran and mode is not TRAIN:
-            continue
-        try:
-            same[mode.name], reason = runs.same(mode, look if mode.gradients else None)
-            ran.append(mode)
-        except Exception as error:  # noqa: BLE001 - some models cannot run so (targets, batch of one, no bfloat16)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        if reason:
-            notes.append(f"{mode.name} was not {'checked' if mode is TRAIN else 'compared'}: {reason}")
+    same, ran, notes = _compared(runs, look)
+    identical_eval = same.pop(EVAL.name)
     watched = _watched(runs, ran)
     leaks = list(dict.fromkeys(watched.found))
     unmasked = sorted(watched.unmasked)
@@ -153,6 +138,26 @@ def _verify(runs: Runs) -> VerifyReport:
         used,
         unmasked,
     )
+
+
+def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[Mode], list[str]]:
+    """Return whether the bits are the same, by mode (None: not compared), the modes that ran, and notes."""
+    same: dict[str, bool | None] = {}
+    same[EVAL.name], reason = runs.same(EVAL)
+    notes = [f"{EVAL.name} was not compared: {reason}"] if reason else []
+    ran = [EVAL]
+    for mode in [TRAIN, *EXTRA_MODES, *(REQUIRED if runs.required is not None else ())]:
+        same[mode.name] = None
+        if mode.training and TRAIN not in ran and mode is not TRAIN:
+            continue
+        try:
+            same[mode.name], reason = runs.same(mode, look if mode.gradients else None)
+            ran.append(mode)
+        except Exception as error:  # noqa: BLE001 - some models cannot run so (targets, batch of one, no bfloat16)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if reason:
+            notes.append(f"{mode.name} was not {'checked' if mode is TRAIN else 'compared'}: {reason}")
+    return same, ran, notes
 
 
 def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:

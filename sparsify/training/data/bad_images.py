@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch.utils.data import default_collate
+from torch.utils.data import Subset, default_collate
 
 from ...errors import RunError, SparsifyError
 
@@ -84,6 +84,8 @@ def dead_workers() -> Iterator[None]:
 
 
 def _file_of(dataset: Any, index: int) -> str | None:
+    if isinstance(dataset, Subset):
+        return _file_of(dataset.dataset, dataset.indices[index])
     samples = getattr(dataset, "samples", None) or getattr(getattr(dataset, "reader", None), "samples", None)
     if not isinstance(samples, list | tuple) or not isinstance(samples[index], tuple):
         return None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 import torch
 from torch import nn
 
 from ...datasets import DATASETS
+from ...preprocess import Preprocessing
 from ..recipe.lookups import check_data_name
 from ..recipe.settings import DataSettings
 from . import image_files
 from .input_size import input_for
-from .resident import TensorLoader, View, normalisation_of
+from .resident import Images, TensorLoader, View, normalisation_of
 from .types import Data
 
 _PACKAGE = __package__.rpartition(".training")[0]
@@ -41,7 +43,11 @@ def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device
     channels, size = input_for(model, (row.channels, row.image_size), image_size=settings.image_size)
     crop = settings.crop_padding if settings.crop_padding is not None else row.crop_padding
     flip = settings.flip if settings.flip is not None else row.flip
-    view = View(size, channels, normalisation_of(train.pixels), crop, settings.padding_mode, flip)
+    normalisation = normalisation_of(train.pixels)
+    train, test = (_limited(part, settings.limit) for part in (train, test))
+    view = View(size, channels, normalisation, crop, settings.padding_mode, flip)
+    mean, std = (tuple((part / row.white).tolist()) for part in (normalisation.mean, normalisation.std))
+    mode = "L" if row.channels == 1 else "RGB"
     return Data(
         settings.name,
         row.classes,
@@ -58,4 +64,12 @@ def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device
         TensorLoader(test, view, batch_size=settings.test_batch_size, device=device),
         len(train.labels),
         len(test.labels),
+        Preprocessing(mode, size, (size, size), "bilinear", mean, std, channels, train.classes),
     )
+
+
+def _limited(images: Images, limit: int | None) -> Images:
+    if limit is None:
+        return images
+    chosen = torch.tensor(image_files.spread(len(images.labels), limit))
+    return replace(images, pixels=images.pixels[chosen], labels=images.labels[chosen])

@@ -6,16 +6,17 @@ drawn before: a run could not go on inside an epoch with the same bits. Its tran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import RunError, SparsifyError
+from ...preprocess import Preprocessing
 from ...preserve import keep_random_states, seed_cpu
 from ..recipe.settings import DataSettings
 from .bad_images import Bad, Skipped, collate, dead_workers, read_image
@@ -60,17 +61,19 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     mode = "L" if channels == 1 else "RGB"
     flip = 0.5 if settings.flip is not False else 0.0
     train.transform = _Converted(mode, create_transform(is_training=True, hflip=flip, **common))
-    test.transform = _Converted(mode, create_transform(is_training=False, crop_pct=config["crop_pct"], **common))
-    classes = count_classes(settings)
-    train_loader, test_loader = (
-        FileLoader(part, batch, settings.workers, seed, shuffle, drop_last, device, _bad(settings), classes)
-        for part, batch, shuffle, drop_last in (
-            (train, settings.batch_size, True, settings.drop_last),
-            (test, settings.test_batch_size, False, False),
-        )
+    for_test = create_transform(is_training=False, crop_pct=config["crop_pct"], **common)
+    test.transform = _Converted(mode, for_test)
+    names, classes = _names(train), count_classes(settings)
+    train, test = (Subset(part, spread(len(part), settings.limit)) for part in (train, test))
+    common = {"workers": settings.workers, "seed": seed, "device": device, "classes": classes}
+    for_training, for_testing = (
+        FileLoader(part, batch, shuffle=shuffle, drop_last=settings.drop_last and shuffle, bad=_bad(settings), **common)
+        for part, batch, shuffle in ((train, settings.batch_size, True), (test, settings.test_batch_size, False))
     )
-    shape = (channels, size, size)
-    return Data(settings.name, classes, shape, train_loader, test_loader, len(train), len(test))
+    preprocessing = preprocessing_of(mode, for_test, config["interpolation"], mean, std, names)
+    return Data(
+        settings.name, classes, (channels, size, size), for_training, for_testing, len(train), len(test), preprocessing
+    )
 
 
 def _bad(settings: DataSettings) -> Skipped:
@@ -86,6 +89,34 @@ def _first_size(train: Any, settings: DataSettings) -> tuple[int, int]:
             return width, height
         _bad(settings).take([item])
     raise SparsifyError(f"data.name: '{settings.name}' has no training image that can be read")
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return the indices of at most `limit` of `count` images, spread evenly, since sets are in order of classes."""
+    used = count if limit is None else min(limit, count)
+    return [index * count // used for index in range(used)]
+
+
+def preprocessing_of(
+    mode: str, transform: Any, interpolation: str, mean: tuple[float, ...], std: tuple[float, ...], names: Sequence[str]
+) -> Preprocessing | None:
+    """Return what timm's transform for evaluation does; None if it is not a resize and a crop from the middle."""
+    from torchvision.transforms import CenterCrop, Resize
+
+    resize, crop = [*list(transform.transforms), None, None][:2]
+    if not isinstance(resize, Resize) or not isinstance(crop, CenterCrop) or not isinstance(resize.size, int):
+        return None
+    height, width = (int(size) for size in crop.size)
+    return Preprocessing(mode, resize.size, (height, width), interpolation, mean, std, len(mean), tuple(names))
+
+
+def _names(dataset: Any) -> list[str]:
+    """Return the names of the classes by index, none if the set does not tell them."""
+    classes = getattr(dataset, "classes", None)
+    if classes:
+        return [str(name) for name in classes]
+    indices = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    return [str(name) for name, _ in sorted(indices.items(), key=lambda item: item[1])]
 
 
 @dataclass
@@ -145,10 +176,11 @@ class FileLoader:
         if self.shuffle and unread and left < 2:
             raise SparsifyError(f"{unread[0].file}: {left} of {left + len(unread)} images of a batch can be read")
         classes = self.classes
-        for label in () if good is None or classes is None else good[1].tolist():
-            if classes is not None and not 0 <= label < classes:
+        if good is not None and classes is not None:
+            wrong = [int(one) for one in good[1] if not 0 <= one < classes]
+            if wrong:
                 raise SparsifyError(
-                    f"data.num_classes: the data have a class {label}, of {classes} (0 to {classes - 1})"
+                    f"data.num_classes: the data have a class {wrong[0]}, of {classes} (0 to {classes - 1})"
                 )
         return good
 

@@ -20,7 +20,17 @@ from .resident import Batch, generator_for
 from .types import Data, Loader
 
 # What a recipe says about how images are found and varied, which data of the user's own do themselves.
-_NOT_OURS = ("dir", "image_size", "crop_padding", "padding_mode", "flip", "skip_bad", "train_split", "test_split")
+_NOT_OURS = (
+    "dir",
+    "image_size",
+    "crop_padding",
+    "padding_mode",
+    "flip",
+    "limit",
+    "skip_bad",
+    "train_split",
+    "test_split",
+)
 
 
 def own_settings(given: Any, settings: DataSettings) -> DataSettings:

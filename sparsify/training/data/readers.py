@@ -18,7 +18,8 @@ def digits(folder: str | None) -> tuple[Images, Images]:
         pixels = torch.from_numpy(arrays["images"])[:, None]
         labels = torch.from_numpy(arrays["labels"]).long()
     cut = DATASETS["digits"].train_count
-    return Images(pixels[:cut], labels[:cut]), Images(pixels[cut:], labels[cut:])
+    names = tuple(map(str, range(DATASETS["digits"].classes)))
+    return Images(pixels[:cut], labels[:cut], names), Images(pixels[cut:], labels[cut:], names)
 
 
 def cifar10(folder: str | None) -> tuple[Images, Images]:
@@ -49,7 +50,11 @@ def _torchvision(class_name: str, folder: str | None, needed: str) -> tuple[Imag
                 f"data.dir: {root / needed} of {read.url}, which cannot be downloaded ({reason})"
             ) from None
     train, test = (
-        Images(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        Images(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(part.targets),
+            tuple(part.classes),
+        )
         for part in parts
     )
     return train, test

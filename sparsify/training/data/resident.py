@@ -20,10 +20,11 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Images:
-    """Images (count x channels x height x width, uint8) with their class indices (count, int64)."""
+    """Images (count x channels x height x width, uint8) with their class indices (count, int64), and the names."""
 
     pixels: Tensor
     labels: Tensor
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from ...preprocess import KEY, Preprocessing
 from .resident import Batch
 
 
@@ -23,7 +24,10 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """A data set as a model sees it: `input_shape` is (channels, height, width) of one image; `test` may be missing."""
+    """A data set as a model sees it: `input_shape` is (channels, height, width) of one image; `test` may be missing.
+
+    `preprocessing` says how an image file becomes such an input, None where only the user's own data know.
+    """
 
     name: str
     num_classes: int
@@ -32,6 +36,13 @@ class Data:
     test: Loader | None
     train_count: int
     test_count: int
+    preprocessing: Preprocessing | None = None
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Return what a file says of its model's inputs: "input_shape", and KEY if that is known."""
+        how = {} if self.preprocessing is None else {KEY: self.preprocessing.to_dict()}
+        return {"input_shape": list(self.input_shape), **how}
 
     @property
     def description(self) -> str:

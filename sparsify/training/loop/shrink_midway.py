@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...surgery.conversion.fold import plain_copy
-from ...surgery.shrink.cuts import Cuts, apply_cuts
+from ...surgery.shrink.cuts import Cuts, apply_cuts, beyond, cuts_of
 from ...surgery.shrink.optimizer_state import cut_optimizer
 from ...surgery.shrink.remask import mask_again
 from ...surgery.shrink.shrink import shrink
@@ -41,6 +41,8 @@ def shrink_training(training: Training) -> None:
 
 def cut_as_before(training: Training, cuts: Cuts, shrunk: dict[str, Any]) -> None:
     """Cut a training that was set up anew as it was cut when its checkpoint was written; its masks are set."""
+    before = cuts_of(training.model)  # of a shrunk file that it started from
+    cuts = cuts if before is None else beyond(before, cuts)
     small = apply_cuts(plain_copy(training.model), cuts)
     _go_on_with(training, mask_again(small, training.model, cuts), cuts)
     training.shrunk = shrunk

@@ -52,7 +52,7 @@ class Training:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole training."""
-        return self.steps_per_epoch * self.settings.epochs
+        return self.settings.total_steps(self.steps_per_epoch)
 
 
 def train_steps(training: Training) -> Iterator[Record]:
@@ -87,7 +87,7 @@ def train_steps(training: Training) -> Iterator[Record]:
             training.step += 1
             _step_pruner(training, tally)
             _shrink_if_due(training)
-            if training.step % settings.log_every == 0 or training.step % training.steps_per_epoch == 0:
+            if training.step % settings.log_every == 0 or _at_an_end(training):
                 record = _record(training, tally, lr)
                 record |= _evaluate_if_due(training)
                 if training.shrunk is not None and not told:
@@ -132,8 +132,14 @@ def _epoch_steps(training: Training) -> Iterator[list[Batch]]:
     epoch, done = divmod(training.step, training.steps_per_epoch)
     accumulate = training.settings.accumulate
     batches = training.data.train.epoch(epoch, start=done * accumulate)
-    for _ in range(done, training.steps_per_epoch):
+    left = training.total_steps - training.step
+    for _ in range(done, min(training.steps_per_epoch, done + left)):
         yield list(islice(batches, accumulate))
+
+
+def _at_an_end(training: Training) -> bool:
+    """Return whether the present step ends an epoch, or the training."""
+    return training.step % training.steps_per_epoch == 0 or training.step == training.total_steps
 
 
 def _set_learning_rate(training: Training) -> float:
@@ -205,7 +211,7 @@ def _advice(training: Training) -> str:
 def _evaluate_if_due(training: Training) -> Record:
     epoch, within = divmod(training.step, training.steps_per_epoch)
     last = training.step == training.total_steps
-    if within or (epoch % training.settings.evaluate_every and not last):
+    if not last and (within or epoch % training.settings.evaluate_every):
         return {}
     if last and training.settings.recalibrate_batch_norm:
         batches = islice(training.data.train.epoch(training.settings.epochs), training.settings.recalibrate_batch_norm)

@@ -54,6 +54,21 @@ def check_device(name: str, *, where: str = "") -> None:
         raise SparsifyError(f"{where}: {error}" if where else str(error)) from None
 
 
+def check_source(source: str, *, where: str = "") -> None:
+    """Raise SparsifyError unless `source` is a file, a folder with a model in it, or a repository of the hub."""
+    from ...formats.io.locate import is_on_hub, model_file
+
+    if is_on_hub(source):
+        return  # what is not there shows when it is fetched
+    if not Path(source).is_dir():
+        check_file(source, where=where)
+        return
+    try:
+        model_file(source)
+    except SparsifyError as error:
+        raise SparsifyError(f"{where}: {error}" if where else str(error)) from None
+
+
 def check_file(path: str, *, where: str = "") -> None:
     """Raise SparsifyError unless `path` is a file."""
     if not Path(path).is_file():

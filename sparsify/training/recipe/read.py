@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 
 from ...arguments import PATH, takes
@@ -15,7 +15,7 @@ from ...errors import SparsifyError, nearest
 from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
-from .lookups import check_data_name, check_file, check_optimizer_name
+from .lookups import check_data_name, check_optimizer_name, check_source
 from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
 from .yaml_lines import MOST_CHARACTERS, parse_value, parse_yaml
 
@@ -45,6 +45,16 @@ class Recipe(Settings):
     """how the network is trained"""
     prune: Pruning | None = None
     """what is pruned, how far and when; without it training is dense"""
+
+    _source: Source = PrivateAttr(default_factory=lambda: Source("recipe", {}))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all settings are equal, wherever they were written."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    def where(self, *keys: str | int) -> str:
+        """Return the place where a key was written: file, line and key."""
+        return self._source.where(keys)
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML that `read_recipe` reads back to an equal recipe.
@@ -103,9 +113,9 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
         check_data_name(recipe.data, where=where(("data", "name")))
     check_optimizer_name(recipe.train.optimizer.name, where=where(("train", "optimizer", "name")))
     if recipe.model.checkpoint is not None:
-        check_file(recipe.model.checkpoint, where=where(("model", "checkpoint")))
+        check_source(recipe.model.checkpoint, where=where(("model", "checkpoint")))
     if recipe.model.masks is not None:
-        check_file(recipe.model.masks, where=where(("model", "masks")))
+        check_source(recipe.model.masks, where=where(("model", "masks")))
 
 
 def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, name: str, check: bool = True) -> Recipe:
@@ -122,6 +132,7 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, n
         )
     if check:
         check_names(recipe, source)
+    recipe._source = source
     return recipe
 
 

@@ -104,7 +104,8 @@ class ModelSettings(Settings):
     pretrained: bool = False
     """start from the weights that the model's library publishes"""
     checkpoint: str | None = None
-    """file of weights to start from: safetensors, or a torch file that holds tensors only"""
+    """what to start from, masks included: a sparse, shrunk or plain file (safetensors, or a torch file that holds
+    tensors only), a run's or a hub folder, or hf:OWNER/NAME"""
     masks: str | None = None
     """file of masks (masks alone, or a sparse model's) under which it is trained; they stay, so there is no prune"""
     arguments: Annotated[dict[str, Any], AfterValidator(model_arguments)] = Field(default_factory=dict)
@@ -128,6 +129,8 @@ class DataSettings(Settings):
     padding_mode: Literal["zero", "reflect"] = "zero"
     """what the added pixels are"""
     flip: Annotated[bool | None, Field(description=_FLIP)] = None
+    limit: Count | None = None
+    """use this many images at most for training, and for the test, spread evenly over the set: to try things out"""
     drop_last: bool = False
     """leave out the last batch of an epoch if it is smaller than the others"""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
@@ -166,6 +169,8 @@ class TrainSettings(Settings):
 
     epochs: Count = 60
     """passes over the training images"""
+    max_steps: Count | None = None
+    """optimiser steps after which training ends, however many epochs they are; every fraction is of these then"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """seed of everything random: initial weights, order, augmentation, masks"""
     optimizer: Annotated[OptimizerSettings, ByName()] = Field(default_factory=lambda: OptimizerSettings())
@@ -192,3 +197,8 @@ class TrainSettings(Settings):
     """optimiser steps between two records of loss and accuracy"""
     evaluate_every: Count = 1
     """epochs between two evaluations on the test images"""
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the optimiser steps of the whole training."""
+        steps = steps_per_epoch * self.epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)

@@ -31,7 +31,7 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
     """
     settings = recipe.train
     steps_per_epoch = -(-_batches(recipe) // settings.accumulate)
-    total_steps = steps_per_epoch * settings.epochs
+    total_steps = settings.total_steps(steps_per_epoch)
     factor = learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch)
     updates = update_plan(recipe.prune, total_steps, steps_per_epoch) if recipe.prune else []
     return TrainingPlan(steps_per_epoch, total_steps, updates, lambda step: settings.optimizer.lr * factor(step))
@@ -42,7 +42,7 @@ def _batches(recipe: Recipe) -> int:
     if data.name in DATASETS:
         from ..data.resident import count_used
 
-        count = DATASETS[data.name].train_count
+        count = min(DATASETS[data.name].train_count, data.limit or DATASETS[data.name].train_count)
         return count_used(count, data.batch_size, shuffle=True, drop_last=data.drop_last)[1]
     from ...models import build_model
     from ..data.datasets import count_classes, load_data

@@ -11,14 +11,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ...errors import RunError
+from ...errors import RunError, SparsifyError
 from ...formats.model.masks import load_masks
-from ...models import build_model
+from ...formats.model.start import read_start
+from ...models import FROM_PYTHON, build_model
 from ...pruning.pruner import Pruner
 from ...surgery.conversion.convert import ConversionReport, convert
+from ...surgery.ignore_patterns import PatternError
 from ...surgery.masks import masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
-from ...weights import LoadReport, load_checkpoint
+from ...weights import LoadReport
 from ..data.datasets import count_classes, load_data
 from ..data.own_data import check_takes, own_data
 from ..data.types import Data
@@ -33,8 +35,9 @@ from ..recipe.read import Recipe
 class Prepared:
     """A training that is ready to start, and how it was made.
 
-    `spec` and `arguments` build the model by name; `spec` is None for a model given from Python. `loaded` tells what
-    was read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and no `verification`.
+    `spec` and `arguments` build the model by name; `spec` is None for one given from Python that no name builds.
+    `loaded` tells what was read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and
+    no `verification`.
     """
 
     recipe: Recipe
@@ -52,6 +55,13 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, data: Any = None,
     Weights are loaded before masks are put on. `check` verifies the conversion. Raises SparsifyError for what does not
     fit together, RunError if the verification finds a fault.
     """
+    try:
+        return _prepare(recipe, model, data, check)
+    except PatternError as error:
+        raise SparsifyError(f"{recipe.where('prune', *error.keys)}: {error.problem}") from None
+
+
+def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool) -> Prepared:
     settings = recipe.train
     accelerator = make_accelerator(settings)
     _seed(settings.seed)
@@ -62,16 +72,19 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, data: Any = None,
         spec, arguments = recipe.model.name, {**recipe.model.arguments, "num_classes": classes}
         model = build_model(spec, pretrained=recipe.model.pretrained, **arguments)
         if recipe.model.checkpoint is not None:
-            loaded = load_checkpoint(model, recipe.model.checkpoint)
+            loaded = read_start(recipe.model.checkpoint).into(model)
         if recipe.model.masks is not None:
             load_masks(recipe.model.masks, model)
+    elif not recipe.model.name.startswith(FROM_PYTHON):
+        spec, arguments = recipe.model.name, dict(recipe.model.arguments)
     if own is not None:
         check_takes(model, own)
     found = own or load_data(recipe.data, model, seed=settings.seed, device=accelerator.device)
     conversion = verification = None
     if recipe.prune is not None:
-        conversion = convert(model, ignore=recipe.prune.ignore)
-    if (recipe.prune is not None or recipe.model.masks is not None) and check:
+        conversion = convert(model, ignore=recipe.prune.ignore, only=recipe.prune.only or ())
+    sparse_start = recipe.model.masks is not None or (loaded is not None and loaded.masks > 0)
+    if (recipe.prune is not None or sparse_start) and check:
         verification = _verified(model, found.input_shape)
     model.to(accelerator.device).train()
     if settings.channels_last:
@@ -83,7 +96,7 @@ def prepare(recipe: Recipe, *, model: nn.Module | None = None, data: Any = None,
 def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerator) -> Training:
     settings = recipe.train
     steps_per_epoch = -(-len(data.train) // settings.accumulate)
-    total_steps = steps_per_epoch * settings.epochs
+    total_steps = settings.total_steps(steps_per_epoch)
     pruner = None
     if recipe.prune is not None:
         pruner = Pruner(
@@ -94,6 +107,8 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
             generator=torch.Generator().manual_seed(settings.seed),
             example_input=torch.zeros(1, *data.input_shape, device=accelerator.device),
         )
+        if recipe.model.checkpoint is not None:
+            pruner.check_present(where="prune.sparsity")
     return Training(
         model=model,
         data=data,

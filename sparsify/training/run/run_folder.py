@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import RunError, SparsifyError
 from ...formats.io.atomic import atomic_write
+from ...preprocess import beside
 from ..recipe.read import Recipe, read_recipe
 from ..recipe.yaml_lines import parse_yaml
 
@@ -20,7 +21,8 @@ LAST = "checkpoints/last.safetensors"
 BEST = "checkpoints/best.safetensors"
 MODEL = "model.safetensors"
 MASKS = "masks/cycle-{}.safetensors"
-_OURS = (RECIPE, METRICS, LAST, BEST, MODEL, MASKS.format("*"), "events.out.tfevents.*")
+_BESIDE = tuple(str(beside(path)) for path in (BEST, MODEL))
+_OURS = (RECIPE, METRICS, LAST, BEST, MODEL, *_BESIDE, MASKS.format("*"), "events.out.tfevents.*")
 _FOLDER = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|]+')
 _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d) *(\.|$)", re.IGNORECASE)
 _LONGEST = 200

@@ -26,9 +26,10 @@ from ..data.bad_images import dead_workers
 from ..data.own_data import own_settings
 from ..loop.shrink_midway import cut_as_before
 from ..loop.train_steps import Record, Training, train_steps
-from ..recipe.read import ModelSettings, Recipe, check_names, parse_recipe, read_recipe
+from ..recipe.read import Recipe, check_names, parse_recipe, read_recipe
 from . import run_folder as folders
 from .checkpoint import random_state, read_state, set_model_state, set_optimizer_state, set_random_state, write_state
+from .own_model import own_model_settings
 from .prepare import Prepared, prepare
 
 # A checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of the time,
@@ -80,10 +81,11 @@ def train(
     TensorBoard events, checkpoints/last.safetensors, checkpoints/best.safetensors (the best test accuracy at the final
     sparsity), masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it
     goes on from its last checkpoint to the same bits; then `recipe` may be None. `model` is trained, in place, instead
-    of the recipe's, which may then be left out; recipe.yaml calls it python:<its class>. `data` takes the
-    place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair of them for training and test (see
-    docs/data.md); a run that goes on needs it again. `check` verifies that all-ones masks change no bit before
-    training. `on_start` and `on_record` are called with what is about to run and with each record of `train_steps`.
+    of the recipe's, which may then be left out; where its state is not that of the recipe's, recipe.yaml calls it
+    python:<its class>. `data` takes the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair of
+    them for training and test (see docs/data.md); a run that goes on needs it again. `check` verifies that all-ones
+    masks change no bit before training. `on_start` and `on_record` are called with what is about to run and with each
+    record of `train_steps`.
     Raises SparsifyError for a mistake in what was asked, RunError when the loss is no longer a number or the disk full.
     """
     merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model, data)
@@ -122,17 +124,19 @@ def _recipe_and_folder(
     model: nn.Module | None,
     data: Any,
 ) -> tuple[Recipe, Path]:
-    own = {} if model is None else {"model": ModelSettings(name=f"{FROM_PYTHON}{type(model).__name__}")}
     if recipe is None:
         if not resume or out is None:
             raise SparsifyError("train: a recipe is needed, or resume=True and the run's folder as out")
         given = folders.stored_recipe(out)
     elif isinstance(recipe, Mapping):
-        given = parse_recipe({**recipe, **own})
-        check_names(given)
+        named = model is None or "model" in recipe
+        given = parse_recipe(recipe if named else {**recipe, "model": f"{FROM_PYTHON}{type(model).__name__}"})
     else:
         given = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
-        given = given.model_copy(update=own)
+    if model is not None:
+        given = given.model_copy(update={"model": own_model_settings(model, given.model)})
+    if isinstance(recipe, Mapping):
+        check_names(given)
     if data is not None:
         given = given.model_copy(update={"data": own_settings(data, given.data)})
     folder = out or folders.default_folder(given)
@@ -256,5 +260,5 @@ def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:
         recipe=prepared.recipe,
         seeds={"train": prepared.recipe.train.seed},
         metrics=metrics,
-        extra={"input_shape": list(prepared.training.data.input_shape)},
+        extra=prepared.training.data.extra,
     )

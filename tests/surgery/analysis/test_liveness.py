@@ -21,14 +21,14 @@ class Between(nn.Module):
 
     def __init__(self, operation: Callable[[Tensor], Tensor], width: int = 4) -> None:
         super().__init__()
-        self.overload = operation
+        self.operation = operation
         self.first = nn.Linear(3, 4, bias=False)
         self.last = nn.Linear(width, 2, bias=False)
         with torch.no_grad():
             self.first.weight[[1, 3]] = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.overload(self.first(x))
+        y = self.operation(self.first(x))
         return self.last(y) + self.last(y)  # read twice, a bias cannot take in what is constant
 
 

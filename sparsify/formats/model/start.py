@@ -1,0 +1,86 @@
+"""Starting from a checkpoint of any kind: weights, masks and cuts into a model that was just built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from ...errors import SparsifyError
+from ...surgery.masks import set_masks
+from ...surgery.shrink.cuts import Cuts, apply_cuts
+from ...weights import LoadReport, drop_prefix, load_state, read_weights, split_masks
+from ..file.container import read_header
+from ..file.cuts_text import cuts_from
+from ..file.metadata import Metadata
+from ..io.locate import model_file
+from .load import ensure_masked
+from .read import read_file
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a checkpoint holds: a state dict, masks by parameter name, and what was cut out of its model.
+
+    `also` names the masked parameters that are no weights. `metadata` is what a file of ours says.
+    """
+
+    path: str
+    state: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    cuts: Cuts | None = None
+    source: str = ""
+    ignored: tuple[str, ...] = ()
+    metadata: Metadata = field(default_factory=Metadata)
+
+    def into(self, model: nn.Module) -> LoadReport:
+        """Put all of it into a plain `model`, just built, in place, and return what was loaded.
+
+        A head for another number of classes keeps its values, and no mask. Raises SparsifyError with the keys if the
+        weights do not fit; the model may be cut then.
+        """
+        if self.cuts is not None:
+            try:
+                apply_cuts(model, self.cuts)
+            except SparsifyError as error:
+                raise SparsifyError(f"{self.path}: the model cannot be cut as the file's was: {error}") from error
+        state, prefix = drop_prefix(self.state, model.state_dict())
+        masks = {name.removeprefix(prefix): mask for name, mask in self.masks.items()}
+        report = load_state(model, state, source=self.path)
+        fitting = {name: mask for name, mask in masks.items() if name not in report.reinitialised}
+        if fitting:
+            also = [name.removeprefix(prefix) for name in self.also]
+            weights = [name for name in fitting if name not in also]
+            ensure_masked(self.path, model, weights, [name for name in also if name in fitting])
+            set_masks(model, fitting)
+        return replace(report, ignored=list(self.ignored), source=self.source, prefix=prefix, masks=len(fitting))
+
+
+def read_start(source: str | os.PathLike[str]) -> Start:
+    """Return what the checkpoint `source` holds, read without running anything in it.
+
+    `source` is a file (sparse, shrunk, safetensors, or of torch with tensors only), a run's folder, one in the layout
+    of the hub, or "hf:OWNER/NAME". Masks of torch.nn.utils.prune (`weight_orig`, `weight_mask`) are masks.
+    Raises SparsifyError, one line, for anything else.
+    """
+    path = model_file(source)
+    if path.suffix == ".safetensors" and path.is_file() and os.access(path, os.R_OK):
+        text = read_header(path).metadata
+        ours = "header_crc32" in text and not text.keys() & {"sparsify_checkpoint", "masks"}
+        if ours or text.get("format") == "sparsify":
+            return _read_ours(os.fspath(path))
+    state, part, ignored = read_weights(path)
+    state, masks = split_masks(state)
+    also = tuple(name for name in masks if state[name].dim() < 2)
+    return Start(os.fspath(path), state, masks, also, source=part, ignored=tuple(ignored))
+
+
+def _read_ours(path: str) -> Start:
+    (state, masks, metadata), contents = read_file(path)
+    masks |= {alias: masks[name] for alias, name in contents.aliases.items() if name in masks}
+    also = tuple(name for name, entry in contents.masked.items() if entry.also)
+    cuts = cuts_from(contents.cuts) if contents.cuts else None
+    return Start(path, state, masks, also, cuts, metadata=metadata)

@@ -1,0 +1,93 @@
+"""How large the inputs are that each weight is multiplied with, seen by hooks while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import SparsifyError
+from ...surgery.masks import all_masked_weights, masked_weights
+from ..preserve_state import preserve_state
+from .gradients import LossFunction
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def input_norms(
+    model: nn.Module, names: Iterable[str], batches: Iterable[Any], loss_fn: LossFunction
+) -> dict[str, Tensor]:
+    """Return for each entry the L2 norm, over all batches, of the inputs that it is multiplied with, float64.
+
+    Of a linear layer that is the norm of the input feature over all rows that enter, of a convolution the norm over
+    the positions that the kernel's entry meets; of a transposed convolution the norm of the input channel. The model
+    runs in eval mode under its present masks and is afterwards what it was. Raises SparsifyError, naming it, for a
+    weight whose inputs no hook sees: one that is not read by the forward of torch's own linear or convolution, or
+    whose layer does not run.
+    """
+    wanted = set(names)
+    first = {id(weight.parameter): name for name, weight in masked_weights(model).items()}
+    sums: dict[str, Tensor] = {}
+    handles = []
+    for weight in all_masked_weights(model):
+        name = first[id(weight.parameter)]
+        if name not in wanted:
+            continue
+        if getattr(weight.module, "masked_kind", "") != "direct":
+            raise _unseen(name, f"{weight.module} reads it in a forward of its own")
+        handles.append(weight.module.register_forward_pre_hook(_adder(sums, name)))
+    count = 0
+    try:
+        with preserve_state(model, [], training=False), torch.no_grad():
+            for batch in batches:
+                count += 1
+                loss_fn(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if count == 0:
+        raise SparsifyError("pruner.start: there is no batch to take inputs from")
+    for name in wanted - sums.keys():
+        raise _unseen(name, "its layer was not called")
+    return {name: sums[name].sqrt() for name in first.values() if name in wanted}
+
+
+def _unseen(name: str, reason: str) -> SparsifyError:
+    return SparsifyError(
+        f"criterion 'wanda': the inputs of {name} cannot be seen: {reason}; leave it dense with 'ignore'"
+    )
+
+
+def _adder(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        squares = _squares(module, inputs[0].detach().to(torch.float64))
+        sums[name] = sums[name] + squares if name in sums else squares
+
+    return add
+
+
+def _squares(module: Any, input: Tensor) -> Tensor:
+    """Return the sum of the squares of the inputs that each entry of a module's weight meets, shaped like it."""
+    shape = module.weight.shape
+    if isinstance(module, nn.Linear):
+        return input.square().reshape(-1, shape[1]).sum(0).expand(shape)
+    dimensions = len(module.kernel_size)
+    if input.dim() == dimensions + 1:  # without a batch
+        input = input[None]
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        channels = input.square().flatten(2).sum((0, 2))
+        return channels.reshape(-1, *[1] * (dimensions + 1)).expand(shape)
+    padding = module.padding
+    if module.padding_mode != "zeros":
+        input, padding = F.pad(input, module._reversed_padding_repeated_twice, module.padding_mode), 0
+    squares = input.square().sum(0, keepdim=True)
+    # The gradient of a depthwise kernel, for a sum of outputs, adds what each of its entries meets.
+    with torch.enable_grad():
+        kernel = squares.new_zeros((shape[1] * module.groups, 1, *module.kernel_size), requires_grad=True)
+        met = _CONV[dimensions](squares, kernel, None, module.stride, padding, module.dilation, kernel.shape[0])
+        (by_channel,) = torch.autograd.grad(met.sum(), kernel)
+    by_group = by_channel.reshape(module.groups, 1, *shape[1:])
+    return by_group.expand(-1, shape[0] // module.groups, *shape[1:]).reshape(shape)

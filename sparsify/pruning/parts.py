@@ -1,0 +1,193 @@
+"""The parts of a pruning: the weights of each rule, and those of none, with their own settings and candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SparsifyError
+from ..surgery.channels import Channels
+from ..surgery.ignore_patterns import PatternError
+from ..surgery.masks import MaskedWeight
+from ..surgery.rules.table import Rule
+from .build_candidates import build_candidates
+from .criteria.gradients import with_first_input
+from .criteria.table import CRITERIA, Context, Criterion
+from .mask_update import from_present, update_masks
+from .schedules import Update, update_plan
+from .selection.candidates import Candidates
+from .selection.prunable_weights import matching_weights, pruned_weights
+from .settings.prune import Pruning
+from .units.group_candidates import GroupCandidates
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights that are pruned by one criterion, granularity, scope and sparsity.
+
+    `plan` has as many updates as every other part's, on the same steps; `match` is the rule's, empty without one.
+    """
+
+    match: tuple[str, ...]
+    pruning: Pruning
+    plan: tuple[Update, ...]
+    candidates: Candidates
+    criterion: Criterion
+
+    def needs(self, what: str) -> bool:
+        """Whether the criterion is marked as one that needs "data" or an "input"."""
+        return bool(getattr(self.criterion, f"needs_{what}", False))
+
+
+def make_parts(
+    model: nn.Module,
+    pruning: Pruning,
+    times: tuple[int, int | None],
+    example_input: Any,
+    channels: Channels | None,
+    rules: Mapping[str, Rule] | None,
+    examples: Sequence[Any],
+) -> tuple[Part, ...]:
+    """Return the parts of a pruning of `model`, those of rules first; `times` are its total steps, and an epoch's.
+
+    Raises SparsifyError as `build_candidates` does, and for a rule that no weight is left for.
+    """
+    parts = []
+    for match, own, names in _settings(model, pruning):
+        candidates = build_candidates(model, own, names, example_input, channels, rules, examples)
+        criterion = own.criterion.function or CRITERIA[own.criterion.name]
+        parts.append(Part(match, own, tuple(update_plan(own, *times)), candidates, criterion))
+    owners: dict[str, Part] = {}
+    for part in parts:
+        for name in part.candidates.names:
+            if name in owners:
+                raise SparsifyError(
+                    f"pruning.rules: {name} is tied to weights of two parts, {_named(owners[name])} and "
+                    f"{_named(part)}; let one rule match them"
+                )
+            owners[name] = part
+    return tuple(parts)
+
+
+def _named(part: Part) -> str:
+    return f"the rule for {', '.join(part.match)}" if part.match else "what no rule matches"
+
+
+def _settings(model: nn.Module, pruning: Pruning) -> Iterator[tuple[tuple[str, ...], Pruning, list[str]]]:
+    """Yield the match, the settings and the weights of each part."""
+    left = pruned_weights(model, pruning.ignore, pruning.only or ())
+    for index, rule in enumerate(pruning.rules or ()):
+        matched = matching_weights(model, rule.match, ("rules", index, "match"))
+        names = [name for name in left if name in matched]
+        if not names:
+            raise PatternError(
+                ("rules", index, "match"),
+                f"no weight is left for {', '.join(rule.match)}: other rules, 'ignore' or 'only' come first",
+            )
+        left = [name for name in left if name not in matched]
+        if not rule.ignore:
+            yield rule.match, pruning.under(rule), names
+    if left:
+        yield (), pruning, left
+
+
+def with_data(
+    parts: Iterable[Part], batches: Iterable[Any] | None, loss_fn: Any, example_input: Any
+) -> tuple[Iterable[Any] | None, Any]:
+    """Return the batches, an iterator that is needed as a list, and the example, from the first batch if it is needed.
+
+    Raises SparsifyError if a criterion needs data or an input and there is none.
+    """
+    for part in parts:
+        name = part.pruning.criterion.name
+        if part.needs("data"):
+            if batches is None or loss_fn is None:
+                raise SparsifyError(f"criterion '{name}' needs data: call pruner.start(batches, loss_fn) before step()")
+            batches = list(batches) if isinstance(batches, Iterator) else batches
+        if part.needs("input") and example_input is None:
+            if batches is None:
+                raise SparsifyError(f"criterion '{name}' needs an input's shape: give Pruner an example_input")
+            batches, example_input = with_first_input(batches)
+    return batches, example_input
+
+
+def update_parts(
+    parts: Sequence[Part],
+    index: int,
+    weights: Mapping[str, MaskedWeight],
+    context: Context,
+    union: Mapping[str, Tensor],
+) -> float:
+    """Write the masks that the update of this index asks for in every part, and return the sparsity that is due."""
+    due, sizes = [], []
+    for part in parts:
+        own = {name: weights[name] for name in part.candidates.names}
+        given = replace(context, options=part.pruning.criterion.options)
+        update = part.plan[index]
+        if not union.keys().isdisjoint(own) and not part.pruning.schedule.cyclical:
+            update = from_present(update, part.plan[0], part.pruning.target)
+        due.append(update_masks(update, part.pruning, part.criterion, part.candidates, own, given, union))
+        sizes.append(sum(weight.mask.numel() for weight in own.values()))
+    return due[0] if len(due) == 1 else sum(map(float.__mul__, due, map(float, sizes))) / max(1, sum(sizes))
+
+
+def removed(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> float:
+    """Return the sparsity that the masks have at present."""
+    masks = {name: weight.mask for name, weight in weights.items()}
+    if len(parts) == 1:
+        return float(parts[0].candidates.removed(masks))
+    gone = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+    return gone / max(1, sum(mask.numel() for mask in masks.values()))
+
+
+def masks_to_keep(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> dict[str, Tensor]:
+    """Return copies of the masks of the parts whose ramp begins at them: not those that cycle, or want less removed."""
+    kept = {}
+    for part in parts:
+        masks = {name: weights[name].mask for name in part.candidates.names}
+        more = part.pruning.amount is not None or part.pruning.target >= part.candidates.removed(masks)
+        if more and not part.pruning.schedule.cyclical:
+            kept.update({name: mask.clone() for name, mask in masks.items()})
+    return kept
+
+
+def check_present(parts: Sequence[Part], weights: Mapping[str, MaskedWeight], where: str) -> None:
+    """Raise SparsifyError, its line begun by `where`, if a part is to remove less than its masks remove already."""
+    for part in parts:
+        present = part.candidates.removed({name: weights[name].mask for name in part.candidates.names})
+        target = part.pruning.target
+        if part.pruning.amount is None and present > target and not part.pruning.schedule.cyclical:
+            of = f" by {_named(part)}" if part.match else ""
+            raise SparsifyError(
+                f"{where}: {float(target):g} is to be removed{of}, and {float(present):.4g} is already, whose "
+                "values are gone; give more, or leave out 'prune' to train under the masks that are there"
+            )
+
+
+def measured_prices(parts: Sequence[Part]) -> dict[str, Tensor]:
+    """Return the prices that were measured, under "prices": those of two pruners differ."""
+    candidates = parts[0].candidates
+    measured = parts[0].pruning.criterion.per == "milliseconds"
+    return {"prices": candidates.prices} if measured and isinstance(candidates, GroupCandidates) else {}
+
+
+def at_prices(parts: tuple[Part, ...], prices: Tensor) -> tuple[Part, ...]:
+    """Return the parts at other prices than those that were measured."""
+    candidates = parts[0].candidates
+    return (
+        (replace(parts[0], candidates=candidates.at_prices(prices)),)
+        if isinstance(candidates, GroupCandidates)
+        else parts
+    )
+
+
+def private_generator(generator: torch.Generator | None) -> torch.Generator:
+    """Return a CPU generator of our own, which may be rewound without a caller's numbers coming twice."""
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator().manual_seed(int(seed))

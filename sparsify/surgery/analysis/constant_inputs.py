@@ -1,0 +1,86 @@
+"""Constant channels entering weighted sums: which there are, and what the sum then holds.
+
+An operation that can absorb constants into its bias (`bias_sinks`) does not read its constant channels any more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..recording.broadcast_forms import expand_rank
+from ..recording.ops import Op, Value
+from .constants import known_value, only_zeros_known, uniform
+
+if TYPE_CHECKING:
+    from .liveness import Liveness
+
+
+def constant_inputs(live: Liveness, op: Op) -> Tensor | None:
+    """Return the channels entering a bias sink that hold one nonzero value everywhere, float 0/1 [channels]; or None.
+
+    They are noted, as bool, in `live.constant_channels`. None if there are none or `op` is no bias sink.
+    """
+    sink = live.bias_sinks.get(op)
+    if sink is None or only_zeros_known(live, sink.value):
+        return None
+    values = _entering_values(live, op)
+    constant = ~values.isnan() & (_may_be_nonzero(live, op) if live.depends_on_learnt else values != 0)
+    if not constant.any():
+        return None
+    live.constant_channels[op] = constant
+    return constant.to(torch.float32)
+
+
+def _entering_values(live: Liveness, op: Op) -> Tensor:
+    """Return the value that each channel entering a bias sink holds at all positions, NaN if there is none."""
+    sink = live.bias_sinks[op]
+    form = known_value(live, sink.value)
+    form = uniform(form, [d for d in range(form.dim()) if d != sink.dim])
+    return form.reshape(-1).expand(sink.value.shape[sink.dim])
+
+
+def _weight_columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
+    """Return the `wanted` columns of a weight under its mask, float64; NaN for entries that may still learn."""
+    assert weight.constant is not None
+    columns = weight.constant[:, wanted].to(torch.float64)
+    kept = live.masks.get(weight.names[0])
+    if live.learning and weight.trainable:
+        columns = torch.full_like(columns, math.nan)
+    return columns if kept is None else torch.where(kept.expand(weight.shape)[:, wanted], columns, 0)
+
+
+def _may_be_nonzero(live: Liveness, op: Op) -> Tensor:
+    """Return which channels entering a bias sink may be nonzero, bool: a learnt constant may be zero only for now."""
+    sink = live.bias_sinks[op]
+    flags = live.of(sink.value).detach()
+    dims = [d for d in range(flags.dim()) if d != sink.dim]
+    return (flags.amax(dims) if dims else flags).reshape(-1).expand(sink.value.shape[sink.dim]) > 0
+
+
+def propagate_sum(live: Liveness, op: Op, moving: Tensor, added: Value | None, dim: int) -> None:
+    """Note the known values of a weighted sum, whose channels lie along `dim`: `added` plus the constant channels.
+
+    `moving` is positive where a channel that depends on the input takes part; nothing is known there.
+    """
+    result = op.results[0]
+    moving = moving.detach() > 0
+    if moving.all() or result.constant is not None:
+        return
+    total = torch.zeros([1] * len(result.shape), dtype=torch.float64)
+    if added is not None:
+        sizes = [1] * len(result.shape)
+        sizes[dim] = -1
+        form = known_value(live, added)
+        total = expand_rank(form, len(sizes)) if len(added.shape) != 1 else form.reshape(sizes)
+    if op in live.constant_channels:
+        constant = live.constant_channels[op]
+        kernel = _weight_columns(live, live.bias_sinks[op].weight, constant)
+        sums = kernel.flatten(2).sum(2) if kernel.dim() > 2 else kernel
+        sizes = [1] * len(result.shape)
+        sizes[dim] = -1
+        total = total + (sums @ _entering_values(live, op)[constant]).reshape(sizes)
+    live.known_values[result] = torch.where(moving, math.nan, total)

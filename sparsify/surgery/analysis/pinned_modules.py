@@ -1,0 +1,40 @@
+"""Modules that keep all their channels: forwards that branch on values, and torch.nn's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..recording.ops import Recording, Value
+
+if TYPE_CHECKING:
+    from .coupling import Coupling
+
+# The weights of nn.MultiheadAttention whose rows are heads.
+_ROWS_OF_HEADS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def pin_branch(coupling: Coupling, recording: Recording, path: str, given: Sequence[Value]) -> None:
+    """Pin all channels that a module meets whose forward branches on values of activations; `given` are its inputs."""
+    why = f"{path or 'the model'}: its forward asks what activations hold, and may do something else with others"
+    coupling.numbers.cause = why
+    inside = [op for op in recording.ops if not path or op.module == path or op.module.startswith(f"{path}.")]
+    met = dict.fromkeys([*given, *(value for op in inside for value in (*op.inputs, *op.results))])
+    for value in met:
+        if value in coupling.axes or value.constant is None:
+            coupling.pin(value)
+    coupling.barriers[why] = None
+    coupling.barred.add(why)
+
+
+def pin_heads(coupling: Coupling, recording: Recording, path: str) -> None:
+    """Pin the heads, and their sizes, of the nn.MultiheadAttention at `path`."""
+    own = [recording.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
+    rows = [value for value in own if value in coupling.axes]
+    why = f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
+    coupling.numbers.cause = why
+    for value in rows:
+        coupling.pin(value, [0])
+    if rows:
+        coupling.barriers[why] = None
+        coupling.barred.add(why)

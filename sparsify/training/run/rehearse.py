@@ -1,0 +1,107 @@
+"""What a run would meet before its first step, met without writing anything."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...datasets import DATASETS
+from ...errors import SparsifyError
+from ...models import build_model
+from ...preserve import keep_random_states
+from ...surgery.conversion.fold import plain_copy
+from ...surgery.masks import masked_weights
+from ..data.datasets import count_classes
+from ..recipe.read import Recipe
+from .prepare import Prepared, prepare
+
+# Where torchvision keeps what it downloads.
+_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A run as it would start: numbers, of the dense model, and what was left out and why.
+
+    `multiply_adds` are those of one image, None where the size of an image is not known; `bytes_file` is about what the
+    sparse file takes, `bytes_dense` the dense one. `prepared` is None where the data are not there.
+    """
+
+    parameters: int
+    multiply_adds: int | None
+    bytes_file: int
+    bytes_dense: int
+    prepared: Prepared | None
+    left_out: tuple[str, ...]
+
+
+def rehearse(recipe: Recipe, *, check: bool = True) -> Rehearsal:
+    """Build, load, convert and verify what `recipe` declares and plan its pruning, as `train` does, and keep nothing.
+
+    Published weights are not fetched, and data sets that would be downloaded are not read: `left_out` says so. Raises
+    whatever the run would raise before its first step.
+    """
+    left_out: list[str] = []
+    if recipe.model.pretrained:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": False})})
+        left_out.append("the published weights are fetched when the run starts")
+    with keep_random_states():
+        if not _is_here(recipe):
+            left_out.append(f"{recipe.data.name} is not in {_root(recipe)}, and is downloaded when the run starts")
+            return _summary(_on_meta(recipe), recipe, None, tuple(left_out))
+        prepared = prepare(recipe, check=check)
+        return _summary(prepared.training.model, recipe, prepared, tuple(left_out))
+
+
+def _root(recipe: Recipe) -> Path:
+    return Path(recipe.data.dir or "data")
+
+
+def _is_here(recipe: Recipe) -> bool:
+    name = recipe.data.name
+    if name in DATASETS:
+        return DATASETS[name].embedded or (_root(recipe) / _FOLDERS.get(name, "")).is_dir()
+    return name.startswith("folder:")
+
+
+def _on_meta(recipe: Recipe) -> nn.Module:
+    """Return the model, without its values where it can be built so."""
+    classes = recipe.data.num_classes if recipe.data.name not in DATASETS else count_classes(recipe.data)
+    arguments = {**recipe.model.arguments, **({} if classes is None else {"num_classes": classes})}
+    try:
+        with torch.device("meta"):
+            return build_model(recipe.model.name, **arguments)
+    except SparsifyError:
+        return build_model(recipe.model.name, **arguments)
+
+
+def _summary(model: nn.Module, recipe: Recipe, prepared: Prepared | None, left_out: tuple[str, ...]) -> Rehearsal:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    buffers = sum(one.numel() * one.element_size() for one in model.buffers() if one.dtype != torch.bool)
+    dense = 4 * parameters + buffers
+    multiply_adds, sparse = None, float(dense)
+    if prepared is not None:
+        multiply_adds = _multiply_adds(model, prepared.training.data.input_shape)
+        masked = sum(weight.mask.numel() for weight in masked_weights(model).values())
+        there = prepared.training.sparsity
+        target = float(recipe.prune.target) if recipe.prune is not None and recipe.prune.amount is None else 0.0
+        sparse = dense - 4 * masked + masked * (4 * (1 - max(there, target)) + _bits(max(there, target)) / 8)
+    return Rehearsal(parameters, multiply_adds, round(sparse), dense, prepared, left_out)
+
+
+def _bits(sparsity: float) -> float:
+    """Return the bits that an entry of a mask takes at least."""
+    return 0.0 if sparsity in (0.0, 1.0) else -sum(p * math.log2(p) for p in (sparsity, 1 - sparsity))
+
+
+def _multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> int:
+    plain = plain_copy(model).eval()
+    image = torch.zeros(1, *shape, device=next(plain.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        plain(image)
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,46 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.view import progress
+
+from .conftest import Outcome
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "dense.yaml"
+FEW = ["--model", "timm:test_resnet", "--device", "cpu", "--set", "data.limit=60", "--set", "data.batch_size=30"]
+
+
+def test_a_run_says_how_long_it_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsify: Callable[..., Outcome]
+) -> None:
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    more = ["--set", "train.epochs=3", "--set", "train.log_every=1", "--out", tmp_path / "a"]
+    code, out, err = sparsify("train", RECIPE, *FEW, *more)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert sum(line.startswith("about 0:00:") and line.endswith("by the first 1 step") for line in lines) == 1
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert [line.endswith(" left") for line in epochs] == [True, True, False]
+    # A dense model is what a pruning starts from.
+    assert any(
+        "linear_ramp.yaml --model timm:test_resnet --data digits --set model.checkpoint=" in line for line in lines
+    )
+
+
+def test_long_plans_are_told_by_cycle_and_whole_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsify: Callable[..., Outcome]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = RECIPE.with_name("linear_ramp.yaml")
+    more = ["--set", "train.epochs=100", "--set", "prune.every=1it", "--no-verify", "--dry-run"]
+    short = sparsify("train", recipe, *FEW, *more).out
+    whole = sparsify("train", recipe, *FEW, *more, "--full").out
+    assert "every update: --full" in short and len(short.splitlines()) < 25
+    assert len(whole.splitlines()) > 100 and "every update: --full" not in whole
+    assert "373,658 parameters" in short and "multiply-adds for an image" in short and "its file: about " in short
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_belongs_to_a_dry_run(sparsify: Callable[..., Outcome]) -> None:
+    assert sparsify("train", RECIPE, "--full").code == 2

@@ -1,0 +1,44 @@
+"""Patterns of a recipe that match nothing are told with the line they were written in."""
+
+from pathlib import Path
+
+import pytest
+
+from sparsify.errors import SparsifyError
+from sparsify.training.recipe.read import parse_recipe, read_recipe
+from sparsify.training.run.prepare import prepare
+
+TEXT = """model: cifar:resnet20
+data: {name: digits, batch_size: 500}
+prune:
+  sparsity: 0.5
+  ignore:
+    - last
+    - PATTERN
+  rules:
+    - match: RULE
+      sparsity: 0.2
+"""
+
+
+def test_the_line_of_a_pattern_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(TEXT.replace("PATTERN", "layer1.0.cnv1"))
+    with pytest.raises(SparsifyError) as error:
+        prepare(read_recipe(path))
+    assert str(error.value).startswith(f"{path}:7: prune.ignore.1: 'layer1.0.cnv1' matches no weight of the model; did")
+    path.write_text(TEXT.replace("PATTERN", "first").replace("RULE", "Lniear"))
+    with pytest.raises(SparsifyError) as error:
+        prepare(read_recipe(path), check=False)
+    assert str(error.value).startswith(f"{path}:9: prune.rules.0.match.0: 'Lniear' matches no weight")
+    with pytest.raises(SparsifyError) as error:
+        prepare(read_recipe(path, ["prune.only=[nothing]"]), check=False)
+    assert str(error.value).startswith("--set prune.only=[nothing]: prune.only.0: 'nothing' matches no weight")
+
+
+def test_equal_settings_are_equal_recipes_wherever_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(TEXT)
+    recipe = read_recipe(path)
+    assert recipe == parse_recipe(recipe) and recipe != read_recipe(path, ["prune.sparsity=0.6"])
+    assert recipe.where("prune", "sparsity") == f"{path}:4: prune.sparsity"
