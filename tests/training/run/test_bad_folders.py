@@ -52,7 +52,7 @@ WAYS: dict[str, Callable[[Path], Path]] = {
     "below a loop of links": below_a_loop,
     "a dangling link": a_dangling_link,
     "a folder of other things": full,
-    "too long a name": lambda path: path / ("a" * 300),
+    "too long a name": lambda path: path.with_name("a" * 300),
     "a NUL": lambda path: Path(f"{path}\0x"),
 }
 
@@ -61,7 +61,12 @@ WAYS: dict[str, Callable[[Path], Path]] = {
 def test_a_bad_folder_is_one_line(way: str, tmp_path: Path) -> None:
     folder = WAYS[way](tmp_path / "x")
     before = sorted(tmp_path.rglob("*"))
-    for use in (lambda: (check_new(folder, overwrite=True), create(folder, RECIPE)), lambda: stored_recipe(folder)):
+
+    def begin() -> None:
+        check_new(folder, overwrite=True)
+        create(folder, RECIPE)
+
+    for use in (begin, lambda: stored_recipe(folder)):
         with pytest.raises(SparsifyError) as caught:
             use()
         assert "\n" not in str(caught.value) and caught.value.exit_code == 2
