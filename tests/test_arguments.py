@@ -43,6 +43,7 @@ RIGHT: dict[str, Callable[[], dict[str, Any]]] = {
     "load": lambda: {"path": "nothing"},
     "load_masks": lambda: {"path": "nothing"},
     "needs_data": lambda: {"criterion": lambda weights, context: weights},
+    "recalibrate_batch_norm": lambda: {"model": masked(), "batches": []},
     "read_recipe": lambda: {"path": "nothing"},
     "save": lambda: {"model": masked(), "path": "nothing"},
     "set_masks": lambda: {"model": masked(), "masks": {}},
@@ -66,7 +67,7 @@ FREE = {
     "dead",
     "pruning",
 }
-FREE |= {"channels", "dtype", "cuts of save", "cuts of cut_state", "arguments"}
+FREE |= {"batches", "autocast", "channels", "dtype", "cuts of save", "cuts of cut_state", "arguments"}
 WRONG = [object(), 1.5, float("nan"), b"x", X, nn.Linear, {1, 2}, True]
 
 

@@ -20,6 +20,7 @@ ALLOWED: Graph = {
     "ops": {"errors"},
     "quantities": set(),
     "datasets": set(),
+    "preprocess": {"errors"},
     "preserve": set(),
     "validation": {"errors"},
     "relative_error": set(),
@@ -30,9 +31,10 @@ ALLOWED: Graph = {
     "pruning": {"arguments", "calls", "errors", "ops", "preserve", "surgery", "validation"},
     "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities"},
     "runtime": {"arguments", "calls", "errors", "relative_error", "surgery", "formats"},
-    "export": {"arguments", "calls", "errors", "datasets", "relative_error", "quantities"}
+    "export": {"arguments", "calls", "errors", "datasets", "preprocess", "relative_error", "quantities"}
     | {"surgery", "formats", "runtime"},
-    "training": {"arguments", "errors", "ops", "datasets", "preserve", "validation", "surgery", "models", "weights"}
+    "training": {"arguments", "errors", "ops", "datasets", "preprocess", "preserve", "validation"}
+    | {"surgery", "models", "weights"}
     | {"formats", "pruning", "export"},
 }
 

@@ -1,4 +1,4 @@
-"""From settings and a model to what the pruning chooses among."""
+"""Building the candidates of a pruning from its settings and a model."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def build_candidates(
     rules: Mapping[str, Rule] | None = None,
     examples: Sequence[Any] = (),
 ) -> Candidates:
-    """Return the choices of a pruning of these weights of `model`: entries, rows of weights, or groups of channels.
+    """Return the candidates of a pruning of the weights `names` of `model`: entries, rows, or groups of channels.
 
-    Units are groups where there are `channels` or an `example_input` to find them with; every parameter that produces
-    them then carries a mask. Raises SparsifyError if nothing can be pruned, for settings that need groups, or if more
-    shall go from a group of the scope than it has.
+    Units are groups of channels if there are `channels` or an `example_input` to find them with; every parameter that
+    produces them then gets a mask. Raises SparsifyError if nothing can be pruned, for settings that need groups without
+    these, and if an amount is larger than a group of the scope.
     """
     candidates = _build(model, pruning, names, example_input, channels, rules, examples)
     parameters = masked_parameters(model)
@@ -72,7 +72,7 @@ def _build(
     granularity = GRANULARITIES[settings.name](settings)
     if settings.m is None:
         return EntryCandidates(granularity, scope, weights)
-    # The groups are the rows of what is selected from, and each loses as many.
+    # Each group of m is a row of the view, and all lose the same number.
     return EntryCandidates(granularity, SCOPES["filter"], weights, _left_dense(weights, settings.m))
 
 
@@ -88,7 +88,7 @@ def _left_dense(weights: Mapping[str, MaskedWeight], m: int) -> list[str]:
 
 
 def _budget(model: nn.Module, of: str, channels: Channels) -> Sequence[Term]:
-    """Return the terms of the cost of which a share is to go; SparsifyError if a part of it is not known."""
+    """Return the terms of the cost that a sparsity is a fraction of; SparsifyError if part of it cannot be counted."""
     if of == "flops" and channels.uncounted:
         more = f" and {len(channels.uncounted) - 1} more" if len(channels.uncounted) > 1 else ""
         raise SparsifyError(

@@ -29,9 +29,9 @@ def round_targets(sparsity: Fraction, rounds: int) -> list[Fraction]:
 
 
 def from_present(update: Update, first: Update, target: Fraction) -> Update:
-    """Return `update` as a part of the way from the masks at the start to `target`, as in a union's cycle.
+    """Return `update` with its progress from the masks at the start to `target`, as in a union's cycle.
 
-    The part is the one that the schedule has gone of its own way, which begins with the update `first`.
+    The progress is that of the schedule since its update `first`.
     """
     assert update.sparsity is not None and first.sparsity is not None
     way = target - first.sparsity

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
@@ -183,11 +182,3 @@ def at_prices(parts: tuple[Part, ...], prices: Tensor) -> tuple[Part, ...]:
         if isinstance(candidates, GroupCandidates)
         else parts
     )
-
-
-def private_generator(generator: torch.Generator | None) -> torch.Generator:
-    """Return a CPU generator of our own, which may be rewound without a caller's numbers coming twice."""
-    if generator is None:
-        return torch.Generator().manual_seed(0)
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    return torch.Generator().manual_seed(int(seed))

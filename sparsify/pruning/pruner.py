@@ -20,18 +20,19 @@ from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of
 from ..surgery.rules.table import Rule
 from .criteria.gradients import LossFunction, on_model_and_batch
 from .criteria.table import Context
+from .cycle_generator import CycleGenerator
+from .mask_update import set_all, union_of
 from .parts import (
     at_prices,
     check_present,
     make_parts,
     masks_to_keep,
     measured_prices,
-    private_generator,
     removed,
     update_parts,
     with_data,
 )
-from .report import PruningReport, SparsityWarning, losses, pruning_report
+from .report import PruningReport, SparsityWarning, losses_of, pruning_report
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning
@@ -44,10 +45,17 @@ class Pruner:
     """Changes a converted model's masks, in place, as training goes on.
 
     Call `start` before the first step and `step` after every optimiser step. `plan` lists every change in advance,
-    `position` counts the steps done, and `sparsity` is the sparsity that is due at present. `on_cycle_end`, if set, is
-    called with the number of each cycle that has reached its end, while the model has that cycle's masks.
-    Where masks remove something before the start, a schedule without cycles goes from the sparsity that is there, in
-    each group of the scope, to the target, if that is not less; what is removed then stays removed.
+    `position` counts the steps done, and `sparsity` is the sparsity due at present. `on_cycle_end`, if set, is called
+    with the number of each cycle at its end, while the model has that cycle's masks. If masks remove something before
+    the start, a schedule without cycles goes from that sparsity, in each group of the scope, to the target, unless the
+    target is lower; what is removed at the start stays removed.
+    `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count optimiser
+    steps. `generator` seeds the random numbers with one number drawn from it; without it the seed is 0.
+    `example_input` (a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`) is
+    used to find coupled channels, unless `channels` is a result of `analyse`, which `rules` and `examples` are for:
+    granularity unit then prunes groups of channels in all tensors that produce them, biases and norms included, and
+    puts masks on these; without it a unit is a row of one weight. Criteria that need no data but an input take the
+    example's shape, or the first batch's.
     """
 
     @takes(
@@ -71,36 +79,23 @@ class Pruner:
         rules: Mapping[str, Rule] | None = None,
         examples: Sequence[Any] = (),
     ) -> None:
-        """Plan the pruning of `model`, which `convert` has put masks on; nothing is changed yet.
+        """Plan the pruning of `model`, which `convert` has put masks on; no mask is changed yet.
 
-        `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count
-        optimiser steps. Random numbers come from `generator`, of which one number is drawn; without it, from seed 0.
-        `example_input`, a tensor, a tuple of positional arguments, a dict of keyword arguments or
-        `sparsify.Inputs(*args, **kwargs)`, shows how the channels of the layers are tied:
-        with it, granularity unit prunes groups of them in all tensors that produce them, biases and norms too, on which
-        it puts masks; without it a unit is a row of one weight. `channels` is what `surgery.channels.analyse` found,
-        if that is known; else `rules` are those that it shall know besides its own, and `examples` further inputs, of
-        other sizes say: units that are not the same for all stay, and the report's notes say so. Criteria that need no
-        data but an input take the example's shape, or the first batch's.
         Raises SparsifyError for wrong settings, times that do not fit, or a model without masks.
         """
         self.model = model
         self.pruning = parse_pruning(pruning)
-        self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
         times = (total_steps, steps_per_epoch)
         self.parts = make_parts(model, self.pruning, times, example_input, channels, rules, examples)
         self.names = tuple(name for part in self.parts for name in part.candidates.names)
-        self.position = 0
-        self.sparsity = 0.0
+        self.position, self.sparsity = 0, 0.0
         self._done = 0  # updates of the plan
-        self._started = False
-        self._ready = False  # whether `start` was called in this process, with data if they are needed
+        self._started = self._ready = False  # ready: `start` was called in this process
         self._union: dict[str, Tensor] = {}
         self._removed_values = RemovedValues(self.pruning.masked_weights)
-        self._generator = private_generator(generator)
-        self._cycle_state, self._cycle_drawn = self._generator.get_state(), 0
+        self._random = CycleGenerator(generator)
         self._batches: Iterable[Any] | None = None
         self._loss_fn: LossFunction | None = None
         self._example_input = example_input
@@ -120,12 +115,12 @@ class Pruner:
         return self._done == len(self.plan)
 
     def start(self, batches: Iterable[Any] | None = None, loss_fn: Callable[..., Tensor] | None = None) -> None:
-        """Do what is due before the first step; hand over the data that some criteria need.
+        """Make the updates due before the first step, and take the data that some criteria need.
 
-        `batches` is iterated anew at every update (an iterator is kept as a list). `loss_fn(outputs, targets)` returns
-        the loss of a batch that is a pair (inputs, targets), a tensor of one element; a function whose parameters are
-        called `model` and `batch` gets those, as does any for batches that are no pairs. After `load_state_dict` this
-        only hands over data. Raises SparsifyError if the criterion needs data and there are none.
+        `batches` is iterated anew at every update (an iterator is stored as a list). `loss_fn(outputs, targets)`
+        returns the loss of a batch (inputs, targets), a tensor of one element; with parameters called `model` and
+        `batch`, or for batches that are no pairs, it gets these. After `load_state_dict` only the data are taken.
+        Raises SparsifyError if the criterion needs data and there are none.
         """
         if not self.finished:
             batches, self._example_input = with_data(self.parts, batches, loss_fn, self._example_input)
@@ -135,28 +130,23 @@ class Pruner:
         if not self._started:
             self._started = True
             self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
-            self._begin_at_present()
+            self.sparsity = removed(self.parts, self._weights()) if self._removed_before else 0.0
+            if self.sparsity:  # a ramp to a higher sparsity begins at the present masks, and only adds to them
+                self._union = masks_to_keep(self.parts, self._weights())
             try:
                 self._apply_due_updates()
             except BaseException:
-                self._started = self._ready = False  # it is still to come
+                self._started = self._ready = False  # the next call tries again
                 raise
 
-    def _begin_at_present(self) -> None:
-        """Remember the masks that are there: a ramp to more sparsity than theirs begins at it, and only adds."""
-        weights = self._weights()
-        self.sparsity = removed(self.parts, weights) if self._removed_before else 0.0
-        if self.sparsity:
-            self._union = masks_to_keep(self.parts, weights)
-
     def check_present(self, *, where: str) -> None:
-        """Raise SparsifyError if less is to be removed than the masks remove already; `where` begins its line."""
+        """Raise SparsifyError, which begins with `where`, if the masks already remove more than the target."""
         check_present(self.parts, self._weights(), where)
 
     def step(self) -> None:
-        """Do what is due after one more optimiser step. Call it right after `optimizer.step()`.
+        """Count one optimiser step and make the updates due after it. Call it right after `optimizer.step()`.
 
-        Raises what the criterion and the loss raise; no mask is changed then, and the next step tries again.
+        Raises what the criterion and the loss raise; no mask is changed then, and the next call tries again.
         """
         if not self._ready:
             self.start()
@@ -175,45 +165,37 @@ class Pruner:
         Gives a ScheduleWarning while steps are done and updates still due, and after more steps than were planned.
         """
         warn_of_schedule(self.model, stacklevel=2)
-        return self._report()
-
-    def _report(self) -> PruningReport:
         return pruning_report(self.model, self.pruning, self.parts, self._removed_before)
 
     def _note_progress(self) -> None:
         last = self.plan[-1].step if self.plan else 0
-        progress = Progress(self.position, self.total_steps, last, self._done, len(self.plan))
-        note_progress(self.model, progress)
+        note_progress(self.model, Progress(self.position, self.total_steps, last, self._done, len(self.plan)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to go on as if nothing had happened.
+        """Return all that `load_state_dict` needs to continue to the same bits; the masks are in the model's state.
 
-        A flat dict of integers, floats, bools, strings and tensors, all copies. The masks themselves are the model's.
+        A flat dict of integers, floats, bools, strings and tensors, all copies.
         """
         before = {"removed_before": self._removed_before} if self._removed_before else {}
         return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._removed_values.values})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state saved by a pruner with the same settings, for the same model; load the model's as well.
+        """Continue from the state of a pruner with the same settings and model, whose own state is loaded separately.
 
-        Raises SparsifyError if the state is of other settings or another model; nothing is changed then.
+        Raises SparsifyError, with nothing changed, for other settings or another model.
         """
         weights = self._weights()
-        shapes = {
-            "union": {name: weight.mask for name, weight in weights.items()},
-            "frozen": {name: weight.parameter.detach() for name, weight in weights.items()},
-        }
-        before = state.get("removed_before", 0)
-        state = {key: value for key, value in state.items() if key != "removed_before"}
-        plain, groups = unpack(state, self._plain_state(), shapes)
-        self._removed_before = before
+        shapes = {"union": {name: weight.mask for name, weight in weights.items()}}
+        shapes["frozen"] = {name: weight.parameter.detach() for name, weight in weights.items()}
+        known = {key: value for key, value in state.items() if key != "removed_before"}
+        plain, groups = unpack(known, self._plain_state(), shapes)
+        self._removed_before = state.get("removed_before", 0)
         if "prices" in plain:
             self.parts = at_prices(self.parts, plain["prices"].cpu())
         self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
         self._started, self._ready = plain["started"], False
         self._note_progress()
-        self._generator.set_state(plain["generator"].cpu())
-        self._cycle_state, self._cycle_drawn = plain["cycle_generator"].cpu().clone(), plain["cycle_drawn"]
+        self._random.load(plain)
         for kept, group in ((self._union, "union"), (self._removed_values.values, "frozen")):
             kept.clear()
             kept.update({name: shapes[group][name].clone().copy_(value) for name, value in groups[group].items()})
@@ -227,9 +209,7 @@ class Pruner:
             "sparsity": self.sparsity,
             "done": self._done,
             "started": self._started,
-            "cycle_drawn": self._cycle_drawn,
-            "generator": self._generator.get_state(),
-            "cycle_generator": self._cycle_state,
+            **self._random.state(),
             **measured_prices(self.parts),
         }
 
@@ -252,48 +232,30 @@ class Pruner:
         self._removed_values.snapshot(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
-            for part in self.parts:
-                report = pruning_report(self.model, part.pruning, (part,))
-                for line in losses(report, filters=part.pruning.granularity.name != "unit"):
-                    warnings.warn(line, SparsityWarning, stacklevel=3)
+            for line in losses_of(self.model, self.parts):
+                warnings.warn(line, SparsityWarning, stacklevel=3)
 
     @contextmanager
     def _all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
-        """Put everything back if the block raises: a score is NaN, a criterion fails, someone interrupts."""
+        """Restore masks and state if the block raises: a score is NaN, a criterion fails, someone interrupts."""
         masks = {name: weight.mask.clone() for name, weight in weights.items()}
-        done, sparsity, drawn = self._done, self.sparsity, (self._cycle_state, self._cycle_drawn)
-        union, generator = dict(self._union), self._generator.get_state()
+        done, sparsity, union, drawn = self._done, self.sparsity, dict(self._union), self._random.state()
         try:
             yield
         except BaseException:
-            for name, weight in weights.items():
-                weight.mask.copy_(masks[name])
+            set_all({name: weight.mask for name, weight in weights.items()}, masks)
             self._done, self.sparsity, self._union = done, sparsity, union
-            self._cycle_state, self._cycle_drawn = drawn
-            self._generator.set_state(generator)
+            self._random.load(drawn)
             raise
 
     def _apply(self, update: Update, weights: Mapping[str, MaskedWeight]) -> None:
-        if update.event == "reset":
-            for weight in weights.values():
-                weight.mask.fill_(True)
-            self.sparsity = 0.0
-        elif update.event == "union":
-            for name, weight in weights.items():
-                weight.mask.copy_(self._union[name])
-            self.sparsity = removed(self.parts, weights)
+        masks = {name: weight.mask for name, weight in weights.items()}
+        if update.event in ("reset", "union"):
+            set_all(masks, self._union if update.event == "union" else None)
+            self.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
         else:
-            context = self._context(update, weights)
+            given = (self._random.rewound(update.cycle), self._batches, self._loss_fn)
+            context = Context(self.model, masks, self.position, *given, example_input=self._example_input)
             self.sparsity = update_parts(self.parts, self._done, weights, context, self._union)
         if update.event == "save":
-            before = self._union
-            self._union = {n: before[n] | w.mask if n in before else w.mask.clone() for n, w in weights.items()}
-
-    def _context(self, update: Update, weights: Mapping[str, MaskedWeight]) -> Context:
-        """Return what the criterion may use; the generator is put back to where it stood when the cycle began."""
-        if update.cycle != self._cycle_drawn:
-            self._cycle_state, self._cycle_drawn = self._generator.get_state(), update.cycle
-        self._generator.set_state(self._cycle_state)
-        masks = {name: weight.mask for name, weight in weights.items()}
-        given = (self._generator, self._batches, self._loss_fn)
-        return Context(self.model, masks, self.position, *given, example_input=self._example_input)
+            self._union = union_of(self._union, masks)

@@ -1,4 +1,4 @@
-"""What a pruning reached, compared with what was asked for."""
+"""The report of a pruning: sparsity reached against sparsity requested."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .units.group_candidates import GroupCandidates
 
 
 class SparsityWarning(UserWarning):
-    """A pruning did what it was told, with a result that is probably not wanted."""
+    """A pruning as requested has a result that is probably not wanted."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,15 @@ def _layer(weight: MaskedWeight) -> LayerSparsity:
     mask = weight.mask
     dead = tuple((kept == 0).nonzero().flatten().tolist()) if mask.numel() else ()
     return LayerSparsity(weight.name, tuple(mask.shape), mask.numel(), mask.numel() - int(kept.sum()), len(kept), dead)
+
+
+def losses_of(model: nn.Module, parts: Sequence[Part]) -> list[str]:
+    """Return a line for what lost all its weights in each of `parts`, see `losses`."""
+    lines = []
+    for part in parts:
+        report = pruning_report(model, part.pruning, (part,))
+        lines += losses(report, filters=part.pruning.granularity.name != "unit")
+    return lines
 
 
 def losses(report: PruningReport, *, filters: bool) -> list[str]:

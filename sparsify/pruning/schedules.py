@@ -1,4 +1,4 @@
-"""When masks are updated and to which sparsity: schedules, cycles and the plan of a whole training. Needs no torch."""
+"""When masks are updated, and to which sparsity: cycles and the plan of updates of a training. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Averages of a model's weights: torch's AveragedModel and timm's ModelEma carry the masks of the live model.
 
-They average a mask as they do a number, so that it becomes the union of all masks that there were, or an error. Their
-updates are therefore wrapped once a masked model is copied, which is how each of them begins: the masks are out of
-sight while they work, and are copied afterwards. For models without masks the updates are what they were.
+They would average masks like numbers, into the union of all past masks, or raise an error. Their updates are therefore
+wrapped when a masked model is first copied, as each average does: the masks are taken out of the buffers during an
+update and copied afterwards. Updates of models without masks are unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WRAPPED = "sparsify_keeps_masks"
 
 
 def keep_masks_in_averages() -> None:
-    """Wrap the updates of the averages that are imported by now, each once."""
+    """Wrap the updates of the averaging classes that are imported by now, each once."""
     for module, classes in _UPDATES.items():
         loaded = sys.modules.get(module)
         for class_name, names in classes.items():
@@ -61,7 +61,7 @@ def _keeping_masks(update: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _out_of_sight(*models: nn.Module) -> Iterator[None]:
-    """Take the masks of `models` out of their buffers for a while."""
+    """Take the masks of `models` out of their buffers in the block."""
     seen = [module for model in models for module in model.modules() if names_of_masked(module)]
     buffers = [(module, module._buffers) for module in seen]
     try:

@@ -1,4 +1,4 @@
-"""Deep copies of models whose objects carry functions: a forward that another library has set on the object."""
+"""Deep copies of models with functions on the object, such as a forward that another library has set."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .parametrized import graph_free
 
 
 def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
-    """Return a deep copy of `model`; `memo` holds, by id, what stands in it for objects of the model.
+    """Return a deep copy of `model`; `memo` maps ids of objects in the model to their replacements.
 
-    copy.deepcopy takes functions as they are: a forward set on the object, whose closure holds the module or its former
-    forward, would run the original from the copy. Here such functions are made anew over the copied modules.
+    copy.deepcopy shares functions: a forward set on the object, whose closure holds the module or its former forward,
+    would run the original module. Here such functions are rebound to the copied modules.
     """
     memo = {**graph_free(model), **(memo or {})}
     copied = copy.deepcopy(model, memo)

@@ -1,4 +1,4 @@
-"""Which weights a list of patterns names."""
+"""Ignore patterns: which weights a list of names, globs and keywords matches."""
 
 from __future__ import annotations
 

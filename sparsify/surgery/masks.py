@@ -1,9 +1,9 @@
 """The masks a model carries: where they are, reading them, setting them in place.
 
-A mask is a bool buffer `<parameter>_mask` in the module that owns the parameter. The module remembers which of its
-parameters are masked, so that nothing is guessed from a buffer's name: in the tuple `masked_names` the weights that
-`convert` masked, which sparsities count, in `masked_also` the extra parameters of `mask_also`, and in the dict
-`masked_layouts`, by parameter name, the layouts that are not those of torch.nn's own modules.
+A mask is a bool buffer `<parameter>_mask` in the module that owns the parameter. The module lists its masked
+parameters, so that nothing is guessed from a buffer's name: the tuple `masked_names` has the weights that `convert`
+masked, which sparsities count; `masked_also` the extra parameters of `mask_also`; the dict `masked_layouts`, by
+parameter name, the layouts other than those of torch.nn's modules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .parametrized import computed_weight, computes_from
 
 
 class Layout(NamedTuple):
-    """Which dimensions of a weight are what: it is one matrix [outputs, inputs * kernel positions], or several.
+    """The roles of a weight's dimensions: it is one matrix [outputs, inputs * kernel positions], or several.
 
     There is a matrix for each index of the dimensions `matrices` (experts). With `groups`, those of a transposed
     convolution, the first input dimension is cut in as many pieces, and each makes a matrix of its own.
@@ -58,7 +58,7 @@ class MaskedWeight(NamedTuple):
 
 def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module had before it was converted; of a plain module, its class."""
-    cls = type(module)  # asked for itself: a wrapper may answer for the module that it wraps
+    cls = type(module)  # not `__class__`, which a wrapper may take from the module that it wraps
     return getattr(cls, "original_class", cls)
 
 
@@ -194,7 +194,7 @@ def usual_layout(module: nn.Module, dimensions: int) -> Layout:
 
 
 def alike(one: Layout, other: Layout, shape: torch.Size) -> bool:
-    """Whether two layouts make the same matrices of a weight of this shape: dimensions of size 1 may be anything."""
+    """Whether two layouts give the same matrices for a weight of this shape: the role of a size-1 dimension is free."""
     larger = [tuple(tuple(d for d in dimensions if shape[d] > 1) for dimensions in each[:4]) for each in (one, other)]
     return larger[0] == larger[1] and one.groups == other.groups
 

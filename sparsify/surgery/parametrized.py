@@ -1,6 +1,6 @@
 """Parametrized weights: computed from parameters by torch.nn.utils.parametrize, or by the hooks that came before it.
 
-The mask goes on what is computed. It stands, as a buffer, beside the one of these parameters that has the weight's
+The mask is applied to the computed weight. It is a buffer beside the one of these parameters that has the weight's
 shape: beside `original` or `original1` in the ParametrizationList, beside `weight_v` (weight norm) or `weight_orig`
 (spectral norm) in the module.
 """
@@ -25,9 +25,9 @@ from .torch_prune import put_parameter
 
 @dataclass(frozen=True, eq=False)
 class Parametrized:
-    """One parametrized weight: how its module's forward reads it, and the parameters it is computed from.
+    """One parametrized weight: its name in the module's forward, and the parameters it is computed from.
 
-    `owner` owns them; `source` is the one that has the weight's shape, "" if there is none, `reason` then says why.
+    `owner` owns them; `source` is the one with the weight's shape, "" if there is none; `reason` says why.
     """
 
     name: str
@@ -93,7 +93,7 @@ def masked_parametrization(original: type[nn.Module]) -> Callable[[Any], Tensor]
 
 
 def mask_in_hooks(module: nn.Module) -> None:
-    """Have the hooks that compute a masked weight mask it."""
+    """Make the hooks that compute a masked weight apply its mask, in place."""
     names = module.__dict__.get("masked_names", ())
     for hook in module._forward_pre_hooks.values():
         if type(hook) in _MASKED_HOOKS and _source_of(hook) in names:
@@ -125,7 +125,7 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 
 def parametrized_weights(module: nn.Module) -> list[Parametrized]:
-    """Return what a module's forward reads that is computed from other parameters."""
+    """Return the parametrized weights that a module's forward reads."""
     if isinstance(module, torch.jit.ScriptModule):
         return []
     found = []
@@ -157,7 +157,7 @@ def computes_from(module: nn.Module, source: str) -> bool:
 
 @torch.no_grad()
 def computed_weight(owner: nn.Module, source: str) -> Tensor:
-    """Return what is computed from an owner's parameter `source` now, in eval mode, without its mask."""
+    """Return the weight computed from an owner's parameter `source` now, in eval mode, unmasked."""
     if isinstance(owner, ParametrizationList):
         cls: Any = getattr(type(owner), "original_class", type(owner))
         with in_mode(owner, False), changed_buffers(owner, []), torch.random.fork_rng(devices=[]):
@@ -182,7 +182,7 @@ def source_parameters(module: nn.Module) -> frozenset[str]:
 
 
 def computed_names(model: nn.Module) -> dict[str, str]:
-    """Return, by the names of parameters that weights are computed from, the names that these weights have."""
+    """Return {name of a parameter that a weight is computed from: the weight's name in the forward}."""
     found: dict[str, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -207,7 +207,7 @@ def without_parametrizations(module: nn.Module) -> nn.Module:
 
 
 def make_plain(module: nn.Module, name: str, weight: nn.Parameter) -> None:
-    """Put `weight` in the place of a plain module's parametrized weight `name`, in place."""
+    """Replace a plain module's parametrized weight `name` by the parameter `weight`, in place."""
     if name in _lists(module):
         held: Any = module._modules["parametrizations"]
         del held[name]
@@ -228,7 +228,7 @@ def make_plain(module: nn.Module, name: str, weight: nn.Parameter) -> None:
 
 
 def graph_free(model: nn.Module) -> dict[int, Tensor]:
-    """Return copies, by id, of the tensors with a history that modules hold, which deepcopy refuses: for its memo."""
+    """Return a memo for deepcopy with copies of the tensors with a grad_fn that modules hold, which it refuses."""
     held = [value for module in model.modules() for value in module.__dict__.values()]
     held += [item for value in held if isinstance(value, list) for item in value]
     tensors = [value for value in held if isinstance(value, Tensor) and value.grad_fn is not None]

@@ -1,4 +1,4 @@
-"""How far the schedule of a model's pruner has come, so that who saves or reports too early is told."""
+"""The progress of a model's pruning schedule, to warn if the model is saved or reported on before its end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Progress:
 
     @property
     def warning(self) -> str:
-        """What is wrong with it, or nothing. Before the first step nothing is."""
+        """The text of a warning, or nothing; nothing before the first step."""
         if self.position > self.total_steps:
             return (
                 f"pruner.step() was called {self.position:,} times, total_steps is {self.total_steps:,}: it counts "
@@ -45,7 +45,7 @@ _PROGRESS: WeakKeyDictionary[nn.Module, Progress] = WeakKeyDictionary()
 
 
 def note_progress(model: nn.Module, progress: Progress) -> None:
-    """Remember how far the present pruner of `model` has come."""
+    """Store the progress of the present pruner of `model`."""
     _PROGRESS[unwrap(model)] = progress
 
 

@@ -1,4 +1,4 @@
-"""A change of a model that is made whole or not at all."""
+"""All-or-nothing changes of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .side_effects import attributes_of, put_back
 
 @contextmanager
 def all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Undo what the block did to the model's modules if it ends in an error: attributes, parameters, hooks, classes."""
+    """Restore the model's modules if the block raises: attributes, parameters, hooks, classes."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     saved = attributes_of(("", module) for module in modules)
     objects = [*modules, *(hook for module in modules for hook in module._forward_pre_hooks.values())]

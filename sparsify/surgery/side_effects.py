@@ -1,4 +1,4 @@
-"""What a forward does besides returning tensors: seen while it is traced, and undone."""
+"""Side effects of a forward: detected while it is traced, and undone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-# What a graph does not record: under which gradient mode, precision and hooks an operation ran.
+# Contexts that a graph does not record: the gradient mode, precision and hooks of an operation.
 _CONTEXTS = (
     (torch.autograd.grad_mode.set_grad_enabled, "__init__", "turns gradients on or off"),  # no_grad enters by it
     (torch.inference_mode, "__enter__", "turns gradients on or off"),
@@ -23,7 +23,7 @@ _CONTEXTS = (
 
 @contextmanager
 def changed_contexts(lost: list[str]) -> Iterator[None]:
-    """Add to `lost` what the block changes of the circumstances under which torch runs operations."""
+    """Add to `lost` the changes that the block makes to gradient mode, precision and hooks."""
     with ExitStack() as patches:
         for owner, method, what in _CONTEXTS:
             patches.enter_context(patch.object(owner, method, _noting(getattr(owner, method), what, lost)))
@@ -40,7 +40,7 @@ def _noting(method: Callable[..., Any], what: str, lost: list[str]) -> Callable[
 
 @contextmanager
 def drawn_numbers(lost: list[str]) -> Iterator[None]:
-    """Add to `lost` that the block draws random numbers on the CPU; the generators are put back."""
+    """Add to `lost` if the block draws random numbers on the CPU; the generators are restored."""
     before = _generators()
     state: Any = np.random.get_state(legacy=True)
     try:
@@ -60,7 +60,7 @@ def _generators() -> tuple[Any, ...]:
 
 @contextmanager
 def changed_buffers(module: nn.Module, lost: list[str]) -> Iterator[None]:
-    """Add to `lost` that the block changes the values of the module's buffers; they are put back."""
+    """Add to `lost` if the block changes values of the module's buffers; they are restored."""
     before = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]
     try:
         yield
@@ -74,7 +74,7 @@ def changed_buffers(module: nn.Module, lost: list[str]) -> Iterator[None]:
 
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Have a module in train or eval mode for the block, with all below it; if it is, they stay as they are."""
+    """Run the block with a module and all below it in train or eval mode; no change if the module is in it."""
     modes = [(below, below.training) for below in module.modules()] if module.training != training else []
     for below, _ in modes:
         below.training = training
@@ -86,7 +86,7 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 class Attributes(NamedTuple):
-    """The attributes of one module, and what the dicts, lists and sets among them hold."""
+    """The attributes of one module, and the contents of the dicts, lists and sets among them."""
 
     prefix: str
     module: nn.Module
@@ -105,7 +105,7 @@ def attributes_of(modules: Iterable[tuple[str, nn.Module]]) -> list[Attributes]:
 
 
 def put_back(saved: list[Attributes]) -> None:
-    """Give modules the attributes that they had, and dicts, lists and sets what they held."""
+    """Restore the attributes of modules, and the contents of dicts, lists and sets."""
     for _, module, attributes, containers in saved:
         module.__dict__.clear()
         module.__dict__.update(attributes)
@@ -118,9 +118,9 @@ def put_back(saved: list[Attributes]) -> None:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
-    """Put back every module's attributes, and the dicts, lists and sets among them, when the block ends.
+    """Restore every module's attributes, and the dicts, lists and sets among them, when the block ends.
 
-    Yields a function that returns the names of those that differ at the moment.
+    Yields a function that returns the names of the attributes that differ now.
     """
     saved = attributes_of(model.named_modules())
 
@@ -143,7 +143,7 @@ def _content(container: Any) -> list[Any]:
 
 
 def _same(container: Any, content: list[Any]) -> bool:
-    """Whether a dict, list or set holds the very objects of `content`, those that it held before."""
+    """Whether a dict, list or set holds the same objects as `content`."""
     if not content or len(container) != len(content):
         return len(container) == len(content)
     if isinstance(container, dict):

@@ -1,4 +1,4 @@
-"""sync_masks(): the masks of a live model put on an average of it."""
+"""sync_masks(): copy the masks of a live model to an average of it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .unwrap import unwrap
 
 @takes(average=nn.Module, live=nn.Module)
 def sync_masks(average: nn.Module, live: nn.Module) -> None:
-    """Copy all masks of `live` to `average`, an average of it that some other library has made, in place.
+    """Copy all masks of `live` to `average`, in place: an average of it made by another library.
 
-    Wrappers' prefixes (`module.`) are looked through on both sides. Averages by torch.optim.swa_utils and timm need no
-    such call. Raises SparsifyError, with nothing changed, if the two models do not carry the same masks.
+    Both models are unwrapped. Averages by torch.optim.swa_utils and timm need no such call. Raises SparsifyError, with
+    nothing changed, if the two models do not have the same masks.
     """
     inner, source = unwrap(average), unwrap(live)
     masks, own = get_masks(source), get_masks(inner)

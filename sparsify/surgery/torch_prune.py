@@ -1,4 +1,4 @@
-"""Masks of torch.nn.utils.prune: they are taken over whole, or refused with the way out."""
+"""Masks of torch.nn.utils.prune: all are taken over, or refused with what to call first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from ..errors import SparsifyError
 
-# The order in which torch.nn's constructors register parameters: recurrent layers tell theirs.
+# The order in which torch.nn's constructors register parameters; recurrent layers list theirs.
 _ORDER = (
     *("weight", "weight_ih", "weight_hh", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_weight"),
     *("bias", "bias_ih", "bias_hh", "in_proj_bias", "bias_k", "bias_v"),
@@ -33,16 +33,16 @@ class Pruned(NamedTuple):
 
 
 def pruned_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameter name -> mask for what torch.nn.utils.prune has pruned in this module."""
+    """Return {parameter name: mask} of this module's parameters pruned by torch.nn.utils.prune."""
     names = [h._tensor_name for h in module._forward_pre_hooks.values() if isinstance(h, BasePruningMethod)]
     return {name: module._buffers[f"{name}_mask"] for name in names}  # type: ignore[misc]
 
 
 def take_over(model: nn.Module) -> list[Pruned]:
-    """Undo torch.nn.utils.prune in a whole model, keeping the parameters; return what it had pruned, masks as bool.
+    """Undo torch.nn.utils.prune in a whole model, in place, and return what it had pruned, masks as bool.
 
-    The parameters are the very objects that an optimiser holds. Raises SparsifyError, before anything is changed, for a
-    mask that cannot be one of this library's.
+    The parameters stay the same objects, which an optimiser may hold. Raises SparsifyError, before anything is changed,
+    for a mask that cannot be taken over.
     """
     found = [
         Pruned(f"{prefix}.{name}" if prefix else name, module, name, mask)

@@ -1,4 +1,4 @@
-"""The model inside what other libraries put around it."""
+"""Unwrapping models: torch.compile, data parallel, averages."""
 
 from __future__ import annotations
 

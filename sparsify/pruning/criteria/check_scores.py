@@ -1,4 +1,4 @@
-"""From a criterion's answer to the parts that a selection works on."""
+"""Calling a criterion, and checking its scores for the selection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .table import CRITERIA, Absolute, Context, Criterion
 def score_tensors(
     criterion: Criterion, weights: Mapping[str, MaskedWeight], context: Context, allowed: Mapping[str, Tensor] | None
 ) -> list[ScoredTensor]:
-    """Return the scored part of each weight, in order. `allowed` maps names to the entries that may be kept.
+    """Return the scores of each weight with its mask, in order; `allowed` maps names to the entries that may be kept.
 
     Raises SparsifyError if the criterion leaves a weight out or scores it in another shape.
     """

@@ -1,4 +1,4 @@
-"""What a pruning chooses among: the entries of weights, the rows of weights, or groups of channels."""
+"""Candidates of a pruning: the entries of weights, the rows of weights, or groups of channels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Masks = Mapping[str, Tensor]
 
 
 class Candidates(Protocol):
-    """The choices of one pruning, whose masks are those of the parameters called `names`."""
+    """The candidates of one pruning; masks are by name of the parameters in `names`."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -31,24 +31,24 @@ class Candidates(Protocol):
         ...
 
     def members(self, masks: Masks) -> list[Member]:
-        """Return the choices by weight or layer, and which of them `masks` keep."""
+        """Return the candidates by weight or layer, and which of them `masks` keep."""
         ...
 
     def removed(self, masks: Masks) -> Fraction:
-        """Return the part that `masks` remove of what the sparsity is a fraction of."""
+        """Return the fraction that `masks` remove, of what the sparsity counts."""
         ...
 
     def due(self, masks: Masks, due: Due) -> int:
-        """Return how many choices are to be removed."""
+        """Return how many candidates are to be removed."""
         ...
 
     def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
-        """Write `masks`, in place, of which only what `allowed` keeps may stay; return the part that was due."""
+        """Write `masks`, in place, which keep nothing outside of `allowed` (None: all); return the fraction due."""
         ...
 
 
 class EntryCandidates:
-    """Entries, blocks or rows of each weight by itself; `notes` says what stays and why."""
+    """Entries, blocks or rows of single weights; `notes` says which stay and why."""
 
     def __init__(
         self, granularity: Granularity, scope: Scope, weights: Mapping[str, MaskedWeight], notes: Sequence[str] = ()
@@ -56,7 +56,7 @@ class EntryCandidates:
         self.names = self.scored = tuple(weights)
         self.granularity, self.scope, self.notes = granularity, scope, tuple(notes)
         self.layouts = {name: layout(weight) for name, weight in weights.items()}
-        # What a scope sees: where it is no longer the weight, a matrix.
+        # The layouts that a scope sees: a view of another shape is a matrix.
         self.seen = [own if granularity.keeps_shape else ROWS for own in self.layouts.values()]
 
     def members(self, masks: Masks) -> list[Member]:
@@ -84,7 +84,7 @@ class EntryCandidates:
 
 
 def check_amount(candidates: Candidates, masks: Masks, amount: int | None, scope: Scope) -> None:
-    """Raise SparsifyError, naming the first, if a group of the scope has fewer choices than are to go from it."""
+    """Raise SparsifyError, naming the first, if a group of the scope has fewer candidates than `amount`."""
     members = candidates.members(masks) if amount is not None else []
     sizes = scope.sizes(members)
     for name, size in sizes:

@@ -63,7 +63,7 @@ def _in_order(tensor: Tensor, layout: Layout) -> tuple[Tensor, Size]:
 
 
 def block_scores(scored: ScoredTensor, layout: Layout, size: Size) -> ScoredTensor:
-    """Return the part of a weight's blocks, [rows of blocks, columns of blocks]: each scored by its entries' mean.
+    """Return the scores of a weight's blocks, [rows of blocks, columns of blocks]: the mean of their entries' scores.
 
     Blocks are cut from the first row and column on, of each matrix of several (experts); the last of each are smaller
     where sizes are no multiples. By the mean, so that they and layers of different widths can be compared. For
@@ -138,14 +138,14 @@ def groups_of(tensor: Tensor, layout: Layout, m: int) -> Tensor:
 
 
 def group_view(scored: ScoredTensor, layout: Layout, m: int) -> ScoredTensor:
-    """Return the part of a weight's groups, a row each."""
+    """Return the scores of a weight's groups of m neighbours, a row each."""
     scores = groups_of(scored.scores, layout, m)
     allowed = None if scored.allowed is None else groups_of(scored.allowed, layout, m)
     return ScoredTensor(scored.name, scores, torch.empty_like(scores, dtype=torch.bool), scored.absolute, allowed)
 
 
 def keep_in_groups(chosen: ScoredTensor, scored: ScoredTensor, layout: Layout, m: int) -> None:
-    """Write the mask of `chosen`, a row per group, to that of `scored`; what is in no group stays as it may."""
+    """Write the mask of `chosen`, a row per group, to that of `scored`; entries in no group are kept if allowed."""
     allowed = torch.ones_like(scored.mask) if scored.allowed is None else scored.allowed
     kept = along_inputs(allowed, layout).clone()
     units, kernel, inputs = kept.shape

@@ -48,7 +48,7 @@ def not_a_number(name: str) -> SparsifyError:
 
 
 def remove_lowest(tensors: Sequence[ScoredTensor], count: int) -> None:
-    """Write masks that remove the `count` lowest-scored entries of all parts together; ties go by part, then by index.
+    """Write masks that remove the `count` lowest-scored entries of all tensors together; ties go by tensor, then index.
 
     Entries that may not be kept are removed first, even if they are more than `count`. Raises SparsifyError for a NaN
     score, naming the weight; no mask is changed then.
@@ -152,7 +152,7 @@ def _row_thresholds(keys: Integers, remove: Integers) -> Integers:
 
 
 def _flat(scored: ScoredTensor) -> ScoredTensor:
-    """Return the part in one dimension if that needs no copy; it is then cut into chunks of any size."""
+    """Return the tensor in one dimension if that needs no copy, so that chunks of any size can be cut."""
     tensors = {"scores": scored.scores, "mask": scored.mask}
     if scored.allowed is not None:
         tensors["allowed"] = scored.allowed
@@ -162,7 +162,7 @@ def _flat(scored: ScoredTensor) -> ScoredTensor:
 
 
 def _keys(tensors: Sequence[ScoredTensor], *, check: bool = False) -> Iterator[tuple[ScoredTensor, slice, Tensor]]:
-    """Yield pieces of every part, small enough for the cache, as (part, slice of its first dimension, flat keys)."""
+    """Yield pieces of every tensor that fit the cache, as (tensor, slice of its first dimension, flat keys)."""
     dtype = _common_dtype(tensors)
     for scored in tensors:
         if scored.scores.numel() == 0:

@@ -1,4 +1,4 @@
-"""The weights a pruner works on, and what it does to their stored values."""
+"""The weights that a pruner works on, and the stored values of removed ones."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def copy_to_aliases(model: nn.Module) -> None:
 
 
 class RemovedValues:
-    """The stored values that removed weights shall have: zeros, those when they were removed, or any (decay).
+    """The stored values of removed weights by the setting `masked_weights`: zero, freeze or decay.
 
-    `values` holds them by weight name where they are frozen. Where the module computes its weight from the stored one
-    (weight standardisation, parametrizations), zeros would change the entries that are kept: it stays as with decay.
+    `values` holds the frozen ones by weight name. If the module computes its weight from the stored one (weight
+    standardisation, parametrizations), zeros would change the entries that are kept, so that "zero" does as "decay".
     """
 
     def __init__(self, setting: str) -> None:
@@ -87,7 +87,7 @@ class RemovedValues:
         self.warned = False
 
     def snapshot(self, weights: Iterable[MaskedWeight]) -> None:
-        """Take the stored values as they are now for those that removed weights shall have."""
+        """Store the present values of removed weights, or zero them, by the setting."""
         weights = list(weights)
         computed = [weight.name for weight in weights if is_computed(weight)]
         if self.setting == "zero" and computed and not self.warned:

@@ -1,4 +1,4 @@
-"""What a model costs, and what the removal of a group of channels saves: multiply-adds, parameters or milliseconds."""
+"""The cost of a model and the saving of each group of channels, in multiply-adds, parameters or milliseconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMED_RUNS = 3
 
 
 class Term(NamedTuple):
-    """A part of the cost: `amount` times, for each axis, the kept share of it.
+    """A term of the cost: `amount` times the kept share of each axis.
 
     `axes` hold the group of each index, int64, -1 = stays.
     """
@@ -64,7 +64,7 @@ COSTS: dict[str, Callable[[nn.Module, Channels], list[Term]]] = {"flops": multip
 
 
 def total(terms: Sequence[Term], kept: Tensor) -> Fraction:
-    """Return what is left of the cost when the groups in `kept`, bool by group, are; exact for whole amounts."""
+    """Return the cost that is left with the groups in `kept`, bool [groups]; exact for whole amounts."""
     with_rest = torch.cat([kept, kept.new_ones(1)])
     cost = Fraction(0)
     for amount, axes in terms:
@@ -92,7 +92,7 @@ def savings(terms: Sequence[Term], kept: Tensor) -> Tensor:
 
 
 def forward_milliseconds(model: nn.Module, names: Sequence[str], example_input: Any) -> dict[str, float]:
-    """Return the time that one forward pass spends in each named module, the others among them not counted.
+    """Return the milliseconds that a forward pass spends in each named module, named ones inside it excluded.
 
     The model runs in eval mode, once to warm up; of some runs after that the shortest time counts.
     """

@@ -1,4 +1,4 @@
-"""Groups of channels as the choices of a pruning: by count or by what they cost, and never the last of a layer."""
+"""Groups of channels as candidates: removed by count or by cost, and never the last one of a layer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .groups import Groups
 
 @dataclass(frozen=True)
 class GroupCandidates:
-    """Groups of channels. `aggregate` makes their scores, which are divided by what they save of `per`, if given.
+    """Groups of channels, scored by `aggregate`, divided by what their removal saves of the cost `per`, if given.
 
-    With `of` the sparsity is the fraction of that cost which goes, else that of the groups which can be pruned. Of a
-    coupled layer one group always stays, the best: without any it would cut the network in two.
+    With `of` a sparsity is a fraction of that cost, else of the prunable groups. The best group of a coupled layer
+    always stays: without any the layer would cut the network in two.
     """
 
     groups: Groups
@@ -47,7 +47,7 @@ class GroupCandidates:
         return torch.tensor([float(term.amount) for term in self.per or ()], dtype=torch.float64)
 
     def at_prices(self, prices: Tensor) -> GroupCandidates:
-        """Return the same choices at other `prices`. Raises SparsifyError if they are those of another model."""
+        """Return the same candidates at other `prices`. Raises SparsifyError if these are of another model."""
         if len(prices) != len(self.per or ()):
             raise SparsifyError("pruner state: 'prices' fits no operations of this model")
         terms = zip(prices.tolist(), self.per or (), strict=True)
@@ -73,7 +73,7 @@ class GroupCandidates:
         return int((~kept if self._removed(kept) >= due.sparsity else self.groups.prunable).sum())
 
     def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
-        """Write the masks of the groups that stay, and return the part that was due to go; `allowed`: what may stay."""
+        """Write the masks of the groups that stay, in place, and return the fraction that was due."""
         allowed_groups = None if allowed is None else kept_groups(self.groups, allowed)
         scores = group_scores(self.groups, tensors, self.aggregate, allowed_groups)
         if self.per is not None:
@@ -86,7 +86,7 @@ class GroupCandidates:
     def _chosen(
         self, scores: Tensor, allowed_groups: Tensor | None, due: Due, members: list[Member]
     ) -> tuple[Tensor, Fraction]:
-        """Return which groups stay, bool [groups], and the part that was due to go."""
+        """Return which groups stay, bool [groups], and the fraction that was due."""
         removable = [self._removable(scores, allowed_groups, layer.groups, layer.spare) for layer in self.groups.layers]
         kept = torch.ones(self.groups.count, dtype=torch.bool)
         if self.of is not None:
@@ -105,7 +105,7 @@ class GroupCandidates:
         return kept, Fraction(sum(map(count_of, counts)), max(1, int(self.groups.prunable.sum())))
 
     def _removable(self, scores: Tensor, allowed_groups: Tensor | None, ids: Tensor, spare: bool) -> Tensor:
-        """Return the groups of a layer that may go: all but the best, unless others stay anyway."""
+        """Return the removable groups of a layer: all but the best, unless others stay anyway (`spare`)."""
         if spare:
             return ids
         able = ids if allowed_groups is None or not allowed_groups[ids].any() else ids[allowed_groups[ids]]
@@ -113,7 +113,7 @@ class GroupCandidates:
         return ids[ids != best]
 
     def _share_due(self, due: Due) -> Fraction:
-        """Return the part of the cost that is to go by now, counted from what had gone at the start."""
+        """Return the fraction of the cost to be removed by now, counted from what was removed at the start."""
         if due.start is None:
             return due.sparsity
         kept = torch.ones(self.groups.count, dtype=torch.bool)
@@ -123,7 +123,7 @@ class GroupCandidates:
         return max(gone, gone + (due.sparsity - gone) * due.progress)
 
     def _cheapest(self, scores: Tensor, allowed_groups: Tensor | None, removable: Tensor, share: Fraction) -> Tensor:
-        """Return what stays when the fewest groups go, in order of their scores, that are `share` of the cost."""
+        """Return which groups stay, bool [groups], if the fewest are removed, by score, that make up `share`."""
         removable = removable.sort().values
         order = removable[scores[removable].sort(stable=True).indices]
         least = 0

@@ -1,4 +1,4 @@
-"""The weight that a module's forward computes from a parameter: what it is now, for scores and for fold."""
+"""The weight that a module's forward computes from a parameter, evaluated for scores and for fold."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SEED = 0
 
 
 def computed_weight(self: nn.Module, name: str) -> Tensor:
-    """Return what the module's forward computes from its parameter `name`, as it would in eval mode; no mask applied.
+    """Return the weight that the module's forward computes from its parameter `name` in eval mode, unmasked.
 
-    It is traced anew each time, since the forward may read what has changed. A weight that is drawn at random comes
-    from one seed, and the generators are left as they were. Raises SparsifyError if no traced call computes it.
+    The forward is traced at every call, since it may read attributes that have changed. Random weights are drawn from
+    one seed, and the generators are restored. Raises SparsifyError if no traced call computes a weight from `name`.
     """
     original = as_original(self)
     copied = substituted_copy(self, effective_weights(self), type(original))

@@ -1,4 +1,4 @@
-"""Modules that would compute a weight and are given it instead: what fold makes of them if no plain module will do."""
+"""Folded modules that store a weight which their forward would compute, if no module of torch.nn does the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .operand_mode import Operands, eagerly
 
 
 class Given:
-    """Mixed into the class of such a module; `given_weights` names the parameters that hold the weights."""
+    """Mixin of the class of such a module; `given_weights` names the parameters that hold the weights."""
 
     given_weights: tuple[str, ...] = ()
 
@@ -25,9 +25,9 @@ class Given:
 
 
 def with_given_weights(module: nn.Module, names: list[str], *, apart: bool) -> nn.Module:
-    """Have `module`, which computes weights from its parameters `names`, take these for the weights, in place.
+    """Make `module`, in place, use its parameters `names` instead of the weights it would compute from them.
 
-    `apart`: they go into matrix products, say, where torch.compile does not show them to a mode.
+    `apart`: torch.compile does not show the operations that use them to a mode, so that the forward runs eagerly.
     """
     module.__dict__["given_weights"] = tuple(names)
     module.__dict__["given_apart"] = apart

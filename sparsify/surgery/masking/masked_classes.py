@@ -1,4 +1,4 @@
-"""What a masked module's forward does: the classes that converted modules take on.
+"""Masked classes, which converted modules take on.
 
 A converted module stays the object it is; only its class changes, to a subclass of its own class made here. The kinds:
 `direct` for torch.nn's conv and linear (a masked operation in place of the dense one), `substituted` for every other
@@ -25,7 +25,7 @@ from .substituted_call import substituted_call
 
 
 class Masked:
-    """Mixed into the class of every converted module."""
+    """Mixin of the class of every converted module."""
 
     masked_names: tuple[str, ...] = ()
     masked_also: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Masked:
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         for name in names_of_masked(self):  # type: ignore[arg-type]
-            if f"{name}_mask" in self._buffers:  # type: ignore[attr-defined]  # else it is out of sight, of an average
+            if f"{name}_mask" in self._buffers:  # type: ignore[attr-defined]  # else `averages` has taken it out for an update
                 bool_mask(self, name)  # type: ignore[arg-type]
         super()._save_to_state_dict(*args, **kwargs)  # type: ignore[misc]
 
@@ -103,19 +103,19 @@ def _substituted_forward(original: type[nn.Module]) -> Callable[..., Any]:
 
 
 def _dense_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run the forward that the module's class has now; of a module without masks, such as a folded copy, as it is."""
+    """Run the forward that the module's class has now, substituted; of a module without masks, as it is."""
     if isinstance(self, Masked):
         return substituted_call(self.original_class.forward, self, args, kwargs)  # type: ignore[arg-type]
     return type(self).forward(self, *args, **kwargs)
 
 
 def _is_direct_no_more(self: Any) -> bool:
-    """Whether masks are gone (a forward kept on the object was copied) or the class got another forward meanwhile."""
+    """Whether the module has lost its masks (a bound forward was copied) or its class got another forward."""
     return not isinstance(self, Masked) or self.original_class.forward is not type(self).dense_forward
 
 
 def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Return the weight's mask, if it has one, and the effective bias of a `direct` module."""
+    """Return the weight's mask (or None) and the effective bias of a `direct` module."""
     also = self.masked_also
     if not also:
         return bool_mask(self, "weight"), self.bias
@@ -190,7 +190,7 @@ _STEPS = {cls.forward: {"_conv_forward": cls._conv_forward} for cls in (nn.Conv1
 
 
 def attach_mask(module: nn.Module, name: str, mask: Tensor, *, extra: bool = False) -> None:
-    """Register `mask` as the live mask of the module's parameter `name`; `also`: it is no weight of `convert`."""
+    """Register `mask` as the live mask of the module's parameter `name`; `extra`: it is no weight of `convert`."""
     module.register_buffer(f"{name}_mask", mask)
     key = "masked_also" if extra else "masked_names"
     module.__dict__[key] = (*module.__dict__.get(key, ()), name)
@@ -198,7 +198,7 @@ def attach_mask(module: nn.Module, name: str, mask: Tensor, *, extra: bool = Fal
 
 
 def guard_loading(model: nn.Module) -> None:
-    """Have `model.load_state_dict` look at all masks before it changes anything; averaged ones are refused."""
+    """Make `model.load_state_dict` check all masks before it changes anything: averaged ones are refused."""
     present = [getattr(hook, "hook", None) for hook in model._load_state_dict_pre_hooks.values()]
     if _check_loaded_masks not in present:
         model.register_load_state_dict_pre_hook(_check_loaded_masks)  # type: ignore[no-untyped-call]
@@ -209,7 +209,7 @@ def _check_loaded_masks(model: nn.Module, state_dict: dict[str, Any], prefix: st
 
 
 def detach_masks(module: nn.Module) -> None:
-    """Take all masks and the masked class off one module: it is again what it was before the conversion."""
+    """Remove all masks and the masked class from one module, in place: it is what it was before the conversion."""
     for number, hook in list(module._load_state_dict_pre_hooks.items()):
         if getattr(hook, "hook", None) is _check_loaded_masks:
             del module._load_state_dict_pre_hooks[number]

@@ -1,4 +1,4 @@
-"""Weights that a forward computes from its parameters: replaced where a linear operation takes them."""
+"""A mode that replaces the weights which a forward computes from its parameters, at the operations that use them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Replace = Callable[[Any], Any]
 
 
 def _functions(names: Iterable[str]) -> tuple[Any, ...]:
-    """Return the functions, methods and operators of torch of these names; by themselves, as torch.compile needs it."""
+    """Return the functions, methods and operators of torch of these names, as objects: torch.compile needs that."""
     homes = (torch, torch.functional, F, Tensor)
     spelled = [form for name in names for form in (name, f"__{name}__", f"__r{name}__", f"_{name}")]
     found = [getattr(home, name) for home in homes for name in spelled if callable(getattr(home, name, None))]
@@ -35,20 +35,20 @@ class Operands(TorchFunctionMode):
     """While active, weights computed from the given parameters are replaced in conv, linear and matrix products.
 
     `replacements` are pairs of a parameter and a function of the weight that was computed from it, which has the
-    parameter's shape. What is computed from parameters and `buffers` alone is followed from operation to operation; a
-    weight that is only arranged anew afterwards (transposed, cast) is replaced and then arranged. In conv and linear
-    an operand that is of unknown origin (a custom autograd function hides it) goes by its shape. `replaced` holds the
-    numbers of the replacements that were made.
+    parameter's shape. Results computed from parameters and `buffers` alone are followed from operation to operation; a
+    weight that is rearranged afterwards (transposed, cast) is replaced and then rearranged. In conv and linear, an
+    operand of unknown origin (behind a custom autograd function) is recognised by its shape. `replaced` holds the
+    indices of the replacements that were made.
     """
 
     def __init__(self, replacements: Sequence[tuple[Any, Replace]], buffers: Sequence[Tensor]) -> None:
         super().__init__()
         self.replacements = replacements
         self.replaced: set[int] = set()
-        # Tensors that depend on no input, kept alive so that none is taken for another, and what each comes from.
+        # Tensors that depend on no input, kept alive so that no id is reused, and the parameters each comes from.
         self.known: list[tuple[Any, tuple[int, ...]]] = [(p, (i,)) for i, (p, _) in enumerate(replacements)]
         self.known += [(buffer, ()) for buffer in buffers]
-        # What is arranged anew: the result, what it is made of, and how the same is done with another.
+        # Rearrangements: the result, its base, and a function that rearranges another base alike.
         self.arranged: list[tuple[Any, Any, Replace]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,7 +65,7 @@ class Operands(TorchFunctionMode):
             return func(*args, **{key: self._each_replaced(value) for key, value in kwargs.items()})
         result = func(*args, **kwargs)
         arranging = func in _ARRANGING
-        # The type and the sizes of an input may go into a weight.
+        # The dtype and the sizes of an input may be used to compute a weight.
         if None not in origins or (arranging and origins[0]):
             sources = tuple(dict.fromkeys(i for origin in origins for i in origin or ()))
             self.known += [(tensor, sources) for tensor in _tensors((result,))]
@@ -87,7 +87,7 @@ class Operands(TorchFunctionMode):
             self.arranged.append((result, args[0], again))
 
     def _origin(self, tensor: Any) -> tuple[int, ...] | None:
-        """Return the numbers of the parameters that a tensor comes from, or None if it may depend on an input."""
+        """Return the indices of the parameters that a tensor is computed from; None if it may depend on an input."""
         for known, sources in self.known:
             if known is tensor:
                 return sources
@@ -95,7 +95,7 @@ class Operands(TorchFunctionMode):
         return () if is_parameter else None
 
     def _replaced(self, operand: Any, by_shape: bool = False) -> Any:
-        """Return what an operation takes in the place of `operand`; `by_shape`: one of unknown origin goes by that."""
+        """Return the replacement of `operand`, or itself; `by_shape`: recognise one of unknown origin by its shape."""
         if not isinstance(operand, (Tensor, Proxy)):
             return operand
         origin = self._origin(operand)
@@ -113,7 +113,7 @@ class Operands(TorchFunctionMode):
         return operand
 
     def _bases(self, operand: Any) -> list[tuple[Any, list[Replace]]]:
-        """Return what an operand is arranged from, the first of all first, and the steps from each to the operand."""
+        """Return the bases of a rearranged operand, the first one first, with the steps from each to the operand."""
         found: list[tuple[Any, list[Replace]]] = [(operand, [])]
         for result, base, again in reversed(self.arranged):
             if result is found[0][0]:
@@ -123,7 +123,7 @@ class Operands(TorchFunctionMode):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function outside of torch.compile, which does not show every operation to a mode."""
+    """Call a function eagerly: under torch.compile a mode does not see every operation."""
     return function(*args, **kwargs)
 
 

@@ -26,15 +26,15 @@ _MISSING = object()
 
 
 def fused_weights(module: nn.Module) -> list[str]:
-    """Return the paths of the weights that a torch.nn module hands to fused kernels itself; none for other modules.
+    """Return the paths of the weights that a torch.nn module passes to fused kernels; none for other modules.
 
-    A subclass counts as what it is derived from.
+    A subclass counts as its base.
     """
     return [path for path in fused_parameters(module) if "weight" in path and module.get_parameter(path).dim() > 1]
 
 
 def fused_parameters(module: nn.Module) -> list[str]:
-    """Return the paths of all parameters that a torch.nn module hands to fused kernels; none for other modules."""
+    """Return the paths of all parameters that a torch.nn module passes to fused kernels; none for other modules."""
     if isinstance(module, nn.MultiheadAttention):
         paths = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
         paths += ["in_proj_bias", "bias_k", "bias_v", "out_proj.bias"]
@@ -57,7 +57,7 @@ _OF_ENCODER = ("linear1", "linear2", "norm1", "norm2")
 
 
 def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Return what the dense `forward` gives on a copy of `module` with effective weights; what it assigns is kept."""
+    """Return the result of the dense `forward` on a copy of `module` with effective weights; keep what it assigns."""
     if torch.compiler.is_compiling() and module.__dict__.get("computed_apart", False):
         return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
@@ -75,7 +75,7 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
 
 
 def _masked_operands(module: Any) -> Operands | None:
-    """Return the context in which operations see the weights masked that the module's forward computes, if any."""
+    """Return the mode that masks the weights which the module's forward computes, or None."""
     if not module.computed_weights:
         return None
     masks = [(getattr(module, name), bool_mask(module, name)) for name in module.computed_weights]
@@ -84,7 +84,7 @@ def _masked_operands(module: Any) -> Operands | None:
 
 
 def _loses_masks(masked: Operands | None, result: Any) -> bool:
-    """Whether a trace, which does not show every operation to a mode, left a mask out."""
+    """Whether a trace, in which a mode does not see every operation, has left out a mask."""
     return masked is not None and isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements)
 
 
@@ -93,7 +93,7 @@ def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _keep_assigned(module: nn.Module, copied: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give `module` the attributes that a forward has assigned or deleted on its copy."""
+    """Assign and delete on `module` what a forward has assigned and deleted on its copy."""
     own, now = module.__dict__, copied.__dict__
     for name, value in now.items():
         if name not in _REPLACED and own.get(name, _MISSING) is not value:
@@ -107,7 +107,7 @@ def _keep_assigned(module: nn.Module, copied: nn.Module, weights: Mapping[str, T
 
 
 def effective_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return, by path, `where(mask, parameter, 0)` of what the module's forward reads from parameters."""
+    """Return `where(mask, parameter, 0)` of the masked parameters that the module's forward reads, by path."""
     found = {}
     for path in module.__dict__.get("masked_reads", names_of_masked(module)):
         owner_path, _, name = path.rpartition(".")
@@ -120,7 +120,7 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
 def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Module]) -> nn.Module:
     """Return a shallow copy of `module`, of class `cls`, with the parameters at the given paths replaced.
 
-    Modules below that own some of them are copied too, for what reads their weights; who calls one calls the original.
+    Modules below that own some of them are copied too, to be read; a call of such a copy calls the original module.
     """
     copied: nn.Module = cls.__new__(cls)
     copied.__dict__.update(module.__dict__)
@@ -183,5 +183,5 @@ def _read_copy_class(cls: type[nn.Module]) -> type[nn.Module]:
     return _READ_COPY_CLASSES[cls]
 
 
-# What torch.compiler.assume_constant_result says, without loading torch._dynamo: call it, do not look into it.
+# The mark of torch.compiler.assume_constant_result, set without importing torch._dynamo.
 _read_copy_class._dynamo_marked_constant = True  # type: ignore[attr-defined]

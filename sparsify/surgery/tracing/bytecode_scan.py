@@ -1,4 +1,4 @@
-"""Which modules have to be traced: those whose own forward reads the weights of modules instead of calling them."""
+"""The names that a forward reads, found in its bytecode: which modules have to be traced (a static read set)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONV_AND_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def is_torch(cls: type) -> bool:
-    """Whether a class is torch's own; the class of a parametrized module is what it is derived from."""
+    """Whether a class is torch's own; the class of a parametrized module counts as its base."""
     while cls.__module__ == "torch.nn.utils.parametrize" and "Parametrized" in cls.__name__ and cls.__bases__:
         if issubclass(cls, nn.ModuleList):
             break
@@ -51,9 +51,9 @@ def has_forward(cls: type[nn.Module]) -> bool:
 
 
 def reads_weights_of_children(module: nn.Module) -> bool:
-    """Whether the code that a module's forward can reach mentions the name of a weight of a module below it.
+    """Whether code reachable from a module's forward reads a name of a weight of a module below it.
 
-    Mentions such as `self.proj.weight.dtype` do not count. Parameters in a list or dict have no name to look for.
+    Reads such as `self.proj.weight.dtype` do not count. Parameters in a list or dict have no name: one below counts.
     """
     if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
         return True
@@ -77,7 +77,7 @@ def reads_weights(module: nn.Module) -> bool:
 
 
 def chained_reads(module: nn.Module) -> list[str]:
-    """Return the weights of the module's children that its code names in one chain, as in `self.proj.weight`."""
+    """Return the paths of the children's weights that a module's code reads in one chain, as in `self.proj.weight`."""
     cls = original_class(module)
     names = _attributes_read(cls)  # type: ignore[arg-type]
     found = []
@@ -88,9 +88,9 @@ def chained_reads(module: nn.Module) -> list[str]:
 
 
 def mentions(module: nn.Module, names: frozenset[str]) -> bool:
-    """Whether the code that a module's forward can reach, methods of modules below included, mentions one of `names`.
+    """Whether code reachable from a module's forward, methods of modules below included, reads one of `names`.
 
-    Parameters in a list or dict have no name to look for: with one below, anything may be mentioned.
+    Parameters in a list or dict have no name: with one below, the answer is True.
     """
     if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
         return True
@@ -100,15 +100,15 @@ def mentions(module: nn.Module, names: frozenset[str]) -> bool:
 
 
 def mentions_own(module: nn.Module, paths: Iterable[str]) -> bool:
-    """Whether these paths are all names of the module's own parameters, and its forward's code mentions each."""
+    """Whether these paths are all names of the module's own parameters, and its forward's code reads each."""
     return set(paths) <= module._parameters.keys() & _attributes_read(original_class(module))  # type: ignore[arg-type]
 
 
 def is_closed(cls: type[nn.Module]) -> bool:
-    """Whether a class's forward is seen to depend on its arguments and its module's attributes alone.
+    """Whether a class's forward provably depends on its arguments and its module's attributes alone.
 
-    Then its graph for one kind of call is the whole truth. Modes, globals, class attributes and what a closure holds
-    may change later; whatever is not known to be a constant or an operation on tensors counts as such.
+    Its graph for one kind of call is then complete. Modes, globals, class attributes and closures may change later;
+    whatever is not known to be a constant or an operation on tensors counts as such.
     """
     functions = _reachable(cls)
     harmless = [*functions, torch, torch.nn, F, math, Tensor, *ops.MASKED, *map(vars(builtins).get, _HARMLESS)]

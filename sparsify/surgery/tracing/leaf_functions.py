@@ -1,4 +1,4 @@
-"""Functions that a trace records as one node instead of following them, and which they are, as its errors tell."""
+"""Leaf functions of a trace, recorded as one node, and finding them from the errors of a trace (fx.wrap on demand)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import fx
 
 
 class Wrapped:
-    """Functions that are recorded as one node instead of being traced into, by the module globals that hold them."""
+    """Functions recorded as one node instead of being traced into, by the module globals that hold them."""
 
     def __init__(self) -> None:
         self.places: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
@@ -28,7 +28,7 @@ class Wrapped:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Have calls of these functions, and of custom autograd functions, recorded until the block ends."""
+        """Record calls of these functions, and of custom autograd functions, as nodes in the block."""
         for (_, name), (namespace, function) in self.places.items():
             namespace[name] = _recording(function)
         try:
@@ -56,7 +56,7 @@ _APPLY: Any = vars(torch.autograd.Function)["apply"]
 
 
 def _recorded_apply(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-    """Stand for `Function.apply` in a trace: a function with a gradient of its own is one node."""
+    """Replace `Function.apply` in a trace: a custom autograd function is one node."""
     if function.__module__.startswith("torch."):
         return _APPLY.__get__(None, function)(*args, **kwargs)
     return _recording(_applied(function))(*args, **kwargs)
@@ -83,7 +83,7 @@ def _outside(frame: FrameType) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Return the error in one line, with the file and line of the model's code that it comes from."""
+    """Return an error in one line, with the file and line of the model's code that raised it."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     frames = _frames(error)
     own = [place for place in frames if _outside(place[0])]
@@ -95,7 +95,7 @@ def describe(error: BaseException) -> str:
 
 
 def wrap_innermost(error: BaseException, wrapped: Wrapped) -> bool:
-    """Make the innermost function that its caller found by a global name a leaf; return whether there was one."""
+    """Make the innermost function that was called by a global name a leaf; return whether there is one."""
     frames = [frame for frame, _ in _frames(error)]
     for caller, callee in reversed(list(pairwise(frames))):
         if not _outside(callee) or not _outside(caller):

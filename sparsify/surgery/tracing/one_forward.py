@@ -1,8 +1,8 @@
 """Tracing one module's own forward with torch.fx, its children as leaves.
 
-Tracing runs Python code of the model with proxies. It may leave proxies in caches, add attributes, or meet a function
-that cannot take a proxy; what is needed against each is here and in effects.py, so that a trace leaves the model as it
-was, and so that a graph that would lose something the forward does is never run in its place.
+Tracing runs the model's Python code with proxies. It may leave proxies in caches, add attributes, or meet a function
+that cannot take a proxy. This file and `side_effects` make sure that a trace leaves the model as it was, and that a
+graph without all side effects of the forward is never run in its place.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ ATTEMPTS = 24  # functions and classes made leaves before giving up; 3 were enou
 
 
 class TraceFailure(Exception):
-    """A forward that cannot be traced; the text is the reason, with file and line where it is known.
+    """A forward cannot be traced; the message is the reason, with file and line if known.
 
-    `graph`, with the `constants` made in it, is there if it only shows what the forward computes and must not be run.
+    `graph`, with the `constants` created in it, is set if it shows what the forward computes but must not be run.
     """
 
     def __init__(self, reason: str, graph: fx.Graph | None = None, constants: dict[str, Tensor] | None = None) -> None:
@@ -44,7 +44,7 @@ class TraceFailure(Exception):
 
 @dataclass(frozen=True)
 class Placeholder:
-    """Stands for a tensor argument in a `Call`; `name` is unique in it."""
+    """A tensor argument of a `Call`; `name` is unique in it."""
 
     name: str
 
@@ -59,7 +59,7 @@ class Call:
 
 @contextmanager
 def _tensors_by_class(module: nn.Module) -> Iterator[None]:
-    """Have the code of a module's class see proxies as tensors where it asks with isinstance or torch.is_tensor."""
+    """Make isinstance and torch.is_tensor in the code of a module's class accept proxies as tensors, in the block."""
     example = torch.empty(0, device="cpu")
 
     def is_instance(value: Any, classes: Any) -> bool:
@@ -82,7 +82,7 @@ def _tensors_by_class(module: nn.Module) -> Iterator[None]:
 
 
 class _Watched:
-    """Mixed into the proxies of a local trace, which notices attributes that are set on tensors."""
+    """Mixin of the proxies of a local trace, which reports attributes that are set on tensors."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("tracer", "node", "param", "name"):
@@ -100,7 +100,7 @@ class _ParameterValue(_Watched, ParameterProxy):
 
 
 class LocalTracer(fx.Tracer):
-    """Traces the root's own forward; every child is a leaf. `lost` tells what a run of the graph would not do."""
+    """Traces the root's own forward; every child is a leaf. `lost` lists the side effects that the graph lacks."""
 
     def __init__(self, call: Call, *, proxy_buffers: bool) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def default_call(forward: Callable[..., Any]) -> Call:
-    """Return the plainest call of a method `forward`: a tensor for every argument without a default.
+    """Return the call of a method `forward` with a tensor for every argument without a default.
 
     A forward that takes `*args` alone is called with one tensor.
     """
@@ -179,9 +179,9 @@ def default_call(forward: Callable[..., Any]) -> Call:
 
 
 def kinds_of_call(forward: Callable[..., Any]) -> list[tuple[Call, bool]]:
-    """Return calls that may take different branches, the plainest first, each with gradients or without.
+    """Return calls that may take different branches, the default one first, each with gradients (True) or without.
 
-    Optional tensors are left out and given, together and alone, and flags turned over.
+    Optional tensors are left out and given, together and alone, and flags are inverted.
     """
     plainest = default_call(forward)
     by_name = [p for p in list(inspect.signature(forward).parameters.values())[1:] if p.kind in _BY_NAME]
@@ -198,9 +198,8 @@ def kinds_of_call(forward: Callable[..., Any]) -> list[tuple[Call, bool]]:
 def trace_forward(module: nn.Module, call: Call, *, training: bool) -> fx.Graph:
     """Return the graph of the module's own forward for one kind of call, children as leaves; the module is unchanged.
 
-    Raises TraceFailure if the forward cannot be traced, or if its graph would not do all that the forward does: draw
-    a random number or make a tensor anew each time, assign or change an attribute, run without gradients or in another
-    precision.
+    Raises TraceFailure if the forward cannot be traced, or has effects that a graph lacks: it draws random numbers or
+    creates a tensor at each call, assigns or changes an attribute, runs without gradients or in another precision.
     """
     failure = TraceFailure("not tried")
     for proxy_buffers in (True, False):

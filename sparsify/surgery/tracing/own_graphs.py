@@ -1,4 +1,4 @@
-"""The graphs of one module's own forward, its children as leaves: what conversion looks at, never what is run.
+"""The graphs of one module's own forward, its children as leaves: read by the conversion, never run.
 
 A graph holds for one kind of call. Several are made: in train and in eval mode, with gradients and without, with the
 optional arguments left out and given, so that weights are found that only some of the calls read.
@@ -19,7 +19,7 @@ from ..masks import original_class
 from .one_forward import Call, TraceFailure, kinds_of_call, trace_forward
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum)
-# What two modules may be compared by: it cannot change later.
+# Types of values by which two modules can be compared: they are immutable.
 CONSTANT = (*_PLAIN, type, FunctionType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 
@@ -28,8 +28,8 @@ OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 class OwnGraphs:
     """The traced forwards of one module, traced on `module`, children as leaves.
 
-    `partial` holds those that show only part of what the forward does; `failure` says why the plainest call, every
-    argument with a default left out, could not be traced whole.
+    `partial` holds graphs of only part of the forward; `failure` says why the default call, without the arguments that
+    have defaults, could not be traced completely.
     """
 
     module: nn.Module
@@ -62,7 +62,7 @@ def own_graphs(module: nn.Module) -> OwnGraphs:
 
 
 class Kind(NamedTuple):
-    """A kind of call that is traced; `plainest`: every argument with a default is left out."""
+    """A kind of call to trace; `plainest`: without the arguments that have defaults."""
 
     call: Call
     training: bool

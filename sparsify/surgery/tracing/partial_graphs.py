@@ -1,7 +1,7 @@
-"""Graphs of forwards that cannot be traced: what some of their paths do, to find the weights in them, not to be run.
+"""Partial graphs of forwards that cannot be traced: some of their paths, to find weights in, never to be run.
 
-Where the code asks for a value that a trace does not have, an answer is made up: a condition is tried both ways, a loop
-over a tensor runs once, a number is 1. A trace that fails all the same counts up to there.
+Where the code needs a value that a trace does not have, one is assumed: a condition is tried both ways, a loop over a
+tensor runs once, a number is 1. A trace that still fails counts up to there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def partial_graphs(module: nn.Module) -> Iterator[fx.Graph]:
 def _partial_graph(
     module: nn.Module, answers: Answers, wrapped: Wrapped, training: bool
 ) -> tuple[fx.Graph | None, list[Place]]:
-    """Return the graph of one path, and where conditions were asked for on it."""
+    """Return the graph of one path (or None), and the places of the conditions on it."""
     for _ in range(ATTEMPTS):
         tracer = _Tracer(default_call(type(module).forward), answers)
         try:
@@ -61,7 +61,7 @@ def _partial_graph(
 
 
 class _Tracer(LocalTracer):
-    """Answers what code asks of proxies: conditions by place (False if there is no answer), loops, numbers."""
+    """Assumes values of proxies: conditions by place (False if there is no answer), loops, numbers."""
 
     def __init__(self, call: Any, answers: Answers) -> None:
         super().__init__(call, proxy_buffers=True)
@@ -86,7 +86,7 @@ class _Tracer(LocalTracer):
 
 
 class _Value(fx.Proxy):
-    """A value of which anything may be asked."""
+    """A proxy with assumed length and number."""
 
     def __len__(self) -> int:
         return 1

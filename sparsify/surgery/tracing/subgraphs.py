@@ -13,7 +13,7 @@ _NUMBERS = count()
 
 
 def ancestors(node: Any, *, modules: bool = True) -> set[fx.Node]:
-    """Return what a node is made of, itself included; without `modules` not what goes into them."""
+    """Return the nodes that a node is computed from, itself included; without `modules`, not through module calls."""
     found: set[fx.Node] = set()
     waiting = [node] if isinstance(node, fx.Node) else []
     while waiting:
@@ -26,7 +26,7 @@ def ancestors(node: Any, *, modules: bool = True) -> set[fx.Node]:
 
 
 def subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
-    """Return a function of the module that computes one node, which depends on no argument."""
+    """Return a function of the module that computes one node; the node must depend on no argument."""
     part = fx.Graph()
     wanted = ancestors(result)
     copies: dict[fx.Node, fx.Node] = {}

@@ -1,4 +1,4 @@
-"""Modules that are alike, blocks of one size say: one trace of their forward serves them all."""
+"""Trace cache: modules of equal structure and settings share the fx traces of their forward."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.nn.parameter import is_lazy
 
 from .own_graphs import CONSTANT, OF_EVERY_MODULE, OwnGraphs, as_original, own_graphs
 
-_LARGEST = 1 << 22  # bytes of a buffer that is looked at
+_LARGEST = 1 << 22  # bytes: larger buffers are not compared
 
 
 class _UnknownError(Exception):
-    """Something that a forward may depend on and that cannot be compared."""
+    """A module has a value that its forward may depend on and that cannot be compared."""
 
 
 def graphs_like(module: nn.Module, known: dict[Any, OwnGraphs]) -> OwnGraphs:
-    """Return the traced forwards of a module, those of one in `known` that is alike, or new ones, which are added."""
+    """Return the traced forwards of a module: those of an equal one in `known`, or new ones, which are added to it."""
     try:
         key = _described(module, {})
     except _UnknownError:
@@ -32,7 +32,7 @@ def graphs_like(module: nn.Module, known: dict[Any, OwnGraphs]) -> OwnGraphs:
 
 
 def _described(module: nn.Module, seen: dict[int, int]) -> Any:
-    """Return all that a forward can depend on but the values of parameters: equal ones make equal graphs."""
+    """Return a key of all that a forward can depend on, the values of parameters excepted: equal keys, equal graphs."""
     plain = [(name, _value(value)) for name, value in module.__dict__.items() if name not in OF_EVERY_MODULE]
     parameters = [(name, _tensor(tensor, seen)) for name, tensor in module._parameters.items()]
     buffers = [(name, _tensor(tensor, seen), _content(tensor)) for name, tensor in module._buffers.items()]
@@ -55,12 +55,12 @@ def _tensor(tensor: Tensor | None, seen: dict[int, int]) -> Any:
         return None
     if is_lazy(tensor):
         raise _UnknownError
-    number = seen.setdefault(id(tensor), len(seen))  # which of them are one
+    number = seen.setdefault(id(tensor), len(seen))  # equal for a shared tensor
     return number, type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def _content(buffer: Tensor | None) -> bytes:
-    """Return what a buffer holds: code may branch on it."""
+    """Return the bytes of a buffer: code may branch on its values."""
     if buffer is None:
         return b""
     if buffer.device.type != "cpu" or buffer.nbytes > _LARGEST or type(buffer) is not Tensor:

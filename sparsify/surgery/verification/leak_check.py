@@ -1,4 +1,4 @@
-"""Watching a run of a converted model: which operations see a weight past its mask."""
+"""Leak check: which operations of a converted model see a weight without its mask."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DENSE_OPERATIONS = frozenset(
 )
 _TAKES_WEIGHT_SECOND = frozenset(name for name in _DENSE_OPERATIONS if name.startswith(("linear", "conv")))
 _PRODUCTS = _DENSE_OPERATIONS - {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu"}
-# What hands on a masked weight without using it.
+# Operations that pass a masked weight on without using it.
 _PASSED_ON = frozenset(
     """where detach alias requires_grad_ view view_as _unsafe_view permute transpose t contiguous __get__
     as_subclass data_ptr stride size untyped_storage""".split()
@@ -37,7 +37,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def tensors(value: Any, within: tuple[int, ...] = ()) -> Iterator[Tensor]:
-    """Yield the tensors in an output of any make: tuples, lists, dicts, dataclasses."""
+    """Yield the tensors in an output: tuples, lists, dicts, objects."""
     items: Iterable[Any] = ()
     if isinstance(value, Tensor):
         yield value
@@ -53,7 +53,7 @@ def tensors(value: Any, within: tuple[int, ...] = ()) -> Iterator[Tensor]:
 
 
 def _mask_of(node: Any) -> Tensor | None:
-    """Return the condition that a step of the backward graph masks with, if it is one."""
+    """Return the mask of a node of the backward graph that masks, else None."""
     if node.name().startswith("_MaskOperand"):
         mask: Tensor = node.saved_tensors[0]
         return mask
@@ -63,7 +63,10 @@ def _mask_of(node: Any) -> Tensor | None:
 def walk(
     outputs: list[Tensor], weights: dict[str, MaskedWeight], live: set[str], reached: set[str], dense: set[str]
 ) -> None:
-    """Add the names of weights whose mask, whose parameter, and whose parameter past its mask the outputs depend on."""
+    """Walk the autograd graph of `outputs` and add weight names to three sets.
+
+    `live`: the mask is reached; `reached`: the parameter is reached; `dense`: it is reached without its mask.
+    """
     by_mask = {weight.mask.data_ptr(): weight for weight in weights.values() if weight.mask.numel()}
     first_name = {id(weight.parameter): name for name, weight in weights.items()}
     roots = [output.grad_fn for output in outputs if output.grad_fn is not None]
@@ -88,10 +91,10 @@ def walk(
 
 
 class DenseWeights(TorchFunctionMode):
-    """Notes every operation that multiplies with a masked weight as it is, or as computed past its mask.
+    """Records every operation that uses a masked weight, or one computed from it, without the mask.
 
-    `found` are lines about these, `used` the weights whose masked form an operation took, `unmasked` the parameters of
-    two or more dimensions without a mask that a product took.
+    `found` has a line for each; `used` are the weights whose masked form an operation used, `unmasked` the parameters
+    of two or more dimensions without a mask that a product used.
     """
 
     def __init__(self) -> None:
@@ -129,7 +132,7 @@ class DenseWeights(TorchFunctionMode):
         return result
 
     def follow(self, operation: str, args: Any, result: Any) -> None:
-        """Note the weights whose masked form an operation takes; one that only passes it on does not use it."""
+        """Record the weights whose masked form an operation uses; one that only passes it on does not use it."""
         given = [item for value in args for item in (value if isinstance(value, (tuple, list)) else (value,))]
         names = {self.effective.get(item) for item in given if isinstance(item, Tensor)}
         names |= {self.masks.get(_storage(item)) for item in given if isinstance(item, Tensor)}
@@ -140,7 +143,7 @@ class DenseWeights(TorchFunctionMode):
             self.effective[result] = next(iter(names))
 
     def look_at_arguments(self, operation: str, arguments: Any) -> None:
-        """Note the masked weights that are among the arguments of an operation as they are."""
+        """Record the masked weights among the arguments of an operation that are unmasked."""
         for tensor in tensors(arguments) if operation in _DENSE_OPERATIONS else ():
             name = self.storages.get(_storage(tensor)) if tensor.numel() else None
             if operation in _PRODUCTS and _storage(tensor) in self.others:
@@ -162,9 +165,9 @@ class DenseWeights(TorchFunctionMode):
 
 
 class FusedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes dense weights in the kernels that layers of torch.nn call in eval mode without gradients.
+    """Records dense weights in the fused kernels that layers of torch.nn call in eval mode without gradients.
 
-    They are not called while a TorchFunctionMode is active, and the operations below are named as torch's own are.
+    Layers do not call these kernels while a TorchFunctionMode is active.
     """
 
     def __init__(self, watch: DenseWeights) -> None:

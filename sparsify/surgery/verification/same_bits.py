@@ -1,4 +1,4 @@
-"""A converted model beside the same model without masks: equal calls, states and seeds, in many modes."""
+"""Bitwise comparison of a converted model with the same model without masks: equal calls, states, seeds and modes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Inspect = Callable[[nn.Module, list[Tensor]], None]  # looks at a copy that has 
 
 @dataclass(frozen=True)
 class Mode:
-    """How a model is called. `backward`: gradients are compared too; `required`: optional arguments are left out."""
+    """A way to call a model. `backward`: gradients are compared too; `required`: optional arguments are left out."""
 
     name: str
     training: bool = False
@@ -50,9 +50,9 @@ REQUIRED = (
 
 @dataclass
 class Runs:
-    """Runs of copies of one model. Each starts from the model's state: tensors, attributes, seeds.
+    """Runs copies of one model, each from the model's state: tensors, attributes, seeds.
 
-    The copies share one copy of the parameters; `masks` maps the ids of the model's masks to what copies carry instead.
+    The copies share one copy of the parameters; `masks` maps the ids of the model's masks to the masks of the copies.
     """
 
     model: nn.Module
@@ -67,7 +67,7 @@ class Runs:
         self.required = required_call(self.model, self.args, self.kwargs)
 
     def copied(self, *, plain: bool, gradients: bool) -> nn.Module:
-        """Return a copy of the model, without masks or with these, as it is now."""
+        """Return a copy of the model as it is now, without masks (`plain`) or with `masks`."""
         memo: dict[int, Any] = dict(self.masks)
         for parameter in self.model.parameters():
             if id(parameter) in self.pool:
@@ -84,7 +84,7 @@ class Runs:
         return copied
 
     def outputs(self, model: nn.Module, mode: Mode) -> list[Tensor]:
-        """Return the tensors that a copy puts out in a mode."""
+        """Return the output tensors of a copy in a mode."""
         args, kwargs = self.required if mode.required and self.required is not None else (self.args, self.kwargs)
         args, kwargs = copy.deepcopy((args, kwargs))
         model.train(mode.training)
@@ -97,7 +97,7 @@ class Runs:
             return list(tensors(model(*args, **kwargs)))
 
     def results(self, mode: Mode, *, plain: bool, look: Inspect | None = None) -> list[Tensor]:
-        """Return the outputs, the gradients if there are some to be computed, and the buffers after one run."""
+        """Return the outputs, the gradients (if the mode has a backward pass), and the buffers after one run."""
         model = self.copied(plain=plain, gradients=mode.gradients)
         outputs = self.outputs(model, mode)
         if look is not None:
@@ -113,9 +113,9 @@ class Runs:
         return [*(output.detach() for output in outputs), *gradients, *buffers]
 
     def same(self, mode: Mode, look: Inspect | None = None) -> tuple[bool | None, str]:
-        """Return whether both give the same bits in a mode; None, and why, if that cannot be told.
+        """Return whether both give the same bits in a mode; (None, reason) if the plain model does not repeat its own.
 
-        Raises what the model without masks raises.
+        Raises whatever the model without masks raises.
         """
         expected = self.results(mode, plain=True)
         given = self.results(mode, plain=False, look=look)
