@@ -30,6 +30,10 @@ FROM_PYTHON = "python:"
 TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
+# What constructors raise for arguments that they were not made for.
+_REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError, LookupError, AttributeError, ArithmeticError)
+
+
 def list_models(pattern: str | None = None) -> list[str]:
     """Return the names that `build_model` takes, sorted, with their prefixes, without importing torch.
 
@@ -143,7 +147,7 @@ def _called(
 ) -> nn.Module:
     try:
         return _fetched(name, lambda: build(**arguments)) if fetches else build(**arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except _REFUSALS as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise SparsifyError(f"{name}: cannot be built with {given or 'no arguments'}: {_one_line(error)}") from error
 
