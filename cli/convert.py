@@ -216,8 +216,8 @@ def _build(
     checkpoint: str | None, spec: str, num_classes: int | None, pretrained: bool
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None]:
     """Return the plain or masked model, its arguments, and how images become its inputs, None if that is not known."""
-    from sparsify.formats.model.start import read_start
     from sparsify.models import build_model
+    from sparsify.start import read_start
 
     arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     model = build_model(spec, pretrained=pretrained, **arguments)

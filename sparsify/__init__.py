@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from .export.save import load as load
     from .export.save import save as save
     from .formats.model.masks import load_masks as load_masks
+    from .model_summary import summary as summary
     from .models import build_model as build_model
     from .pruning.criteria.table import needs_data as needs_data
     from .pruning.pruner import Pruner as Pruner
+    from .pruning.remove import remove as remove
     from .runtime.compile import compile as compile
     from .runtime.semi_structured import to_semi_structured as to_semi_structured
     from .surgery.channels import analyse as analyse
     from .surgery.conversion.convert import convert as convert
     from .surgery.conversion.fold import fold as fold
+    from .surgery.conversion.mask_extra import mask_also as mask_also
     from .surgery.masks import get_masks as get_masks
     from .surgery.masks import set_masks as set_masks
     from .surgery.shrink.optimizer_state import cut_optimizer as cut_optimizer
@@ -55,12 +58,15 @@ _HOME = {
     "import_weights": ".export.import_weights",
     "load": ".export.save",
     "load_masks": ".formats.model.masks",
+    "mask_also": ".surgery.conversion.mask_extra",
     "needs_data": ".pruning.criteria.table",
     "recalibrate_batch_norm": ".training.loop.recalibrate",
     "read_recipe": ".training.recipe.read",
+    "remove": ".pruning.remove",
     "save": ".export.save",
     "set_masks": ".surgery.masks",
     "shrink": ".surgery.shrink.shrink",
+    "summary": ".model_summary",
     "sync_masks": ".surgery.sync",
     "to_semi_structured": ".runtime.semi_structured",
     "trace": ".surgery.tracing.whole_model",

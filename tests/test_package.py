@@ -28,14 +28,37 @@ ALLOWED: Graph = {
     "surgery": {"arguments", "calls", "errors", "ops", "relative_error"},
     "models": {"arguments", "errors", "cifar", "weights"},
     "weights": {"errors", "formats", "surgery"},
-    "pruning": {"arguments", "calls", "errors", "ops", "preserve", "surgery", "validation"},
+    "start": {"errors", "formats", "surgery", "weights"},
+    "tables": {"quantities"},
+    "model_summary": {"formats", "quantities", "surgery", "tables"},
+    "pruning": {
+        "arguments",
+        "calls",
+        "errors",
+        "formats",
+        "ops",
+        "preserve",
+        "quantities",
+        "surgery",
+        "tables",
+        "validation",
+    },
     "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities"},
     "runtime": {"arguments", "calls", "errors", "relative_error", "surgery", "formats"},
-    "export": {"arguments", "calls", "errors", "datasets", "preprocess", "relative_error", "quantities"}
-    | {"surgery", "formats", "runtime"},
-    "training": {"arguments", "errors", "ops", "datasets", "preprocess", "preserve", "validation"}
-    | {"surgery", "models", "weights"}
-    | {"formats", "pruning", "export"},
+    "export": {
+        "arguments",
+        "calls",
+        "errors",
+        "datasets",
+        "preprocess",
+        "relative_error",
+        "quantities",
+        "surgery",
+        "formats",
+        "runtime",
+    },
+    "training": {"errors", "ops", "datasets", "preprocess", "preserve", "start", "validation", "surgery", "models"}
+    | {"arguments", "weights", "quantities", "formats", "pruning", "export"},
 }
 
 

@@ -53,13 +53,10 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
         return
     cycles = len({update.cycle for update in planned.updates})
     prune = recipe.prune
-    what = f"{percent(float(prune.target))} {_of(prune)}"
-    if prune.amount is not None:
-        what = f"{prune.amount:,} {prune.granularity.choices} {_EACH[prune.scope]}"
-    say(
-        f"prune {what} by {_name(prune.criterion)}, scope {prune.scope}: "
-        f"{count(len(planned.updates), 'update')} in {count(cycles, 'cycle')}"
-    )
+    say(f"prune {_what(prune)}: {count(len(planned.updates), 'update')} in {count(cycles, 'cycle')}")
+    for rule in prune.rules or ():
+        own = "stay dense" if rule.ignore else _what(prune.under(rule))
+        say(f"  {', '.join(rule.match)}: {own}")
     if prune.shrink:
         say("then take what is of no influence any more out of the model")
     if full or len(planned.updates) <= _LONG:
@@ -88,6 +85,14 @@ def rehearsal_lines(found: Rehearsal, recipe: Recipe) -> list[str]:
     return lines + [f"not looked at: {line}" for line in found.left_out]
 
 
+def _what(prune: Pruning) -> str:
+    """Return how much is removed, by what, and over which set."""
+    what = f"{percent(float(prune.target))} {_of(prune)}"
+    if prune.amount is not None:
+        what = f"{prune.amount:,} {prune.granularity.choices} {_EACH[prune.scope]}"
+    return f"{what} by {_name(prune.criterion)}, scope {prune.scope}"
+
+
 def _batch(recipe: Recipe) -> str:
     size, accumulate = recipe.data.batch_size, recipe.train.accumulate
     return f"{accumulate} x {size}" if accumulate > 1 else str(size)
@@ -96,6 +101,8 @@ def _batch(recipe: Recipe) -> str:
 def _of(prune: Pruning) -> str:
     """Return what the sparsity is a fraction of."""
     kind = prune.granularity
+    if prune.of in ("parameters", "bytes") and kind.name == "weight":
+        return f"of the {prune.of}"
     if prune.of in ("flops", "parameters"):
         return f"of the {'multiply-adds' if prune.of == 'flops' else 'parameters'}, in whole units,"
     choices = {"weight": "weights", "unit": "units", "block": f"{kind.short} blocks", "n:m": f"weights, {kind.short},"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsify.models import FROM_PYTHON
+from sparsify.pruning.report import sparsity_lines as sparsity_lines
 
 from .show import Layer, byte_count, count, layer_table, percent, print_table, say
 
@@ -14,14 +15,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparsify.formats.file.inspection import FileSummary
-    from sparsify.pruning.report import PruningReport
     from sparsify.surgery.conversion.convert import ConversionReport
     from sparsify.training.run.prepare import Prepared
     from sparsify.training.run.train import TrainResult
     from sparsify.weights import LoadReport
 
 
-_COSTS = ("flops", "parameters")
 # How a mask enters (`ConversionReport.masked`) -> what that means.
 _HOW = {
     "direct": "the layer calls a masked operation in place of the dense one",
@@ -100,16 +99,12 @@ def show_result(result: TrainResult) -> None:
 
 
 def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
+    from sparsify.training.run.result_text import result_lines
+
     lines = []
     if result.report is not None:
         lines += sparsity_lines(result.report)
-    if result.shrunk is not None:
-        shares = (result.shrunk[name] for name in ("multiply_adds", "parameters"))
-        multiply_adds, parameters = (percent(after / before if before else 1.0) for before, after in shares)
-        lines.append(f"the shrunk model has {multiply_adds} of the multiply-adds and {parameters} of the parameters")
-    accuracy = result.metrics.get("test_accuracy")
-    if accuracy is not None:
-        lines.append(f"test accuracy {percent(accuracy)}, loss {result.metrics['test_loss']:.4f}")
+    lines += result_lines(result.metrics, result.shrunk)
     lines.append(file_line(saved))
     return [*lines, "next:", *_next_lines(result, saved)]
 
@@ -125,48 +120,13 @@ def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:
         again = f"--model {saved.metadata.spec} --data {data} --set model.checkpoint={folder} --out {folder}-pruned"
         known_by_name = saved.metadata.spec is not None and not data.startswith(FROM_PYTHON)
         lines = [f"sparsify train recipes/linear_ramp.yaml {again}"] if known_by_name else []
-    units = result.report is not None and result.report.of in ("units", *_COSTS) and result.shrunk is None
+    units = result.report is not None and result.report.kind == "units" and result.shrunk is None
     lines.append(f"sparsify export {folder} --out model.onnx{' --shrink' if units else ''}")
     if known is not None:
         lines.append(f"sparsify predict {folder} IMAGE...")
     if "test_accuracy" not in result.metrics:
         lines.append(f"sparsify eval {folder} --data NAME")
     return [f"  {line}" for line in lines]
-
-
-def sparsity_lines(report: PruningReport) -> list[str]:
-    """Return what a pruning came to, against what was asked for."""
-    reached, requested = percent(report.reached), percent(report.requested)
-    notes = [*_rule_lines(report), *(f"  note: {note}" for note in report.notes)]
-    if report.of != "entries":
-        return _choice_lines(report) + notes
-    lines = [
-        f"sparsity {reached}, {requested} requested: {report.removed:,} of {report.size:,} pruned weights removed",
-        f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
-        *_before_lines(report),
-    ]
-    if report.chosen == report.due and reached != requested and not report.notes:
-        lines.append("  (exactly what was due: every group of the scope is rounded down to whole weights)")
-    if report.chosen != report.due:
-        lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
-    return lines + notes
-
-
-def _rule_lines(report: PruningReport) -> list[str]:
-    """Return a line for each rule and one for the weights without."""
-    return [
-        f"  {', '.join(match) or 'the rest'}: {one.chosen:,} of {one.choices:,} {one.of} removed, "
-        f"{percent(one.reached)} of the weights, {percent(one.requested)} requested"
-        for match, one in report.parts
-    ]
-
-
-def _before_lines(report: PruningReport) -> list[str]:
-    """Return what was removed when the pruning began, if anything was."""
-    if not report.removed_before:
-        return []
-    share = percent(report.removed_before / report.size) if report.size else "-"
-    return [f"  ({report.removed_before:,}, {share} of the pruned weights, were removed before this pruning)"]
 
 
 def file_line(saved: FileSummary) -> str:
@@ -186,19 +146,3 @@ def written_line(path: str, size: int, dense: int, model: nn.Module) -> str:
 def _size_line(path: str, sparsity: float | None, size: int, dense: int) -> str:
     share = "" if sparsity is None else f"{percent(sparsity)} of the masked weights removed, "
     return f"{path}: {share}{byte_count(size)}, {percent(size / dense)} of the dense {byte_count(dense)}"
-
-
-def _choice_lines(report: PruningReport) -> list[str]:
-    """Return what pruning whole units or blocks came to."""
-    of = "multiply-adds" if report.of == "flops" else report.of
-    kind = "blocks" if of == "blocks" else "units"
-    lines = [
-        f"{kind}: {report.chosen:,} of {report.choices:,} removed, {percent(report.share)} of the {of} "
-        f"({percent(report.requested)} requested)",
-        f"  with them {percent(report.reached)} of the weights that were to be pruned, "
-        f"{percent(report.model_sparsity)} of all {report.parameters:,} parameters",
-        *_before_lines(report),
-    ]
-    if report.chosen != report.due:
-        lines.append(f"warning: {report.due:,} of {report.choices:,} {kind} were to be removed, {report.chosen:,} are")
-    return lines

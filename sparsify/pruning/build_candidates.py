@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -12,9 +13,12 @@ from ..surgery.channels import Channels, analyse
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from ..surgery.rules.table import Rule
+from .selection.bounds import Bounds, bounded
+from .selection.byte_candidates import ByteCandidates
 from .selection.candidates import Candidates, EntryCandidates, check_amount
 from .selection.granularity import GRANULARITIES, along_inputs
-from .selection.scopes import SCOPES
+from .selection.scopes import SCOPES, Scope
+from .settings.exact import exact
 from .settings.prune import Pruning
 from .units.costs import COSTS, Term, at_prices, forward_milliseconds
 from .units.group_candidates import GroupCandidates
@@ -52,7 +56,7 @@ def _build(
     rules: Mapping[str, Rule] | None,
     examples: Sequence[Any],
 ) -> Candidates:
-    scope, settings = SCOPES[pruning.scope], pruning.granularity
+    scope, settings = _scope(pruning), pruning.granularity
     if settings.name == "unit" and (channels is not None or example_input is not None):
         if channels is None:
             heads = settings.heads or "whole"
@@ -60,7 +64,10 @@ def _build(
         per = _per(model, pruning, example_input, channels)
         of = None if pruning.of in (None, "units") else _budget(model, str(pruning.of), channels)
         return GroupCandidates(learn_groups(model, channels, names), scope, settings.aggregate or "mean", per, of)
-    needing: dict[str, str | None] = {"criterion.per": pruning.criterion.per, "of": pruning.of}
+    needing: dict[str, str | None] = {
+        "criterion.per": pruning.criterion.per,
+        "of": None if settings.name == "weight" else pruning.of,
+    }
     needing |= {"granularity.aggregate": settings.aggregate, "granularity.heads": settings.heads}
     for key, value in needing.items():
         if value is not None and value != "units":
@@ -70,10 +77,37 @@ def _build(
     masked = masked_weights(model)
     weights = {name: masked[name] for name in names}
     granularity = GRANULARITIES[settings.name](settings)
+    if pruning.of == "bytes":
+        stored = ByteCandidates(granularity, scope, weights, model)
+        stored.check(pruning.target)
+        return stored
     if settings.m is None:
-        return EntryCandidates(granularity, scope, weights)
+        return EntryCandidates(granularity, scope, weights, whole=_whole(model, pruning, weights))
     # Each group of m is a row of the view, and all lose the same number.
     return EntryCandidates(granularity, SCOPES["filter"], weights, _left_dense(weights, settings.m))
+
+
+def _scope(pruning: Pruning) -> Scope:
+    scope = SCOPES[pruning.scope]
+    if pruning.least is None and pruning.most is None:
+        return scope
+    most = Fraction(1) if pruning.most is None else exact(pruning.most)
+    return bounded(scope, Bounds(exact(pruning.least or 0), most, pruning.target))
+
+
+def _whole(model: nn.Module, pruning: Pruning, weights: Mapping[str, MaskedWeight]) -> int | None:
+    """Return of how many entries the sparsity is a fraction, where that is not those of the weights."""
+    if pruning.of != "parameters":
+        return None
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(weight.mask.numel() for weight in weights.values())
+    if pruning.target * whole > size:
+        raise SparsifyError(
+            f"pruning.sparsity: {float(pruning.target):g} of the model's {whole:,} parameters are "
+            f"{int(pruning.target * whole):,}, more than the {size:,} weights that may be pruned; at most "
+            f"{int(Fraction(1000 * size, whole)) / 1000:g}"
+        )
+    return whole
 
 
 def _left_dense(weights: Mapping[str, MaskedWeight], m: int) -> list[str]:

@@ -18,6 +18,7 @@ from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
+from .build_report import losses_of, pruning_report
 from .criteria.gradients import LossFunction, on_model_and_batch
 from .criteria.table import Context
 from .cycle_generator import CycleGenerator
@@ -32,7 +33,7 @@ from .parts import (
     update_parts,
     with_data,
 )
-from .report import PruningReport, SparsityWarning, losses_of, pruning_report
+from .report import PruningReport, SparsityWarning
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 
-from torch import nn
-
-from ..surgery.ignore_patterns import keyword_clashes
-from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
-from .parts import Part
-from .selection.candidates import Candidates, EntryCandidates
-from .selection.granularity import rows
-from .selection.k_lowest import kept_in_rows
-from .selection.prunable_weights import maskable_weights
-from .selection.scopes import Due
-from .settings.prune import Pruning
-from .units.group_candidates import GroupCandidates
+from ..quantities import percent
+from ..tables import layer_lines
 
 
 class SparsityWarning(UserWarning):
@@ -60,11 +48,12 @@ class PruningReport:
     """Reached sparsity against requested.
 
     `requested` is the recipe's sparsity, `due` the sum over the scope's groups of what it comes to, each rounded down,
-    out of `choices`, all that could be removed: weights, units or blocks. `chosen` of them are removed. `parameters`
-    counts the whole model's. `of` is what the sparsity is a fraction of, and `share` is gone of that. `notes`
-    says what stays and why. Where units span layers, `coupled` lists the layers that they span. `removed_before`
-    entries were removed when the pruning began. Where there are rules, `parts` holds for each of them what it matches
-    and a report on its weights, then one on the weights that no rule matches; `requested` is then the mean by entries.
+    out of `choices`, all that could be removed: `kind` says what, entries, units or blocks. `chosen` of them are
+    removed. `parameters` counts the whole model's. `of` is what the sparsity is a fraction of, and `share` is gone of
+    that. `notes` says what stays and why. Where units span layers, `coupled` lists the layers that they span.
+    `removed_before` entries were removed when the pruning began. Where there are rules, `parts` holds for each of them
+    what it matches and a report on its weights, then one on the weights that no rule matches; `requested` is then the
+    mean by entries.
     """
 
     requested: float
@@ -78,7 +67,12 @@ class PruningReport:
     of: str = "entries"
     share: float = 0.0
     removed_before: int = 0
+    kind: str = "entries"
     parts: tuple[tuple[tuple[str, ...], PruningReport], ...] = ()
+
+    def __str__(self) -> str:
+        layers = layer_lines((layer.name, layer.shape, layer.size - layer.removed) for layer in self.layers)
+        return "\n".join([*layers, *sparsity_lines(self)])
 
     @property
     def removed(self) -> int:
@@ -99,75 +93,6 @@ class PruningReport:
     def model_sparsity(self) -> float:
         """The fraction of all parameters of the model that is removed."""
         return self.removed / self.parameters if self.parameters else 0.0
-
-
-def pruning_report(model: nn.Module, pruning: Pruning, parts: Sequence[Part], removed_before: int = 0) -> PruningReport:
-    """Return the report on the present masks of a pruning's parts."""
-    reports = [_part_report(model, part.pruning, part.candidates) for part in parts]
-    clashes = keyword_clashes(maskable_weights(model), pruning.ignore)
-    report = reports[0] if len(reports) == 1 else _together(reports, parts)
-    return replace(report, notes=(*clashes, *report.notes), removed_before=removed_before)
-
-
-def _part_report(model: nn.Module, pruning: Pruning, candidates: Candidates) -> PruningReport:
-    parameters, weights = masked_parameters(model), masked_weights(model)
-    masks = {name: parameters[name].mask for name in candidates.names}
-    members = candidates.members(masks)
-    due = candidates.due(masks, Due(pruning.target, amount=pruning.amount))
-    size = sum(member.size for member in members)
-    report = PruningReport(
-        requested=float(Fraction(due, size) if pruning.amount is not None and size else pruning.target),
-        due=due,
-        chosen=sum(member.size - int(member.mask.count_nonzero()) for member in members),
-        choices=size,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layers=tuple(_layer(weights[name]) for name in candidates.names if name in weights),
-        of=pruning.of or pruning.granularity.choices,
-        share=float(candidates.removed(masks)),
-    )
-    if not isinstance(candidates, GroupCandidates):
-        return replace(report, notes=candidates.notes if isinstance(candidates, EntryCandidates) else ())
-    coupled = [
-        CoupledLayer(layer.weights, member.size, member.size - int(member.mask.count_nonzero()))
-        for layer, member in zip(candidates.groups.layers, members, strict=True)
-    ]
-    return replace(report, coupled=tuple(coupled), notes=candidates.groups.notes)
-
-
-def _together(reports: Sequence[PruningReport], parts: Sequence[Part]) -> PruningReport:
-    """Return one report on all parts, which it keeps as well."""
-    kinds = {report.of for report in reports}
-    size = sum(report.size for report in reports)
-    due, chosen, choices = (sum(getattr(one, key) for one in reports) for key in ("due", "chosen", "choices"))
-    return PruningReport(
-        requested=sum(report.requested * report.size for report in reports) / max(1, size),
-        due=due,
-        chosen=chosen,
-        choices=choices,
-        parameters=reports[0].parameters,
-        layers=tuple(layer for report in reports for layer in report.layers),
-        coupled=tuple(layer for report in reports for layer in report.coupled),
-        notes=tuple(note for report in reports for note in report.notes),
-        of=kinds.pop() if len(kinds) == 1 else "entries",
-        share=chosen / max(1, choices),
-        parts=tuple((part.match, report) for part, report in zip(parts, reports, strict=True)),
-    )
-
-
-def _layer(weight: MaskedWeight) -> LayerSparsity:
-    kept = kept_in_rows(rows(weight.mask, layout(weight)))
-    mask = weight.mask
-    dead = tuple((kept == 0).nonzero().flatten().tolist()) if mask.numel() else ()
-    return LayerSparsity(weight.name, tuple(mask.shape), mask.numel(), mask.numel() - int(kept.sum()), len(kept), dead)
-
-
-def losses_of(model: nn.Module, parts: Sequence[Part]) -> list[str]:
-    """Return a line for what lost all its weights in each of `parts`, see `losses`."""
-    lines = []
-    for part in parts:
-        report = pruning_report(model, part.pruning, (part,))
-        lines += losses(report, filters=part.pruning.granularity.name != "unit")
-    return lines
 
 
 def losses(report: PruningReport, *, filters: bool) -> list[str]:
@@ -192,3 +117,54 @@ def _some_units(layer: LayerSparsity) -> str:
     shown = ", ".join(str(unit) for unit in layer.dead_units[:5])
     rest = f" and {len(layer.dead_units) - 5} more" if len(layer.dead_units) > 5 else ""
     return f"{layer.name} {shown}{rest} of {layer.units}"
+
+
+def sparsity_lines(report: PruningReport) -> list[str]:
+    """Return what a pruning came to, against what was asked for."""
+    reached, requested = percent(report.reached), percent(report.requested)
+    notes = [*_rule_lines(report), *(f"  note: {note}" for note in report.notes)]
+    if report.of != "entries":
+        return _choice_lines(report) + notes
+    lines = [
+        f"sparsity {reached}, {requested} requested: {report.removed:,} of {report.size:,} pruned weights removed",
+        f"  ({percent(report.model_sparsity)} of all {report.parameters:,} parameters)",
+        *_before_lines(report),
+    ]
+    if report.chosen == report.due and reached != requested and not report.notes:
+        lines.append("  (exactly what was due: every group of the scope is rounded down to whole weights)")
+    if report.chosen != report.due:
+        lines.append(f"warning: {report.due:,} of {report.choices:,} were to be removed, {report.chosen:,} are")
+    return lines + notes
+
+
+def _rule_lines(report: PruningReport) -> list[str]:
+    """Return a line for each rule and one for the weights without."""
+    return [
+        f"  {', '.join(match) or 'the rest'}: {one.chosen:,} of {one.choices:,} {one.of} removed, "
+        f"{percent(one.reached)} of the weights, {percent(one.requested)} requested"
+        for match, one in report.parts
+    ]
+
+
+def _before_lines(report: PruningReport) -> list[str]:
+    """Return what was removed when the pruning began, if anything was."""
+    if not report.removed_before:
+        return []
+    share = percent(report.removed_before / report.size) if report.size else "-"
+    return [f"  ({report.removed_before:,}, {share} of the pruned weights, were removed before this pruning)"]
+
+
+def _choice_lines(report: PruningReport) -> list[str]:
+    """Return what pruning whole units or blocks came to."""
+    of = "multiply-adds" if report.of == "flops" else report.of
+    kind = "weights" if report.kind == "entries" else report.kind
+    lines = [
+        f"{kind}: {report.chosen:,} of {report.choices:,} removed, {percent(report.share)} of the {of} "
+        f"({percent(report.requested)} requested)",
+        f"  with them {percent(report.reached)} of the weights that were to be pruned, "
+        f"{percent(report.model_sparsity)} of all {report.parameters:,} parameters",
+        *_before_lines(report),
+    ]
+    if report.chosen != report.due:
+        lines.append(f"warning: {report.due:,} of {report.choices:,} {kind} were to be removed, {report.chosen:,} are")
+    return lines

@@ -35,6 +35,17 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["--granularity: (0, 4)"],
     ),
     "criterion": (["train", RECIPE, "--set", "prune.criterion=magnitud"], ["magnitud", "did you mean 'magnitude'"]),
+    "criterion of others": (["train", RECIPE, "--set", "prune.criterion=l1"], ["'l1'; did you mean 'magnitude'?"]),
+    "granularity of others": (["train", RECIPE, "--set", "prune.granularity=channel"], ["did you mean 'unit'?"]),
+    "sparsity in per cent": (["train", RECIPE, "--set", "prune.sparsity=90%"], ["prune.sparsity", "did you mean 0.9?"]),
+    "sparsity in per cent for convert": (
+        ["convert", "--model", "cifar:resnet20", "--sparsity", "90", "--out", "x"],
+        ["--sparsity: '90' is no sparsity", "did you mean 0.9?"],
+    ),
+    "a rule of nothing": (
+        ["train", RECIPE, "--set", "prune.rules=[{match: fc}]"],
+        ["rules.0: says nothing but 'match'"],
+    ),
     "missing weights": (["train", RECIPE, "--set", "model.checkpoint=missing.pt"], ["missing.pt"]),
     "resume nothing": (["train", "--resume", "runs/nothing-here"], ["no such run"]),
     "resume a folder": (["train", "--resume", "tests"], ["not a run"]),

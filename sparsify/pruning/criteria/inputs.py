@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ...errors import SparsifyError
 from ...surgery.masks import all_masked_weights, masked_weights
@@ -25,13 +26,13 @@ def input_norms(
     Of a linear layer that is the norm of the input feature over all rows that enter, of a convolution the norm over
     the positions that the kernel's entry meets; of a transposed convolution the norm of the input channel. The model
     runs in eval mode under its present masks and is afterwards what it was. Raises SparsifyError, naming it, for a
-    weight whose inputs no hook sees: one that is not read by the forward of torch's own linear or convolution, or
-    whose layer does not run.
+    weight whose inputs no hook sees: one that is not read by the forward of torch's own linear or convolution, or by
+    another forward as well, or whose layer does not run.
     """
     wanted = set(names)
     first = {id(weight.parameter): name for name, weight in masked_weights(model).items()}
     sums: dict[str, Tensor] = {}
-    handles = []
+    handles, readers = [], _OtherReaders()
     for weight in all_masked_weights(model):
         name = first[id(weight.parameter)]
         if name not in wanted:
@@ -39,9 +40,10 @@ def input_norms(
         if getattr(weight.module, "masked_kind", "") != "direct":
             raise _unseen(name, f"{weight.module} reads it in a forward of its own")
         handles.append(weight.module.register_forward_pre_hook(_adder(sums, name)))
+        handles += readers.leave_out(weight.module, weight.mask, name)
     count = 0
     try:
-        with preserve_state(model, [], training=False), torch.no_grad():
+        with preserve_state(model, [], training=False), torch.no_grad(), readers:
             for batch in batches:
                 count += 1
                 loss_fn(model, batch)
@@ -52,7 +54,36 @@ def input_norms(
         raise SparsifyError("pruner.start: there is no batch to take inputs from")
     for name in wanted - sums.keys():
         raise _unseen(name, "its layer was not called")
+    for name in readers.found:
+        raise _unseen(name, "another forward reads it as well")
     return {name: sums[name].sqrt() for name in first.values() if name in wanted}
+
+
+class _OtherReaders(TorchFunctionMode):
+    """Notes the weights whose masks are put on outside of the forwards that own them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, None] = {}
+        self._names: dict[int, str] = {}
+        self._running: list[int] = []  # the masks of the modules that run
+
+    def leave_out(self, module: nn.Module, mask: Tensor, name: str) -> list[Any]:
+        """Return hooks by which what a module itself reads does not count."""
+        self._names[id(mask)] = name
+        return [
+            module.register_forward_pre_hook(lambda *_: self._running.append(id(mask))),
+            module.register_forward_hook(self._ended, always_call=True),
+        ]
+
+    def _ended(self, *_: Any) -> None:
+        self._running.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        place = id(args[0]) if func is torch.where and len(args) == 3 else None
+        if place in self._names and place not in self._running:
+            self.found[self._names[place]] = None
+        return func(*args, **(kwargs or {}))
 
 
 def _unseen(name: str, reason: str) -> SparsifyError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from ...errors import SparsifyError
 from ...surgery.masks import ROWS, MaskedWeight, layout, matrix_shapes
 from .granularity import Granularity
 from .k_lowest import ScoredTensor
-from .scopes import Due, Member, Scope
+from .scopes import Counts, Due, Member, Scope
 
 Masks = Mapping[str, Tensor]
 
@@ -48,11 +49,20 @@ class Candidates(Protocol):
 
 
 class EntryCandidates:
-    """Entries, blocks or rows of single weights; `notes` says which stay and why."""
+    """Entries, blocks or rows of single weights; `notes` says which stay and why.
+
+    The sparsity is a fraction of `whole` entries, by default of those that can be chosen.
+    """
 
     def __init__(
-        self, granularity: Granularity, scope: Scope, weights: Mapping[str, MaskedWeight], notes: Sequence[str] = ()
+        self,
+        granularity: Granularity,
+        scope: Scope,
+        weights: Mapping[str, MaskedWeight],
+        notes: Sequence[str] = (),
+        whole: int | None = None,
     ) -> None:
+        self.whole = whole
         self.names = self.scored = tuple(weights)
         self.granularity, self.scope, self.notes = granularity, scope, tuple(notes)
         self.layouts = {name: layout(weight) for name, weight in weights.items()}
@@ -68,19 +78,27 @@ class EntryCandidates:
     def removed(self, masks: Masks) -> Fraction:
         members = self.members(masks)
         gone = sum(member.size - int(member.mask.count_nonzero()) for member in members)
-        return Fraction(gone, max(1, sum(member.size for member in members)))
+        return Fraction(gone, self._size(members))
+
+    def _size(self, members: Sequence[Member]) -> int:
+        return self.whole or max(1, sum(member.size for member in members))
+
+    def _counts(self, members: Sequence[Member], due: Due) -> Counts:
+        if self.whole is not None:
+            due = replace(due, sparsity=due.sparsity * self.whole / max(1, sum(member.size for member in members)))
+        return self.scope.counts(members, due)
 
     def due(self, masks: Masks, due: Due) -> int:
-        return sum(map(count_of, self.scope.counts(self.members(masks), due)))
+        return sum(map(count_of, self._counts(self.members(masks), due)))
 
     def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
         members, layouts = self.members(masks), list(self.layouts.values())
-        counts = self.scope.counts(members, due)
+        counts = self._counts(members, due)
         chosen = [self.granularity.view(scored, own) for scored, own in zip(tensors, layouts, strict=True)]
         self.scope.select(chosen, self.seen, counts)
         for selected, scored, own in zip(chosen, tensors, layouts, strict=True):
             self.granularity.apply(selected, scored, own)
-        return Fraction(sum(map(count_of, counts)), max(1, sum(member.size for member in members)))
+        return Fraction(sum(map(count_of, counts)), self._size(members))
 
 
 def check_amount(candidates: Candidates, masks: Masks, amount: int | None, scope: Scope) -> None:

@@ -48,8 +48,21 @@ def _fraction_removed(value: Any) -> float | Fraction:
     except (ValueError, ZeroDivisionError, OverflowError, AttributeError):
         found = None
     if found is None or not 0 <= found <= 1:
-        raise ValueError(f"{value!r} is no sparsity; it is the fraction removed, in [0, 1], as 0.9 or '1/3'")
+        meant = _of_hundred(value)
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise ValueError(f"{value!r} is no sparsity; it is the fraction removed, in [0, 1], as 0.9 or '1/3'{hint}")
     return found
+
+
+def _of_hundred(value: Any) -> str:
+    """Return what a value means as per cent, "" if it is none."""
+    written = str(value).strip()
+    try:
+        number = Fraction(written.removesuffix("%").strip()) if not isinstance(value, bool) else Fraction(0)
+    except (ValueError, ZeroDivisionError):
+        return ""
+    least = 0 if written.endswith("%") else 1
+    return f"{float(number / 100):.6g}" if least < number <= 100 else ""
 
 
 def _whole(value: Any) -> int:

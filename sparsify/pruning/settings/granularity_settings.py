@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, field_validator, model_validator
 from pydantic_core import CoreSchema
 
-from ...errors import unknown
 from .sections import Named
+from .synonyms import unknown_name
 
 # The names are written here as well as in the table they select from, because that needs torch.
 GRANULARITY_NAMES = ("weight", "unit", "block", "n:m")
@@ -51,6 +52,8 @@ class GranularitySettings(Named):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "reduce" in value:
+            raise ValueError("unknown key 'reduce'; did you mean 'aggregate'?")
         if not isinstance(value, str):
             return value
         for sign, name, keys in ((":", "n:m", ("n", "m")), ("x", "block", ("rows", "columns"))):
@@ -65,7 +68,7 @@ class GranularitySettings(Named):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in GRANULARITY_NAMES:
-            raise ValueError(str(unknown("granularity", name, GRANULARITY_NAMES)))
+            raise ValueError(str(unknown_name("granularity", name, GRANULARITY_NAMES)))
         return name
 
     @model_validator(mode="after")

@@ -68,9 +68,14 @@ class Pruning(Section):
     """the fraction removed at the end, in [0, 1], a number or "2/3"; granularity n:m tells it by itself"""
     amount: Amount | None = None
     """in place of `sparsity`: how many entries, blocks or units go from each group of the scope"""
-    of: Literal["units", "flops", "parameters"] | None = None
-    """granularity unit: what the sparsity is a fraction of: units (default), or the model's multiply-adds or parameters
-    (scope global), of which the fewest units that are enough go"""
+    of: Literal["units", "flops", "parameters", "bytes"] | None = None
+    """what the sparsity is a fraction of. Granularity unit: units (default), or the model's multiply-adds or parameters
+    (scope global), of which the fewest units that are enough go. Granularity weight: all parameters of the model, or
+    the bytes of its dense tensors, of which the tensors of the sparse file have at most what is left"""
+    least: Sparsity | None = None
+    """scope global: the sparsity that every layer has at least at the end, on the way the same part of it"""
+    most: Sparsity | None = None
+    """scope global: the sparsity that no layer exceeds; if the layers cannot lose enough so, less is removed"""
     ignore: Names = ()
     """weights or modules left dense: names, globs, `re:` before a regular expression, names of classes such as Linear,
     `first` and `last` (in order of registration); `name:last` is the module called so"""
@@ -122,10 +127,14 @@ class Pruning(Section):
                 f"criterion '{self.criterion.name}' compares units: it needs granularity unit, "
                 f"not {self.granularity.short}"
             )
-        for key, value in (("criterion.per", self.criterion.per), ("of", self.of)):
+        self._bounds_that_fit()
+        of_weights = self.granularity.name == "weight" and self.of in ("parameters", "bytes")
+        for key, value in (("criterion.per", self.criterion.per), ("of", None if of_weights else self.of)):
+            if value == "bytes":
+                raise ValueError(f"'of: bytes' belongs to granularity weight, not to {self.granularity.name}")
             if value is not None and self.granularity.name != "unit":
                 raise ValueError(f"'{key}' belongs to granularity unit, not to {self.granularity.name}")
-        if self.of in ("flops", "parameters") and self.scope != "global":
+        if self.of in ("flops", "parameters") and self.scope != "global" and not of_weights:
             raise ValueError(
                 f"'of: {self.of}' needs scope global: what a unit costs hangs on the units of other layers"
             )
@@ -156,8 +165,10 @@ class Pruning(Section):
             raise ValueError(f"granularity {self.granularity.short} says itself how many go; leave 'amount' out")
         if self.scope == "erk":
             raise ValueError("'amount' with scope erk makes no sense: erk shares out a fraction; use layer or global")
-        if self.of in ("flops", "parameters"):
-            raise ValueError(f"'amount' counts units, 'of: {self.of}' a fraction of a cost; leave one out")
+        if self.of in ("flops", "parameters", "bytes"):
+            raise ValueError(
+                f"'amount' counts {self.granularity.choices}, 'of: {self.of}' a fraction of a cost; leave one out"
+            )
         if self.schedule.initial_sparsity is not None:
             raise ValueError("'schedule.initial_sparsity' is a fraction and belongs to 'sparsity', not to 'amount'")
 
@@ -173,11 +184,24 @@ class Pruning(Section):
                 "leave 'sparsity' out"
             )
 
+    def _bounds_that_fit(self) -> None:
+        if self.least is None and self.most is None:
+            return
+        name = "least" if self.least is not None else "most"
+        if self.scope != "global":
+            raise ValueError(f"'{name}' bounds each layer under scope global, not under '{self.scope}'")
+        if self.amount is not None or self.of in ("flops", "parameters", "bytes"):
+            raise ValueError(f"'{name}' is a sparsity and goes with 'sparsity', without 'amount' and 'of'")
+        least, most = exact(self.least or 0), Fraction(1) if self.most is None else exact(self.most)
+        if not least <= self.target <= most:
+            may_be = f"least {float(least):g} to most {float(most):g}"
+            raise ValueError(f"sparsity {float(self.target):g} lies outside of what each layer may have, {may_be}")
+
     def _rules_that_fit(self) -> None:
         if self.rules is None:
             return
         for key, value in (("of", self.of), ("criterion.per", self.criterion.per)):
-            if value in ("flops", "parameters", "milliseconds"):
+            if value in ("flops", "parameters", "bytes", "milliseconds"):
                 raise ValueError(f"'{key}: {value}' looks at the whole model and takes no rules")
         for index, rule in enumerate(self.rules):
             try:
@@ -193,6 +217,8 @@ class Pruning(Section):
         replaced = {"only", "rules", "ignore", "of"}
         if {"sparsity", "amount"} & own.keys() or (rule.granularity is not None and rule.granularity.share is not None):
             replaced |= {"sparsity", "amount"}
+        if rule.scope not in (None, "global"):
+            replaced |= {"least", "most"}
         kept = {key: value for key, value in self if value is not None and key not in replaced}
         return Pruning.model_validate(kept | own)
 

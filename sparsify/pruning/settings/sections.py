@@ -20,9 +20,9 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema
 
-from ...errors import unknown
 from .curves import SCHEDULES, is_cyclical, keys_of, schedules_text
 from .exact import Sparsity, exact
+from .synonyms import unknown_name
 from .times import TimeValue
 
 decimal = exact  # its name in the first versions
@@ -64,7 +64,7 @@ _CRITERIA_TEXT = ", or ".join(
 def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
     def check(value: str) -> str:
         if value not in names:
-            raise ValueError(str(unknown(what, value, names)))
+            raise ValueError(str(unknown_name(what, value, names)))
         return value
 
     return AfterValidator(check)
@@ -134,7 +134,7 @@ class CriterionSettings(_NamedOrFunction):
     @classmethod
     def _known(cls, name: str, info: ValidationInfo) -> str:
         if info.data.get("function") is None and name not in CRITERION_NAMES:
-            raise ValueError(str(unknown("criterion", name, CRITERION_NAMES)))
+            raise ValueError(str(unknown_name("criterion", name, CRITERION_NAMES)))
         return name
 
     @model_validator(mode="after")
@@ -171,7 +171,7 @@ class Schedule(_NamedOrFunction):
         if own and name in SCHEDULE_NAMES:
             raise ValueError(f"'{name}' is a schedule already; a function of your own needs another name")
         if not own and name not in SCHEDULE_NAMES:
-            raise ValueError(str(unknown("schedule", name, SCHEDULE_NAMES)))
+            raise ValueError(str(unknown_name("schedule", name, SCHEDULE_NAMES)))
         return name
 
     @property

@@ -13,9 +13,9 @@ from torch import nn
 
 from ...errors import RunError, SparsifyError
 from ...formats.model.masks import load_masks
-from ...formats.model.start import read_start
 from ...models import FROM_PYTHON, build_model
 from ...pruning.pruner import Pruner
+from ...start import read_start
 from ...surgery.conversion.convert import ConversionReport, convert
 from ...surgery.ignore_patterns import PatternError
 from ...surgery.masks import masked_weights

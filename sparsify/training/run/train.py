@@ -31,6 +31,7 @@ from . import run_folder as folders
 from .checkpoint import random_state, read_state, set_model_state, set_optimizer_state, set_random_state, write_state
 from .own_model import own_model_settings
 from .prepare import Prepared, prepare
+from .result_text import result_lines
 
 # A checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of the time,
 # and within a long epoch at the first record after ten minutes.
@@ -53,6 +54,10 @@ class TrainResult:
     folder: Path
     report: PruningReport | None
     shrunk: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        lines = [str(self.report) if self.report is not None else "dense: nothing was pruned"]
+        return "\n".join([*lines, *result_lines(self.metrics, self.shrunk), f"in {self.folder}"])
 
 
 @takes(
@@ -111,7 +116,7 @@ def train(
                 on_record(record)
     _save(prepared, folder / folders.MODEL, metrics)
     report = training.pruner.report() if training.pruner else None
-    if report is not None and training.shrunk is not None and report.of in _COUNTED:
+    if report is not None and training.shrunk is not None and report.of in _COUNTED and report.kind == "units":
         before, after = training.shrunk[_COUNTED[report.of]]
         report = replace(report, share=1 - after / before)
     return TrainResult(training.model, metrics, folder, report, training.shrunk)

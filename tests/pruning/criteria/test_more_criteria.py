@@ -176,9 +176,38 @@ class Reads(nn.Module):
         return F.linear(x.exp(), self.layer.weight)
 
 
+class Both(Reads):
+    """Calls the layer as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.layer(x)
+
+
+class Beside(nn.Module):
+    """Reads a weight of its own and calls a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.layer = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.layer(x) @ self.own
+        return output
+
+
+def test_wanda_takes_a_layer_that_a_forward_of_its_own_calls() -> None:
+    model = nn.Sequential(Beside())
+    convert(model, only=["0.layer"])
+    x = torch.randn(2, 4)
+    scores = scores_of(CRITERIA["wanda"], model, batches=[x], loss_fn=lambda m, batch: m(batch).sum())
+    weight = masked_weights(model)["0.layer.weight"].parameter.detach()
+    torch.testing.assert_close(scores["0.layer.weight"], weight.abs().double() * x.double().norm(dim=0))
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "name"),
     [
+        (nn.Sequential(Both()), (2, 4), "0.layer.weight"),
         (nn.Sequential(Standardised(3, 4, 3)), (1, 3, 6, 6), "0.weight"),
         (nn.Sequential(Reads()), (2, 4), "0.layer.weight"),
         (nn.LSTM(3, 4), (5, 2, 3), "weight_ih_l0"),

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from sparsify.errors import SparsifyError
 from sparsify.training.recipe.read import parse_recipe, read_recipe
 from sparsify.training.run.prepare import prepare
+from sparsify.training.run.train import train
 
 TEXT = """model: cifar:resnet20
 data: {name: digits, batch_size: 500}
@@ -34,6 +37,18 @@ def test_the_line_of_a_pattern_is_told(tmp_path: Path) -> None:
     with pytest.raises(SparsifyError) as error:
         prepare(read_recipe(path, ["prune.only=[nothing]"]), check=False)
     assert str(error.value).startswith("--set prune.only=[nothing]: prune.only.0: 'nothing' matches no weight")
+
+
+def test_a_result_prints_the_table_of_layers_and_what_was_reached(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    settings = {"epochs": 1, "device": "cpu"}
+    recipe = {"data": {"name": "digits", "batch_size": 500}, "train": settings, "prune": {"sparsity": 0.5}}
+    lines = str(train(recipe, model=model, out=tmp_path / "run")).splitlines()
+    assert lines[0].split() == ["layer", "shape", "kept", "sparsity"]
+    assert lines[1].split() == ["1.weight", "10x64", "320", "50.0", "%"]
+    assert lines[2] == "sparsity 50.0 %, 50.0 % requested: 320 of 640 pruned weights removed"
+    assert lines[-2].startswith("test accuracy ") and lines[-1] == f"in {tmp_path / 'run'}"
 
 
 def test_equal_settings_are_equal_recipes_wherever_they_were_written(tmp_path: Path) -> None:

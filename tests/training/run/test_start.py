@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.formats.model.start import read_start
+from sparsify.start import read_start
 from sparsify.surgery.masks import masked_weights
 from sparsify.training.run.train import TrainResult, train
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from ...errors import SparsifyError
-from ...surgery.masks import set_masks
-from ...surgery.shrink.cuts import Cuts, apply_cuts
-from ...weights import LoadReport, drop_prefix, load_state, read_weights, split_masks
-from ..file.container import read_header
-from ..file.cuts_text import cuts_from
-from ..file.metadata import Metadata
-from ..io.locate import model_file
-from .load import ensure_masked
-from .read import read_file
+from .errors import SparsifyError
+from .formats.file.container import read_header
+from .formats.file.cuts_text import cuts_from
+from .formats.file.metadata import Metadata
+from .formats.io.locate import model_file
+from .formats.model.load import ensure_masked
+from .formats.model.read import read_file
+from .surgery.masks import set_masks
+from .surgery.shrink.cuts import Cuts, apply_cuts
+from .weights import LoadReport, drop_prefix, load_state, read_weights, split_masks
 
 
 @dataclass(frozen=True)

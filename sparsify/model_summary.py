@@ -1,0 +1,146 @@
+"""summary(): how sparse a model is, layer by layer, what it costs and how large its file will be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from .formats.file.container import DTYPES, Part
+from .formats.model.model_state import collect
+from .formats.model.stored_tensors import dense_parts, encodings_of, sparse_parts
+from .quantities import byte_count, percent
+from .surgery.channels import analyse
+from .surgery.masks import masked_parameters, masked_weights
+from .tables import text_table
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One masked weight: its shape, how many entries are kept, and the multiply-adds of its module, all and kept."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    multiply_adds: int | None = None
+    kept_multiply_adds: int | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction removed."""
+        return 1 - self.kept / prod(self.shape) if prod(self.shape) else 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The masked weights and the whole of a model.
+
+    `parameters` counts the entries of all parameters, `kept_parameters` those that no mask removes. `multiply_adds`
+    are those of one forward pass on the example, and None without one; in `kept_multiply_adds` each module with masks
+    counts with the kept share of its weights, others in full. `uncounted` names operations that are in neither.
+    `dense_bytes` is the size of the dense tensors, `file_bytes` that of the tensors in a sparse file, without its
+    header.
+    """
+
+    layers: tuple[LayerSummary, ...]
+    parameters: int
+    kept_parameters: int
+    dense_bytes: int
+    file_bytes: int
+    multiply_adds: int | None = None
+    kept_multiply_adds: int | None = None
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the masked weights that is removed."""
+        size = sum(prod(layer.shape) for layer in self.layers)
+        return 1 - sum(layer.kept for layer in self.layers) / size if size else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as numbers, strings, lists and dicts, as JSON has them; sparsities included."""
+        layers = [asdict(one) | {"shape": list(one.shape), "sparsity": one.sparsity} for one in self.layers]
+        return asdict(self) | {"layers": layers, "uncounted": list(self.uncounted), "sparsity": self.sparsity}
+
+    def __str__(self) -> str:
+        counted = self.multiply_adds is not None
+        headings = ("layer", "shape", "kept", "sparsity", *(("multiply-adds", "of them kept") if counted else ()))
+        rows = []
+        for one in self.layers:
+            costs = (f"{one.multiply_adds or 0:,}", f"{one.kept_multiply_adds or 0:,}") if counted else ()
+            rows.append((one.name, "x".join(map(str, one.shape)), f"{one.kept:,}", percent(one.sparsity), *costs))
+        lines = text_table(headings, rows, left=2) if rows else ["no weight carries a mask"]
+        lines.append(f"sparsity {percent(self.sparsity)} of the masked weights")
+        lines.append(_of("parameters", self.kept_parameters, self.parameters))
+        if self.multiply_adds is not None and self.kept_multiply_adds is not None:
+            lines.append(_of("multiply-adds", self.kept_multiply_adds, self.multiply_adds))
+            lines += [f"  not counted: multiply-adds of {operation}" for operation in self.uncounted]
+        share = percent(self.file_bytes / self.dense_bytes) if self.dense_bytes else "-"
+        lines.append(
+            f"sparse file: about {byte_count(self.file_bytes)}, {share} of the dense {byte_count(self.dense_bytes)}"
+        )
+        return "\n".join(lines)
+
+
+def _of(what: str, kept: int, size: int) -> str:
+    return f"{what}: {kept:,} of {size:,} kept" + (f", {percent(kept / size)}" if size else "")
+
+
+def summary(model: nn.Module, example_input: Any = None) -> Summary:
+    """Return how sparse `model` is: layer by layer and as a whole, with its file's size; print it to see a table.
+
+    With an example input, as `analyse` takes it, the model is run once to count multiply-adds, dense and kept. `model`
+    is not changed. Raises SparsifyError for what cannot be stored, and passes on errors of the model's forward.
+    """
+    state, weights = collect(model), masked_weights(model)
+    costs, uncounted = (None, ()) if example_input is None else _costs(model, example_input)
+    kept = {name: int(weight.mask.count_nonzero()) for name, weight in weights.items()}
+    layers, by_module = [], _by_module({name: (one.mask.numel(), kept[name]) for name, one in weights.items()})
+    for name, weight in weights.items():
+        module, shape = name.rpartition(".")[0], tuple(weight.mask.shape)
+        if costs is None:
+            layers.append(LayerSummary(name, shape, kept[name]))
+            continue
+        own = costs.get(module, 0) * prod(shape) // max(1, by_module[module][0])
+        layers.append(LayerSummary(name, shape, kept[name], own, own * kept[name] // max(1, prod(shape))))
+    masks = [one.mask for one in masked_parameters(model).values()]
+    entries = sum(parameter.numel() for parameter in model.parameters())
+    return Summary(
+        layers=tuple(layers),
+        parameters=entries,
+        kept_parameters=entries - sum(mask.numel() - int(mask.count_nonzero()) for mask in masks),
+        dense_bytes=_bytes(dense_parts(state, None)),
+        file_bytes=_bytes(sparse_parts(state, encodings_of(state, None), None)),
+        multiply_adds=None if costs is None else sum(costs.values()),
+        kept_multiply_adds=None if costs is None else sum(_kept(c, by_module.get(m)) for m, c in costs.items()),
+        uncounted=uncounted,
+    )
+
+
+def _costs(model: nn.Module, example_input: Any) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the multiply-adds of each module, and the operations that are not counted."""
+    channels, costs = analyse(model, example_input), dict[str, int]()
+    for operation in channels.operations:
+        costs[operation.name] = costs.get(operation.name, 0) + operation.multiply_adds
+    return costs, channels.uncounted
+
+
+def _by_module(entries: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Return how many entries the masked weights of each module have, and how many are kept."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, (size, kept) in entries.items():
+        before = found.get(name.rpartition(".")[0], (0, 0))
+        found[name.rpartition(".")[0]] = before[0] + size, before[1] + kept
+    return found
+
+
+def _kept(cost: int, entries: tuple[int, int] | None) -> int:
+    size, kept = entries or (1, 1)
+    return cost * kept // max(1, size)
+
+
+def _bytes(parts: Iterable[Part]) -> int:
+    return sum(DTYPES[part.dtype] * prod(part.shape) for part in parts)

@@ -1,0 +1,107 @@
+"""remove(): take chosen units out of a model, with everything that is tied to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import SparsifyError, did_you_mean
+from ..surgery.analysis.coupling import Heads
+from ..surgery.channels import Channels, analyse
+from ..surgery.conversion.convert import convert
+from ..surgery.conversion.fold import fold
+from ..surgery.masks import get_masks, masked_weights
+from ..surgery.rules.table import Rule
+from ..surgery.shrink.report import ShrinkReport
+from ..surgery.shrink.shrink import shrink
+from .units.group_scores import keep_groups
+from .units.groups import learn_groups
+
+
+def remove(
+    model: nn.Module,
+    example_input: Any,
+    units: Mapping[str, Iterable[int]],
+    *,
+    verify: bool = True,
+    heads: Heads = "whole",
+    rules: Mapping[str, Rule] | None = None,
+    examples: Sequence[Any] = (),
+) -> ShrinkReport:
+    """Return a smaller plain model without the chosen output units, as the `model` of a report like that of `shrink`.
+
+    `units` maps layers, or weights, to the indices of their outputs: {"layer1.0.conv1": [2, 6, 9]}. With a unit goes
+    all that is tied to it: biases, norms, what reads it, and in residual networks the units of other layers that it is
+    added to; and what has no influence any more without it. The outputs are those of `model` with these units at zero,
+    compared unless `verify` is False; the other arguments are those of `shrink`. `model` is not changed: what its masks
+    remove is zero in the small model.
+    Raises SparsifyError, naming it, for a layer that the model does not have, an index out of range, and a unit that
+    cannot go, with the reason.
+    """
+    work = fold(model)
+    convert(work)
+    channels = analyse(work, example_input, heads=heads, rules=rules, examples=examples)
+    chosen = torch.zeros(channels.groups, dtype=torch.bool)
+    for layer, indices in units.items():
+        chosen[_groups_of(work, channels, layer, indices)] = True
+    groups = learn_groups(work, channels, masked_weights(work))
+    stuck = chosen & ~groups.prunable
+    if bool(stuck.any()):
+        raise SparsifyError(f"remove: {_where(channels, stuck, units)} cannot go: {_reason(groups.notes)}")
+    for tied in groups.layers:
+        if not tied.spare and bool(chosen[tied.groups].all()):
+            raise SparsifyError(f"remove: nothing would be left of {', '.join(tied.weights)}; leave one unit")
+    keep_groups(groups, ~chosen, get_masks(work), None)
+    report = shrink(work, example_input, verify=verify, heads=heads, rules=rules, examples=examples, dead="masks")
+    report.model.train(model.training)
+    for layer, indices in units.items():
+        name, dimension = _weight_of(work, channels, layer)
+        gone = report.cuts.removed.get(name, {}).get(dimension, ())
+        left = sorted(set(indices) - set(gone))
+        if left:
+            raise SparsifyError(f"remove: {layer}: {left[0]} cannot go: {_reason(report.kept)}")
+    return report
+
+
+def _weight_of(model: nn.Module, channels: Channels, layer: str) -> tuple[str, int]:
+    """Return the weight that a layer's name stands for, and the dimension of its units."""
+    weights = masked_weights(model)
+    own = [name for name in weights if layer in (name, name.rpartition(".")[0])]
+    if not own:
+        known = [*weights, *(name.rpartition(".")[0] for name in weights)]
+        raise SparsifyError(f"remove: the model has no layer '{layer}' with a weight{did_you_mean(layer, known)}")
+    if len(own) > 1:
+        raise SparsifyError(f"remove: {layer} has several weights; name one of {', '.join(own)}")
+    if own[0] not in channels.produced:
+        raise SparsifyError(f"remove: the units of {layer} cannot go: {_reason(channels.barriers)}")
+    return own[0], channels.produced[own[0]]
+
+
+def _groups_of(model: nn.Module, channels: Channels, layer: str, indices: Iterable[int]) -> torch.Tensor:
+    name, dimension = _weight_of(model, channels, layer)
+    labels, found = channels.labels[name][dimension], list(indices)
+    for index in found:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(labels):
+            raise SparsifyError(f"remove: {layer}: {index!r} is no unit of it; they are 0 to {len(labels) - 1}")
+        if labels[index] < 0:
+            raise SparsifyError(f"remove: {layer}: {index} cannot go: {_reason(channels.barriers)}")
+    return labels[torch.tensor(found, dtype=torch.int64)]
+
+
+def _where(channels: Channels, stuck: torch.Tensor, units: Mapping[str, Iterable[int]]) -> str:
+    labels = {
+        name: axes[channels.produced[name]] for name, axes in channels.labels.items() if name in channels.produced
+    }
+    for layer, indices in units.items():
+        for name, own in labels.items():
+            wrong = [index for index in indices if layer in (name, name.rpartition(".")[0]) and stuck[own[index]]]
+            if wrong:
+                return f"{layer}: {wrong[0]}"
+    return "a unit"
+
+
+def _reason(sentences: Sequence[str]) -> str:
+    return sentences[0] if sentences else "it is part of the outputs, or tied to what is"

@@ -1,0 +1,93 @@
+"""Single weights of which as few go as make the tensors of the sparse file small enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+from torch import Tensor, nn
+
+from ...errors import SparsifyError
+from ...formats.codec.weight_encodings import ENCODINGS, choose
+from ...formats.model.dtypes import bits
+from ...surgery.masks import MaskedWeight
+from .candidates import EntryCandidates, Masks
+from .granularity import Granularity
+from .k_lowest import ScoredTensor
+from .scopes import Due, Scope
+
+_STEPS = 4096  # the number of weights that go is found to within this part of all
+
+
+class ByteCandidates(EntryCandidates):
+    """Entries of weights; the sparsity is a fraction of the bytes of the model's dense tensors.
+
+    The tensors of the sparse file have at most what is left of these; its header comes on top. At every update some
+    ten selections are tried, and the masks of each encoded.
+    """
+
+    def __init__(
+        self, granularity: Granularity, scope: Scope, weights: Mapping[str, MaskedWeight], model: nn.Module
+    ) -> None:
+        super().__init__(granularity, scope, weights)
+        self.widths = {name: weight.parameter.element_size() for name, weight in weights.items()}
+        tensors = {id(tensor): tensor for tensor in [*model.parameters(), *_stored_buffers(model)]}
+        self.dense = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        pruned = sum(weight.mask.numel() * self.widths[name] for name, weight in weights.items())
+        self.rest = self.dense - pruned
+
+    def bytes_of(self, masks: Masks) -> int:
+        """Return the bytes of the stored tensors under these masks."""
+        return self.rest + sum(_encoded(name, masks[name], self.widths[name]) for name in self.names)
+
+    def check(self, target: Fraction) -> None:
+        """Raise SparsifyError if what stays in any case is more than the target leaves."""
+        if self.rest > (1 - target) * self.dense:
+            most = int(Fraction(1000 * (self.dense - self.rest), self.dense)) / 1000
+            raise SparsifyError(
+                f"pruning.sparsity: {float(target):g} of the dense {self.dense:,} bytes leave fewer than the "
+                f"{self.rest:,} of what is not pruned; less than {most:g} can go"
+            )
+
+    def removed(self, masks: Masks) -> Fraction:
+        return 1 - Fraction(self.bytes_of(masks), max(1, self.dense))
+
+    def due(self, masks: Masks, due: Due) -> int:
+        # As many as it takes: those that went, or, where they do not suffice, all that there are.
+        gone = sum(masks[name].numel() - int(masks[name].count_nonzero()) for name in self.names)
+        return gone if self.removed(masks) >= due.sparsity else sum(masks[name].numel() for name in self.names)
+
+    def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
+        share = due.sparsity
+        if due.start is not None:
+            gone = self.removed(due.start)
+            share = max(gone, gone + (due.sparsity - gone) * due.progress)
+        # What is allowed may be the mask, which is written again and again here.
+        kept = [replace(one, allowed=None if one.allowed is None else one.allowed.clone()) for one in tensors]
+        least, most = 0, _STEPS
+        while least < most:
+            middle = (least + most) // 2
+            self._try(kept, masks, middle)
+            enough = self.removed(masks) >= share
+            least, most = (least, middle) if enough else (middle + 1, most)
+        self._try(kept, masks, least)
+        return share
+
+    def _try(self, tensors: Sequence[ScoredTensor], masks: Masks, step: int) -> None:
+        super().select(tensors, masks, None, Due(Fraction(step, _STEPS)))
+
+
+def _stored_buffers(model: nn.Module) -> list[Tensor]:
+    """Return the buffers of the dense model's `state_dict`."""
+    masks = {f"{name}_mask" for name, _ in model.named_parameters(remove_duplicate=False)}
+    names = model.state_dict(keep_vars=True).keys() - masks
+    return [buffer for name, buffer in model.named_buffers() if name in names]
+
+
+def _encoded(name: str, mask: Tensor, width: int) -> int:
+    kept = bits(mask).view(np.bool_)
+    chosen = choose(name, kept, tuple(mask.shape), width)
+    values = int(np.count_nonzero(kept)) if ENCODINGS[chosen.encoding].values == "kept" else mask.numel()
+    return values * width + (0 if chosen.stream is None else chosen.stream.size)
