@@ -30,7 +30,7 @@ ALLOWED: Graph = {
     "weights": {"errors", "formats", "surgery"},
     "start": {"errors", "formats", "surgery", "weights"},
     "tables": {"quantities"},
-    "model_summary": {"formats", "quantities", "surgery", "tables"},
+    "model_summary": {"arguments", "formats", "quantities", "surgery", "tables"},
     "pruning": {
         "arguments",
         "calls",
