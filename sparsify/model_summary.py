@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .arguments import takes
 from .formats.file.container import DTYPES, Part
 from .formats.model.model_state import collect
 from .formats.model.stored_tensors import dense_parts, encodings_of, sparse_parts
@@ -89,6 +90,7 @@ def _of(what: str, kept: int, size: int) -> str:
     return f"{what}: {kept:,} of {size:,} kept" + (f", {percent(kept / size)}" if size else "")
 
 
+@takes(model=nn.Module)
 def summary(model: nn.Module, example_input: Any = None) -> Summary:
     """Return how sparse `model` is: layer by layer and as a whole, with its file's size; print it to see a table.
 

@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from .arguments import PATH, takes
 from .errors import RunError, SparsifyError, nearest, unknown
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ CIFAR_NAMES = ("resnet20", "resnet32", "resnet56", "vgg19_bn")
 FROM_PYTHON = "python:"
 # timm fetches these itself, architecture included: nothing to look up before.
 TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+# What constructors raise for arguments that they were not made for.
+_REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError, LookupError, AttributeError, ArithmeticError)
 
 
 def list_models(pattern: str | None = None) -> list[str]:
@@ -67,6 +74,7 @@ def check_model_name(name: str, *, where: str = "") -> None:
         raise unknown("model", name, [f"{prefix}:{one}" for one in _NAMES[prefix]()], where=where)
 
 
+@takes(name=str, num_classes=(Integral, NoneType), pretrained=bool, checkpoint=(*PATH, NoneType))
 def build_model(
     name: str,
     *,
@@ -139,7 +147,7 @@ def _called(
 ) -> nn.Module:
     try:
         return _fetched(name, lambda: build(**arguments)) if fetches else build(**arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except _REFUSALS as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise SparsifyError(f"{name}: cannot be built with {given or 'no arguments'}: {_one_line(error)}") from error
 

@@ -193,3 +193,10 @@ def test_published_weights_of_torchvision_are_loaded_but_for_another_head(monkey
     loaded = model.state_dict()
     assert torch.equal(loaded["features.0.weight"], state["features.0.weight"])
     assert loaded["classifier.1.weight"].shape[0] == 4
+
+
+@pytest.mark.parametrize("widths", [[], "abc", [-1, 2, 3]])
+def test_arguments_that_no_model_was_made_for_are_one_line(widths: object) -> None:
+    with pytest.raises(SparsifyError, match=r"^cifar:resnet20: cannot be built with ") as caught:
+        build_model("cifar:resnet20", widths=widths)
+    assert "\n" not in str(caught.value)

@@ -16,6 +16,7 @@ ROOT = Path(sparsify.__file__).parent
 ALLOWED: Graph = {
     "calls": {"errors"},
     "errors": set(),
+    "arguments": {"errors"},
     "ops": {"errors"},
     "quantities": set(),
     "datasets": set(),
@@ -24,16 +25,28 @@ ALLOWED: Graph = {
     "validation": {"errors"},
     "relative_error": set(),
     "cifar": {"errors"},
-    "surgery": {"calls", "errors", "ops", "relative_error"},
-    "models": {"errors", "cifar", "weights"},
+    "surgery": {"arguments", "calls", "errors", "ops", "relative_error"},
+    "models": {"arguments", "errors", "cifar", "weights"},
     "weights": {"errors", "formats", "surgery"},
     "start": {"errors", "formats", "surgery", "weights"},
     "tables": {"quantities"},
-    "model_summary": {"formats", "quantities", "surgery", "tables"},
-    "pruning": {"calls", "errors", "formats", "ops", "preserve", "quantities", "surgery", "tables", "validation"},
-    "formats": {"errors", "ops", "preserve", "surgery", "models", "quantities"},
-    "runtime": {"calls", "errors", "relative_error", "surgery", "formats"},
+    "model_summary": {"arguments", "formats", "quantities", "surgery", "tables"},
+    "pruning": {
+        "arguments",
+        "calls",
+        "errors",
+        "formats",
+        "ops",
+        "preserve",
+        "quantities",
+        "surgery",
+        "tables",
+        "validation",
+    },
+    "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities"},
+    "runtime": {"arguments", "calls", "errors", "relative_error", "surgery", "formats"},
     "export": {
+        "arguments",
         "calls",
         "errors",
         "datasets",
@@ -45,7 +58,7 @@ ALLOWED: Graph = {
         "runtime",
     },
     "training": {"errors", "ops", "datasets", "preprocess", "preserve", "start", "validation", "surgery", "models"}
-    | {"weights", "quantities", "formats", "pruning", "export"},
+    | {"arguments", "weights", "quantities", "formats", "pruning", "export"},
 }
 
 

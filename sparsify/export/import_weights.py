@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import PATH, takes
 from ..errors import SparsifyError
 from ..formats.file.container import (
     MAX_RANK,
@@ -71,6 +72,7 @@ class _Stored:
             return read_part(file, self.header, self.name, self.checksum)
 
 
+@takes(source=PATH, out=PATH)
 def import_weights(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Imported:
     """Write the sparse weights of `source` to the dense safetensors file `out` and return what was made dense.
 

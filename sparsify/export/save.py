@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from numbers import Integral
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..arguments import PATH, takes
 from ..errors import unknown
 from ..formats.file.inspection import FileSummary as FileSummary
 from ..formats.file.inspection import TensorRow as TensorRow
@@ -28,6 +31,18 @@ from ..surgery.unwrap import unwrap
 from .registry import check_format, check_place
 
 
+@takes(
+    model=nn.Module,
+    path=PATH,
+    spec=(str, NoneType),
+    arguments=(Mapping, NoneType),
+    seeds=(Mapping, NoneType),
+    metrics=(Mapping, NoneType),
+    format=str,
+    extra=(Mapping, NoneType),
+    batch_size=(Integral, NoneType),
+    threads=(Integral, NoneType),
+)
 def save(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -68,7 +83,7 @@ def save(
     Raises SparsifyError for an option that the format does not take, a model that it cannot hold and a path that cannot
     be written, RunError for a full disk. Gives a ScheduleWarning if the model's pruner has not done its last update.
     """
-    warn_of_schedule(model, stacklevel=2)
+    warn_of_schedule(model, stacklevel=3)  # beyond the check of the arguments
     about = {"spec": spec, "arguments": arguments, "recipe": recipe, "seeds": seeds, "metrics": metrics, "extra": extra}
     options: dict[str, Any] = {"dtype": dtype, "cuts": cuts, "example_input": example_input}
     options |= {"batch_size": batch_size, "threads": threads, "dynamic_shapes": dynamic_shapes}

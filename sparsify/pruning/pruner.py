@@ -6,11 +6,14 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import takes
 from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
@@ -56,6 +59,14 @@ class Pruner:
     example's shape, or the first batch's.
     """
 
+    @takes(
+        model=nn.Module,
+        total_steps=Integral,
+        steps_per_epoch=(Integral, NoneType),
+        generator=(torch.Generator, NoneType),
+        rules=(Mapping, NoneType),
+        examples=(list, tuple),
+    )
     def __init__(
         self,
         model: nn.Module,

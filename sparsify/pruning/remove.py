@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..arguments import takes
 from ..errors import SparsifyError, did_you_mean
 from ..surgery.analysis.coupling import Heads
 from ..surgery.channels import Channels, analyse
@@ -21,6 +23,7 @@ from .units.group_scores import keep_groups
 from .units.groups import learn_groups
 
 
+@takes(model=nn.Module, units=Mapping, verify=bool, rules=(Mapping, NoneType), examples=(list, tuple))
 def remove(
     model: nn.Module,
     example_input: Any,

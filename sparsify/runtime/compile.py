@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from numbers import Integral
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..arguments import PATH, takes
 from ..calls import inputs_of, run
 from ..errors import SparsifyError
 from ..formats.model.load import load
@@ -20,6 +23,7 @@ from .tuning.file_record import Stored, read
 _LOG = logging.getLogger("sparsify")
 
 
+@takes(source=(nn.Module, *PATH), model=(nn.Module, NoneType), threads=(Integral, NoneType), tune=bool)
 def compile(
     source: nn.Module | str | os.PathLike[str],
     example_input: Any = None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..arguments import takes
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, masked_weights, original_class
 
@@ -34,6 +35,7 @@ class SemiStructured:
         return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.skipped.items())])
 
 
+@takes(model=nn.Module)
 def to_semi_structured(model: nn.Module) -> SemiStructured:
     """Return a folded copy of `model`, its linear weights that are 2:4 sparse as torch's semi-structured tensors.
 

@@ -7,10 +7,12 @@ and norms, the columns that read them. `analyse` finds the groups by recording o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any, get_args
 
 from torch import nn
 
+from ..arguments import takes
 from ..calls import inputs_of
 from ..errors import unknown
 from .agreement import agreed
@@ -25,6 +27,7 @@ from .study import Dead, study
 __all__ = ["Channels", "Dead", "Operation", "analyse", "check_dead", "check_heads"]
 
 
+@takes(model=nn.Module, rules=(Mapping, NoneType), examples=(list, tuple))
 def analyse(
     model: nn.Module,
     example_input: Any,

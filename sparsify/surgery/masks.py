@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from ..arguments import takes
 from ..errors import SparsifyError, did_you_mean
 from .parametrized import computed_weight, computes_from
 
@@ -143,11 +144,13 @@ def _first_names(weights: Iterator[MaskedWeight]) -> dict[str, MaskedWeight]:
     return found
 
 
+@takes(model=nn.Module)
 def get_masks(model: nn.Module) -> dict[str, Tensor]:
     """Return all live masks by parameter name: bool tensors, True = keep. Copy them before changing anything."""
     return {name: weight.mask for name, weight in masked_parameters(model).items()}
 
 
+@takes(model=nn.Module, masks=Mapping)
 def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Set masks in place by parameter name; parameters that are not named keep theirs.
 

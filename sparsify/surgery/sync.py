@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..arguments import takes
 from ..errors import SparsifyError
 from .masks import get_masks, set_masks
 from .unwrap import unwrap
 
 
+@takes(average=nn.Module, live=nn.Module)
 def sync_masks(average: nn.Module, live: nn.Module) -> None:
     """Copy all masks of `live` to `average`, in place: an average of it made by another library.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from types import NoneType
 from typing import Any
 
 from torch import nn
 
+from ...arguments import PATH, takes
 from ...errors import SparsifyError
 from ...surgery.conversion.convert import convert
 from ...surgery.conversion.fold import fold as fold_model
@@ -27,6 +29,7 @@ from .model_state import adopt_dtypes, check_names, put
 from .read import read_file
 
 
+@takes(path=PATH, model=(nn.Module, NoneType), fold=bool)
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: bool = False) -> nn.Module:
     """Return the model with the tensors and masks of the file at `path`.
 

@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from ...arguments import PATH, takes
 from ...errors import SparsifyError, did_you_mean
 from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters, masked_parameters, set_masks
@@ -58,6 +60,7 @@ def _itself(stored: Array) -> Array:
     return stored
 
 
+@takes(path=PATH, model=(nn.Module, NoneType))
 def load_masks(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor]:
     """Return the masks in a file by parameter name: bool tensors, True = keep; no weights are loaded.
 

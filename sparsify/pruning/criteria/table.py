@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ...arguments import takes
 from ...errors import SparsifyError
 from .gradients import LossFunction, single_samples, summed_gradients
 from .hessian_gradient import hessian_gradient_products
@@ -58,6 +59,7 @@ Criterion = Callable[[Mapping[str, Tensor], Context], Scores]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+@takes(criterion=Callable)
 def needs_data(criterion: _Function) -> _Function:
     """Mark a criterion that uses `context.batches`: a pruner then refuses to go on without them from the first step."""
     criterion.needs_data = True  # type: ignore[attr-defined]

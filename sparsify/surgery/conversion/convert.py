@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ...arguments import takes
 from ..averages import keep_masks_in_averages
 from ..ignore_patterns import class_names, ignored_names, is_adapter, keyword_clashes
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
@@ -45,6 +46,7 @@ class ConversionReport:
     notes: list[str]
 
 
+@takes(model=nn.Module, ignore=Iterable, only=Iterable)
 def convert(model: nn.Module, ignore: Iterable[str] = (), only: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ...arguments import takes
 from ..copies import deep_copy
 from ..discovery.weight_uses import computed_operands
 from ..masking.given_weights import with_given_weights
@@ -22,6 +23,7 @@ from ..tracing.one_forward import TraceFailure, default_call, kinds_of_call, tra
 _LOG = logging.getLogger("sparsify")
 
 
+@takes(model=nn.Module)
 def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of `model` without masks: removed entries are +0.0, the keys are those of the dense model.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ...arguments import takes
 from ...errors import SparsifyError, did_you_mean
 from ..masking.masked_classes import Masked
 from ..masks import all_masked_weights, names_of_masked
@@ -28,6 +29,7 @@ class _Place(NamedTuple):
         return id(self.module), self.name
 
 
+@takes(model=nn.Module, names=Iterable)
 def mask_also(model: nn.Module, names: Iterable[str]) -> None:
     """Put all-ones masks on the named parameters of `model` as well, in place: biases, norms, tables, of any shape.
 

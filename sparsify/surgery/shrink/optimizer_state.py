@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...arguments import takes
 from ...errors import SparsifyError
 from ..unwrap import unwrap, wrapper_prefix
 from .cuts import Cuts, beyond, checked, cuts_of
@@ -18,6 +19,7 @@ from .indices import Axes, check_axes, without
 _INNER = ("optimizer", "_base_optimizer", "base_optimizer")  # accelerate's wrapper, timm's Lookahead
 
 
+@takes(state=Mapping, cuts=Cuts)
 def cut_state(state: Mapping[str, Any], cuts: Cuts) -> dict[str, Any]:
     """Return the `state_dict` of an uncut model (an averaged copy, a checkpoint) cut like the model.
 
@@ -51,6 +53,7 @@ def cut_state(state: Mapping[str, Any], cuts: Cuts) -> dict[str, Any]:
     return result
 
 
+@takes(optimizer=torch.optim.Optimizer, before=(nn.Module, Mapping), after=nn.Module, cuts=Cuts)
 def cut_optimizer(
     optimizer: torch.optim.Optimizer, before: nn.Module | Mapping[str, Tensor], after: nn.Module, cuts: Cuts
 ) -> None:

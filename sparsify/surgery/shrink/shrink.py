@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
+from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
 
+from ...arguments import takes
 from ...calls import inputs_of
 from ...errors import SparsifyError
 from ..analysis.coupling import Heads
@@ -30,6 +33,7 @@ __all__ = ["ShrinkReport", "shrink"]
 _NO_MASKS = "everything: no mask of this model removes anything; dead='zeros' also takes what is zero as it is now"
 
 
+@takes(model=nn.Module, round_to=(Integral, NoneType), verify=bool, rules=(Mapping, NoneType), examples=(list, tuple))
 def shrink(
     model: nn.Module,
     example_input: Any,

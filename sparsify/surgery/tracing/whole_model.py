@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ... import ops
+from ...arguments import takes
 from ...errors import SparsifyError
 from ..copies import deep_copy
 from ..side_effects import unchanged
@@ -34,6 +35,7 @@ class WholeTracer(LocalTracer):
         return result
 
 
+@takes(model=nn.Module)
 def trace(model: nn.Module) -> fx.GraphModule:
     """Return the whole model as one `fx.GraphModule`, made of a copy, with masked operations as nodes.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...arguments import takes
 from ...calls import Inputs, inputs_of
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
@@ -83,6 +86,7 @@ class VerifyReport:
         )
 
 
+@takes(model=nn.Module, kwargs=(Mapping, NoneType))
 def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None) -> VerifyReport:
     """Prove a conversion on one input; `model` is not changed, copies of it are run.
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...arguments import takes
 from ...preserve import keep_modes
 
 
+@takes(model=nn.Module)
 def recalibrate_batch_norm(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 
+from ...arguments import PATH, takes
 from ...errors import SparsifyError, nearest
 from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
@@ -71,6 +72,7 @@ class Recipe(Settings):
         return stream.getvalue()
 
 
+@takes(path=PATH, overrides=Iterable)
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in the YAML file `path`, each override ("prune.sparsity=0.9") put over it in order.
 

@@ -17,7 +17,7 @@ from ...validation import Keys
 # number of values, and ruamel.yaml takes minutes for megabytes.
 MOST_CHARACTERS = 100_000
 MOST_VALUES = 20_000
-_MOST_LEVELS = 32
+MOST_LEVELS = 32
 # What ruamel.yaml raises for a scalar whose tag does not fit its text (`!!int ""`, `!!bool x`).
 _UNFIT = (YAMLError, ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError)
 
@@ -39,7 +39,7 @@ def parse_yaml(text: str, source: str) -> Located:
     if len(text) > MOST_CHARACTERS:
         raise SparsifyError(f"{source}: too long: more than {MOST_CHARACTERS:,} characters")
     yaml = YAML(typ="safe", pure=True)
-    yaml.max_depth = _MOST_LEVELS
+    yaml.max_depth = MOST_LEVELS
     try:
         root = yaml.compose(text)
     except (MaxDepthExceededError, RecursionError):
@@ -73,7 +73,7 @@ class _Reading:
         self.values += 1
         if self.values > MOST_VALUES:
             raise SparsifyError(f"{self.source}: too long: more than {MOST_VALUES:,} values, aliases written out")
-        if len(path) > _MOST_LEVELS:
+        if len(path) > MOST_LEVELS:
             raise SparsifyError(_too_deep(self.source))
         self.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, MappingNode):
@@ -115,7 +115,7 @@ class _Reading:
 
 
 def _too_deep(source: str) -> str:
-    return f"{source}: nested too deeply: more than {_MOST_LEVELS} levels"
+    return f"{source}: nested too deeply: more than {MOST_LEVELS} levels"
 
 
 def _one_line(text: str | None) -> str:

@@ -120,8 +120,9 @@ def one_line(folder: Path) -> Iterator[None]:
     """Turn the system's refusal to read or write in a run's folder into one line."""
     try:
         yield
-    except OSError as error:
-        raise SparsifyError(f"{error.filename or folder}: cannot be read or written ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        where, why = getattr(error, "filename", None) or folder, getattr(error, "strerror", error)
+        raise SparsifyError(f"{where}: cannot be read or written ({why})") from None
 
 
 def _is_left_over(path: Path) -> bool:

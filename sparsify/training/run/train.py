@@ -7,11 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...arguments import PATH, takes
 from ...errors import RunError, SparsifyError
 from ...export.save import save, write
 from ...models import FROM_PYTHON
@@ -52,6 +54,14 @@ class TrainResult:
         return "\n".join([*lines, *result_lines(self.metrics, self.shrunk), f"in {self.folder}"])
 
 
+@takes(
+    out=(*PATH, NoneType),
+    resume=bool,
+    overwrite=bool,
+    model=(nn.Module, NoneType),
+    check=bool,
+    recipe=(Mapping, Recipe, *PATH, NoneType),
+)
 def train(
     recipe: Recipe | Mapping[str, Any] | str | PathLike[str] | None,
     *,

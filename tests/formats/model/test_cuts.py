@@ -34,8 +34,7 @@ SPECS: dict[str, tuple[str, dict[str, Any], Cuts]] = {
 }
 FRESH = """
 import sys, torch, sparsify
-from sparsify.formats.files import load
-model = load(sys.argv[1])
+model = sparsify.load(sys.argv[1])
 images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 with torch.no_grad():
     torch.save((model(images), len(sparsify.get_masks(model))), sys.argv[2])
