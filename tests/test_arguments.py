@@ -66,6 +66,7 @@ FREE = {
     "data",
     "on_start",
     "on_record",
+    "stop",
     "heads",
     "dead",
     "pruning",

@@ -68,7 +68,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "export format": (["export", "LICENSE", "--out", "x", "--format", "spares"], ["--format", "'sparse'"]),
     "export dtype": (["export", "LICENSE", "--out", "x", "--dtype", "float12"], ["--dtype", "float16"]),
     "export nowhere": (["export", "LICENSE", "--out", "nowhere/x"], ["cannot write nowhere/x", "no folder"]),
-    "export onto a folder": (["export", "LICENSE", "--out", "tests"], ["cannot write tests", "not a file"]),
+    "export onto a folder": (["export", "LICENSE", "--out", "tests"], ["cannot write tests", "not empty"]),
     "export a folder onto a file": (
         ["export", "LICENSE", "--out", "README.md", "--format", "compressed-tensors"],
         ["cannot write README.md", "not a folder"],

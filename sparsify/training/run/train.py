@@ -60,6 +60,9 @@ class TrainResult:
     overwrite=bool,
     model=(nn.Module, NoneType),
     check=bool,
+    stop=(Callable, NoneType),
+    on_start=(Callable, NoneType),
+    on_record=(Callable, NoneType),
     recipe=(Mapping, Recipe, *PATH, NoneType),
 )
 def train(
