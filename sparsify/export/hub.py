@@ -16,7 +16,6 @@ from ..formats.file.inspection import FileSummary, inspect_file
 from ..formats.io.atomic import atomic_write
 from ..formats.io.atomic_folder import atomic_folder
 from ..formats.io.locate import MODEL_FILE
-from ..formats.model.write import write_sparse
 from ..formats.request import ExportRequest, ExportResult
 from .model_card import card, trained_on
 
@@ -32,6 +31,9 @@ _SEAL = "<!-- written by sparsify, {} -->\n"
 
 def write_hub(request: ExportRequest) -> ExportResult:
     """Write the folder, whole or not at all; an older one is replaced if nobody has changed anything in it since."""
+    # Brings torch in, which the check of a place needs not.
+    from ..formats.model.write import write_sparse
+
     with atomic_folder(request.path, ours=is_as_written) as folder:
         metadata = replace(request.metadata, format="sparse")
         size = write_sparse(replace(request, path=folder / MODEL_FILE, metadata=metadata)).size
