@@ -82,7 +82,10 @@ def _main(arguments: Sequence[str], err: str, hook: Hook) -> None:
     os.chdir(ROOT)
     for descriptor, file in ((1, os.devnull), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # deaf to it where the tests run in the background
+    # Deaf to these where the tests run in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
     torch.set_num_threads(1)
     if hook:
         function, *rest = hook
