@@ -91,3 +91,7 @@ def test_the_averages_shown_carry_the_live_masks() -> None:
     assert int(mask.sum()) == 320
     for average in (scope["average"].module, scope["own"]):
         assert torch.equal(sparsify.get_masks(average)["1.weight"], mask)
+
+
+def test_zeros_stay_zero_in_integers_once_a_model_is_folded() -> None:
+    exec(compile(blocks("python")[2], "masks.md", "exec"), {})

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from sparsify.errors import SparsifyError
 from sparsify.training.data.own_data import check_takes, own_data, own_settings
 from sparsify.training.recipe.settings import DataSettings
-from sparsify.training.run import train as run
+from sparsify.training.run import keeper
 from sparsify.training.run.train import train
 
 PLAIN = DataSettings(batch_size=4, test_batch_size=8, workers=0)
@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pyte
             raise Killed
 
     whole = train(recipe(), out=tmp_path / "whole", model=model(), data=make())
-    monkeypatch.setattr(run, "_LONGEST_SECONDS", 0.0)  # a checkpoint within the epoch too
+    monkeypatch.setattr(keeper, "_LONGEST_SECONDS", 0.0)  # a checkpoint within the epoch too
     with pytest.raises(Killed):
         train(recipe(), out=tmp_path / "cut", model=model(), data=make(), on_record=kill)
     with pytest.raises(SparsifyError, match=r"'python:Noisy' was given from Python; .*train\(data=...\)"):
