@@ -57,8 +57,10 @@ def _fraction_removed(value: Any) -> float | Fraction:
 def _of_hundred(value: Any) -> str:
     """Return what a value means as per cent, "" if it is none."""
     written = str(value).strip()
+    if isinstance(value, bool) or not _WRITTEN.fullmatch(written):
+        return ""
     try:
-        number = Fraction(written.removesuffix("%").strip()) if not isinstance(value, bool) else Fraction(0)
+        number = Fraction(written.removesuffix("%").strip())
     except (ValueError, ZeroDivisionError):
         return ""
     least = 0 if written.endswith("%") else 1
