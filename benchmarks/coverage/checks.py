@@ -84,7 +84,9 @@ def check_converted(network: nn.Module, given: tuple[Any, ...], made: Try | str)
         row["same_as_before"] = row.get("same_as_before", []) + [_same(before[mode], after[mode])]
         if row["same_as_before"][-1] is False and row[mode] is not None:
             row["problems"].append(f"{mode}: the output is not the one before the conversion")
-    complete = row["eval"] and row["train"] and not row["notes"]
+    # Arguments that no call gives are said of nearly every attention; what the example runs is compared whole.
+    noted = [note for note in row["notes"] if not note.startswith("not compared with arguments that the example")]
+    complete = row["eval"] and row["train"] and not noted
     row["verdict"] = "fails" if row["problems"] else "holds" if complete else "part"
     return row
 
