@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sparsify.hardware import processor
+
 RESULTS = Path(__file__).parent / "results.md"
 TITLE = "# Measurements\n\nEach section is written by the benchmark it is named after, `python -m benchmarks.NAME`.\n"
 Row = dict[str, Any]
@@ -23,16 +25,6 @@ def environment(*packages: str, threads: int | None = None) -> str:
     cores = f"{os.cpu_count()} cores" + (f", {threads} threads" if threads else "")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return f"{date.today().isoformat()}; {processor()}, {cores}; Python {platform.python_version()}, {versions}."
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def seconds(values: Sequence[float]) -> str:

@@ -20,6 +20,7 @@ ALLOWED: Graph = {
     "ops": {"errors"},
     "quantities": set(),
     "datasets": set(),
+    "hardware": set(),
     "preprocess": {"errors"},
     "preserve": set(),
     "validation": {"errors"},
@@ -57,7 +58,18 @@ ALLOWED: Graph = {
         "formats",
         "runtime",
     },
-    "training": {"errors", "ops", "datasets", "preprocess", "preserve", "start", "validation", "surgery", "models"}
+    "training": {
+        "errors",
+        "ops",
+        "datasets",
+        "hardware",
+        "preprocess",
+        "preserve",
+        "start",
+        "validation",
+        "surgery",
+        "models",
+    }
     | {"arguments", "weights", "quantities", "formats", "pruning", "export"},
 }
 

@@ -85,7 +85,7 @@ def _measures(folder: Path, report: PruningReport | None) -> dict[str, Any]:
 def _device(name: str, threads: int) -> str:
     if name != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    from benchmarks.record import processor
+    from sparsify.hardware import processor
 
     return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
+
+from ...hardware import processor
 
 
 def conditions(device: torch.device) -> dict[str, str]:
@@ -17,7 +17,7 @@ def conditions(device: torch.device) -> dict[str, str]:
         found["CUDA"] = str(torch.version.cuda)
         found["cuDNN"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     else:
-        found["processor"] = _processor()
+        found["processor"] = processor()
         found["instruction set"] = torch.backends.cpu.get_cpu_capability()
         found["threads"] = str(torch.get_num_threads())
     return found
@@ -28,12 +28,3 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     # Another kind of device brings names of its own; that it is another one says enough.
     both = [name for name in before if name in now] if before.get("device") == now["device"] else ["device"]
     return [f"{name} {now[name]} instead of {before.get(name)}" for name in both if now[name] != before.get(name)]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
