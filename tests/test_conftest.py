@@ -42,7 +42,10 @@ def test_what_a_test_leaves_changed_fails_it_alone(tmp_path: Path) -> None:
         assert f"the test leaves changed: {line}" in result.stdout
 
 
+BEGUN: list[tuple[float, float, float]] = []
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_each_test_begins_with_the_same_random_states(again: bool) -> None:
-    found = random.random(), float(np.random.rand()), float(torch.rand(()))
-    assert found == (0.8444218515250481, 0.5488135039273248, 0.49625658988952637)
+    BEGUN.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+    assert len(set(BEGUN)) == 1  # which ones is pytest-randomly's affair, where it is installed

@@ -53,12 +53,14 @@ def fused_parameters(module: nn.Module) -> list[str]:
     return [path for path in paths if path in parameters]
 
 
+# Dynamo of torch 2.10 does not follow the copy of a module's attributes: a compiled graph breaks off at such modules.
+DYNAMO_FOLLOWS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 _OF_ENCODER = ("linear1", "linear2", "norm1", "norm2")
 
 
 def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
     """Return the result of the dense `forward` on a copy of `module` with effective weights; keep what it assigns."""
-    if torch.compiler.is_compiling() and module.__dict__.get("computed_apart", False):
+    if torch.compiler.is_compiling() and (module.__dict__.get("computed_apart", False) or not DYNAMO_FOLLOWS):
         return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
     copied = substituted_copy(module, weights, original_class(module))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from sparsify import SparsifyError, convert, get_masks, set_masks, verify
+from sparsify.surgery.masking.substituted_call import DYNAMO_FOLLOWS
 from sparsify.surgery.masks import effective_weight, is_computed, masked_weights
 
 
@@ -284,12 +285,14 @@ def test_functional_call_uses_the_given_weights_masked() -> None:
     assert output.item() == 3.0
 
 
+# Dynamo of torch 2.10 looks at .grad of what it carries over a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("make", [network, Borrowing, lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0)])
 def test_torch_compile_follows_mask_changes(make: Callable[[], nn.Module]) -> None:
     torch._dynamo.reset()
     model = make().eval()
     convert(model)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=DYNAMO_FOLLOWS)
     x = X if isinstance(model, nn.Sequential) else torch.randn(3, 3, 4)
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 from sparsify import SparsifyError, convert, fold, get_masks, set_masks, trace, verify
 from sparsify.surgery.conversion.mask_extra import mask_also
+from sparsify.surgery.masking.substituted_call import DYNAMO_FOLLOWS
 from sparsify.surgery.masks import masked_parameters, masked_weights
 from tests.surgery.conversion.test_convert import Borrowing, Standardised
 
@@ -334,6 +335,8 @@ def test_a_dense_state_dict_loads_strictly_and_the_masks_stay() -> None:
     assert verify(empty, IMAGE).ok and get_masks(empty)["1.bias"].all()
 
 
+# Dynamo of torch 2.10 looks at .grad of what it carries over a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
     "name",
     ["linear", "conv", "batch_norm", "group_norm", "layer_norm", "rms_norm", "attention", "encoder", "borrowing"]
@@ -345,7 +348,7 @@ def test_torch_compile_follows_mask_changes(name: str) -> None:
     model = make().eval()
     convert(model)
     mask_also(model, further(make()))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=DYNAMO_FOLLOWS)
     for seed in range(2):
         half_masks(model, seed)
         torch.testing.assert_close(outputs(compiled(*args)), outputs(model(*args)))
