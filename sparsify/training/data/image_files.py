@@ -7,7 +7,7 @@ drawn before: a run could not go on inside an epoch with the same bits. Its tran
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import RunError, SparsifyError
-from ...preprocess import Preprocessing
 from ...preserve import keep_random_states, seed_cpu
 from ..recipe.settings import DataSettings
 from .bad_images import Bad, Skipped, collate, dead_workers, read_image
 from .input_size import declared_size, input_for
+from .published import preprocessing_of
 from .resident import Batch, count_used, generator_for
 from .types import Data
 
@@ -96,19 +96,6 @@ def spread(count: int, limit: int | None) -> list[int]:
     """Return the indices of at most `limit` of `count` images, spread evenly, since sets are in order of classes."""
     used = count if limit is None else min(limit, count)
     return [index * count // used for index in range(used)]
-
-
-def preprocessing_of(
-    mode: str, transform: Any, interpolation: str, mean: tuple[float, ...], std: tuple[float, ...], names: Sequence[str]
-) -> Preprocessing | None:
-    """Return what timm's transform for evaluation does; None if it is not a resize and a crop from the middle."""
-    from torchvision.transforms import CenterCrop, Resize
-
-    resize, crop = [*list(transform.transforms), None, None][:2]
-    if not isinstance(resize, Resize) or not isinstance(crop, CenterCrop) or not isinstance(resize.size, int):
-        return None
-    height, width = (int(size) for size in crop.size)
-    return Preprocessing(mode, resize.size, (height, width), interpolation, mean, std, len(mean), tuple(names))
 
 
 def _names(dataset: Any) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from ...preprocess import Preprocessing
-from .image_files import preprocessing_of
 
 
 def published_preprocessing(spec: str, model: nn.Module) -> Preprocessing | None:
@@ -41,3 +41,16 @@ def _of_torchvision(name: str) -> Preprocessing | None:
     [resize], [crop] = does.resize_size, does.crop_size
     mean, std, names = tuple(does.mean), tuple(does.std), tuple(weights.meta.get("categories", ()))
     return Preprocessing("RGB", resize, (crop, crop), does.interpolation.value, mean, std, 3, names)
+
+
+def preprocessing_of(
+    mode: str, transform: Any, interpolation: str, mean: tuple[float, ...], std: tuple[float, ...], names: Sequence[str]
+) -> Preprocessing | None:
+    """Return what timm's transform for evaluation does; None if it is not a resize and a crop from the middle."""
+    from torchvision.transforms import CenterCrop, Resize
+
+    resize, crop = [*list(transform.transforms), None, None][:2]
+    if not isinstance(resize, Resize) or not isinstance(crop, CenterCrop) or not isinstance(resize.size, int):
+        return None
+    height, width = (int(size) for size in crop.size)
+    return Preprocessing(mode, resize.size, (height, width), interpolation, mean, std, len(mean), tuple(names))
