@@ -9,11 +9,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.runtime import compile as compiling
 from sparsify.runtime.cuda import for_cuda, on_cuda
-
-
-def two_of_four(shape: torch.Size) -> Tensor:
-    order = torch.rand(*shape[:-1], shape[-1] // 4, 4).argsort(-1)
-    return (order < 2).reshape(shape)
+from tests.runtime.test_semi_structured import two_of_four
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ class ByteCandidates(EntryCandidates):
         return gone if self.removed(masks) >= due.sparsity else sum(masks[name].numel() for name in self.names)
 
     def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
+        """Write the masks of as many entries as bring the file to the sparsity that is due; return that sparsity."""
         share = due.sparsity
         if due.start is not None:
             gone = self.removed(due.start)
