@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .errors import SparsifyError
 
 _KINDS = "a tensor, a tuple of positional arguments, a dict of keyword arguments or sparsify.Inputs(*args, **kwargs)"
+
+
+_SETTINGS = (torch.dtype, torch.device, torch.layout, type, type(None))
 
 
 class Inputs:
@@ -147,4 +151,7 @@ def plain(outputs: Any) -> Any:
         return (list if isinstance(outputs, list) else tuple)(map(plain, outputs))
     if is_dataclass(outputs) and not isinstance(outputs, type):
         return {one.name: plain(getattr(outputs, one.name)) for one in fields(outputs)}
-    return plain(vars(outputs)) if hasattr(outputs, "__dict__") else outputs
+    if not hasattr(outputs, "__dict__"):
+        return outputs
+    # Of a cache, say: which type and device it is for, and which class its layers are of, is no output.
+    return {key: plain(value) for key, value in vars(outputs).items() if not isinstance(value, _SETTINGS)}
