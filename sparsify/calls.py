@@ -7,16 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .errors import SparsifyError
 
 _KINDS = "a tensor, a tuple of positional arguments, a dict of keyword arguments or sparsify.Inputs(*args, **kwargs)"
-
-
-_SETTINGS = (torch.dtype, torch.device, torch.layout, type, type(None))
 
 
 class Inputs:
@@ -153,5 +149,5 @@ def plain(outputs: Any) -> Any:
         return {one.name: plain(getattr(outputs, one.name)) for one in fields(outputs)}
     if not hasattr(outputs, "__dict__"):
         return outputs
-    # Of a cache, say: which type and device it is for, and which class its layers are of, is no output.
-    return {key: plain(value) for key, value in vars(outputs).items() if not isinstance(value, _SETTINGS)}
+    # Of a cache of keys and values, say, the lengths, types and devices that it notes down are no output.
+    return {key: plain(value) for key, value in vars(outputs).items() if tensors_in(value)}
