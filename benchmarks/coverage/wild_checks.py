@@ -7,7 +7,7 @@ import math
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +19,7 @@ import sparsify
 from sparsify.calls import Inputs, run, tensors_in
 from sparsify.relative_error import relative_error
 from sparsify.surgery.channels import analyse
+from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.shrink import shrink
 
 from ..record import Row
@@ -136,7 +137,8 @@ def _save(wild: Wild, name: str, folder: Path) -> None:
 
 def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     torch.manual_seed(0)
-    with torch.no_grad():
+    doubles = next(model.parameters()).dtype == torch.float64
+    with torch.no_grad(), all_double() if doubles else nullcontext():
         return [x for x in tensors_in(run(model, copy.deepcopy(inputs))) if x.is_floating_point()]
 
 
@@ -157,7 +159,8 @@ def _units(wild: Wild, row: Row) -> None:
     pruner = sparsify.Pruner(model, settings, total_steps=1, example_input=wild.example)
     pruner.start()
     row["unit_notes"] = list(pruner.report().notes)
-    report = shrink(model.double(), _doubled(wild.example))
+    with all_double():
+        report = shrink(model.double(), _doubled(wild.example))
     pruned = sparsify.fold(model)
     row |= {
         "gone": report.pruned,

@@ -238,13 +238,13 @@ class Coupling:
 
     def barrier(self, op: Op, why: str = "") -> None:
         """Pin all channels that enter an operation, and report it; `why` replaces "operation ... has no rule"."""
-        for value in op.inputs:
-            for axis in [*self.of(value), *self.offered.pop(value, [])]:
-                self.numbers.pin(axis)
+        met = [axis for value in op.inputs for axis in [*self.of(value), *self.offered.pop(value, [])]]
+        for axis in met:
+            self.numbers.pin(axis)
         for value in op.results:
             self.axes.setdefault(value, [])
-        if op.name in DATA_DEPENDENT and not why:
-            return  # `pin_branch` reports it
+        if not why and (op.name in DATA_DEPENDENT or not met):
+            return  # `pin_branch` reports the one, and where no channels enter, as in arithmetic of indices, none stay
         what = "memory written through another tensor" if op.name == STALE else f"operation '{op.name}'"
         self.barriers[f"{op.module or 'the model'}: {why or what + ' has no rule'}"] = None
         self.barred.add(op)
