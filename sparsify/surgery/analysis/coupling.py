@@ -21,7 +21,7 @@ from .axis_moves import move
 from .deferred import Deferred, resolve
 from .mac_counts import multiply_adds
 from .pinned_modules import pin_branch, pin_heads
-from .reasons import OUTPUTS
+from .reasons import IN_OBJECTS, OUTPUTS
 from .union_find import UnionFind
 
 Heads: TypeAlias = Literal["whole", "size"]
@@ -73,8 +73,8 @@ class Coupling:
         del self.operations[costly:]
         for path, given in recording.branches:
             pin_branch(self, recording, path, given)
-        self.numbers.cause = OUTPUTS
         for value in recording.outputs:
+            self.numbers.cause = IN_OBJECTS if value in recording.in_objects else OUTPUTS
             self.pin(value)
         for path in recording.attentions:
             pin_heads(self, recording, path)
