@@ -199,4 +199,7 @@ def _engine(wild: Wild, row: Row) -> None:
 
 
 def _export(wild: Wild, folder: Path, layout: str) -> None:
-    sparsify.save(wild.model, folder / f"model.{layout}", format=layout, example_input=copy.deepcopy(wild.example))
+    example = copy.deepcopy(wild.example)
+    batches = {len(x) for x in tensors_in(list(example.args)) + tensors_in(dict(example.kwargs)) if x.dim()}
+    free = None if len(batches) < 2 else {}  # nodes and edges of a graph: all sizes are fixed
+    sparsify.save(wild.model, folder / f"model.{layout}", format=layout, example_input=example, dynamic_shapes=free)
