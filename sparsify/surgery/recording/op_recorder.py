@@ -39,6 +39,9 @@ class OpRecorder(TorchDispatchMode):
         self.module: list[str] = []
         self.given: list[Any] = []  # the arguments of each of these modules
         self.branches: list[tuple[str, tuple[Value, ...]]] = []
+        self.recurrent = {
+            name for name, one in model.named_modules() if type(one).forward.__module__ == nn.LSTM.forward.__module__
+        }
         self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
@@ -145,6 +148,8 @@ class OpRecorder(TorchDispatchMode):
 
     def decided(self) -> None:
         """Note that the running forward reads values of an activation: it may take another branch for another input."""
+        if self.where() in self.recurrent:
+            return  # of a packed sequence, how many there are: that changes sizes only
         arguments = leaves(self.given[-1] if self.given else (), Tensor)
         with _disable_current_modes():
             self.branches.append((self.where(), tuple(self.value_of(tensor) for tensor in arguments)))
