@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...calls import run, tensors_in
+from ..full_name import full_name
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
 from .context import FunctionHooks, Memory, leaves, module_names, not_compiled, own_inputs
@@ -67,7 +68,7 @@ class OpRecorder(TorchDispatchMode):
         """Return the paths of the convolutions and linear layers whose weight no recorded operation reads."""
         read = {value for op in self.ops for value in op.inputs}
         layers = (path for path, module in model.named_modules() if isinstance(module, CONV_AND_LINEAR))
-        weights = ((path, self.state.get(f"{path}.weight" if path else "weight")) for path in layers)
+        weights = ((path, self.state.get(full_name(path, "weight"))) for path in layers)
         return [path for path, value in weights if value is not None and value not in read]
 
     def enter(self, tensor: Tensor, value: Value) -> Value:
