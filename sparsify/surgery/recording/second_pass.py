@@ -57,7 +57,7 @@ class ModuleCalls:
     def __init__(self, recorder: OpRecorder) -> None:
         self._recorder = recorder
         self._running: list[tuple[tuple[Value, ...], int]] = []
-        self._outputs: dict[Any, tuple[Value, Any]] = {}  # module and arguments -> Value, and the tensor's dtype
+        self._outputs: dict[Any, tuple[Value, Callable[[], Tensor]]] = {}  # by module and arguments; makes zeros
         self._handles: list[Any] = []
 
     def __enter__(self) -> ModuleCalls:
@@ -81,11 +81,9 @@ class ModuleCalls:
         known = None if values is None else self._outputs.get((module, values))
         if known is None:
             return forward(*args, **kwargs)
-        value, like = known
+        value, make_zeros = known
         with _disable_current_modes():
-            zeros = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-            if like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-                zeros = zeros.to(memory_format=torch.channels_last)
+            zeros: Tensor = make_zeros()
             self._recorder.enter(zeros, value)
         return zeros
 
@@ -103,10 +101,11 @@ class ModuleCalls:
             return
         with torch._C.DisableTorchFunction():
             value = self._recorder.seen(outputs)
-            if value is None or value.constant is not None or self._recorder.memory(outputs).number < known:
+            if value is None or value.constant is not None or outputs.layout != torch.strided or 0 in outputs.stride():
+                return
+            if self._recorder.memory(outputs).number < known:
                 return  # it shares memory with what was there before
-            like = outputs.detach().to("meta")
-        self._outputs[module, values] = value, like
+            self._outputs[module, values] = value, _zeros_like(outputs)
 
     def _values(self, args: Any) -> tuple[Value, ...] | None:
         """Return the Values of a call's arguments; None unless they are tensors alone, all known."""
@@ -115,3 +114,9 @@ class ModuleCalls:
         with torch._C.DisableTorchFunction():
             found = [self._recorder.seen(argument) for argument in args]
         return None if any(value is None for value in found) else tuple(found)  # type: ignore[arg-type]
+
+
+def _zeros_like(tensor: Tensor) -> Callable[[], Tensor]:
+    """Return a function that makes zeros of a tensor's shape, dtype, device and strides."""
+    made = partial(torch.empty_strided, tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return lambda: made().zero_()
