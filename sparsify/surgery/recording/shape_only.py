@@ -16,7 +16,10 @@ _PRODUCTS = {
     "aten::addmm": 1,
     "aten::baddbmm": 1,
 }  # costly -> position of the first factor
-_ON_META = ("aten::convolution", "aten::_scaled_dot_product_flash_attention_for_cpu",)
+_ON_META = (
+    "aten::convolution",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+)
 _NORM = "aten::native_batch_norm"
 _NEED_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 

@@ -122,10 +122,11 @@ def removing_masks(model: nn.Module, recording: Recording) -> dict[str, Tensor]:
         value = recording.state.get(weight.name)
         if value is None or value.shape != weight.mask.shape:
             continue
-        rows = weight.mask.flatten(1) if weight.mask.dim() > 1 else weight.mask[:, None]
-        whole = rows.all(1)
+        # Of bytes, the extremes of rows are found many times faster than of truth values.
+        rows = weight.mask.reshape(len(weight.mask), -1).contiguous().view(torch.uint8)
+        whole = rows.amin(1).to(torch.bool)
         if not bool(whole.all()):
-            by_row = torch.equal(whole, rows.any(1))
+            by_row = torch.equal(whole, rows.amax(1).to(torch.bool))
             found[value.names[0]] = whole.reshape([-1] + [1] * (len(value.shape) - 1)) if by_row else weight.mask
     return found
 
