@@ -28,9 +28,10 @@ _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "n
 
 
 class Memory:
-    """One storage: the Values on it, and how often it was written to."""
+    """One storage: the Values on it, how often it was written to, and how many were met before."""
 
-    def __init__(self, storage: torch.UntypedStorage) -> None:
+    def __init__(self, storage: torch.UntypedStorage, number: int) -> None:
+        self.number = number
         # While this is held, no other storage gets the address.
         self.held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self.values: list[Any] = []

@@ -181,7 +181,7 @@ def own_attributes(
     found = changes(study, new_shapes)
     if not found:
         return {}
-    sources = _guessed(model, found)
+    sources = _guessed(model, found, known)
     needed = _required_size(study, new_shapes, found)
     for path in [path for path in sources if path not in known.uses]:
         if not known.matters(path, sources[path][1]):
@@ -219,7 +219,7 @@ def _required_size(study: Study, new_shapes: PrunedShapes, found: list[Change]) 
     return needed
 
 
-def _guessed(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
+def _guessed(model: nn.Module, found: list[Change], read: Sources) -> dict[str, tuple[int, int]]:
     """Return {dotted path: (old, new)} of the attributes with the old number in modules whose operations change."""
     wanted: dict[str, dict[Any, set[Any]]] = {}
     for change in found:
@@ -230,6 +230,8 @@ def _guessed(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]
         module = model.get_submodule(path)
         known = isinstance(module, _SIZED) and type(module).__module__.startswith("torch.nn.")
         for name, held in vars(module).items() if not known else ():
+            if not read.is_read(module, name):
+                continue
             new = numbers.get(held, ()) if _is_sizes(held) else ()
             if len(new) == 1:
                 changed = zip(held, next(iter(new)), strict=True) if isinstance(held, tuple) else [(held, *new)]
