@@ -26,7 +26,7 @@ from . import run_folder as folders
 from .checkpoint_files import Checkpoints
 from .keeper import Keeper
 from .lock import Lock
-from .log import Log
+from .log import Log, plain_record
 from .own_model import own_model_settings
 from .prepare import Prepared, prepare
 from .result_text import result_lines
@@ -92,7 +92,7 @@ def train(
     training. `on_start` and `on_record` are called with what is about to run and with each record of `train_steps`.
     When `stop`, which is asked after each step, returns True, a checkpoint is written and RunStopped raised.
     Raises SparsifyError for a mistake in what was asked and for a folder that another process writes to, RunError when
-    the loss is no longer a number, the disk full or the folder gone.
+    the disk is full or the folder gone, its kind Diverged when loss or weights are no longer numbers.
     """
     merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model, data)
     with ExitStack() as stack:
@@ -119,7 +119,7 @@ def train(
             _save(prepared, folder / folders.BEST, record)
 
         keeper = Keeper(prepared, checkpoints, log, lock, state, save_best=save_best, stop=stop)
-        with _reproducible(), dead_workers():
+        with _reproducible(), dead_workers(), keeper.telling_what_is_left():
             for record in train_steps(training, keeper.pause):
                 keeper.keep(record)
                 if on_record is not None:
@@ -214,6 +214,6 @@ def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:
         arguments=prepared.arguments,
         recipe=prepared.recipe,
         seeds={"train": prepared.recipe.train.seed},
-        metrics=metrics,
+        metrics=plain_record(metrics),
         extra=prepared.training.data.extra,
     )
