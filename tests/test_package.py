@@ -74,6 +74,7 @@ ALLOWED: Graph = {
         "models",
     }
     | {"arguments", "weights", "quantities", "formats", "pruning", "export"},
+    "integrations": {"arguments", "errors", "pruning", "surgery"},
 }
 
 
