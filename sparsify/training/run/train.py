@@ -24,6 +24,7 @@ from ..loop.train_steps import Record, Training, train_steps
 from ..recipe.read import Recipe, check_names, parse_recipe, read_recipe
 from . import run_folder as folders
 from .checkpoint_files import Checkpoints
+from .conditions import note_conditions
 from .keeper import Keeper
 from .lock import Lock
 from .log import Log
@@ -81,7 +82,7 @@ def train(
     """Train and prune as `recipe` says (a Recipe, a mapping like one, or a path) and return the result.
 
     The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
-    TensorBoard events, checkpoints/last.safetensors and the ones before it (step-N.safetensors),
+    conditions.json (hardware and versions), TensorBoard events, checkpoints/last.safetensors and the ones before it (step-N.safetensors),
     checkpoints/best.safetensors (the best test accuracy at the final sparsity), masks/cycle-N.safetensors at the end of
     each cycle, and model.safetensors. With `resume` the run in it goes on from its last sound checkpoint to the same
     bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of what may change the bits: another
@@ -110,6 +111,7 @@ def train(
         state = (checkpoints.read(NEEDED) if resume else None) or {}
         if state:
             restore(prepared, state, folder)
+        note_conditions(folder, training.step, training.accelerator.device)
         _keep_masks(prepared, folder, lock)
         if on_start is not None:
             on_start(prepared, folder)
