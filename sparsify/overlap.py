@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import SparsifyError
 
@@ -39,6 +39,10 @@ class LayerOverlap:
     def entries(self) -> int:
         """Entries of the weight."""
         return prod(self.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON has it."""
+        return asdict(self) | {"shape": list(self.shape), "either": self.either, "iou": self.iou}
 
 
 def overlap_by_layer(one: Masks, other: Masks, *, names: tuple[str, str] = ("one", "other")) -> list[LayerOverlap]:

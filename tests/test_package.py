@@ -21,6 +21,7 @@ ALLOWED: Graph = {
     "quantities": set(),
     "datasets": set(),
     "hardware": set(),
+    "overlap": {"errors"},
     "preprocess": {"errors"},
     "preserve": set(),
     "validation": {"errors"},
@@ -70,7 +71,20 @@ ALLOWED: Graph = {
         "surgery",
         "models",
     }
-    | {"arguments", "weights", "quantities", "formats", "pruning", "export"},
+    | {"arguments", "weights", "quantities", "formats", "pruning", "export", "overlap"},
+    "report": {
+        "arguments",
+        "errors",
+        "export",
+        "formats",
+        "model_summary",
+        "models",
+        "overlap",
+        "pruning",
+        "quantities",
+    }
+    | {"surgery", "training"},
+    "sweep": {"errors", "formats", "report", "training"},
 }
 
 

@@ -84,7 +84,9 @@ def _by_seed(group: Sequence[Run], key: str) -> dict[int, float]:
     for run in group:
         if run.seed in found:
             other = found[run.seed].folder
-            raise SparsifyError(f"{run.folder}: of the same recipe and seed ({run.seed}) as {other}; give each run once")
+            raise SparsifyError(
+                f"{run.folder}: of the same recipe and seed ({run.seed}) as {other}; give each run once"
+            )
         found[run.seed] = run
     return {seed: float(run.records[-1].get(key, float("nan"))) for seed, run in found.items()}
 
@@ -111,9 +113,7 @@ def _labels(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     pruned = [tree for tree in trees if not _is_dense(tree)]
     keys = sorted({key for tree in pruned for key in tree})
     differing = [
-        key
-        for key in keys
-        if key not in (*FREE, _SEED, _NAME) and len({str(tree.get(key)) for tree in pruned}) > 1
+        key for key in keys if key not in (*FREE, _SEED, _NAME) and len({str(tree.get(key)) for tree in pruned}) > 1
     ]
     names = [tree[_NAME] for tree in pruned]
     # Recipes that are called differently are told by their names.

@@ -110,7 +110,12 @@ def _with_costs(stored: tuple[Layer, ...], model: nn.Module, example: Any, cut: 
         layers.append(Layer(layer.name, layer.shape, layer.kept, *costs.get(layer.name, (None, None)), size, dead))
     notes = tuple(f"not counted: multiply-adds of {operation}" for operation in found.uncounted)
     return Layers(
-        tuple(layers), found.parameters + cut, found.kept_parameters, found.multiply_adds, found.kept_multiply_adds, notes
+        tuple(layers),
+        found.parameters + cut,
+        found.kept_parameters,
+        found.multiply_adds,
+        found.kept_multiply_adds,
+        notes,
     )
 
 

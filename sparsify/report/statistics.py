@@ -6,7 +6,9 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import TypeVar
 
+_Key = TypeVar("_Key", bound=Hashable)
 _CONFIDENCE = 0.95
 
 
@@ -35,7 +37,7 @@ class Difference:
         return 1 if self.mean > 0 else -1
 
 
-def mean_of(found: Mapping[Hashable, float]) -> Mean | None:
+def mean_of(found: Mapping[_Key, float]) -> Mean | None:
     """Return the mean over seeds, None if there is none."""
     if not found:
         return None
@@ -43,7 +45,7 @@ def mean_of(found: Mapping[Hashable, float]) -> Mean | None:
     return Mean(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
 
-def difference(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> Difference | None:
+def difference(one: Mapping[_Key, float], other: Mapping[_Key, float]) -> Difference | None:
     """Return one minus other over the seeds that both have, None if there is none.
 
     The interval is Student's: mean +- t(0.975, n - 1) * s / sqrt(n), s the standard deviation of the differences.
@@ -55,6 +57,23 @@ def difference(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) -
         return Difference(pairs[0], None, 1)
     width = two_sided_t(_CONFIDENCE, len(pairs) - 1) * stdev(pairs) / math.sqrt(len(pairs))
     return Difference(fmean(pairs), width, len(pairs))
+
+
+def accuracy_text(found: Mean | None) -> str:
+    """Return a mean of accuracies in per cent: "61.20 ± 0.31"."""
+    if found is None:
+        return "-"
+    return f"{100 * found.mean:.2f}" + ("" if found.deviation is None else f" ± {100 * found.deviation:.2f}")
+
+
+def difference_text(found: Difference | None) -> str:
+    """Return a difference in points with its interval: "+0.52 (-0.10 to +1.14)"."""
+    if found is None:
+        return "-"
+    mean, width = 100 * found.mean, found.half_width
+    if width is None:
+        return f"{mean:+.2f} (one pair)"
+    return f"{mean:+.2f} ({mean - 100 * width:+.2f} to {mean + 100 * width:+.2f})"
 
 
 def two_sided_t(share: float, degrees: int) -> float:

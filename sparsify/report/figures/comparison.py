@@ -41,9 +41,9 @@ def accuracy_over_sparsity(cells: Sequence[Cell]) -> Figure:
     tips = [alt.Tooltip("series:N"), *(alt.Tooltip(f"{key}:Q", format=".2%") for key in ("sparsity", "mean"))]
     base = chart(rows).encode(x=x, color=colour)
     layers = [
-        chart(single).mark_point(opacity=0.45, size=25).encode(
-            x=x, y=alt.Y("accuracy:Q", title="test accuracy"), color=colour, tooltip=["seed:N", "accuracy:Q"]
-        ),
+        chart(single)
+        .mark_point(opacity=0.45, size=25)
+        .encode(x=x, y=alt.Y("accuracy:Q", title="test accuracy"), color=colour, tooltip=["seed:N", "accuracy:Q"]),
         base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title="test accuracy"), y2="high:Q"),
         base.mark_line(point=alt.OverlayMarkDef(size=60, filled=True)).encode(y=y, tooltip=tips),
     ]
@@ -79,4 +79,4 @@ def paired_differences(cells: Sequence[Cell]) -> Figure | None:
     line = base.mark_rule(strokeWidth=2, color=BLUE).encode(x=alt.X("low:Q", title=title), x2="high:Q", y=y)
     dots = base.mark_point(filled=True, size=70, color=BLUE, opacity=1).encode(x="mean:Q", y=y, tooltip=tips)
     zero = chart([{"x": 0}]).mark_rule(strokeDash=[4, 4], color=GREY).encode(x="x:Q")
-    return alt.layer(zero, line, dots).properties(width="container", height={"step": _ROW})
+    return alt.layer(zero, line, dots).properties(width="container", height=_ROW * len(rows))

@@ -30,7 +30,7 @@ def sizes(file: FileSummary) -> Figure:
     x = alt.X("bytes:Q", axis=alt.Axis(format="~s", tickCount=5), title="bytes")
     tips = [alt.Tooltip("what:N"), alt.Tooltip("bytes:Q", format=",")]
     bars = chart(rows).mark_bar().encode(x=x, y=alt.Y("what:N", sort=None, title=None), color=colour, tooltip=tips)
-    return bars.properties(height={"step": _STEP})
+    return bars.properties(height=_STEP * len(rows))
 
 
 def latency(result: BenchResult) -> Figure:
@@ -53,7 +53,7 @@ def latency(result: BenchResult) -> Figure:
     base = chart(rows)
     bars = base.mark_bar().encode(x=alt.X("ms:Q", title="milliseconds"), y=y, color=colour, tooltip=tips)
     spread = base.mark_rule(strokeWidth=2, color=GREY).encode(x=alt.X("low:Q"), x2="high:Q", y=y)
-    return alt.layer(bars, spread).properties(width="container", height={"step": _STEP})
+    return alt.layer(bars, spread).properties(width="container", height=_STEP * len(rows))
 
 
 def _kind(name: str) -> str:

@@ -19,7 +19,7 @@ def layer_sparsity(layers: Layers) -> Figure:
     x = alt.X("sparsity:Q", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]), title="removed")
     tips = [alt.Tooltip("layer:N"), alt.Tooltip("sparsity:Q", format=".2%")]
     bars = chart(rows).mark_bar(color=BLUE).encode(x=x, y=_names(alt), tooltip=tips)
-    return bars.properties(height={"step": _STEP})
+    return bars.properties(height=_STEP * len(rows))
 
 
 def layer_parameters(layers: Layers) -> Figure:
@@ -41,12 +41,15 @@ def _stacked(counts: list[tuple[str, int, int]], what: str) -> Figure:
     alt = altair()
     rows: list[dict[str, Any]] = []
     for name, kept, size in counts:
-        rows += [{"layer": name, "count": kept, "what": "kept"}, {"layer": name, "count": size - kept, "what": "removed"}]
+        rows += [
+            {"layer": name, "count": kept, "what": "kept"},
+            {"layer": name, "count": size - kept, "what": "removed"},
+        ]
     colour = alt.Color("what:N", scale=alt.Scale(domain=["kept", "removed"], range=[BLUE, _GONE]), title=None)
     tips = [alt.Tooltip("layer:N"), alt.Tooltip("what:N"), alt.Tooltip("count:Q", format=",")]
     x = alt.X("count:Q", axis=alt.Axis(format="~s", tickCount=5), title=what)
     bars = chart(rows).mark_bar().encode(x=x, y=_names(alt), color=colour, tooltip=tips)
-    return bars.properties(height={"step": _STEP})
+    return bars.properties(height=_STEP * len(counts))
 
 
 def _names(alt: Any) -> Any:

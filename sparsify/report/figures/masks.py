@@ -34,7 +34,7 @@ def cycle_overlap(masks: Mapping[int, Masks]) -> Figure:
     base = chart(rows).encode(x=x, y=y, tooltip=tips)
     text = base.mark_text().encode(text=alt.Text("iou:Q", format=".0%"), color=_contrast(alt))
     return alt.layer(base.mark_rect().encode(color=_shade(alt)), text).properties(
-        width="container", height={"step": _CELL}
+        width="container", height=_CELL * len(masks)
     )
 
 
@@ -53,7 +53,7 @@ def mask_difference(rows: Sequence[LayerOverlap]) -> Figure:
     x = alt.X("iou:Q", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]), title="intersection over union")
     bars = chart([{"layer": row.name, "iou": row.iou} for row in rows]).mark_bar(color=BLUE)
     tips = [alt.Tooltip("layer:N"), alt.Tooltip("iou:Q", format=".1%")]
-    return bars.encode(x=x, y=alt.Y("layer:N", sort=None, title=None), tooltip=tips).properties(height={"step": _ROW})
+    return bars.encode(x=x, y=alt.Y("layer:N", sort=None, title=None), tooltip=tips).properties(height=_ROW * len(rows))
 
 
 def _by_layer(rows: list[dict[str, Any]], title: str) -> Figure:
@@ -64,7 +64,7 @@ def _by_layer(rows: list[dict[str, Any]], title: str) -> Figure:
     base = chart(rows).encode(x=x, y=y, tooltip=tips)
     text = base.mark_text(fontSize=10).encode(text=alt.Text("iou:Q", format=".0%"), color=_contrast(alt))
     return alt.layer(base.mark_rect().encode(color=_shade(alt)), text).properties(
-        width="container", height={"step": _ROW}
+        width="container", height=_ROW * len({row["layer"] for row in rows})
     )
 
 

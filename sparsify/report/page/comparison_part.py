@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...quantities import byte_count, percent
 from ..comparison import Cell
 from ..figures.comparison import accuracy_over_sparsity, paired_differences
-from ..statistics import Difference, Mean
+from ..statistics import accuracy_text, difference_text
 from .parts import Block, Drawn, Part, Table, TableCell
 
 
@@ -23,26 +23,11 @@ def comparison_part(cells: Sequence[Cell]) -> Part:
         title = f"Paired differences from {cells[0].label}, with 95 % confidence intervals"
         figures.append(Drawn("compare-differences", title, differences))
     text = (
-        "Accuracy at the end, at the final sparsity: mean ± standard deviation over seeds, in per cent. Differences are "
-        "over paired seeds, with 95 % confidence intervals (Student's t), each of one comparison alone.",
+        "Accuracy at the end, at the final sparsity: mean ± standard deviation over seeds, in per cent. Differences "
+        "are over paired seeds, with 95 % confidence intervals (Student's t), each of one comparison alone.",
     )
     table = Table(headings, tuple(_row(cell) for cell in cells), sortable=True)
     return Part("comparison", "Comparison", (Block(text=text, table=table, figures=tuple(figures)),))
-
-
-def accuracy_text(found: Mean) -> str:
-    """Return a mean of accuracies in per cent: "61.20 ± 0.31"."""
-    return f"{100 * found.mean:.2f}" + ("" if found.deviation is None else f" ± {100 * found.deviation:.2f}")
-
-
-def difference_text(found: Difference | None) -> str:
-    """Return a difference in points with its interval: "+0.52 (-0.10 to +1.14)"."""
-    if found is None:
-        return "-"
-    mean, width = 100 * found.mean, found.half_width
-    if width is None:
-        return f"{mean:+.2f} (one pair)"
-    return f"{mean:+.2f} ({mean - 100 * width:+.2f} to {mean + 100 * width:+.2f})"
 
 
 def _row(cell: Cell) -> tuple[TableCell, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ...overlap import Masks, iou, iou_by_chance
 from ...quantities import byte_count, count, percent
 from ...training.run import run_folder as folders
+from ..bench_results import Timing
 from ..figures import costs, curves, masks
 from ..figures import layers as bars
 from ..read_layers import Layer, Layers
@@ -60,7 +60,9 @@ def _pruning(run: Run) -> str:
 
 def _curves(run: Run, place: str) -> Block:
     ends = curves.cycle_ends(run)
-    text = (f"Broken lines: all weights come back after step {', '.join(f'{step:,}' for step in ends)}.",) if ends else ()
+    text = (
+        (f"Broken lines: all weights come back after step {', '.join(f'{step:,}' for step in ends)}.",) if ends else ()
+    )
     figures = (
         Drawn(f"{place}-accuracy", "Accuracy over steps, the sparsity behind it", curves.accuracy(run)),
         Drawn(f"{place}-loss", "Loss over steps", curves.loss(run)),
@@ -68,7 +70,7 @@ def _curves(run: Run, place: str) -> Block:
     return Block("How it was trained", text, figures=figures)
 
 
-def _layers(layers: Layers, place: str) -> Block | None:
+def _layers(layers: Layers, place: str) -> Block:
     if not layers.layers:
         return Block("Layers", ("No weight carries a mask.",))
     few = len(layers.layers) > bars.MOST
@@ -76,7 +78,9 @@ def _layers(layers: Layers, place: str) -> Block | None:
     if few:
         text.append(f"Bars show the {bars.MOST} largest of {len(layers.layers)} layers; the table has all.")
     if layers.channels:
-        text.append(f"{layers.dead:,} of {layers.channels:,} channels are dead: nothing that they hold reaches an output.")
+        text.append(
+            f"{layers.dead:,} of {layers.channels:,} channels are dead: nothing that they hold reaches an output."
+        )
     figures = [
         Drawn(f"{place}-sparsity", "Sparsity of each layer", bars.layer_sparsity(layers)),
         Drawn(f"{place}-parameters", "Parameters of each layer", bars.layer_parameters(layers)),
@@ -119,7 +123,11 @@ def _masks(run: Run, place: str) -> Block | None:
     )
     figures = (
         Drawn(f"{place}-cycles", "Masks of every two cycles", masks.cycle_overlap(found)),
-        Drawn(f"{place}-cycles-layers", "Masks of cycles that follow each other, layer by layer", masks.layer_overlap(found)),
+        Drawn(
+            f"{place}-cycles-layers",
+            "Masks of cycles that follow each other, layer by layer",
+            masks.layer_overlap(found),
+        ),
     )
     return Block("Which weights each cycle kept", text, figures=figures)
 
@@ -128,8 +136,8 @@ def _file(run: Run, place: str) -> Block:
     file, least = run.file, costs.limit_of(run.file)
     name = Path(file.path).name
     text = (
-        f"{name}: {byte_count(file.bytes_file)}, {file.bytes_file / max(1, least):.3f} times the {byte_count(least)} that "
-        "these masks and values take at least, where no pattern of the masks is used.",
+        f"{name}: {byte_count(file.bytes_file)}, {file.bytes_file / max(1, least):.3f} times the {byte_count(least)} "
+        "that these masks and values take at least, where no pattern of the masks is used.",
     )
     return Block("File", text, figures=(Drawn(f"{place}-sizes", "Bytes", costs.sizes(file)),))
 
@@ -143,13 +151,12 @@ def _latency(run: Run, place: str) -> list[Block]:
         versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
         text = (f"Input {shape}, {threads}, {result.processor}; {versions}; {result.date}.",)
         title = f"Milliseconds of a pass: median and quartiles, input {shape}"
-        rows: Any = tuple(_timing_row(one) for one in result.timings)
-        table = Table(("runtime", "median", "quartiles"), rows)
+        table = Table(("runtime", "median", "quartiles"), tuple(_timing_row(one) for one in result.timings))
         figure = Drawn(f"{place}-latency-{number}", title, costs.latency(result))
         blocks.append(Block("Time of a pass" if number == 1 else "", text, figures=(figure,), table=table))
     return blocks
 
 
-def _timing_row(one: Any) -> tuple[TableCell, ...]:
+def _timing_row(one: Timing) -> tuple[TableCell, ...]:
     spread = f"{milliseconds(one.low)} - {milliseconds(one.high)}"
     return (TableCell(one.name), TableCell(milliseconds(one.median)), TableCell(spread))

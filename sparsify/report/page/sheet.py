@@ -35,9 +35,8 @@ def make_sheet(run: Run, layers: Layers, cells: Sequence[Cell] = ()) -> Sheet:
             rows.append(plain_row("time of a pass", milliseconds(torch.median), milliseconds(engine.median), faster))
     notes = [] if run.bench else [f"Not timed yet: sparsify bench {run.folder}"]
     if layers.dead:
-        notes.append(
-            f"{layers.dead:,} of {layers.channels:,} channels are dead: sparsify export {run.folder} --shrink removes them"
-        )
+        dead = f"{layers.dead:,} of {layers.channels:,} channels are dead"
+        notes.append(f"{dead}: sparsify export {run.folder} --shrink removes them")
     table = Table(("", "dense", "sparse", ""), tuple(rows))
     return Sheet(_sentence(run, layers), table, tuple([*_about_times(run), *notes]))
 

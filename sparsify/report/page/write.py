@@ -83,9 +83,9 @@ def _html(page: Page) -> str:
     style, script = (safe((here / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
     specs = {drawn.id: spec(drawn.figure) for drawn in figures_of(page.parts)}
     version = ".".join(altair().SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    bundle = vl_convert.javascript_bundle(vl_version=version)
+    bundle = vl_convert.javascript_bundle(None, vl_version=version)
     table = environment.get_template("table.html")
-    return environment.get_template("template.html").render(
+    html: str = environment.get_template("template.html").render(
         page=page,
         style=style,
         script=script,
@@ -93,6 +93,7 @@ def _html(page: Page) -> str:
         figures=safe(_json({"config": config(), "specs": specs})),
         table=lambda found: safe(table.render(table=found)),
     )
+    return html
 
 
 def _json(value: Any) -> str:

@@ -82,9 +82,9 @@ def train(
     """Train and prune as `recipe` says (a Recipe, a mapping like one, or a path) and return the result.
 
     The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
-    conditions.json (hardware and versions), TensorBoard events, checkpoints/last.safetensors and the ones before it (step-N.safetensors),
-    checkpoints/best.safetensors (the best test accuracy at the final sparsity), masks/cycle-N.safetensors at the end of
-    each cycle, and model.safetensors. With `resume` the run in it goes on from its last sound checkpoint to the same
+    conditions.json (hardware and versions), TensorBoard events, checkpoints/last.safetensors and the ones before it
+    (step-N.safetensors), checkpoints/best.safetensors (the best test accuracy at the final sparsity),
+    masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it goes on from its last sound checkpoint to the same
     bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of what may change the bits: another
     number of threads, processor or version of torch. `model` is trained, in place, instead of the recipe's, which may
     then be left out; where its state is not that of the recipe's, recipe.yaml calls it python:<its class>. `data` takes
