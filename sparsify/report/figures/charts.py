@@ -34,6 +34,14 @@ def altair() -> Any:
     return altair
 
 
+def converter() -> Any:
+    """Return the module vl_convert, which turns Vega-Lite into pictures without a browser."""
+    check_installed("a figure")
+    import vl_convert
+
+    return vl_convert
+
+
 def chart(rows: Iterable[Mapping[str, Any]], width: int | str = "container") -> Figure:
     """Return a chart of `rows` without a mark; its width follows the page's."""
     alt = altair()
@@ -73,13 +81,10 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     if kind not in KINDS:
         raise SparsifyError(f"{os.fspath(path)}: a figure is written as {' or '.join(KINDS)}")
     check_writable(path)
-    check_installed("a figure")
-    import vl_convert
-
     fixed = {**spec(figure), "config": config("#222222", "white"), "padding": 10}
     if fixed.get("width") == "container":
         fixed["width"] = 640
     if kind == ".svg":
-        atomic_write(path, vl_convert.vegalite_to_svg(fixed).encode())
+        atomic_write(path, converter().vegalite_to_svg(fixed).encode())
     else:
-        atomic_write(path, vl_convert.vegalite_to_png(fixed, scale=_SCALE))
+        atomic_write(path, converter().vegalite_to_png(fixed, scale=_SCALE))

@@ -119,7 +119,7 @@ def _masks(run: Run, place: str) -> Block | None:
     chance, seen = iou_by_chance(found[first], found[second]), iou(found[first], found[second])
     text = (
         "Intersection over union: of the weights that either cycle keeps, the share that both keep. "
-        f"Cycles {first} and {second} share {percent(seen)}; random masks of these sizes would share {percent(chance)}.",
+        f"Cycles {first} and {second} share {percent(seen)}; random masks of these sizes would {percent(chance)}.",
     )
     figures = (
         Drawn(f"{place}-cycles", "Masks of every two cycles", masks.cycle_overlap(found)),

@@ -15,7 +15,7 @@ from ...arguments import PATH, takes
 from ...errors import SparsifyError
 from ...formats.io.atomic import atomic_write, check_writable
 from ..comparison import compare
-from ..figures.charts import KINDS, altair, check_installed, config, save, spec
+from ..figures.charts import KINDS, altair, check_installed, config, converter, save, spec
 from ..read_layers import read_layers
 from ..read_run import Run, read_run
 from .comparison_part import comparison_part
@@ -74,7 +74,6 @@ def _page(runs: Sequence[Run]) -> Page:
 
 def _html(page: Page) -> str:
     import jinja2
-    import vl_convert
 
     here = files(__package__)
     texts = {name: (here / name).read_text(encoding="utf-8") for name in ("template.html", "table.html")}
@@ -83,7 +82,7 @@ def _html(page: Page) -> str:
     style, script = (safe((here / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
     specs = {drawn.id: spec(drawn.figure) for drawn in figures_of(page.parts)}
     version = ".".join(altair().SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    bundle = vl_convert.javascript_bundle(None, vl_version=version)
+    bundle = converter().javascript_bundle(vl_version=version)
     table = environment.get_template("table.html")
     html: str = environment.get_template("template.html").render(
         page=page,

@@ -84,14 +84,15 @@ def train(
     The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
     conditions.json (hardware and versions), TensorBoard events, checkpoints/last.safetensors and the ones before it
     (step-N.safetensors), checkpoints/best.safetensors (the best test accuracy at the final sparsity),
-    masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it goes on from its last sound checkpoint to the same
-    bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of what may change the bits: another
-    number of threads, processor or version of torch. `model` is trained, in place, instead of the recipe's, which may
-    then be left out; where its state is not that of the recipe's, recipe.yaml calls it python:<its class>. `data` takes
-    the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair of them for training and test (see
-    docs/data.md); a run that goes on needs it again. `check` verifies that all-ones masks change no bit before
-    training. `on_start` and `on_record` are called with what is about to run and with each record of `train_steps`.
-    When `stop`, which is asked after each step, returns True, a checkpoint is written and RunStopped raised.
+    masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it goes on from
+    its last sound checkpoint to the same bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of
+    what may change the bits: another number of threads, processor or version of torch. `model` is trained, in place,
+    instead of the recipe's, which may then be left out; where its state is not that of the recipe's, recipe.yaml calls
+    it python:<its class>. `data` takes the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair
+    of them for training and test (see docs/data.md); a run that goes on needs it again. `check` verifies that all-ones
+    masks change no bit before training. `on_start` and `on_record` are called with what is about to run and with each
+    record of `train_steps`. When `stop`, which is asked after each step, returns True, a checkpoint is written and
+    RunStopped raised.
     Raises SparsifyError for a mistake in what was asked and for a folder that another process writes to, RunError when
     the loss is no longer a number, the disk full or the folder gone.
     """
