@@ -65,7 +65,7 @@ class Loader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
 
     done = start = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.done, self.start = self.start, 0
         for batch in islice(super().__iter__(), self.done, None):
             self.done += 1

@@ -35,8 +35,8 @@ Cutting: TypeAlias = Callable[[nn.Module], Callable[[], None]]
 class Proof:
     """Compares cut models with the outputs of the whole one, in float64 and in the model's own precision.
 
-    After a check, `multiply_adds` holds those of the cut model; after a successful one, `difference` holds the relative errors (float64, own precision) and `seconds` the median
-    times of a forward pass (whole, cut).
+    After a check, `multiply_adds` holds those of the cut model; after a successful one, `difference` holds the relative
+    errors (float64, own precision) and `seconds` the median times of a forward pass (whole, cut).
     """
 
     def __init__(self, whole: nn.Module, example_input: Any, examples: Sequence[Any] = (), *, wanted: bool) -> None:

@@ -151,7 +151,7 @@ _MODES = frozenset(
 def names_read(function: Callable[..., Any]) -> frozenset[str]:
     """Return the attribute names that a Python function reads; none for a function that has no bytecode."""
     code = getattr(function, "__code__", None)
-    return frozenset(_names(code)) if isinstance(code, CodeType) else frozenset()
+    return frozenset(names_in(code)) if isinstance(code, CodeType) else frozenset()
 
 
 def mentions_training(cls: type[nn.Module]) -> bool:
