@@ -30,6 +30,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     return copied
 
 
+_COPYING = ("__reduce__", "__reduce_ex__", "__getstate__")
 _ATOMS = (type(None), bool, int, float, str, type, torch.dtype, torch.device, torch.Size)
 
 
@@ -41,7 +42,7 @@ def _copied(module: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(module, memo)
     made = memo[id(module)] = type(module).__new__(type(module))
     state = {}
-    for name, value in module.__getstate__().items():
+    for name, value in module.__getstate__().items():  # type: ignore[no-untyped-call]
         if type(value) in _ATOMS:
             state[name] = value
         elif id(value) in memo:
@@ -52,12 +53,12 @@ def _copied(module: Any, memo: dict[int, Any]) -> Any:
                 state[name].update((key, _copied(below, memo)) for key, below in value.items())
         else:
             state[name] = copy.deepcopy(value, memo)
-    made.__setstate__(state)
+    made.__setstate__(state)  # type: ignore[no-untyped-call]
     return made
 
 
 @cache
-def _is_copied_by_state(cls: type) -> bool:
+def _is_copied_by_state(cls: Any) -> bool:
     """Whether copy.deepcopy copies the attributes of a module one by one."""
     plain = all(
         getattr(cls, name) is getattr(nn.Module, name) for name in ("__reduce__", "__reduce_ex__", "__getstate__")

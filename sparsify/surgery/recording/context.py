@@ -152,11 +152,16 @@ def module_names(model: nn.Module, running: list[str], given: list[Any] | None =
 class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs operations in float64 that a forward asks for in a narrower dtype."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else Dynamo wraps every operation
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if kwargs.get("dtype") in _SHORTER:
             kwargs["dtype"] = torch.float64
-        if any(leaf.dtype == torch.float64 for leaf in leaves((args, kwargs), Tensor)) and not func._schema.is_mutable:
+        dtypes = {leaf.dtype for leaf in leaves((args, kwargs), Tensor)}
+        if torch.float64 in dtypes and not dtypes.isdisjoint(_SHORTER) and not func._schema.is_mutable:
             args, kwargs = tree_map(_widened, (args, kwargs))
         return func(*args, **kwargs)
 
