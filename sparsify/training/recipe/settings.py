@@ -146,13 +146,15 @@ class DataSettings(Settings):
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """processes that read image files; data in memory need none"""
     train_split: Word = "train"
-    """name of the training part, for timm.data"""
+    """name of the training part, for timm.data and hf:"""
     test_split: Word = "validation"
-    """name of the test part, for timm.data"""
+    """name of the test part, for timm.data and hf:, which takes `test` where there is no validation"""
+    label: Word | None = None
+    """hf: the column of the classes, by default the only one that has names of classes"""
     skip_bad: bool = False
     """leave out image files that cannot be read, with a warning that counts them; by default the first ends the run"""
     num_classes: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
-    """number of classes, for a timm.data set that does not tell it"""
+    """number of classes, for a set of timm.data or hf: that does not tell it"""
 
 
 class OptimizerSettings(Settings):
