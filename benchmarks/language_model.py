@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.language_model [--seeds 0 1 2] [--steps 500]
 
-The text is the docstrings of Python's standard library, which every machine has. Each seed trains a model, then removes
-half of every masked matrix at once, without training further, as Sun et al. 2024 do (arXiv 2306.11695): by magnitude
-within each layer and within each output, and by wanda within each output, whose inputs come from training text. The last
-model is exported to a torch.export program and to ONNX, which are compared with it. Needs the extra `hf`.
+The text is the docstrings of Python's standard library, which every machine has. Each seed trains a model, then
+removes half of every masked matrix at once, without training further, as Sun et al. 2024 do (arXiv 2306.11695): by
+magnitude within each layer and within each output, and by wanda within each output, whose inputs come from training
+text. The last model is exported to a torch.export program and to ONNX, which are compared with it. Needs the extra
+`hf`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def train(model: nn.Module, text: Tensor, steps: int, seed: int, batch: int = 12
     for _ in range(steps):
         starts = torch.randint(len(text) - CONTEXT, (batch,), generator=generator)
         loss = loss_of(model, text[starts[:, None] + torch.arange(CONTEXT + 1)])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -162,8 +163,8 @@ def table(rows: dict[int, dict[str, float]], parameters: str, steps: int, export
     order = [row["dense"] < row["wanda, within outputs"] < row["magnitude, within layers"] for row in rows.values()]
     return "\n".join(
         [
-            f"Perplexity per character of a GPT-2 on docstrings of Python's standard library ({parameters}, {steps} steps), "
-            "half of every masked matrix removed at once, no training afterwards. "
+            "Perplexity per character of a GPT-2 on docstrings of Python's standard library, held out "
+            f"({parameters}, {steps} steps), half of every masked matrix removed at once, no training afterwards. "
             f"Dense < wanda < magnitude within layers holds for {sum(order)} of {len(order)} seeds. "
             + environment("torch", "transformers", threads=torch.get_num_threads()),
             "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +45,13 @@ def check_data_name(settings: DataSettings, *, where: str = "") -> None:
     readers = " and ".join(f"{prefix}NAME" for prefix in TIMM_READERS)
     known = f"{', '.join(DATASETS)}, {FOLDER}PATH, {readers} (read by timm.data)"
     raise SparsifyError(f"{prefix}unknown data set '{name}'{hint} (known: {known})")
+
+
+def check_trackers(names: Iterable[str], *, where: str = "") -> None:
+    """Raise SparsifyError unless the package of each tracker is installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise SparsifyError(f"{where}: {name} is not installed: pip install {name}")
 
 
 def check_device(name: str, *, where: str = "") -> None:
