@@ -58,6 +58,8 @@ def known_device(name: str) -> str:
     return name
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
 _EVERY = r"^[1-9]\d*(it|ep|s|min|h)$"
 
 
@@ -226,6 +228,8 @@ class TrainSettings(Settings):
     """training batches on which batch-norm statistics are taken anew after training, 0 for none"""
     log_every: Count = 10
     """optimiser steps between two records of loss and accuracy"""
+    trackers: Annotated[tuple[Tracker, ...], Field(strict=False)] = ()
+    """further places to which records go, by accelerate's loggers; TensorBoard events are written in any case"""
     evaluate_every: Count = 1
     """epochs between two evaluations on the test images"""
     checkpoint: CheckpointSettings = Field(default_factory=lambda: CheckpointSettings())
