@@ -28,6 +28,7 @@ from ..preprocess import KEY, beside
 from ..surgery.progress import warn_of_schedule
 from ..surgery.shrink.cuts import Cuts
 from ..surgery.unwrap import unwrap
+from ..transformers_models import PREFIX, portable
 from .registry import check_format, check_place
 
 
@@ -110,6 +111,8 @@ def write(
     if hasattr(known.get("recipe"), "to_yaml"):
         known["recipe"] = known["recipe"].to_yaml()
     known["arguments"] = {k: v for k, v in known.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
+    if known.get("spec", "").startswith(f"{PREFIX}:"):  # the file needs no folder and no hub to be loaded
+        known["arguments"] = portable(known["spec"].partition(":")[2], known["arguments"])
     metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **known)
     check_place(row, path)
     written = row.write(ExportRequest(unwrap(model), path, metadata, **given))
