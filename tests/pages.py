@@ -27,7 +27,11 @@ REASONS = ("needs a network", "needs CUDA", "needs CIFAR-100", "needs hours", "y
 ELSEWHERE = ("pip", "hf", "git", "make", "source", "ruff", "mypy", "pytest", "zensical", "tensorboard")
 # A page's training as a short one, of a small network.
 SHORT = ["--device", "cpu", "--set", "train.max_steps=10", "--set", "data.limit=200", "--set", "data.batch_size=40"]
-SMALL = {"timm:vgg19_bn": "timm:test_resnet", "cifar:resnet56": "cifar:resnet20"}
+SMALL = {
+    "timm:vgg19_bn": "timm:test_resnet",
+    "cifar:resnet56": "cifar:resnet20",
+    "prune.criterion=synflow": "prune.criterion={name: synflow, rounds: 5}",
+}
 
 
 class Block(NamedTuple):
