@@ -25,7 +25,7 @@ def attributes_read(model: nn.Module) -> frozenset[str] | None:
         if functions or module._forward_hooks or module._forward_pre_hooks:
             return None  # code that is no method
         cls = original_class(module)
-        names = frozenset[str]() if is_torch(cls) else _names_read(cls)
+        names = frozenset[str]() if is_torch(cls) else _names_read(cls)  # type: ignore[arg-type]
         if names is None:
             return None
         found |= names
