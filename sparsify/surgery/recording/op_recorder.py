@@ -17,7 +17,7 @@ from ..module_walk import named_modules
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
 from .context import FunctionHooks, Memory, leaves, module_names, not_compiled, own_inputs
-from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Op, Value, pointwise
+from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Noise, Op, Value, pointwise
 from .second_pass import KnownOps
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
@@ -182,10 +182,12 @@ class OpRecorder(TorchDispatchMode):
             return
         if len(tensors) != 1 or max(sizes, default=1) == 1:
             return
-        op = Op(
-            name, func, args, kwargs if args else {}, (Filled(_shape(tensors[0]), tensors[0].detach()),), self.where()
-        )
-        if not args or op.is_movement or (pointwise(op) and bool((tensors[0] == tensors[0].flatten()[0]).all())):
+        drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
+        held = Noise(_shape(tensors[0]), torch.ones_like(tensors[0])) if drawn else None
+        result = held or Filled(_shape(tensors[0]), tensors[0].detach())
+        op = Op(name, func, args, kwargs if args else {}, (result,), self.where())
+        alike = drawn or bool((tensors[0] == tensors[0].flatten()[0]).all())
+        if not args or op.is_movement or name == "bernoulli_" or (pointwise(op) and alike):
             self.enter(tensors[0], op.results[0])
             self._note(op, tensors)
 

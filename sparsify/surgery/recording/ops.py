@@ -18,7 +18,7 @@ SCALED_BY_SIZE = "scaled_by_size"
 DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist", "numpy"})
 _POINTWISE_TOO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
 # Operations that make a tensor of one number in explicit sizes.
-FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+FILLS = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 
 
 @dataclass(eq=False)
@@ -37,6 +37,11 @@ class Value:
 @dataclass(eq=False)
 class Filled(Value):
     """A constant filled with one number, in explicit sizes, as torch.zeros returns it."""
+
+
+@dataclass(eq=False)
+class Noise(Filled):
+    """Random numbers in explicit sizes, as feature dropout draws them; `constant` holds ones: all may be nonzero."""
 
 
 @dataclass(frozen=True, eq=False)
