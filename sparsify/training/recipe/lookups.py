@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +58,13 @@ def _check_hub_name(name: str, prefix: str) -> None:
         raise SparsifyError(f"{prefix}'{name}' is no set of the hub: it is written {HUB}OWNER/NAME, or {HUB}FOLDER")
     if find_spec("datasets") is None:
         raise SparsifyError(f"{prefix}'{HUB}{name}' needs a package that is not installed: pip install datasets")
+
+
+def check_trackers(names: Iterable[str], *, where: str = "") -> None:
+    """Raise SparsifyError unless the package of each tracker is installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise SparsifyError(f"{where}: {name} is not installed: pip install {name}")
 
 
 def check_device(name: str, *, where: str = "") -> None:

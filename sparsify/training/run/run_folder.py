@@ -20,6 +20,7 @@ from .same_recipe import FREE, differences
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
+CONDITIONS = "conditions.json"  # what the run computed on, each time that it was started
 LAST = "checkpoints/last.safetensors"
 NEXT = f"{LAST}.new"  # whole already, but not yet the last
 OLDER = "checkpoints/step-{}.safetensors"
@@ -28,7 +29,8 @@ MODEL = "model.safetensors"
 MASKS = "masks/cycle-{}.safetensors"
 _BESIDE = tuple(str(beside(path)) for path in (BEST, MODEL))
 # Without the recipe, which is replaced at the end: a folder half cleared is a run still, which --overwrite replaces.
-_OURS = (LAST, NEXT, OLDER.format("*"), METRICS, BEST, MODEL, *_BESIDE, MASKS.format("*"), "events.out.tfevents.*")
+_EVENTS = "events.out.tfevents.*"
+_OURS = (LAST, NEXT, OLDER.format("*"), METRICS, CONDITIONS, BEST, MODEL, *_BESIDE, MASKS.format("*"), _EVENTS)
 _FOLDER = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|]+')
 _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d) *(\.|$)", re.IGNORECASE)
 _LONGEST, _LONGEST_WITH_OVERRIDES = 200, 240

@@ -25,6 +25,7 @@ from ..recipe.plugin import Plugin, as_plugin
 from ..recipe.read import Recipe, check_names, parse_recipe, read_recipe
 from . import run_folder as folders
 from .checkpoint_files import Checkpoints
+from .conditions import note_conditions
 from .keeper import Keeper
 from .lock import Lock
 from .log import Log, plain_record
@@ -84,18 +85,18 @@ def train(
     """Train and prune as `recipe` says (a Recipe, a mapping like one, or a path) and return the result.
 
     The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
-    TensorBoard events, checkpoints/last.safetensors and the ones before it (step-N.safetensors),
-    checkpoints/best.safetensors (the best test accuracy at the final sparsity), masks/cycle-N.safetensors at the end of
-    each cycle, and model.safetensors. With `resume` the run in it goes on from its last sound checkpoint to the same
-    bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of what may change the bits: another
-    number of threads, processor or version of torch. `model` is trained, in place, instead of the recipe's, which may
-    then be left out; where its state is not that of the recipe's, recipe.yaml calls it python:<its class>. `data` takes
-    the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair of them for training and test (see
-    docs/data.md); a run that goes on needs it again. `plugin` is a file of yours that is executed, and whose criteria,
-    schedules and data sets the recipe can name (docs/plugins.md); a run goes on with the same file alone. `check`
-    verifies that all-ones masks change no bit before training. `on_start` and `on_record` are called with what is about
-    to run and with each record of `train_steps`. When `stop`, which is asked after each step, returns True, a
-    checkpoint is written and RunStopped raised.
+    conditions.json (hardware and versions), TensorBoard events, checkpoints/last.safetensors and the ones before it
+    (step-N.safetensors), checkpoints/best.safetensors (the best test accuracy at the final sparsity),
+    masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it goes on from
+    its last sound checkpoint to the same bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of
+    what may change the bits: another number of threads, processor or version of torch. `model` is trained, in place,
+    instead of the recipe's, which may then be left out; where its state is not that of the recipe's, recipe.yaml calls
+    it python:<its class>. `data` takes the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair
+    of them for training and test (see docs/data.md); a run that goes on needs it again. `plugin` is a file of yours
+    that is executed, and whose criteria, schedules and data sets the recipe can name (docs/plugins.md); a run goes on
+    with the same file alone. `check` verifies that all-ones masks change no bit before training. `on_start` and
+    `on_record` are called with what is about to run and with each record of `train_steps`. When `stop`, which is asked
+    after each step, returns True, a checkpoint is written and RunStopped raised.
     Raises SparsifyError for a mistake in what was asked and for a folder that another process writes to, RunError when
     the disk is full or the folder gone, its kind Diverged when loss or weights are no longer numbers.
     """
@@ -117,10 +118,11 @@ def train(
         state = (checkpoints.read(NEEDED) if resume else None) or {}
         if state:
             restore(prepared, state, folder)
+        note_conditions(folder, training.step, training.accelerator.device)
         _keep_masks(prepared, folder, lock)
         if on_start is not None:
             on_start(prepared, folder)
-        log = stack.enter_context(Log(folder, size=state.get("metrics_size", 0), step=training.step))
+        log = stack.enter_context(Log(folder, merged, size=state.get("metrics_size", 0), step=training.step))
 
         def save_best(record: Record) -> None:
             _save(prepared, folder / folders.BEST, record)

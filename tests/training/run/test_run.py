@@ -65,6 +65,7 @@ def test_a_run_leaves_recipe_records_checkpoints_and_a_model_that_loads(tmp_path
     assert {path.name for path in (tmp_path / "a").iterdir() if not path.name.startswith("events")} == {
         "recipe.yaml",
         "metrics.jsonl",
+        "conditions.json",
         "checkpoints",
         "masks",
         "model.preprocess.json",
