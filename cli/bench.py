@@ -171,7 +171,7 @@ def _images(model: nn.Module, own: tuple[int, int], image_size: int | None) -> t
 
 def _only_one(inputs: Inputs) -> Tensor:
     """Return the one tensor that a model takes."""
-    tensors: list[Tensor] = [*inputs.args, *inputs.kwargs.values()]
+    tensors: list[Tensor] = [one for one in (*inputs.args, *inputs.kwargs.values()) if hasattr(one, "shape")]
     if len(tensors) > 1:
         raise SparsifyError(
             f"bench: the model takes {', '.join(inputs.kwargs)}, and one tensor is timed; use sparsify.compile"

@@ -42,6 +42,7 @@ class OpRecorder(TorchDispatchMode):
         self.module: list[str] = []
         self.given: list[Any] = []  # the arguments of each of these modules
         self.branches: list[tuple[str, tuple[Value, ...]]] = []
+        self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
         self.memories: dict[int, Memory] = {}
@@ -70,7 +71,10 @@ class OpRecorder(TorchDispatchMode):
         seen = FunctionHooks(self.leave, self.scaled, self.whole)
         with not_compiled(), module_names(model, self.module, self.given), torch.no_grad(), self, seen:
             outputs = run(model, inputs)
-        return [self.value_of(leaf) for leaf in tensors_in(outputs)]
+        in_containers = set(map(id, tree_flatten(outputs)[0]))
+        found = tensors_in(outputs)
+        self.in_objects |= {self.value_of(leaf) for leaf in found if id(leaf) not in in_containers}
+        return [self.value_of(leaf) for leaf in found]
 
     def idle_layers(self, model: nn.Module) -> list[str]:
         """Return the paths of the convolutions and linear layers whose weight no recorded operation reads."""
