@@ -18,6 +18,7 @@ FREE = (
     "train.checkpoint.keep",
     "data.dir",
     "data.workers",
+    "plugin.name",
 )
 _SHOWN = 5
 
