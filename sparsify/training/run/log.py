@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunError, RunWarning, SparsifyError
+from ..recipe.read import Recipe
 from .run_folder import METRICS
+from .tensorboard import write_recipe
 
 _UNPLOTTED = ("step", "epoch", "seconds", "shrunk")
 _CLOSING_SECONDS = 10.0
@@ -61,6 +63,15 @@ class Log:
         for key, value in record.items():
             if key not in _UNPLOTTED:
                 self._events.add_scalar(key, value, record["step"])
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        """Add what only TensorBoard shows: scalars by tag."""
+        for tag, value in scalars.items():
+            self._events.add_scalar(tag, value, step)
+
+    def add_recipe(self, recipe: Recipe) -> None:
+        """Add the recipe, for TensorBoard: as text and as hyperparameters."""
+        write_recipe(self._events, recipe)
 
     def sync(self) -> int:
         """Return the length of metrics.jsonl in bytes, once it is safely on the disk."""
