@@ -28,7 +28,9 @@ ALLOWED: Graph = {
     "relative_error": set(),
     "cifar": {"errors"},
     "surgery": {"arguments", "calls", "errors", "ops", "relative_error"},
-    "models": {"arguments", "errors", "cifar", "weights"},
+    "models": {"arguments", "errors", "cifar", "transformers_models", "weights"},
+    "transformers_models": {"errors"},
+    "declared_inputs": {"calls"},
     "weights": {"errors", "formats", "surgery"},
     "start": {"errors", "formats", "surgery", "weights"},
     "tables": {"quantities"},
@@ -45,9 +47,10 @@ ALLOWED: Graph = {
         "tables",
         "validation",
     },
-    "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities"},
+    "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities", "transformers_models"},
     "runtime": {"arguments", "calls", "errors", "relative_error", "surgery", "formats"},
     "export": {
+        "transformers_models",
         "arguments",
         "calls",
         "errors",
@@ -84,6 +87,7 @@ ALLOWED: Graph = {
         "quantities",
     }
     | {"surgery", "training"},
+    "integrations": {"arguments", "errors", "pruning", "surgery"},
     "sweep": {"errors", "formats", "report", "training"},
 }
 

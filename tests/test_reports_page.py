@@ -60,7 +60,7 @@ def test_the_names_shown_are_there() -> None:
 
 
 def test_the_table_shown_is_that_of_its_rows() -> None:
-    with (ROOT / "docs" / "img" / "sweep.csv").open() as file:
+    with (ROOT / "docs" / "pictures" / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     cells: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -72,4 +72,4 @@ def test_the_table_shown_is_that_of_its_rows() -> None:
         [line] = [line for line in PAGE.splitlines() if line.startswith(f"{label} ")]
         assert f" {accuracy_text(mean_of(values))} " in line
         assert difference_text(difference(values, first)) in line or values is first
-    assert (ROOT / "docs" / "img" / "sweep.svg").read_text().startswith("<svg")
+    assert (ROOT / "docs" / "pictures" / "sweep.svg").read_text().startswith("<svg")

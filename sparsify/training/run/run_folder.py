@@ -12,6 +12,7 @@ from pathlib import Path
 from ...errors import SparsifyError
 from ...formats.io.atomic import atomic_write, is_temporary
 from ...preprocess import beside
+from ..recipe.plugin import Plugin
 from ..recipe.read import Recipe, read_recipe
 from .lock import NAME as LOCK
 from .lock import check_free
@@ -142,10 +143,13 @@ def check_run(folder: Path) -> None:
             raise SparsifyError(f"{folder}: not a run: there is no {RECIPE} in it")
 
 
-def stored_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of the run in `folder`, with overrides; raises SparsifyError if there is none."""
+def stored_recipe(folder: Path, overrides: Sequence[str] = (), *, plugin: Plugin | None = None) -> Recipe:
+    """Return the recipe of the run in `folder`, with overrides; raises SparsifyError if there is none.
+
+    A run that was made with a plugin needs the same one.
+    """
     check_run(folder)
-    return read_recipe(folder / RECIPE, overrides)
+    return read_recipe(folder / RECIPE, overrides, plugin=plugin)
 
 
 def check_same(folder: Path, given: Recipe) -> None:
