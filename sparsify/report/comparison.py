@@ -8,8 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import SparsifyError
-from ..training.recipe.yaml_lines import parse_yaml
-from ..training.run.same_recipe import FREE, flat
+from ..training.run.same_recipe import FREE, flat_recipe
 from .run_records import Run
 from .statistics import Difference, Mean, difference, mean_of
 
@@ -50,7 +49,7 @@ def compare(runs: Sequence[Run]) -> list[Cell]:
     Raises SparsifyError for runs of different data, whose accuracies cannot be compared, for runs without a test
     accuracy, and for two runs of one recipe and seed.
     """
-    leaves = [flat(parse_yaml(run.recipe.to_yaml(), "recipe")[0]) for run in runs]
+    leaves = [flat_recipe(run.recipe) for run in runs]
     _check_comparable(runs, leaves)
     grouped: dict[tuple[Any, ...], list[int]] = {}
     for index, tree in enumerate(leaves):

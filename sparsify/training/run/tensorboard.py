@@ -12,9 +12,8 @@ from ...formats.model.masks import load_masks
 from ...overlap import iou
 from ...surgery.masks import get_masks, masked_weights
 from ..recipe.read import Recipe
-from ..recipe.yaml_lines import parse_yaml
 from .run_folder import MASKS
-from .same_recipe import flat
+from .same_recipe import flat_recipe
 
 if TYPE_CHECKING:
     from .log import Log
@@ -27,7 +26,7 @@ _KINDS = (bool, int, float, str)
 
 def hyperparameters(recipe: Recipe) -> dict[str, Any]:
     """Return the keys of a recipe that are set, as TensorBoard takes them: truth values, numbers and text."""
-    leaves = flat(parse_yaml(recipe.to_yaml(), "recipe")[0])
+    leaves = flat_recipe(recipe)
     plain = {key: value if isinstance(value, _KINDS) else str(value) for key, value in leaves.items()}
     return {key: plain[key] for key, value in leaves.items() if value not in (None, [], {})}
 
