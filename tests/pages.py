@@ -86,7 +86,7 @@ def understood(words: list[str]) -> None:
 
 
 def run_page(page: Path, slow: bool = False) -> list[str]:
-    """Run the blocks of `page` in the working directory, in order, `slow` ones too; return why others were only read."""
+    """Run the blocks of `page` in the working directory, in order; return why some were only read."""
     scope: dict[str, Any] = {"__name__": "__main__"}
     left = []
     for block in blocks_of(page):
