@@ -38,7 +38,7 @@ def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = No
         found["pixel_values"] = noise(getattr(image, "num_channels", 3), height, width)
     if main == "input_values":
         found[main] = noise(_SAMPLES)
-    if main == "input_features":
+    if main == "input_features" and config is not None:
         found[main] = noise(config.num_mel_bins, 2 * getattr(config, "max_source_positions", 50))
     if main == "input_ids":
         found[main] = tokens()

@@ -21,6 +21,7 @@ ALLOWED: Graph = {
     "quantities": set(),
     "datasets": set(),
     "hardware": set(),
+    "overlap": {"errors"},
     "preprocess": {"errors"},
     "preserve": set(),
     "validation": {"errors"},
@@ -73,7 +74,21 @@ ALLOWED: Graph = {
         "surgery",
         "models",
     }
-    | {"arguments", "weights", "quantities", "formats", "pruning", "export"},
+    | {"arguments", "weights", "quantities", "formats", "pruning", "export", "overlap"},
+    "report": {
+        "arguments",
+        "errors",
+        "export",
+        "formats",
+        "model_summary",
+        "models",
+        "overlap",
+        "pruning",
+        "quantities",
+    }
+    | {"surgery", "training"},
+    "integrations": {"arguments", "errors", "pruning", "surgery"},
+    "sweep": {"errors", "formats", "report", "training"},
 }
 
 

@@ -50,7 +50,7 @@ class _Object:
     attributes: Outline
 
     def filled(self, leaves: Iterator[Any]) -> Any:
-        made = object.__new__(self.kind)
+        made: Any = object.__new__(self.kind)
         vars(made).update(self.attributes._filled(leaves))
         return made
 

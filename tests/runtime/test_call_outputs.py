@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,12 @@ class Net(nn.Module):
 
 
 def test_output_comes_apart_and_together_again() -> None:
-    given = {"a": (torch.ones(2), 3), "b": Cache([Layer(torch.zeros(4))]), "c": torch.float64, "d": None}
+    given: dict[str, Any] = {
+        "a": (torch.ones(2), 3),
+        "b": Cache([Layer(torch.zeros(4))]),
+        "c": torch.float64,
+        "d": None,
+    }
     leaves, outline = outputs_apart(given)
     assert [leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves] == [(2,), 3, (4,), 4]
     again = outline.filled([torch.full((2,), 7.0), 5, torch.full((4,), 8.0), 6])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 from ...arguments import takes
 from ..copies import deep_copy
 from ..discovery.weight_uses import computed_operands
+from ..full_name import full_name
 from ..masking.given_weights import with_given_weights
 from ..masking.masked_classes import detach_masks
 from ..masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
@@ -55,7 +55,7 @@ def fold(model: nn.Module) -> nn.Module:
         path, _, own = name.rpartition(".")
         if own not in modules[path]._parameters:  # else a module of several names
             make_plain(modules[path], own, stored)
-    names = [f"{path}.{name}" if path else name for path, weights in computed.items() for name in weights]
+    names = [full_name(path, name) for path, weights in computed.items() for name in weights]
     names += parametrized
     if names:
         _LOG.warning(
@@ -73,8 +73,6 @@ def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.
     """
     memo = dict(copies or {})
     for module in model.modules():
-        # deepcopy takes most of its time for the empty dicts of hooks.
-        memo |= {id(held): type(held)() for held in module.__dict__.values() if type(held) is OrderedDict and not held}
         memo |= {id(mask): mask for mask in (module._buffers[f"{name}_mask"] for name in names_of_masked(module))}
     plain: nn.Module = deep_copy(model, memo)
     for module in plain.modules():

@@ -117,10 +117,13 @@ def _is_direct_no_more(self: Any) -> bool:
 
 
 def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Return the weight's mask (or None) and the effective bias of a `direct` module."""
+    """Return the weight's mask (or None) and the effective bias of a `direct` module.
+
+    One that something else has made of its class, as peft makes adapters of a layer's, has no masks.
+    """
     also = self.masked_also
     if not also:
-        return bool_mask(self, "weight"), self.bias
+        return bool_mask(self, "weight") if self.masked_names else None, self.bias
     mask = bool_mask(self, "weight") if "weight" in also or "weight" in self.masked_names else None
     return mask, ops.mask_weight(self.bias, bool_mask(self, "bias")) if "bias" in also else self.bias
 

@@ -55,6 +55,8 @@ def entrywise(*, keeps_zero: bool) -> Rule:
 
     def couple(coupling: Coupling, op: Op) -> None:
         coupling.combine(op.results[0], op.inputs)
+        for value in op.inputs:
+            coupling.offered.pop(value, None)  # the result's by now
 
     def flow(live: Liveness, op: Op) -> None:
         rank = len(op.results[0].shape)

@@ -8,6 +8,7 @@ from numbers import Integral
 from types import NoneType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...arguments import takes
@@ -48,14 +49,18 @@ def shrink(
     """Return a smaller plain model of the same class, without the channels that have no influence on the outputs.
 
     A channel is dead if it is zero whatever the input, if nothing reads it, or if it holds one other value everywhere
-    that the biases of its readers can absorb; it is removed with the channels it is coupled to, if they are all dead.
-    With `dead` "masks" that must follow from what the masks of `model` remove, whatever its parameters learn; with
-    "zeros" the present values of parameters count too. Channel counts stay multiples of `round_to` where there are
-    enough dead channels to keep. `heads` and `rules` are those of `analyse`.
-    `example_input` is a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`.
-    Unless `verify` is False, the outputs are compared with those of `model` on it in float64 and in the model's
-    precision, and on another batch and another size that the model takes; also on `examples`: groups that are not the
-    same, or not dead, in a pass of one of these stay. `model` is not changed.
+    that the biases of its readers can absorb. It is removed if all channels that it is coupled to are dead too. `model`
+    is not changed.
+
+    - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`.
+    - `dead`: "masks": only what the masks of `model` make dead, whatever its parameters may still learn; "zeros": also
+      what the present values of parameters do.
+    - `round_to`: keep channel counts at multiples of this, by keeping some dead channels.
+    - `heads`, `rules`: as in `analyse`.
+    - `examples`: further inputs; channels that are not dead, or grouped otherwise, for one of them stay.
+    - `verify`: compare the outputs with those of `model`, in float64 and in the model's precision, on the examples and
+      on another batch and another size that the model takes.
+
     Raises RunError, naming the module that differs first, if no smaller model gives the same outputs; SparsifyError for
     a `round_to` below 1 and for other words in `heads` and `dead`.
     """
@@ -75,9 +80,11 @@ def shrink(
     attempts = Attempts(small, example_input, study_of(recording), proof, lambda other: study_of(record(small, other)))
     attempts.until_proved(round_to, examples)
     small.train(model.training)
-    after = record(small, example_input) if attempts.removed.any() else recording
+    after = proof.multiply_adds
+    if after is None:
+        after = _cost(record(small, example_input))
     notes = [_NO_MASKS] if dead == "masks" and not masks else []
-    return _report(attempts, (parameters, _entries(small)), (_cost(recording), _cost(after)), notes)
+    return _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
 
 
 def _check(round_to: int | None, heads: str, dead: str) -> None:
@@ -110,12 +117,21 @@ def _report(
 
 
 def removing_masks(model: nn.Module, recording: Recording) -> dict[str, Tensor]:
-    """Return the masks that remove something, by the first name of their parameter in the folded model's recording."""
+    """Return the masks that remove something, by the first name of their parameter in the folded model's recording.
+
+    They are broadcast forms: one entry for a row that is kept or removed as a whole, if all are.
+    """
     found = {}
     for weight in all_masked_parameters(model):
         value = recording.state.get(weight.name)
-        if value is not None and value.shape == weight.mask.shape and not bool(weight.mask.all()):
-            found[value.names[0]] = weight.mask
+        if value is None or value.shape != weight.mask.shape:
+            continue
+        # Of bytes, the extremes of rows are found many times faster than of truth values.
+        rows = weight.mask.reshape(len(weight.mask), -1).contiguous().view(torch.uint8)
+        whole = rows.amin(1).to(torch.bool)
+        if not bool(whole.all()):
+            by_row = torch.equal(whole, rows.amax(1).to(torch.bool))
+            found[value.names[0]] = whole.reshape([-1] + [1] * (len(value.shape) - 1)) if by_row else weight.mask
     return found
 
 
