@@ -20,7 +20,8 @@ def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = No
     `image_size` stands in place of the configuration's own. Decoders get tokens beside what their encoder takes, and
     models of images and texts both.
     """
-    config, main = getattr(model, "config", None), getattr(model, "main_input_name", None)
+    config: Any = getattr(model, "config", None)
+    main = getattr(model, "main_input_name", None)
     if not hasattr(config, "model_type") or not isinstance(main, str):
         return None
     generator = torch.Generator().manual_seed(0)

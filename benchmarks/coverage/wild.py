@@ -60,7 +60,8 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     file = given.folder / "wild.jsonl"
     if given.summary:
-        summarise(rows(file), [PACKAGES[name.split()[0]] for name in ALL])
+        found = rows(file)
+        summarise({name: found[name] for name in ALL if name in found}, [PACKAGES[name.split()[0]] for name in ALL])
         return
     os.environ |= {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true"}
     warnings.simplefilter("ignore")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ def _built(name: str) -> Wild:
     with torch.no_grad():
         for parameter in wild.model.parameters():  # norms off 1 and 0, whatever they begin with
             if parameter.dim() == 1 and parameter.is_floating_point():
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return wild
 
 
@@ -201,5 +202,5 @@ def _engine(wild: Wild, row: Row) -> None:
 def _export(wild: Wild, folder: Path, layout: str) -> None:
     example = copy.deepcopy(wild.example)
     batches = {len(x) for x in tensors_in(list(example.args)) + tensors_in(dict(example.kwargs)) if x.dim()}
-    free = None if len(batches) < 2 else {}  # nodes and edges of a graph: all sizes are fixed
+    free: dict[str, Any] | None = None if len(batches) < 2 else {}  # nodes and edges of a graph: all sizes are fixed
     sparsify.save(wild.model, folder / f"model.{layout}", format=layout, example_input=example, dynamic_shapes=free)

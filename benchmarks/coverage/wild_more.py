@@ -86,7 +86,7 @@ def _transformer() -> Wild:
 class _Packed(nn.Module):
     """A classifier of sequences of unequal lengths."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: Any) -> None:
         super().__init__()
         self.embed = nn.Embedding(96, 16)
         self.rnn = kind(16, 24, num_layers=2, bidirectional=True, batch_first=True)
@@ -99,7 +99,7 @@ class _Packed(nn.Module):
         return out
 
 
-def _packed(kind: type[nn.RNNBase]) -> Builder:
+def _packed(kind: Any) -> Builder:
     return lambda: Wild(
         _Packed(kind),
         Inputs(tokens(2, 9), torch.tensor([9, 5])),

@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 from typing import Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Net(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(8, 64), nn.Linear(64, 4)
 
-    def forward(self, x: Tensor) -> dict[str, object]:
+    def forward(self, x: Tensor) -> dict[str, Any]:
         keys = self.first(x).relu()
         return {"answer": Answer(self.last(keys), Cache([Layer(keys), Layer(x + 1)]))}
 
