@@ -1,6 +1,5 @@
 from dataclasses import dataclass
 from typing import Any
-from typing import Any
 
 import torch
 from torch import Tensor, nn
