@@ -46,16 +46,20 @@ _FREE_ON_RESUME = ("data_dir", "device", "keep")
 @click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key of the recipe; repeatable."
 )
+@click.option(
+    "--plugin", metavar="FILE", help="Python file that is executed; its criteria, schedules and data sets can be named."
+)
 @click.option("--resume", metavar="RUN", help="Go on with the run in this folder from its last checkpoint.")
 @click.option("--keep", type=int, metavar="N", help="How many of the newest checkpoints stay, 2 at least.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 @click.option("--dry-run", is_flag=True, help="Build and verify the model, print it and the plan, and stop.")
-@click.option("--full", is_flag=True, help="With --dry-run: every update of a long plan, which is told by cycle else.")
+@click.option("--full", is_flag=True, help="With --dry-run: print every update, not a line for each cycle.")
 @click.option("--no-verify", is_flag=True, help="Do not verify that the masks are live and change no bit.")
 def command(
     recipe: str | None,
     out: str | None,
     overrides: tuple[str, ...],
+    plugin: str | None,
     resume: str | None,
     overwrite: bool,
     dry_run: bool,
@@ -68,9 +72,9 @@ def command(
     Start with: sparsify train recipes/union_mask.yaml
     """
     if resume is not None:
-        merged, folder = _resumed(resume, recipe, out, overrides, overwrite, short), Path(resume)
+        merged, folder = _resumed(resume, recipe, out, overrides, plugin, overwrite, short), Path(resume)
     elif recipe is not None:
-        merged = _merged(recipe, short, overrides)
+        merged = _merged(recipe, short, overrides, plugin)
         folder = Path(out) if out else _default_folder(merged, short, overrides)
     else:
         raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
@@ -85,10 +89,11 @@ def command(
 
         show_plan(merged, full=full, check=not no_verify)
         return
-    _train(merged, folder, resume=resume is not None, overwrite=overwrite, check=not no_verify)
+    again = ["--resume", str(folder), *(["--plugin", plugin] if plugin else [])]
+    _train(merged, folder, again, resume=resume is not None, overwrite=overwrite, check=not no_verify)
 
 
-def _train(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool, check: bool) -> None:
+def _train(recipe: Recipe, folder: Path, again: Sequence[str], *, resume: bool, overwrite: bool, check: bool) -> None:
     from sparsify.training.run.run_folder import check_new
 
     from .view.progress import Screen
@@ -117,7 +122,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool, check
     except (KeyboardInterrupt, RunStopped):
         # Before the start a run that --overwrite was to replace is still there: to go on would be to go on with that.
         begun = resume or screen.started
-        how = f"; go on with: sparsify train --resume {shlex.quote(str(folder))}" if begun else ""
+        how = f"; go on with: sparsify train {shlex.join(again)}" if begun else ""
         raise Stopped(f"stopped{how}", signals.code) from None
     screen.finish(result)
 
@@ -129,13 +134,15 @@ def _default_folder(recipe: Recipe, short: dict[str, str | int | None], override
     return default_folder(recipe, [*given, *overrides])
 
 
-def _merged(path: str, short: dict[str, str | int | None], overrides: Sequence[str]) -> Recipe:
+def _merged(
+    path: str, short: dict[str, str | int | None], overrides: Sequence[str], plugin: str | None = None
+) -> Recipe:
     from sparsify.training.recipe.read import read_recipe
 
     # A JSON string is a YAML string, whatever characters are in it.
     given = {name: f"{_SHORT[name]}={json.dumps(value)}" for name, value in short.items() if value is not None}
     try:
-        return read_recipe(path, [*given.values(), *overrides])
+        return read_recipe(path, [*given.values(), *overrides], plugin=plugin)
     except SparsifyError as error:
         message = str(error)
         for name, override in given.items():
@@ -148,9 +155,11 @@ def _resumed(
     recipe: str | None,
     out: str | None,
     overrides: Sequence[str],
+    plugin: str | None,
     overwrite: bool,
     short: dict[str, str | int | None],
 ) -> Recipe:
+    from sparsify.training.recipe.plugin import as_plugin
     from sparsify.training.run.run_folder import stored_recipe
 
     fixed = [f"--{name.replace('_', '-')}" for name, value in short.items() if value and name not in _FREE_ON_RESUME]
@@ -160,4 +169,4 @@ def _resumed(
         raise SparsifyError(f"train: --resume goes on with the run's own recipe and folder; leave out {extra}")
     free = [name for name in _FREE_ON_RESUME if short[name] is not None]
     given = [f"{_SHORT[name]}={json.dumps(short[name])}" for name in free]
-    return stored_recipe(Path(run), [*given, *overrides])
+    return stored_recipe(Path(run), [*given, *overrides], plugin=as_plugin(plugin))

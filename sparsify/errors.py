@@ -16,9 +16,13 @@ class SparsifyError(Exception):
 
 
 class RunError(SparsifyError):
-    """A run that could not go on although what was asked for was right: a loss of NaN, a full disk."""
+    """A run that could not go on although what was asked for was right: a full disk, a folder that is gone."""
 
     exit_code = 1
+
+
+class Diverged(RunError):
+    """A training whose loss or weights are no longer numbers; its last sound checkpoint stays."""
 
 
 class RunStopped(Exception):
@@ -31,6 +35,10 @@ class RunWarning(UserWarning):
 
 class EngineWarning(UserWarning):
     """An engine leaves to PyTorch what it has kernels for: the line names the operation and the reason."""
+
+
+class MaskWarning(UserWarning):
+    """An operation passes masks over: the line says which, and what to do instead."""
 
 
 class CacheWarning(UserWarning):

@@ -21,13 +21,16 @@ ALLOWED: Graph = {
     "quantities": set(),
     "datasets": set(),
     "hardware": set(),
+    "overlap": {"errors"},
     "preprocess": {"errors"},
     "preserve": set(),
     "validation": {"errors"},
     "relative_error": set(),
     "cifar": {"errors"},
     "surgery": {"arguments", "calls", "errors", "ops", "relative_error"},
-    "models": {"arguments", "errors", "cifar", "weights"},
+    "models": {"arguments", "errors", "cifar", "transformers_models", "weights"},
+    "transformers_models": {"errors"},
+    "declared_inputs": {"calls"},
     "weights": {"errors", "formats", "surgery"},
     "start": {"errors", "formats", "surgery", "weights"},
     "tables": {"quantities"},
@@ -44,9 +47,10 @@ ALLOWED: Graph = {
         "tables",
         "validation",
     },
-    "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities"},
+    "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities", "transformers_models"},
     "runtime": {"arguments", "calls", "errors", "relative_error", "surgery", "formats"},
     "export": {
+        "transformers_models",
         "arguments",
         "calls",
         "errors",
@@ -70,7 +74,21 @@ ALLOWED: Graph = {
         "surgery",
         "models",
     }
-    | {"arguments", "weights", "quantities", "formats", "pruning", "export"},
+    | {"arguments", "weights", "quantities", "formats", "pruning", "export", "overlap"},
+    "report": {
+        "arguments",
+        "errors",
+        "export",
+        "formats",
+        "model_summary",
+        "models",
+        "overlap",
+        "pruning",
+        "quantities",
+    }
+    | {"surgery", "training"},
+    "integrations": {"arguments", "errors", "pruning", "surgery"},
+    "sweep": {"errors", "formats", "report", "training"},
 }
 
 

@@ -28,6 +28,7 @@ from ..preprocess import KEY, beside
 from ..surgery.progress import warn_of_schedule
 from ..surgery.shrink.cuts import Cuts
 from ..surgery.unwrap import unwrap
+from ..transformers_models import PREFIX, portable
 from .registry import check_format, check_place
 
 
@@ -63,23 +64,23 @@ def save(
 ) -> int:
     """Write `model` to `path` and return the bytes written; an old file is replaced only by a whole new one.
 
-    `format="sparse"` stores each masked weight as its mask and its kept values: values under the mask are not stored.
-    Effective weights and masks come back bit for bit. `format="dense"` stores the dense model's own names with removed
-    entries as +0.0, which any safetensors reader loads. docs/export.md tells of the other formats (`registry.FORMATS`).
-    `spec` names the model ("timm:resnet18") and `arguments` what it was built with (`num_classes`), so that `load`
-    needs only the file. `recipe` (a Recipe, or text), `seeds`, `metrics` and `extra` are kept in the metadata.
-    A model that was cut remembers that; `cuts` tells it of one that does not: what is missing of a fresh model of the
-    class, so that `load` can cut one alike.
-    `dtype` ("float16", "bfloat16", "float32", or torch's own) casts floating values, which rounds them.
-    `example_input`, a tensor, a tuple of positional arguments, a dict of keyword arguments or
-    `sparsify.Inputs(*args, **kwargs)`, is what formats that hold the model's computation run it on. Which of its
-    dimensions may be of any size in the file `dynamic_shapes` says by the arguments' names, {"x": {0: "batch", 2:
-    "height"}}: dimensions of one name are of one size, {} fixes all. Without it that is the first one of each tensor,
-    the batch, unless `batch_size` fixes it.
-    `format="engine"` is the sparse file with the way of running it that is the fastest on this machine, for inputs like
-    the example (a batch of `batch_size`) on `threads` threads, torch's own number unless given: `compile(path)` need
-    not time it.
-    `extra["preprocess"]` (`preprocess.Preprocessing.to_dict`) is also written beside the file, NAME.preprocess.json.
+    - `format`: "sparse" stores a masked weight as its mask and kept values: masks and effective weights come back bit
+      for bit, values under a mask do not. "dense" stores the dense model's own names with removed entries as +0.0,
+      which any safetensors reader loads. "engine" is the sparse file with the fastest way to run it on this machine.
+      docs/export.md has the others (`registry.FORMATS`).
+    - `spec`, `arguments`: the model's name ("timm:resnet18") and what it was built with ({"num_classes": 10}), so that
+      `load` needs only the file.
+    - `recipe` (a Recipe, or text), `seeds`, `metrics`, `extra`: kept in the metadata. `extra["preprocess"]`
+      (`preprocess.Preprocessing.to_dict`) is also written beside the file, as NAME.preprocess.json.
+    - `cuts`: what was cut out of the model, for one that was cut elsewhere; a model that `shrink` returned knows it.
+    - `dtype`: "float16", "bfloat16", "float32" or torch's own: casts floating values, which rounds them.
+    - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`, for
+      formats that hold the model's computation.
+    - `dynamic_shapes`: which of its dimensions may have any size in the file, {"x": {0: "batch", 2: "height"}};
+      dimensions of one name have one size, {} fixes all. By default the first of each tensor, the batch.
+    - `batch_size`: fixes the batch; for "engine" the batch to tune for.
+    - `threads`: for "engine", the threads to tune for; by default torch's number.
+
     Raises SparsifyError for an option that the format does not take, a model that it cannot hold and a path that cannot
     be written, RunError for a full disk. Gives a ScheduleWarning if the model's pruner has not done its last update.
     """
@@ -110,6 +111,8 @@ def write(
     if hasattr(known.get("recipe"), "to_yaml"):
         known["recipe"] = known["recipe"].to_yaml()
     known["arguments"] = {k: v for k, v in known.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
+    if known.get("spec", "").startswith(f"{PREFIX}:"):  # the file needs no folder and no hub to be loaded
+        known["arguments"] = portable(known["spec"].partition(":")[2], known["arguments"])
     metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **known)
     check_place(row, path)
     written = row.write(ExportRequest(unwrap(model), path, metadata, **given))

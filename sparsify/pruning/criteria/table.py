@@ -61,7 +61,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @takes(criterion=Callable)
 def needs_data(criterion: _Function) -> _Function:
-    """Mark a criterion that uses `context.batches`: a pruner then refuses to go on without them from the first step."""
+    """Mark a criterion that uses `context.batches`: the pruner then raises an error if `start` was given no batches."""
     criterion.needs_data = True  # type: ignore[attr-defined]
     return criterion
 

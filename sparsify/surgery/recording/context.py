@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ...calls import Inputs, inputs_of
+from ..full_name import full_name
 from ..module_walk import named_modules
 
 _Leaf = TypeVar("_Leaf")
@@ -138,7 +139,7 @@ def addable_biases(model: nn.Module) -> frozenset[str]:
         for cls in _ADDING if isinstance(module, _ADDING) else ():
             inner = "forward" if cls is nn.Linear else "_conv_forward"
             if type(module).forward is cls.forward and getattr(type(module), inner) is getattr(cls, inner):
-                found.add(f"{path}.bias" if path else "bias")
+                found.add(full_name(path, "bias"))
     return frozenset(found)
 
 
@@ -209,7 +210,19 @@ class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
         dtypes = {leaf.dtype for leaf in leaves((args, kwargs), Tensor)}
         if torch.float64 in dtypes and not dtypes.isdisjoint(_SHORTER) and not func._schema.is_mutable:
             args, kwargs = tree_map(_widened, (args, kwargs))
+            if func._schema.name == "aten::_grouped_mm":  # its kernels are for narrower types
+                return _group_by_group(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _group_by_group(rows: Tensor, experts: Tensor, offs: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+    """Return each row times the matrix of the expert whose group it is in; groups end at `offs`."""
+    if offs is None or rows.dim() != 2 or experts.dim() != 3:
+        return torch.ops.aten._grouped_mm(rows, experts, offs, *rest, **options)  # type: ignore[no-any-return]
+    ends = [int(end) for end in offs]
+    parts = [rows[begin:end] @ one for begin, end, one in zip([0, *ends], ends, experts, strict=False)]
+    beyond = rows.new_zeros(len(rows) - ends[-1], experts.shape[-1])
+    return torch.cat([*parts, beyond])
 
 
 _SHORTER = (torch.float32, torch.float16, torch.bfloat16)

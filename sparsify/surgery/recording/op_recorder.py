@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...calls import run, tensors_in
+from ..full_name import full_name
 from ..module_walk import named_modules
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
@@ -49,6 +50,7 @@ class OpRecorder(TorchDispatchMode):
         self.module: list[str] = []
         self.given: list[Any] = []  # the arguments of each of these modules
         self.branches: list[tuple[str, tuple[Value, ...]]] = []
+        self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
         self.memories: dict[int, Memory] = {}
@@ -74,13 +76,16 @@ class OpRecorder(TorchDispatchMode):
         asked = asked_gradient_mode(self.asked, gradients=gradients)
         with not_compiled(), module_names(model, self.module, self.given), asked, torch.no_grad(), self, seen:
             outputs = run(model, inputs)
-        return [self.value_of(leaf) for leaf in tensors_in(outputs)]
+        in_containers = set(map(id, tree_flatten(outputs)[0]))
+        found = tensors_in(outputs)
+        self.in_objects |= {self.value_of(leaf) for leaf in found if id(leaf) not in in_containers}
+        return [self.value_of(leaf) for leaf in found]
 
     def idle_layers(self, model: nn.Module) -> list[str]:
         """Return the paths of the convolutions and linear layers whose weight no recorded operation reads."""
         read = {value for op in self.ops for value in op.inputs}
         layers = (path for path, module in named_modules(model) if isinstance(module, CONV_AND_LINEAR))
-        weights = ((path, self.state.get(f"{path}.weight" if path else "weight")) for path in layers)
+        weights = ((path, self.state.get(full_name(path, "weight"))) for path in layers)
         return [path for path, value in weights if value is not None and value not in read]
 
     def enter(self, tensor: Tensor, value: Value) -> Value:

@@ -152,7 +152,8 @@ class Recording:
     `fixed_biases` must not change. `attentions` are the paths of modules that cannot lose heads. The first `eval_count`
     operations ran in eval mode; the others in a second pass, which also runs the layers that only run in training.
     `problems` says why there is no second pass although some layers did not run. `branches` are the paths of modules
-    whose forward read values of activations, with the arguments it was called with.
+    whose forward read values of activations, with the arguments it was called with. `in_objects` are the outputs that
+    objects hold, as a cache does.
     """
 
     ops: tuple[Op, ...]
@@ -164,6 +165,7 @@ class Recording:
     eval_count: int = 0
     problems: tuple[str, ...] = ()
     branches: tuple[tuple[str, tuple[Value, ...]], ...] = ()
+    in_objects: frozenset[Value] = frozenset()
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled on demand
 
     @cached_property

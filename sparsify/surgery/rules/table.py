@@ -19,6 +19,7 @@ from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import SCALED_BY_SIZE, Op, pointwise
 from .concat_pad import LAYOUT
 from .convolution import CONVOLUTIONS
+from .experts import EXPERTS
 from .fills import FILLS
 from .matmul import PRODUCTS
 from .normalisation import NORMS
@@ -102,7 +103,7 @@ RULES = {
     "bernoulli_": entrywise(keeps_zero=False),  # of F.dropout, in a pass in train mode
     **{
         name: Rule(*rule)
-        for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
+        for table in (CONVOLUTIONS, PRODUCTS, EXPERTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
         for name, rule in table.items()
     },
 }

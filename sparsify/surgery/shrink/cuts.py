@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError, did_you_mean
+from ..full_name import full_name
 from ..masks import all_masked_parameters
 from ..module_walk import named_modules
 from .attributes import new_attributes, set_attributes
@@ -161,7 +162,7 @@ def _plain(value: Any, where: str) -> Any:
 
 def _slots(model: nn.Module) -> dict[str, Slot]:
     return {
-        f"{prefix}.{name}" if prefix else name: (module, name, tensor)
+        full_name(prefix, name): (module, name, tensor)
         for prefix, module in named_modules(model, remove_duplicate=False)
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]
         if tensor is not None

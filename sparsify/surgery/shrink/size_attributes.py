@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from ..analysis.coupling import varying
+from ..full_name import full_name
 from ..recording.ops import FILLS, Op, Value
 from ..study import Study
 from .size_sources import SPLITS, Sources, Use
@@ -115,7 +116,7 @@ def layer_attributes(model: nn.Module, study: Study, new_shapes: PrunedShapes) -
     for path, module in model.named_modules(remove_duplicate=False):
         for attribute, new in _sizes(path, module, study, new_shapes, groups):
             if getattr(module, attribute, new) != new:
-                found[f"{path}.{attribute}" if path else attribute] = new
+                found[full_name(path, attribute)] = new
     return found
 
 
@@ -128,7 +129,7 @@ def _sizes(
 ) -> Iterator[tuple[str, int]]:
     if isinstance(module, nn.RNNBase):
         yield from _recurrent_sizes(path, module, study, new_shapes)
-    value = study.recording.state.get(f"{path}.weight" if path else "weight")
+    value = study.recording.state.get(full_name(path, "weight"))
     if value is None and isinstance(module, _NORMS):  # without parameters: its input has the size
         given = (op.inputs[0] for op in study.recording.ops if op.module == path and op.inputs)
         value = next(given, None)

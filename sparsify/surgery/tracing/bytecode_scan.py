@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import dis
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from types import CodeType, FunctionType
@@ -146,6 +146,12 @@ _MODES = frozenset(
     """is_grad_enabled is_inference_mode_enabled is_autocast_enabled is_autocast_cpu_enabled get_default_dtype
     is_compiling is_exporting get_num_threads backends compiler cuda __class__ __dict__""".split()
 )
+
+
+def names_read(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the attribute names that a Python function reads; none for a function that has no bytecode."""
+    code = getattr(function, "__code__", None)
+    return frozenset(names_in(code)) if isinstance(code, CodeType) else frozenset()
 
 
 def mentions_training(cls: type[nn.Module]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from ...errors import RunError, SparsifyError
+from ...errors import Diverged, SparsifyError
 from ...pruning.pruner import Pruner
 from ..data.types import Data, Loader
 from ..recipe.settings import TrainSettings
+from .diverged import check_loss, check_numbers
 from .evaluate import evaluate, logits_of
 from .loss import loss_of
 from .recalibrate import recalibrate_batch_norm
@@ -64,7 +64,7 @@ def train_steps(training: Training, pause: Callable[[], None] = lambda: None) ->
     A record holds step, epoch (from 1), loss and accuracy (means since the last record), lr, sparsity, cycle and
     seconds, after an evaluation test_loss and test_accuracy, and once, after the model was shrunk, what went. `pause`
     is called after each step, before its record, and between the batches of an evaluation: what it raises ends the
-    training there. Raises RunError when the loss is no longer a number.
+    training there. Raises Diverged when the loss is no longer a number.
     """
     started = time.perf_counter() - training.seconds
     training.model.train()
@@ -93,7 +93,7 @@ def _step(training: Training, batches: list[Batch]) -> None:
         logits = logits_of(output, training.data.num_classes)
         loss = loss_of(output, classes, label_smoothing=settings.label_smoothing)
         accelerator.backward(loss * (len(classes) / examples))
-        training.tally.add(loss, logits, classes)
+        training.tally.add(loss, logits, classes, training.step + 1)
     if settings.clip_grad_norm is not None:
         accelerator.clip_grad_norm_(training.model.parameters(), settings.clip_grad_norm)
     optimizer.step()
@@ -118,13 +118,16 @@ class Tally:
 
     def __init__(self, sums: Tensor | None = None, examples: int = 0) -> None:
         self.sums, self.examples = sums, examples
+        self._wrong: Tensor | None = None
 
-    def add(self, loss: Tensor, logits: Tensor, classes: Tensor) -> None:
-        """Add a batch: its mean loss, class scores (batch x classes) and true classes."""
+    def add(self, loss: Tensor, logits: Tensor, classes: Tensor, step: int) -> None:
+        """Add a batch of step number `step`: its mean loss, class scores (batch x classes) and true classes."""
         with torch.no_grad():
             correct = (logits.argmax(1) == classes).sum()
             more = torch.stack([loss.float() * len(classes), correct.float()])
             self.sums = more if self.sums is None else self.sums.to(more.device) + more
+            wrong = torch.zeros((), dtype=torch.int64, device=more.device) if self._wrong is None else self._wrong
+            self._wrong = torch.where(self.sums[0].isfinite() | (wrong > 0), wrong, step)
         self.examples += len(classes)
 
     def means(self) -> tuple[float, float]:
@@ -132,6 +135,10 @@ class Tally:
         assert self.sums is not None
         loss, correct = self.sums.tolist()
         return loss / self.examples, correct / self.examples
+
+    def first_wrong(self) -> int:
+        """Return the first step whose loss was no number, 0 if there was none."""
+        return 0 if self._wrong is None else int(self._wrong)
 
 
 def _epoch_steps(training: Training) -> Iterator[list[Batch]]:
@@ -171,10 +178,10 @@ def _step_pruner(training: Training) -> None:
         training.pruner.step()
     except SparsifyError as error:
         # Scores that are not numbers come from weights that are not: then the training failed, not the criterion.
-        _check_finite(training, training.tally.means()[0])
-        if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
-            where = f"after step {training.step} of {training.total_steps}"
-            raise RunError(f"the weights are no longer numbers {where}; {_advice(training)}") from error
+        try:
+            check_numbers(training)
+        except Diverged as diverged:
+            raise diverged from error
         raise
 
 
@@ -185,8 +192,8 @@ def _shrink_if_due(training: Training) -> None:
 
 
 def _record(training: Training, started: float, pause: Callable[[], None]) -> Record:
+    check_loss(training)
     loss, accuracy = training.tally.means()
-    _check_finite(training, loss)
     pruner = training.pruner
     record: Record = {
         "step": training.step,
@@ -203,19 +210,6 @@ def _record(training: Training, started: float, pause: Callable[[], None]) -> Re
     training.record_due, training.tally = False, Tally()
     training.seconds = time.perf_counter() - started
     return record | {"seconds": training.seconds}
-
-
-def _check_finite(training: Training, loss: float) -> None:
-    if not math.isfinite(loss):
-        where = f"by step {training.step} of {training.total_steps}"
-        raise RunError(f"the loss became {loss} {where}; {_advice(training)}")
-
-
-def _advice(training: Training) -> str:
-    lr = training.settings.optimizer.lr
-    precision = training.settings.precision
-    other = "" if precision == "no" else f", or train.precision=no (now {precision})"
-    return f"a lower train.optimizer.lr (now {lr:g}) or train.clip_grad_norm may help{other}"
 
 
 def _evaluate_if_due(training: Training, pause: Callable[[], None]) -> Record:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from ...errors import RunError, RunStopped
+from ...errors import Diverged, RunError, RunStopped, RunWarning
+from ..loop.diverged import check_numbers
 from ..loop.train_steps import Record, Training
 from ..recipe.settings import CheckpointSettings
 from .checkpoint import random_state
@@ -16,6 +20,7 @@ from .lock import Lock
 from .log import Log
 from .prepare import Prepared
 from .state import state_of
+from .tensorboard import layer_sparsity
 
 # By default a checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of
 # the time, and in any case after ten minutes.
@@ -67,9 +72,15 @@ class Keeper:
         training = self._training
         self._log.write(record)
         self.last_record = record
+        if not math.isfinite(record.get("test_loss", 0.0)):
+            told = f"step {training.step:,}: the test loss is {record['test_loss']}; the model's scores are no numbers"
+            warnings.warn(told, RunWarning, stacklevel=2)
         accuracy = record.get("test_accuracy")
+        if training.pruner is not None and (accuracy is not None or training.step == training.total_steps):
+            self._log.add(layer_sparsity(training.model), training.step)
         final = training.pruner is None or training.pruner.finished
         if accuracy is not None and final and (self._best is None or accuracy > self._best):
+            check_numbers(training)
             self._best = accuracy
             self._lock.check()
             self._save_best(record)
@@ -83,6 +94,17 @@ class Keeper:
                 self._write()
             raise RunStopped(f"stopped after step {self._training.step:,}")
 
+    @contextmanager
+    def telling_what_is_left(self) -> Iterator[None]:
+        """Add to what a Diverged that passes here says from which step there is a checkpoint."""
+        try:
+            yield
+        except Diverged as error:
+            left = (
+                f"the checkpoint of step {self._written[0]:,} stays" if self._written else "there is no checkpoint yet"
+            )
+            raise Diverged(f"{error}; {left}") from error.__cause__
+
     def _is_due(self) -> bool:
         training = self._training
         since = time.perf_counter() - self._written_at
@@ -93,6 +115,7 @@ class Keeper:
     def _write(self) -> None:
         started = time.perf_counter()
         training = self._training
+        check_numbers(training)  # or what cannot go on would take the place of what can
         random = self._before_record[1] if training.record_due and self._before_record else random_state()
         self._lock.check()
         self._write_state(random)

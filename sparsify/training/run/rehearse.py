@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...datasets import DATASETS
+from ...datasets import DATASETS, may_be_fetched
 from ...errors import SparsifyError
 from ...models import build_model
 from ...preserve import keep_random_states
@@ -64,9 +64,11 @@ def _root(recipe: Recipe) -> Path:
 
 def _is_here(recipe: Recipe) -> bool:
     name = recipe.data.name
+    if recipe.own_data is not None:
+        return True
     if name in DATASETS:
         return DATASETS[name].embedded or (_root(recipe) / _FOLDERS.get(name, "")).is_dir()
-    return name.startswith("folder:")
+    return not may_be_fetched(name)
 
 
 def _on_meta(recipe: Recipe) -> nn.Module:

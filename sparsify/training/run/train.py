@@ -21,16 +21,19 @@ from ...pruning.report import PruningReport
 from ..data.bad_images import dead_workers
 from ..data.own_data import own_settings
 from ..loop.train_steps import Record, Training, train_steps
+from ..recipe.plugin import Plugin, as_plugin
 from ..recipe.read import Recipe, check_names, parse_recipe, read_recipe
 from . import run_folder as folders
 from .checkpoint_files import Checkpoints
+from .conditions import note_conditions
 from .keeper import Keeper
 from .lock import Lock
-from .log import Log
+from .log import Log, plain_record
 from .own_model import own_model_settings
 from .prepare import Prepared, prepare
 from .result_text import result_lines
 from .state import NEEDED, restore
+from .tensorboard import note_overlap
 
 _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a sparsity is of -> how a shrink calls it
 
@@ -56,6 +59,7 @@ class TrainResult:
 
 @takes(
     out=(*PATH, NoneType),
+    plugin=(*PATH, NoneType),
     resume=bool,
     overwrite=bool,
     model=(nn.Module, NoneType),
@@ -73,6 +77,7 @@ def train(
     overwrite: bool = False,
     model: nn.Module | None = None,
     data: Any = None,
+    plugin: str | PathLike[str] | None = None,
     check: bool = True,
     on_start: Callable[[Prepared, Path], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -81,20 +86,24 @@ def train(
     """Train and prune as `recipe` says (a Recipe, a mapping like one, or a path) and return the result.
 
     The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
-    TensorBoard events, checkpoints/last.safetensors and the ones before it (step-N.safetensors),
-    checkpoints/best.safetensors (the best test accuracy at the final sparsity), masks/cycle-N.safetensors at the end of
-    each cycle, and model.safetensors. With `resume` the run in it goes on from its last sound checkpoint to the same
-    bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of what may change the bits: another
-    number of threads, processor or version of torch. `model` is trained, in place, instead of the recipe's, which may
-    then be left out; where its state is not that of the recipe's, recipe.yaml calls it python:<its class>. `data` takes
-    the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair of them for training and test (see
-    docs/data.md); a run that goes on needs it again. `check` verifies that all-ones masks change no bit before
-    training. `on_start` and `on_record` are called with what is about to run and with each record of `train_steps`.
-    When `stop`, which is asked after each step, returns True, a checkpoint is written and RunStopped raised.
+    conditions.json (hardware and versions), TensorBoard events, checkpoints/last.safetensors and the ones before it
+    (step-N.safetensors), checkpoints/best.safetensors (the best test accuracy at the final sparsity),
+    masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it goes on from
+    its last sound checkpoint to the same bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of
+    what may change the bits: another number of threads, processor or version of torch. `model` is trained, in place,
+    instead of the recipe's, which may then be left out; where its state is not that of the recipe's, recipe.yaml calls
+    it python:<its class>. `data` takes the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair
+    of them for training and test (see docs/data.md); a run that goes on needs it again. `plugin` is a file of yours
+    that is executed, and whose criteria, schedules and data sets the recipe can name (docs/plugins.md); a run goes on
+    with the same file alone. `check` verifies that all-ones masks change no bit before training. `on_start` and
+    `on_record` are called with what is about to run and with each record of `train_steps`. When `stop`, which is asked
+    after each step, returns True, a checkpoint is written and RunStopped raised.
     Raises SparsifyError for a mistake in what was asked and for a folder that another process writes to, RunError when
-    the loss is no longer a number, the disk full or the folder gone.
+    the disk is full or the folder gone, its kind Diverged when loss or weights are no longer numbers.
     """
-    merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model, data)
+    merged, folder = _recipe_and_folder(
+        recipe, None if out is None else Path(out), resume, model, data, as_plugin(plugin)
+    )
     with ExitStack() as stack:
         if resume:
             lock = stack.enter_context(Lock(folder))
@@ -110,16 +119,19 @@ def train(
         state = (checkpoints.read(NEEDED) if resume else None) or {}
         if state:
             restore(prepared, state, folder)
-        _keep_masks(prepared, folder, lock)
+        note_conditions(folder, training.step, training.accelerator.device)
         if on_start is not None:
             on_start(prepared, folder)
-        log = stack.enter_context(Log(folder, size=state.get("metrics_size", 0), step=training.step))
+        log = stack.enter_context(Log(folder, merged, size=state.get("metrics_size", 0), step=training.step))
+        if not training.step:
+            log.add_recipe(merged)
+        _keep_masks(prepared, folder, lock, log)
 
         def save_best(record: Record) -> None:
             _save(prepared, folder / folders.BEST, record)
 
         keeper = Keeper(prepared, checkpoints, log, lock, state, save_best=save_best, stop=stop)
-        with _reproducible(), dead_workers():
+        with _reproducible(), dead_workers(), keeper.telling_what_is_left():
             for record in train_steps(training, keeper.pause):
                 keeper.keep(record)
                 if on_record is not None:
@@ -144,16 +156,22 @@ def _recipe_and_folder(
     resume: bool,
     model: nn.Module | None,
     data: Any,
+    plugin: Plugin | None,
 ) -> tuple[Recipe, Path]:
     if recipe is None:
         if not resume or out is None:
             raise SparsifyError("train: a recipe is needed, or resume=True and the run's folder as out")
-        given = folders.stored_recipe(out)
+        given = folders.stored_recipe(out, plugin=plugin)
     elif isinstance(recipe, Mapping):
         named = model is None or "model" in recipe
-        given = parse_recipe(recipe if named else {**recipe, "model": f"{FROM_PYTHON}{type(model).__name__}"})
+        whole = recipe if named else {**recipe, "model": f"{FROM_PYTHON}{type(model).__name__}"}
+        given = parse_recipe(whole, plugin=plugin)
+    elif isinstance(recipe, Recipe):
+        if plugin is not None:
+            raise SparsifyError("train: a Recipe has its plugin already: read_recipe(..., plugin=FILE)")
+        given = recipe
     else:
-        given = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+        given = read_recipe(Path(recipe), plugin=plugin)
     if model is not None:
         given = given.model_copy(update={"model": own_model_settings(model, given.model)})
     if isinstance(recipe, Mapping):
@@ -187,7 +205,7 @@ def _made(folder: Path) -> Iterator[Lock]:
         yield lock
 
 
-def _keep_masks(prepared: Prepared, folder: Path, lock: Lock) -> None:
+def _keep_masks(prepared: Prepared, folder: Path, lock: Lock, log: Log) -> None:
     """Let the masks at the end of each cycle be written; a run that goes on from before it writes the same again."""
     pruner = prepared.training.pruner
     if pruner is None or not pruner.pruning.schedule.cyclical:
@@ -202,6 +220,7 @@ def _keep_masks(prepared: Prepared, folder: Path, lock: Lock) -> None:
             raise RunError(f"cannot write {path}: {error.strerror}") from None
         # Not `save`, which warns of a schedule that is cut short: this one goes on.
         write(pruner.model, path, "masks", {"spec": prepared.spec, "arguments": prepared.arguments}, {})
+        note_overlap(log, pruner.model, folder, cycle, prepared.training.step)
 
     pruner.on_cycle_end = keep
 
@@ -214,6 +233,6 @@ def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:
         arguments=prepared.arguments,
         recipe=prepared.recipe,
         seeds={"train": prepared.recipe.train.seed},
-        metrics=metrics,
+        metrics=plain_record(metrics),
         extra=prepared.training.data.extra,
     )
