@@ -64,6 +64,13 @@ def test_what_a_page_shows_runs(page: Path, here: Path) -> None:
     run_page(page)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")
+@pytest.mark.parametrize("page", [page for page in WITH_CODE if any(b.slow for b in blocks_of(page))], ids=called)
+def test_what_a_page_shows_runs_with_its_slow_blocks(page: Path, here: Path) -> None:
+    run_page(page, slow=True)
+
+
 def test_every_page_is_run_or_has_a_test_of_its_own() -> None:
     tested = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path.name != "test_docs.py")
     for name in OWN:
