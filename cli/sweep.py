@@ -93,7 +93,7 @@ def _run(runs: list[SweepRun], folder: Path, jobs: int, threads: int) -> list[Sw
 
 def _show(runs: list[SweepRun], folder: Path) -> None:
     from sparsify.report.comparison import compare
-    from sparsify.report.read_run import read_run
+    from sparsify.report.run_records import read_run
     from sparsify.sweep.run import is_finished
 
     from .view.comparison import check_figure, comparison_lines, comparison_table, write_figure, write_rows

@@ -9,7 +9,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ..arguments import takes
 from ..errors import SparsifyError
@@ -91,7 +91,6 @@ class LoopPruning:
             pruner.check_present(where="pruning")
         if step is not None and pruner.position != step:
             raise SparsifyError(f"pruning: the pruner's state is of step {pruner.position}, the training's of {step}")
-        self._check_processes()
         pruner.start(given["batches"], given["loss_fn"])
         if self._carried is not None:
             self._carried.state = pruner.state_dict
@@ -144,20 +143,10 @@ class LoopPruning:
         return self.pruner
 
     def _updated(self) -> None:
-        """Let all processes have the masks of the first, and note what they remove in the end."""
+        """Note what the masks remove in the end."""
         self._metrics = None
-        if _processes() > 1:
-            for weight in all_masked_parameters(self.model):
-                if type(weight.mask) is Tensor:
-                    distributed.broadcast(weight.mask, 0)
         if self.began().finished:
             self._removed_at_end = _removed(self.model)
-
-    def _check_processes(self) -> None:
-        pruner = self.began()
-        data = any(part.needs("data") for part in pruner.parts)
-        if _processes() > 1 and data and self.pruning.schedule.cyclical:
-            raise SparsifyError("pruning: a cyclic schedule with a criterion that takes data runs in one process only")
 
 
 def check_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:
@@ -170,7 +159,3 @@ def check_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:
 
 def _removed(model: nn.Module) -> int:
     return sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in masked_weights(model).values())
-
-
-def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

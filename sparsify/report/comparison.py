@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import SparsifyError
 from ..training.recipe.yaml_lines import parse_yaml
 from ..training.run.same_recipe import FREE, flat
-from .read_run import Run
+from .run_records import Run
 from .statistics import Difference, Mean, difference, mean_of
 
 _SEED, _NAME, _DENSE = "train.seed", "name", "dense"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ...quantities import byte_count, percent
 from ..bench_results import BenchResult, Timing
 from ..comparison import Cell
-from ..read_layers import Layers
-from ..read_run import Run
+from ..layer_records import Layers
+from ..run_records import Run
 from .parts import Sheet, Table, TableCell, plain_row
 
 ENGINE = "sparsify engine"

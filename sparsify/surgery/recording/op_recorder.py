@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ...calls import run, tensors_in
 from ..full_name import full_name
+from ..module_walk import named_modules
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
 from .context import FunctionHooks, Memory, leaves, module_names, not_compiled, own_inputs
@@ -47,11 +48,14 @@ class OpRecorder(TorchDispatchMode):
         self.left: list[Value] = []  # given to other libraries, which may return them changed
         self.inputs: list[Value] = []  # of the call, the same Values in every pass
         self.known = KnownOps(())
-        trainable = {id(parameter) for parameter in model.parameters()}
+        modules = named_modules(model, remove_duplicate=False)
+        trainable = {id(parameter) for _, module in modules for parameter in module._parameters.values()}
         named: dict[int, tuple[Tensor, list[str]]] = {}
-        for items in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
-            for name, tensor in items:
-                named.setdefault(id(tensor), (tensor, []))[1].append(name)
+        for owned in ("_parameters", "_buffers"):
+            for path, module in modules:
+                for name, tensor in getattr(module, owned).items():
+                    if tensor is not None:
+                        named.setdefault(id(tensor), (tensor, []))[1].append(f"{path}.{name}" if path else name)
         for tensor, names in named.values():
             value = Value(_shape(tensor), tensor.detach(), tuple(names), id(tensor) in trainable)
             self.state |= dict.fromkeys(names, self.enter(tensor, value))
@@ -71,7 +75,7 @@ class OpRecorder(TorchDispatchMode):
     def idle_layers(self, model: nn.Module) -> list[str]:
         """Return the paths of the convolutions and linear layers whose weight no recorded operation reads."""
         read = {value for op in self.ops for value in op.inputs}
-        layers = (path for path, module in model.named_modules() if isinstance(module, CONV_AND_LINEAR))
+        layers = (path for path, module in named_modules(model) if isinstance(module, CONV_AND_LINEAR))
         weights = ((path, self.state.get(full_name(path, "weight"))) for path in layers)
         return [path for path, value in weights if value is not None and value not in read]
 

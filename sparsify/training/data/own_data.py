@@ -30,6 +30,7 @@ _NOT_OURS = (
     "skip_bad",
     "train_split",
     "test_split",
+    "label",
 )
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...datasets import TIMM_READERS
+from ...datasets import may_be_fetched
 from ...errors import SparsifyError
 from ...export.save import inspect_file, load
 from ...formats.file.metadata import Metadata
@@ -112,7 +112,7 @@ def _data_settings(about: Metadata, path: str | PathLike[str], name: str | None,
             trained = DataSettings.model_validate(parse_yaml(about.recipe, str(path))[0]["data"])
         except (KeyError, TypeError, ValidationError):
             raise SparsifyError(f"{path}: the recipe in the file has no valid section 'data'") from None
-    if name is None and trained is not None and trained.name.startswith(TIMM_READERS):
+    if name is None and trained is not None and may_be_fetched(trained.name):
         raise SparsifyError(f"{path}: was trained on '{trained.name}', which may be fetched: name it with --data")
     if name is None and trained is None:
         raise SparsifyError(f"{path}: the file does not name its data set; give one with --data")

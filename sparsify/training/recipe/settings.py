@@ -58,6 +58,8 @@ def known_device(name: str) -> str:
     return name
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
 _EVERY = r"^[1-9]\d*(it|ep|s|min|h)$"
 
 
@@ -146,13 +148,15 @@ class DataSettings(Settings):
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """processes that read image files; data in memory need none"""
     train_split: Word = "train"
-    """name of the training part, for timm.data"""
+    """name of the training part, for timm.data and hf:"""
     test_split: Word = "validation"
-    """name of the test part, for timm.data"""
+    """name of the test part, for timm.data and hf:, which takes `test` where there is no validation"""
+    label: Word | None = None
+    """hf: the column of the classes, by default the only one that has names of classes"""
     skip_bad: bool = False
     """leave out image files that cannot be read, with a warning that counts them; by default the first ends the run"""
     num_classes: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
-    """number of classes, for a timm.data set that does not tell it"""
+    """number of classes, for a set of timm.data or hf: that does not tell it"""
 
 
 class OptimizerSettings(Settings):
@@ -224,6 +228,8 @@ class TrainSettings(Settings):
     """training batches on which batch-norm statistics are recomputed after training, 0 for none"""
     log_every: Count = 10
     """optimiser steps between two records of loss and accuracy"""
+    trackers: Annotated[tuple[Tracker, ...], Field(strict=False)] = ()
+    """further places to which records go, by accelerate's loggers; TensorBoard events are written in any case"""
     evaluate_every: Count = 1
     """epochs between two evaluations on the test images"""
     checkpoint: CheckpointSettings = Field(default_factory=lambda: CheckpointSettings())

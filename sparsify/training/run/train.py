@@ -122,7 +122,7 @@ def train(
         _keep_masks(prepared, folder, lock)
         if on_start is not None:
             on_start(prepared, folder)
-        log = stack.enter_context(Log(folder, size=state.get("metrics_size", 0), step=training.step))
+        log = stack.enter_context(Log(folder, merged, size=state.get("metrics_size", 0), step=training.step))
 
         def save_best(record: Record) -> None:
             _save(prepared, folder / folders.BEST, record)
