@@ -15,7 +15,7 @@ from tests.pages import ROOT, blocks_of, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages with a test of their own, which also looks at what comes out.
-OWN = {"export.md", "format.md", "hub.md", "masks.md", "patterns.md", "runtime.md", "shrink.md"}
+OWN = {"export.md", "format.md", "hub.md", "masks.md", "patterns.md", "runtime.md", "shrink.md", "trainers.md"}
 WITH_CODE = [
     page for page in PAGES if page.name not in OWN and any(b.language in ("python", "sh") for b in blocks_of(page))
 ]
