@@ -21,6 +21,14 @@ class RunError(SparsifyError):
     exit_code = 1
 
 
+class ElsewhereError(RunError):
+    """Another of the processes that train together failed, and told why; `exit_code` is the one that it ends with."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class RunStopped(Exception):
     """A run that was asked to stop and did: its checkpoint is written, and it can go on."""
 

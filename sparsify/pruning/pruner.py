@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import takes
+from ..processes.ranks import group_of
 from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
+from ..surgery.unwrap import unwrap
 from .build_report import losses_of, pruning_report
 from .criteria.gradients import LossFunction, on_model_and_batch
 from .criteria.table import Context
@@ -34,6 +36,7 @@ from .parts import (
     with_data,
 )
 from .report import PruningReport, SparsityWarning
+from .same_masks import check_same
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning
@@ -57,6 +60,8 @@ class Pruner:
     granularity unit then prunes groups of channels in all tensors that produce them, biases and norms included, and
     puts masks on these; without it a unit is a row of one weight. Criteria that need no data but an input take the
     example's shape, or the first batch's.
+    Where torch.distributed has several processes, all of them make a pruner and call it alike: batches that lie on them
+    count together, and the masks are compared after every update. `model` may be in DistributedDataParallel then.
     """
 
     @takes(
@@ -84,7 +89,8 @@ class Pruner:
 
         Raises SparsifyError for wrong settings, times that do not fit, or a model without masks.
         """
-        self.model = model
+        self.model, self._group = unwrap(model), group_of(model)
+        model = self.model
         self.pruning = parse_pruning(pruning)
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
@@ -96,7 +102,7 @@ class Pruner:
         self._started = self._ready = False  # ready: `start` was called in this process
         self._union: dict[str, Tensor] = {}
         self._removed_values = RemovedValues(self.pruning.masked_weights)
-        self._random = CycleGenerator(generator)
+        self._random = CycleGenerator(generator, self._group)
         self._batches: Iterable[Any] | None = None
         self._loss_fn: LossFunction | None = None
         self._example_input = example_input
@@ -227,6 +233,7 @@ class Pruner:
                 self._apply(update, weights)
                 copy_to_aliases(self.model)
                 self._done += 1
+                check_same(weights, self.position, self._done, self._group)
                 self._note_progress()
                 if self.on_cycle_end is not None and self.pruning.schedule.cyclical and update.progress == 1:
                     self.on_cycle_end(update.cycle)
@@ -256,7 +263,7 @@ class Pruner:
             self.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
         else:
             given = (self._random.rewound(update.cycle), self._batches, self._loss_fn)
-            context = Context(self.model, masks, self.position, *given, example_input=self._example_input)
+            context = Context(self.model, masks, self.position, *given, example_input=self._example_input, group=self._group)
             self.sparsity = update_parts(self.parts, self._done, weights, context, self._union)
         if update.event == "save":
             self._union = union_of(self._union, masks)
