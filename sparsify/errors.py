@@ -22,11 +22,14 @@ class RunError(SparsifyError):
 
 
 class ElsewhereError(RunError):
-    """Another of the processes that train together failed, and told why; `exit_code` is the one that it ends with."""
+    """Another of the processes that train together failed; `exit_code` is the one that it ends with.
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
+    `told`: that process says why itself.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1, *, told: bool = True) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.told = exit_code, told
 
 
 class RunStopped(Exception):

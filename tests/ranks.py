@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+_CONTEXT: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 _PRELOADED = ["sparsify.pruning.pruner", "sparsify.surgery.conversion.convert", "torch.distributed.tensor"]
 
 

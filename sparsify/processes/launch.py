@@ -81,4 +81,6 @@ def check_accelerate(precision: str, environment: Mapping[str, str] | None = Non
         )
     if given.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") not in ("", "1"):
         steps = given["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"]
-        raise SparsifyError(f"accelerate launch: {steps} gradient accumulation steps are asked for; set train.accumulate")
+        raise SparsifyError(
+            f"accelerate launch: {steps} gradient accumulation steps are asked for; set train.accumulate"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ def group_of(model: nn.Module) -> Group:
     """
     if not distributed.is_available() or not distributed.is_initialized():
         return None
-    wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
-    group = model.process_group if wrapped else distributed.group.WORLD
+    group: Group = distributed.group.WORLD
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        group = model.process_group
     return group if distributed.get_world_size(group) > 1 else None
 
 
@@ -88,6 +90,23 @@ def together(group: Group) -> Iterator[None]:
     raise ElsewhereError(f"process {rank}: {text}", code) from error
 
 
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket", re.IGNORECASE)
+
+
+@contextmanager
+def others_lost(size: int) -> Iterator[None]:
+    """Raise ElsewhereError, one line, where one of `size` processes is waited for in vain: it has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if size == 1 or not _LOST.search(str(error)):
+            raise
+        text = (
+            "another of the processes has ended, or cannot be reached any more; its own line says why, if it wrote one"
+        )
+        raise ElsewhereError(text, told=False) from error
+
+
 def _code(error: Exception) -> int:
     return error.exit_code if isinstance(error, SparsifyError) else 1
 
@@ -140,6 +159,10 @@ class Ranks:
     def together(self) -> Any:
         """Return a context in which an error of one process is raised on all; see `together`."""
         return together(self.group)
+
+    def one_of(self, error: SparsifyError) -> SparsifyError:
+        """Return what to raise for an error that all processes meet alike: on all but the first ElsewhereError."""
+        return error if self.first else ElsewhereError(str(error), error.exit_code)
 
     def take_buffers(self, tensors: Iterable[Tensor]) -> None:
         """Copy the first process's values of these tensors to all processes, in place."""

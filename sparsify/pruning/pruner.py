@@ -263,7 +263,9 @@ class Pruner:
             self.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
         else:
             given = (self._random.rewound(update.cycle), self._batches, self._loss_fn)
-            context = Context(self.model, masks, self.position, *given, example_input=self._example_input, group=self._group)
+            context = Context(
+                self.model, masks, self.position, *given, example_input=self._example_input, group=self._group
+            )
             self.sparsity = update_parts(self.parts, self._done, weights, context, self._union)
         if update.event == "save":
             self._union = union_of(self._union, masks)

@@ -50,9 +50,9 @@ def check_same(weights: Mapping[str, MaskedWeight], position: int, done: int, gr
     names = list(compared)
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     raise SparsifyError(
-        f"Pruner: the mask of {names[places[0] - 3]}{more} is not the same on all processes after update {done} at step "
-        f"{position:,}: their weights or scores differ; begin with the same weights (DistributedDataParallel before "
-        "pruner.start, or one seed), and give a criterion of your own the same numbers on each"
+        f"Pruner: the mask of {names[places[0] - 3]}{more} is not the same on all processes after update {done} "
+        f"at step {position:,}: their weights or scores differ; begin with the same weights (DistributedDataParallel "
+        "before pruner.start, or one seed), and give a criterion of your own the same numbers on each"
     )
 
 

@@ -64,16 +64,12 @@ def without_broadcast(model: nn.Module) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
 
-def under_ddp(rank: int, criteria: list[Any], broadcast: bool) -> dict[str, Any]:
-    found = {}
-    for criterion in criteria:
-        model = without_broadcast(network(rank)) if not broadcast else nn.parallel.DistributedDataParallel(network(rank))
-        found[str(criterion)] = trained(model, rank, 2, criterion)
-    return found
+def under_ddp(rank: int, criteria: list[str]) -> dict[str, Any]:
+    return {one: trained(without_broadcast(network(rank)), rank, 2, one) for one in criteria}
 
 
 def test_masks_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
-    one, other = on_ranks(2, under_ddp, tmp_path, CRITERIA, False)
+    one, other = on_ranks(2, under_ddp, tmp_path, CRITERIA)
     for criterion in CRITERIA:
         alone = trained(network(), 0, 1, criterion)
         assert not all(mask.all() for mask in alone[-1].values())

@@ -29,8 +29,9 @@ def hessian_gradient_products(
 
     g is dL/dw and H the second derivative of the same loss, both summed over `batches`, over the named weights
     together; the model's output is divided by `temperature` before the loss. Each batch is run twice, in train mode
-    under the present masks, with the same random numbers. A `group` counts as in `summed_gradients`. Everything is afterwards what it was. Raises SparsifyError
-    as `summed_gradients` does, and for an operation without a second derivative.
+    under the present masks, with the same random numbers. A `group` counts as in `summed_gradients`. Everything is
+    afterwards what it was. Raises SparsifyError as `summed_gradients` does, and for an operation without a second
+    derivative.
     """
     names, batches = list(names), list(batches)
     with _divided_output(model, temperature), _twice_differentiable(model):

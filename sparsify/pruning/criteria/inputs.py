@@ -24,11 +24,11 @@ def input_norms(
 ) -> dict[str, Tensor]:
     """Return for each entry the L2 norm, over all batches, of the inputs that it is multiplied with, float64.
 
-    The batches of all processes of a `group` count. Of a linear layer that is the norm of the input feature over all rows that enter, of a convolution the norm over
-    the positions that the kernel's entry meets; of a transposed convolution the norm of the input channel. The model
-    runs in eval mode under its present masks and is afterwards what it was. Raises SparsifyError, naming it, for a
-    weight whose inputs no hook sees: one that is not read by the forward of torch's own linear or convolution, or by
-    another forward as well, or whose layer does not run.
+    The batches of all processes of a `group` count. Of a linear layer that is the norm of the input feature over all
+    rows that enter, of a convolution the norm over the positions that the kernel's entry meets; of a transposed
+    convolution the norm of the input channel. The model runs in eval mode under its present masks and is afterwards
+    what it was. Raises SparsifyError, naming it, for a weight whose inputs no hook sees: one that is not read by the
+    forward of torch's own linear or convolution, or by another forward as well, or whose layer does not run.
     """
     with together(group):
         sums = _squared_sums(model, set(names), batches, loss_fn)

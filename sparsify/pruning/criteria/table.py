@@ -42,8 +42,8 @@ class Context:
     `model`: the whole model; `masks`: the present masks by weight name, not to be changed; `step`: optimiser steps
     done; `generator`: a CPU generator that starts from the same state at every update of a cycle, so that random scores
     do not change within it; `batches` and `loss_fn`: what was handed to `Pruner.start`, or None; `options`: what else
-    the recipe's criterion section says; `example_input`: an input of the model's, of which only shape and kind count; `group`: the
-    processes that train the model, None for one alone.
+    the recipe's criterion section says; `example_input`: an input of the model's, of which only shape and kind count;
+    `group`: the processes that train the model, None for one alone.
     """
 
     model: nn.Module

@@ -9,9 +9,9 @@ import torch
 from ...hardware import processor
 
 
-def conditions(device: torch.device) -> dict[str, str]:
+def conditions(device: torch.device, processes: int = 1) -> dict[str, str]:
     """Return what computes on `device`, by name: equal conditions and an equal recipe give equal bits."""
-    found = {"torch": str(torch.__version__), "device": device.type}
+    found = {"torch": str(torch.__version__), "device": device.type, "processes": str(processes)}
     if device.type == "cuda":
         found["GPU"] = torch.cuda.get_device_name(device)
         found["CUDA"] = str(torch.version.cuda)
