@@ -143,7 +143,7 @@ def _start_pruner(training: Training) -> None:
     def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
         (inputs, classes), (counted, of) = batch, counts(batch)
         loss = loss_of(model(inputs), classes, label_smoothing=training.settings.label_smoothing)
-        return loss if counted == of else loss * (counted * training.ranks.size / of)
+        return loss if training.ranks.size == 1 else loss * (counted * training.ranks.size / of)
 
     training.pruner.start(FirstBatches(training.data.train, _SCORED_BATCHES, training.share), loss_fn)
 
