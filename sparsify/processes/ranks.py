@@ -172,3 +172,9 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def joined_ranks(model: nn.Module) -> Ranks:
+    """Return the processes that train `model` in a loop of the user's."""
+    group = group_of(model)
+    return ALONE if group is None else Ranks(distributed.get_rank(group), size_of(group), 0, group)

@@ -73,6 +73,16 @@ def like(tensor: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     return made  # type: ignore[no-any-return]
 
 
+def copy_into(target: Tensor, values: Tensor) -> Tensor:
+    """Copy `values` into `target`, in place, whichever of them is sharded, and return it."""
+    with torch.no_grad():
+        if is_sharded(target):
+            local(target).copy_(local(values) if is_sharded(values) else part_of(target, values))
+        else:
+            target.copy_(whole(values))
+    return target
+
+
 def part_of(tensor: Tensor, values: Tensor) -> Tensor:
     """Return of whole `values` the part that this process holds of `tensor`, a copy."""
     rank, size = tensor.device_mesh.get_local_rank(), tensor.device_mesh.size()  # type: ignore[attr-defined]

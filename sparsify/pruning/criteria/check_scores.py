@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import SparsifyError
 from ...processes.ranks import Group, average_over, together
+from ...processes.shards import group_of_shards, is_sharded, local, part_of
 from ...surgery.masks import MaskedWeight, effective_weight
 from ..preserve_state import preserve_state_and_gradients
 from ..selection.k_lowest import ScoredTensor
@@ -66,10 +67,11 @@ def _checked(
                 f"{tuple(weight.mask.shape)}, not {_kind(scores)}"
             )
         scores = scores.detach() if scores.is_floating_point() else scores.to(torch.float64)
-        allowed_entries = None if allowed is None else allowed[name]
-        tensors.append(
-            ScoredTensor(name, scores.to(weight.mask.device), weight.mask, isinstance(given, Absolute), allowed_entries)
-        )
+        if is_sharded(weight.mask) and not is_sharded(scores):
+            scores = part_of(weight.mask, scores)
+        mask, entries = local(weight.mask), None if allowed is None else local(allowed[name])
+        absolute, group = isinstance(given, Absolute), group_of_shards(weight.mask)
+        tensors.append(ScoredTensor(name, local(scores).to(mask.device), mask, absolute, entries, group))
     return tensors
 
 

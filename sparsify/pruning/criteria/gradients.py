@@ -13,8 +13,10 @@ from torch.overrides import TorchFunctionMode
 from ...errors import SparsifyError
 from ...preserve import keep_random_states
 from ...processes.ranks import Group, average_over, sum_over, together, total
+from ...processes.shards import is_sharded
 from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
 from ..preserve_state import preserve_state
+from .shard_gradients import gradients_of_shards
 
 # loss_fn(model, batch) returns the loss of one batch, a tensor of one element.
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -87,6 +89,8 @@ def summed_gradients(
     is no batch or a loss is no tensor of one element that depends on the weights.
     """
     weights = named_weights(model, names)
+    if any(is_sharded(weight.parameter) for weight in weights.values()):
+        return gradients_of_shards(model, weights, batches, loss_fn, group)
     sums = zeros_like(weights)
     number = 0
     with preserve_state(model, [weight.parameter for weight in weights.values()], training=training):

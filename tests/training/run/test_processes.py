@@ -175,14 +175,13 @@ def mistakes(rank: int, folder: str) -> list[tuple[str, int, str]]:
         given = recipe(SNIP, **train)
         given["data"].update(data)
         said.append(work(rank, given, f"{folder}/new")["error"])
-    given = {**recipe(SNIP, sync_batch_norm=True), "model": {"name": "cifar:resnet20"}}
-    for given in (given, recipe(SNIP) | {"model": {"name": "cifar:resnet20"}}):
-        if not given["train"].get("sync_batch_norm"):
-            given["data"]["batch_size"] = 2
-        try:
+    with_norms = {"model": {"name": "cifar:resnet20"}}
+    synced, small = recipe(SNIP, sync_batch_norm=True) | with_norms, recipe(SNIP) | with_norms
+    small["data"]["batch_size"] = 2
+    for given in (synced, small):
+        with pytest.raises(SparsifyError) as caught:
             sparsify.train(given, out=f"{folder}/new")
-        except SparsifyError as error:
-            said.append((type(error).__name__, error.exit_code, str(error)))
+        said.append((type(caught.value).__name__, caught.value.exit_code, str(caught.value)))
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     said.append(work(rank, recipe(SNIP), f"{folder}/new")["error"])
     return said
