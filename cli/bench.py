@@ -12,13 +12,14 @@ from sparsify.errors import RunError, SparsifyError
 
 from .paths import saved_model
 from .view.show import count, percent, print_table, say
-from .view.shrinking import random_images
+from .view.shrinking import example_inputs, sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
+    from sparsify.calls import Inputs
     from sparsify.pruning.settings.prune import Pruning
 
 _USUAL_SIZE = 32
@@ -109,13 +110,14 @@ def _check_chart(plot: str) -> None:
 def _from_file(path: str, image_size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
     """Return a file's model, folded, and the shape of one of its inputs."""
     import sparsify
+    from sparsify.declared_inputs import declared_inputs
     from sparsify.formats.file.inspection import inspect_file
 
     about = inspect_file(path).metadata
     model = sparsify.load(path, fold=True).eval()
     say(f"{path}: {about.spec or type(model).__name__}")
     shape = tuple(about.extra.get("input_shape") or ())
-    if image_size is None and shape:
+    if image_size is None and (shape or declared_inputs(model, 1) is not None):
         return model, shape
     channels, size = (shape[0], shape[-1]) if len(shape) == 3 else (3, _size(model, about.spec or ""))
     return model, _images(model, (channels, size), image_size)
@@ -135,10 +137,12 @@ def _fresh(spec: str, pruning: Pruning, image_size: int | None) -> tuple[nn.Modu
     import torch
 
     import sparsify
+    from sparsify.declared_inputs import declared_inputs
 
     torch.manual_seed(1)
     model = sparsify.build_model(spec).eval()
-    shape = _images(model, (3, _size(model, spec)), image_size)
+    tokens = image_size is None and declared_inputs(model, 1) is not None
+    shape = () if tokens else _images(model, (3, _size(model, spec)), image_size)
     sparsify.convert(model, ignore=["first", "last"])
     sparsify.Pruner(model, pruning, total_steps=0).start()
     say(
@@ -165,6 +169,16 @@ def _images(model: nn.Module, own: tuple[int, int], image_size: int | None) -> t
     return channels, size, size
 
 
+def _only_one(inputs: Inputs) -> Tensor:
+    """Return the one tensor that a model takes."""
+    tensors: list[Tensor] = [*inputs.args, *inputs.kwargs.values()]
+    if len(tensors) > 1:
+        raise SparsifyError(
+            f"bench: the model takes {', '.join(inputs.kwargs)}, and one tensor is timed; use sparsify.compile"
+        )
+    return tensors[0]
+
+
 def _bench(
     model: nn.Module,
     shape: Sequence[int],
@@ -176,10 +190,11 @@ def _bench(
 ) -> None:
     from .view.bench_runtimes import alternated, ready, result_table, spread_lines
 
-    x = random_images(shape[0], tuple(shape[1:]))
+    inputs = example_inputs(model, shape[0], tuple(shape[1:]))
+    x = _only_one(inputs)
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     zeros, size = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
-    images = f"{count(shape[0], 'image')} of {'x'.join(map(str, shape[1:]))}"
+    images = f"{count(shape[0], 'input' if inputs.kwargs else 'image')} of {sizes_of(inputs)}"
     share = f"{percent(zeros / size)} of {count(size, 'weight')} are zero" if size else "no weights"
     say(f"{share}; {images}, {count(threads, 'thread')}")
     engine, runtimes, notes = ready(model, x, threads, skip)
@@ -191,7 +206,7 @@ def _bench(
         return
     from .view.bench_steps import draw, plan_lines, step_table, timed_steps
 
-    strategy = engine.strategies[(tuple(x.shape),)]
+    (strategy,) = engine.strategies.values()
     say(*plan_lines(strategy))
     if strategy.kind == "torch":
         if plot is not None:

@@ -16,7 +16,7 @@ from sparsify.pruning.settings.sections import CRITERION_ROWS
 from .paths import saved_model
 from .view.report import conversion_lines, file_line, loaded_lines, masks_line, sparsity_lines
 from .view.show import say
-from .view.shrinking import check_options, random_images, shrunk
+from .view.shrinking import check_options, example_inputs, shrunk
 
 # Those that need no data.
 _FREE = [name for name, row in CRITERION_ROWS.items() if not row.needs_data]
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 @click.command("convert")
 @click.argument("checkpoint", required=False)
-@click.option("--model", metavar="SPEC", required=True, help="timm:NAME, torchvision:NAME or cifar:NAME.")
+@click.option(
+    "--model", metavar="SPEC", required=True, help="timm:NAME, torchvision:NAME, cifar:NAME or transformers:NAME."
+)
 @click.option("--sparsity", help="Fraction removed, as 0.9 or 1/3.  [default: 0, or what 2:4 comes to]")
 @click.option("--amount", type=int, help="In place of --sparsity: how many are removed in each group of the scope.")
 @click.option("--scope", help="global, layer, filter or erk.  [default: global; layer for unit and 2:4]")
@@ -183,19 +185,20 @@ def _convert(
     else:
         say(*conversion_lines(sparsify.convert(model, ignore=how.ignore, only=how.only or ())))
     shape = _input_shape(model, spec, image_size)
-    example = random_images(2, shape)
-    verification = sparsify.verify(model, (example,))
+    verification = sparsify.verify(model, example_inputs(model, 2, shape))
     say(str(verification), *verification.notes)
     if not verification.ok:
         raise RunError("convert: the verification found a fault (above); nothing was written")
     if not isinstance(how, Path):
         generator = torch.Generator().manual_seed(seed)
-        pruner = sparsify.Pruner(model, how, total_steps=1, generator=generator, example_input=example[:1])
+        pruner = sparsify.Pruner(
+            model, how, total_steps=1, generator=generator, example_input=example_inputs(model, 1, shape)
+        )
         if how.target or how.amount is not None:
             pruner.check_present(where="--sparsity")
             pruner.start()
         say(*sparsity_lines(pruner.report()))
-    extra = {"input_shape": list(shape), **({"preprocess": how_images} if how_images else {})}
+    extra = {**({"input_shape": list(shape)} if shape else {}), **({"preprocess": how_images} if how_images else {})}
     return model, {"arguments": arguments, "extra": extra}, shape
 
 
@@ -204,12 +207,10 @@ def _write(model: nn.Module, spec: str, about: dict[str, Any], seed: int, out: s
     from sparsify.formats.file.inspection import inspect_file
 
     sparsify.save(model, out, spec=spec, seeds={"convert": seed}, **about)
-    say(
-        file_line(inspect_file(out)),
-        "next:",
-        f"  sparsify train recipes/dense.yaml --model {spec} --data NAME --set model.checkpoint={out}",
-        f"  sparsify bench {out}",
-    )
+    say(file_line(inspect_file(out)), "next:")
+    if "input_shape" in about["extra"]:  # what `train` has data for
+        say(f"  sparsify train recipes/dense.yaml --model {spec} --data NAME --set model.checkpoint={out}")
+    say(f"  sparsify bench {out}")
 
 
 def _build(
@@ -223,7 +224,7 @@ def _build(
     model = build_model(spec, pretrained=pretrained, **arguments)
     if checkpoint is None:
         if not pretrained:
-            say("weights: fresh, as the model initialises them (no CHECKPOINT and no --pretrained)")
+            say(f"weights: fresh, as the model initialises them (no CHECKPOINT and no --pretrained){_hint(spec)}")
             return model, arguments, None
         from sparsify.training.data.published import published_preprocessing
 
@@ -240,10 +241,26 @@ def _build(
     return model, arguments, None if loaded.reinitialised else start.metadata.extra.get("preprocess")
 
 
-def _input_shape(model: nn.Module, spec: str, image_size: int | None) -> tuple[int, int, int]:
-    """Return the shape of an image as the model takes it; torchvision's models do not say their size themselves."""
+def _hint(spec: str) -> str:
+    """Return what to add where a folder holds weights that were not asked for."""
+    from sparsify.transformers_models import PREFIX, has_weights, is_folder, parts
+
+    name = parts(spec.removeprefix(f"{PREFIX}:"))[0]
+    found = spec.startswith(f"{PREFIX}:") and is_folder(name) and has_weights(name)
+    return f"; --pretrained takes those in {name}" if found else ""
+
+
+def _input_shape(model: nn.Module, spec: str, image_size: int | None) -> tuple[int, ...]:
+    """Return the shape of an image as the model takes it, () if it takes something else or more.
+
+    torchvision's models do not say their size themselves.
+    """
+    from sparsify.declared_inputs import declared_inputs
     from sparsify.training.data.input_size import declared_size, input_for
 
+    declared = declared_inputs(model, 1, image_size=image_size)
+    if declared is not None:
+        return tuple(declared.kwargs["pixel_values"].shape[1:]) if set(declared.kwargs) == {"pixel_values"} else ()
     usual = 224 if spec.startswith("torchvision:") else 32
     channels, size = input_for(model, (3, declared_size(model) or usual), image_size=image_size)
     return channels, size, size

@@ -12,9 +12,11 @@ from sparsify.export.registry import FORMATS, check_format, check_place, format_
 from .paths import saved_model
 from .view.report import written_line
 from .view.show import say
-from .view.shrinking import check_options, random_images, shrunk
+from .view.shrinking import check_options, example_inputs, shrunk
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sparsify.formats.file.inspection import FileSummary
     from sparsify.surgery.channels import Dead
 
@@ -96,10 +98,10 @@ def command(
     model = load(path)
     usual: Dead = "masks" if row.trainable else "zeros"
     if shrink:
-        model = shrunk(model, _input_shape(known, "use sparsify.shrink"), round_to, dead or usual)
+        model = shrunk(model, _input_shape(known, model, "use sparsify.shrink"), round_to, dead or usual)
     if "example_input" in row.takes:
-        shape = _input_shape(known, f"use sparsify.save(model, path, format='{layout}', example_input=...)")
-        options["example_input"] = random_images(1, shape)
+        shape = _input_shape(known, model, f"use sparsify.save(model, path, format='{layout}', example_input=...)")
+        options["example_input"] = example_inputs(model, 1, shape)
     keys = ("spec", "arguments", "recipe", "seeds", "metrics", "extra")
     about = {name: getattr(known.metadata, name) for name in keys}
     written = write(model, out, layout, about, options)
@@ -123,8 +125,10 @@ def _dimensions(text: str) -> dict[int, str]:
     return found
 
 
-def _input_shape(known: FileSummary, instead: str) -> tuple[int, ...]:
-    shape = known.metadata.extra.get("input_shape")
-    if not shape:
+def _input_shape(known: FileSummary, model: nn.Module, instead: str) -> tuple[int, ...]:
+    from sparsify.declared_inputs import declared_inputs
+
+    shape = known.metadata.extra.get("input_shape") or ()
+    if not shape and declared_inputs(model, 1) is None:
         raise SparsifyError(f"export: {known.path} does not say what its model takes (input_shape): {instead}")
     return tuple(shape)

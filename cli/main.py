@@ -30,6 +30,10 @@ _COMMANDS = {
     "eval": ("evaluate", "Measure a saved model's accuracy."),
     "predict": ("predict", "Classify image files with a saved or exported model."),
     "bench": ("bench", "Time a model on the sparse engine, and on PyTorch beside it."),
+    "sweep": ("sweep", "Run a recipe with several values and seeds, and compare the runs."),
+    "report": ("report", "Write a page about a run, or about several."),
+    "compare": ("compare", "Compare finished runs: means over seeds, paired differences."),
+    "diff": ("diff", "Show how far the masks of two models agree."),
     "models": ("models", "List the models that can be named."),
     "recipe-schema": ("schema", "Print the JSON schema of recipes, for editors."),
 }

@@ -48,6 +48,9 @@ _FREE_ON_RESUME = ("data_dir", "device", "keep")
 @click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key of the recipe; repeatable."
 )
+@click.option(
+    "--plugin", metavar="FILE", help="Python file that is executed; its criteria, schedules and data sets can be named."
+)
 @click.option("--resume", metavar="RUN", help="Go on with the run in this folder from its last checkpoint.")
 @click.option("--keep", type=int, metavar="N", help="How many of the newest checkpoints stay, 2 at least.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing run.")
@@ -58,6 +61,7 @@ def command(
     recipe: str | None,
     out: str | None,
     overrides: tuple[str, ...],
+    plugin: str | None,
     resume: str | None,
     overwrite: bool,
     dry_run: bool,
@@ -71,7 +75,7 @@ def command(
     """
     launch = read_launch()
     try:
-        merged, folder = _recipe_and_folder(resume, recipe, out, overrides, overwrite, short)
+        merged, folder = _recipe_and_folder(resume, recipe, out, overrides, plugin, overwrite, short)
         if full and not dry_run:
             raise SparsifyError("train: --full belongs to --dry-run")
         if dry_run and launch.size > 1:
@@ -89,7 +93,8 @@ def command(
 
         show_plan(merged, full=full, check=not no_verify)
         return
-    _train(merged, folder, launch, resume=resume is not None, overwrite=overwrite, check=not no_verify)
+    again = ["--resume", str(folder), *(["--plugin", plugin] if plugin else [])]
+    _train(merged, folder, again, launch, resume=resume is not None, overwrite=overwrite, check=not no_verify)
 
 
 def _recipe_and_folder(
@@ -97,20 +102,28 @@ def _recipe_and_folder(
     recipe: str | None,
     out: str | None,
     overrides: tuple[str, ...],
+    plugin: str | None,
     overwrite: bool,
     short: dict[str, str | int | None],
 ) -> tuple[Recipe, Path]:
     if resume is not None:
-        merged, folder = _resumed(resume, recipe, out, overrides, overwrite, short), Path(resume)
-    elif recipe is not None:
-        merged = _merged(recipe, short, overrides)
-        folder = Path(out) if out else _default_folder(merged, short, overrides)
-    else:
+        return _resumed(resume, recipe, out, overrides, plugin, overwrite, short), Path(resume)
+    if recipe is None:
         raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
-    return merged, folder
+    merged = _merged(recipe, short, overrides, plugin)
+    return merged, Path(out) if out else _default_folder(merged, short, overrides)
 
 
-def _train(recipe: Recipe, folder: Path, launch: Launch, *, resume: bool, overwrite: bool, check: bool) -> None:
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    again: Sequence[str],
+    launch: Launch,
+    *,
+    resume: bool,
+    overwrite: bool,
+    check: bool,
+) -> None:
     from sparsify.training.run.run_folder import check_new
 
     from .view.progress import Screen
@@ -143,7 +156,7 @@ def _train(recipe: Recipe, folder: Path, launch: Launch, *, resume: bool, overwr
         begun = resume or screen.started
         if launch.rank:
             raise Stopped("", signals.code) from None
-        how = f"; go on with: sparsify train --resume {shlex.quote(str(folder))}" if begun else ""
+        how = f"; go on with: sparsify train {shlex.join(again)}" if begun else ""
         raise Stopped(f"stopped{how}", signals.code) from None
     screen.finish(result)
 
@@ -155,13 +168,15 @@ def _default_folder(recipe: Recipe, short: dict[str, str | int | None], override
     return default_folder(recipe, [*given, *overrides])
 
 
-def _merged(path: str, short: dict[str, str | int | None], overrides: Sequence[str]) -> Recipe:
+def _merged(
+    path: str, short: dict[str, str | int | None], overrides: Sequence[str], plugin: str | None = None
+) -> Recipe:
     from sparsify.training.recipe.read import read_recipe
 
     # A JSON string is a YAML string, whatever characters are in it.
     given = {name: f"{_SHORT[name]}={json.dumps(value)}" for name, value in short.items() if value is not None}
     try:
-        return read_recipe(path, [*given.values(), *overrides])
+        return read_recipe(path, [*given.values(), *overrides], plugin=plugin)
     except SparsifyError as error:
         message = str(error)
         for name, override in given.items():
@@ -174,9 +189,11 @@ def _resumed(
     recipe: str | None,
     out: str | None,
     overrides: Sequence[str],
+    plugin: str | None,
     overwrite: bool,
     short: dict[str, str | int | None],
 ) -> Recipe:
+    from sparsify.training.recipe.plugin import as_plugin
     from sparsify.training.run.run_folder import stored_recipe
 
     fixed = [f"--{name.replace('_', '-')}" for name, value in short.items() if value and name not in _FREE_ON_RESUME]
@@ -186,4 +203,4 @@ def _resumed(
         raise SparsifyError(f"train: --resume goes on with the run's own recipe and folder; leave out {extra}")
     free = [name for name in _FREE_ON_RESUME if short[name] is not None]
     given = [f"{_SHORT[name]}={json.dumps(short[name])}" for name in free]
-    return stored_recipe(Path(run), [*given, *overrides])
+    return stored_recipe(Path(run), [*given, *overrides], plugin=as_plugin(plugin))

@@ -16,9 +16,13 @@ class SparsifyError(Exception):
 
 
 class RunError(SparsifyError):
-    """A run that could not go on although what was asked for was right: a loss of NaN, a full disk."""
+    """A run that could not go on although what was asked for was right: a full disk, a folder that is gone."""
 
     exit_code = 1
+
+
+class Diverged(RunError):
+    """A training whose loss or weights are no longer numbers; its last sound checkpoint stays."""
 
 
 class ElsewhereError(RunError):

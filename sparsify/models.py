@@ -1,4 +1,4 @@
-"""Models by name: "timm:resnet50", "torchvision:vgg11_bn", "cifar:resnet32" -> nn.Module.
+"""Models by name: "timm:resnet50", "torchvision:vgg11_bn", "transformers:gpt2", "cifar:resnet32" -> nn.Module.
 
 Names are read from the sources of timm and torchvision, so that a name is checked in a fraction of the seconds that
 importing them takes.
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from . import transformers_models
 from .arguments import PATH, takes
 from .errors import RunError, SparsifyError, nearest, unknown
 
@@ -37,6 +38,7 @@ _REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError, LookupError, A
 def list_models(pattern: str | None = None) -> list[str]:
     """Return the names that `build_model` takes, sorted, with their prefixes, without importing torch.
 
+    Those of transformers are the hub's and folders': they are not listed.
     `pattern` is a glob over the name with or without its prefix ("*resnet*", "timm:vgg*"); one without wildcards
     finds the names that contain it.
     """
@@ -60,9 +62,12 @@ def check_model_name(name: str, *, where: str = "") -> None:
         if not intended and guess:
             intended = [f"{known}:{guess}" for known, names in _NAMES.items() if guess in names()]
         hint = f"; did you mean {' or '.join(map(repr, intended))}?" if intended else ""
-        raise SparsifyError(f"{start}model '{name}' has no prefix (timm:, torchvision: or cifar:){hint}")
-    if prefix not in _NAMES:
-        raise unknown("model prefix", f"{prefix}:", [f"{known}:" for known in _NAMES], where=where)
+        raise SparsifyError(f"{start}model '{name}' has no prefix (timm:, torchvision:, transformers: or cifar:){hint}")
+    if prefix not in _BUILD:
+        raise unknown("model prefix", f"{prefix}:", [f"{known}:" for known in _BUILD], where=where)
+    if prefix == transformers_models.PREFIX:
+        transformers_models.check_name(rest, where=where)
+        return
     if prefix == "timm" and rest.startswith(TIMM_SOURCES):
         return
     # timm names weights by a tag behind the architecture, resnet50.a1_in1k.
@@ -90,8 +95,11 @@ def build_model(
     initialised). `arguments` go to its constructor. Raises SparsifyError for an unknown name, arguments that the
     model refuses and a checkpoint that does not fit, RunError where published weights cannot be fetched.
     """
-    check_model_name(name)
     prefix, _, rest = name.partition(":")
+    if prefix == transformers_models.PREFIX:
+        transformers_models.check_name(rest, configured=transformers_models.CONFIG in arguments)
+    else:
+        check_model_name(name)
     if pretrained and checkpoint is not None:
         raise SparsifyError(f"{name}: either pretrained or a checkpoint, not both")
     if num_classes is not None:
@@ -196,4 +204,5 @@ _BUILD: dict[str, Callable[[str, bool, Mapping[str, Any]], nn.Module]] = {
     "cifar": _build_cifar,
     "timm": _build_timm,
     "torchvision": _build_torchvision,
+    "transformers": transformers_models.build,
 }

@@ -65,16 +65,22 @@ def test_pattern_is_a_glob_or_a_part_of_the_name(pattern: str, expected: list[st
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet20", "model 'resnet20' has no prefix (timm:, torchvision: or cifar:); did you mean 'cifar:resnet20'?"),
+        (
+            "resnet20",
+            "model 'resnet20' has no prefix (timm:, torchvision:, transformers: or cifar:); did you mean 'cifar:resn",
+        ),
         (
             "vgg11_bn",
-            "has no prefix (timm:, torchvision: or cifar:); did you mean 'timm:vgg11_bn' or 'torchvision:vgg11_bn'?",
+            "transformers: or cifar:); did you mean 'timm:vgg11_bn' or 'torchvision:vgg11_bn'?",
         ),
         ("convnextt_atto", "did you mean 'timm:convnext_atto'?"),
         ("timm:resnt50", "unknown model 'timm:resnt50'; did you mean 'timm:resnet50'?"),
         ("cifar:resnet21", "unknown model 'cifar:resnet21'; did you mean"),
         ("torchvision:vit_tiny_patch16_224", "did you mean 'timm:vit_tiny_patch16_224'?"),
-        ("tim:resnet50", "unknown model prefix 'tim:'; did you mean 'timm:'? (known: cifar:, timm:, torchvision:)"),
+        (
+            "tim:resnet50",
+            "unknown model prefix 'tim:'; did you mean 'timm:'? (known: cifar:, timm:, torchvision:, transformers:)",
+        ),
         ("", "model '' has no prefix"),
     ],
 )

@@ -21,6 +21,7 @@ ALLOWED: Graph = {
     "quantities": set(),
     "datasets": set(),
     "hardware": set(),
+    "overlap": {"errors"},
     "preprocess": {"errors"},
     "preserve": set(),
     "processes": {"errors"},
@@ -28,7 +29,9 @@ ALLOWED: Graph = {
     "relative_error": set(),
     "cifar": {"errors"},
     "surgery": {"arguments", "calls", "errors", "ops", "processes", "relative_error"},
-    "models": {"arguments", "errors", "cifar", "weights"},
+    "models": {"arguments", "errors", "cifar", "transformers_models", "weights"},
+    "transformers_models": {"errors"},
+    "declared_inputs": {"calls"},
     "weights": {"errors", "formats", "surgery"},
     "start": {"errors", "formats", "surgery", "weights"},
     "tables": {"quantities"},
@@ -46,9 +49,10 @@ ALLOWED: Graph = {
         "tables",
         "validation",
     },
-    "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities"},
+    "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities", "transformers_models"},
     "runtime": {"arguments", "calls", "errors", "relative_error", "surgery", "formats"},
     "export": {
+        "transformers_models",
         "arguments",
         "calls",
         "errors",
@@ -74,7 +78,21 @@ ALLOWED: Graph = {
         "surgery",
         "models",
     }
-    | {"arguments", "weights", "quantities", "formats", "pruning", "export"},
+    | {"arguments", "weights", "quantities", "formats", "pruning", "export", "overlap"},
+    "report": {
+        "arguments",
+        "errors",
+        "export",
+        "formats",
+        "model_summary",
+        "models",
+        "overlap",
+        "pruning",
+        "quantities",
+    }
+    | {"surgery", "training"},
+    "integrations": {"arguments", "errors", "processes", "pruning", "surgery"},
+    "sweep": {"errors", "formats", "report", "training"},
 }
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .compare import cell_of, mean_of, values
+from sparsify.report.statistics import mean_of
+
+from .compare import cell_of, values
 from .rows import Row
 from .study import Study
 

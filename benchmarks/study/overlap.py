@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -10,36 +10,15 @@ from statistics import fmean
 from torch import Tensor
 
 from sparsify.formats.model.masks import load_masks
+from sparsify.overlap import Masks, iou, iou_by_chance, union_of
 from sparsify.training.run import run_folder as folders
 
 from .queue import folder_of
 from .rows import Row, add_rows, key_of, read_rows
 from .study import Run, Study
 
-Masks = Mapping[str, Tensor]
 _ABOUT = ("study", "model", "method", "sparsity", "budget", "recipe", "seed")
 COLUMNS = (*_ABOUT, "cycles", "iou", "iou_random", "union", "gradual_inside", "random_inside", "random_inside_layers")
-
-
-def iou(one: Masks, other: Masks) -> float:
-    """Return intersection over union of two masks of all layers."""
-    both = sum(int((one[name] & other[name]).sum()) for name in one)
-    return both / max(1, sum(int((one[name] | other[name]).sum()) for name in one))
-
-
-def iou_by_chance(one: Masks, other: Masks) -> float:
-    """Return what two random masks of the same sizes in every layer share on average, by the mean of each count."""
-    both = sum(_kept(one[name]) * _kept(other[name]) / one[name].numel() for name in one)
-    return both / (sum(_kept(one[name]) + _kept(other[name]) for name in one) - both)
-
-
-def union_of(masks: Sequence[Masks]) -> dict[str, Tensor]:
-    """Return the union of the masks of some cycles."""
-    union = {name: mask.clone() for name, mask in masks[0].items()}
-    for more in masks[1:]:
-        for name, mask in more.items():
-            union[name] |= mask
-    return union
 
 
 def inside(mask: Masks, union: Masks) -> dict[str, float]:

@@ -7,9 +7,10 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
+from sparsify.report.statistics import accuracy_text, difference, difference_text, mean_of
 from sparsify.training.run.plan import plan_training
 
-from .compare import Cell, Difference, Mean, cell_of, difference, mean_of, values
+from .compare import Cell, cell_of, values
 from .rows import Row, key_of
 from .study import Study
 from .verdict import conclusion
@@ -49,23 +50,6 @@ def cells(study: Study, sparsity: float, model: str) -> list[Cell]:
     return [*dense, *pruned]
 
 
-def points(found: Mean | None) -> str:
-    """Return a mean of accuracies in per cent: "61.20 +- 0.31"."""
-    if found is None:
-        return "-"
-    return f"{100 * found.mean:.2f}" + ("" if found.deviation is None else f" ± {100 * found.deviation:.2f}")
-
-
-def interval(found: Difference | None) -> str:
-    """Return a difference in points with its interval: "+0.52 (-0.10 to +1.14)"."""
-    if found is None:
-        return "-"
-    mean, width = 100 * found.mean, found.half_width
-    if width is None:
-        return f"{mean:+.2f} (one pair)"
-    return f"{mean:+.2f} ({mean - 100 * width:+.2f} to {mean + 100 * width:+.2f})"
-
-
 def _about(study: Study, rows: Sequence[Row]) -> str:
     machines = ", ".join(sorted({f"{row['device']}; {row['versions']}" for row in rows}))
     seeds = f"seed{'s' if len(study.seeds) > 1 else ''} {', '.join(map(str, study.seeds))}"
@@ -91,11 +75,11 @@ def _line(rows: Sequence[Row], cell: Cell) -> str:
     final = mean_of(values(rows, cell, "final_accuracy"))
     if final is None:
         return f"| {cell[1]} | 0 | - | - | - | - | - | - | - |"
-    best = points(mean_of(values(rows, cell, "best_accuracy")))
+    best = accuracy_text(mean_of(values(rows, cell, "best_accuracy")))
     named = ("best_sparsity", "train_loss", "test_loss", "removed", "processor_seconds")
     sparsity, train, test, removed, seconds = (fmean(values(rows, cell, name).values()) for name in named)
     return (
-        f"| {cell[1]} | {final.n} | {points(final)} | {best} | {sparsity:.3f} "
+        f"| {cell[1]} | {final.n} | {accuracy_text(final)} | {best} | {sparsity:.3f} "
         f"| {train:.3f} | {test:.3f} | {removed:.4f} | {seconds:,.0f} |"
     )
 
@@ -116,7 +100,8 @@ def _differences(study: Study, rows: Sequence[Row]) -> str:
                     for column in ("final_accuracy", "best_accuracy")
                 ]
                 if found[0] is not None:
-                    what = f"{one[1]} - {other[1]} | {found[0].n} | {interval(found[0])} | {interval(found[1])}"
+                    texts = " | ".join(map(difference_text, found))
+                    what = f"{one[1]} - {other[1]} | {found[0].n} | {texts}"
                     lines.append(f"| {model} | {100 * sparsity:g} % | {what} |")
     return "\n".join(lines) if len(lines) > 5 else ""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .compare import Difference, difference, mean_of, values
+from sparsify.report.statistics import Difference, difference, mean_of
+
+from .compare import values
 from .rows import Row
 from .study import Study
 

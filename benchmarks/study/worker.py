@@ -6,40 +6,30 @@ Started by the queue. Goes on from the folder's checkpoint if there is one, and 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparsify.errors import SparsifyError
 from sparsify.formats.io.atomic import atomic_write
 from sparsify.pruning.report import PruningReport
+from sparsify.sweep import worker
 from sparsify.training.loop.train_steps import Record
-from sparsify.training.recipe.read import read_recipe
+from sparsify.training.recipe.read import Recipe
 from sparsify.training.run import run_folder as folders
-from sparsify.training.run.train import train
 
 RESULT = "result.json"
 _PROCESSOR_SECONDS = "processor_seconds.json"
 
 
-def main() -> None:
+def work(recipe: Recipe, folder: Path, threads: int) -> None:
     """Train, then leave the run's measures in result.json."""
-    recipe, folder, threads = read_recipe(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     if (folder / RESULT).exists():
         return  # finished, but the queue was killed before it wrote the row
-    _end_with_the_queue()
-    torch.set_num_threads(threads)
     # Float32 means float32: convolutions on a GPU would take the ten-bit mantissas of TF32.
     torch.backends.cudnn.allow_tf32 = False
-    resume = (folder / folders.RECIPE).exists()
-    if not resume and folder.exists():
-        shutil.rmtree(folder)  # killed before it was a run
     spent = _read_json(folder / _PROCESSOR_SECONDS) or 0.0
 
     def note(record: Record) -> None:
@@ -47,22 +37,11 @@ def main() -> None:
             seconds = spent + time.process_time()
             atomic_write(folder / _PROCESSOR_SECONDS, json.dumps(seconds).encode())
 
-    result = train(recipe, out=folder, resume=resume, on_record=note)
+    result = worker.run_to_end(recipe, folder, threads, note)
     measures = _measures(folder, result.report)
     measures |= {"processor_seconds": spent + time.process_time(), "device": _device(recipe.train.device, threads)}
     atomic_write(folder / RESULT, json.dumps(measures).encode())
     shutil.rmtree(folder / Path(folders.LAST).parent)  # done with; masks, weights and log stay
-
-
-def _end_with_the_queue() -> None:
-    queue = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == queue:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _measures(folder: Path, report: PruningReport | None) -> dict[str, Any]:
@@ -95,7 +74,4 @@ def _read_json(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SparsifyError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    worker.main(work)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsify.models import FROM_PYTHON
 from sparsify.pruning.report import sparsity_lines as sparsity_lines
+from sparsify.training.recipe.yaml_lines import parse_yaml
 
 from .show import Layer, byte_count, count, layer_table, percent, print_table, say
 
@@ -114,14 +115,14 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
 
 def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:
     """Return the commands that go on from a run: none for what it has done, and none that it has no use for."""
-    from sparsify.training.run.run_folder import stored_recipe
-
     folder, known = result.folder, saved.metadata.extra.get("preprocess")
-    data = stored_recipe(folder).data.name
+    recipe = parse_yaml(saved.metadata.recipe or "", saved.path).value
+    data = recipe["data"]["name"]
     lines = [f"sparsify bench {folder}"]
     if result.report is None and not saved.masked_entries:
         again = f"--model {saved.metadata.spec} --data {data} --set model.checkpoint={folder} --out {folder}-pruned"
-        known_by_name = saved.metadata.spec is not None and not data.startswith(FROM_PYTHON)
+        given = data.startswith(FROM_PYTHON) or recipe.get("plugin") is not None
+        known_by_name = saved.metadata.spec is not None and not given
         lines = [f"sparsify train recipes/linear_ramp.yaml {again}"] if known_by_name else []
     units = result.report is not None and result.report.kind == "units" and result.shrunk is None
     lines.append(f"sparsify export {folder} --out model.onnx{' --shrink' if units else ''}")

@@ -10,6 +10,7 @@ from typing import Any
 from ..formats.file.inspection import FileSummary
 from ..formats.file.metadata import Metadata
 from ..quantities import byte_count, count, percent
+from ..transformers_models import CONFIG
 
 _LOAD = """## Load it
 
@@ -27,7 +28,7 @@ def card(saved: FileSummary) -> str:
     """Return the card of the model in a sparse file: accuracy, how to load it, figures, sparsity by layer, recipe."""
     about = saved.metadata
     name = about.spec or "A model of a class of one's own"
-    arguments = ", ".join(f"{key}={value!r}" for key, value in about.arguments.items())
+    arguments = ", ".join(f"{key}={value!r}" for key, value in about.arguments.items() if key != CONFIG)
     sparse = "" if saved.sparsity is None else f", {percent(saved.sparsity)} of its masked weights removed"
     shape, accuracy, data = about.extra.get("input_shape"), _accuracy(about), trained_on(about)
     measured = "" if accuracy is None else f"**Test accuracy {percent(accuracy)}**{f' on {data}' if data else ''}"

@@ -30,6 +30,7 @@ from ..surgery.progress import warn_of_schedule
 from ..surgery.sharding import sharded_name, whole_state
 from ..surgery.shrink.cuts import Cuts
 from ..surgery.unwrap import unwrap
+from ..transformers_models import PREFIX, portable
 from .registry import FORMATS, check_format, check_place
 
 _OF_SHARDS = ("sparse", "dense", "masks")
@@ -115,6 +116,8 @@ def write(
     if hasattr(known.get("recipe"), "to_yaml"):
         known["recipe"] = known["recipe"].to_yaml()
     known["arguments"] = {k: v for k, v in known.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
+    if known.get("spec", "").startswith(f"{PREFIX}:"):  # the file needs no folder and no hub to be loaded
+        known["arguments"] = portable(known["spec"].partition(":")[2], known["arguments"])
     metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **known)
     check_place(row, path)
     inner = unwrap(model)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..calls import Inputs as Call
 from ..calls import run as run_call
 from ..errors import EngineWarning
 from .call_inputs import Inputs, Shapes, images_in, shown, taken_apart, unusable
+from .call_outputs import outputs_apart
 from .kernel_errors import Fault, by_reason
 from .program.assemble import Array
 from .program.describe import text
@@ -127,7 +127,7 @@ class Engine:
 
     def _choose(self, inputs: Inputs) -> Strategy:
         def run(strategy: Strategy) -> list[Any]:
-            return pytree.tree_leaves(self._run(strategy, inputs))
+            return outputs_apart(self._run(strategy, inputs))[0]
 
         def plan(strategy: Strategy) -> Plan:
             return self._plan(strategy, inputs.part(0, strategy.images) if strategy.kind == "chunks" else inputs)
@@ -165,7 +165,7 @@ class Engine:
             return self._chunks(strategy, inputs)
         plan = self._shown[inputs.key] = self._plan(strategy, inputs)
         outputs = execute(plan, inputs.tensors, self._memory(0, plan), self._team().split)
-        return pytree.tree_unflatten(outputs, plan.structure)
+        return plan.outline.filled(outputs)
 
     def _chunks(self, strategy: Strategy, inputs: Inputs) -> Any:
         """Return the outputs, computed chunk by chunk: each thread takes the next one until there is none."""
@@ -194,12 +194,12 @@ class Engine:
 
         if len(begins) == 1:
             task(0)
-            return pytree.tree_unflatten(found[0], shown.structure)
+            return shown.outline.filled(found[0])
         try:
             self._team().run(task)
         finally:
             left.clear()  # nobody begins another one if this is the exit from an interrupt
-        return pytree.tree_unflatten([torch.cat(parts) for parts in zip(*found, strict=True)], shown.structure)
+        return shown.outline.filled([torch.cat(parts) for parts in zip(*found, strict=True)])
 
     def _plan(self, strategy: Strategy, inputs: Inputs) -> Plan:
         """Return the plan for inputs of these shapes, made when it is first asked for."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..arguments import takes
 from ..surgery.conversion.fold import fold
+from ..surgery.full_name import full_name
 from ..surgery.masks import MaskedWeight, masked_weights, original_class
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.int8)
@@ -70,7 +71,7 @@ def to_semi_structured(model: nn.Module) -> SemiStructured:
 def _linear_weights(model: nn.Module) -> dict[str, MaskedWeight]:
     """Return the weights of a plain model's linear layers, as if they carried masks."""
     linear = [(path, module) for path, module in model.named_modules() if type(module) is nn.Linear]
-    named = [(f"{path}.weight" if path else "weight", module) for path, module in linear]
+    named = [(full_name(path, "weight"), module) for path, module in linear]
     return {name: MaskedWeight(name, module, "weight") for name, module in named}
 
 

@@ -19,6 +19,7 @@ from torch.fx import Proxy
 from ..arguments import takes
 from ..errors import SparsifyError, did_you_mean
 from ..processes.shards import copy_into
+from .full_name import full_name
 from .parametrized import computed_weight, computes_from
 
 
@@ -112,14 +113,14 @@ def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
     """Yield every masked weight in `state_dict` order; a parameter with several names is yielded under each."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in module.__dict__.get("masked_names", ()):
-            yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
+            yield MaskedWeight(full_name(prefix, name), module, name)
 
 
 def all_masked_parameters(model: nn.Module) -> Iterator[MaskedWeight]:
     """Yield every masked weight and every extra parameter with a mask, as `all_masked_weights` does."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in names_of_masked(module):
-            yield MaskedWeight(f"{prefix}.{name}" if prefix else name, module, name)
+            yield MaskedWeight(full_name(prefix, name), module, name)
 
 
 def masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..errors import SparsifyError
+from .full_name import full_name
 
 # The order in which torch.nn's constructors register parameters; recurrent layers list theirs.
 _ORDER = (
@@ -45,7 +46,7 @@ def take_over(model: nn.Module) -> list[Pruned]:
     for a mask that cannot be taken over.
     """
     found = [
-        Pruned(f"{prefix}.{name}" if prefix else name, module, name, mask)
+        Pruned(full_name(prefix, name), module, name, mask)
         for prefix, module in model.named_modules()
         if not isinstance(module, torch.jit.ScriptModule)
         for name, mask in pruned_parameters(module).items()

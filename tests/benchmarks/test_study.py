@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.study import overlap, plan, queue, report, verdict
+from benchmarks.study import overlap, plan, report, verdict
 from benchmarks.study.__main__ import write_section
-from benchmarks.study.compare import difference, mean_of
 from benchmarks.study.queue import folder_of, pending, work
 from benchmarks.study.rows import COLUMNS, Row, add_rows, beside, read_rows, take_rows, write_finished
 from benchmarks.study.study import ROOT, Study, merge, read_study
 from sparsify.errors import SparsifyError
 from sparsify.formats.model.masks import load_masks
+from sparsify.overlap import iou, iou_by_chance, union_of
+from sparsify.report.statistics import difference, mean_of
+from sparsify.sweep import queue
 from sparsify.training.run.plan import plan_training
 
 TINY = """
@@ -237,10 +239,10 @@ def test_overlap_of_masks_by_hand() -> None:
         return {str(index): torch.tensor(row).bool() for index, row in enumerate(rows)}
 
     one, other = masks([1, 1, 0, 0], [1, 0]), masks([1, 0, 1, 0], [1, 0])
-    assert overlap.iou(one, other) == pytest.approx(2 / 4)
+    assert iou(one, other) == pytest.approx(2 / 4)
     # By chance 2 * 2 / 4 + 1 * 1 / 2 = 1.5 of 3 and 3 are in both.
-    assert overlap.iou_by_chance(one, other) == pytest.approx(1.5 / 4.5)
-    union = overlap.union_of([one, other])
+    assert iou_by_chance(one, other) == pytest.approx(1.5 / 4.5)
+    union = union_of([one, other])
     assert union["0"].tolist() == [True, True, True, False] and one["0"].tolist() == [True, True, False, False]
     found = overlap.inside(masks([0, 1, 0, 1], [0, 1]), union)
     assert found["gradual_inside"] == pytest.approx(1 / 3) and found["random_inside"] == pytest.approx(4 / 6)
@@ -300,7 +302,7 @@ def test_the_queue_end_to_end(study_file: Path, tmp_path: Path, monkeypatch: pyt
     assert {first["method"], second["method"]} == {"union"} and {first["seed"], second["seed"]} == {"1", "2"}
     run = study.runs[0]
     masks = [load_masks(folder_of(run, tmp_path / "two") / "masks" / f"cycle-{n}.safetensors") for n in (1, 2)]
-    assert float(first["iou"]) == pytest.approx(overlap.iou(*masks), rel=1e-4)
+    assert float(first["iou"]) == pytest.approx(iou(*masks), rel=1e-4)
     text = results.read_text()
     write_section(study, rows, tmp_path / "one", tmp_path / "again.md")
     assert without_seconds(text) == without_seconds((tmp_path / "again.md").read_text())

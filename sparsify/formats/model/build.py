@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
 from ...errors import SparsifyError
 from ...models import build_model
 from ...preserve import keep_random_states
+from ...transformers_models import CONFIG, PREFIX, check_configuration
 from ..file.metadata import FETCHING, NOT_ARGUMENTS, Contents
 from ..types import Shape
 from .model_state import check_fit
@@ -44,7 +45,9 @@ def build_named(path: str | os.PathLike[str], contents: Contents) -> nn.Module:
         raise SparsifyError(f"{where}: the file does not name its model; pass the model to load it into")
     arguments = dict(contents.metadata.arguments)
     _check_arguments(where, arguments)
-    if spec.count(":") > 1:
+    if spec.startswith(f"{PREFIX}:"):
+        _check_configuration(where, arguments)
+    elif spec.count(":") > 1:
         # timm would follow such a name to a repository or a folder: a file does not choose what is fetched.
         raise SparsifyError(f"{where}: the file's model, {spec!r}, is no name of a zoo's model")
     shapes = {name: shape for name, shape in contents.shapes.items() if name not in contents.cuts.added}
@@ -55,6 +58,15 @@ def build_named(path: str | os.PathLike[str], contents: Contents) -> nn.Module:
             wanted = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
             check_fit(where, skeleton.state_dict(), wanted)
         return build_model(spec, **arguments)
+
+
+def _check_configuration(where: str, arguments: dict[str, Any]) -> None:
+    """Raise SparsifyError unless arguments hold a whole configuration, so that nothing else has to be read."""
+    if not isinstance(arguments.get(CONFIG), dict):
+        raise SparsifyError(
+            f"{where}: the file does not hold its model's configuration; pass the model to load it into"
+        )
+    check_configuration(where, arguments)
 
 
 def _check_arguments(where: str, arguments: dict[str, Any]) -> None:
@@ -68,7 +80,8 @@ def _check_arguments(where: str, arguments: dict[str, Any]) -> None:
 
 def _integers(value: Any) -> Iterator[int]:
     if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
+        # Lengths of sequences that a configuration allows are no sizes of tensors unless these are bounded as well.
+        for item in (v for k, v in value.items() if not k.startswith("max_")) if isinstance(value, dict) else value:
             yield from _integers(item)
     elif isinstance(value, int):
         yield value

@@ -17,6 +17,7 @@ from ...errors import SparsifyError, did_you_mean
 from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters, masked_parameters, set_masks
 from ...surgery.unwrap import unwrap
+from ...transformers_models import CONFIG
 from ..file.container import Part, container_chunks
 from ..file.mask_file import FORMAT, SUFFIX, are_masks_alone, names_of_dense, read_masks, shortest, table_of
 from ..file.metadata import Contents, metadata_text, read_contents
@@ -107,7 +108,7 @@ def _check(
         hint = did_you_mean(unknown[0], parameters)
         raise SparsifyError(f"{path}: {_of(len(unknown), masks)} no parameter in the model: '{unknown[0]}'{hint}")
     said = contents.metadata
-    given = ", ".join(f"{key}={value}" for key, value in said.arguments.items())
+    given = ", ".join(f"{key}={value}" for key, value in said.arguments.items() if key != CONFIG)
     built = f"; the masks are of {said.spec}{f' with {given}' if given else ''}" if said.spec else ""
     lacking = [name for name in parameters if name not in known]
     if lacking:

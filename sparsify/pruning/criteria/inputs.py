@@ -12,9 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import SparsifyError
 from ...processes.ranks import Group, sum_over, together
-from ...surgery.masks import all_masked_weights, masked_weights
+from ...surgery.masks import all_masked_weights, is_computed, masked_weights
 from ..preserve_state import preserve_state
 from .gradients import LossFunction
+from .product_inputs import ProductInputs
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -26,9 +27,10 @@ def input_norms(
 
     The batches of all processes of a `group` count. Of a linear layer that is the norm of the input feature over all
     rows that enter, of a convolution the norm over the positions that the kernel's entry meets; of a transposed
-    convolution the norm of the input channel. The model runs in eval mode under its present masks and is afterwards
-    what it was. Raises SparsifyError, naming it, for a weight whose inputs no hook sees: one that is not read by the
-    forward of torch's own linear or convolution, or by another forward as well, or whose layer does not run.
+    convolution the norm of the input channel; of a matrix that another forward multiplies with (Conv1D of transformers)
+    that of the feature over all rows. The model runs in eval mode under its present masks and is afterwards what it
+    was. Raises SparsifyError, naming it, for a weight whose inputs are not seen: one that is read by something else
+    than these, or by another forward as well, or whose layer does not run.
     """
     with together(group):
         sums = _squared_sums(model, set(names), batches, loss_fn)
@@ -43,26 +45,32 @@ def _squared_sums(
 ) -> dict[str, Tensor]:
     first = {id(weight.parameter): name for name, weight in masked_weights(model).items()}
     sums: dict[str, Tensor] = {}
-    handles, readers = [], _OtherReaders()
+    handles, readers, products = [], _OtherReaders(), ProductInputs(sums)
     for weight in all_masked_weights(model):
         name = first[id(weight.parameter)]
         if name not in wanted:
             continue
         if getattr(weight.module, "masked_kind", "") != "direct":
-            raise _unseen(name, f"{weight.module} reads it in a forward of its own")
+            if is_computed(weight) or weight.mask.dim() != 2:
+                raise _unseen(name, f"{weight.module} reads it in a forward of its own")
+            products.watch(weight.mask, name)
+            continue
         handles.append(weight.module.register_forward_pre_hook(_adder(sums, name)))
         handles += readers.leave_out(weight.module, weight.mask, name)
     count = 0
     try:
-        with preserve_state(model, [], training=False), torch.no_grad(), readers:
+        with preserve_state(model, [], training=False), torch.no_grad(), readers, products:
             for batch in batches:
                 count += 1
                 loss_fn(model, batch)
+                products.forget()
     finally:
         for handle in handles:
             handle.remove()
     if count == 0:
         raise SparsifyError("pruner.start: there is no batch to take inputs from")
+    for name in products.unseen:
+        raise _unseen(name, "something reads it that is no product of inputs with a matrix")
     for name in wanted - sums.keys():
         raise _unseen(name, "its layer was not called")
     for name in readers.found:

@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from ...calls import run
 from ...errors import RunError
+from ..call_outputs import Outline, outputs_apart
 from ..kernel_errors import PASSED, TraceError, one_line
 
 # What hands a tensor's memory to other code: that of one being traced holds no values, NumPy would read noise.
@@ -30,18 +30,18 @@ class _RefuseReads(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Any]:
-    """Return the graph of the call `unflatten(inputs)` for inputs of these shapes, and the structure of its outputs.
+def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Outline]:
+    """Return the graph of the call `unflatten(inputs)` for inputs of these shapes, and the outline of its outputs.
 
     The graph takes the tensors one by one and returns a flat list. The model is in evaluation mode and plain. Raises
     TraceError where PyTorch cannot record the forward, and RunError where its control flow depends on values.
     """
-    structure: list[Any] = []
+    found: list[Outline] = []
 
     def flat(*tensors: Tensor) -> list[Any]:
         with _RefuseReads():
-            outputs, spec = pytree.tree_flatten(run(model, unflatten(tensors)))
-        structure[:] = [spec]
+            outputs, outline = outputs_apart(run(model, unflatten(tensors)))
+        found[:] = [outline]
         return outputs
 
     with torch.no_grad():
@@ -56,7 +56,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[f
             raise TraceError(one_line(error)) from error
     _refuse_values(graph)
     graph.graph.eliminate_dead_code()
-    return graph, structure[0]
+    return graph, found[0]
 
 
 def _refuse_values(graph: fx.GraphModule) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...calls import Inputs
+from ..call_outputs import Outline
 from ..kernel_errors import KernelError, blamed_on
 from ..kernels.jit import ready
 from ..kernels.planes import ALIGNMENT
@@ -32,7 +33,7 @@ class Plan:
     planes: int  # buffers
     inputs: tuple[fx.Node, ...]
     outputs: tuple[Any, ...]  # nodes, or values that depend on no input
-    structure: Any
+    outline: Outline
     known: dict[fx.Node, Any]
     done_with: dict[int, tuple[fx.Node, ...]]  # by the number of a part: values that no later one reads
     failed: Mapping[str, str]  # operations that are left to torch as writing their kernel's instructions failed: why
@@ -68,7 +69,7 @@ def make_plan(
     return lower(*trace(model, inputs, unflatten), native)
 
 
-def lower(graph: fx.GraphModule, structure: Any, native: Callable[[fx.Node], bool]) -> Plan:
+def lower(graph: fx.GraphModule, outline: Outline, native: Callable[[fx.Node], bool]) -> Plan:
     """Return the plan of a graph."""
     failed: dict[str, str] = {}
     while True:
@@ -85,7 +86,7 @@ def lower(graph: fx.GraphModule, structure: Any, native: Callable[[fx.Node], boo
         planes=len(lowering.planes),
         inputs=tuple(node for node in nodes if node.op == "placeholder"),
         outputs=outputs,
-        structure=structure,
+        outline=outline,
         known=lowering.constants,
         done_with=_last_uses(program, outputs),
         failed=failed,

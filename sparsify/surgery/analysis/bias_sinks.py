@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from ..full_name import full_name
 from ..recording.ops import Op, Recording, Value
 
 
@@ -72,7 +73,7 @@ def _bias(op: Op, recording: Recording, weight: Value, bias: Value | None) -> st
         return bias.names[0] if bias.names and bias.shape == weight.shape[:1] else None
     for name in weight.names:
         path, _, own = name.rpartition(".")
-        wanted = f"{path}.bias" if path else "bias"
+        wanted = full_name(path, "bias")
         if own == "weight" and op.module == path and wanted in recording.biases:
             return wanted
     return None

@@ -189,6 +189,8 @@ def _normalised(live: Liveness, op: Op) -> Tensor | None:
     value, weight, bias, mean, variance, *rest = op.args
     if not isinstance(mean, Value) or not isinstance(variance, Value) or rest[0] is True:
         return None
+    if live.learning and all(v is not None and v.trainable and math.prod(v.shape) > 1 for v in (weight, bias)):
+        return None  # of a learnt scale and shift only the zeros are known, which the flags show
     shape = [1, -1] + [1] * (len(value.shape) - 2)
     if only_zeros_known(live, value):
         moving = live.of(value) if weight is None else live.of(value) * live.of(weight).reshape(shape)

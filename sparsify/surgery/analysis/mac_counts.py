@@ -104,6 +104,11 @@ def multiply_adds(op: Op) -> int:
     return count(op) if count is not None and op.results else 0
 
 
+def is_counted(name: str) -> bool:
+    """Whether operations of this name have multiply-adds that are counted."""
+    return name.rstrip("_") in COUNTS
+
+
 def uncounted(ops: Iterable[Op]) -> tuple[str, ...]:
     """Return "module: operation" for the operations that may have multiply-adds but no count."""
     found = {f"{op.module or 'the model'}: {_plain(op)}": None for op in ops if _is_uncounted(op)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..full_name import full_name
 from ..recording.ops import Recording, Value
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def pin_branch(coupling: Coupling, recording: Recording, path: str, given: Seque
 
 def pin_heads(coupling: Coupling, recording: Recording, path: str) -> None:
     """Pin the heads, and their sizes, of the nn.MultiheadAttention at `path`."""
-    own = [recording.state.get(f"{path}.{name}" if path else name) for name in _ROWS_OF_HEADS]
+    own = [recording.state.get(full_name(path, name)) for name in _ROWS_OF_HEADS]
     rows = [value for value in own if value in coupling.axes]
     why = f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
     coupling.numbers.cause = why

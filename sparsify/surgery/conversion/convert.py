@@ -26,6 +26,7 @@ from ..rollback import all_or_nothing
 from ..sharding import refuse_sharded
 from ..torch_prune import Pruned, cannot_take_over, take_over
 from .exclusions import leave_out_unmaskable
+from .hook_reads import hooks_that_read
 from .plan import ConversionPlan, Key, leave_out_shared, plan_module, weight_owners
 from .plan_extra import masked_extra, plan_extra
 from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
@@ -101,7 +102,8 @@ def _convert(model: nn.Module, ignore: list[str], only: list[str], pruned: list[
     extra = _unmasked_pruned(pruned, weights, plan)
     masks = {id(one.module._parameters[one.name]): one.mask for one in pruned}
     apply(model, weights, [(one.module, one.name) for one in extra], plan, masks)
-    return ConversionReport(model, masked, skipped, [*plan.notes, *keyword_clashes(maskable, ignore)])
+    notes = [*plan.notes, *keyword_clashes(maskable, ignore), *hooks_that_read(model, weights)]
+    return ConversionReport(model, masked, skipped, notes)
 
 
 def _make_plan(model: nn.Module, extra: set[Key]) -> ConversionPlan:

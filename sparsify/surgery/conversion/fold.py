@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ...arguments import takes
 from ..copies import deep_copy
 from ..discovery.weight_uses import computed_operands
+from ..full_name import full_name
 from ..masking.given_weights import with_given_weights
 from ..masking.masked_classes import detach_masks
 from ..masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
@@ -57,7 +58,7 @@ def fold(model: nn.Module) -> nn.Module:
         path, _, own = name.rpartition(".")
         if own not in modules[path]._parameters:  # else a module of several names
             make_plain(modules[path], own, stored)
-    names = [f"{path}.{name}" if path else name for path, weights in computed.items() for name in weights]
+    names = [full_name(path, name) for path, weights in computed.items() for name in weights]
     names += parametrized
     if names:
         _LOG.warning(

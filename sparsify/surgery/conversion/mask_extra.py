@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...arguments import takes
 from ...errors import SparsifyError, did_you_mean
+from ..full_name import full_name
 from ..masking.masked_classes import Masked
 from ..masks import all_masked_weights, names_of_masked
 from ..rollback import all_or_nothing
@@ -66,7 +67,7 @@ def _make_plan(model: nn.Module, new: set[Key]) -> ConversionPlan:
 def _places(model: nn.Module) -> dict[str, _Place]:
     """Return the place of every parameter by each of its names."""
     return {
-        f"{prefix}.{name}" if prefix else name: _Place(module, name, parameter)
+        full_name(prefix, name): _Place(module, name, parameter)
         for prefix, module in model.named_modules(remove_duplicate=False)
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
     }

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from ..discovery.weight_uses import PART, Use, parameter_uses
+from ..full_name import full_name
 from ..masking.masked_classes import Masked, is_direct
 from ..masking.substituted_call import fused_weights
 from ..masks import Layout, original_class
@@ -65,7 +66,7 @@ def weight_owners(model: nn.Module, plan: ConversionPlan) -> dict[str, tuple[nn.
     found = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in dict.fromkeys([*own_weights(module), *plan.unreachable(module)]):
-            found[f"{prefix}.{name}" if prefix else name] = (module, name)
+            found[full_name(prefix, name)] = (module, name)
     return found
 
 

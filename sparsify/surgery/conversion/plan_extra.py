@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Set
 import torch
 from torch import nn
 
+from ..full_name import full_name
 from ..masking.masked_classes import is_direct
 from ..masking.substituted_call import fused_parameters
 from ..masks import original_class
@@ -50,7 +51,7 @@ def at_or_below(module: nn.Module, keys: Set[Key]) -> dict[str, Key]:
     for prefix, owner in module.named_modules(remove_duplicate=False) if keys else ():
         for name in () if isinstance(owner, torch.jit.ScriptModule) else owner._parameters:
             if (id(owner), name) in keys:
-                found[f"{prefix}.{name}" if prefix else name] = (id(owner), name)
+                found[full_name(prefix, name)] = (id(owner), name)
     return found
 
 

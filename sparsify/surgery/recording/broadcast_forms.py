@@ -88,7 +88,7 @@ def row_pieces(matrix: Tensor) -> tuple[Tensor, ...]:
 
 def expand_rank(form: Tensor, rank: int) -> Tensor:
     """Return a form with leading dimensions of size 1 up to `rank`, as broadcasting adds them."""
-    return form.reshape([1] * (rank - form.dim()) + list(form.shape))
+    return form if form.dim() == rank else form.reshape([1] * (rank - form.dim()) + list(form.shape))
 
 
 def _plain(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:

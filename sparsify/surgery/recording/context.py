@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ...calls import Inputs, inputs_of
+from ..full_name import full_name
 
 _Leaf = TypeVar("_Leaf")
 # Functions recorded as one operation, whatever kernels a device runs for them.
@@ -27,9 +28,10 @@ _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "n
 
 
 class Memory:
-    """One storage: the Values on it, and how often it was written to."""
+    """One storage: the Values on it, how often it was written to, and how many were met before."""
 
-    def __init__(self, storage: torch.UntypedStorage) -> None:
+    def __init__(self, storage: torch.UntypedStorage, number: int) -> None:
+        self.number = number
         # While this is held, no other storage gets the address.
         self.held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self.values: list[Any] = []
@@ -90,7 +92,7 @@ def addable_biases(model: nn.Module) -> frozenset[str]:
         for cls in _ADDING if isinstance(module, _ADDING) else ():
             inner = "forward" if cls is nn.Linear else "_conv_forward"
             if type(module).forward is cls.forward and getattr(type(module), inner) is getattr(cls, inner):
-                found.add(f"{path}.bias" if path else "bias")
+                found.add(full_name(path, "bias"))
     return frozenset(found)
 
 

@@ -12,10 +12,12 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...calls import run, tensors_in
+from ..full_name import full_name
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
 from .context import FunctionHooks, Memory, leaves, module_names, not_compiled, own_inputs
 from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Op, Value, pointwise
+from .second_pass import KnownOps
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
 
@@ -43,6 +45,8 @@ class OpRecorder(TorchDispatchMode):
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
         self.memories: dict[int, Memory] = {}
         self.left: list[Value] = []  # given to other libraries, which may return them changed
+        self.inputs: list[Value] = []  # of the call, the same Values in every pass
+        self.known = KnownOps(())
         trainable = {id(parameter) for parameter in model.parameters()}
         named: dict[int, tuple[Tensor, list[str]]] = {}
         for items in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
@@ -55,9 +59,10 @@ class OpRecorder(TorchDispatchMode):
     def run(self, model: nn.Module, example_input: Any) -> list[Value]:
         """Record a call of `model` with copies of an example input; return the Values of its outputs."""
         inputs = own_inputs(example_input)
-        for tensor in tree_flatten(inputs)[0]:
-            if isinstance(tensor, Tensor):
-                self.enter(tensor, Value(_shape(tensor)))
+        tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
+        self.inputs = self.inputs or [Value(_shape(tensor)) for tensor in tensors]
+        for tensor, value in zip(tensors, self.inputs, strict=True):
+            self.enter(tensor, value)
         seen = FunctionHooks(self.leave, self.scaled, self.whole)
         with not_compiled(), module_names(model, self.module, self.given), torch.no_grad(), self, seen:
             outputs = run(model, inputs)
@@ -67,7 +72,7 @@ class OpRecorder(TorchDispatchMode):
         """Return the paths of the convolutions and linear layers whose weight no recorded operation reads."""
         read = {value for op in self.ops for value in op.inputs}
         layers = (path for path, module in model.named_modules() if isinstance(module, CONV_AND_LINEAR))
-        weights = ((path, self.state.get(f"{path}.weight" if path else "weight")) for path in layers)
+        weights = ((path, self.state.get(full_name(path, "weight"))) for path in layers)
         return [path for path, value in weights if value is not None and value not in read]
 
     def enter(self, tensor: Tensor, value: Value) -> Value:
@@ -80,11 +85,17 @@ class OpRecorder(TorchDispatchMode):
     def memory(self, tensor: Tensor) -> Memory:
         """Return the Memory of a tensor's storage; a new one for a sparse tensor."""
         if tensor.layout != torch.strided:
-            return Memory(torch.UntypedStorage())  # type: ignore[no-untyped-call]
+            return Memory(torch.UntypedStorage(), 0)  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         if storage._cdata not in self.memories:
-            self.memories[storage._cdata] = Memory(storage)
+            self.memories[storage._cdata] = Memory(storage, len(self.memories))
         return self.memories[storage._cdata]
+
+    def seen(self, tensor: Tensor) -> Value | None:
+        """Return the Value of a tensor that is known and was not written to since, or None."""
+        value: Value | None
+        value, writes = self.values.get(tensor, (None, -1))
+        return value if value is not None and writes == self.memory(tensor).writes else None
 
     def value_of(self, tensor: Tensor) -> Value:
         """Return the Value of a tensor.
@@ -129,14 +140,16 @@ class OpRecorder(TorchDispatchMode):
             self._filled(func, name, given, given_kwargs, inputs, tensors)
             return outcome
         constant = all(value.constant is not None for value in inputs)
-        results = []
-        for tensor in tensors:
-            value = _Derived(_shape(tensor), tensor.detach()) if constant else Value(_shape(tensor))
-            results.append(self.enter(tensor, value))
+        kind = _Derived if constant else Value
+        results = tuple(kind(_shape(tensor), tensor.detach() if constant else None) for tensor in tensors)
         if any(argument.is_out for argument in func._schema.arguments):
             name, func = f"{name}(out=)", None
-        if not constant or results:
-            self._note(Op(name, func, tuple(given), given_kwargs, tuple(results), self.where()), tensors)
+        op = Op(name, func, tuple(given), given_kwargs, results, self.where())
+        known = self.known.results(op)
+        for tensor, value in zip(tensors, known or results, strict=True):
+            self.enter(tensor, value)
+        if not known and (results or not constant):
+            self._note(op, tensors)
         return outcome
 
     def decided(self) -> None:

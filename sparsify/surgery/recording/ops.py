@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -90,14 +90,17 @@ def concat_inputs(op: Op) -> list[Value]:
 
 def pointwise(op: Op) -> bool:
     """Whether an operation is element-wise with broadcast operands and one result."""
-    if len(op.results) != 1 or op.overload is None:
-        return False
-    functional = getattr(torch.ops.aten, op.name.rstrip("_"), None)  # the tag is not set on those in place
-    if op.name.endswith("_") and functional is not None:
-        overloads = [getattr(functional, name) for name in functional.overloads()]
+    return len(op.results) == 1 and op.overload is not None and _is_pointwise(op.name, op.overload)
+
+
+@cache
+def _is_pointwise(name: str, overload: Any) -> bool:
+    functional = getattr(torch.ops.aten, name.rstrip("_"), None)  # the tag is not set on those in place
+    if name.endswith("_") and functional is not None:
+        overloads = [getattr(functional, one) for one in functional.overloads()]
     else:
-        overloads = [op.overload]
-    return any(torch.Tag.pointwise in o.tags for o in overloads) or op.name.rstrip("_") in _POINTWISE_TOO
+        overloads = [overload]
+    return any(torch.Tag.pointwise in o.tags for o in overloads) or name.rstrip("_") in _POINTWISE_TOO
 
 
 def dims_of(op: Op, value: Value, position: int = 1) -> list[int]:

@@ -8,6 +8,7 @@ models that no symbolic trace can follow are recorded like any other.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ..tracing.bytecode_scan import is_torch, mentions_training
 from .context import addable_biases, eval_mode, whole_attentions
 from .op_recorder import OpRecorder
 from .ops import Recording, Value
+from .second_pass import KnownOps, ModuleCalls
 
 
 def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Recording:
@@ -38,12 +40,15 @@ def _record(
 ) -> Recording:
     with unchanged(model), changed_buffers(model, []), eval_mode(model):
         recorder = OpRecorder(model, results, computed=computed)
-        outputs = recorder.run(model, example_input)
+        modal = modules_that_ask_for_the_mode(model)
+        calls = ModuleCalls(recorder) if modal and not computed else None
+        with calls or nullcontext():
+            outputs = recorder.run(model, example_input)
         count, problem = len(recorder.ops), ""
         idle = recorder.idle_layers(model)
-        modal = modules_that_ask_for_the_mode(model)
         if idle or modal:
-            more, problem = _run_in_training(recorder, model, example_input, idle, modal)
+            recorder.known = KnownOps(recorder.ops)
+            more, problem = _run_in_training(recorder, model, example_input, idle, modal, calls)
             if modal or len(recorder.idle_layers(model)) < len(idle):
                 outputs += more
             else:
@@ -61,7 +66,12 @@ def _record(
 
 
 def _run_in_training(
-    recorder: OpRecorder, model: nn.Module, example_input: Any, idle: list[str], modal: list[str]
+    recorder: OpRecorder,
+    model: nn.Module,
+    example_input: Any,
+    idle: list[str],
+    modal: list[str],
+    calls: ModuleCalls | None,
 ) -> tuple[list[Value], str]:
     """Run a model again with the modules around `idle` layers, and the `modal` ones, in train mode.
 
@@ -72,6 +82,8 @@ def _run_in_training(
     for path, module in model.named_modules():
         if any(path == outer or not path or outer.startswith(f"{path}.") for outer in around):
             module.training = True
+    if calls is not None:
+        calls.answer(model)
     try:
         return recorder.run(model, example_input), ""
     except Exception as error:

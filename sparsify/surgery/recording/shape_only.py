@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,11 @@ _PRODUCTS = {
     "aten::addmm": 1,
     "aten::baddbmm": 1,
 }  # costly -> position of the first factor
-_OTHERS = ("aten::convolution", "aten::_scaled_dot_product_flash_attention_for_cpu")
+_ON_META = (
+    "aten::convolution",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+)
+_NORM = "aten::native_batch_norm"
 _NEED_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -33,15 +38,50 @@ def run_shape_only(func: Any, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
         return func(*args, **kwargs)
     if name in _PRODUCTS:
         first, second = args[_PRODUCTS[name] :][:2]
+        if first.shape[-1] != second.shape[-2]:
+            raise ValuesNeededError  # computed, it raises torch's error
         return torch.zeros((*first.shape[:-1], second.shape[-1]), dtype=first.dtype, device=first.device)
-    if name in _OTHERS:
-        without = func(*map_leaves(args, _on_meta), **map_leaves(kwargs, _on_meta))
+    plain = all(leaf.is_contiguous() for leaf in args[:2] if isinstance(leaf, Tensor))
+    if name == "aten::convolution" and plain:
+        return args[0].new_zeros(_convolved(args[0].shape, args[1].shape, *args[3:]))
+    if name == _NORM and not args[5] and plain:
+        return tuple(args[0].new_zeros(shape) for shape in (args[0].shape, (0,), (0,)))
+    if name in _ON_META:
         device = args[0].device
+        without = func(*map_leaves(args, _on_meta), **map_leaves(kwargs, _on_meta))
         return map_leaves(without, lambda leaf: torch.zeros_like(leaf, device=device) if _is_tensor(leaf) else leaf)
     indexed = name == "aten::index" and all(value.constant is not None for value in inputs[1:])
     if not name.startswith("aten::") or (_NEED_VALUES.intersection(func.tags) and not indexed):
         raise ValuesNeededError
     return func(*args, **kwargs)
+
+
+def _convolved(
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    extra: Sequence[int],
+    groups: int,
+) -> list[int]:
+    """Return the shape of a convolution's result; ValuesNeededError, so that it is computed, if its sizes do not fit."""
+    space = len(kernel) - 2
+    inputs, outputs = (kernel[0], kernel[1] * groups) if transposed else (kernel[1] * groups, kernel[0])
+    if len(shape) != len(kernel) or shape[1] != inputs:
+        raise ValuesNeededError
+    sizes = []
+    for i in range(space):
+        step, pad, apart, more = (each[i % len(each)] for each in (stride, padding, dilation, extra))
+        reach = apart * (kernel[i + 2] - 1)
+        if transposed:
+            sizes.append((shape[i + 2] - 1) * step - 2 * pad + reach + more + 1)
+        else:
+            sizes.append((shape[i + 2] + 2 * pad - reach - 1) // step + 1)
+    if min(sizes, default=1) < 1:
+        raise ValuesNeededError
+    return [shape[0], outputs, *sizes]
 
 
 def _is_tensor(leaf: Any) -> bool:

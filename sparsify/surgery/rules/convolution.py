@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -105,18 +107,14 @@ def _pin_all(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None
 
 def _flow_convolution(live: Liveness, op: Op) -> None:
     value, weight, bias, *_, transposed, _, groups = op.args
-    space = list(range(2, len(value.shape)))
-    batch, channels = value.shape[:2]
+    rank = len(value.shape)
     leaving = op.results[0].shape[1]
-    rows, columns = weight.shape[:2]
-    flags = live.of(value).sum(space)
-    kernel = reshape(live.compressed(weight).sum(space), (rows, columns), (groups, rows // groups, columns))
-    kernel = kernel.transpose(1, 2) if transposed else kernel
+    kernel = _over_space(live.compressed(weight))
+    flags = _over_space(live.of(value))
 
     def through(entering: Tensor) -> Tensor:
-        grouped = reshape(entering, (batch, channels), (batch, groups, channels // groups))
-        form = reshape(_weighted(grouped, kernel), (batch, groups, leaving // groups), (batch, leaving))
-        return form.expand(-1, leaving)
+        product = _in_groups(entering, kernel, op) if groups > 1 else _product(entering, kernel, transposed)
+        return product.expand(-1, leaving)
 
     entering = constant_inputs(live, op)
     if entering is None:
@@ -124,10 +122,44 @@ def _flow_convolution(live: Liveness, op: Op) -> None:
     else:
         moving = through(flags * (1 - entering))
         product = moving + through((flags * entering).detach())
-    propagate_sum(live, op, moving.reshape([*moving.shape, *[1] * len(space)]), bias, 1)
+    propagate_sum(live, op, _expand_end(moving, rank), bias, 1)
     if bias is not None:
         product = product + live.of(bias)
-    live.set(op.results[0], indicator(product.reshape([*product.shape, *[1] * len(space)])))
+    live.set(op.results[0], indicator(_expand_end(product, rank)))
+
+
+def _over_space(form: Tensor) -> Tensor:
+    """Return a form without the dimensions after the second, positive where any of their entries is."""
+    if math.prod(form.shape[2:]) == 1:
+        return form.flatten(1) if form.dim() > 2 else form
+    return form.sum(list(range(2, form.dim())))
+
+
+def _expand_end(form: Tensor, rank: int) -> Tensor:
+    """Return a form with trailing dimensions of size 1 up to `rank`."""
+    return form.reshape([*form.shape, *[1] * (rank - form.dim())])
+
+
+def _product(flags: Tensor, kernel: Tensor, transposed: bool) -> Tensor:
+    """Return a form [batch, out] that is positive where a product of forms [batch, in] and [out, in] is."""
+    kernel = kernel.t() if transposed else kernel
+    if kernel.shape[1] == 1:
+        return flags.sum(1, keepdim=True) * kernel.t()
+    return flags.expand(-1, kernel.shape[1]) @ kernel.t()
+
+
+def _in_groups(flags: Tensor, kernel: Tensor, op: Op) -> Tensor:
+    """Return the same of a grouped convolution."""
+    value, weight, *_, transposed, _, groups = op.args
+    batch, channels = value.shape[:2]
+    leaving = op.results[0].shape[1]
+    rows, columns = weight.shape[:2]
+    if columns == 1 and rows == groups:
+        return flags * kernel.t()
+    kernel = reshape(kernel, (rows, columns), (groups, rows // groups, columns))
+    kernel = kernel.transpose(1, 2) if transposed else kernel
+    grouped = reshape(flags, (batch, channels), (batch, groups, channels // groups))
+    return reshape(_weighted(grouped, kernel), (batch, groups, leaving // groups), (batch, leaving))
 
 
 def _weighted(flags: Tensor, kernel: Tensor) -> Tensor:

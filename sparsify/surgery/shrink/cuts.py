@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError, did_you_mean
+from ..full_name import full_name
 from ..masks import all_masked_parameters
 from .attributes import new_attributes, set_attributes
 from .indices import Axes, check_axes, one_after_another, what_follows, without
@@ -160,7 +161,7 @@ def _plain(value: Any, where: str) -> Any:
 
 def _slots(model: nn.Module) -> dict[str, Slot]:
     return {
-        f"{prefix}.{name}" if prefix else name: (module, name, tensor)
+        full_name(prefix, name): (module, name, tensor)
         for prefix, module in model.named_modules(remove_duplicate=False)
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]
         if tensor is not None

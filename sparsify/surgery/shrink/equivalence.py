@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ...relative_error import relative_error
+from ..analysis.counted_pass import counted_pass
 from ..recording.context import all_double
 from ..recording.recorder import record
 from ..study import Study
@@ -34,14 +35,15 @@ Cutting: TypeAlias = Callable[[nn.Module], Callable[[], None]]
 class Proof:
     """Compares cut models with the outputs of the whole one, in float64 and in the model's own precision.
 
-    After a successful check, `difference` holds the relative errors (float64, own precision) and `seconds` the median
-    times of a forward pass (whole, cut).
+    After a check, `multiply_adds` holds those of the cut model; after a successful one, `difference` holds the relative
+    errors (float64, own precision) and `seconds` the median times of a forward pass (whole, cut).
     """
 
     def __init__(self, whole: nn.Module, example_input: Any, examples: Sequence[Any] = (), *, wanted: bool) -> None:
         self.wanted = wanted
         self.difference: tuple[float, float] | None = None
         self.seconds: tuple[float, float] | None = None
+        self.multiply_adds: int | None = None  # of the cut model, if all of its operations can be counted
         self.training = ""  # how the models compare in train mode
         self.variants: tuple[Variant, ...] = ()  # the other inputs that the whole model takes
         self._example = example_input
@@ -59,7 +61,9 @@ class Proof:
     def check(self, small: nn.Module, cutting: Cutting, found: Study, new_shapes: PrunedShapes) -> tuple[str, str]:
         """Return the problem of a cut model and the module it is in; ("", "") if its outputs are right."""
         try:
-            outcome, first = _timed(small, self._example)
+            with counted_pass() as counting:
+                outcome, first = _timed(small, self._example)
+            self.multiply_adds = counting.multiply_adds if counting.complete else None
         except Exception as error:  # noqa: BLE001 - the model's own code meets sizes it was not written for
             line = (str(error).strip().splitlines() or [""])[0][:160]
             problem = f"its forward does not take fewer channels ({type(error).__name__}: {line})"

@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from ..analysis.coupling import varying
+from ..full_name import full_name
 from ..recording.ops import FILLS, Op, Value
 from ..study import Study
 from .size_sources import SPLITS, Sources, Use
@@ -115,7 +116,7 @@ def layer_attributes(model: nn.Module, study: Study, new_shapes: PrunedShapes) -
     for path, module in model.named_modules(remove_duplicate=False):
         for attribute, new in _sizes(path, module, study, new_shapes, groups):
             if getattr(module, attribute, new) != new:
-                found[f"{path}.{attribute}" if path else attribute] = new
+                found[full_name(path, attribute)] = new
     return found
 
 
@@ -128,7 +129,7 @@ def _sizes(
 ) -> Iterator[tuple[str, int]]:
     if isinstance(module, nn.RNNBase):
         yield from _recurrent_sizes(path, module, study, new_shapes)
-    value = study.recording.state.get(f"{path}.weight" if path else "weight")
+    value = study.recording.state.get(full_name(path, "weight"))
     if value is None and isinstance(module, _NORMS):  # without parameters: its input has the size
         given = (op.inputs[0] for op in study.recording.ops if op.module == path and op.inputs)
         value = next(given, None)
@@ -180,7 +181,7 @@ def own_attributes(
     found = changes(study, new_shapes)
     if not found:
         return {}
-    sources = _guessed(model, found)
+    sources = _guessed(model, found, known)
     needed = _required_size(study, new_shapes, found)
     for path in [path for path in sources if path not in known.uses]:
         if not known.matters(path, sources[path][1]):
@@ -218,7 +219,7 @@ def _required_size(study: Study, new_shapes: PrunedShapes, found: list[Change]) 
     return needed
 
 
-def _guessed(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]]:
+def _guessed(model: nn.Module, found: list[Change], read: Sources) -> dict[str, tuple[int, int]]:
     """Return {dotted path: (old, new)} of the attributes with the old number in modules whose operations change."""
     wanted: dict[str, dict[Any, set[Any]]] = {}
     for change in found:
@@ -229,6 +230,8 @@ def _guessed(model: nn.Module, found: list[Change]) -> dict[str, tuple[int, int]
         module = model.get_submodule(path)
         known = isinstance(module, _SIZED) and type(module).__module__.startswith("torch.nn.")
         for name, held in vars(module).items() if not known else ():
+            if not read.is_read(module, name):
+                continue
             new = numbers.get(held, ()) if _is_sizes(held) else ()
             if len(new) == 1:
                 changed = zip(held, next(iter(new)), strict=True) if isinstance(held, tuple) else [(held, *new)]

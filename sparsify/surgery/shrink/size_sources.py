@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from ...calls import run
 from ..recording.context import eval_mode, module_names, not_compiled, own_inputs
 from ..side_effects import changed_buffers, unchanged
+from ..tracing.attribute_reads import attributes_read
+from ..tracing.bytecode_scan import is_torch
 from .attributes import new_attributes, set_attributes
 from .other_inputs import outputs
 
@@ -87,8 +89,23 @@ class Sources:
 
     @cached_property
     def uses(self) -> dict[str, list[Use]]:
-        """The uses of each integer attribute, by its dotted path, in one pass (made on first access)."""
-        return _attribute_uses(self._model, self._example)
+        """The uses of each integer attribute, by its dotted path, in one pass (made on first access).
+
+        Empty, without a pass, if no forward reads an attribute that may hold integers.
+        """
+        may_hold = (
+            any(self.is_read(module, name) and _may_hold_numbers(value) for name, value in vars(module).items())
+            for _, module in _watched_modules(self._model)
+        )
+        return _attribute_uses(self._model, self._example) if any(may_hold) else {}
+
+    def is_read(self, module: nn.Module, name: str) -> bool:
+        """Whether a forward may read an attribute of this name of a module, by what the models' code mentions."""
+        return self._read is None or name in self._read or is_torch(type(module))
+
+    @cached_property
+    def _read(self) -> frozenset[str] | None:
+        return attributes_read(self._model)
 
     def matters(self, path: str, new: int) -> bool:
         """Whether the outputs of the uncut model would change if an attribute held another number."""
@@ -180,14 +197,27 @@ def _watched_attributes(model: nn.Module) -> Iterator[None]:
     """Replace every integer above 1 in the attributes of the model's modules by one with its path, in the block."""
     before: list[tuple[dict[Any, Any], Any, Any]] = []
     seen: set[int] = set()
-    for path, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule) and not type(module).__module__.startswith("torch.nn."):
-            _watch(vars(module), f"{path}." if path else "", before, seen)
+    for path, module in _watched_modules(model):
+        _watch(vars(module), f"{path}." if path else "", before, seen)
     try:
         yield
     finally:
         for owner, key, value in reversed(before):
             owner[key] = value
+
+
+def _watched_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule) and not type(module).__module__.startswith("torch.nn."):
+            yield path, module
+
+
+def _may_hold_numbers(value: Any) -> bool:
+    return (
+        (type(value) is int and value > 1)
+        or (type(value) in (tuple, list, dict) and bool(value))
+        or (_is_configuration(value))
+    )
 
 
 def _watch(owner: dict[str, Any], prefix: str, before: list[Any], seen: set[int], depth: int = 0) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import dis
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from types import CodeType, FunctionType
@@ -110,7 +110,7 @@ def is_closed(cls: type[nn.Module]) -> bool:
     Its graph for one kind of call is then complete. Modes, globals, class attributes and closures may change later;
     whatever is not known to be a constant or an operation on tensors counts as such.
     """
-    functions = _reachable(cls)
+    functions = reachable(cls)
     harmless = [*functions, torch, torch.nn, F, math, Tensor, *ops.MASKED, *map(vars(builtins).get, _HARMLESS)]
     return bool(functions) and all(_reads_only_its_own(function, cls, harmless) for function in functions)
 
@@ -118,16 +118,16 @@ def is_closed(cls: type[nn.Module]) -> bool:
 def _reads_only_its_own(function: FunctionType, cls: type, harmless: list[Any]) -> bool:
     if set(function.__code__.co_freevars) - {"__class__"}:
         return False
-    for instruction in _instructions(function.__code__):
+    for instruction in instructions(function.__code__):
         name = instruction.argval
-        if instruction.opname in _OUTSIDE or (instruction.opname in _LOADS and name in _MODES):
+        if instruction.opname in _OUTSIDE or (instruction.opname in LOADS and name in _MODES):
             return False
         if instruction.opname == "LOAD_GLOBAL":
             value = function.__globals__.get(name, vars(builtins).get(name))
             custom = isinstance(value, type) and issubclass(value, torch.autograd.Function)
             if not custom and not any(value is one for one in harmless):
                 return False
-        elif instruction.opname in _LOADS and _is_plain_class_attribute(cls, name):
+        elif instruction.opname in LOADS and _is_plain_class_attribute(cls, name):
             return False
     return True
 
@@ -148,6 +148,12 @@ _MODES = frozenset(
 )
 
 
+def names_read(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the attribute names that a Python function reads; none for a function that has no bytecode."""
+    code = getattr(function, "__code__", None)
+    return frozenset(names_in(code)) if isinstance(code, CodeType) else frozenset()
+
+
 def mentions_training(cls: type[nn.Module]) -> bool:
     """Whether the code of a class's forward reads the mode, train or eval."""
     return "training" in _attributes_read(cls)  # type: ignore[arg-type]
@@ -159,20 +165,20 @@ def _attributes_read(cls: type, below: frozenset[type] = frozenset()) -> frozens
 
     A name that it mentions may be a method of a class in `below` too.
     """
-    return frozenset(name for function in _reachable(cls, below) for name in _names(function.__code__))
+    return frozenset(name for function in reachable(cls, below) for name in names_in(function.__code__))
 
 
 @cache
 def _chains(cls: type) -> frozenset[tuple[str, str]]:
     """Return the pairs of names that the code of a class's forward reads one from the other, such as (proj, weight)."""
     found = set()
-    for function in _reachable(cls):
-        loads = list(_instructions(function.__code__))
+    for function in reachable(cls):
+        loads = list(instructions(function.__code__))
         found |= {(a.argval, b.argval) for a, b in pairwise(loads) if {a.opname, b.opname} <= _LOADS_ATTRIBUTE}
     return frozenset(found)
 
 
-def _reachable(cls: type, below: frozenset[type] = frozenset()) -> list[FunctionType]:
+def reachable(cls: type, below: frozenset[type] = frozenset()) -> list[FunctionType]:
     """Return the functions that a class's forward may call by a name that its code mentions, itself first.
 
     Those of torch are left out; of a method, that of every class it may stand for is taken (for `super`).
@@ -188,7 +194,7 @@ def _reachable(cls: type, below: frozenset[type] = frozenset()) -> list[Function
             continue
         found[code] = function
         waiting.append(getattr(function, "__wrapped__", None))  # what a decorator calls
-        for name in _names(code):
+        for name in names_in(code):
             methods = _definitions(cls, name)
             waiting += methods or [function.__globals__.get(name)]
             waiting += [method for other in below for method in _definitions(other, name)]
@@ -200,21 +206,21 @@ def _definitions(cls: type, name: str) -> list[Any]:
 
 
 _LOADS_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
-_LOADS = frozenset({*_LOADS_ATTRIBUTE, "LOAD_GLOBAL", "LOAD_SUPER_ATTR"})
+LOADS = frozenset({*_LOADS_ATTRIBUTE, "LOAD_GLOBAL", "LOAD_SUPER_ATTR"})
 
 
-def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
+def instructions(code: CodeType) -> Iterator[dis.Instruction]:
     """Yield the instructions of a function and of those within it."""
     for instruction in dis.get_instructions(code):
         if instruction.opname != "CACHE":
             yield instruction
         if instruction.opname == "LOAD_CONST" and isinstance(instruction.argval, CodeType):
-            yield from _instructions(instruction.argval)
+            yield from instructions(instruction.argval)
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    instructions = list(_instructions(code))
-    for instruction, following in zip(instructions, [*instructions[1:], None], strict=True):
+def names_in(code: CodeType) -> Iterator[str]:
+    found = list(instructions(code))
+    for instruction, following in zip(found, [*found[1:], None], strict=True):
         only_metadata = following is not None and following.opname in _LOADS_ATTRIBUTE and following.argval in METADATA
-        if instruction.opname in _LOADS and not only_metadata:
+        if instruction.opname in LOADS and not only_metadata:
             yield instruction.argval

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,7 @@ def own_settings(given: Any, settings: DataSettings) -> DataSettings:
     """
     train, test = _pair(given)
     source = train.dataset if isinstance(train, DataLoader) else train
-    for key in _NOT_OURS:
-        if getattr(settings, key) != DataSettings.model_fields[key].default:
-            raise SparsifyError(
-                f"data.{key}: data given from Python find and vary their images themselves; leave it out"
-            )
+    _check_settings(settings, _NOT_OURS)
     changed: dict[str, Any] = {"name": f"{FROM_PYTHON}{type(source).__name__}"}
     if isinstance(train, DataLoader):
         changed |= {"workers": train.num_workers, "drop_last": bool(train.drop_last)}
@@ -53,6 +49,25 @@ def own_settings(given: Any, settings: DataSettings) -> DataSettings:
     if isinstance(test, DataLoader) and test.batch_size:
         changed["test_batch_size"] = test.batch_size
     return settings.model_copy(update=changed)
+
+
+def named_data(
+    function: Callable[[str | None], Any], settings: DataSettings, *, seed: int, device: torch.device | str = "cpu"
+) -> Data:
+    """Return the data that a plugin's function makes of `data.dir` (None without one), as `own_data` takes them.
+
+    Raises SparsifyError for what is no data, and for settings that these data would not follow.
+    """
+    _check_settings(settings, [key for key in _NOT_OURS if key != "dir"])
+    return own_data(function(settings.dir), settings, seed=seed, device=device)
+
+
+def _check_settings(settings: DataSettings, keys: Sequence[str]) -> None:
+    for key in keys:
+        if getattr(settings, key) != DataSettings.model_fields[key].default:
+            raise SparsifyError(
+                f"data.{key}: data given from Python find and vary their images themselves; leave it out"
+            )
 
 
 def own_data(given: Any, settings: DataSettings, *, seed: int, device: torch.device | str = "cpu") -> Data:

@@ -29,24 +29,34 @@ class Tally:
 
     def __init__(self, sums: Tensor | None = None, examples: int = 0) -> None:
         self.sums, self.examples = sums, examples
+        self._wrong: Tensor | None = None
 
-    def add(self, loss: Tensor, logits: Tensor, classes: Tensor) -> None:
-        """Add a batch: its mean loss, class scores (batch x classes) and true classes."""
+    def add(self, loss: Tensor, logits: Tensor, classes: Tensor, step: int) -> None:
+        """Add a batch of step number `step`: its mean loss, class scores (batch x classes) and true classes."""
         with torch.no_grad():
             correct = (logits.argmax(1) == classes).sum()
             more = torch.stack([loss.float() * len(classes), correct.float()])
             self.sums = more if self.sums is None else self.sums.to(more.device) + more
+            wrong = torch.zeros((), dtype=torch.int64, device=more.device) if self._wrong is None else self._wrong
+            self._wrong = torch.where(self.sums[0].isfinite() | (wrong > 0), wrong, step)
         self.examples += len(classes)
 
     def of_all(self, ranks: Ranks) -> Tally:
-        """Return what all processes have added."""
+        """Return what all processes have added; all of them ask at once."""
         if ranks.size == 1:
             return self
-        sums = torch.zeros(2) if self.sums is None else self.sums.cpu()
-        return Tally(ranks.sum(sums), sum(ranks.gather(self.examples)))
+        whole = Tally(ranks.sum(torch.zeros(2) if self.sums is None else self.sums.cpu()))
+        each = ranks.gather((self.examples, self.first_wrong()))
+        whole.examples = sum(examples for examples, _ in each)
+        whole._wrong = torch.tensor(min((wrong for _, wrong in each if wrong), default=0))
+        return whole
 
     def means(self) -> tuple[float, float]:
         """Return mean loss and accuracy in [0, 1] of what was added; something must have been."""
         assert self.sums is not None
         loss, correct = self.sums.tolist()
         return loss / self.examples, correct / self.examples
+
+    def first_wrong(self) -> int:
+        """Return the first step whose loss was no number, 0 if there was none."""
+        return 0 if self._wrong is None else int(self._wrong)

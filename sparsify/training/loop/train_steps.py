@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,13 +13,14 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from ...errors import RunError, SparsifyError
+from ...errors import Diverged, SparsifyError
 from ...processes.ranks import ALONE, Ranks
 from ...pruning.pruner import Pruner
 from ..data.resident import Batch
 from ..data.shares import Share, counts
 from ..data.types import Data
 from ..recipe.settings import TrainSettings
+from .diverged import check_loss, check_numbers
 from .evaluate import evaluate, logits_of
 from .forward import Forward, buffers_to_share
 from .loss import loss_of
@@ -74,7 +74,7 @@ def train_steps(training: Training, pause: Callable[[], None] = lambda: None) ->
     A record holds step, epoch (from 1), loss and accuracy (means since the last record), lr, sparsity, cycle and
     seconds, after an evaluation test_loss and test_accuracy, and once, after the model was shrunk, what went. `pause`
     is called after each step, before its record, and between the batches of an evaluation: what it raises ends the
-    training there. Raises RunError when the loss is no longer a number.
+    training there. Raises Diverged when the loss is no longer a number.
     """
     started = time.perf_counter() - training.seconds
     training.model.train()
@@ -107,7 +107,7 @@ def _step(training: Training, batches: list[Batch]) -> None:
             # Processes take the mean of their gradients: that of the whole batch then, however it is shared out.
             accelerator.backward(loss * (counted * training.ranks.size / examples))
         if counted:
-            training.tally.add(loss, logits, classes)
+            training.tally.add(loss, logits, classes, training.step + 1)
     if settings.clip_grad_norm is not None:
         accelerator.clip_grad_norm_(training.model.parameters(), settings.clip_grad_norm)
     optimizer.step()
@@ -155,11 +155,10 @@ def _step_pruner(training: Training) -> None:
         training.pruner.step()
     except SparsifyError as error:
         # Scores that are not numbers come from weights that are not: then the training failed, not the criterion.
-        _check_finite(training, training.tally.of_all(training.ranks).means()[0])
-        if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
-            where = f"after step {training.step} of {training.total_steps}"
-            text = f"the weights are no longer numbers {where}; {_advice(training)}"
-            raise training.ranks.one_of(RunError(text)) from error
+        try:
+            check_numbers(training)
+        except Diverged as diverged:
+            raise diverged from error
         raise
 
 
@@ -170,8 +169,8 @@ def _shrink_if_due(training: Training) -> None:
 
 
 def _record(training: Training, started: float, pause: Callable[[], None]) -> Record:
+    check_loss(training)
     loss, accuracy = training.tally.of_all(training.ranks).means()
-    _check_finite(training, loss)
     pruner = training.pruner
     record: Record = {
         "step": training.step,
@@ -188,19 +187,6 @@ def _record(training: Training, started: float, pause: Callable[[], None]) -> Re
     training.record_due, training.tally = False, Tally()
     training.seconds = time.perf_counter() - started
     return record | {"seconds": training.seconds}
-
-
-def _check_finite(training: Training, loss: float) -> None:
-    if not math.isfinite(loss):
-        where = f"by step {training.step} of {training.total_steps}"
-        raise training.ranks.one_of(RunError(f"the loss became {loss} {where}; {_advice(training)}"))
-
-
-def _advice(training: Training) -> str:
-    lr = training.settings.optimizer.lr
-    precision = training.settings.precision
-    other = "" if precision == "no" else f", or train.precision=no (now {precision})"
-    return f"a lower train.optimizer.lr (now {lr:g}) or train.clip_grad_norm may help{other}"
 
 
 def _evaluate_if_due(training: Training, pause: Callable[[], None]) -> Record:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, ValidationError
@@ -16,7 +18,17 @@ from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
 from .lookups import check_data_name, check_optimizer_name, check_source
-from .settings import ByName, DataSettings, ModelSettings, OptimizerSettings, Settings, TrainSettings, Word
+from .plugin import Plugin, as_plugin
+from .settings import (
+    ByName,
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    PluginSettings,
+    Settings,
+    TrainSettings,
+    Word,
+)
 from .yaml_lines import MOST_CHARACTERS, parse_value, parse_yaml
 
 __all__ = [
@@ -46,7 +58,11 @@ class Recipe(Settings):
     prune: Pruning | None = None
     """what is pruned, how far and when; without it training is dense"""
 
+    plugin: PluginSettings | None = None
+    """the file that names in it come from, as the run's own recipe keeps it; it is given with --plugin"""
+
     _source: Source = PrivateAttr(default_factory=lambda: Source("recipe", {}))
+    _datasets: Mapping[str, Callable[..., Any]] = PrivateAttr(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         """Whether all settings are equal, wherever they were written."""
@@ -55,6 +71,11 @@ class Recipe(Settings):
     def where(self, *keys: str | int) -> str:
         """Return the place where a key was written: file, line and key."""
         return self._source.where(keys)
+
+    @property
+    def own_data(self) -> Callable[[str | None], Any] | None:
+        """The plugin's function that the data set's name stands for, if it is one of a plugin's."""
+        return self._datasets.get(self.data.name)
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML that `read_recipe` reads back to an equal recipe.
@@ -72,11 +93,14 @@ class Recipe(Settings):
         return stream.getvalue()
 
 
-@takes(path=PATH, overrides=Iterable)
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+@takes(path=PATH, overrides=Iterable, plugin=(Plugin, *PATH, NoneType))
+def read_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, plugin: Plugin | str | PathLike[str] | None = None
+) -> Recipe:
     """Return the recipe in the YAML file `path`, each override ("prune.sparsity=0.9") put over it in order.
 
-    Names of models, data sets and the like are looked up as well (`check_names`). Raises SparsifyError in one line
+    Names of models, data sets and the like are looked up as well (`check_names`), first in `plugin`, a file of yours
+    that is executed (docs/plugins.md). Raises SparsifyError in one line
     with file, line, key, what was given, what is allowed and the nearest guess.
     """
     path = Path(path)
@@ -87,13 +111,15 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise SparsifyError(
             f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}; this is {given}"
         )
-    return _validated(dict(tree), overrides, source, path.stem)
+    return _validated(dict(tree), overrides, source, path.stem, plugin=as_plugin(plugin))
 
 
-def parse_recipe(recipe: Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+def parse_recipe(
+    recipe: Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), *, plugin: Plugin | None = None
+) -> Recipe:
     """Return the recipe a mapping declares, checked as `read_recipe` does except for the names in it."""
     tree = recipe.model_dump() if isinstance(recipe, Recipe) else dict(recipe)
-    return _validated(tree, overrides, Source("recipe", {}), "recipe", check=False)
+    return _validated(tree, overrides, Source("recipe", {}), "recipe", check=False, plugin=plugin)
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -109,7 +135,7 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
     where = (source or Source("recipe", {})).where
     if not recipe.model.name.startswith(FROM_PYTHON):
         check_model_name(recipe.model.name, where=where(("model", "name")))
-    if not recipe.data.name.startswith(FROM_PYTHON):
+    if not recipe.data.name.startswith(FROM_PYTHON) and recipe.own_data is None:
         check_data_name(recipe.data, where=where(("data", "name")))
     check_optimizer_name(recipe.train.optimizer.name, where=where(("train", "optimizer", "name")))
     if recipe.model.checkpoint is not None:
@@ -118,14 +144,24 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
         check_source(recipe.model.masks, where=where(("model", "masks")))
 
 
-def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, name: str, check: bool = True) -> Recipe:
+def _validated(
+    tree: dict[str, Any],
+    overrides: Sequence[str],
+    source: Source,
+    name: str,
+    *,
+    check: bool = True,
+    plugin: Plugin | None = None,
+) -> Recipe:
     for override in overrides:
         _override(tree, override, source)
     tree.setdefault("name", name)
+    _with_plugin(tree, source, plugin)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise first_problem(error, Recipe, tree, source) from None
+    recipe._datasets = plugin.datasets if plugin is not None else {}
     if recipe.model.masks is not None and recipe.prune is not None:
         raise SparsifyError(
             f"{source.where(('model', 'masks'))}: given masks stay as they are; leave out the key 'prune'"
@@ -134,6 +170,26 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], source: Source, n
         check_names(recipe, source)
     recipe._source = source
     return recipe
+
+
+def _with_plugin(tree: dict[str, Any], source: Source, plugin: Plugin | None) -> None:
+    """Put a plugin's functions at their names, and its own name and hash into the tree, unless these are others."""
+    kept = tree.get("plugin")
+    told = kept if isinstance(kept, Mapping) else {}
+    if plugin is None:
+        if told:
+            name = told.get("name")
+            raise SparsifyError(f"{source.where(('plugin',))}: names in it come from a plugin, {name}: --plugin FILE")
+        return
+    if told.get("sha256", plugin.sha256) != plugin.sha256:
+        raise SparsifyError(
+            f"{source.where(('plugin', 'sha256'))}: it was made with another plugin: {told.get('name')} of SHA-256 "
+            f"{str(told['sha256']):.12}..., and {plugin.name} has {plugin.sha256:.12}...; a run goes on with its own"
+        )
+    if kept is None or told:
+        tree["plugin"] = {"name": plugin.name, "sha256": plugin.sha256}
+    if "prune" in tree:
+        tree["prune"] = plugin.filled(tree["prune"], lambda *keys: source.where(("prune", *keys)))
 
 
 def _override(tree: dict[str, Any], override: str, source: Source) -> None:

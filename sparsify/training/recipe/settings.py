@@ -174,6 +174,15 @@ class OptimizerSettings(Settings):
     """further arguments of the optimiser, e.g. {betas: [0.9, 0.99]}"""
 
 
+class PluginSettings(Settings):
+    """The plugin that a run was made with; it is named anew on the command line (`--plugin`), never found by this."""
+
+    name: Word
+    """the file's name"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """the SHA-256 of its content: no other file is taken"""
+
+
 class CheckpointSettings(Settings):
     """When a checkpoint is written, from which a run that was stopped or killed goes on."""
 

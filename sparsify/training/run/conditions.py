@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import time
 from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
+from ...errors import RunError
+from ...formats.io.atomic import atomic_write
 from ...hardware import processor
+from .run_folder import CONDITIONS
 
 
 def conditions(device: torch.device, processes: int = 1) -> dict[str, str]:
@@ -28,3 +36,18 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     # Another kind of device brings names of its own; that it is another one says enough.
     both = [name for name in before if name in now] if before.get("device") == now["device"] else ["device"]
     return [f"{name} {now[name]} instead of {before.get(name)}" for name in both if now[name] != before.get(name)]
+
+
+def note_conditions(folder: Path, step: int, device: torch.device, processes: int = 1) -> None:
+    """Add to a run's conditions.json what it goes on with after `step`, unless it is what it had before."""
+    path = folder / CONDITIONS
+    try:
+        known = json.loads(path.read_bytes()) if step and path.exists() else []
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); remove it to go on") from None
+    versions = {name: version(name) for name in ("sparsify-torch", "timm")} | {"python": platform.python_version()}
+    now = conditions(device, processes) | versions
+    kept = {name: value for name, value in (known[-1] if known else {}).items() if name not in ("step", "started")}
+    if now != kept:
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        atomic_write(path, json.dumps([*known, {"step": str(step), "started": started, **now}], indent=1).encode())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from ...errors import RunError, RunStopped
+from ...errors import Diverged, RunError, RunStopped, RunWarning
+from ..loop.diverged import check_numbers
 from ..loop.train_steps import Record, Training
 from ..recipe.settings import CheckpointSettings
 from .checkpoint import random_state
@@ -68,9 +72,13 @@ class Keeper:
             if self._log is not None:
                 self._log.write(record)
         self.last_record = record
+        if not math.isfinite(record.get("test_loss", 0.0)):
+            told = f"step {training.step:,}: the test loss is {record['test_loss']}; the model's scores are no numbers"
+            warnings.warn(told, RunWarning, stacklevel=2)
         accuracy = record.get("test_accuracy")
         final = training.pruner is None or training.pruner.finished
         if accuracy is not None and final and (self._best is None or accuracy > self._best):
+            check_numbers(training)
             self._best = accuracy
             with self._ranks.together():
                 if self._lock is not None:
@@ -91,6 +99,17 @@ class Keeper:
             self._write()
         raise RunStopped(f"stopped after step {self._training.step:,}")
 
+    @contextmanager
+    def telling_what_is_left(self) -> Iterator[None]:
+        """Add to what a Diverged that passes here says from which step there is a checkpoint."""
+        try:
+            yield
+        except Diverged as error:
+            left = (
+                f"the checkpoint of step {self._written[0]:,} stays" if self._written else "there is no checkpoint yet"
+            )
+            raise Diverged(f"{error}; {left}") from error.__cause__
+
     def _is_due(self) -> bool:
         """Return whether a checkpoint is due, by the clock of the first process."""
         training = self._training
@@ -104,6 +123,7 @@ class Keeper:
     def _write(self) -> None:
         started = time.perf_counter()
         training = self._training
+        check_numbers(training)  # or what cannot go on would take the place of what can
         random = self._before_record[1] if training.record_due and self._before_record else random_state()
         state = state_of(self._prepared, random)
         with self._ranks.together():

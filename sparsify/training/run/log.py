@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import warnings
@@ -15,6 +16,13 @@ from .run_folder import METRICS
 
 _UNPLOTTED = ("step", "epoch", "seconds", "shrunk")
 _CLOSING_SECONDS = 10.0
+
+
+def plain_record(value: Any) -> Any:
+    """Return a record for JSON, which has no NaN and no infinity: null stands for them."""
+    if isinstance(value, Mapping):
+        return {key: plain_record(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Log:
@@ -55,7 +63,7 @@ class Log:
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a record."""
         try:
-            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.write(json.dumps(plain_record(record), allow_nan=False).encode() + b"\n")
         except OSError as error:
             raise RunError(f"cannot write {self._file.name}: {error.strerror}") from None
         for key, value in record.items():

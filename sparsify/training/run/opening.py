@@ -16,6 +16,7 @@ from ...processes.ranks import Ranks
 from ..recipe.read import Recipe
 from . import run_folder as folders
 from .checkpoint_files import Checkpoints
+from .conditions import note_conditions
 from .lock import Lock
 from .log import Log
 from .prepare import Prepared, prepare, seed_own, share
@@ -42,6 +43,7 @@ class Opened:
         training = self.prepared.training
         with training.ranks.together():
             if training.ranks.first:
+                note_conditions(self.folder, training.step, training.accelerator.device, training.ranks.size)
                 size = self.state.get("metrics_size", 0)
                 self.log = stack.enter_context(Log(self.folder, size=size, step=training.step))
 

@@ -44,6 +44,10 @@ def _batches(recipe: Recipe) -> int:
 
         count = min(DATASETS[data.name].train_count, data.limit or DATASETS[data.name].train_count)
         return count_used(count, data.batch_size, shuffle=True, drop_last=data.drop_last)[1]
+    if recipe.own_data is not None:
+        from ..data.own_data import named_data
+
+        return len(named_data(recipe.own_data, data, seed=recipe.train.seed).train)
     from ...models import build_model
     from ..data.datasets import count_classes, load_data
 

@@ -24,7 +24,7 @@ from ...surgery.masks import masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport
 from ..data.datasets import count_classes, load_data
-from ..data.own_data import check_takes, own_data
+from ..data.own_data import check_takes, named_data, own_data
 from ..data.resident import generator_for
 from ..data.types import Data
 from ..loop.forward import make_forward
@@ -78,7 +78,7 @@ def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool, ra
     accelerator = make_accelerator(settings, launch=Launch(ranks.rank, ranks.size, ranks.local_rank))
     _seed(settings.seed)
     spec, arguments, loaded = None, {}, None
-    own = None if data is None else own_data(data, recipe.data, seed=settings.seed, device=accelerator.device)
+    own = _own_data(recipe, data, accelerator.device)
     if model is None:
         classes = count_classes(recipe.data) if own is None else own.num_classes
         spec, arguments = recipe.model.name, {**recipe.model.arguments, "num_classes": classes}
@@ -106,6 +106,15 @@ def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool, ra
         model.to(memory_format=torch.channels_last)
     training = _ready(recipe, model, found, accelerator, ranks)
     return Prepared(recipe, training, spec, arguments, loaded, conversion, verification)
+
+
+def _own_data(recipe: Recipe, data: Any, device: torch.device) -> Data | None:
+    """Return the data given from Python or made by a plugin, None if the recipe names a set of ours."""
+    if data is not None:
+        return own_data(data, recipe.data, seed=recipe.train.seed, device=device)
+    if recipe.own_data is not None:
+        return named_data(recipe.own_data, recipe.data, seed=recipe.train.seed, device=device)
+    return None
 
 
 def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerator, ranks: Ranks) -> Training:

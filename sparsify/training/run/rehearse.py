@@ -65,6 +65,8 @@ def _root(recipe: Recipe) -> Path:
 def is_here(recipe: Recipe) -> bool:
     """Return whether the recipe's data are on this machine already."""
     name = recipe.data.name
+    if recipe.own_data is not None:
+        return True
     if name in DATASETS:
         return DATASETS[name].embedded or (_root(recipe) / _FOLDERS.get(name, "")).is_dir()
     return name.startswith("folder:")

@@ -12,6 +12,7 @@ from pathlib import Path
 from ...errors import SparsifyError
 from ...formats.io.atomic import atomic_write, is_temporary
 from ...preprocess import beside
+from ..recipe.plugin import Plugin
 from ..recipe.read import Recipe, read_recipe
 from .lock import NAME as LOCK
 from .lock import check_free
@@ -19,6 +20,7 @@ from .same_recipe import FREE, differences
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
+CONDITIONS = "conditions.json"  # what the run computed on, each time that it was started
 LAST = "checkpoints/last.safetensors"
 NEXT = f"{LAST}.new"  # whole already, but not yet the last
 OLDER = "checkpoints/step-{}.safetensors"
@@ -27,7 +29,8 @@ MODEL = "model.safetensors"
 MASKS = "masks/cycle-{}.safetensors"
 _BESIDE = tuple(str(beside(path)) for path in (BEST, MODEL))
 # Without the recipe, which is replaced at the end: a folder half cleared is a run still, which --overwrite replaces.
-_OURS = (LAST, NEXT, OLDER.format("*"), METRICS, BEST, MODEL, *_BESIDE, MASKS.format("*"), "events.out.tfevents.*")
+_EVENTS = "events.out.tfevents.*"
+_OURS = (LAST, NEXT, OLDER.format("*"), METRICS, CONDITIONS, BEST, MODEL, *_BESIDE, MASKS.format("*"), _EVENTS)
 _FOLDER = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|]+')
 _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d) *(\.|$)", re.IGNORECASE)
 _LONGEST, _LONGEST_WITH_OVERRIDES = 200, 240
@@ -140,10 +143,13 @@ def check_run(folder: Path) -> None:
             raise SparsifyError(f"{folder}: not a run: there is no {RECIPE} in it")
 
 
-def stored_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of the run in `folder`, with overrides; raises SparsifyError if there is none."""
+def stored_recipe(folder: Path, overrides: Sequence[str] = (), *, plugin: Plugin | None = None) -> Recipe:
+    """Return the recipe of the run in `folder`, with overrides; raises SparsifyError if there is none.
+
+    A run that was made with a plugin needs the same one.
+    """
     check_run(folder)
-    return read_recipe(folder / RECIPE, overrides)
+    return read_recipe(folder / RECIPE, overrides, plugin=plugin)
 
 
 def check_same(folder: Path, given: Recipe) -> None:

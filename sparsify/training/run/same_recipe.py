@@ -17,6 +17,7 @@ FREE = (
     "train.checkpoint.keep",
     "data.dir",
     "data.workers",
+    "plugin.name",
 )
 _SHOWN = 5
 

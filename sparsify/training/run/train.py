@@ -24,9 +24,11 @@ from ..data.bad_images import dead_workers
 from ..data.own_data import own_settings
 from ..loop.optimizer import joined
 from ..loop.train_steps import Record, Training, train_steps
+from ..recipe.plugin import Plugin, as_plugin
 from ..recipe.read import Recipe, check_names, parse_recipe, read_recipe
 from . import run_folder as folders
 from .keeper import Keeper
+from .log import plain_record
 from .opening import open_run
 from .own_model import own_model_settings
 from .prepare import Prepared
@@ -57,6 +59,7 @@ class TrainResult:
 
 @takes(
     out=(*PATH, NoneType),
+    plugin=(*PATH, NoneType),
     resume=bool,
     overwrite=bool,
     model=(nn.Module, NoneType),
@@ -74,6 +77,7 @@ def train(
     overwrite: bool = False,
     model: nn.Module | None = None,
     data: Any = None,
+    plugin: str | PathLike[str] | None = None,
     check: bool = True,
     on_start: Callable[[Prepared, Path], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -82,22 +86,26 @@ def train(
     """Train and prune as `recipe` says (a Recipe, a mapping like one, or a path) and return the result.
 
     The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
-    TensorBoard events, checkpoints/last.safetensors and the ones before it (step-N.safetensors),
-    checkpoints/best.safetensors (the best test accuracy at the final sparsity), masks/cycle-N.safetensors at the end of
-    each cycle, and model.safetensors. With `resume` the run in it goes on from its last sound checkpoint to the same
-    bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of what may change the bits: another
-    number of threads, processor or version of torch. `model` is trained, in place, instead of the recipe's, which may
-    then be left out; where its state is not that of the recipe's, recipe.yaml calls it python:<its class>. `data` takes
-    the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair of them for training and test (see
-    docs/data.md); a run that goes on needs it again. `check` verifies that all-ones masks change no bit before
-    training. `on_start` and `on_record` are called with what is about to run and with each record of `train_steps`.
-    When `stop`, which is asked after each step, returns True, a checkpoint is written and RunStopped raised.
+    conditions.json (hardware and versions), TensorBoard events, checkpoints/last.safetensors and the ones before it
+    (step-N.safetensors), checkpoints/best.safetensors (the best test accuracy at the final sparsity),
+    masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it goes on from
+    its last sound checkpoint to the same bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of
+    what may change the bits: another number of threads, processor or version of torch. `model` is trained, in place,
+    instead of the recipe's, which may then be left out; where its state is not that of the recipe's, recipe.yaml calls
+    it python:<its class>. `data` takes the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair
+    of them for training and test (see docs/data.md); a run that goes on needs it again. `plugin` is a file of yours
+    that is executed, and whose criteria, schedules and data sets the recipe can name (docs/plugins.md); a run goes on
+    with the same file alone. `check` verifies that all-ones masks change no bit before training. `on_start` and
+    `on_record` are called with what is about to run and with each record of `train_steps`. When `stop`, which is asked
+    after each step, returns True, a checkpoint is written and RunStopped raised.
     Started by torchrun or accelerate in several processes, all train one model on their shares of every batch, the
     first one writes the folder, and each calls what it was given (docs/processes.md).
     Raises SparsifyError for a mistake in what was asked and for a folder that another process writes to, RunError when
-    the loss is no longer a number, the disk full or the folder gone.
+    the disk is full or the folder gone, its kind Diverged when loss or weights are no longer numbers.
     """
-    merged, folder = _recipe_and_folder(recipe, None if out is None else Path(out), resume, model, data)
+    merged, folder = _recipe_and_folder(
+        recipe, None if out is None else Path(out), resume, model, data, as_plugin(plugin)
+    )
     launch = read_launch()
     check_batch_size(merged.data, launch.size)
     with ExitStack() as stack:
@@ -109,7 +117,7 @@ def train(
             on_start(prepared, folder)
         opened.begin_log(stack)
         keeper = Keeper(opened, save_best=lambda record: _save(prepared, folder / folders.BEST, record), stop=stop)
-        with _reproducible(), dead_workers():
+        with _reproducible(), dead_workers(), keeper.telling_what_is_left():
             for record in train_steps(training, keeper.pause):
                 keeper.keep(record)
                 if on_record is not None:
@@ -136,16 +144,22 @@ def _recipe_and_folder(
     resume: bool,
     model: nn.Module | None,
     data: Any,
+    plugin: Plugin | None,
 ) -> tuple[Recipe, Path]:
     if recipe is None:
         if not resume or out is None:
             raise SparsifyError("train: a recipe is needed, or resume=True and the run's folder as out")
-        given = folders.stored_recipe(out)
+        given = folders.stored_recipe(out, plugin=plugin)
     elif isinstance(recipe, Mapping):
         named = model is None or "model" in recipe
-        given = parse_recipe(recipe if named else {**recipe, "model": f"{FROM_PYTHON}{type(model).__name__}"})
+        whole = recipe if named else {**recipe, "model": f"{FROM_PYTHON}{type(model).__name__}"}
+        given = parse_recipe(whole, plugin=plugin)
+    elif isinstance(recipe, Recipe):
+        if plugin is not None:
+            raise SparsifyError("train: a Recipe has its plugin already: read_recipe(..., plugin=FILE)")
+        given = recipe
     else:
-        given = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+        given = read_recipe(Path(recipe), plugin=plugin)
     if model is not None:
         given = given.model_copy(update={"model": own_model_settings(model, given.model)})
     if isinstance(recipe, Mapping):
@@ -178,6 +192,6 @@ def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:
         arguments=prepared.arguments,
         recipe=prepared.recipe,
         seeds={"train": prepared.recipe.train.seed},
-        metrics=metrics,
+        metrics=plain_record(metrics),
         extra=prepared.training.data.extra,
     )

@@ -204,9 +204,45 @@ def test_wanda_takes_a_layer_that_a_forward_of_its_own_calls() -> None:
     torch.testing.assert_close(scores["0.layer.weight"], weight.abs().double() * x.double().norm(dim=0))
 
 
+class Product(nn.Module):
+    """Multiplies with a matrix of its own, inputs along its rows, as transformers' Conv1D does; or otherwise."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "addmm":
+            return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], 3)
+        if self.kind == "linear":
+            return F.linear(x[..., :3], self.weight)
+        if self.kind == "transposed":
+            return x[..., :3] @ self.weight.t()
+        return torch.matmul(x, self.weight) if self.kind == "matmul" else x @ self.weight
+
+
+@pytest.mark.parametrize("kind", ["addmm", "linear", "matmul", "operator"])
+def test_wanda_sees_the_inputs_of_matrices_that_other_forwards_multiply_with(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Product(kind)).double()
+    convert(model)
+    batches = [torch.randn(2, 5, 4, dtype=torch.float64) for _ in range(2)]
+    scores = scores_of(CRITERIA["wanda"], model, batches=batches, loss_fn=lambda m, batch: m(batch).sum())
+    weight = model[1].weight
+    for place in [(0, 1), (3, 2)]:
+        with torch.no_grad():
+            before = [model(batch) for batch in batches]
+            value = weight[place].clone()
+            weight[place] += 1
+            met = sum(float((model(x) - y).square().sum()) for x, y in zip(batches, before, strict=True))
+            weight[place] = value
+        assert float(scores["1.weight"][place]) == pytest.approx(abs(float(value)) * met**0.5, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "name"),
     [
+        (nn.Sequential(Product("transposed")), (2, 4), "0.weight"),
         (nn.Sequential(Both()), (2, 4), "0.layer.weight"),
         (nn.Sequential(Standardised(3, 4, 3)), (1, 3, 6, 6), "0.weight"),
         (nn.Sequential(Reads()), (2, 4), "0.layer.weight"),

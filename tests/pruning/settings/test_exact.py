@@ -80,3 +80,10 @@ def test_an_amount_goes_from_each_group(criterion: str, settings: dict[str, Any]
     report = pruner.report()
     assert [layer.removed for layer in report.layers] == removed and report.chosen == report.due
     assert report.requested == report.due / report.choices == pruner.sparsity
+
+
+def test_the_former_place_of_decimal_still_holds_it() -> None:
+    from sparsify.pruning import sections
+    from sparsify.pruning.settings.sections import decimal
+
+    assert sections.decimal is decimal

@@ -350,6 +350,12 @@ def padding_of_channels() -> Case:
 
 
 @case
+def padding_with_ones() -> Case:
+    model = Forward(lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 2, 0), value=1.0)), a=conv(2, 3), b=conv(5, 2))
+    return model, image(), {"a.weight": ("abc", ""), "b.weight": ("", "--abc")}
+
+
+@case
 def cutting_by_negative_padding() -> Case:
     return between(lambda x: F.pad(x, (0, 0, 0, 0, -1, 0)), image(), "abc", "bc")
 

@@ -65,6 +65,7 @@ def test_a_run_leaves_recipe_records_checkpoints_and_a_model_that_loads(tmp_path
     assert {path.name for path in (tmp_path / "a").iterdir() if not path.name.startswith("events")} == {
         "recipe.yaml",
         "metrics.jsonl",
+        "conditions.json",
         "checkpoints",
         "masks",
         "model.preprocess.json",
@@ -153,7 +154,7 @@ def test_a_loss_of_nan_ends_the_run_and_keeps_the_last_checkpoint(tmp_path: Path
         if record["step"] == 4:
             model[5].bias.data.fill_(torch.nan)
 
-    with pytest.raises(RunError, match="the loss became nan by step 5 of 12"):
+    with pytest.raises(RunError, match="the loss became nan at step 5 of 12"):
         train(recipe(prune=prune), out=tmp_path, model=model, on_record=poison)
     assert read_state(tmp_path / "checkpoints" / "last.safetensors")["step"] == 3
     assert not (tmp_path / "model.safetensors").exists()

@@ -1,0 +1,55 @@
+"""Inputs that a model of transformers says it takes: random tokens, images or sound of the sizes it declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .calls import Inputs
+
+_TOKENS = 12  # positions of an example: few, and more than a patch or a window of a model that has such
+_SAMPLES = 4000  # a quarter of a second of sound at 16 kHz
+
+
+def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = None) -> Inputs | None:
+    """Return a batch of `count` random inputs, the same ones every time, as keyword arguments; None for other models.
+
+    `image_size` stands in place of the configuration's own. Decoders get tokens beside what their encoder takes, and
+    models of images and texts both.
+    """
+    config, main = getattr(model, "config", None), getattr(model, "main_input_name", None)
+    if not hasattr(config, "model_type") or not isinstance(main, str):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    text, image = (_part(config, name) for name in ("text_config", "vision_config"))
+
+    def tokens() -> Tensor:
+        return torch.randint(2, max(3, text.vocab_size), (count, _TOKENS), generator=generator)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(count, *shape, generator=generator)
+
+    found: dict[str, Tensor] = {}
+    if main == "pixel_values" or hasattr(config, "vision_config"):
+        height, width = _pair(image_size or getattr(image, "image_size", None) or 224)
+        found["pixel_values"] = noise(getattr(image, "num_channels", 3), height, width)
+    if main == "input_values":
+        found[main] = noise(_SAMPLES)
+    if main == "input_features" and config is not None:
+        found[main] = noise(config.num_mel_bins, 2 * getattr(config, "max_source_positions", 50))
+    if main == "input_ids":
+        found[main] = tokens()
+    if getattr(config, "is_encoder_decoder", False):
+        found["decoder_input_ids"] = tokens()
+    return Inputs(**found) if found else None
+
+
+def _part(config: Any, name: str) -> Any:
+    return getattr(config, name, None) or config
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+    return int(height), int(width)

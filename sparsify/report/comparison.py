@@ -1,0 +1,153 @@
+"""Several runs side by side: those of one recipe and different seeds are one mean. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from ..errors import SparsifyError
+from ..training.recipe.yaml_lines import parse_yaml
+from ..training.run.same_recipe import FREE, flat
+from .read_run import Run
+from .statistics import Difference, Mean, difference, mean_of
+
+_SEED, _NAME, _DENSE = "train.seed", "name", "dense"
+_SPARSITY = "prune.sparsity"
+_SAME = ("data.name", "data.test_split", "data.limit", "data.num_classes")
+_SHOWN = 3  # keys in a label
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one recipe, what tells it from the others, and test accuracy and loss at the end by seed.
+
+    `series` is the label without the sparsity; `sparsity` is the mean fraction of the masked weights that is removed,
+    `bytes` the mean size of the files, `reached` the mean and deviation of the accuracies, `against` the paired
+    differences from the first cell, None for that one and where no seed is in both.
+    """
+
+    runs: tuple[Run, ...]
+    label: str
+    series: str
+    sparsity: float
+    bytes: float
+    accuracy: Mapping[int, float]
+    loss: Mapping[int, float]
+    reached: Mean
+    against: Difference | None
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds in order."""
+        return sorted(self.accuracy)
+
+
+def compare(runs: Sequence[Run]) -> list[Cell]:
+    """Return the runs' recipes as cells; the first, a dense one if there is one, is what others are paired with.
+
+    Raises SparsifyError for runs of different data, whose accuracies cannot be compared, for runs without a test
+    accuracy, and for two runs of one recipe and seed.
+    """
+    leaves = [flat(parse_yaml(run.recipe.to_yaml(), "recipe")[0]) for run in runs]
+    _check_comparable(runs, leaves)
+    grouped: dict[tuple[Any, ...], list[int]] = {}
+    for index, tree in enumerate(leaves):
+        own = tuple(sorted((key, str(value)) for key, value in tree.items() if key not in (*FREE, _SEED, _NAME)))
+        grouped.setdefault(own, []).append(index)
+    groups = [[runs[index] for index in indices] for indices in grouped.values()]
+    trees = [leaves[indices[0]] for indices in grouped.values()]
+    order = sorted(range(len(groups)), key=lambda index: groups[index][0].recipe.prune is not None)
+    groups, trees = [groups[index] for index in order], [trees[index] for index in order]
+    first = _by_seed(groups[0], "test_accuracy")
+    return [
+        _cell(group, *names, None if index == 0 else first)
+        for index, (group, names) in enumerate(zip(groups, _labels(trees), strict=True))
+    ]
+
+
+def _check_comparable(runs: Sequence[Run], leaves: Sequence[Mapping[str, Any]]) -> None:
+    for run, tree in zip(runs, leaves, strict=True):
+        for key in _SAME:
+            if tree.get(key) != leaves[0].get(key):
+                raise SparsifyError(
+                    f"{run.folder}: {key} is {tree.get(key)} and not {leaves[0].get(key)}, as in {runs[0].folder}: "
+                    "accuracies on different data cannot be compared"
+                )
+        if run.accuracy is None:
+            raise SparsifyError(f"{run.folder}: its last record has no test accuracy: there is nothing to compare")
+
+
+def _by_seed(group: Sequence[Run], key: str) -> dict[int, float]:
+    found: dict[int, Run] = {}
+    for run in group:
+        if run.seed in found:
+            other = found[run.seed].folder
+            raise SparsifyError(
+                f"{run.folder}: of the same recipe and seed ({run.seed}) as {other}; give each run once"
+            )
+        found[run.seed] = run
+    return {seed: float(run.records[-1].get(key, float("nan"))) for seed, run in found.items()}
+
+
+def _cell(group: Sequence[Run], label: str, series: str, first: Mapping[int, float] | None) -> Cell:
+    accuracy = _by_seed(group, "test_accuracy")
+    reached = mean_of(accuracy)
+    assert reached is not None
+    return Cell(
+        runs=tuple(group),
+        label=label,
+        series=series,
+        sparsity=fmean(run.sparsity for run in group),
+        bytes=fmean(run.file.bytes_file for run in group),
+        accuracy=accuracy,
+        loss=_by_seed(group, "test_loss"),
+        reached=reached,
+        against=None if first is None else difference(accuracy, first),
+    )
+
+
+def _labels(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return what tells each recipe from the others: the keys that differ; and the same without the sparsity."""
+    pruned = [tree for tree in trees if not _is_dense(tree)]
+    keys = sorted({key for tree in pruned for key in tree})
+    differing = [
+        key for key in keys if key not in (*FREE, _SEED, _NAME) and len({str(tree.get(key)) for tree in pruned}) > 1
+    ]
+    names = [tree[_NAME] for tree in pruned]
+    # Recipes that are called differently are told by their names.
+    named = len({*names}) == len(names) > 1
+    found = []
+    for tree in trees:
+        if _is_dense(tree):
+            found.append((_DENSE, _DENSE))
+            continue
+        others = [f"{_short(key, differing)}={tree.get(key)}" for key in differing if key != _SPARSITY]
+        series = tree[_NAME] if named or not others else ", ".join(others[:_SHOWN])
+        sparsity = f"sparsity={tree.get(_SPARSITY)}" if _SPARSITY in differing else ""
+        label = ", ".join([*(others[:_SHOWN] if not named else [tree[_NAME]]), *([sparsity] if sparsity else [])])
+        found.append((label or tree[_NAME], series))
+    return _told_apart(found)
+
+
+def _told_apart(labels: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    names = [label for label, _ in labels]
+    return [
+        (label if names.count(label) == 1 else f"{label} ({names[:index].count(label) + 1})", series)
+        for index, (label, series) in enumerate(labels)
+    ]
+
+
+def _is_dense(tree: Mapping[str, Any]) -> bool:
+    return tree.get("prune", ...) is None
+
+
+def _short(key: str, others: Sequence[str]) -> str:
+    """Return the last part of a key, with those before it until no other key ends like it."""
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        end = ".".join(parts[-length:])
+        if sum(f".{other}".endswith(f".{end}") for other in others) == 1:
+            return end
+    return key

@@ -1,0 +1,1 @@
+"""Figures of runs, each a function that returns an Altair chart."""

@@ -1,0 +1,87 @@
+"""What a page is made of: parts with blocks of text, facts, figures and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..figures.charts import Figure
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """What a cell shows, and what it is sorted by."""
+
+    text: str
+    value: float | str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column is a heading of each row."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[TableCell, ...], ...]
+    sortable: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with its place on the page."""
+
+    id: str
+    title: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a part; whatever is empty is left out."""
+
+    title: str = ""
+    text: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    figures: tuple[Drawn, ...] = ()
+    table: Table | None = None
+    code: str = ""
+    code_title: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of the page; `folded`: it is opened by a click."""
+
+    id: str
+    title: str
+    blocks: tuple[Block, ...]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Dense against sparse, for a reader who knows neither word."""
+
+    sentence: str
+    table: Table
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report."""
+
+    title: str
+    subtitle: str
+    sheet: Sheet
+    parts: tuple[Part, ...]
+    footer: str
+
+
+def plain_row(*cells: str) -> tuple[TableCell, ...]:
+    """Return a row that is not sorted by anything but its text."""
+    return tuple(TableCell(cell, cell) for cell in cells)
+
+
+def figures_of(parts: Sequence[Part]) -> list[Drawn]:
+    """Return all figures of some parts in order."""
+    return [drawn for part in parts for block in part.blocks for drawn in block.figures]

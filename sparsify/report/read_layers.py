@@ -1,0 +1,129 @@
+"""A saved model's layers: what its masks remove, what they cost in a forward pass, how many of their channels are dead.
+
+Multiply-adds and dead channels need the model itself; where it cannot be built, a line says why and they are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SparsifyError
+from ..models import FROM_PYTHON
+from .read_run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..surgery.channel_groups import Channels
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One masked weight: entries, entries kept, multiply-adds all and kept, output channels and how many are dead.
+
+    What needs the model is None where that cannot be built.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    multiply_adds: int | None = None
+    kept_multiply_adds: int | None = None
+    channels: int | None = None
+    dead: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Entries of the weight."""
+        return prod(self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction removed."""
+        return 1 - self.kept / self.parameters if self.parameters else 0.0
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The masked weights of a model in its order, and totals of the whole model.
+
+    `notes` has a line for whatever is left out, and why.
+    """
+
+    layers: tuple[Layer, ...]
+    parameters: int
+    kept_parameters: int
+    multiply_adds: int | None = None
+    kept_multiply_adds: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Output channels of the layers whose channels are known."""
+        return sum(layer.channels or 0 for layer in self.layers)
+
+    @property
+    def dead(self) -> int:
+        """Those of them that are dead."""
+        return sum(layer.dead or 0 for layer in self.layers)
+
+
+def read_layers(run: Run) -> Layers:
+    """Return the layers of a run's saved model, which is built and run once on zeros to count multiply-adds."""
+    rows = [row for row in run.file.rows if row.kept is not None and not row.encoding.startswith("alias")]
+    stored = tuple(Layer(row.name, tuple(row.shape), row.kept or 0) for row in rows)
+    removed = sum(layer.parameters - layer.kept for layer in stored)
+    totals = (run.file.original_entries, run.file.entries - removed)
+    try:
+        model, example = _built(run)
+    except SparsifyError as error:
+        return Layers(stored, *totals, notes=(f"no multiply-adds and dead channels: {error}",))
+    return _with_costs(stored, model, example, run.file.original_entries - run.file.entries)
+
+
+def _built(run: Run) -> tuple[nn.Module, Tensor]:
+    spec, shape = run.file.metadata.spec, run.file.metadata.extra.get("input_shape")
+    if not spec or spec.startswith(FROM_PYTHON):
+        raise SparsifyError(f"the model is {spec or 'not named'}, which only Python can build")
+    if not shape:
+        raise SparsifyError("the file does not tell the shape of an input")
+    import torch
+
+    from ..export.save import load
+
+    model = load(run.file.path)
+    weight = next((value for value in model.parameters() if value.is_floating_point()), torch.zeros(()))
+    return model.eval(), torch.zeros(1, *shape, dtype=weight.dtype)
+
+
+def _with_costs(stored: tuple[Layer, ...], model: nn.Module, example: Any, cut: int) -> Layers:
+    from ..model_summary import summary
+    from ..surgery.channels import analyse
+
+    found, channels = summary(model, example), analyse(model, example)
+    costs = {layer.name: (layer.multiply_adds, layer.kept_multiply_adds) for layer in found.layers}
+    layers = []
+    for layer in stored:
+        size, dead = _channels(layer.name, channels)
+        layers.append(Layer(layer.name, layer.shape, layer.kept, *costs.get(layer.name, (None, None)), size, dead))
+    notes = tuple(f"not counted: multiply-adds of {operation}" for operation in found.uncounted)
+    return Layers(
+        tuple(layers),
+        found.parameters + cut,
+        found.kept_parameters,
+        found.multiply_adds,
+        found.kept_multiply_adds,
+        notes,
+    )
+
+
+def _channels(name: str, channels: Channels) -> tuple[int | None, int | None]:
+    """Return how many channels a weight produces, and how many of them have no influence on the outputs."""
+    dimension = channels.produced.get(name)
+    groups = channels.labels.get(name, {}).get(dimension) if dimension is not None else None
+    if groups is None:
+        return None, None
+    inner = groups[groups >= 0]
+    return len(groups), int(channels.dead[inner].sum())

@@ -1,0 +1,52 @@
+"""Which attributes the forwards of a model may read at all, by the names in their bytecode."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterable
+from functools import cache, partial
+from types import FunctionType, MethodType
+
+from torch import nn
+
+from ..masks import original_class
+from .bytecode_scan import LOADS, instructions, is_torch, reachable
+
+_BY_ANY_NAME = frozenset({"vars", "__dict__", "__getattribute__", "eval", "exec", "attrgetter", "globals"})
+_OBJECT = ("LOAD_FAST", "LOAD_DEREF", "LOAD_ATTR", "LOAD_METHOD", "PUSH_NULL", "COPY_FREE_VARS")
+
+
+def attributes_read(model: nn.Module) -> frozenset[str] | None:
+    """Return the names of attributes that the forwards of a model's modules may read; None if they may read any."""
+    found: set[str] = set()
+    for module in model.modules():
+        functions = any(isinstance(value, (FunctionType, MethodType, partial)) for value in module.__dict__.values())
+        if functions or module._forward_hooks or module._forward_pre_hooks:
+            return None  # code that is no method
+        cls = original_class(module)
+        names = frozenset[str]() if is_torch(cls) else _names_read(cls)  # type: ignore[arg-type]
+        if names is None:
+            return None
+        found |= names
+    return frozenset(found)
+
+
+@cache
+def _names_read(cls: type) -> frozenset[str] | None:
+    found: set[str] = set()
+    for function in reachable(cls):
+        loads = list(instructions(function.__code__))
+        found |= {one.argval for one in loads if one.opname in LOADS}
+        for i, one in enumerate(loads):
+            if one.opname in LOADS and one.argval in ("getattr", "hasattr"):
+                name = _second_argument(loads[i + 1 :])
+                if name is None:
+                    return None
+                found.add(name)
+    return None if found & _BY_ANY_NAME else frozenset(found)
+
+
+def _second_argument(following: Iterable[dis.Instruction]) -> str | None:
+    """Return the name that a call of getattr is given, if it is a constant."""
+    after = next((one for one in following if not one.opname.startswith(_OBJECT)), None)
+    return after.argval if after is not None and isinstance(after.argval, str) and "CONST" in after.opname else None

@@ -1,0 +1,144 @@
+"""A queue of runs: several side by side, each in a process of its own, ended with the queue. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import RunWarning, SparsifyError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 60.0  # a run that is asked to stop may take them to write its checkpoint
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its name in what is said, the command that starts it or goes on with it, its log, where it works."""
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    cwd: Path | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job in progress."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+
+
+def work(
+    jobs: Sequence[Job],
+    lock: Path,
+    *,
+    at_once: int = 1,
+    threads: int = 1,
+    finished: Callable[[Job], str | None],
+    say: Callable[[str], None] = print,
+) -> list[Job]:
+    """Run `jobs` in order, `at_once` side by side with `threads` threads each; return those that failed.
+
+    `finished` is called for a job that ended well and returns what to say of it, or None where it left no result, which
+    is a failure too. When the queue is killed its jobs end with it; when it is stopped they get time to write a
+    checkpoint. Raises SparsifyError if another queue holds the file `lock`.
+    """
+    waiting, active, failed = list(jobs), list[Started](), list[Job]()
+    with _only_queue(lock) as held:
+        try:
+            while waiting or active:
+                while waiting and len(active) < at_once:
+                    active.append(_start(waiting.pop(0), threads, held))
+                    say(f"{_clock()} started {active[-1].job.name}")
+                for started in [item for item in active if item.process.poll() is not None]:
+                    active.remove(started)
+                    failed += _finish(started, finished, say)
+                if active:
+                    time.sleep(_POLL_SECONDS)
+        finally:
+            _stop(active)
+    return failed
+
+
+@contextmanager
+def _only_queue(path: Path) -> Iterator[int | None]:
+    """Yield the descriptor of a lock, which runs hold as well: they may outlive a killed queue by a moment."""
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise SparsifyError(f"{folder}: cannot be written ({error.strerror})") from None
+    try:
+        if fcntl is None:
+            text = f"{folder}: cannot be locked on this system: do not run two queues in it"
+            warnings.warn(text, RunWarning, stacklevel=2)
+            yield None
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = f"{folder}: another queue, or a run of one that was killed, is at work here"
+            raise SparsifyError(text) from None
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _start(job: Job, threads: int, lock: int | None) -> Started:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    with job.log.open("ab") as log:
+        process = subprocess.Popen(
+            [*job.command],
+            cwd=job.cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[] if lock is None else [lock],
+            # Ctrl-C reaches the queue alone, which asks its runs to stop.
+            start_new_session=True,
+        )
+    return Started(job, process)
+
+
+def _stop(active: Sequence[Started]) -> None:
+    """Ask the runs to stop, and end those that do not."""
+    for started in active:
+        started.process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + _STOP_SECONDS
+    for started in active:
+        try:
+            started.process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            started.process.kill()
+            started.process.wait()
+
+
+def _finish(started: Started, finished: Callable[[Job], str | None], say: Callable[[str], None]) -> list[Job]:
+    """Say what a job that ended came to; return it if it failed."""
+    job, code = started.job, started.process.returncode
+    said = finished(job) if code == 0 else None
+    if said is None:
+        lines = job.log.read_text(errors="replace").strip().splitlines() or ["nothing in its log"]
+        say(f"{_clock()} FAILED {job.name} (exit {code}): {lines[-1]}; see {job.log}")
+        return [job]
+    say(f"{_clock()} finished {job.name}: {said}")
+    return []
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
