@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,16 +105,28 @@ def make_accelerator(settings: TrainSettings, *, launch: Launch | None = None) -
 
 @contextmanager
 def joined(settings: TrainSettings, launch: Launch) -> Iterator[Ranks]:
-    """Yield the processes of a launch, joined to a group through accelerate; it is left at the end."""
+    """Yield the processes of a launch, joined to a group through accelerate.
+
+    They stay joined until they end: torchrun's store takes no second meeting under the same names.
+    """
     if launch.size == 1:
         yield ALONE
         return
     check_accelerate(settings.precision)
-    before = distributed.is_initialized()
+    if not distributed.is_initialized():
+        atexit.register(_part)
     make_accelerator(settings, launch=launch)
     on_cpu = "gloo" in distributed.get_backend()
     group = distributed.group.WORLD if on_cpu else distributed.new_group(backend="gloo")
+    _FAILED.add(launch)
     yield Ranks(launch.rank, launch.size, launch.local_rank, group)
-    # After an error others may be gone, and leaving would wait for them.
-    if not before:
+    _FAILED.clear()
+
+
+_FAILED: set[Launch] = set()  # whether a training did not come to its end
+
+
+def _part() -> None:
+    """Leave the group when the process ends; after an error others may be gone, and leaving would wait for them."""
+    if not _FAILED and distributed.is_initialized():
         distributed.destroy_process_group()
