@@ -19,7 +19,7 @@ _PRELOADED = ["sparsify.pruning.pruner", "sparsify.surgery.conversion.convert", 
 _PRELOADED += ["sparsify.training.run.train", "timm.optim", "torch.utils.tensorboard"]
 
 
-def launched(size: int, work: Callable[..., Any], folder: Path, *arguments: Any, seconds: float = 60) -> list[Any]:
+def launched(size: int, work: Callable[..., Any], folder: Path, *arguments: Any, seconds: float = 180) -> list[Any]:
     """Return what `work(rank, *arguments)` returns in each of `size` processes that a launcher's variables tell of.
 
     A process that was killed returns None.
@@ -29,7 +29,7 @@ def launched(size: int, work: Callable[..., Any], folder: Path, *arguments: Any,
     return _on(size, work, folder, arguments, seconds, environment if size > 1 else {})
 
 
-def on_ranks(size: int, work: Callable[..., Any], folder: Path, *arguments: Any, seconds: float = 60) -> list[Any]:
+def on_ranks(size: int, work: Callable[..., Any], folder: Path, *arguments: Any, seconds: float = 180) -> list[Any]:
     """Return what `work(rank, *arguments)` returns in each of `size` processes; an error of one is raised.
 
     `folder` is an empty one, where they meet and leave what they return. None is left running.
@@ -99,7 +99,7 @@ def _run(
             torch.save(work(rank, *arguments), f"{folder}/{rank}.pt")
             return
         distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=50)
+            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=170)
         )
         torch.save(work(rank, *arguments), f"{folder}/{rank}.pt")
         distributed.destroy_process_group()

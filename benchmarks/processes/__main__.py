@@ -67,7 +67,7 @@ def _kills(folder: Path) -> list[str]:
     """Return a table: runs of two processes that were killed and went on, held against one left alone."""
     _end(_start(_torchrun(2), "benchmarks.processes.killed", ["none", *_TRAIN, "--out", str(folder / "whole")]))
     lines = [
-        "| killed (`kill -9`), of two processes | all had ended after | last sound checkpoint | resumed |",
+        "| killed (`kill -9`), of two processes | all had ended after | last record | resumed |",
         "|---|---|---|---|",
     ]
     for number, kind in enumerate(KINDS):
@@ -76,11 +76,7 @@ def _kills(folder: Path) -> list[str]:
         started = _dead_since(process, run)
         process.wait()
         seconds = time.monotonic() - started
-        step = (
-            json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-            if (run / "metrics.jsonl").read_text()
-            else 0
-        )
+        step = next((one["step"] for one in reversed(_records(run))), 0)
         _end(_start(_torchrun(2), "benchmarks.processes.killed", ["none", "train", "--resume", str(run)]))
         same = "to the same bits" if not _differing(folder / "whole", run) else "to OTHER bits"
         lines.append(f"| {kind} | {seconds:.0f} s | step {step} | {same} |")

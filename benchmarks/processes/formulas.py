@@ -30,8 +30,8 @@ def wire(payload: float, ranks: int) -> float:
 def check_lines(found: dict[int, list[dict[str, Any]]]) -> list[str]:
     """Return a table of formulas beside what the processes of each launch counted, with `cifar:vgg19_bn`."""
     lines = [
-        "Formulas beside what was counted, for a process, with `cifar:vgg19_bn`: P parameters, E of them with masks, on N",
-        "processes.",
+        "Formulas beside what was counted, for a process, with `cifar:vgg19_bn`: P parameters, E of them with masks,",
+        "on N processes.",
         "",
         "| | formula | N = " + " | N = ".join(map(str, found)) + " |",
         "|---|---|" + "---|" * len(found),

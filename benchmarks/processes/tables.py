@@ -59,12 +59,8 @@ def cost_lines(found: Found) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for size, each in found.items():
-        cost = {
-            key: max(one["costs"][key] for one in each)
-            for key in ("step", "hash", "selection whole", "selection sharded")
-        }
-        lines.append(
-            f"| {size} | {cost['step']:.2f} | {cost['hash']:.4f} | {cost['hash'] / cost['step']:.2%} | "
-            f"{cost['selection whole']:.3f} | {cost['selection sharded']:.3f} | {cost['selection sharded'] / cost['step']:.1%} |"
-        )
+        keys = ("step", "hash", "selection whole", "selection sharded")
+        step, hashed, alone, shared = (max(one["costs"][key] for one in each) for key in keys)
+        cells = [f"{step:.2f}", f"{hashed:.4f}", f"{hashed / step:.2%}", f"{alone:.3f}", f"{shared:.3f}"]
+        lines.append(f"| {size} | {' | '.join(cells)} | {shared / step:.1%} |")
     return lines
