@@ -63,7 +63,7 @@ class OpRecorder(TorchDispatchMode):
             self.state |= dict.fromkeys(names, self.enter(tensor, value))
 
     def run(self, model: nn.Module, example_input: Any, *, gradients: bool = False) -> list[Value]:
-        """Record a call of `model`, told whether gradients are on, on copies of an example input; return its outputs."""
+        """Record a call of `model`, told whether gradients are on; return the Values of its outputs."""
         inputs = own_inputs(example_input)
         tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
         self.inputs = self.inputs or [Value(_shape(tensor)) for tensor in tensors]
