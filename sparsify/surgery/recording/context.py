@@ -210,8 +210,8 @@ class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
         dtypes = {leaf.dtype for leaf in leaves((args, kwargs), Tensor)}
         if torch.float64 in dtypes and not dtypes.isdisjoint(_SHORTER) and not func._schema.is_mutable:
             args, kwargs = tree_map(_widened, (args, kwargs))
-            if func._schema.name == "aten::_grouped_mm":  # its kernels are for narrower types
-                return _group_by_group(*args, **kwargs)
+        if torch.float64 in dtypes and func._schema.name == "aten::_grouped_mm":  # its kernels are for narrower types
+            return _group_by_group(*args, **kwargs)
         return func(*args, **kwargs)
 
 

@@ -63,10 +63,7 @@ class OpRecorder(TorchDispatchMode):
             self.state |= dict.fromkeys(names, self.enter(tensor, value))
 
     def run(self, model: nn.Module, example_input: Any, *, gradients: bool = False) -> list[Value]:
-        """Record a call of `model` with copies of an example input; return the Values of its outputs.
-
-        It is told that gradients are on or off; they are off.
-        """
+        """Record a call of `model`, told whether gradients are on; return the Values of its outputs."""
         inputs = own_inputs(example_input)
         tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
         self.inputs = self.inputs or [Value(_shape(tensor)) for tensor in tensors]
@@ -106,9 +103,8 @@ class OpRecorder(TorchDispatchMode):
 
     def seen(self, tensor: Tensor) -> Value | None:
         """Return the Value of a tensor that is known and was not written to since, or None."""
-        value: Value | None
         value, writes = self.values.get(tensor, (None, -1))
-        return value if value is not None and writes == self.memory(tensor).writes else None
+        return None if value is None or writes != self.memory(tensor).writes else value
 
     def value_of(self, tensor: Tensor) -> Value:
         """Return the Value of a tensor.
@@ -168,17 +164,16 @@ class OpRecorder(TorchDispatchMode):
     def asked(self) -> None:
         """Note that the running forward asks whether gradients are on."""
         if self.where() not in self.asking:
-            with _disable_current_modes():
-                self.asking[self.where()] = self.entering()
+            self.asking[self.where()] = self.entering()
 
     def entering(self) -> tuple[Value, ...]:
         """Return the Values of the arguments of the running forward."""
-        return tuple(self.value_of(tensor) for tensor in leaves(self.given[-1] if self.given else (), Tensor))
+        with _disable_current_modes():
+            return tuple(self.value_of(tensor) for tensor in leaves(self.given[-1] if self.given else (), Tensor))
 
     def decided(self) -> None:
         """Note that the running forward reads values of an activation: it may take another branch for another input."""
-        with _disable_current_modes():
-            self.branches.append((self.where(), self.entering()))
+        self.branches.append((self.where(), self.entering()))
 
     def _note(self, op: Op, tensors: list[Tensor]) -> None:
         self.ops.append(op)
@@ -201,9 +196,8 @@ class OpRecorder(TorchDispatchMode):
         if len(tensors) != 1 or max(sizes, default=1) == 1:
             return
         drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
-        held = Noise(_shape(tensors[0]), torch.ones_like(tensors[0])) if drawn else None
-        result = held or Filled(_shape(tensors[0]), tensors[0].detach())
-        op = Op(name, func, args, kwargs if args else {}, (result,), self.where())
+        kind, held = (Noise, torch.ones_like(tensors[0])) if drawn else (Filled, tensors[0].detach())
+        op = Op(name, func, args, kwargs if args else {}, (kind(_shape(tensors[0]), held),), self.where())
         alike = drawn or bool((tensors[0] == tensors[0].flatten()[0]).all())
         if not args or op.is_movement or name == "bernoulli_" or (pointwise(op) and alike):
             self.enter(tensors[0], op.results[0])

@@ -196,7 +196,7 @@ def _digested_gradients(model: nn.Module) -> dict[int, Tensor]:
 
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(take)
+            parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
     return found
 
 

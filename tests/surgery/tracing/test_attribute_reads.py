@@ -11,7 +11,7 @@ from sparsify.surgery.tracing.attribute_reads import attributes_read
 
 class Plain(nn.Module):
     def forward(self, x: Tensor) -> Any:
-        return x.view(self.width, self.config.size) + self.helped(x)
+        return [self.width, self.config.size, self.helped(x)]
 
     def helped(self, x: Tensor) -> Any:
         return getattr(self.other, "depth", None)
