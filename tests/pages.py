@@ -1,7 +1,7 @@
 """The code that the pages show: its blocks, in order, and how they are run.
 
 A comment before a block says what is special about it: `<!-- not run: REASON -->` (REASONS; it is then only read),
-`<!-- needs: PACKAGE ... -->` (not run where one is missing), `<!-- slow -->`.
+`<!-- needs: PACKAGE ... -->` (not run where one is missing), `<!-- slow -->` (run by a slow test only).
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ from cli import main
 from cli.main import sparsify as command_group
 
 ROOT = Path(__file__).parents[1]
-REASONS = ("needs a network", "needs CUDA", "needs CIFAR-100", "needs hours", "yours", "an example of output")
+REASONS = (
+    "needs a network",
+    "needs CUDA",
+    "needs CIFAR-100",
+    "needs hours",
+    "needs minutes",
+    "yours",
+    "an example of output",
+)
 # What is no command of sparsify: installing, other tools; tests and builds have tests of their own.
 ELSEWHERE = ("pip", "hf", "git", "make", "source", "ruff", "mypy", "pytest", "zensical", "tensorboard")
 # A page's training as a short one, of a small network.
-SHORT = ["--device", "cpu", "--set", "train.max_steps=10", "--set", "data.limit=200", "--set", "data.batch_size=40"]
+SHORT = ["--device", "cpu", "--set", "train.max_steps=10", "--set", "data.batch_size=40"]
 SMALL = {
     "timm:vgg19_bn": "timm:test_resnet",
     "cifar:resnet56": "cifar:resnet20",
@@ -51,6 +59,11 @@ class Block(NamedTuple):
         needed = re.fullmatch(r"needs: (.+)", self.note)
         missing = [name for name in needed[1].split() if find_spec(name) is None] if needed else []
         return told[1] if told else f"{missing[0]} is not installed" if missing else None
+
+    @property
+    def slow(self) -> bool:
+        """Whether only a slow test runs it."""
+        return self.note == "slow"
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -80,20 +93,21 @@ def understood(words: list[str]) -> None:
         command.make_context(name, rest, parent=context)
 
 
-def run_page(page: Path) -> list[str]:
-    """Run the blocks of `page` in the working directory, in order; return why others were only read."""
+def run_page(page: Path, slow: bool = False) -> list[str]:
+    """Run the blocks of `page` in the working directory, in order; return why some were only read."""
     scope: dict[str, Any] = {"__name__": "__main__"}
     left = []
     for block in blocks_of(page):
-        if block.reason:
-            left.append(f"line {block.line}: {block.reason}")
+        reason = block.reason or ("slow" if block.slow and not slow else None)
+        if reason:
+            left.append(f"line {block.line}: {reason}")
         if block.language == "python":
             code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
-            if not block.reason:
+            if not reason:
                 exec(code, scope)
         elif block.language == "sh":
             for words in commands_of(block.code):
-                _run(words, block.reason is not None)
+                _run(words, reason is not None)
     return left
 
 
@@ -105,7 +119,7 @@ def _run(words: list[str], read_only: bool) -> None:
     elif words[0] == "sparsify":
         if "--help" not in words:
             try:
-                understood(words)
+                understood(words[: words.index(">")] if ">" in words else words)
             except click.ClickException as error:
                 raise AssertionError(f"{shlex.join(words)}: {error.format_message()}") from None
         if not read_only:
@@ -122,6 +136,7 @@ def _sparsify(words: list[str]) -> None:
     if words[0] == "train":
         words = [SMALL.get(word, word) for word in words]
         words += [] if "--resume" in words else SHORT
+        words += [] if {"--resume", "--plugin"} & {*words} else ["--set", "data.limit=200"]
     if words[0] == "bench":
         words = [*words, "--rounds", "2", "--skip", "torch.compile"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:

@@ -15,7 +15,7 @@ from tests.pages import ROOT, blocks_of, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages with a test of their own, which also looks at what comes out.
-OWN = {"export.md", "format.md", "hub.md", "masks.md", "patterns.md", "runtime.md", "shrink.md"}
+OWN = {"export.md", "format.md", "hub.md", "masks.md", "patterns.md", "runtime.md", "shrink.md", "trainers.md"}
 WITH_CODE = [
     page for page in PAGES if page.name not in OWN and any(b.language in ("python", "sh") for b in blocks_of(page))
 ]
@@ -62,6 +62,13 @@ def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_a_page_shows_runs(page: Path, here: Path) -> None:
     torch.manual_seed(0)
     run_page(page)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")
+@pytest.mark.parametrize("page", [page for page in WITH_CODE if any(b.slow for b in blocks_of(page))], ids=called)
+def test_what_a_page_shows_runs_with_its_slow_blocks(page: Path, here: Path) -> None:
+    run_page(page, slow=True)
 
 
 def test_every_page_is_run_or_has_a_test_of_its_own() -> None:

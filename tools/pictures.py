@@ -127,10 +127,10 @@ def _mask(keys: dict[str, Any], layers: int = 1) -> torch.Tensor:
     """Return the mask that pruning to one half makes of layers of 16 outputs or less, the layers under each other."""
     torch.manual_seed(3)
     shapes = [(16, 16)] if layers == 1 else [(12, 16), (5, 16)]
-    model = torch.nn.ModuleList([torch.nn.Linear(columns, rows, bias=False) for rows, columns in shapes])
-    for index, layer in enumerate(model):
+    linear = [torch.nn.Linear(columns, rows, bias=False) for rows, columns in shapes]
+    for index, layer in enumerate(linear):
         layer.weight.data.normal_(std=2.0 if index else 1.0)
-    model.forward = lambda x: [layer(x) for layer in model]  # type: ignore[method-assign]
+    model = torch.nn.Sequential(*linear)
     sparsify.convert(model)
     sparsify.Pruner(model, {"sparsity": 0.5, "schedule": "one_shot", **keys}, total_steps=1).start()
     masks = list(sparsify.get_masks(model).values())
@@ -156,7 +156,7 @@ def union() -> Figure:
     cycles = [base + 0.5 * torch.rand(12, 12, generator=generator) for _ in range(3)]
     masks = [scores >= scores.flatten().kthvalue(108).values for scores in cycles]
     joined = masks[0] | masks[1] | masks[2]
-    scores = torch.where(joined, sum(cycles), -1.0)  # type: ignore[arg-type]
+    scores = torch.where(joined, sum(cycles), -1.0)
     final = scores >= scores.flatten().kthvalue(108).values
     names = ("cycle 1", "cycle 2", "cycle 3", "union", "at the end")
     return _grids([(n, m.float()) for n, m in zip(names, (*masks, joined, final), strict=True)], "outputs", "inputs")

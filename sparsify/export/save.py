@@ -64,7 +64,7 @@ def save(
 ) -> int:
     """Write `model` to `path` and return the bytes written; an old file is replaced only by a whole new one.
 
-    - `format`: "sparse" stores each masked weight as its mask and kept values; masks and effective weights come back bit
+    - `format`: "sparse" stores a masked weight as its mask and kept values: masks and effective weights come back bit
       for bit, values under a mask do not. "dense" stores the dense model's own names with removed entries as +0.0,
       which any safetensors reader loads. "engine" is the sparse file with the fastest way to run it on this machine.
       docs/export.md has the others (`registry.FORMATS`).

@@ -90,7 +90,8 @@ def overflow(driver: Any) -> list[str]:
     """Return what sticks out of the page to the right, but for what scrolls by itself."""
     script = """return [...document.querySelectorAll('body *')]
         .filter(one => !one.closest('.scroll, pre, svg') && one.getBoundingClientRect().right > innerWidth + 1)
-        .map(one => one.outerHTML.slice(0, 80)).concat(document.documentElement.scrollWidth > innerWidth ? ['the page'] : [])"""
+        .map(one => one.outerHTML.slice(0, 80))
+        .concat(document.documentElement.scrollWidth > innerWidth ? ['the page'] : [])"""
     found: list[str] = driver.execute_script(script)
     return found
 
