@@ -34,11 +34,15 @@ def detector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> nn.Module:
     monkeypatch.setenv("YOLO_OFFLINE", "true")
     if "YOLO_CONFIG_DIR" not in os.environ:
         monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    environment = dict(os.environ)  # importing it sets numbers of threads there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
         torch.manual_seed(0)
         model: nn.Module = tasks.DetectionModel(CONFIGURATION, nc=3, verbose=False)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
     return model.eval()
 
 

@@ -50,6 +50,9 @@ class OpRecorder(TorchDispatchMode):
         self.module: list[str] = []
         self.given: list[Any] = []  # the arguments of each of these modules
         self.branches: list[tuple[str, tuple[Value, ...]]] = []
+        self.recurrent = {
+            name for name, one in model.named_modules() if type(one).forward.__module__ == nn.LSTM.forward.__module__
+        }
         self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
@@ -173,7 +176,8 @@ class OpRecorder(TorchDispatchMode):
 
     def decided(self) -> None:
         """Note that the running forward reads values of an activation: it may take another branch for another input."""
-        self.branches.append((self.where(), self.entering()))
+        if self.where() not in self.recurrent:  # of a packed sequence, how many there are: that changes sizes only
+            self.branches.append((self.where(), self.entering()))
 
     def _note(self, op: Op, tensors: list[Tensor]) -> None:
         self.ops.append(op)
