@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..arguments import takes
 from ..errors import SparsifyError
+from ..processes.shards import count, local
 from ..pruning.pruner import Pruner
 from ..pruning.report import SparsityWarning
 from ..pruning.settings.prune import Pruning, parse_pruning
@@ -125,7 +126,7 @@ class LoopPruning:
         with torch.no_grad():
             for weight in all_masked_parameters(self.model):
                 if not is_computed(weight):
-                    weight.parameter.masked_fill_(~weight.mask, 0)
+                    local(weight.parameter).masked_fill_(~local(weight.mask), 0)
         if self._carried is not None:
             self._carried.remove()
         self.ended = True
@@ -134,7 +135,7 @@ class LoopPruning:
         """Return the fraction removed of all masked weights as "sparsity", of each as "sparsity/<its name>"."""
         if self._metrics is None:
             masks = {name: weight.mask for name, weight in masked_weights(self.model).items()}
-            removed = {name: mask.numel() - int(mask.count_nonzero()) for name, mask in masks.items()}
+            removed = {name: mask.numel() - count(mask) for name, mask in masks.items()}
             size = sum(mask.numel() for mask in masks.values())
             layers = {f"sparsity/{name}": removed[name] / max(1, mask.numel()) for name, mask in masks.items()}
             self._metrics = {"sparsity": sum(removed.values()) / max(1, size)} | layers
@@ -162,4 +163,4 @@ def check_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:
 
 
 def _removed(model: nn.Module) -> int:
-    return sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in masked_weights(model).values())
+    return sum(w.mask.numel() - count(w.mask) for w in masked_weights(model).values())

@@ -832,7 +832,7 @@ def test_a_barrier_names_the_operation_and_the_module() -> None:
 
 # Those of other devices, of other ways to run a model, of older releases, and of test_recurrent.py.
 ELSEWHERE = frozenset(
-    "bernoulli_ lstm gru rnn_tanh rnn_relu _pack_padded_sequence _pad_packed_sequence "
+    "empty new_empty bernoulli_ lstm gru rnn_tanh rnn_relu _pack_padded_sequence _pad_packed_sequence "
     "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
     "_scaled_dot_product_fused_attention_overrideable _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "cudnn_batch_norm _fused_rms_norm _adaptive_avg_pool3d adaptive_avg_pool1d max_pool1d norm scaled_by_size "
