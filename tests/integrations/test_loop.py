@@ -128,5 +128,5 @@ def test_mistakes_are_one_line() -> None:
     loop.finish()
     with pytest.raises(SparsifyError, match="it has ended; make a new LoopPruning"):
         loop.begin(6)
-    with pytest.raises(SparsifyError, match="pruning: 0.4 is to be removed, and 0.5 is already"):
+    with pytest.raises(SparsifyError, match="pruning: sparsity 0.4 is below the 0.5 that the masks remove"):
         LoopPruning(loop.model, PRUNING | {"sparsity": 0.4}).begin(6)
