@@ -22,7 +22,15 @@ from cli import main
 from cli.main import sparsify as command_group
 
 ROOT = Path(__file__).parents[1]
-REASONS = ("needs a network", "needs CUDA", "needs CIFAR-100", "needs hours", "yours", "an example of output")
+REASONS = (
+    "needs a network",
+    "needs CUDA",
+    "needs CIFAR-100",
+    "needs hours",
+    "needs minutes",
+    "yours",
+    "an example of output",
+)
 # What is no command of sparsify: installing, other tools; tests and builds have tests of their own.
 ELSEWHERE = ("pip", "hf", "git", "make", "source", "ruff", "mypy", "pytest", "zensical", "tensorboard")
 # A page's training as a short one, of a small network.

@@ -105,6 +105,8 @@ def _type(value: Node, defs: Node) -> str:
         return ", ".join(f"`{_plain(choice)}`" for choice in value.get("enum", [value.get("const")]))
     kind = {"integer": "whole number", "boolean": "true or false", "object": "keys and values"}
     name = str(value.get("type", "value"))
+    if name == "array" and "enum" in value.get("items", {}):
+        return f"list of {_type(value['items'], defs)}"
     if name == "array":
         item = _type(value.get("items", {}), defs).partition(",")[0]
         return f"list of {item}" if item == "text" else f"list of {item}s"

@@ -50,6 +50,7 @@ def main() -> None:
     )
     parser.add_argument("--only", default="*", metavar="PATTERN", help="models to look at: a glob over their names")
     parser.add_argument("--redo", default="", metavar="PATTERN", help="models to look at again")
+    parser.add_argument("--stages", default=",".join(STAGES), help="of a model that has a row: what to do again")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the rows are")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--memory", type=float, default=8, help="GB for one model")
@@ -64,7 +65,8 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true"}
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    done = {name for name in rows(file) if not fnmatchcase(name, given.redo)}
+    known, stages = rows(file), given.stages.split(",")
+    done = {name for name in known if not fnmatchcase(name, given.redo)}
     names = [name for name in ALL if fnmatchcase(name, given.only) and name not in done]
     for package in dict.fromkeys(PACKAGES[name.split()[0]] for name in names):
         if find_spec(package) is None:
@@ -76,8 +78,9 @@ def main() -> None:
     gc.freeze()
     limits = {"jobs": given.jobs, "memory": given.memory, "seconds": len(STAGES) * given.seconds}
     for name, row in work_through(
-        names, lambda name: partial(check, name, given.seconds), lambda name, row: None, **limits
+        names, lambda name: partial(check, name, given.seconds, stages), lambda name, row: None, **limits
     ):
+        row = known.get(name, {}) | row
         with file.open("a") as out:
             out.write(json.dumps({"model": name} | row) + "\n")
         gaps = [f"{stage}: {row[stage]}" for stage in STAGES if row.get(stage, "ok") != "ok"]

@@ -6,8 +6,8 @@ import copy
 import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +19,7 @@ import sparsify
 from sparsify.calls import Inputs, run, tensors_in
 from sparsify.relative_error import relative_error
 from sparsify.surgery.channels import analyse
+from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.shrink import shrink
 
 from ..record import Row
@@ -29,6 +30,7 @@ from .wild_more import ALL
 STAGES = ("convert", "verify", "exact", "save", "units", "engine", "onnx", "pt2")
 SPARSITY, UNITS = "0.7", "0.5"
 EXACT, CLOSE = 1e-9, 1e-4  # largest relative difference in float64, and of float32 results of other kernels
+_BEFORE = ("convert", "exact")  # stages that later ones rest on
 _FREE = ("Embedding", "ignored")
 
 
@@ -36,8 +38,8 @@ class _Gap(Exception):
     """What does not hold, in words."""
 
 
-def check(name: str, seconds: float) -> Row:
-    """Return the row of one model: {stage: "ok" or what went wrong}, with figures beside them."""
+def check(name: str, seconds: float, wanted: Collection[str] = STAGES) -> Row:
+    """Return the row of one model: {stage: "ok" or what went wrong}, with figures; of the `wanted` stages."""
     row: Row = {"model": name, "verdict": "done"}
     try:
         wild = _built(name)
@@ -57,6 +59,8 @@ def check(name: str, seconds: float) -> Row:
             "pt2": lambda: _export(masked, Path(folder), "pt2"),
         }
         for stage, work in stages.items():
+            if stage not in (*wanted, *_BEFORE):
+                continue
             row[stage] = _outcome(work, seconds)
             if stage == "convert" and row[stage] != "ok":
                 break
@@ -136,7 +140,8 @@ def _save(wild: Wild, name: str, folder: Path) -> None:
 
 def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     torch.manual_seed(0)
-    with torch.no_grad():
+    doubles = next(model.parameters()).dtype == torch.float64
+    with torch.no_grad(), all_double() if doubles else nullcontext():
         return [x for x in tensors_in(run(model, copy.deepcopy(inputs))) if x.is_floating_point()]
 
 
@@ -157,7 +162,8 @@ def _units(wild: Wild, row: Row) -> None:
     pruner = sparsify.Pruner(model, settings, total_steps=1, example_input=wild.example)
     pruner.start()
     row["unit_notes"] = list(pruner.report().notes)
-    report = shrink(model.double(), _doubled(wild.example))
+    with all_double():
+        report = shrink(model.double(), _doubled(wild.example))
     pruned = sparsify.fold(model)
     row |= {
         "gone": report.pruned,

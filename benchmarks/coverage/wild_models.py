@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -139,7 +140,10 @@ def _transformer(config: str, kind: str, changes: Mapping[str, Any], takes: str)
     def build() -> Wild:
         transformers = import_module("transformers")
         model = getattr(transformers, kind)(getattr(transformers, config)(**changes))
-        return Wild(model, _inputs(takes, 1, False), _inputs(takes, 2, True))
+        found = [_inputs(takes, 1, False), _inputs(takes, 2, True)]
+        if "use_cache" in signature(model.forward).parameters:  # keys and values as outputs would keep their heads
+            found = [Inputs(**one.kwargs, use_cache=False) for one in found]
+        return Wild(model, *found)
 
     return build
 

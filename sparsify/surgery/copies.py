@@ -38,7 +38,7 @@ def _copied(module: Any, memo: dict[int, Any]) -> Any:
     """Return copy.deepcopy(module, memo), found in a fraction of the time for modules that define no copy of theirs."""
     if id(module) in memo:
         return memo[id(module)]
-    if not isinstance(module, nn.Module) or not _is_copied_by_state(type(module)):
+    if not isinstance(module, nn.Module) or not _is_copied_by_state(type(module)):  # type: ignore[arg-type]
         return copy.deepcopy(module, memo)
     made = memo[id(module)] = type(module).__new__(type(module))
     state = {}

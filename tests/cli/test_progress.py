@@ -24,7 +24,7 @@ def test_a_run_says_how_long_it_will_take(
     assert [line.endswith(" left") for line in epochs] == [True, True, False]
     # A dense model is what a pruning starts from.
     assert any(
-        "linear_ramp.yaml --model timm:test_resnet --data digits --set model.checkpoint=" in line for line in lines
+        "gradual.yaml --model timm:test_resnet --data digits --set model.checkpoint=" in line for line in lines
     )
 
 

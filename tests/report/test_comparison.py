@@ -41,7 +41,12 @@ def test_names_and_keys_tell_recipes_apart(derive: Derive) -> None:
     named = derive("h", change=GLOBAL)
     text = (named / "recipe.yaml").read_text().replace("name: small", "name: other", 1)
     (named / "recipe.yaml").write_text(text)
-    assert [cell.label for cell in compare([both[0], read_run(named)])] == ["small", "other"]
+    other = read_run(named)
+    assert [cell.label for cell in compare([both[0], other])] == ["small", "other"]
+    more = read_run(derive("i", change=MORE))
+    cells = compare([both[0], other, more])
+    assert [cell.label for cell in cells] == ["small, sparsity=0.8", "other", "small, sparsity=0.9"]
+    assert [cell.series for cell in cells] == ["small", "other", "small"]
 
 
 def test_where_it_ran_is_no_other_recipe(derive: Derive) -> None:

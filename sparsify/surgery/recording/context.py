@@ -164,7 +164,19 @@ class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
         dtypes = {leaf.dtype for leaf in leaves((args, kwargs), Tensor)}
         if torch.float64 in dtypes and not dtypes.isdisjoint(_SHORTER) and not func._schema.is_mutable:
             args, kwargs = tree_map(_widened, (args, kwargs))
+            if func._schema.name == "aten::_grouped_mm":  # its kernels are for narrower types
+                return _group_by_group(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _group_by_group(rows: Tensor, experts: Tensor, offs: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+    """Return each row times the matrix of the expert whose group it is in; groups end at `offs`."""
+    if offs is None or rows.dim() != 2 or experts.dim() != 3:
+        return torch.ops.aten._grouped_mm(rows, experts, offs, *rest, **options)  # type: ignore[no-any-return]
+    ends = [int(end) for end in offs]
+    parts = [rows[begin:end] @ one for begin, end, one in zip([0, *ends], ends, experts, strict=False)]
+    beyond = rows.new_zeros(len(rows) - ends[-1], experts.shape[-1])
+    return torch.cat([*parts, beyond])
 
 
 _SHORTER = (torch.float32, torch.float16, torch.bfloat16)

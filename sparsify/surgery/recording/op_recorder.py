@@ -17,7 +17,7 @@ from ..module_walk import named_modules
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
 from .context import FunctionHooks, Memory, leaves, module_names, not_compiled, own_inputs
-from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Op, Value, pointwise
+from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Noise, Op, Value, pointwise
 from .second_pass import KnownOps
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
@@ -42,6 +42,7 @@ class OpRecorder(TorchDispatchMode):
         self.module: list[str] = []
         self.given: list[Any] = []  # the arguments of each of these modules
         self.branches: list[tuple[str, tuple[Value, ...]]] = []
+        self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
         self.memories: dict[int, Memory] = {}
@@ -70,7 +71,10 @@ class OpRecorder(TorchDispatchMode):
         seen = FunctionHooks(self.leave, self.scaled, self.whole)
         with not_compiled(), module_names(model, self.module, self.given), torch.no_grad(), self, seen:
             outputs = run(model, inputs)
-        return [self.value_of(leaf) for leaf in tensors_in(outputs)]
+        in_containers = set(map(id, tree_flatten(outputs)[0]))
+        found = tensors_in(outputs)
+        self.in_objects |= {self.value_of(leaf) for leaf in found if id(leaf) not in in_containers}
+        return [self.value_of(leaf) for leaf in found]
 
     def idle_layers(self, model: nn.Module) -> list[str]:
         """Return the paths of the convolutions and linear layers whose weight no recorded operation reads."""
@@ -182,10 +186,12 @@ class OpRecorder(TorchDispatchMode):
             return
         if len(tensors) != 1 or max(sizes, default=1) == 1:
             return
-        op = Op(
-            name, func, args, kwargs if args else {}, (Filled(_shape(tensors[0]), tensors[0].detach()),), self.where()
-        )
-        if not args or op.is_movement or (pointwise(op) and bool((tensors[0] == tensors[0].flatten()[0]).all())):
+        drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
+        held = Noise(_shape(tensors[0]), torch.ones_like(tensors[0])) if drawn else None
+        result = held or Filled(_shape(tensors[0]), tensors[0].detach())
+        op = Op(name, func, args, kwargs if args else {}, (result,), self.where())
+        alike = drawn or bool((tensors[0] == tensors[0].flatten()[0]).all())
+        if not args or op.is_movement or name == "bernoulli_" or (pointwise(op) and alike):
             self.enter(tensors[0], op.results[0])
             self._note(op, tensors)
 

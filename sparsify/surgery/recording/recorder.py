@@ -63,6 +63,7 @@ def _record(
         eval_count=count,
         problems=(problem,) if problem else (),
         branches=tuple(recorder.branches),
+        in_objects=frozenset(recorder.in_objects),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ...errors import RunError, RunWarning, SparsifyError
 from ..recipe.read import Recipe
 from .run_folder import METRICS
+from .tensorboard import write_recipe
 from .trackers import start_trackers
 
 _UNPLOTTED = ("step", "epoch", "seconds", "shrunk")
@@ -75,6 +76,15 @@ class Log:
             self._events.add_scalar(key, value, record["step"])
         for tracker in self._trackers:
             tracker.log(plotted, step=record["step"])
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        """Add what only TensorBoard shows: scalars by tag."""
+        for tag, value in scalars.items():
+            self._events.add_scalar(tag, value, step)
+
+    def add_recipe(self, recipe: Recipe) -> None:
+        """Add the recipe, for TensorBoard: as text and as hyperparameters."""
+        write_recipe(self._events, recipe)
 
     def sync(self) -> int:
         """Return the length of metrics.jsonl in bytes, once it is safely on the disk."""

@@ -33,6 +33,7 @@ from .own_model import own_model_settings
 from .prepare import Prepared, prepare
 from .result_text import result_lines
 from .state import NEEDED, restore
+from .tensorboard import note_overlap
 
 _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a sparsity is of -> how a shrink calls it
 
@@ -119,10 +120,12 @@ def train(
         if state:
             restore(prepared, state, folder)
         note_conditions(folder, training.step, training.accelerator.device)
-        _keep_masks(prepared, folder, lock)
         if on_start is not None:
             on_start(prepared, folder)
         log = stack.enter_context(Log(folder, merged, size=state.get("metrics_size", 0), step=training.step))
+        if not training.step:
+            log.add_recipe(merged)
+        _keep_masks(prepared, folder, lock, log)
 
         def save_best(record: Record) -> None:
             _save(prepared, folder / folders.BEST, record)
@@ -202,7 +205,7 @@ def _made(folder: Path) -> Iterator[Lock]:
         yield lock
 
 
-def _keep_masks(prepared: Prepared, folder: Path, lock: Lock) -> None:
+def _keep_masks(prepared: Prepared, folder: Path, lock: Lock, log: Log) -> None:
     """Let the masks at the end of each cycle be written; a run that goes on from before it writes the same again."""
     pruner = prepared.training.pruner
     if pruner is None or not pruner.pruning.schedule.cyclical:
@@ -217,6 +220,7 @@ def _keep_masks(prepared: Prepared, folder: Path, lock: Lock) -> None:
             raise RunError(f"cannot write {path}: {error.strerror}") from None
         # Not `save`, which warns of a schedule that is cut short: this one goes on.
         write(pruner.model, path, "masks", {"spec": prepared.spec, "arguments": prepared.arguments}, {})
+        note_overlap(log, pruner.model, folder, cycle, prepared.training.step)
 
     pruner.on_cycle_end = keep
 
