@@ -1,4 +1,4 @@
-.PHONY: check test bench
+.PHONY: check test docs bench
 
 check:
 	ruff check .
@@ -8,6 +8,10 @@ check:
 test:
 	pytest
 	pytest -m sample
+
+# The site, in site/; needs the extra `docs`. Written pages and pictures: python -m tools.recipe_keys, tools.pictures.
+docs:
+	zensical build --strict
 
 # A network on the engine and its peers; python -m benchmarks.NAME for the tables of benchmarks/results.md.
 bench:

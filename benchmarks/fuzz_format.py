@@ -55,8 +55,8 @@ class Bytes:
         return choices[self.number(len(choices))]
 
 
-def valid_file(folder: Path) -> bytes:
-    """Return a file with a weight of every encoding."""
+def valid_model() -> nn.Module:
+    """Return a model whose masks have a weight for every encoding."""
     torch.manual_seed(0)
     layers = [nn.Linear(30, 20), nn.Linear(4, 4), nn.Linear(9, 9), nn.Linear(40, 1), nn.Linear(24, 12)]
     model = nn.Sequential(*layers, nn.Conv2d(30, 20, 3), StdConv2d(3, 5, 3))
@@ -76,7 +76,12 @@ def valid_file(folder: Path) -> bytes:
             "6.weight": masks["6.weight"] < 0.5,
         },
     )
-    save(model, folder / "valid", spec="timm:x", arguments={"a": 1})
+    return model
+
+
+def valid_file(folder: Path) -> bytes:
+    """Return a file with a weight of every encoding."""
+    save(valid_model(), folder / "valid", spec="timm:x", arguments={"a": 1})
     found = {row.encoding for row in inspect_file(folder / "valid").rows}
     assert found == {*ENCODINGS, "plain"}, found
     return (folder / "valid").read_bytes()
@@ -107,7 +112,8 @@ def _change_data(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
 
 
 def _change_shape(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
-    masked = json.loads(header["__metadata__"]["masked"])
+    key = "masked" if "masked" in header["__metadata__"] else "masks"  # of a model, or of masks alone
+    masked = json.loads(header["__metadata__"][key])
     entry = masked[draw.one_of(list(masked))]
     if draw.number(4) == 0:
         entry["encoding"] = draw.one_of([*ENCODINGS, "rice", None])
@@ -115,7 +121,7 @@ def _change_shape(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
         entry["shape"][draw.number(len(entry["shape"]))] = draw.one_of((*SIZES, draw.number(100)))
     else:
         entry["shape"] = [draw.one_of(SIZES) for _ in range(draw.number(4))]
-    header["__metadata__"]["masked"] = json.dumps(masked)
+    header["__metadata__"][key] = json.dumps(masked)
 
 
 def _change_entry(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
@@ -134,7 +140,7 @@ def _change_entry(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
 
 
 def _change_text(header: dict[str, Any], draw: Bytes) -> None:
-    key = draw.one_of(("version", "masked", "aliases", "cuts", "arguments", "format"))
+    key = draw.one_of(("version", "masked", "masks", "dense", "aliases", "cuts", "arguments", "format"))
     header["__metadata__"][key] = draw.one_of(
         ("1", "2", "3", "4", "{}", "[]", '{"a":"0.weight"}', '{"removed":[]}', "{")
     )

@@ -49,12 +49,12 @@ _CHARTS = (".pdf", ".png", ".svg")
 @click.option(
     "--skip",
     metavar="NAME",
-    type=click.Choice(["torch.compile", "onnxruntime"]),
+    type=click.Choice(["torch.compile", "onnxruntime", "shrunk"]),
     multiple=True,
-    help="Leave out torch.compile, which takes long to get ready, or onnxruntime; repeatable.",
+    help="Leave out torch.compile, which takes long to get ready, onnxruntime or the shrunk model; repeatable.",
 )
 @click.option("--plan", is_flag=True, help="Show how the engine runs each layer, and how long that takes.")
-@click.option("--plot", metavar="FILE", help="Draw the time of each layer: .png, .svg or .pdf.")
+@click.option("--plot", metavar="FILE", help="Draw the slowest layers, PyTorch beside the engine: .png, .svg or .pdf.")
 def command(
     source: str | None,
     spec: str | None,
@@ -70,7 +70,8 @@ def command(
     """Time a model on sparsify's engine, and on PyTorch and ONNX Runtime beside it.
 
     All take turns in one process, on the same images of noise and the same number of threads. The weights are a file's,
-    or with --model fresh ones, pruned by magnitude layer by layer, the first and the last left dense.
+    or with --model fresh ones, pruned by magnitude layer by layer, the first and the last left dense. Where channels of
+    a file's model are dead, the model without them is timed too. What is timed of a RUN is kept in it, for reports.
     """
     if (source is None) == (spec is None):
         raise SparsifyError("bench: give either a RUN or FILE, or --model SPEC")
@@ -93,7 +94,7 @@ def command(
     else:
         assert spec is not None
         model, shape = _fresh(spec, pruning, image_size)
-    _bench(model, (batch, *shape), threads, rounds, skip, plan, plot)
+    _bench(model, (batch, *shape), threads, rounds, skip, plan, plot, source)
 
 
 def _check_chart(plot: str) -> None:
@@ -171,7 +172,7 @@ def _images(model: nn.Module, own: tuple[int, int], image_size: int | None) -> t
 
 def _only_one(inputs: Inputs) -> Tensor:
     """Return the one tensor that a model takes."""
-    tensors: list[Tensor] = [*inputs.args, *inputs.kwargs.values()]
+    tensors: list[Tensor] = [one for one in (*inputs.args, *inputs.kwargs.values()) if hasattr(one, "shape")]
     if len(tensors) > 1:
         raise SparsifyError(
             f"bench: the model takes {', '.join(inputs.kwargs)}, and one tensor is timed; use sparsify.compile"
@@ -187,8 +188,10 @@ def _bench(
     skip: Sequence[str],
     plan: bool,
     plot: str | None,
+    source: str | None = None,
 ) -> None:
-    from .view.bench_runtimes import alternated, ready, result_table, spread_lines
+    from .view.bench_kept import keep, without_dead
+    from .view.bench_runtimes import SHRUNK, alternated, ready, result_table, spread_lines
 
     inputs = example_inputs(model, shape[0], tuple(shape[1:]))
     x = _only_one(inputs)
@@ -197,14 +200,19 @@ def _bench(
     images = f"{count(shape[0], 'input' if inputs.kwargs else 'image')} of {sizes_of(inputs)}"
     share = f"{percent(zeros / size)} of {count(size, 'weight')} are zero" if size else "no weights"
     say(f"{share}; {images}, {count(threads, 'thread')}")
-    engine, runtimes, notes = ready(model, x, threads, skip)
+    small, why = None, ""
+    if source is not None:
+        small, why = (None, "left out") if SHRUNK in skip else without_dead(str(saved_model(source)), x)
+    engine, runtimes, notes = ready(model, x, threads, skip, small)
     seconds = alternated({runtime.name: runtime.run for runtime in runtimes}, rounds)
     print_table(result_table(runtimes, seconds, len(x)))
-    say(*notes, *spread_lines(seconds))
+    say(*notes, *([f"{SHRUNK}: {why}"] if why else []), *spread_lines(seconds))
+    if source is not None:
+        say(*keep(source, x.shape, threads, seconds))
     if not plan and plot is None:
         say("--plan shows how the engine runs each layer, and why")
         return
-    from .view.bench_steps import draw, plan_lines, step_table, timed_steps
+    from .view.bench_steps import plan_lines, step_table, timed_steps
 
     (strategy,) = engine.strategies.values()
     say(*plan_lines(strategy))
@@ -218,5 +226,9 @@ def _bench(
         say(f"each step by itself, {title}:")
         print_table(step_table(steps))
     if plot is not None:
-        draw(steps, f"{type(model).__name__}, {title}", plot)
-        say(f"{plot}: milliseconds of each step")
+        from .view.bench_plot import bars, draw
+
+        all_seconds = sum(step.seconds for step in steps)
+        shown = bars(engine, x, strategy, steps)
+        draw(shown, all_seconds, f"{type(model).__name__}, {title}", plot)
+        say(f"{plot}: milliseconds of the {count(len(shown), 'slowest layer')}, PyTorch beside the engine")

@@ -19,7 +19,7 @@ def command(runs: tuple[str, ...], rows: str | None, figure: str | None) -> None
     Runs of one recipe with different seeds become one line; a dense one, or the first, is what others are paired with.
     """
     from sparsify.report.comparison import compare
-    from sparsify.report.read_run import read_run
+    from sparsify.report.run_records import read_run
 
     from .view.comparison import check_figure, comparison_lines, comparison_table, write_figure, write_rows
 

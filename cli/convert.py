@@ -49,12 +49,12 @@ if TYPE_CHECKING:
     help="With --granularity unit: how its entries make a unit's score: mean, sum, max or l2.  [default: mean]",
 )
 @click.option("--masks", metavar="RUN|FILE", help="Take the masks of this run or file, in place of pruning.")
-@click.option("--shrink", is_flag=True, help="Take channels of no influence out of the model, with proof.")
+@click.option("--shrink", is_flag=True, help="Remove channels that cannot influence the output, and verify it.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
 @click.option(
     "--dead",
     type=click.Choice(["masks", "zeros"]),
-    help="With --shrink: what goes, by masks alone, or also by weights that are zero.  [default: masks]",
+    help="With --shrink: remove what masks make dead (masks), or also what zero weights do (zeros).  [default: masks]",
 )
 @click.option(
     "--ignore",
@@ -159,7 +159,7 @@ def _refuse_beside_masks() -> None:
     context = click.get_current_context()
     for name in ("sparsity", "amount", "scope", "criterion", "granularity", "aggregate", "ignore", "only"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise SparsifyError(f"convert: --masks tells already which weights to keep; leave out --{name}")
+            raise SparsifyError(f"convert: --masks already says which weights to keep; leave out --{name}")
 
 
 def _convert(

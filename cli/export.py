@@ -58,12 +58,12 @@ class _WithFormats(click.Command):
 @click.option(
     "--threads", metavar="N", type=click.IntRange(min=1), help="engine: tune for N threads.  [default: torch's number]"
 )
-@click.option("--shrink", is_flag=True, help="First take channels of no influence out of the model, with proof.")
+@click.option("--shrink", is_flag=True, help="First remove channels that cannot influence the output.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
 @click.option(
     "--dead",
     type=click.Choice(["masks", "zeros"]),
-    help="With --shrink: what goes, by masks alone, or also by weights that are zero.  "
+    help="With --shrink: remove what masks make dead (masks), or also what zero weights do (zeros).  "
     "[default: zeros for onnx, pt2 and engine, else masks]",
 )
 def command(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +60,7 @@ def command(
     if only is not None and only > len(runs):
         raise SparsifyError(f"--only {only}: the sweep has {count(len(runs), 'run')}")
     if as_list:
-        _print_commands(len(runs))
+        _print_commands(len(runs), recipe, vary, seeds, overrides, threads, out)
         return
     chosen = runs if only is None else [runs[only - 1]]
     failed = _run(chosen, folder, jobs, threads or max(1, (os.cpu_count() or 1) // jobs))
@@ -71,11 +70,22 @@ def command(
         raise RunError(f"{count(len(failed), 'run')} failed; the same command tries them again")
 
 
-def _print_commands(number: int) -> None:
-    """Print this very command once for each run."""
-    given = [part for part in sys.argv[1:] if part != "--list"]
+def _print_commands(
+    number: int,
+    recipe: str,
+    vary: tuple[str, ...],
+    seeds: str,
+    overrides: tuple[str, ...],
+    threads: int | None,
+    out: str | None,
+) -> None:
+    """Print the command of each run."""
+    given = ["sparsify", "sweep", recipe]
+    given += [part for text in vary for part in ("--vary", text)]
+    given += ["--seeds", seeds, *(part for text in overrides for part in ("--set", text))]
+    given += ["--threads", str(threads)] * (threads is not None) + ["--out", str(out)] * (out is not None)
     for place in range(1, number + 1):
-        click.echo(shlex.join(["sparsify", *given, "--only", str(place)]))
+        click.echo(shlex.join([*given, "--only", str(place)]))
 
 
 def _run(runs: list[SweepRun], folder: Path, jobs: int, threads: int) -> list[SweepRun]:
@@ -93,7 +103,7 @@ def _run(runs: list[SweepRun], folder: Path, jobs: int, threads: int) -> list[Sw
 
 def _show(runs: list[SweepRun], folder: Path) -> None:
     from sparsify.report.comparison import compare
-    from sparsify.report.read_run import read_run
+    from sparsify.report.run_records import read_run
     from sparsify.sweep.run import is_finished
 
     from .view.comparison import check_figure, comparison_lines, comparison_table, write_figure, write_rows

@@ -55,7 +55,7 @@ _FREE_ON_RESUME = ("data_dir", "device", "keep")
 @click.option("--keep", type=int, metavar="N", help="How many of the newest checkpoints stay, 2 at least.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 @click.option("--dry-run", is_flag=True, help="Build and verify the model, print it and the plan, and stop.")
-@click.option("--full", is_flag=True, help="With --dry-run: every update of a long plan, which is told by cycle else.")
+@click.option("--full", is_flag=True, help="With --dry-run: print every update, not a line for each cycle.")
 @click.option("--no-verify", is_flag=True, help="Do not verify that the masks are live and change no bit.")
 def command(
     recipe: str | None,

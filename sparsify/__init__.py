@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import report as report
     from .calls import Inputs as Inputs
     from .errors import SparsifyError as SparsifyError
     from .export.import_weights import import_weights as import_weights
@@ -75,9 +76,12 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
+_ROOMS = ("report",)  # whose own names are public
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'sparsify' has no attribute '{name}'")
     from .namesake import warn_of_namesake
@@ -89,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_HOME, *_ROOMS])

@@ -147,4 +147,7 @@ def plain(outputs: Any) -> Any:
         return (list if isinstance(outputs, list) else tuple)(map(plain, outputs))
     if is_dataclass(outputs) and not isinstance(outputs, type):
         return {one.name: plain(getattr(outputs, one.name)) for one in fields(outputs)}
-    return plain(vars(outputs)) if hasattr(outputs, "__dict__") else outputs
+    if not hasattr(outputs, "__dict__"):
+        return outputs
+    # Of a cache of keys and values, say, the lengths, types and devices that it notes down are no output.
+    return {key: plain(value) for key, value in vars(outputs).items() if tensors_in(value)}

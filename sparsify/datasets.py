@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-# What timm decodes and normalises: a folder of image files, and the prefixes of the readers of timm.data.
+# What timm decodes and normalises: a folder of image files, a set of the Hugging Face hub (or a folder that holds one),
+# and the prefixes of the readers of timm.data.
 FOLDER = "folder:"
+HUB = "hf:"
 TIMM_READERS = ("torch/", "hfds/")
 
 
@@ -44,7 +47,7 @@ DATASETS = {
 def known_names() -> str:
     """Return all that names a data set, as a help text lists it: "digits (embedded), ..., or a name of timm.data"."""
     names = [f"{name} (embedded)" if row.embedded else name for name, row in DATASETS.items()]
-    return f"{', '.join(names)}, {FOLDER}PATH, or a name of timm.data"
+    return f"{', '.join(names)}, {FOLDER}PATH, {HUB}OWNER/NAME, or a name of timm.data"
 
 
 def default_of_each(what: Callable[[DataSet], object]) -> str:
@@ -58,4 +61,9 @@ def default_of_each(what: Callable[[DataSet], object]) -> str:
 
 def normalised_by_timm(name: str) -> bool:
     """Return whether images of the set `name` are normalised as timm does; our own and a user's are not."""
-    return name.startswith((FOLDER, *TIMM_READERS))
+    return name.startswith((FOLDER, HUB, *TIMM_READERS))
+
+
+def may_be_fetched(name: str) -> bool:
+    """Return whether images of the set `name` may come from a network; ours are fetched from where they always are."""
+    return name.startswith(TIMM_READERS) or (name.startswith(HUB) and not Path(name.removeprefix(HUB)).is_dir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = No
         found[main] = tokens()
     if getattr(config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = tokens()
+    if found and "use_cache" in inspect.signature(model.forward).parameters:
+        # Keys and values would be outputs, which keep their sizes: no head could be removed.
+        return Inputs(**found, use_cache=False)
     return Inputs(**found) if found else None
 
 

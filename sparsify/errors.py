@@ -48,6 +48,10 @@ class EngineWarning(UserWarning):
     """An engine leaves to PyTorch what it has kernels for: the line names the operation and the reason."""
 
 
+class MaskWarning(UserWarning):
+    """An operation passes masks over: the line says which, and what to do instead."""
+
+
 class CacheWarning(UserWarning):
     """Something kept on the disk is damaged, or cannot be kept: it is made anew, and the line says where and why."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import sparsify
-from sparsify.calls import inputs_of, run, tensors_in
+from sparsify.calls import inputs_of, plain, run, tensors_in
 from sparsify.errors import SparsifyError
 
 
@@ -101,3 +101,18 @@ def test_tensors_are_found_in_outputs_of_any_kind() -> None:
     a, b, c = torch.zeros(1), torch.zeros(2), torch.zeros(3)
     outputs = {"out": Output(a, (b, None)), "rest": SimpleNamespace(c=c), "step": 3, "more": UserDict({"a": a})}
     assert [id(x) for x in tensors_in(outputs)] == [id(x) for x in (a, b, c, a)]
+
+
+def test_plain_output_of_an_object_is_what_holds_tensors() -> None:
+    class Layer:
+        def __init__(self) -> None:
+            self.keys, self.seen, self.dtype, self.device = torch.ones(2), 3, torch.float32, torch.device("cpu")
+
+    class Cache:
+        def __init__(self) -> None:
+            self.layers, self.kind, self.more = [Layer()], Layer, None
+
+    found = plain({"cache": Cache()})
+    assert found.keys() == {"cache"} and found["cache"].keys() == {"layers"}
+    (layer,) = found["cache"]["layers"]
+    assert layer.keys() == {"keys"} and layer["keys"].tolist() == [1, 1]

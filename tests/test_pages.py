@@ -8,8 +8,8 @@ import pytest
 import sparsify
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
-FOLDERS = ("benchmarks", "cli", "docs", "examples", "recipes", "sparsify", "tests")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
+FOLDERS = ("benchmarks", "cli", "docs", "examples", "recipes", "sparsify", "tests", "tools")
 ROOMS = tuple(path.name for path in (ROOT / "sparsify").iterdir() if path.is_dir() and not path.name.startswith("_"))
 
 
@@ -29,10 +29,36 @@ def test_paths_and_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def anchors(page: Path) -> set[str]:
+    """Return what a page's headings are called in links, as GitHub and Python-Markdown both make it."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_anchors_are_headings(page: Path) -> None:
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+        assert anchor in anchors(page.parent / path if path else page), (path, anchor)
+
+
+def test_pages_of_the_site_link_to_pages_of_the_site() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text()):
+            assert (page.parent / link).resolve().is_relative_to(ROOT / "docs"), (page, link)
+
+
+def test_every_page_is_in_the_navigation_and_on_the_first_page() -> None:
+    menu = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert menu == pages
+    first = set(re.findall(r"\]\(([\w/-]+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
+    assert first == pages - {"index.md"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_modules_and_public_names_are_there(page: Path) -> None:
     text = page.read_text()
-    for name in re.findall(r"python -m (benchmarks\.[a-z]\w*(?:\.\w+)*)", text):
+    for name in re.findall(r"python -m ((?:benchmarks|tools)\.[a-z]\w*(?:\.\w+)*)", text):
         path = ROOT / name.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
     for name in re.findall(r"`sparsify\.(\w+)\(", text):

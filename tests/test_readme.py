@@ -1,8 +1,7 @@
-"""Everything the README shows is run here, or at least understood by the command line."""
+"""What README says: its commands, its example, its figures. Its blocks run in tests/test_docs.py as well."""
 
+import csv
 import re
-import shlex
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,109 +11,124 @@ import torch
 
 import sparsify
 from cli.main import sparsify as command_group
-from sparsify.pruning.schedules import update_plan
-from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.training.recipe.read import read_recipe
+from tests.pages import ROOT, blocks_of, commands_of, understood
 
-ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+README = ROOT / "README.md"
+TEXT = README.read_text()
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def commands() -> list[list[str]]:
-    """Return the arguments of every sparsify command shown."""
-    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
-    return [line[line.index("sparsify") + 1 :] for line in lines if "sparsify" in line]
+def commands(*pages: Path) -> list[list[str]]:
+    """Return the words of every command of sparsify that the pages show."""
+    found = [
+        words
+        for page in pages
+        for block in blocks_of(page)
+        if block.language == "sh"
+        for words in commands_of(block.code)
+    ]
+    shown = [words[words.index("sparsify") :] for words in found if "sparsify" in words[:1]]
+    return [words[: words.index(">")] if ">" in words else words for words in shown]
 
 
 def test_the_first_two_commands_are_the_ones_promised() -> None:
-    first, second = blocks("sh")[0].splitlines()
+    first, second = next(block.code for block in blocks_of(README)).splitlines()
     assert first == "pip install . && sparsify train recipes/union_mask.yaml"
     assert second == "pip install '.[test]' && pytest"
 
 
-@pytest.mark.parametrize("args", commands(), ids=" ".join)
-def test_every_command_shown_is_understood(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_one_screen() -> None:
+    assert len(TEXT.splitlines()) <= 105
+
+
+@pytest.mark.parametrize("words", commands(*PAGES), ids=" ".join)
+def test_every_command_shown_is_understood(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    if "--help" in words:
+        return
+    understood(words)
+    args = words[1:]
     with command_group.make_context("sparsify", list(args)) as context:
         name, command, rest = command_group.resolve_command(context, list(args))
         assert command is not None and name is not None
         given = command.make_context(name, rest, parent=context).params
     if name == "train" and given["recipe"]:
-        assert read_recipe(given["recipe"], given["overrides"]).prune is not None
+        there = [text for text in given["overrides"] if not text.startswith(("model.checkpoint=", "model.masks="))]
+        read_recipe(given["recipe"], there)
 
 
 def test_every_command_of_the_program_is_shown() -> None:
-    assert {args[0] for args in commands()} == set(command_group.list_commands(click.Context(command_group)))
-
-
-@pytest.mark.parametrize(("index", "sparsity"), [(0, 0.797), (3, 0.5)], ids=["loop", "criterion"])
-def test_python_shown_runs(index: int, sparsity: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    scope: dict[str, Any] = {}
-    exec(compile(blocks("python")[index], "README.md", "exec"), scope)
-    kept = torch.cat([mask.flatten() for mask in sparsify.get_masks(scope["model"]).values()])
-    assert round(1 - kept.double().mean().item(), 3) == sparsity
-
-
-def test_the_criterion_shown_has_at_most_ten_lines_and_decides() -> None:
-    code = blocks("python")[3]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    scope: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), scope)
-    scores = scope["relative_magnitude"](
-        {n: p.detach() for n, p in scope["model"].named_parameters() if p.ndim > 1}, None
-    )
-    kept = torch.cat([scores[name][mask] for name, mask in sparsify.get_masks(scope["model"]).items()])
-    removed = torch.cat([scores[name][~mask] for name, mask in sparsify.get_masks(scope["model"]).items()])
-    assert kept.min() >= removed.max() and len(removed) == len(kept) == 96
-
-
-def test_the_schedule_shown_reaches_its_target() -> None:
-    scope: dict[str, Any] = {}
-    exec(compile(blocks("python")[4], "README.md", "exec"), scope)
-    updates = update_plan(parse_pruning(scope["pruning"]), 100)
-    assert (updates[-1].step, updates[-1].sparsity) == (80, Fraction(9, 10))
-
-
-def test_the_recipe_shown_is_read(tmp_path: Path) -> None:
-    [text] = blocks("yaml")
-    (tmp_path / "union.yaml").write_text(text)
-    recipe = read_recipe(tmp_path / "union.yaml")
-    assert recipe.prune is not None and recipe.prune.after_cycles == "union"
+    shown = {words[1] for words in commands(ROOT / "docs" / "reference" / "commands.md")}
+    assert shown == set(command_group.list_commands(click.Context(command_group)))
 
 
 def test_the_recipes_named_are_the_ones_shipped() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text()
     for path in (ROOT / "recipes").glob("*.yaml"):
-        assert f"`{path.stem}`" in TEXT
-    for name in re.findall(r"[\w/]+\.yaml", TEXT):
-        assert name == "recipe.yaml" or (ROOT / name).exists()
+        assert f"`{path.stem}`" in text
+    for page in PAGES:
+        for name in re.findall(r"\brecipes/[\w/]+\.yaml", page.read_text()):
+            assert (ROOT / name).exists(), (page, name)
 
 
-def test_the_channels_shown_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_shown_is_sparse_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
+    code = next(block.code for block in blocks_of(README) if block.language == "python")
     scope: dict[str, Any] = {}
-    exec(compile(blocks("python")[1], "README.md", "exec"), scope)
-    before, after = scope["report"].parameters
-    assert after < 0.3 * before
-    small, x = scope["small"], torch.randn(2, 3, 32, 32)
-    assert torch.allclose(small(x), scope["model"].eval()(x), atol=1e-5)
-    held = {id(parameter) for group in scope["optimizer"].param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in scope["report"].model.parameters()}
+    exec(compile(code.partition("engine =")[0], "README.md", "exec"), scope)
+    kept = torch.cat([mask.flatten() for mask in sparsify.get_masks(scope["model"]).values()])
+    assert round(1 - kept.double().mean().item(), 3) == 0.9
+    size = (tmp_path / "resnet18.safetensors").stat().st_size
+    state = scope["model"].state_dict().items()
+    dense = 4 * sum(value.numel() for name, value in state if not name.endswith(("_mask", "num_batches_tracked")))
+    assert f"{size / 1e6:.1f} MB; dense it is {dense / 1e6:.1f} MB" in TEXT
 
 
-def test_the_engine_shown_gives_the_models_outputs(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
-    scope: dict[str, Any] = {}
-    exec(compile(blocks("python")[2], "README.md", "exec"), scope)
-    with torch.no_grad():
-        wanted = scope["model"](scope["images"])
-    assert (scope["logits"] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    assert "stages.0.0.conv1" in capsys.readouterr().out
+def rows(name: str) -> list[dict[str, str]]:
+    with (ROOT / "benchmarks" / name / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_figures_of_conversion_are_the_measured_ones() -> None:
+    found = rows("coverage")
+    zoos = [sum(row["model"].startswith(zoo) for row in found) for zoo in ("timm:", "torchvision:")]
+    ran = [row for row in found if row["same_bits_eval"]]
+    assert f"{zoos[0]:,} timm and {zoos[1]}" in TEXT
+    for row in ran:
+        assert row["same_bits_eval"] == row["same_bits_train"] == "True" and row["live"] == row["masked"], row["model"]
+    assert f"On all {len(ran):,} that could be run" in TEXT
+
+
+def test_the_figures_of_the_engine_are_the_measured_ones() -> None:
+    cells = [row for row in rows("runtime") if (row["network"], row["batch"]) == ("timm:resnet50", "16")]
+    sparse = [row for row in cells if float(row["sparsity"]) >= 0.9]
+
+    def times(*names: str) -> list[str]:
+        return [f"{min(float(row[name]) for name in names) / float(row['engine']):.1f}" for row in sparse]
+
+    shown = " ".join(TEXT.split())
+    first, second, third = times("torch, contiguous", "torch, channels last")
+    assert f"batch 16, two cores: {first}, {second} and {third} times as fast as PyTorch" in shown
+    first, second, third = times("onnxruntime")
+    assert f"and {first}, {second} and {third} times as fast as ONNX Runtime" in shown
+
+
+def test_the_figures_of_the_file_are_the_measured_ones() -> None:
+    found = [row for row in rows("size") if row["dtype"] == "float32" and 0.8 <= float(row["sparsity"]) <= 0.98]
+    over = [int(row["sparsify"]) / int(row["limit"]) for row in found]
+    assert f"{100 * min(over) - 100:.1f} to {100 * max(over) - 100:.1f} % larger" in " ".join(TEXT.split())
+    others = [int(row["compressed_tensors"]) / int(row["limit"]) for row in found]
+    assert f"{min(others):.2f} to {max(others):.0f} times it" in TEXT
+    [row] = [r for r in found if (r["network"], r["sparsity"], r["scope"]) == ("timm:resnet50", "0.95", "layer")]
+    assert f"{int(row['sparsify']) / 1e6:.1f} MB in place of {int(row['dense']) / 1e6:.0f}" in TEXT
+
+
+def test_the_figures_of_removal_are_the_measured_ones() -> None:
+    found = rows("shrink")
+    ours, peer = ([row for row in found if row[name] == "works"] for name in ("ours", "peer"))
+    assert f"{len(ours)} of {len(found)} networks, Torch-Pruning's on {len(peer)} of them" in TEXT
+    survey = [row["shrink"] for row in rows("coverage") if row["shrink"]]
+    assert f"{survey.count('shrinks')} of {len(survey)}" in " ".join(TEXT.split())
+    largest = max(float(row["ours_cut_difference"]) for row in ours)
+    assert f"outputs moved by {largest:.1e} of the largest" in TEXT

@@ -8,7 +8,7 @@ from sparsify.training.recipe.lr_schedules import learning_rate_factor
 from sparsify.training.recipe.read import Recipe, read_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-GENERAL = ("union_mask", "linear_ramp", "one_shot", "snip", "nm", "3sp", "cyclic", "dense")
+GENERAL = ("union_mask", "linear_ramp", "gradual", "one_shot", "snip", "nm", "3sp", "cyclic", "dense")
 STUDY = [f"{model}_{kind}" for model in ("resnet32", "vgg19") for kind in ("dense", "vanilla", "union")]
 BATCHES = 391  # 50,000 images, 128 at a time
 TOTAL = 78_200

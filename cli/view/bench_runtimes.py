@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sparsify.runtime.engine import Engine
 
 ENGINE, TORCH, LAST = "sparsify engine", "torch, contiguous", "torch, channels last"
+SHRUNK = "shrunk"  # the same two layouts of PyTorch, without the channels that are dead
 TURN = 0.05  # seconds of one turn, at least one pass
 MOST = 50  # passes of one turn
 WIDE = 0.2  # of the median: quartiles farther apart than that are told of
@@ -42,9 +43,12 @@ class Runtime:
 
 
 def ready(
-    model: nn.Module, x: Tensor, threads: int, skip: Sequence[str]
+    model: nn.Module, x: Tensor, threads: int, skip: Sequence[str], small: nn.Module | None = None
 ) -> tuple[Engine, tuple[Runtime, ...], tuple[str, ...]]:
-    """Return the engine, everything that can run this plain model here, and a line for whatever cannot, and why."""
+    """Return the engine, everything that can run this plain model here, and a line for whatever cannot, and why.
+
+    `small` is the model without its dead channels, if there is one; PyTorch runs it in both layouts.
+    """
     import sparsify
 
     found: list[Runtime] = []
@@ -53,7 +57,10 @@ def ready(
     with _doing("compiling the engine"), _nothing_remembered():
         engine = sparsify.compile(model, x, threads=threads)
     found.append(Runtime(ENGINE, partial(engine, x), time.perf_counter() - started))
-    for name, make in _OTHERS.items():
+    others = [(name, make, model) for name, make in _OTHERS.items()]
+    if small is not None:
+        others += [(name.replace("torch", SHRUNK), _OTHERS[name], small) for name in (TORCH, LAST)]
+    for name, make, one in others:
         if name in skip:
             notes.append(f"{name}: left out")
             continue
@@ -61,7 +68,7 @@ def ready(
         try:
             with _doing(f"getting {name} ready"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # those of other tools are about what they do inside
-                run = make(model, x, threads)
+                run = make(one, x, threads)
                 run()
         except Exception as error:  # noqa: BLE001 - whatever another runtime cannot do is one line about it
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +15,7 @@ from rich.table import Table
 from torch import Tensor, fx
 
 from sparsify.calls import Inputs
-from sparsify.formats.io.atomic import atomic_write
-from sparsify.runtime.lowering.ir import Instruction
+from sparsify.runtime.lowering.ir import Call, Instruction
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.describe import Line, lines
 from sparsify.runtime.program.plan import Plan, alone, arrays_of, contiguous, make_plan, memory
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 ENOUGH = 0.02  # seconds of timing for each step
 _LEAST, _MOST = 3, 50  # passes
-_COLOURS = {"sparse kernel": "tab:blue", "dense kernel": "tab:orange", "torch": "tab:red", "other kernels": "tab:gray"}
+KINDS = ("sparse kernel", "dense kernel", "torch", "other kernels")
 
 
 @dataclass(frozen=True)
@@ -50,23 +48,11 @@ def plan_lines(strategy: Strategy) -> list[str]:
 
 def timed_steps(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[int, list[Timed]]:
     """Return how many images one thread works on at once, and the steps of that with the time of one thread."""
-    part = x[: strategy.images] if strategy.kind == "chunks" else x
-    with torch.no_grad():
-        plan = make_plan(
-            engine.model, [part], lambda tensors: Inputs(*tensors), lambda node: node.name not in strategy.dense
-        )
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            seconds = _seconds_of_steps(plan, [part])
-        finally:
-            torch.set_num_threads(threads)
+    part, plan = part_and_plan(engine, x, strategy)
+    with one_thread():
+        seconds = _seconds_of_steps(plan, [part])
     # The plan tells of no operation without a value.
-    told = [
-        one
-        for one, step in zip(seconds, plan.instructions, strict=True)
-        if isinstance(step, Instruction) or step.node.meta.get("val") is not None
-    ]
+    told = [one for one, step in zip(seconds, plan.instructions, strict=True) if is_told(step)]
     found: list[Timed] = []
     for line, one in zip(lines(plan, engine.model, strategy.dense), told, strict=True):
         if found and (found[-1].line.name, found[-1].line.how) == (line.name, line.how):
@@ -74,6 +60,35 @@ def timed_steps(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[int, lis
         else:
             found.append(Timed(line, one))
     return len(part), found
+
+
+def part_and_plan(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[Tensor, Plan]:
+    """Return the images that one thread works on at once, and the plan of that."""
+    part = x[: strategy.images] if strategy.kind == "chunks" else x
+    with torch.no_grad():
+        native = partial(_is_native, strategy.dense)
+        return part, make_plan(engine.model, [part], lambda tensors: Inputs(*tensors), native)
+
+
+def _is_native(dense: frozenset[str], node: fx.Node) -> bool:
+    return node.name not in dense
+
+
+def is_told(step: Instruction | Call) -> bool:
+    """Return whether the plan's lines tell of a step: they do not of one without a value."""
+    return isinstance(step, Instruction) or step.node.meta.get("val") is not None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread, without gradients."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
@@ -89,7 +104,7 @@ def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
             addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
             for index in range(len(part.instructions)):
                 one = replace(part, table=part.table[index : index + 1])
-                found.append(_least(partial(alone, arrays_of(plan.program, one, buffers, addresses))))
+                found.append(least(partial(alone, arrays_of(plan.program, one, buffers, addresses))))
         else:
             args, kwargs = fx.node.map_arg(
                 (part.node.args, part.node.kwargs), lambda one: values[one] if one in values else plan.known[one]
@@ -97,11 +112,12 @@ def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
             operation: Any = part.node.target
             call = partial(operation, *args, **kwargs)
             values[part.node] = call()
-            found.append(_least(call))
+            found.append(least(call))
     return found
 
 
-def _least(work: Callable[[], object]) -> float:
+def least(work: Callable[[], object]) -> float:
+    """Return the least seconds that `work` takes."""
     times: list[float] = []
     while len(times) < _LEAST or len(times) < _MOST and sum(times) < ENOUGH:
         started = time.perf_counter()
@@ -125,26 +141,6 @@ def step_table(steps: Sequence[Timed]) -> Table:
     return table
 
 
-def draw(steps: Sequence[Timed], title: str, path: str) -> None:
-    """Write a chart with a bar for every step."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    figure = Figure(figsize=(8, 1.5 + 0.2 * len(steps)), layout="constrained")
-    axes = figure.add_subplot()
-    colours = [_COLOURS[kind(step.line.how)] for step in steps]
-    axes.barh(range(len(steps)), [1e3 * step.seconds for step in steps], color=colours)
-    axes.set_yticks(range(len(steps)), [step.line.name for step in steps], fontsize=7)
-    axes.set_ylim(len(steps) - 0.4, -0.6)
-    axes.set_xlabel("milliseconds")
-    axes.set_title(title, fontsize=10)
-    shown = [name for name, colour in _COLOURS.items() if colour in colours]
-    axes.legend(handles=[Patch(color=_COLOURS[name], label=name) for name in shown])
-    content = io.BytesIO()
-    figure.savefig(content, format=Path(path).suffix[1:].lower(), dpi=150)
-    atomic_write(path, content.getvalue())
-
-
 def kind(how: str) -> str:
     """Return which of the kinds of steps in the chart's legend a step is of."""
-    return next((name for name in _COLOURS if how.startswith(name)), "other kernels")
+    return next((name for name in KINDS if how.startswith(name)), "other kernels")

@@ -23,8 +23,8 @@ def comparison_table(cells: Sequence[Cell]) -> Table:
     """Return the table of recipes: accuracy as mean ± standard deviation, differences with their intervals."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("runs", overflow="fold")
-    for heading in ("n", "sparsity", "test accuracy, %", "against the first, points", "file"):
-        table.add_column(heading, justify="right", no_wrap=heading != "against the first, points")
+    for heading in ("n", "sparsity", "test accuracy, %", "difference, points", "file"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for cell in cells:
         size = byte_count(round(cell.bytes))
         against = "-" if cell is cells[0] else difference_text(cell.against)

@@ -58,7 +58,7 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
         own = "stay dense" if rule.ignore else _what(prune.under(rule))
         say(f"  {', '.join(rule.match)}: {own}")
     if prune.shrink:
-        say("then take what is of no influence any more out of the model")
+        say("then remove the channels that no longer influence the output")
     if full or len(planned.updates) <= _LONG:
         print_table(_updates_table(planned, prune.amount))
     else:

@@ -123,7 +123,7 @@ def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:
         again = f"--model {saved.metadata.spec} --data {data} --set model.checkpoint={folder} --out {folder}-pruned"
         given = data.startswith(FROM_PYTHON) or recipe.get("plugin") is not None
         known_by_name = saved.metadata.spec is not None and not given
-        lines = [f"sparsify train recipes/linear_ramp.yaml {again}"] if known_by_name else []
+        lines = [f"sparsify train recipes/gradual.yaml {again}"] if known_by_name else []
     units = result.report is not None and result.report.kind == "units" and result.shrunk is None
     lines.append(f"sparsify export {folder} --out model.onnx{' --shrink' if units else ''}")
     if known is not None:

@@ -33,8 +33,9 @@ def example_inputs(model: nn.Module, count: int, shape: tuple[int, ...]) -> Inpu
 
 def sizes_of(inputs: Inputs) -> str:
     """Return the sizes of one input of a batch, with names where a call has some."""
+    named = {name: one for name, one in inputs.kwargs.items() if hasattr(one, "shape")}
     parts = ["x".join(map(str, one.shape[1:])) for one in inputs.args]
-    return ", ".join([*parts, *(f"{name} {'x'.join(map(str, one.shape[1:]))}" for name, one in inputs.kwargs.items())])
+    return ", ".join([*parts, *(f"{name} {'x'.join(map(str, one.shape[1:]))}" for name, one in named.items())])
 
 
 def check_options(command: str, shrink: bool, **given: object) -> None:

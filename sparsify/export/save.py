@@ -68,23 +68,23 @@ def save(
 ) -> int:
     """Write `model` to `path` and return the bytes written; an old file is replaced only by a whole new one.
 
-    `format="sparse"` stores each masked weight as its mask and its kept values: values under the mask are not stored.
-    Effective weights and masks come back bit for bit. `format="dense"` stores the dense model's own names with removed
-    entries as +0.0, which any safetensors reader loads. docs/export.md tells of the other formats (`registry.FORMATS`).
-    `spec` names the model ("timm:resnet18") and `arguments` what it was built with (`num_classes`), so that `load`
-    needs only the file. `recipe` (a Recipe, or text), `seeds`, `metrics` and `extra` are kept in the metadata.
-    A model that was cut remembers that; `cuts` tells it of one that does not: what is missing of a fresh model of the
-    class, so that `load` can cut one alike.
-    `dtype` ("float16", "bfloat16", "float32", or torch's own) casts floating values, which rounds them.
-    `example_input`, a tensor, a tuple of positional arguments, a dict of keyword arguments or
-    `sparsify.Inputs(*args, **kwargs)`, is what formats that hold the model's computation run it on. Which of its
-    dimensions may be of any size in the file `dynamic_shapes` says by the arguments' names, {"x": {0: "batch", 2:
-    "height"}}: dimensions of one name are of one size, {} fixes all. Without it that is the first one of each tensor,
-    the batch, unless `batch_size` fixes it.
-    `format="engine"` is the sparse file with the way of running it that is the fastest on this machine, for inputs like
-    the example (a batch of `batch_size`) on `threads` threads, torch's own number unless given: `compile(path)` need
-    not time it.
-    `extra["preprocess"]` (`preprocess.Preprocessing.to_dict`) is also written beside the file, NAME.preprocess.json.
+    - `format`: "sparse" stores a masked weight as its mask and kept values: masks and effective weights come back bit
+      for bit, values under a mask do not. "dense" stores the dense model's own names with removed entries as +0.0,
+      which any safetensors reader loads. "engine" is the sparse file with the fastest way to run it on this machine.
+      docs/export.md has the others (`registry.FORMATS`).
+    - `spec`, `arguments`: the model's name ("timm:resnet18") and what it was built with ({"num_classes": 10}), so that
+      `load` needs only the file.
+    - `recipe` (a Recipe, or text), `seeds`, `metrics`, `extra`: kept in the metadata. `extra["preprocess"]`
+      (`preprocess.Preprocessing.to_dict`) is also written beside the file, as NAME.preprocess.json.
+    - `cuts`: what was cut out of the model, for one that was cut elsewhere; a model that `shrink` returned knows it.
+    - `dtype`: "float16", "bfloat16", "float32" or torch's own: casts floating values, which rounds them.
+    - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`, for
+      formats that hold the model's computation.
+    - `dynamic_shapes`: which of its dimensions may have any size in the file, {"x": {0: "batch", 2: "height"}};
+      dimensions of one name have one size, {} fixes all. By default the first of each tensor, the batch.
+    - `batch_size`: fixes the batch; for "engine" the batch to tune for.
+    - `threads`: for "engine", the threads to tune for; by default torch's number.
+
     Of a model that fully_shard has cut all processes call it, and the first writes.
     Raises SparsifyError for an option that the format does not take, a model that it cannot hold and a path that cannot
     be written, RunError for a full disk. Gives a ScheduleWarning if the model's pruner has not done its last update.

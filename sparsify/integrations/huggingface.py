@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -79,10 +79,8 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
                     "callback to Trainer(callbacks=[...]), or call attach(trainer), before train(), and no model_init"
                 )
             self._take(model)
-        if args.report_to and not self._first:
-            loggers = ", ".join(args.report_to)
-            text = f"HuggingFaceCallback: {loggers}: gets no sparsity unless you call attach(trainer) before train()"
-            warnings.warn(text, RunWarning, stacklevel=2)
+        for line in self._unsaid(args, model):
+            warnings.warn(f"HuggingFaceCallback: {line}", RunWarning, stacklevel=2)
         batches = kwargs.get("train_dataloader")
         per_epoch = None
         if batches is not None and hasattr(batches, "__len__"):
@@ -123,6 +121,12 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
     def _take(self, model: nn.Module) -> None:
         if self.loop is None or self.loop.model is not model:
             self.loop = LoopPruning(model, self.pruning, seed=self._seed, **self._given)
+
+    def _unsaid(self, args: TrainingArguments, model: nn.Module) -> Iterator[str]:
+        if args.report_to and not self._first:
+            yield f"{', '.join(args.report_to)}: gets no sparsity unless you call attach(trainer) before train()"
+        if args.save_strategy != "no" and any(cls.__module__.startswith("peft.") for cls in type(model).__mro__):
+            yield "the trainer's checkpoints hold the adapters alone: a killed run cannot go on with its masks"
 
     def _running(self) -> LoopPruning:
         assert self.loop is not None

@@ -127,8 +127,8 @@ def _budget(model: nn.Module, of: str, channels: Channels) -> Sequence[Term]:
     if of == "flops" and channels.uncounted:
         more = f" and {len(channels.uncounted) - 1} more" if len(channels.uncounted) > 1 else ""
         raise SparsifyError(
-            f"pruning.of: 'flops': multiply-adds of {channels.uncounted[0]}{more} are not counted, so that no share of "
-            "all can be told; take of: parameters, or of: units"
+            f"pruning.of: 'flops': multiply-adds of {channels.uncounted[0]}{more} cannot be counted, nor a share of "
+            "the total; take of: parameters, or of: units"
         )
     return COSTS[of](model, channels)
 

@@ -185,8 +185,8 @@ def check_present(parts: Sequence[Part], weights: Mapping[str, MaskedWeight], wh
         if part.pruning.amount is None and present > target and not part.pruning.schedule.cyclical:
             of = f" by {_named(part)}" if part.match else ""
             raise SparsifyError(
-                f"{where}: {float(target):g} is to be removed{of}, and {float(present):.4g} is already, whose "
-                "values are gone; give more, or leave out 'prune' to train under the masks that are there"
+                f"{where}: sparsity {float(target):g}{of} is below the {float(present):.4g} that the masks remove, "
+                "whose values are gone; raise it, or leave out 'prune' to train under these masks"
             )
 
 

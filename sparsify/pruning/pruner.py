@@ -49,23 +49,26 @@ __all__ = ["Pruner", "PruningReport", "ScheduleWarning", "SparsityWarning"]
 
 
 class Pruner:
-    """Changes a converted model's masks, in place, as training goes on.
+    """Updates the masks of a converted model, in place, while it trains.
 
-    Call `start` before the first step and `step` after every optimiser step. `plan` lists every change in advance,
-    `position` counts the steps done, and `sparsity` is the sparsity due at present. `on_cycle_end`, if set, is called
-    with the number of each cycle at its end, while the model has that cycle's masks. If masks remove something before
-    the start, a schedule without cycles goes from that sparsity, in each group of the scope, to the target, unless the
-    target is lower; what is removed at the start stays removed.
-    `pruning` is a recipe's prune section, as settings or a dict. `total_steps` and `steps_per_epoch` count optimiser
-    steps. `generator` seeds the random numbers with one number drawn from it; without it the seed is 0.
-    `example_input` (a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`) is
-    used to find coupled channels, unless `channels` is a result of `analyse`, which `rules` and `examples` are for:
-    granularity unit then prunes groups of channels in all tensors that produce them, biases and norms included, and
-    puts masks on these; without it a unit is a row of one weight. Criteria that need no data but an input take the
-    example's shape, or the first batch's.
-    Where torch.distributed has several processes, all of them make a pruner and call it alike: batches that lie on them
-    count together, and the masks are compared after every update. `model` may be in DistributedDataParallel then, or
-    cut by fully_shard: its masks are cut alike, and what is not exact there is refused (docs/processes.md).
+    Call `start` before the first step and `step` after every optimiser step. `plan` lists every update in advance,
+    `position` counts the steps done, `sparsity` is the sparsity due now. `on_cycle_end`, if set, is called with the
+    number of each cycle at its end, while the model has that cycle's masks.
+
+    - `pruning`: the prune section of a recipe, as settings or a dict.
+    - `total_steps`, `steps_per_epoch`: optimiser steps; the latter only for times in epochs.
+    - `generator`: seeds random scores by one number drawn from it; without it the seed is 0.
+    - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`. With
+      granularity unit it shows which channels are coupled: these are pruned together, biases and norms included.
+      Without it a unit is a row of one weight. Criteria such as synflow take its shape.
+    - `channels`, `rules`, `examples`: a result of `analyse` in place of the example, or further arguments for it.
+
+    What masks remove before the start stays removed; a schedule without cycles then goes from the present sparsity, in
+    each group of the scope, to the target, unless the target is lower.
+
+    Where torch.distributed has several processes, all make a pruner and call it alike: their batches count together,
+    and masks are compared after every update. `model` may be in DistributedDataParallel, or cut by fully_shard: its
+    masks are cut alike, and what is not exact there is refused (docs/processes.md).
     """
 
     @takes(

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from .figures.masks import cycle_overlap as cycle_overlap
     from .figures.masks import layer_overlap as layer_overlap
     from .figures.masks import mask_difference as mask_difference
+    from .layer_records import read_layers as read_layers
     from .page.write import write as write
-    from .read_layers import read_layers as read_layers
-    from .read_run import read_run as read_run
+    from .run_records import read_run as read_run
 
 _HOME = {
     "accuracy": ".figures.curves",
@@ -42,8 +42,8 @@ _HOME = {
     "loss": ".figures.curves",
     "mask_difference": ".figures.masks",
     "paired_differences": ".figures.comparison",
-    "read_layers": ".read_layers",
-    "read_run": ".read_run",
+    "read_layers": ".layer_records",
+    "read_run": ".run_records",
     "save": ".figures.charts",
     "sizes": ".figures.costs",
     "write": ".page.write",

@@ -8,9 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import SparsifyError
-from ..training.recipe.yaml_lines import parse_yaml
-from ..training.run.same_recipe import FREE, flat
-from .read_run import Run
+from ..training.run.same_recipe import FREE, flat_recipe
+from .run_records import Run
 from .statistics import Difference, Mean, difference, mean_of
 
 _SEED, _NAME, _DENSE = "train.seed", "name", "dense"
@@ -50,7 +49,7 @@ def compare(runs: Sequence[Run]) -> list[Cell]:
     Raises SparsifyError for runs of different data, whose accuracies cannot be compared, for runs without a test
     accuracy, and for two runs of one recipe and seed.
     """
-    leaves = [flat(parse_yaml(run.recipe.to_yaml(), "recipe")[0]) for run in runs]
+    leaves = [flat_recipe(run.recipe) for run in runs]
     _check_comparable(runs, leaves)
     grouped: dict[tuple[Any, ...], list[int]] = {}
     for index, tree in enumerate(leaves):
@@ -109,26 +108,29 @@ def _cell(group: Sequence[Run], label: str, series: str, first: Mapping[int, flo
 
 
 def _labels(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return what tells each recipe from the others: the keys that differ; and the same without the sparsity."""
-    pruned = [tree for tree in trees if not _is_dense(tree)]
-    keys = sorted({key for tree in pruned for key in tree})
-    differing = [
-        key for key in keys if key not in (*FREE, _SEED, _NAME) and len({str(tree.get(key)) for tree in pruned}) > 1
-    ]
-    names = [tree[_NAME] for tree in pruned]
-    # Recipes that are called differently are told by their names.
-    named = len({*names}) == len(names) > 1
+    """Return what tells each recipe from the others: its name, and the keys in which those of one name differ.
+
+    Also the same without the sparsity.
+    """
+    names = {tree[_NAME] for tree in trees if not _is_dense(tree)}
     found = []
     for tree in trees:
         if _is_dense(tree):
             found.append((_DENSE, _DENSE))
             continue
-        others = [f"{_short(key, differing)}={tree.get(key)}" for key in differing if key != _SPARSITY]
-        series = tree[_NAME] if named or not others else ", ".join(others[:_SHOWN])
-        sparsity = f"sparsity={tree.get(_SPARSITY)}" if _SPARSITY in differing else ""
-        label = ", ".join([*(others[:_SHOWN] if not named else [tree[_NAME]]), *([sparsity] if sparsity else [])])
-        found.append((label or tree[_NAME], series))
+        keys = _differing([one for one in trees if one[_NAME] == tree[_NAME] and not _is_dense(one)])
+        others = [f"{_short(key, keys)}={tree.get(key)}" for key in keys if key != _SPARSITY][:_SHOWN]
+        sparsity = [f"sparsity={tree.get(_SPARSITY)}"] if _SPARSITY in keys else []
+        own = [tree[_NAME]] if len(names) > 1 else []
+        series, label = ", ".join([*own, *others]), ", ".join([*own, *others, *sparsity])
+        found.append((label or tree[_NAME], series or tree[_NAME]))
     return _told_apart(found)
+
+
+def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys in which recipes differ, but for the seed, the name and what changes no result."""
+    keys = sorted({key for tree in trees for key in tree} - {*FREE, _SEED, _NAME})
+    return [key for key in keys if len({str(tree.get(key)) for tree in trees}) > 1]
 
 
 def _told_apart(labels: list[tuple[str, str]]) -> list[tuple[str, str]]:

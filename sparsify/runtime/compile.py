@@ -34,16 +34,19 @@ def compile(
 ) -> Engine:
     """Return an engine for a model (masked, folded, shrunk or any other) or a file, run once on `example_input`.
 
-    `source` is the model, or what `load` takes: a file's path, a run or "hf:OWNER/NAME"; `model` is then what the file
-    is loaded into, in place, if it does not name its own. `example_input` is a tensor, a tuple of positional arguments,
-    a dict of keyword arguments or `sparsify.Inputs(*args, **kwargs)`; for a file it may be left out if the file says
-    what its model takes. `threads` is torch's own number unless given.
-    With `tune` every execution strategy is timed for the example's shape and the fastest kept, PyTorch's own among them
-    (autotuning); it is also kept on the disk, for the next engine of the same weights (tuning.json in the folder
-    SPARSIFY_CACHE, by default sparsify in the user's folder for caches). Without it nothing is timed and kernels are
-    used wherever there are some. Nor is anything timed for the shape that a file holds a strategy for
-    (`save(format="engine")`), unless that was found on another machine, with other versions or for another number of
-    threads: then it is tuned here, and the log and `print(engine)` say so.
+    - `source`: the model, or what `load` takes: a file's path, a run or "hf:OWNER/NAME".
+    - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`. It
+      may be left out for a file that says what its model takes.
+    - `model`: for a file that does not name its model, the one to load it into, in place.
+    - `threads`: by default torch's own number.
+    - `tune`: time every execution strategy for the example's shape, PyTorch's own among them, and keep the fastest
+      (autotuning). It is also kept on disk for the next engine of the same weights, in tuning.json of the folder
+      SPARSIFY_CACHE (by default sparsify in the user's cache folder). Without it nothing is timed, and kernels are used
+      wherever there are some.
+
+    A file of `save(format="engine")` holds the strategy for its shape, so that nothing is timed. On another machine,
+    with other versions or another number of threads it is tuned anew, and the log and `print(engine)` say so.
+
     Every strategy is compared with the model's outputs first and left out if they differ by more than 1e-5 of the
     largest. One that fails is an EngineWarning and a line of `print(engine)`, as is an operation whose kernel fails.
     A model on CUDA is run by PyTorch there, its linear weights that are 2:4 sparse by semi-structured kernels if their

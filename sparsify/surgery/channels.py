@@ -38,13 +38,16 @@ def analyse(
 ) -> Channels:
     """Return the channel groups of `model`, found by running it once, in eval mode, on `example_input`.
 
-    Of a converted model they are those of the folded one. `example_input` is a tensor, a tuple of positional
-    arguments, a dict of keyword arguments or `sparsify.Inputs`. In attention a group is a whole head; with `heads`
-    "size" it is one entry of the queries and keys, or of the values, of every head: a model that lost such entries must
-    go on computing attention as it does here, not fused. `rules` maps operation names ("mylib::gate") to rules, which
-    take precedence over the table's. Groups that are not the same in a pass of one of the other `examples` are left
-    out, and a barrier says so. The model is not changed. Raises SparsifyError for another word in `heads`, and whatever
-    the model's forward raises.
+    A group is a set of channels, in one layer or several, that can only be removed together. `model` may be plain or
+    converted and is not changed.
+
+    - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`.
+    - `heads`: "whole": in attention a group is a head; "size": it is one entry of the queries and keys, or of the
+      values, of every head. A model that lost such entries must not switch to fused attention afterwards.
+    - `rules`: rules by operation name ("mylib::gate"), used before the built-in ones.
+    - `examples`: further inputs. Groups that differ in a pass of one of them are left out, and a barrier says so.
+
+    Raises SparsifyError for another word in `heads`, and whatever the model's forward raises.
     """
     check_heads("analyse", heads)
     if any(True for _ in all_masked_parameters(model)):

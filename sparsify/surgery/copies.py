@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
+import copyreg
+from collections import OrderedDict
+from functools import cache, partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 from .parametrized import graph_free
@@ -21,12 +24,49 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     """
     refuse_sharded(model, "copy", "fold, shrink, trace and compile it before fully_shard, or save it and load the file")
     memo = {**graph_free(model), **(memo or {})}
-    copied = copy.deepcopy(model, memo)
+    copied = _copied(model, memo)
     for module in copied.modules():
         for name, value in list(module.__dict__.items()):
             if isinstance(value, (FunctionType, MethodType, partial)):
                 module.__dict__[name] = _rebound(value, memo, {})
     return copied
+
+
+_COPYING = ("__reduce__", "__reduce_ex__", "__getstate__")
+_ATOMS = (type(None), bool, int, float, str, type, torch.dtype, torch.device, torch.Size)
+
+
+def _copied(module: Any, memo: dict[int, Any]) -> Any:
+    """Return copy.deepcopy(module, memo), found in a fraction of the time for modules that define no copy of theirs."""
+    if id(module) in memo:
+        return memo[id(module)]
+    if not isinstance(module, nn.Module) or not _is_copied_by_state(type(module)):  # type: ignore[arg-type]
+        return copy.deepcopy(module, memo)
+    made = memo[id(module)] = type(module).__new__(type(module))
+    state = {}
+    for name, value in module.__getstate__().items():  # type: ignore[no-untyped-call]
+        if type(value) in _ATOMS:
+            state[name] = value
+        elif id(value) in memo:
+            state[name] = memo[id(value)]
+        elif type(value) in (dict, OrderedDict, set) and (not value or name == "_modules"):
+            state[name] = memo[id(value)] = type(value)()
+            if value:
+                state[name].update((key, _copied(below, memo)) for key, below in value.items())
+        else:
+            state[name] = copy.deepcopy(value, memo)
+    made.__setstate__(state)  # type: ignore[no-untyped-call]
+    return made
+
+
+@cache
+def _is_copied_by_state(cls: Any) -> bool:
+    """Whether copy.deepcopy copies the attributes of a module one by one."""
+    plain = all(
+        getattr(cls, name) is getattr(nn.Module, name) for name in ("__reduce__", "__reduce_ex__", "__getstate__")
+    )
+    slots = any(base.__dict__.get("__slots__") for base in cls.__mro__)
+    return plain and not slots and not hasattr(cls, "__deepcopy__") and cls not in copyreg.dispatch_table
 
 
 def _rebound(value: Any, memo: dict[int, Any], seen: dict[int, Any]) -> Any:

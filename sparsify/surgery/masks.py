@@ -20,6 +20,7 @@ from ..arguments import takes
 from ..errors import SparsifyError, did_you_mean
 from ..processes.shards import copy_into
 from .full_name import full_name
+from .module_walk import named_modules
 from .parametrized import computed_weight, computes_from
 
 
@@ -118,7 +119,7 @@ def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
 
 def all_masked_parameters(model: nn.Module) -> Iterator[MaskedWeight]:
     """Yield every masked weight and every extra parameter with a mask, as `all_masked_weights` does."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
+    for prefix, module in named_modules(model, remove_duplicate=False):
         for name in names_of_masked(module):
             yield MaskedWeight(full_name(prefix, name), module, name)
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .module_walk import named_modules
+
 # Contexts that a graph does not record: the gradient mode, precision and hooks of an operation.
 _CONTEXTS = (
     (torch.autograd.grad_mode.set_grad_enabled, "__init__", "turns gradients on or off"),  # no_grad enters by it
@@ -122,7 +124,7 @@ def unchanged(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
 
     Yields a function that returns the names of the attributes that differ now.
     """
-    saved = attributes_of(model.named_modules())
+    saved = attributes_of(named_modules(model))
 
     def changes() -> list[str]:
         found = []

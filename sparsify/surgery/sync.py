@@ -12,10 +12,10 @@ from .unwrap import unwrap
 
 @takes(average=nn.Module, live=nn.Module)
 def sync_masks(average: nn.Module, live: nn.Module) -> None:
-    """Copy all masks of `live` to `average`, in place: an average of it made by another library.
+    """Copy all masks of `live`, the model that trains, to `average`, an average of its weights, in place.
 
-    Both models are unwrapped. Averages by torch.optim.swa_utils and timm need no such call. Raises SparsifyError, with
-    nothing changed, if the two models do not have the same masks.
+    Wrappers (DistributedDataParallel, torch.compile) are looked through. Averages by torch.optim.swa_utils and timm
+    need no such call. Raises SparsifyError, with nothing changed, if the two models do not have the same masks.
     """
     inner, source = unwrap(average), unwrap(live)
     masks, own = get_masks(source), get_masks(inner)

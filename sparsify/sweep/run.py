@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import SparsifyError
 from ..formats.io.atomic import atomic_write
-from ..report.read_run import read_run
+from ..report.run_records import read_run
 from ..training.run import run_folder as folders
 from .queue import Job, work
 from .vary import SweepRun

@@ -8,7 +8,14 @@ from benchmarks.processes.formulas import check_lines, hash_bytes, histogram_byt
 from benchmarks.processes.tables import cost_lines, same_lines
 from benchmarks.processes.worker import PRUNINGS
 
-COSTS = {"step": 2.0, "hash": 0.01, "selection whole": 0.1, "selection sharded": 0.2, "entries": 100, "weights": 3}
+COSTS: dict[str, Any] = {
+    "step": 2.0,
+    "hash": 0.01,
+    "selection whole": 0.1,
+    "selection sharded": 0.2,
+    "entries": 100,
+    "weights": 3,
+}
 COSTS |= {"mask bytes": 50, "hash bytes": 112, "selection bytes": 1048592, "parameters": 110, "checkpoint files": [270]}
 
 

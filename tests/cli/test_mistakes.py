@@ -115,7 +115,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "convert snip": (["convert", "--model", "timm:resnet18", "--criterion", "snip", "--out", "x"], ["snip needs data"]),
     "convert masks and sparsity": (
         ["convert", "--model", "timm:resnet18", "--masks", "runs/a", "--sparsity", "0.5", "--out", "x"],
-        ["convert: --masks tells already which weights to keep; leave out --sparsity"],
+        ["convert: --masks already says which weights to keep; leave out --sparsity"],
     ),
     "convert masks and ignore": (
         ["convert", "--model", "timm:resnet18", "--masks", "runs/a", "--ignore", "last", "--out", "x"],

@@ -1,7 +1,6 @@
 """Pruning in Lightning's Trainer: steps, records, checkpoints, averages, and runs that are killed and go on."""
 
 import warnings
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ class Loader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
 
     done = start = 0
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Any:
         self.done, self.start = self.start, 0
         for batch in islice(super().__iter__(), self.done, None):
             self.done += 1

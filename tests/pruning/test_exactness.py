@@ -100,7 +100,7 @@ def test_an_amount_of_coupled_units_and_through_a_union() -> None:
     [
         ({"amount": 5, "sparsity": 0.5}, "either 'sparsity', a fraction, or 'amount', a number"),
         ({"amount": 5, "scope": "erk"}, "'amount' with scope erk makes no sense"),
-        ({"amount": 5, "granularity": "2:4"}, "2:4 says itself how many go"),
+        ({"amount": 5, "granularity": "2:4"}, "2:4 fixes how many are removed"),
         ({"amount": -1}, "-1 is no amount"),
         ({"amount": 25}, "pruning.amount: 25 are to go from 5.weight, which has 24"),
         ({"amount": 7, "scope": "filter"}, "7 are to go from each output unit of 0.weight, which has 6"),

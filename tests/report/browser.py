@@ -47,7 +47,9 @@ def show(driver: Any, page: Path) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     driver.get(page.resolve().as_uri())
-    drawn = "!place.clientWidth || place.dataset.state === 'drawn' || place.dataset.state === 'failed'"
+    drawn = (
+        "place.closest('details:not([open])') || place.dataset.state === 'drawn' || place.dataset.state === 'failed'"
+    )
     settled = f"return [...document.querySelectorAll('.figure')].every(place => {drawn})"
     WebDriverWait(driver, 30).until(lambda one: one.execute_script(settled))
 

@@ -80,7 +80,7 @@ def cuts_text(cuts: Cuts) -> str:
         for dimension in sorted(cuts.removed[name]):
             sets.setdefault(tuple(cuts.removed[name][dimension]), {}).setdefault(name, []).append(dimension)
     if sum(map(len, sets)) > MOST_INDICES or sum(indices[-1] for indices in sets) > MOST_POSITIONS - 8 * len(sets):
-        raise SparsifyError(f"save: a file tells of up to {MOST_INDICES:,} indices that were cut; these are more")
+        raise SparsifyError(f"save: a file holds up to {MOST_INDICES:,} removed indices; this model has more")
     text: dict[str, Any] = {"removed": [{"indices": _hex(indices), "axes": axes} for indices, axes in sets.items()]}
     if cuts.attributes:
         text["attributes"] = cuts.attributes

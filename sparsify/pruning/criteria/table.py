@@ -64,7 +64,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @takes(criterion=Callable)
 def needs_data(criterion: _Function) -> _Function:
-    """Mark a criterion that uses `context.batches`: a pruner then refuses to go on without them from the first step.
+    """Mark a criterion that uses `context.batches`: the pruner then raises an error if `start` was given no batches.
 
     Of several processes each scores with its own batches, and the mean of their scores counts.
     """

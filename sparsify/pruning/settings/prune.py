@@ -58,14 +58,14 @@ class Pruning(Section):
     model_config = ConfigDict(json_schema_extra=_sparsity_or_granularity)
 
     criterion: CriterionSettings = CriterionSettings(name="magnitude")
-    """by what weights are compared"""
+    """how weights are scored; the lowest scores are removed"""
     granularity: GranularitySettings = GranularitySettings(name="weight")
     """what is kept or removed together"""
     scope: ScopeName = "layer"
     """over which set the sparsity holds: global, each layer, each filter (output unit; of blocks each row of them), or
     Erdos-Renyi-Kernel shares"""
     sparsity: Sparsity = None  # type: ignore[assignment]
-    """the fraction removed at the end, in [0, 1], a number or "2/3"; granularity n:m tells it by itself"""
+    """the fraction removed at the end, in [0, 1], a number or "2/3"; granularity n:m implies it"""
     amount: Amount | None = None
     """in place of `sparsity`: how many entries, blocks or units go from each group of the scope"""
     of: Literal["units", "flops", "parameters", "bytes"] | None = None
@@ -73,16 +73,16 @@ class Pruning(Section):
     (scope global), of which the fewest units that are enough go. Granularity weight: all parameters of the model, or
     the bytes of its dense tensors, of which the tensors of the sparse file have at most what is left"""
     least: Sparsity | None = None
-    """scope global: the sparsity that every layer has at least at the end, on the way the same part of it"""
+    """scope global: the lowest sparsity that a layer may have at the end; on a ramp the same fraction of it"""
     most: Sparsity | None = None
-    """scope global: the sparsity that no layer exceeds; if the layers cannot lose enough so, less is removed"""
+    """scope global: the highest sparsity that a layer may have; if that leaves too little to remove, less is removed"""
     ignore: Names = ()
     """weights or modules left dense: names, globs, `re:` before a regular expression, names of classes such as Linear,
     `first` and `last` (in order of registration); `name:last` is the module called so"""
     only: Names | None = None
     """the weights or modules that are pruned, written as in `ignore`; by default all; what both match stays dense"""
     rules: tuple[WeightRule, ...] | None = None
-    """what differs for some weights: for each weight the first rule that matches it counts, else what stands here"""
+    """settings for some of the weights: each weight takes the first rule that matches it, else the settings here"""
     schedule: Schedule = Schedule(name="one_shot")
     """how the sparsity moves between `begin` and `end`"""
     begin: TimeValue = 0.0
@@ -90,16 +90,16 @@ class Pruning(Section):
     end: TimeValue | None = None
     """when the last update happens; default 0.8 of training, for one_shot `begin`"""
     every: TimeValue | None = None
-    """masks are updated on every multiple of this; default 0.005 of training"""
+    """time between two mask updates; default 0.005 of training"""
     after_cycles: Literal["union", "last"] | None = None
-    """cyclic: the last cycle prunes the union of the masks at the others' ends, or (default) is like the others"""
+    """cyclic: union: the last cycle prunes the union of the other cycles' final masks; last (default): it does not"""
     regrow: Literal[True, False, "before_union"] = True
     """whether a removed weight may return at the next update by its stored value; before_union: until the union's
     cycle begins; the reset at a cycle's end brings all back in any case"""
     masked_weights: Literal["decay", "freeze", "zero"] = "decay"
-    """what becomes of removed weights' stored values: left to momentum and weight decay, kept as they are, or zeroed"""
+    """values of removed weights: decay: momentum and weight decay act on them; freeze: they stay; zero: set to zero"""
     shrink: Annotated[bool, Field(strict=True)] = False
-    """whether channels that are of no influence any more are taken out of the model right after the last update"""
+    """remove channels that no longer influence the output from the model, right after the last update"""
 
     @model_validator(mode="before")
     @classmethod
@@ -136,7 +136,7 @@ class Pruning(Section):
                 raise ValueError(f"'{key}' belongs to granularity unit, not to {self.granularity.name}")
         if self.of in ("flops", "parameters") and self.scope != "global" and not of_weights:
             raise ValueError(
-                f"'of: {self.of}' needs scope global: what a unit costs hangs on the units of other layers"
+                f"'of: {self.of}' needs scope global: what a unit costs depends on the units of other layers"
             )
         if self.after_cycles is not None and not self.schedule.cyclical:
             owners = " or ".join(name for name, function in SCHEDULES.items() if is_cyclical(function))
@@ -162,7 +162,7 @@ class Pruning(Section):
         if self.amount is None:
             return
         if self.granularity.share is not None:
-            raise ValueError(f"granularity {self.granularity.short} says itself how many go; leave 'amount' out")
+            raise ValueError(f"granularity {self.granularity.short} fixes how many are removed; leave 'amount' out")
         if self.scope == "erk":
             raise ValueError("'amount' with scope erk makes no sense: erk shares out a fraction; use layer or global")
         if self.of in ("flops", "parameters", "bytes"):

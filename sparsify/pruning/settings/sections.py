@@ -118,7 +118,7 @@ class _NamedOrFunction(Named):
 
 
 class CriterionSettings(_NamedOrFunction):
-    """By what weights are compared."""
+    """How weights are scored: the lowest scores are removed first."""
 
     name: Annotated[str, _enum(CRITERION_NAMES), Field(description=_CRITERIA_TEXT)]
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -37,7 +37,7 @@ def accuracy_over_sparsity(cells: Sequence[Cell]) -> Figure:
     zero = alt.Scale(zero=False, padding=12)
     x = alt.X("sparsity:Q", axis=alt.Axis(format="~%"), scale=zero, title="removed of the masked weights")
     y = alt.Y("mean:Q", axis=alt.Axis(format="~%"), scale=zero, title="test accuracy")
-    colour = alt.Color("series:N", title=None)
+    colour = alt.Color("series:N", title=None, legend=alt.Legend(columns=1, labelLimit=320))
     tips = [alt.Tooltip("series:N"), *(alt.Tooltip(f"{key}:Q", format=".2%") for key in ("sparsity", "mean"))]
     base = chart(rows).encode(x=x, color=colour)
     layers = [

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import SparsifyError
 from ...pruning.schedules import Update, update_plan
-from ..read_run import Run
+from ..run_records import Run
 from .charts import BLUE, GREY, ORANGE, Figure, altair, chart
 
 _HEIGHT = 260
@@ -59,7 +59,6 @@ def schedule_points(run: Run) -> list[dict[str, float]]:
     union = next((update.step for update in _updates(run) if update.event == "union"), last + 1)
     if planned:
         recorded = [point for point in recorded if point[0] >= union]
-        planned = [point for point in planned if point[0] < union or point[0] > recorded[-1][0]]
     points = [(0, planned[0][1] if planned and planned[0][0] == 0 else 0.0), *planned, *recorded]
     if points[-1][0] < last:
         points.append((last, points[-1][1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..read_layers import Layers
+from ..layer_records import Layers
 from .charts import BLUE, Figure, altair, chart
 
 MOST = 40  # bars; the layers with the most parameters

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 from typing import Any
 
 from ...overlap import LayerOverlap, Masks, iou, overlap_by_layer
-from ..read_run import Run
+from ..run_records import Run
 from .charts import BLUE, Figure, altair, chart
 
 MOST = 60  # layers of a heat map

@@ -11,8 +11,8 @@ from ...training.run import run_folder as folders
 from ..bench_results import Timing
 from ..figures import costs, curves, masks
 from ..figures import layers as bars
-from ..read_layers import Layer, Layers
-from ..read_run import Run
+from ..layer_records import Layer, Layers
+from ..run_records import Run
 from .parts import Block, Drawn, Part, Table, TableCell
 from .sheet import milliseconds
 

@@ -10,9 +10,9 @@
       (error) => { place.dataset.state = "failed"; console.error(place.id, error); },
     );
   };
-  // A figure takes the width of its place, which is nothing while the part around it is folded.
+  // What is in a folded part is drawn when that is opened: there may be many.
   const drawVisible = () => {
-    for (const place of document.querySelectorAll(".figure")) if (place.clientWidth) draw(place);
+    for (const place of document.querySelectorAll(".figure")) if (!place.closest("details:not([open])")) draw(place);
   };
   for (const part of document.querySelectorAll("details")) part.addEventListener("toggle", drawVisible);
   drawVisible();

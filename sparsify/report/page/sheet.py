@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ...quantities import byte_count, percent
 from ..bench_results import BenchResult, Timing
 from ..comparison import Cell
-from ..read_layers import Layers
-from ..read_run import Run
+from ..layer_records import Layers
+from ..run_records import Run
 from .parts import Sheet, Table, TableCell, plain_row
 
 ENGINE = "sparsify engine"
@@ -36,7 +36,7 @@ def make_sheet(run: Run, layers: Layers, cells: Sequence[Cell] = ()) -> Sheet:
     notes = [] if run.bench else [f"Not timed yet: sparsify bench {run.folder}"]
     if layers.dead:
         dead = f"{layers.dead:,} of {layers.channels:,} channels are dead"
-        notes.append(f"{dead}: sparsify export {run.folder} --shrink removes them")
+        notes.append(f"{dead}: sparsify export {run.folder} --shrink takes out those that masks make so")
     table = Table(("", "dense", "sparse", ""), tuple(rows))
     return Sheet(_sentence(run, layers), table, tuple([*_about_times(run), *notes]))
 

@@ -16,8 +16,8 @@ from ...errors import SparsifyError
 from ...formats.io.atomic import atomic_write, check_writable
 from ..comparison import compare
 from ..figures.charts import KINDS, altair, check_installed, config, converter, save, spec
-from ..read_layers import read_layers
-from ..read_run import Run, read_run
+from ..layer_records import read_layers
+from ..run_records import Run, read_run
 from .comparison_part import comparison_part
 from .parts import Page, Part, figures_of
 from .run_part import run_part

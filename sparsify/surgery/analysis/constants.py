@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..recording import broadcast_forms as forms
 from ..recording.broadcast_forms import expand_rank
-from ..recording.ops import Op, Value, concat_inputs, dims_of
+from ..recording.ops import Noise, Op, Value, concat_inputs, dims_of
 from ..tracing.one_forward import map_leaves
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def known_value(live: Liveness, value: Value) -> Tensor:
         return live.known_values[value]
     if value.constant is None:
         return torch.where(live.of(value).detach() > 0, math.nan, 0.0).to(torch.float64)
-    if value.constant.is_complex():
+    if value.constant.is_complex() or isinstance(value, Noise):
         return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64)
     if live.learning and value.trainable and not _is_shared_scalar(live, value):
         kept = live.masks.get(value.names[0], torch.ones([1] * len(value.shape), dtype=torch.bool))

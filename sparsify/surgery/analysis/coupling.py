@@ -21,7 +21,7 @@ from .axis_moves import move
 from .deferred import Deferred, resolve
 from .mac_counts import multiply_adds
 from .pinned_modules import pin_branch, pin_heads
-from .reasons import OUTPUTS
+from .reasons import IN_OBJECTS, OUTPUTS
 from .union_find import UnionFind
 
 Heads: TypeAlias = Literal["whole", "size"]
@@ -73,8 +73,8 @@ class Coupling:
         del self.operations[costly:]
         for path, given in recording.branches:
             pin_branch(self, recording, path, given)
-        self.numbers.cause = OUTPUTS
         for value in recording.outputs:
+            self.numbers.cause = IN_OBJECTS if value in recording.in_objects else OUTPUTS
             self.pin(value)
         for path in recording.attentions:
             pin_heads(self, recording, path)
@@ -238,13 +238,13 @@ class Coupling:
 
     def barrier(self, op: Op, why: str = "") -> None:
         """Pin all channels that enter an operation, and report it; `why` replaces "operation ... has no rule"."""
-        for value in op.inputs:
-            for axis in [*self.of(value), *self.offered.pop(value, [])]:
-                self.numbers.pin(axis)
+        met = [axis for value in op.inputs for axis in [*self.of(value), *self.offered.pop(value, [])]]
+        for axis in met:
+            self.numbers.pin(axis)
         for value in op.results:
             self.axes.setdefault(value, [])
-        if op.name in DATA_DEPENDENT and not why:
-            return  # `pin_branch` reports it
+        if not why and (op.name in DATA_DEPENDENT or not met):
+            return  # `pin_branch` reports the one, and where no channels enter, as in arithmetic of indices, none stay
         what = "memory written through another tensor" if op.name == STALE else f"operation '{op.name}'"
         self.barriers[f"{op.module or 'the model'}: {why or what + ' has no rule'}"] = None
         self.barred.add(op)

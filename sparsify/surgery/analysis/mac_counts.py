@@ -73,6 +73,7 @@ def _each(names: str, count: Callable[[Op], int]) -> dict[str, Callable[[Op], in
 
 COUNTS: dict[str, Callable[[Op], int]] = {
     **_each("mm addmm bmm baddbmm mv addmv dot vdot _scaled_mm _int_mm _addmm_activation linear", _product),
+    **_each("_grouped_mm transformers::grouped_mm_fallback", _product),
     **_each("addbmm", _batches_summed),
     **_each("convolution", _convolution),
     **_each("conv_tbc", _over_time),
@@ -92,7 +93,7 @@ _MULTIPLYING = tuple(
     "_linalg linalg_ _fft_ _cdist _pdist _sparse_addmm _sparse_mm _sparse_sparse_matmul sspaddmm hspmm cholesky "
     "_cholesky lu_ triangular_solve ormqr geqrf orgqr householder_product mkldnn_ miopen_ cudnn_ quantized_ qlinear "
     "_flash_attention _efficient_attention _cudnn_attention _native_multi_head _transformer_encoder _weight_int "
-    "_slow_conv slow_conv _conv_depthwise _grouped_mm _scaled_grouped_mm _nested _triton".split()
+    "_slow_conv slow_conv _conv_depthwise _scaled_grouped_mm _nested _triton".split()
 )
 _CHEAP = ("_linalg_check_errors", "torchvision::nms", "torchvision::roi_", "torchvision::ps_roi_")
 _ELSEWHERE = ("numpy", "data_ptr")  # tensors handed to other libraries

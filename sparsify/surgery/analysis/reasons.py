@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .coupling import Coupling
 
 OUTPUTS = "the outputs"
+IN_OBJECTS = "an object in the outputs holds them, as a cache of keys and values (of use_cache=True) does"
 _OTHERWISE = "zeros in them do not make their channels zero"
 _COUNTING = (
     "mean var var_mean std amax amin max min logsumexp cumsum cumprod _softmax _log_softmax _safe_softmax "

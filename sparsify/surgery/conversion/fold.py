@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,8 +75,6 @@ def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.
     """
     memo = dict(copies or {})
     for module in model.modules():
-        # deepcopy takes most of its time for the empty dicts of hooks.
-        memo |= {id(held): type(held)() for held in module.__dict__.values() if type(held) is OrderedDict and not held}
         memo |= {id(mask): mask for mask in (module._buffers[f"{name}_mask"] for name in names_of_masked(module))}
     plain: nn.Module = deep_copy(model, memo)
     for module in plain.modules():

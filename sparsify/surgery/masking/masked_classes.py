@@ -21,10 +21,11 @@ from ..averages import keep_masks_in_averages
 from ..masks import all_masked_parameters, bool_mask, make_masks_bool, names_of_masked
 from ..parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
 from .computed_weights import computed_weight
+from .passed_over import PassedOver, warn_of_masks_left_out, warn_of_save_pretrained
 from .substituted_call import substituted_call
 
 
-class Masked:
+class Masked(PassedOver):
     """Mixin of the class of every converted module."""
 
     masked_names: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Masked:
         return (_new_masked, (self.original_class, self.masked_kind), *reduced[2:])
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        warn_of_save_pretrained(args[0])
         for name in names_of_masked(self):  # type: ignore[arg-type]
             if f"{name}_mask" in self._buffers:  # type: ignore[attr-defined]  # else `averages` has taken it out for an update
                 bool_mask(self, name)  # type: ignore[arg-type]
@@ -115,10 +117,13 @@ def _is_direct_no_more(self: Any) -> bool:
 
 
 def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Return the weight's mask (or None) and the effective bias of a `direct` module."""
+    """Return the weight's mask (or None) and the effective bias of a `direct` module.
+
+    One that something else has made of its class, as peft makes adapters of a layer's, has no masks.
+    """
     also = self.masked_also
     if not also:
-        return bool_mask(self, "weight"), self.bias
+        return bool_mask(self, "weight") if self.masked_names else None, self.bias
     mask = bool_mask(self, "weight") if "weight" in also or "weight" in self.masked_names else None
     return mask, ops.mask_weight(self.bias, bool_mask(self, "bias")) if "bias" in also else self.bias
 
@@ -205,7 +210,9 @@ def guard_loading(model: nn.Module) -> None:
 
 
 def _check_loaded_masks(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    make_masks_bool(state_dict, [f"{prefix}{weight.name}_mask" for weight in all_masked_parameters(model)])
+    masks = [f"{prefix}{weight.name}_mask" for weight in all_masked_parameters(model)]
+    make_masks_bool(state_dict, masks)
+    warn_of_masks_left_out(state_dict, [f"{prefix}{name}" for name, _ in model.named_buffers(remove_duplicate=False)])
 
 
 def detach_masks(module: nn.Module) -> None:

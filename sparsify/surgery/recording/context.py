@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from ...calls import Inputs, inputs_of
 from ..full_name import full_name
+from ..module_walk import named_modules
 
 _Leaf = TypeVar("_Leaf")
 # Functions recorded as one operation, whatever kernels a device runs for them.
@@ -82,13 +83,13 @@ class FunctionHooks(TorchFunctionMode):
 
 def whole_attentions(model: nn.Module) -> tuple[str, ...]:
     """Return the paths of torch.nn's attention modules, which cannot lose heads: together these are as wide as x."""
-    return tuple(path for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    return tuple(path for path, module in named_modules(model) if isinstance(module, nn.MultiheadAttention))
 
 
 def addable_biases(model: nn.Module) -> frozenset[str]:
     """Return the names of the biases, existing or not, that convolutions and linear layers add."""
     found = set()
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in named_modules(model, remove_duplicate=False):
         for cls in _ADDING if isinstance(module, _ADDING) else ():
             inner = "forward" if cls is nn.Linear else "_conv_forward"
             if type(module).forward is cls.forward and getattr(type(module), inner) is getattr(cls, inner):
@@ -99,7 +100,7 @@ def addable_biases(model: nn.Module) -> frozenset[str]:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run the block with the model in eval mode; every module gets its own mode back."""
-    training = {module: module.training for module in model.modules()}
+    training = {module: module.training for _, module in named_modules(model)}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it makes a whole encoder layer one operation
     try:
@@ -128,7 +129,7 @@ def module_names(model: nn.Module, running: list[str], given: list[Any] | None =
     given = [] if given is None else given
     # Global hooks: registering one on each module takes longer than many a model's forward.
     names = {
-        id(module): name for name, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)
+        id(module): name for name, module in named_modules(model) if not isinstance(module, torch.jit.ScriptModule)
     }
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -152,13 +153,30 @@ def module_names(model: nn.Module, running: list[str], given: list[Any] | None =
 class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs operations in float64 that a forward asks for in a narrower dtype."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else Dynamo wraps every operation
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if kwargs.get("dtype") in _SHORTER:
             kwargs["dtype"] = torch.float64
-        if any(leaf.dtype == torch.float64 for leaf in leaves((args, kwargs), Tensor)) and not func._schema.is_mutable:
+        dtypes = {leaf.dtype for leaf in leaves((args, kwargs), Tensor)}
+        if torch.float64 in dtypes and not dtypes.isdisjoint(_SHORTER) and not func._schema.is_mutable:
             args, kwargs = tree_map(_widened, (args, kwargs))
+            if func._schema.name == "aten::_grouped_mm":  # its kernels are for narrower types
+                return _group_by_group(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _group_by_group(rows: Tensor, experts: Tensor, offs: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+    """Return each row times the matrix of the expert whose group it is in; groups end at `offs`."""
+    if offs is None or rows.dim() != 2 or experts.dim() != 3:
+        return torch.ops.aten._grouped_mm(rows, experts, offs, *rest, **options)  # type: ignore[no-any-return]
+    ends = [int(end) for end in offs]
+    parts = [rows[begin:end] @ one for begin, end, one in zip([0, *ends], ends, experts, strict=False)]
+    beyond = rows.new_zeros(len(rows) - ends[-1], experts.shape[-1])
+    return torch.cat([*parts, beyond])
 
 
 _SHORTER = (torch.float32, torch.float16, torch.bfloat16)

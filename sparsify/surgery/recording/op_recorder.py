@@ -13,10 +13,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ...calls import run, tensors_in
 from ..full_name import full_name
+from ..module_walk import named_modules
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
 from .context import FunctionHooks, Memory, leaves, module_names, not_compiled, own_inputs
-from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Op, Value, pointwise
+from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Noise, Op, Value, pointwise
 from .second_pass import KnownOps
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
@@ -41,17 +42,21 @@ class OpRecorder(TorchDispatchMode):
         self.module: list[str] = []
         self.given: list[Any] = []  # the arguments of each of these modules
         self.branches: list[tuple[str, tuple[Value, ...]]] = []
+        self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
         self.memories: dict[int, Memory] = {}
         self.left: list[Value] = []  # given to other libraries, which may return them changed
         self.inputs: list[Value] = []  # of the call, the same Values in every pass
         self.known = KnownOps(())
-        trainable = {id(parameter) for parameter in model.parameters()}
+        modules = named_modules(model, remove_duplicate=False)
+        trainable = {id(parameter) for _, module in modules for parameter in module._parameters.values()}
         named: dict[int, tuple[Tensor, list[str]]] = {}
-        for items in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
-            for name, tensor in items:
-                named.setdefault(id(tensor), (tensor, []))[1].append(name)
+        for owned in ("_parameters", "_buffers"):
+            for path, module in modules:
+                for name, tensor in getattr(module, owned).items():
+                    if tensor is not None:
+                        named.setdefault(id(tensor), (tensor, []))[1].append(f"{path}.{name}" if path else name)
         for tensor, names in named.values():
             value = Value(_shape(tensor), tensor.detach(), tuple(names), id(tensor) in trainable)
             self.state |= dict.fromkeys(names, self.enter(tensor, value))
@@ -66,12 +71,15 @@ class OpRecorder(TorchDispatchMode):
         seen = FunctionHooks(self.leave, self.scaled, self.whole)
         with not_compiled(), module_names(model, self.module, self.given), torch.no_grad(), self, seen:
             outputs = run(model, inputs)
-        return [self.value_of(leaf) for leaf in tensors_in(outputs)]
+        in_containers = set(map(id, tree_flatten(outputs)[0]))
+        found = tensors_in(outputs)
+        self.in_objects |= {self.value_of(leaf) for leaf in found if id(leaf) not in in_containers}
+        return [self.value_of(leaf) for leaf in found]
 
     def idle_layers(self, model: nn.Module) -> list[str]:
         """Return the paths of the convolutions and linear layers whose weight no recorded operation reads."""
         read = {value for op in self.ops for value in op.inputs}
-        layers = (path for path, module in model.named_modules() if isinstance(module, CONV_AND_LINEAR))
+        layers = (path for path, module in named_modules(model) if isinstance(module, CONV_AND_LINEAR))
         weights = ((path, self.state.get(full_name(path, "weight"))) for path in layers)
         return [path for path, value in weights if value is not None and value not in read]
 
@@ -178,10 +186,12 @@ class OpRecorder(TorchDispatchMode):
             return
         if len(tensors) != 1 or max(sizes, default=1) == 1:
             return
-        op = Op(
-            name, func, args, kwargs if args else {}, (Filled(_shape(tensors[0]), tensors[0].detach()),), self.where()
-        )
-        if not args or op.is_movement or (pointwise(op) and bool((tensors[0] == tensors[0].flatten()[0]).all())):
+        drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
+        held = Noise(_shape(tensors[0]), torch.ones_like(tensors[0])) if drawn else None
+        result = held or Filled(_shape(tensors[0]), tensors[0].detach())
+        op = Op(name, func, args, kwargs if args else {}, (result,), self.where())
+        alike = drawn or bool((tensors[0] == tensors[0].flatten()[0]).all())
+        if not args or op.is_movement or name == "bernoulli_" or (pointwise(op) and alike):
             self.enter(tensors[0], op.results[0])
             self._note(op, tensors)
 

@@ -18,7 +18,7 @@ SCALED_BY_SIZE = "scaled_by_size"
 DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist", "numpy"})
 _POINTWISE_TOO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
 # Operations that make a tensor of one number in explicit sizes.
-FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+FILLS = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 
 
 @dataclass(eq=False)
@@ -37,6 +37,11 @@ class Value:
 @dataclass(eq=False)
 class Filled(Value):
     """A constant filled with one number, in explicit sizes, as torch.zeros returns it."""
+
+
+@dataclass(eq=False)
+class Noise(Filled):
+    """Random numbers in explicit sizes, as feature dropout draws them; `constant` holds ones: all may be nonzero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +142,8 @@ class Recording:
     `fixed_biases` must not change. `attentions` are the paths of modules that cannot lose heads. The first `eval_count`
     operations ran in eval mode; the others in a second pass, which also runs the layers that only run in training.
     `problems` says why there is no second pass although some layers did not run. `branches` are the paths of modules
-    whose forward read values of activations, with the arguments it was called with.
+    whose forward read values of activations, with the arguments it was called with. `in_objects` are the outputs that
+    objects hold, as a cache does.
     """
 
     ops: tuple[Op, ...]
@@ -149,6 +155,7 @@ class Recording:
     eval_count: int = 0
     problems: tuple[str, ...] = ()
     branches: tuple[tuple[str, tuple[Value, ...]], ...] = ()
+    in_objects: frozenset[Value] = frozenset()
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled on demand
 
     @cached_property

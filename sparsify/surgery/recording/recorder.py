@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..module_walk import named_modules
 from ..side_effects import changed_buffers, unchanged
 from ..tracing.bytecode_scan import is_torch, mentions_training
 from .context import addable_biases, eval_mode, whole_attentions
@@ -62,6 +63,7 @@ def _record(
         eval_count=count,
         problems=(problem,) if problem else (),
         branches=tuple(recorder.branches),
+        in_objects=frozenset(recorder.in_objects),
     )
 
 
@@ -79,7 +81,7 @@ def _run_in_training(
     and norms included, stay in eval mode.
     """
     around = {path.rpartition(".")[0] for path in idle} | {*modal}
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if any(path == outer or not path or outer.startswith(f"{path}.") for outer in around):
             module.training = True
     if calls is not None:
@@ -99,7 +101,7 @@ def modules_that_ask_for_the_mode(model: nn.Module) -> list[str]:
     """Return the paths of modules with layers inside whose own forward reads `training`: outputs may depend on it."""
     return [
         path
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         if not is_torch(type(module)) and mentions_training(type(module)) and any(True for _ in _layers_below(module))
     ]
 

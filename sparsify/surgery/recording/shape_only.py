@@ -66,7 +66,7 @@ def _convolved(
     extra: Sequence[int],
     groups: int,
 ) -> list[int]:
-    """Return the shape of a convolution's result; ValuesNeededError, so that it is computed, if its sizes do not fit."""
+    """Return the shape of a convolution's result; raise ValuesNeededError, so that it is computed, if it fits none."""
     space = len(kernel) - 2
     inputs, outputs = (kernel[0], kernel[1] * groups) if transposed else (kernel[1] * groups, kernel[0])
     if len(shape) != len(kernel) or shape[1] != inputs:

@@ -19,6 +19,7 @@ from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import SCALED_BY_SIZE, Op, pointwise
 from .concat_pad import LAYOUT
 from .convolution import CONVOLUTIONS
+from .experts import EXPERTS
 from .fills import FILLS
 from .matmul import PRODUCTS
 from .normalisation import NORMS
@@ -54,6 +55,8 @@ def entrywise(*, keeps_zero: bool) -> Rule:
 
     def couple(coupling: Coupling, op: Op) -> None:
         coupling.combine(op.results[0], op.inputs)
+        for value in op.inputs:
+            coupling.offered.pop(value, None)  # the result's by now
 
     def flow(live: Liveness, op: Op) -> None:
         rank = len(op.results[0].shape)
@@ -100,7 +103,7 @@ RULES = {
     "bernoulli_": entrywise(keeps_zero=False),  # of F.dropout, in a pass in train mode
     **{
         name: Rule(*rule)
-        for table in (CONVOLUTIONS, PRODUCTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
+        for table in (CONVOLUTIONS, PRODUCTS, EXPERTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
         for name, rule in table.items()
     },
 }

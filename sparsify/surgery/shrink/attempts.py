@@ -12,6 +12,7 @@ from torch import nn
 
 from ...errors import RunError
 from ..agreement import same_groups
+from ..module_walk import named_modules
 from ..study import Study
 from .bias_absorption import absorbed, constant_inputs, cut_and_absorb
 from .cuts import Cuts
@@ -33,7 +34,7 @@ class Attempts:
         self.model, self.found, self.proof, self.study_of = model, found, proof, study_of
         self.sources = Sources(model, example_input)
         self.inputs = constant_inputs(model, example_input, found)
-        self.classes = {name: type(module) for name, module in model.named_modules()}
+        self.classes = {name: type(module) for name, module in named_modules(model)}
         self.pinned = np.zeros(found.channels.groups, dtype=bool)
         self.widened: set[str] = set()  # modules whose operations with explicit sizes have pinned their groups
         self.rejected: set[tuple[type, str]] = set()  # attributes (class, name) that are no size after all

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from ..recording.ops import Op
 from ..recording.recorder import record
 from ..study import Study
 from .cuts import Cuts, cut, every_tensor
-from .equivalence import doubles
+from .equivalence import doubles, wide_copy
 from .indices import without
 from .size_attributes import PrunedShapes
 
@@ -58,7 +57,7 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
     """
     if not study.constant:
         return {}
-    wide = copy.deepcopy(model).double()
+    wide = wide_copy(model)
     results: list[tuple[Tensor, ...]] = []
     with all_double():
         recording = record(wide, doubles(example_input), results)

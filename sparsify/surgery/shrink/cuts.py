@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from operator import index
 from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError, did_you_mean
 from ..full_name import full_name
 from ..masks import all_masked_parameters
+from ..module_walk import named_modules
 from .attributes import new_attributes, set_attributes
 from .indices import Axes, check_axes, one_after_another, what_follows, without
 
@@ -98,7 +99,7 @@ def checked(cuts: Cuts, where: str) -> Cuts:
                 indices = tuple(map(index, given))
             except TypeError:
                 raise SparsifyError(f"{where}: {name}: the indices of dimension {dimension} are not integers") from None
-            if any(low >= high for low, high in pairwise(indices)):
+            if len(indices) > 1 and (np.diff(indices) <= 0).any():
                 raise SparsifyError(f"{where}: {name}: the indices of dimension {dimension} are not ascending")
             if indices:
                 removed.setdefault(name, {})[dimension] = indices
@@ -162,7 +163,7 @@ def _plain(value: Any, where: str) -> Any:
 def _slots(model: nn.Module) -> dict[str, Slot]:
     return {
         full_name(prefix, name): (module, name, tensor)
-        for prefix, module in model.named_modules(remove_duplicate=False)
+        for prefix, module in named_modules(model, remove_duplicate=False)
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]
         if tensor is not None
     }

@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -38,9 +39,8 @@ def without(tensor: Tensor, axes: Axes) -> Tensor:
     order = sorted(range(tensor.dim()), key=lambda dimension: -strides[dimension])
     left = tensor.detach().permute(order)
     for dimension, indices in axes.items():
-        keep = torch.ones(tensor.shape[dimension], dtype=torch.bool)
-        keep[list(indices)] = False
-        left = left.index_select(order.index(dimension), keep.nonzero().flatten().to(tensor.device))
+        keep = torch.from_numpy(np.delete(np.arange(tensor.shape[dimension]), indices))
+        left = left.index_select(order.index(dimension), keep.to(tensor.device))
     return left.contiguous().permute([order.index(dimension) for dimension in range(tensor.dim())])
 
 

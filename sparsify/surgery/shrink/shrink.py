@@ -49,14 +49,18 @@ def shrink(
     """Return a smaller plain model of the same class, without the channels that have no influence on the outputs.
 
     A channel is dead if it is zero whatever the input, if nothing reads it, or if it holds one other value everywhere
-    that the biases of its readers can absorb; it is removed with the channels it is coupled to, if they are all dead.
-    With `dead` "masks" that must follow from what the masks of `model` remove, whatever its parameters learn; with
-    "zeros" the present values of parameters count too. Channel counts stay multiples of `round_to` where there are
-    enough dead channels to keep. `heads` and `rules` are those of `analyse`.
-    `example_input` is a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`.
-    Unless `verify` is False, the outputs are compared with those of `model` on it in float64 and in the model's
-    precision, and on another batch and another size that the model takes; also on `examples`: groups that are not the
-    same, or not dead, in a pass of one of these stay. `model` is not changed.
+    that the biases of its readers can absorb. It is removed if all channels that it is coupled to are dead too. `model`
+    is not changed.
+
+    - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`.
+    - `dead`: "masks": only what the masks of `model` make dead, whatever its parameters may still learn; "zeros": also
+      what the present values of parameters do.
+    - `round_to`: keep channel counts at multiples of this, by keeping some dead channels.
+    - `heads`, `rules`: as in `analyse`.
+    - `examples`: further inputs; channels that are not dead, or grouped otherwise, for one of them stay.
+    - `verify`: compare the outputs with those of `model`, in float64 and in the model's precision, on the examples and
+      on another batch and another size that the model takes.
+
     Raises RunError, naming the module that differs first, if no smaller model gives the same outputs; SparsifyError for
     a `round_to` below 1 and for other words in `heads` and `dead`.
     """

@@ -6,6 +6,7 @@ import dis
 from collections.abc import Iterable
 from functools import cache, partial
 from types import FunctionType, MethodType
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +33,7 @@ def attributes_read(model: nn.Module) -> frozenset[str] | None:
 
 
 @cache
-def _names_read(cls: type) -> frozenset[str] | None:
+def _names_read(cls: Any) -> frozenset[str] | None:
     found: set[str] = set()
     for function in reachable(cls):
         loads = list(instructions(function.__code__))

@@ -39,9 +39,9 @@ class WholeTracer(LocalTracer):
 def trace(model: nn.Module) -> fx.GraphModule:
     """Return the whole model as one `fx.GraphModule`, made of a copy, with masked operations as nodes.
 
-    Arguments of the forward that have defaults take them. What cannot be traced becomes one node: the innermost
-    function called by a global name, or else the class of the innermost module. The graph is of the model's present
-    mode (train or eval); `model` is not changed. Raises SparsifyError, naming the line, if the model's own forward
+    Optional arguments of the forward have their defaults. What fx cannot trace becomes one node: the innermost function
+    that is called by a global name, or else the innermost module. The graph holds for the model's present mode (train
+    or eval) alone; `model` is not changed. Raises SparsifyError, naming the line, if the model's own forward
     cannot be traced.
     """
     reason = ""

@@ -12,7 +12,7 @@ from ...datasets import DATASETS
 from ...preprocess import Preprocessing
 from ..recipe.lookups import check_data_name
 from ..recipe.settings import DataSettings
-from . import image_files
+from . import image_files, image_sets
 from .input_size import input_for
 from .resident import Images, TensorLoader, View, normalisation_of
 from .types import Data
@@ -25,7 +25,7 @@ def count_classes(settings: DataSettings) -> int:
     if settings.name in DATASETS:
         return DATASETS[settings.name].classes
     check_data_name(settings)
-    return image_files.count_classes(settings)
+    return image_sets.count_classes(settings)
 
 
 def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device: torch.device | str = "cpu") -> Data:

@@ -1,4 +1,4 @@
-"""Data sets of image files: folders, and what timm.data reads. Decoded and varied by worker processes.
+"""Batches of image files: of folders, the hub, and what timm.data reads. Decoded and varied by worker processes.
 
 timm's own loader is not used, because its order and its crops depend on how many workers there are and on what was
 drawn before: a run could not go on inside an epoch with the same bits. Its transforms are.
@@ -9,38 +9,24 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ...errors import RunError, SparsifyError
+from ...errors import SparsifyError
 from ...preserve import keep_random_states, seed_cpu
 from ..recipe.settings import DataSettings
 from .bad_images import Bad, Skipped, collate, dead_workers, read_image
+from .image_sets import count_classes, names_of, open_sets
 from .input_size import declared_size, input_for
 from .published import preprocessing_of
 from .resident import Batch, count_used, generator_for
 from .shares import WHOLE, Share, Shared
 from .types import Data
 
-_TEST_FOLDERS = ("test", "val", "validation")
 _LARGEST_DEFAULT = 224
-
-
-def count_classes(settings: DataSettings) -> int:
-    """Return the number of classes of a folder or a set of timm.data. Raises SparsifyError if it cannot be told."""
-    if settings.name.startswith("folder:"):
-        return len(_folder(settings)[0].classes)
-    if settings.num_classes is not None:
-        return settings.num_classes
-    dataset = _timm_set(settings, settings.train_split, train=True)
-    classes = getattr(dataset, "classes", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    if not classes:
-        raise SparsifyError(f"data.num_classes: '{settings.name}' does not tell its number of classes; give it here")
-    return len(classes)
 
 
 def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, device: torch.device | str) -> Data:
@@ -50,11 +36,7 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     """
     from timm.data import create_transform, resolve_data_config
 
-    if settings.name.startswith("folder:"):
-        train, test = _folder(settings)
-    else:
-        train = _timm_set(settings, settings.train_split, train=True)
-        test = _timm_set(settings, settings.test_split, train=False)
+    train, test = open_sets(settings)
     size = settings.image_size or declared_size(model) or min(_LARGEST_DEFAULT, *_first_size(train, settings))
     channels, size = input_for(model, (3, size), image_size=settings.image_size)
     config = resolve_data_config({"input_size": (channels, size, size)}, model=model)
@@ -65,7 +47,7 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     train.transform = _Converted(mode, create_transform(is_training=True, hflip=flip, **common))
     for_test = create_transform(is_training=False, crop_pct=config["crop_pct"], **common)
     test.transform = _Converted(mode, for_test)
-    names, classes = _names(train), count_classes(settings)
+    names, classes = names_of(train), count_classes(settings)
     train, test = (Subset(part, spread(len(part), settings.limit)) for part in (train, test))
     common = {"workers": settings.workers, "seed": seed, "device": device, "classes": classes}
     for_training, for_testing = (
@@ -97,15 +79,6 @@ def spread(count: int, limit: int | None) -> list[int]:
     """Return the indices of at most `limit` of `count` images, spread evenly, since sets are in order of classes."""
     used = count if limit is None else min(limit, count)
     return [index * count // used for index in range(used)]
-
-
-def _names(dataset: Any) -> list[str]:
-    """Return the names of the classes by index, none if the set does not tell them."""
-    classes = getattr(dataset, "classes", None)
-    if classes:
-        return [str(name) for name in classes]
-    indices = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
-    return [str(name) for name, _ in sorted(indices.items(), key=lambda item: item[1])]
 
 
 @dataclass
@@ -208,41 +181,3 @@ class _Converted:
 
     def __call__(self, image: Any) -> Any:
         return self.transform(image.convert(self.mode))
-
-
-def _folder(settings: DataSettings) -> tuple[Any, Any]:
-    from torchvision.datasets import ImageFolder
-
-    root = Path(settings.name.removeprefix("folder:"))
-    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
-    if test is None or not (root / "train").is_dir():
-        raise SparsifyError(f"data.name: '{root}' should hold folders train and test (or val), each a folder per class")
-    try:
-        parts = ImageFolder(str(root / "train")), ImageFolder(str(test))
-    except OSError as error:
-        raise SparsifyError(f"data.name: {' '.join(str(error).split())}") from None
-    different = sorted(set(parts[0].classes) ^ set(parts[1].classes))
-    if different:
-        raise SparsifyError(
-            f"data.name: {root / 'train'} and {test} differ in their classes: {', '.join(different[:5])}"
-        )
-    if len(parts[0].classes) < 2:
-        raise SparsifyError(
-            f"data.name: {root / 'train'} has one class, '{parts[0].classes[0]}'; it takes two to train"
-        )
-    return parts
-
-
-def _timm_set(settings: DataSettings, split: str, *, train: bool) -> Any:
-    from timm.data import create_dataset
-
-    # Only torchvision's sets take the word; Hugging Face's are fetched in any case.
-    fetch = {"download": True} if settings.name.startswith("torch/") else {}
-    try:
-        return create_dataset(settings.name, root=settings.dir or "data", split=split, is_training=train, **fetch)
-    except ImportError as error:
-        raise SparsifyError(f"data.name: '{settings.name}' needs a package that is not installed: {error}") from None
-    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
-        raise SparsifyError(f"data.name: timm cannot read '{settings.name}': {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise RunError(f"data.name: '{settings.name}' cannot be fetched: {' '.join(str(error).split())}") from None

@@ -31,6 +31,7 @@ _NOT_OURS = (
     "skip_bad",
     "train_split",
     "test_split",
+    "label",
 )
 
 

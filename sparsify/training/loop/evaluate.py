@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...datasets import TIMM_READERS
+from ...datasets import may_be_fetched
 from ...errors import SparsifyError
 from ...export.save import inspect_file, load
 from ...formats.file.metadata import Metadata
@@ -86,7 +86,7 @@ def logits_of(output: object, num_classes: int | None = None) -> Tensor:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SparsifyError(f"the model returned {got}, not one score per example and class: not a classifier")
     if num_classes is not None and logits.shape[1] < num_classes:
-        raise SparsifyError(f"the model tells {logits.shape[1]} classes apart, the data set has {num_classes}")
+        raise SparsifyError(f"the model has {logits.shape[1]} outputs, the data set {num_classes} classes")
     return logits
 
 
@@ -124,10 +124,10 @@ def _data_settings(about: Metadata, path: str | PathLike[str], name: str | None,
             trained = DataSettings.model_validate(parse_yaml(about.recipe, str(path))[0]["data"])
         except (KeyError, TypeError, ValidationError):
             raise SparsifyError(f"{path}: the recipe in the file has no valid section 'data'") from None
-    if name is None and trained is not None and trained.name.startswith(TIMM_READERS):
+    if name is None and trained is not None and may_be_fetched(trained.name):
         raise SparsifyError(f"{path}: was trained on '{trained.name}', which may be fetched: name it with --data")
     if name is None and trained is None:
-        raise SparsifyError(f"{path}: the file does not tell its data set; name one with --data")
+        raise SparsifyError(f"{path}: the file does not name its data set; give one with --data")
     if trained is None or name not in (None, trained.name):
         # Another set has its own ways of augmentation, but the model still sees images of the size it was trained on.
         shape = about.extra.get("input_shape")

@@ -21,9 +21,9 @@ def recalibrate_batch_norm(
     *,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
-    """Take every batch norm's running mean and variance anew, in place, as the plain mean over `batches`.
+    """Recompute every batch norm's running mean and variance, in place, as the plain mean over `batches`.
 
-    Pruning at one stroke moves the activations, and the old statistics no longer describe them. Everything but the
+    One-shot pruning changes the activations, and the old statistics no longer describe them. Everything but the
     batch norms runs in eval mode; all modes and momenta are put back. A model without batch norm is left alone.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

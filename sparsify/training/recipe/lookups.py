@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...datasets import DATASETS, FOLDER, TIMM_READERS
+from ...datasets import DATASETS, FOLDER, HUB, TIMM_READERS
 from ...errors import SparsifyError, did_you_mean, unknown
 from ...models import FROM_PYTHON
 from .settings import DataSettings, known_device
@@ -40,10 +41,30 @@ def check_data_name(settings: DataSettings, *, where: str = "") -> None:
         if not folder.is_dir():
             raise SparsifyError(f"{prefix}no such folder '{folder}'")
         return
+    if name.startswith(HUB):
+        _check_hub_name(name.removeprefix(HUB), prefix)
+        return
     hint = did_you_mean(name, DATASETS) or (f"; did you mean '{FOLDER}{name}'?" if Path(name).is_dir() else "")
     readers = " and ".join(f"{prefix}NAME" for prefix in TIMM_READERS)
-    known = f"{', '.join(DATASETS)}, {FOLDER}PATH, {readers} (read by timm.data)"
+    known = f"{', '.join(DATASETS)}, {FOLDER}PATH, {HUB}OWNER/NAME, {readers} (read by timm.data)"
     raise SparsifyError(f"{prefix}unknown data set '{name}'{hint} (known: {known})")
+
+
+def _check_hub_name(name: str, prefix: str) -> None:
+    is_path = bool(name) and Path(name).is_dir() or name.startswith((".", "/", "~"))
+    if is_path and not Path(name).is_dir():
+        raise SparsifyError(f"{prefix}no such folder '{name}'")
+    if not is_path and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise SparsifyError(f"{prefix}'{name}' is no set of the hub: it is written {HUB}OWNER/NAME, or {HUB}FOLDER")
+    if find_spec("datasets") is None:
+        raise SparsifyError(f"{prefix}'{HUB}{name}' needs a package that is not installed: pip install datasets")
+
+
+def check_trackers(names: Iterable[str], *, where: str = "") -> None:
+    """Raise SparsifyError unless the package of each tracker is installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise SparsifyError(f"{where}: {name} is not installed: pip install {name}")
 
 
 def check_device(name: str, *, where: str = "") -> None:

@@ -17,7 +17,7 @@ from ...errors import SparsifyError, nearest
 from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
-from .lookups import check_data_name, check_optimizer_name, check_source
+from .lookups import check_data_name, check_optimizer_name, check_source, check_trackers
 from .plugin import Plugin, as_plugin
 from .settings import (
     ByName,
@@ -138,6 +138,7 @@ def check_names(recipe: Recipe, source: Source | None = None) -> None:
     if not recipe.data.name.startswith(FROM_PYTHON) and recipe.own_data is None:
         check_data_name(recipe.data, where=where(("data", "name")))
     check_optimizer_name(recipe.train.optimizer.name, where=where(("train", "optimizer", "name")))
+    check_trackers(recipe.train.trackers, where=where(("train", "trackers")))
     if recipe.model.checkpoint is not None:
         check_source(recipe.model.checkpoint, where=where(("model", "checkpoint")))
     if recipe.model.masks is not None:

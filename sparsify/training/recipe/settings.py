@@ -58,6 +58,8 @@ def known_device(name: str) -> str:
     return name
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
 _EVERY = r"^[1-9]\d*(it|ep|s|min|h)$"
 
 
@@ -92,7 +94,7 @@ def model_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return `arguments` if a recipe may give them; raises ValueError, in one line, for one it has a key for."""
     for key, value in arguments.items():
         if key in _OWN_KEYS and value is not None:
-            raise ValueError(f"'{key}' is told by {_OWN_KEYS[key]}; leave it out here")
+            raise ValueError(f"'{key}' is set by {_OWN_KEYS[key]}; leave it out here")
     return arguments
 
 
@@ -131,7 +133,7 @@ class DataSettings(Settings):
     batch_size: Count = 128
     """images in a training batch"""
     test_batch_size: Count = 512
-    """images in a test batch; it changes speed and memory alone"""
+    """images in a test batch; only speed and memory depend on it"""
     image_size: Pixels | None = None
     """height and width the model sees, in pixels; by default the data's own unless the model refuses it, then the
     smallest it takes"""
@@ -146,13 +148,15 @@ class DataSettings(Settings):
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """processes that read image files; data in memory need none"""
     train_split: Word = "train"
-    """name of the training part, for timm.data"""
+    """name of the training part, for timm.data and hf:"""
     test_split: Word = "validation"
-    """name of the test part, for timm.data"""
+    """name of the test part, for timm.data and hf:, which takes `test` where there is no validation"""
+    label: Word | None = None
+    """hf: the column of the classes, by default the only one that has names of classes"""
     skip_bad: bool = False
     """leave out image files that cannot be read, with a warning that counts them; by default the first ends the run"""
     num_classes: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
-    """number of classes, for a timm.data set that does not tell it"""
+    """number of classes, for a set of timm.data or hf: that does not tell it"""
 
 
 class OptimizerSettings(Settings):
@@ -161,7 +165,7 @@ class OptimizerSettings(Settings):
     name: Word = "sgd"
     """a name of timm.optim, e.g. sgd, adamw, lamb"""
     lr: Annotated[float, Field(ge=0)] = 0.1
-    """learning rate at factor 1 of its schedule"""
+    """learning rate; lr_schedule multiplies it by a factor in [0, 1]"""
     momentum: Share = 0.9
     """momentum, where the optimiser has one"""
     nesterov: bool | None = None
@@ -190,7 +194,7 @@ class CheckpointSettings(Settings):
     """steps, epochs or time between two checkpoints: 500it, 2ep, 30s, 10min or 1h; by default an epoch, more where
     writing would take over 5 % of the time, and at most ten minutes"""
     keep: Annotated[int, Field(ge=2)] = 2
-    """the newest checkpoints that are kept: a damaged one is made up for by the one before"""
+    """how many of the newest checkpoints are kept; if the newest is damaged, a run resumes from the one before"""
 
 
 class TrainSettings(Settings):
@@ -199,7 +203,7 @@ class TrainSettings(Settings):
     epochs: Count = 60
     """passes over the training images"""
     max_steps: Count | None = None
-    """optimiser steps after which training ends, however many epochs they are; every fraction is of these then"""
+    """optimiser steps after which training ends, however many epochs; fractions of training refer to these"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """seed of everything random: initial weights, order, augmentation, masks"""
     optimizer: Annotated[OptimizerSettings, ByName()] = Field(default_factory=lambda: OptimizerSettings())
@@ -223,9 +227,11 @@ class TrainSettings(Settings):
     sync_batch_norm: bool = False
     """take batch-norm statistics over all processes, where several train on GPUs; else each has its own"""
     recalibrate_batch_norm: CountOrZero = 0
-    """training batches on which batch-norm statistics are taken anew after training, 0 for none"""
+    """training batches on which batch-norm statistics are recomputed after training, 0 for none"""
     log_every: Count = 10
     """optimiser steps between two records of loss and accuracy"""
+    trackers: Annotated[tuple[Tracker, ...], Field(strict=False)] = ()
+    """further places to which records go, by accelerate's loggers; TensorBoard events are written in any case"""
     evaluate_every: Count = 1
     """epochs between two evaluations on the test images"""
     checkpoint: CheckpointSettings = Field(default_factory=lambda: CheckpointSettings())

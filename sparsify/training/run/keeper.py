@@ -18,6 +18,7 @@ from .checkpoint import random_state
 from .log import Log
 from .opening import Opened
 from .state import state_of
+from .tensorboard import layer_sparsity
 
 # By default a checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of
 # the time, and in any case after ten minutes.
@@ -76,6 +77,8 @@ class Keeper:
             told = f"step {training.step:,}: the test loss is {record['test_loss']}; the model's scores are no numbers"
             warnings.warn(told, RunWarning, stacklevel=2)
         accuracy = record.get("test_accuracy")
+        if training.pruner is not None and (accuracy is not None or training.step == training.total_steps):
+            self._log.add(layer_sparsity(training.model), training.step)
         final = training.pruner is None or training.pruner.finished
         if accuracy is not None and final and (self._best is None or accuracy > self._best):
             check_numbers(training)

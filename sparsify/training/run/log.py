@@ -1,4 +1,4 @@
-"""The log of a run's records: metrics.jsonl and TensorBoard events."""
+"""The log of a run's records: metrics.jsonl, TensorBoard events, and the trackers that its recipe names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunError, RunWarning, SparsifyError
+from ..recipe.read import Recipe
 from .run_folder import METRICS
+from .tensorboard import write_recipe
+from .trackers import start_trackers
 
 _UNPLOTTED = ("step", "epoch", "seconds", "shrunk")
 _CLOSING_SECONDS = 10.0
@@ -28,11 +31,12 @@ def plain_record(value: Any) -> Any:
 class Log:
     """The records of a run: a line each in metrics.jsonl, and TensorBoard events. Use it as a context manager.
 
-    `size` cuts metrics.jsonl to its length at a checkpoint, in bytes, and `step` hides later events, so that a run that
-    goes on leaves the log it would have left without a break. A last line that a crash cut short is told of.
+    They go to the trackers of `recipe` too. `size` cuts metrics.jsonl to its length at a checkpoint, in bytes, and
+    `step` hides later events, so that a run that goes on leaves the log it would have left without a break; trackers
+    get a new run. A last line that a crash cut short is told of.
     """
 
-    def __init__(self, folder: Path, *, size: int = 0, step: int = 0) -> None:
+    def __init__(self, folder: Path, recipe: Recipe | None = None, *, size: int = 0, step: int = 0) -> None:
         # Slow to import.
         from torch.utils.tensorboard import SummaryWriter
 
@@ -44,6 +48,7 @@ class Log:
             raise SparsifyError(f"cannot write {path}: {error.strerror}") from None
         try:
             self._cut(path, size)
+            self._trackers = [] if recipe is None else start_trackers(recipe, folder.resolve().name)
             self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         except BaseException:
             self._file.close()
@@ -66,9 +71,20 @@ class Log:
             self._file.write(json.dumps(plain_record(record), allow_nan=False).encode() + b"\n")
         except OSError as error:
             raise RunError(f"cannot write {self._file.name}: {error.strerror}") from None
-        for key, value in record.items():
-            if key not in _UNPLOTTED:
-                self._events.add_scalar(key, value, record["step"])
+        plotted = {key: value for key, value in record.items() if key not in _UNPLOTTED}
+        for key, value in plotted.items():
+            self._events.add_scalar(key, value, record["step"])
+        for tracker in self._trackers:
+            tracker.log(plotted, step=record["step"])
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        """Add what only TensorBoard shows: scalars by tag."""
+        for tag, value in scalars.items():
+            self._events.add_scalar(tag, value, step)
+
+    def add_recipe(self, recipe: Recipe) -> None:
+        """Add the recipe, for TensorBoard: as text and as hyperparameters."""
+        write_recipe(self._events, recipe)
 
     def sync(self) -> int:
         """Return the length of metrics.jsonl in bytes, once it is safely on the disk."""
@@ -82,6 +98,8 @@ class Log:
     def __exit__(self, *_: object) -> None:
         try:
             self._in_time(self._events.close)
+            for tracker in self._trackers:
+                tracker.finish()
         finally:
             self._file.close()
 

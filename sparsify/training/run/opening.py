@@ -22,6 +22,7 @@ from .log import Log
 from .prepare import Prepared, prepare, seed_own, share
 from .rehearse import is_here
 from .state import NEEDED, restore
+from .tensorboard import note_overlap
 
 
 @dataclass
@@ -45,7 +46,11 @@ class Opened:
             if training.ranks.first:
                 note_conditions(self.folder, training.step, training.accelerator.device, training.ranks.size)
                 size = self.state.get("metrics_size", 0)
-                self.log = stack.enter_context(Log(self.folder, size=size, step=training.step))
+                recipe = self.prepared.recipe
+                self.log = stack.enter_context(Log(self.folder, recipe, size=size, step=training.step))
+                if not training.step:
+                    self.log.add_recipe(recipe)
+        _keep_masks(self)
 
 
 def open_run(
@@ -86,7 +91,6 @@ def open_run(
         elif not ranks.first:
             seed_own(prepared.training)
     share(prepared.training)
-    _keep_masks(prepared, folder, lock)
     return Opened(folder, prepared, checkpoints, state, lock)
 
 
@@ -111,26 +115,25 @@ def _prepared(recipe: Recipe, given: tuple[nn.Module | None, Any], check: bool, 
     return prepared
 
 
-def _keep_masks(prepared: Prepared, folder: Path, lock: Lock | None) -> None:
+def _keep_masks(opened: Opened) -> None:
     """Let the masks at the end of each cycle be written; a run that goes on from before it writes the same again."""
-    pruner = prepared.training.pruner
+    prepared, pruner = opened.prepared, opened.prepared.training.pruner
     if pruner is None or not pruner.pruning.schedule.cyclical:
         return
 
-    ranks = prepared.training.ranks
-
     def keep(cycle: int) -> None:
-        with ranks.together():
-            if lock is not None:
-                write_masks(folder / folders.MASKS.format(cycle), lock)
+        with prepared.training.ranks.together():
+            if opened.lock is not None and opened.log is not None:
+                opened.lock.check()
+                write_masks(opened.folder / folders.MASKS.format(cycle), cycle, opened.log)
 
-    def write_masks(path: Path, lock: Lock) -> None:
-        lock.check()
+    def write_masks(path: Path, cycle: int, log: Log) -> None:
         try:
             path.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}") from None
         # Not `save`, which warns of a schedule that is cut short: this one goes on.
         write(pruner.model, path, "masks", {"spec": prepared.spec, "arguments": prepared.arguments}, {})
+        note_overlap(log, pruner.model, opened.folder, cycle, prepared.training.step)
 
     pruner.on_cycle_end = keep

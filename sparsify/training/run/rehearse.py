@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...datasets import DATASETS
+from ...datasets import DATASETS, may_be_fetched
 from ...errors import SparsifyError
 from ...models import build_model
 from ...preserve import keep_random_states
@@ -69,7 +69,7 @@ def is_here(recipe: Recipe) -> bool:
         return True
     if name in DATASETS:
         return DATASETS[name].embedded or (_root(recipe) / _FOLDERS.get(name, "")).is_dir()
-    return name.startswith("folder:")
+    return not may_be_fetched(name)
 
 
 def _on_meta(recipe: Recipe) -> nn.Module:

@@ -13,6 +13,7 @@ from ..recipe.yaml_lines import parse_yaml
 FREE = (
     "train.device",
     "train.log_every",
+    "train.trackers",
     "train.checkpoint.every",
     "train.checkpoint.keep",
     "data.dir",
@@ -30,7 +31,7 @@ def differences(before: str | None, recipe: Recipe) -> str:
     if before is None:
         return ""
     # As YAML, where a criterion that is a Python function is its name.
-    one, other = flat(parse_yaml(before, "recipe")[0]), _flat_recipe(recipe)
+    one, other = flat(parse_yaml(before, "recipe")[0]), flat_recipe(recipe)
     found = []
     for key in sorted(one.keys() | other.keys()):
         if key in FREE or one.get(key) == other.get(key) or (key not in one and _is_default(recipe, key)):
@@ -48,7 +49,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _flat_recipe(recipe: Recipe) -> dict[str, Any]:
+def flat_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the values of a recipe, as its YAML has them, by their dotted keys."""
     return flat(parse_yaml(recipe.to_yaml(), "recipe")[0])
 
 
@@ -65,4 +67,4 @@ def _is_default(recipe: Recipe, key: str) -> bool:
         default = parse_recipe(tree)
     except SparsifyError:
         return False  # a key without a default
-    return _flat_recipe(default).get(key) == _flat_recipe(recipe).get(key)
+    return flat_recipe(default).get(key) == flat_recipe(recipe).get(key)

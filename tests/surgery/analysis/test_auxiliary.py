@@ -1,7 +1,9 @@
 """Heads that only run in training: their channels are tied to those of the rest, and cut with them."""
 
 import copy
+from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,3 +100,45 @@ def test_layers_that_never_run_change_nothing() -> None:
         and len(recording.outputs) == 1
         and not recording.problems
     )
+
+
+class Dropping(nn.Module):
+    """A forward that drops at random in training by a function, between two convolutions."""
+
+    def __init__(self, drop: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.drop = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.drop(self.a(x).relu(), self.training))
+        return y
+
+
+DROPS: dict[str, Callable[[Tensor, bool], Tensor]] = {
+    "entries": lambda x, training: F.dropout(x, 0.3, training),
+    "channels": lambda x, training: F.dropout2d(x, 0.3, training),
+    "channels of sequences": lambda x, training: F.dropout1d(x.flatten(2), 0.3, training).view(x.shape),
+    "all but certainly": lambda x, training: F.dropout2d(x, 0.999, training),
+    "in eval mode too": lambda x, training: F.dropout2d(x, 0.3, True),
+}
+
+
+@pytest.mark.parametrize("name", DROPS)
+def test_dropout_by_a_function_couples_entry_by_entry(name: str) -> None:
+    torch.manual_seed(0)
+    model = Dropping(DROPS[name]).eval()
+    found = analyse(model, IMAGE)
+    assert found.groups == 8 and not found.barriers and not found.dead.any()
+    gone = zero_half(model, found)
+    report = shrink(model, IMAGE, dead="zeros", verify=name != "in eval mode too")  # its outputs are never the same
+    assert report.removed == gone > 0 and report.model.b.weight.shape[1] == 8 - gone
+
+
+def test_what_only_a_dropped_channel_reaches_is_alive() -> None:
+    class Auxiliary2d(Dropping):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            return self.b(self.drop(y, True)) if self.training else y[:, :3]  # type: ignore[no-any-return]
+
+    model = Auxiliary2d(lambda x, training: F.dropout2d(x, 0.999, training)).eval()
+    assert not analyse(model, IMAGE).dead.any()

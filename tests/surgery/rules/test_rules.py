@@ -82,6 +82,21 @@ def linear_over_three_dimensions_adds_its_bias_apart() -> Case:
 
 
 @case
+def hidden_units_of_experts_go_from_every_expert() -> Case:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        gate, up = torch._grouped_mm(x, m.enter.transpose(1, 2), offs=m.ends).chunk(2, -1)
+        return torch._grouped_mm(gate.relu() * up, m.leave.transpose(1, 2), offs=m.ends)
+
+    enter, leave = nn.Parameter(torch.randn(2, 16, 16)), nn.Parameter(torch.randn(2, 16, 8))
+    ends = torch.tensor([4, 8], dtype=torch.int32)
+    return (
+        Forward(forward, enter=enter, leave=leave, ends=ends),
+        torch.randn(8, 16),
+        {"enter": ("", "abcdefgh" * 2, ""), "leave": ("", "", "abcdefgh")},
+    )
+
+
+@case
 def residual_addition_ties() -> Case:
     model = Forward(lambda m, x: m.c(m.a(x).relu() + m.b(x)), a=conv(2, 3), b=conv(2, 3), c=conv(3, 2))
     return model, image(), {"a.weight": ("abc", ""), "b.weight": ("abc", ""), "c.weight": ("", "abc")}
@@ -822,7 +837,7 @@ ELSEWHERE = frozenset(
     "_scaled_dot_product_fused_attention_overrideable _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "cudnn_batch_norm _fused_rms_norm _adaptive_avg_pool3d adaptive_avg_pool1d max_pool1d norm scaled_by_size "
     "as_strided_ reshape _reshape_alias alias contiguous narrow movedim chunk unsafe_chunk tensor_split "
-    "adaptive_max_pool1d _safe_softmax lift_fresh avg_pool1d".split()
+    "adaptive_max_pool1d _safe_softmax lift_fresh avg_pool1d transformers::grouped_mm_fallback".split()
 )
 
 

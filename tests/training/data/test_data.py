@@ -73,7 +73,7 @@ def test_an_embedded_set_is_as_its_row_says(name: str) -> None:
 
 
 def test_lists_of_data_sets_follow_from_the_table() -> None:
-    assert known_names() == "digits (embedded), cifar10, cifar100, folder:PATH, or a name of timm.data"
+    assert known_names() == "digits (embedded), cifar10, cifar100, folder:PATH, hf:OWNER/NAME, or a name of timm.data"
     assert default_of_each(lambda row: row.crop_padding) == "4 for cifar10 and cifar100, 1 for digits"
     assert [name for name in (*DATASETS, "folder:x", "torch/mnist", "python:Own") if normalised_by_timm(name)] == [
         "folder:x",

@@ -47,11 +47,11 @@ TRAPS: dict[str, tuple[str, str]] = {
     "a folder with a NUL": (f'{MODEL}data: {{dir: "a\\0b"}}\n', "is no path: it has a NUL character"),
     "a model argument of the builder": (
         "model: {name: cifar:resnet20, arguments: {name: x}}\n",
-        "'name' is told by model.name",
+        "'name' is set by model.name",
     ),
     "weights among the arguments": (
         "model: {name: torchvision:resnet18, arguments: {weights: DEFAULT}}\n",
-        "'weights' is told by model.pretrained; leave it out here",
+        "'weights' is set by model.pretrained; leave it out here",
     ),
 }
 

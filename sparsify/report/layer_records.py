@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SparsifyError
 from ..models import FROM_PYTHON
-from .read_run import Run
+from .run_records import Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,0 +1,61 @@
+"""What `sparsify bench` leaves in a run's folder for reports, and the model without its dead channels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import quantiles
+from typing import TYPE_CHECKING
+
+from sparsify.errors import SparsifyError
+from sparsify.hardware import processor
+from sparsify.report.bench_results import BENCH, BenchResult, Timing, add_bench_result
+from sparsify.training.run.run_folder import RECIPE
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_VERSIONS = {"sparsify": "sparsify-torch", "torch": "torch", "onnxruntime": "onnxruntime"}
+
+
+def keep(source: str, shape: Sequence[int], threads: int, seconds: Mapping[str, Sequence[float]]) -> list[str]:
+    """Keep what was timed of a run in its folder; return a line that says so, or why not, none for other sources."""
+    folder = Path(source)
+    if not (folder / RECIPE).is_file():
+        return []
+    names = [name for name, package in _VERSIONS.items() if find_spec(package.removesuffix("-torch")) is not None]
+    result = BenchResult(
+        shape=tuple(shape),
+        threads=threads,
+        processor=processor(),
+        versions={name: version(_VERSIONS[name]) for name in names},
+        date=time.strftime("%Y-%m-%d %H:%M:%S"),
+        timings=tuple(_timing(name, own) for name, own in seconds.items()),
+    )
+    try:
+        add_bench_result(folder, result)
+    except SparsifyError as error:
+        return [f"not kept for reports: {error}"]
+    return [f"{folder / BENCH}: kept for sparsify report {folder}"]
+
+
+def _timing(name: str, seconds: Sequence[float]) -> Timing:
+    low, middle, high = quantiles(seconds, n=4)
+    return Timing(name, middle, low, high)
+
+
+def without_dead(path: str, x: Tensor) -> tuple[nn.Module | None, str]:
+    """Return a file's model without its dead channels, None where none is dead or it cannot be cut, and why not."""
+    import sparsify
+
+    model = sparsify.load(path)
+    if not sparsify.get_masks(model):
+        return None, "no masks"
+    try:
+        report = sparsify.shrink(model.eval(), x[:1])
+    except SparsifyError as error:
+        return None, str(error)
+    return (report.model.eval(), "") if report.removed else (None, "no channel is dead")

@@ -1,0 +1,86 @@
+"""Operations of other libraries that pass masks over, where a masked module sees them: they are warned of."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import MaskWarning
+
+_ADVICE = "give it sparsify.fold(model) instead (docs/masks.md, 'Fold first')"
+_FRAMES = 60  # from a module's part of a state dict up to the function that asked for it
+
+
+class PassedOver:
+    """Mixin of masked classes: what quantisation and `save_pretrained` do to a module gives a MaskWarning."""
+
+    @property
+    def qconfig(self) -> Any:
+        """What torch.ao.quantization has a module quantised by; it replaces plain classes only."""
+        try:
+            return vars(self)["qconfig"]
+        except KeyError:
+            raise AttributeError("qconfig") from None
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        vars(self)["qconfig"] = value
+        warn_passed_over("torch.ao.quantization leaves masked layers as they are", stacklevel=4)
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        vars(self).pop("qconfig", None)
+
+    def register_parameter(self, name: str, param: Any) -> None:
+        """Register a parameter; a quantised one in place of a masked weight holds its dense values."""
+        if isinstance(param, Tensor) and type(param).__module__.partition(".")[0] == "torchao":
+            warn_passed_over("torchao quantises the dense values under the masks", stacklevel=4)
+        super().register_parameter(name, param)  # type: ignore[misc]
+
+
+def warn_passed_over(what: str, stacklevel: int) -> None:
+    """Give a MaskWarning with what to do instead."""
+    warnings.warn(f"{what}: {_ADVICE}", MaskWarning, stacklevel=stacklevel)
+
+
+def warn_of_save_pretrained(written: Iterable[str]) -> None:
+    """Warn if a function called `save_pretrained` asked for the state dict, once in each: at its first mask."""
+    if any(name.endswith("_mask") for name in written):
+        return
+    found = _caller("save_pretrained")
+    if found is not None:
+        warn_passed_over("save_pretrained writes the dense values, and masks that it does not load", found[1] + 1)
+
+
+def _caller(name: str) -> tuple[FrameType, int] | None:
+    """Return the innermost running function of this name, and its level above the one that asks; or None."""
+    frame = sys._getframe(1)
+    for level in range(1, _FRAMES):
+        if frame.f_code.co_name == name:
+            return frame, level
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None
+
+
+def warn_of_masks_left_out(given: Iterable[str], expected: Iterable[str]) -> None:
+    """Warn of masks in a state dict that are loaded with strict=False and have no place in the model."""
+    found = _caller("load_state_dict")  # what a module is given says strict=True always
+    if found is None or found[0].f_locals.get("strict", True):
+        return  # they are an error
+    places = set(expected)
+    left = sorted(name for name in given if name.endswith("_mask") and name not in places)
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        warnings.warn(
+            f"load_state_dict(strict=False) leaves out {left[0]}{more}: the model has no masks there; "
+            "sparsify.convert puts them on",
+            MaskWarning,
+            stacklevel=found[1] + 1,
+        )

@@ -1,0 +1,29 @@
+"""The modules of a model with their paths, found many times faster than by nested generators."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def named_modules(model: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:
+    """Return what the method of the same name yields; a module of several names once, unless told otherwise."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        if type(module).named_modules is not nn.Module.named_modules:
+            named = module.named_modules(prefix=path, remove_duplicate=remove_duplicate)
+            found.extend((name, one) for name, one in named if id(one) not in seen)
+            seen.update(id(one) for _, one in found if remove_duplicate)
+            return
+        if remove_duplicate:
+            if id(module) in seen:
+                return
+            seen.add(id(module))
+        found.append((path, module))
+        for name, below in module._modules.items():
+            if below is not None:
+                visit(f"{path}.{name}" if path else name, below)
+
+    visit("", model)
+    return found

@@ -1,0 +1,59 @@
+"""Rules of products over groups of rows: each row is multiplied by the matrix of the expert that it is for.
+
+All experts are slices of one tensor [experts, inputs, outputs], so that a hidden unit goes from every expert alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..analysis.coupling import Coupling, varying
+from ..analysis.liveness import Liveness, indicator
+from ..analysis.mac_counts import multiply_adds
+from .matmul import union_or_pin
+from .sort_gather import along
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..recording.ops import Op, Value
+
+
+def _numbers_along(coupling: Coupling, value: Value, dim: int) -> Tensor | None:
+    return next((axis.reshape(-1) for axis in coupling.of(value) if varying(axis) == (dim,)), None)
+
+
+def _couple_grouped(coupling: Coupling, op: Op) -> None:
+    """Couple [rows, inputs] @ [experts, inputs, outputs], as offsets along the rows tell; experts and rows stay."""
+    value, weight, *rest = op.inputs
+    if len(value.shape) != 2 or len(weight.shape) != 3:
+        coupling.barrier(op, f"operation '{op.name}' is known for rows and a tensor of experts only")
+        return
+    coupling.claim(value, [1])
+    for other in rest:
+        coupling.pin(other)
+    coupling.pin(value, [0])
+    for axis in coupling.of(weight):
+        if 0 in varying(axis) or len(varying(axis)) > 1:
+            coupling.numbers.pin(axis)
+    union_or_pin(coupling, _numbers_along(coupling, value, 1), _numbers_along(coupling, weight, 1), value.shape[1])
+    outputs = _numbers_along(coupling, weight, 2)
+    if outputs is not None and weight.constant is not None:
+        coupling.produced += [axis for axis in coupling.of(weight) if varying(axis) == (2,)]
+    coupling.set(op.results[0], [] if outputs is None else [along(outputs, 1, 2)])
+    ends = [axis for axis in (outputs, _numbers_along(coupling, weight, 1)) if axis is not None]
+    coupling.operations.append((op, multiply_adds(op), tuple(ends)))
+
+
+def _flow_grouped(live: Liveness, op: Op) -> None:
+    value, weight, *rest = op.inputs
+    if len(value.shape) != 2 or len(weight.shape) != 3:
+        live.barrier(op)
+        return
+    read = 1 + sum(live.of(other).sum() for other in rest)
+    entering = live.of(value).sum(0, keepdim=True).expand(1, value.shape[1])
+    matrix = live.of(weight).sum(0).expand(weight.shape[1:])
+    live.set(op.results[0], indicator(entering @ matrix * read))
+
+
+EXPERTS = dict.fromkeys(("_grouped_mm", "transformers::grouped_mm_fallback"), (_couple_grouped, _flow_grouped))

@@ -1,0 +1,41 @@
+"""The trackers of accelerate to which a run's records go: Weights & Biases, trackio, MLflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, MLflowTracker, TrackioTracker, WandBTracker
+
+from ...errors import SparsifyError
+from ..recipe.read import Recipe
+from .same_recipe import flat_recipe
+
+PROJECT = "sparsify"
+
+
+def start_trackers(recipe: Recipe, run: str) -> list[GeneralTracker]:
+    """Return the trackers that `recipe` names, started, each with a run of this name and the recipe's values.
+
+    Where they write is told by their own environment variables (WANDB_MODE, TRACKIO_DIR, MLFLOW_TRACKING_URI).
+    Raises SparsifyError if one is not installed or does not start.
+    """
+    made: dict[str, Any] = {
+        "wandb": lambda: WandBTracker(PROJECT, name=run),
+        "trackio": lambda: TrackioTracker(PROJECT, name=run),
+        "mlflow": lambda: MLflowTracker(PROJECT, run_name=run),
+    }
+    started: list[GeneralTracker] = []
+    for name in dict.fromkeys(recipe.train.trackers):
+        if name == "tensorboard":
+            continue  # every run writes its events
+        try:
+            tracker = made[name]()
+            tracker.start()
+            tracker.store_init_configuration(flat_recipe(recipe))
+        except Exception as error:  # of whatever kind the package has: a key that is missing, a server that is away
+            for other in started:
+                other.finish()
+            reason = " ".join(str(error).split())
+            raise SparsifyError(f"train.trackers: {name} does not start: {reason:.300}") from error
+        started.append(tracker)
+    return started

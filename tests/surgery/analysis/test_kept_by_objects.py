@@ -1,0 +1,34 @@
+import torch
+from torch import Tensor, nn
+
+import sparsify
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.layers: list[Tensor] = []
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.hidden, self.last = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, cached: bool = True) -> tuple[Tensor, Cache]:
+        cache, keys = Cache(), self.keys(x)
+        if cached:
+            cache.layers.append(keys)
+        return self.last(self.hidden(keys.relu()).relu()), cache
+
+
+def test_channels_that_a_cache_holds_stay_and_the_reason_is_told() -> None:
+    channels = sparsify.analyse(Net(), torch.randn(3, 4))
+    assert channels.groups == 8
+    assert channels.barriers == (
+        "an object in the outputs holds them, as a cache of keys and values (of use_cache=True) does: keys.weight stay",
+    )
+
+
+def test_without_the_cache_they_can_go() -> None:
+    channels = sparsify.analyse(Net(), (torch.randn(3, 4), False))
+    assert (channels.groups, channels.barriers) == (14, ())
