@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,11 +30,12 @@ _TRAIN += ["--set", "train.checkpoint.every=1it"]
 
 
 @click.command()
-def main() -> None:
+@click.option("--kept", metavar="DIR", help="What an earlier call measured, and kept here, is taken from there.")
+def main(kept: str | None) -> None:
     """Measure, and write the section."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        found = {size: _measured(folder, size) for size in SIZES}
+        found = {size: _measured(folder, size, Path(kept or work)) for size in SIZES}
         kills = _kills(folder)
         agents = _two_agents(folder)
     body = [
@@ -56,11 +58,15 @@ def main() -> None:
     record("processes", "\n".join(body))
 
 
-def _measured(folder: Path, size: int) -> list[dict[str, Any]]:
-    """Return what each process of a launch of `size` found."""
-    _end(_start(_torchrun(size), "benchmarks.processes.worker", [str(folder)]))
-    click.echo(f"{size} processes: done")
-    return [torch.load(folder / f"{size}-{rank}.pt", weights_only=False) for rank in range(size)]
+def _measured(folder: Path, size: int, kept: Path) -> list[dict[str, Any]]:
+    """Return what each process of a launch of `size` found, which is kept in `kept`."""
+    files = [kept / f"{size}-{rank}.pt" for rank in range(size)]
+    if not all(file.exists() for file in files):
+        _end(_start(_torchrun(size), "benchmarks.processes.worker", [str(folder)]))
+        click.echo(f"{size} processes: done")
+        for file in files if kept != folder else ():
+            shutil.copy(folder / file.name, file)
+    return [torch.load(file, weights_only=False) for file in files]
 
 
 def _kills(folder: Path) -> list[str]:

@@ -66,9 +66,9 @@ class Pruner:
     What masks remove before the start stays removed; a schedule without cycles then goes from the present sparsity, in
     each group of the scope, to the target, unless the target is lower.
 
-    Where torch.distributed has several processes, all of them make a pruner and call it alike: batches that lie on them
-    count together, and the masks are compared after every update. `model` may be in DistributedDataParallel then, or
-    cut by fully_shard: its masks are cut alike, and what is not exact there is refused (docs/processes.md).
+    Where torch.distributed has several processes, all make a pruner and call it alike: their batches count together,
+    and masks are compared after every update. `model` may be in DistributedDataParallel, or cut by fully_shard: its
+    masks are cut alike, and what is not exact there is refused (docs/processes.md).
     """
 
     @takes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ _WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
 def mask_hash(mask: Tensor) -> int:
     """Return 64 bits, as a signed number, of the BLAKE2b hash of a mask's entries in order, eight to a byte."""
     flat = mask.detach().reshape(-1)
-    if flat.device.type == "cpu":
-        packed = np.packbits(flat.numpy(), bitorder="little")
-    else:  # an eighth is fetched
-        whole = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).view(-1, 8)
-        bits = whole * torch.tensor(_WEIGHTS, dtype=torch.uint8, device=flat.device)
-        packed = bits.sum(1, dtype=torch.uint8).cpu().numpy()
+    packed = np.packbits(flat.numpy(), bitorder="little") if flat.device.type == "cpu" else packed_on_device(flat)
     return int.from_bytes(blake2b(packed.tobytes(), digest_size=8).digest(), "little", signed=True)
+
+
+def packed_on_device(flat: Tensor) -> np.ndarray[Any, Any]:
+    """Return a flat mask eight entries to a byte, the first one lowest: an eighth is fetched from the device."""
+    whole = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).view(-1, 8)
+    bits = whole * torch.tensor(_WEIGHTS, dtype=torch.uint8, device=flat.device)
+    return bits.sum(1, dtype=torch.uint8).cpu().numpy()
 
 
 def check_same(weights: Mapping[str, MaskedWeight], position: int, done: int, group: Group) -> None:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from sparsify import Pruner, convert, get_masks
 from sparsify.errors import ElsewhereError, SparsifyError
 from sparsify.pruning.criteria.table import needs_data
 from sparsify.pruning.report import SparsityWarning
-from sparsify.pruning.same_masks import mask_hash
+from sparsify.pruning.same_masks import mask_hash, packed_on_device
 
 from ..ranks import on_ranks
 
@@ -175,3 +176,4 @@ def test_hashes_tell_masks_apart() -> None:
         changed[place] = ~changed[place]
         seen.add(mask_hash(changed))
     assert len(seen) == 1004 and mask_hash(mask.clone()) in seen
+    assert packed_on_device(mask).tolist() == np.packbits(mask.numpy(), bitorder="little").tolist()

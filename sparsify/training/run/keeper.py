@@ -74,11 +74,11 @@ class Keeper:
                 self._log.write(record)
         self.last_record = record
         if not math.isfinite(record.get("test_loss", 0.0)):
-            told = f"step {training.step:,}: the test loss is {record['test_loss']}; the model's scores are no numbers"
-            warnings.warn(told, RunWarning, stacklevel=2)
+            text = f"step {training.step:,}: the test loss is {record['test_loss']}; the model's scores are no numbers"
+            warnings.warn(text, RunWarning, stacklevel=2)
         accuracy = record.get("test_accuracy")
-        due = accuracy is not None or training.step == training.total_steps
-        if self._log is not None and training.pruner is not None and due:
+        told = accuracy is not None or training.step == training.total_steps
+        if self._log is not None and training.pruner is not None and told:
             self._log.add(layer_sparsity(training.model), training.step)
         final = training.pruner is None or training.pruner.finished
         if accuracy is not None and final and (self._best is None or accuracy > self._best):

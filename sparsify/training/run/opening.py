@@ -39,13 +39,14 @@ class Opened:
     lock: Lock | None = None
     log: Log | None = None
 
-    def begin_log(self, stack: ExitStack, recipe: Recipe) -> None:
-        """Open the log of records, until `stack` is left, and let the masks at the ends of cycles be written."""
+    def begin_log(self, stack: ExitStack) -> None:
+        """Open the log of records, until `stack` is left."""
         training = self.prepared.training
         with training.ranks.together():
             if training.ranks.first:
                 note_conditions(self.folder, training.step, training.accelerator.device, training.ranks.size)
                 size = self.state.get("metrics_size", 0)
+                recipe = self.prepared.recipe
                 self.log = stack.enter_context(Log(self.folder, recipe, size=size, step=training.step))
                 if not training.step:
                     self.log.add_recipe(recipe)
@@ -116,24 +117,23 @@ def _prepared(recipe: Recipe, given: tuple[nn.Module | None, Any], check: bool, 
 
 def _keep_masks(opened: Opened) -> None:
     """Let the masks at the end of each cycle be written; a run that goes on from before it writes the same again."""
-    prepared, training = opened.prepared, opened.prepared.training
-    pruner = training.pruner
+    prepared, pruner = opened.prepared, opened.prepared.training.pruner
     if pruner is None or not pruner.pruning.schedule.cyclical:
         return
 
     def keep(cycle: int) -> None:
-        with training.ranks.together():
+        with prepared.training.ranks.together():
             if opened.lock is not None and opened.log is not None:
-                write_masks(opened.folder / folders.MASKS.format(cycle), opened.lock)
-                note_overlap(opened.log, pruner.model, opened.folder, cycle, training.step)
+                opened.lock.check()
+                write_masks(opened.folder / folders.MASKS.format(cycle), cycle, opened.log)
 
-    def write_masks(path: Path, lock: Lock) -> None:
-        lock.check()
+    def write_masks(path: Path, cycle: int, log: Log) -> None:
         try:
             path.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}") from None
         # Not `save`, which warns of a schedule that is cut short: this one goes on.
         write(pruner.model, path, "masks", {"spec": prepared.spec, "arguments": prepared.arguments}, {})
+        note_overlap(log, pruner.model, opened.folder, cycle, prepared.training.step)
 
     pruner.on_cycle_end = keep

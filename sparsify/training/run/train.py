@@ -118,7 +118,7 @@ def train(
         prepared, training = opened.prepared, opened.prepared.training
         if on_start is not None:
             on_start(prepared, folder)
-        opened.begin_log(stack, merged)
+        opened.begin_log(stack)
         bar = stack.enter_context(progress_bar(training)) if progress and ranks.first else None
         told = [one for one in (on_record, bar) if one is not None]
         keeper = Keeper(opened, save_best=lambda record: _save(prepared, folder / folders.BEST, record), stop=stop)
