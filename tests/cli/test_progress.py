@@ -24,9 +24,7 @@ def test_a_run_says_how_long_it_will_take(
     epochs = [line for line in lines if line.startswith("epoch ")]
     assert [line.endswith(" left") for line in epochs] == [True, True, False]
     # A dense model is what a pruning starts from.
-    assert any(
-        "gradual.yaml --model timm:test_resnet --data digits --set model.checkpoint=" in line for line in lines
-    )
+    assert any("gradual.yaml --model timm:test_resnet --data digits --set model.checkpoint=" in line for line in lines)
 
 
 def test_a_run_that_goes_on_estimates_by_its_own_steps(
