@@ -11,15 +11,15 @@ from ..loop.train_steps import Record, Training
 @contextmanager
 def progress_bar(training: Training) -> Iterator[Callable[[Record], None]]:
     """Show a bar of the training's steps while the block lasts; yield what moves it at each record."""
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from tqdm.auto import tqdm
 
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[state]}")) as bar:
-        task = bar.add_task("training", total=training.total_steps, completed=training.step, state="")
+    with tqdm(total=training.total_steps, initial=training.step, unit="step") as bar:
 
         def show(record: Record) -> None:
-            tested = f"  test {record['test_accuracy']:.1%}" if "test_accuracy" in record else ""
-            state = f"loss {record['loss']:.4f}  sparsity {record['sparsity']:.1%}{tested}"
-            bar.update(task, completed=record["step"], state=state)
+            state = {"loss": f"{record['loss']:.4f}", "sparsity": f"{record['sparsity']:.1%}"}
+            if "test_accuracy" in record:
+                state["test"] = f"{record['test_accuracy']:.1%}"
+            bar.set_postfix(state, refresh=False)
+            bar.update(record["step"] - bar.n)
 
         yield show

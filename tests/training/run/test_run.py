@@ -393,7 +393,7 @@ def test_a_progress_bar_shows_the_steps_and_the_last_record(tmp_path: Path, caps
     result = train(
         declared, out=tmp_path, model=small_model(), progress=True, on_record=lambda record: seen.append(record["step"])
     )
-    shown = capsys.readouterr().out
-    assert seen == [1, 2, 3] and "3/3" in shown and f"loss {result.metrics['loss']:.4f}" in shown
+    shown = capsys.readouterr().err
+    assert seen == [1, 2, 3] and "3/3" in shown and f"loss={result.metrics['loss']:.4f}" in shown
     train(declared, out=tmp_path, overwrite=True, model=small_model())
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
