@@ -132,7 +132,7 @@ def test_the_library_knows_nothing_of_the_command_line() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        assert not {name.split(".")[0] for name in names} & {"cli", "click", "rich"}, file.name
+            assert not {name.split(".")[0] for name in names} & {"cli", "click", "rich"}, file.name
 
 
 def _package(root: Path, **sources: str) -> list[Import]:
