@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from sparsify import __version__
-from sparsify.errors import SparsifyError, did_you_mean
+from sparsify.errors import ElsewhereError, SparsifyError, did_you_mean
 from sparsify.namesake import warn_of_namesake
 
 from .loading import announce_torch
@@ -91,6 +91,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         sparsify.main(args, prog_name="sparsify", standalone_mode=False)
         sys.stdout.flush()
+    except ElsewhereError as error:
+        _leave("" if error.told else str(error), error.exit_code)
     except SparsifyError as error:
         _leave(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -118,5 +120,6 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    click.echo(f"sparsify: {' '.join(message.split())}", err=True)
+    if message:
+        click.echo(f"sparsify: {' '.join(message.split())}", err=True)
     sys.exit(code)

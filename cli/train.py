@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsify.datasets import known_names
-from sparsify.errors import RunStopped, SparsifyError
+from sparsify.errors import ElsewhereError, RunStopped, SparsifyError
+from sparsify.processes.launch import Launch, read_launch
 
 from .main import Stopped
 from .signals import Signals
@@ -71,15 +73,17 @@ def command(
 
     Start with: sparsify train recipes/union_mask.yaml
     """
-    if resume is not None:
-        merged, folder = _resumed(resume, recipe, out, overrides, plugin, overwrite, short), Path(resume)
-    elif recipe is not None:
-        merged = _merged(recipe, short, overrides, plugin)
-        folder = Path(out) if out else _default_folder(merged, short, overrides)
-    else:
-        raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
-    if full and not dry_run:
-        raise SparsifyError("train: --full belongs to --dry-run")
+    launch = read_launch()
+    try:
+        merged, folder = _recipe_and_folder(resume, recipe, out, overrides, plugin, overwrite, short)
+        if full and not dry_run:
+            raise SparsifyError("train: --full belongs to --dry-run")
+        if dry_run and launch.size > 1:
+            raise SparsifyError(f"train: --dry-run is for one process, {launch.size} are started")
+    except SparsifyError as error:
+        if launch.local_rank:  # all processes of a machine find the same
+            raise ElsewhereError("", error.exit_code) from error
+        raise
     if dry_run:
         from sparsify.training.run.run_folder import check_new, default_folder
 
@@ -90,18 +94,46 @@ def command(
         show_plan(merged, full=full, check=not no_verify)
         return
     again = ["--resume", str(folder), *(["--plugin", plugin] if plugin else [])]
-    _train(merged, folder, again, resume=resume is not None, overwrite=overwrite, check=not no_verify)
+    _train(merged, folder, again, launch, resume=resume is not None, overwrite=overwrite, check=not no_verify)
 
 
-def _train(recipe: Recipe, folder: Path, again: Sequence[str], *, resume: bool, overwrite: bool, check: bool) -> None:
+def _recipe_and_folder(
+    resume: str | None,
+    recipe: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    plugin: str | None,
+    overwrite: bool,
+    short: dict[str, str | int | None],
+) -> tuple[Recipe, Path]:
+    if resume is not None:
+        return _resumed(resume, recipe, out, overrides, plugin, overwrite, short), Path(resume)
+    if recipe is None:
+        raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
+    merged = _merged(recipe, short, overrides, plugin)
+    return merged, Path(out) if out else _default_folder(merged, short, overrides)
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    again: Sequence[str],
+    launch: Launch,
+    *,
+    resume: bool,
+    overwrite: bool,
+    check: bool,
+) -> None:
     from sparsify.training.run.run_folder import check_new
 
     from .view.progress import Screen
 
-    screen, signals = Screen(), Signals()
+    screen, signals = Screen(silent=launch.rank > 0), Signals()
+    if launch.rank:  # the first process gives the same warnings
+        warnings.simplefilter("ignore")
     try:
         with signals, screen:
-            if not resume:
+            if not resume and launch.size == 1:
                 check_new(folder, overwrite=overwrite)  # before torch takes its seconds to import
             from sparsify.training.run.train import train
 
@@ -122,6 +154,8 @@ def _train(recipe: Recipe, folder: Path, again: Sequence[str], *, resume: bool, 
     except (KeyboardInterrupt, RunStopped):
         # Before the start a run that --overwrite was to replace is still there: to go on would be to go on with that.
         begun = resume or screen.started
+        if launch.rank:
+            raise Stopped("", signals.code) from None
         how = f"; go on with: sparsify train {shlex.join(again)}" if begun else ""
         raise Stopped(f"stopped{how}", signals.code) from None
     screen.finish(result)

@@ -25,6 +25,17 @@ class Diverged(RunError):
     """A training whose loss or weights are no longer numbers; its last sound checkpoint stays."""
 
 
+class ElsewhereError(RunError):
+    """Another of the processes that train together failed; `exit_code` is the one that it ends with.
+
+    `told`: that process says why itself.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1, *, told: bool = True) -> None:
+        super().__init__(message)
+        self.exit_code, self.told = exit_code, told
+
+
 class RunStopped(Exception):
     """A run that was asked to stop and did: its checkpoint is written, and it can go on."""
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .processes.shards import is_sharded, whole
+
 _INTEGER_LIKE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 19  # elements: the chunk of the mask, widened to the weight's size, stays in the second-level cache
 _REUSED_FROM = 1 << 20  # bytes: above this the C library may return memory to the system when it is freed
@@ -31,11 +33,13 @@ def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
     """Return `where(mask, weight, 0)`, of any shape that both have; the gradient of a removed entry is exactly zero."""
     if isinstance(weight, Proxy) or isinstance(mask, Proxy):
         return _node(mask_weight, weight, mask)
+    mask = _whole(mask, weight)
     return _requiring_grad_like(weight, torch.where(mask, weight, 0))
 
 
 def mask_in_its_layout(weight: Tensor, mask: Tensor) -> Tensor:
     """Return `mask_weight(weight, mask)` with the strides of `weight`, and a gradient with those that arrive."""
+    mask = _whole(mask, weight)
     if _transformed():
         return torch.where(_laid_out(mask, weight), weight, 0)
     return _requiring_grad_like(weight, _MaskOperandInItsLayout.apply(weight, mask))
@@ -117,6 +121,7 @@ def _node(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
 
 def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
     """Return the effective weight for an operation that reads it once and keeps nothing else of it."""
+    mask = _whole(mask, weight)
     plain = (
         type(weight) is nn.Parameter
         and weight.device.type == "cpu"
@@ -138,6 +143,13 @@ def _requiring_grad_like(weight: Tensor, masked: Tensor) -> Tensor:
     if type(masked) is Tensor and weight.requires_grad and not masked.requires_grad and not _transformed():
         return masked.detach().requires_grad_()
     return masked
+
+
+def _whole(mask: Tensor, weight: Tensor) -> Tensor:
+    """Return the mask of a weight that fully_shard has gathered, gathered too."""
+    if torch.compiler.is_compiling() or not is_sharded(mask) or is_sharded(weight):
+        return mask
+    return whole(mask)
 
 
 def _transformed() -> bool:

@@ -17,17 +17,18 @@ ALLOWED: Graph = {
     "calls": {"errors"},
     "errors": set(),
     "arguments": {"errors"},
-    "ops": {"errors"},
+    "ops": {"errors", "processes"},
     "quantities": set(),
     "datasets": set(),
     "hardware": set(),
     "overlap": {"errors"},
     "preprocess": {"errors"},
     "preserve": set(),
+    "processes": {"errors"},
     "validation": {"errors"},
     "relative_error": set(),
     "cifar": {"errors"},
-    "surgery": {"arguments", "calls", "errors", "ops", "relative_error"},
+    "surgery": {"arguments", "calls", "errors", "ops", "processes", "relative_error"},
     "models": {"arguments", "errors", "cifar", "transformers_models", "weights"},
     "transformers_models": {"errors"},
     "declared_inputs": {"calls"},
@@ -42,6 +43,7 @@ ALLOWED: Graph = {
         "formats",
         "ops",
         "preserve",
+        "processes",
         "quantities",
         "surgery",
         "tables",
@@ -56,6 +58,7 @@ ALLOWED: Graph = {
         "errors",
         "datasets",
         "preprocess",
+        "processes",
         "relative_error",
         "quantities",
         "surgery",
@@ -69,6 +72,7 @@ ALLOWED: Graph = {
         "hardware",
         "preprocess",
         "preserve",
+        "processes",
         "start",
         "validation",
         "surgery",
@@ -87,7 +91,7 @@ ALLOWED: Graph = {
         "quantities",
     }
     | {"surgery", "training"},
-    "integrations": {"arguments", "errors", "pruning", "surgery"},
+    "integrations": {"arguments", "errors", "processes", "pruning", "surgery"},
     "sweep": {"errors", "formats", "report", "training"},
 }
 
@@ -128,7 +132,8 @@ def test_the_library_knows_nothing_of_the_command_line() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"cli", "click", "rich"}, file.name
+            drawing = set() if file.name == "progress_bar.py" else {"rich"}  # the one thing that the library draws
+        assert not {name.split(".")[0] for name in names} & {"cli", "click", *drawing}, file.name
 
 
 def _package(root: Path, **sources: str) -> list[Import]:

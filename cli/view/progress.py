@@ -25,9 +25,13 @@ _LONG_SECONDS = 30.0
 
 
 class Screen:
-    """Shows one training run: a progress bar on a terminal, plain lines elsewhere. A context manager."""
+    """Shows one training run: a progress bar on a terminal, plain lines elsewhere. A context manager.
 
-    def __init__(self) -> None:
+    A `silent` one shows nothing: another process shows the run.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
         console = Console(highlight=False)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -56,6 +60,8 @@ class Screen:
     def start(self, prepared: Prepared, folder: Path) -> None:
         """Show what is about to run."""
         self.started = True
+        if self._silent:
+            return
         training = prepared.training
         self._total_steps = training.total_steps
         self._epochs = -(-training.total_steps // training.steps_per_epoch)
@@ -71,6 +77,8 @@ class Screen:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Show a record of the training."""
+        if self._silent:
+            return
         self._test_accuracy = record.get("test_accuracy", self._test_accuracy)
         if "shrunk" in record:
             say(*record["shrunk"]["text"].splitlines())
@@ -79,7 +87,7 @@ class Screen:
             state += f"  test {percent(self._test_accuracy)}"
         state += f"  sparsity {percent(record['sparsity'])}"
         epoch = f"epoch {record['epoch']}/{self._epochs}"
-        if not self._told:
+        if not self._told and self._done(record):  # a record that was still to come says nothing of the speed
             self._told = True
             say(f"about {duration(self._left(record))} to go, by the first {count(self._done(record), 'step')}")
             sys.stdout.flush()
@@ -110,4 +118,5 @@ class Screen:
     def finish(self, result: TrainResult) -> None:
         """Show what came out of the run and what to do next."""
         self._bar.stop()
-        show_result(result)
+        if not self._silent:
+            show_result(result)

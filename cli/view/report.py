@@ -69,10 +69,13 @@ def loaded_lines(loaded: LoadReport, source: str, model: nn.Module) -> list[str]
 
 
 def start_lines(prepared: Prepared, folder: Path) -> list[str]:
-    """Return what is about to run: model, data, weights loaded, masks, verification, folder."""
+    """Return what is about to run: model, data, processes, weights loaded, masks, verification, folder."""
+    from sparsify.training.run.split import processes_lines
+
     training, name = prepared.training, prepared.spec or type(prepared.training.model).__name__
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     lines = [f"{name}: {parameters:,} parameters, on {training.accelerator.device}", training.data.description]
+    lines += processes_lines(prepared.recipe.data, training.model, training.ranks, training.settings)
     if prepared.loaded is not None:
         lines += loaded_lines(prepared.loaded, str(prepared.recipe.model.checkpoint), training.model)
         if prepared.loaded.masks and prepared.recipe.prune is not None and prepared.recipe.prune.schedule.cyclical:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..arguments import PATH, takes
-from ..errors import unknown
+from ..errors import SparsifyError, unknown
 from ..formats.file.inspection import FileSummary as FileSummary
 from ..formats.file.inspection import TensorRow as TensorRow
 from ..formats.file.inspection import inspect_file as inspect_file
@@ -25,11 +25,15 @@ from ..formats.model.read import FileState as FileState
 from ..formats.model.read import read_state as read_state
 from ..formats.request import ExportRequest, ExportResult
 from ..preprocess import KEY, beside
+from ..processes.ranks import joined_ranks
 from ..surgery.progress import warn_of_schedule
+from ..surgery.sharding import sharded_name, whole_state
 from ..surgery.shrink.cuts import Cuts
 from ..surgery.unwrap import unwrap
 from ..transformers_models import PREFIX, portable
-from .registry import check_format, check_place
+from .registry import FORMATS, check_format, check_place
+
+_OF_SHARDS = ("sparse", "dense", "masks")
 
 
 @takes(
@@ -81,6 +85,7 @@ def save(
     - `batch_size`: fixes the batch; for "engine" the batch to tune for.
     - `threads`: for "engine", the threads to tune for; by default torch's number.
 
+    Of a model that fully_shard has cut all processes call it, and the first writes.
     Raises SparsifyError for an option that the format does not take, a model that it cannot hold and a path that cannot
     be written, RunError for a full disk. Gives a ScheduleWarning if the model's pruner has not done its last update.
     """
@@ -115,9 +120,30 @@ def write(
         known["arguments"] = portable(known["spec"].partition(":")[2], known["arguments"])
     metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **known)
     check_place(row, path)
-    written = row.write(ExportRequest(unwrap(model), path, metadata, **given))
+    inner = unwrap(model)
+    if sharded_name(inner):
+        return _write_shards(inner, path, format, metadata, given)
+    written = row.write(ExportRequest(inner, path, metadata, **given))
     how = metadata.extra.get(KEY)
     if how is None or row.folder or format == "masks":
         return written
     atomic_write(beside(path), json.dumps(how, indent=2).encode() + b"\n")
     return written._replace(notes=(*written.notes, f"{beside(path)}: how an image becomes its input"))
+
+
+def _write_shards(
+    model: nn.Module, path: str | os.PathLike[str], format: str, metadata: Metadata, given: Mapping[str, Any]
+) -> ExportResult:
+    """Write a model that fully_shard has cut: all processes take part, the first writes."""
+    if format not in _OF_SHARDS:
+        raise SparsifyError(
+            f"save: format '{format}' takes no model that fully_shard has cut (those are {', '.join(_OF_SHARDS)}); "
+            "save it as sparse, and export the file"
+        )
+    ranks = joined_ranks(model)
+    written = None
+    with whole_state(model, keep=ranks.first), ranks.together():
+        if ranks.first:
+            written = FORMATS[format].write(ExportRequest(model, path, metadata, **given))
+    result: ExportResult = ranks.of_first(written)
+    return result

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..arguments import takes
 from ..errors import SparsifyError
+from ..processes.shards import count, local
 from ..pruning.pruner import Pruner
 from ..pruning.report import SparsityWarning
 from ..pruning.settings.prune import Pruning, parse_pruning
@@ -54,6 +55,7 @@ class LoopPruning:
         self._given = {"example_input": example_input, "batches": batches, "loss_fn": loss_fn, "seed": seed}
         self._carried = CarriedState(self.model) if carry else None
         self._removed_at_end: int | None = None  # entries, by the last update
+        self.ended = False
         self._metrics: dict[str, float] | None = None
 
     @takes(total_steps=Integral, steps_per_epoch=(Integral, NoneType), step=(Integral, NoneType))
@@ -68,8 +70,10 @@ class LoopPruning:
         """Plan the pruning over `total_steps` optimiser steps and make the updates due before the first.
 
         After `step` steps were done (None: as many as the loaded state says, if one was loaded) it goes on from the
-        state. Raises SparsifyError if there is none, or it is of other settings or another step.
+        state. Raises SparsifyError if there is none, or it is of other settings or another step, and after `finish`.
         """
+        if self.ended:
+            raise SparsifyError("pruning: it has ended; make a new LoopPruning of the model to prune further")
         saved = state if self._carried is None else self._carried.loaded
         given = self._given
         self.pruner = pruner = Pruner(
@@ -122,15 +126,16 @@ class LoopPruning:
         with torch.no_grad():
             for weight in all_masked_parameters(self.model):
                 if not is_computed(weight):
-                    weight.parameter.masked_fill_(~weight.mask, 0)
+                    local(weight.parameter).masked_fill_(~local(weight.mask), 0)
         if self._carried is not None:
             self._carried.remove()
+        self.ended = True
 
     def metrics(self, *, per_layer: bool = False) -> dict[str, float]:
         """Return the fraction removed of all masked weights as "sparsity", of each as "sparsity/<its name>"."""
         if self._metrics is None:
             masks = {name: weight.mask for name, weight in masked_weights(self.model).items()}
-            removed = {name: mask.numel() - int(mask.count_nonzero()) for name, mask in masks.items()}
+            removed = {name: mask.numel() - count(mask) for name, mask in masks.items()}
             size = sum(mask.numel() for mask in masks.values())
             layers = {f"sparsity/{name}": removed[name] / max(1, mask.numel()) for name, mask in masks.items()}
             self._metrics = {"sparsity": sum(removed.values()) / max(1, size)} | layers
@@ -158,4 +163,4 @@ def check_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:
 
 
 def _removed(model: nn.Module) -> int:
-    return sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in masked_weights(model).values())
+    return sum(w.mask.numel() - count(w.mask) for w in masked_weights(model).values())

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import SparsifyError
+from ..processes.ranks import gather, group_of
 from ..surgery.channels import Channels, analyse
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
@@ -140,4 +141,5 @@ def _per(model: nn.Module, pruning: Pruning, example_input: Any, channels: Chann
     if example_input is None:
         raise SparsifyError("pruning.criterion.per: milliseconds are measured: give Pruner an example_input")
     names = [operation.name for operation in channels.operations]
-    return at_prices(channels, forward_milliseconds(fold(model), names, example_input))
+    measured = forward_milliseconds(fold(model), names, example_input)
+    return at_prices(channels, gather(measured, group_of(model))[0])

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
+import torch
 from torch import nn
 
+from ..processes.ranks import gather
+from ..processes.shards import count, group_of_shards, is_sharded, local
 from ..surgery.ignore_patterns import keyword_clashes
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from .parts import Part
@@ -38,7 +41,7 @@ def _part_report(model: nn.Module, pruning: Pruning, candidates: Candidates) -> 
     report = PruningReport(
         requested=float(Fraction(due, size) if pruning.amount is not None and size else pruning.target),
         due=due,
-        chosen=sum(member.size - int(member.mask.count_nonzero()) for member in members),
+        chosen=sum(member.size - count(member.mask) for member in members),
         choices=size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=tuple(_layer(weights[name]) for name in candidates.names if name in weights),
@@ -88,8 +91,10 @@ def _together(reports: Sequence[PruningReport], parts: Sequence[Part]) -> Prunin
 
 
 def _layer(weight: MaskedWeight) -> LayerSparsity:
-    kept = kept_in_rows(rows(weight.mask, layout(weight)))
     mask = weight.mask
+    kept = kept_in_rows(rows(local(mask), layout(weight)))
+    if is_sharded(mask):
+        kept = torch.cat(gather(kept, group_of_shards(mask)))
     dead = tuple((kept == 0).nonzero().flatten().tolist()) if mask.numel() else ()
     return LayerSparsity(weight.name, tuple(mask.shape), mask.numel(), mask.numel() - int(kept.sum()), len(kept), dead)
 

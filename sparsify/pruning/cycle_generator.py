@@ -7,13 +7,19 @@ from typing import Any
 
 import torch
 
+from ..processes.ranks import Group, gather
+
 
 class CycleGenerator:
     """A private CPU generator that is rewound to its state at the beginning of the cycle."""
 
-    def __init__(self, source: torch.Generator | None) -> None:
-        """Seed it with one number drawn from `source`, so that rewinding repeats none of its numbers; or with 0."""
+    def __init__(self, source: torch.Generator | None, group: Group = None) -> None:
+        """Seed it with one number drawn from `source`, so that rewinding repeats none of its numbers; or with 0.
+
+        Of a `group` of processes the first one's number seeds it on all.
+        """
         seed = 0 if source is None else int(torch.randint(2**62, (), generator=source, device=source.device))
+        seed = gather(seed, group)[0]
         self.generator = torch.Generator().manual_seed(seed)
         self._start, self._cycle = self.generator.get_state(), 0
 

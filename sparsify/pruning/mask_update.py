@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
+from ..processes.shards import local
 from ..surgery.masks import MaskedWeight
 from .criteria.check_scores import score_tensors
 from .criteria.table import Context, Criterion
@@ -41,7 +41,10 @@ def from_present(update: Update, first: Update, target: Fraction) -> Update:
 def set_all(masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None) -> None:
     """Set `masks`, in place, to `values` of the same names, or, with None, to all ones."""
     for name, mask in masks.items():
-        mask.copy_(torch.ones_like(mask) if values is None else values[name])
+        if values is None:
+            local(mask).fill_(True)
+        else:
+            local(mask).copy_(local(values[name]))
 
 
 def union_of(union: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

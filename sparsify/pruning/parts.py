@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
+from ..processes.shards import count
 from ..surgery.channels import Channels
 from ..surgery.ignore_patterns import PatternError
 from ..surgery.masks import MaskedWeight
@@ -70,6 +71,28 @@ def make_parts(
                 )
             owners[name] = part
     return tuple(parts)
+
+
+# Criteria whose scores of a part are those of the whole, or whose gradients fully_shard sums.
+_ON_SHARDS = ("magnitude", "random", "snip", "movement")
+
+
+def check_shards(parts: Iterable[Part]) -> None:
+    """Raise SparsifyError for what does not work where each process holds a part of the weights."""
+    for part in parts:
+        pruning = part.pruning
+        criterion, size = pruning.criterion, pruning.granularity.size
+        wrong = {
+            f"criterion '{criterion.name}' (those are {', '.join(_ON_SHARDS)})": criterion.function is not None
+            or criterion.name not in _ON_SHARDS,
+            "units of coupled channels (leave out example_input)": isinstance(part.candidates, GroupCandidates),
+            "of: bytes": pruning.of == "bytes",
+            "least and most": pruning.least is not None or pruning.most is not None,
+            "blocks of several rows": size is not None and size[0] > 1,
+        }
+        for what, found in wrong.items():
+            if found:
+                raise SparsifyError(f"pruning: {what}: not on a model that fully_shard has cut; prune before it is cut")
 
 
 def _named(part: Part) -> str:
@@ -139,7 +162,7 @@ def removed(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> float
     masks = {name: weight.mask for name, weight in weights.items()}
     if len(parts) == 1:
         return float(parts[0].candidates.removed(masks))
-    gone = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+    gone = sum(mask.numel() - count(mask) for mask in masks.values())
     return gone / max(1, sum(mask.numel() for mask in masks.values()))
 
 

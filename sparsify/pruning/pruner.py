@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import takes
+from ..processes.ranks import group_of
+from ..processes.shards import copy_into, count
 from ..surgery.channels import Channels
 from ..surgery.masks import MaskedWeight, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
+from ..surgery.sharding import reshard, shard_masks
+from ..surgery.unwrap import unwrap
 from .build_report import losses_of, pruning_report
 from .criteria.gradients import LossFunction, on_model_and_batch
 from .criteria.table import Context
@@ -26,6 +30,7 @@ from .mask_update import set_all, union_of
 from .parts import (
     at_prices,
     check_present,
+    check_shards,
     make_parts,
     masks_to_keep,
     measured_prices,
@@ -34,6 +39,7 @@ from .parts import (
     with_data,
 )
 from .report import PruningReport, SparsityWarning
+from .same_masks import check_same
 from .schedules import Update, update_plan
 from .selection.prunable_weights import RemovedValues, copy_to_aliases
 from .settings.prune import Pruning, parse_pruning
@@ -59,6 +65,10 @@ class Pruner:
 
     What masks remove before the start stays removed; a schedule without cycles then goes from the present sparsity, in
     each group of the scope, to the target, unless the target is lower.
+
+    Where torch.distributed has several processes, all make a pruner and call it alike: their batches count together,
+    and masks are compared after every update. `model` may be in DistributedDataParallel, or cut by fully_shard: its
+    masks are cut alike, and what is not exact there is refused (docs/processes.md).
     """
 
     @takes(
@@ -86,19 +96,23 @@ class Pruner:
 
         Raises SparsifyError for wrong settings, times that do not fit, or a model without masks.
         """
-        self.model = model
+        self.model, self._group = unwrap(model), group_of(model)
+        model, shards = self.model, shard_masks(self.model)
         self.pruning = parse_pruning(pruning)
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
         times = (total_steps, steps_per_epoch)
         self.parts = make_parts(model, self.pruning, times, example_input, channels, rules, examples)
+        if shards is not None:
+            check_shards(self.parts)
+            self._group = shards
         self.names = tuple(name for part in self.parts for name in part.candidates.names)
         self.position, self.sparsity = 0, 0.0
         self._done = 0  # updates of the plan
         self._started = self._ready = False  # ready: `start` was called in this process
         self._union: dict[str, Tensor] = {}
         self._removed_values = RemovedValues(self.pruning.masked_weights)
-        self._random = CycleGenerator(generator)
+        self._random = CycleGenerator(generator, self._group)
         self._batches: Iterable[Any] | None = None
         self._loss_fn: LossFunction | None = None
         self._example_input = example_input
@@ -132,7 +146,7 @@ class Pruner:
         self._ready = True
         if not self._started:
             self._started = True
-            self._removed_before = sum(w.mask.numel() - int(w.mask.count_nonzero()) for w in self._watched)
+            self._removed_before = sum(w.mask.numel() - count(w.mask) for w in self._watched)
             self.sparsity = removed(self.parts, self._weights()) if self._removed_before else 0.0
             if self.sparsity:  # a ramp to a higher sparsity begins at the present masks, and only adds to them
                 self._union = masks_to_keep(self.parts, self._weights())
@@ -156,6 +170,7 @@ class Pruner:
         for weight in self._watched:
             weight.mask  # noqa: B018 - something else may have put there what is no mask
         self.position += 1
+        reshard(self.model)
         self._note_progress()
         if self.pruning.masked_weights != "decay":
             self._removed_values.restore(self._weights().values())
@@ -201,7 +216,7 @@ class Pruner:
         self._random.load(plain)
         for kept, group in ((self._union, "union"), (self._removed_values.values, "frozen")):
             kept.clear()
-            kept.update({name: shapes[group][name].clone().copy_(value) for name, value in groups[group].items()})
+            kept.update({name: copy_into(shapes[group][name].clone(), value) for name, value in groups[group].items()})
 
     def _plain_state(self) -> dict[str, Any]:
         settings = self.pruning.model_dump(mode="json")
@@ -229,6 +244,7 @@ class Pruner:
                 self._apply(update, weights)
                 copy_to_aliases(self.model)
                 self._done += 1
+                check_same(weights, self.position, self._done, self._group)
                 self._note_progress()
                 if self.on_cycle_end is not None and self.pruning.schedule.cyclical and update.progress == 1:
                     self.on_cycle_end(update.cycle)
@@ -258,7 +274,9 @@ class Pruner:
             self.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
         else:
             given = (self._random.rewound(update.cycle), self._batches, self._loss_fn)
-            context = Context(self.model, masks, self.position, *given, example_input=self._example_input)
+            context = Context(
+                self.model, masks, self.position, *given, example_input=self._example_input, group=self._group
+            )
             self.sparsity = update_parts(self.parts, self._done, weights, context, self._union)
         if update.event == "save":
             self._union = union_of(self._union, masks)

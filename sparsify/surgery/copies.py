@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .parametrized import graph_free
+from .sharding import refuse_sharded
 
 
 def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
@@ -21,6 +22,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     copy.deepcopy shares functions: a forward set on the object, whose closure holds the module or its former forward,
     would run the original module. Here such functions are rebound to the copied modules.
     """
+    refuse_sharded(model, "copy", "fold, shrink, trace and compile it before fully_shard, or save it and load the file")
     memo = {**graph_free(model), **(memo or {})}
     copied = _copied(model, memo)
     for module in copied.modules():

@@ -18,6 +18,7 @@ from torch.fx import Proxy
 
 from ..arguments import takes
 from ..errors import SparsifyError, did_you_mean
+from ..processes.shards import copy_into
 from .full_name import full_name
 from .module_walk import named_modules
 from .parametrized import computed_weight, computes_from
@@ -176,7 +177,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
             # A parameter shared by two modules has one mask; .to(device) copies buffers one by one, so each is set.
             for weight in shared[id(weights[name].parameter)]:
-                weight.mask.copy_(mask)
+                copy_into(weight.mask, mask)
 
 
 def layout(weight: MaskedWeight) -> Layout:

@@ -65,7 +65,7 @@ def test_a_signal_breaks_off_an_evaluation_which_is_done_anew(tmp_path: Path, wh
 
 
 def test_a_signal_before_the_run_began_leaves_nothing(tmp_path: Path) -> None:
-    hook = (signal_at, "sparsify.training.run.train:prepare", 1, signal.SIGTERM)
+    hook = (signal_at, "sparsify.training.run.opening:prepare", 1, signal.SIGTERM)
     assert run(*TRAIN, "--out", tmp_path / "run", err=tmp_path / "err", hook=hook) == (143, "sparsify: stopped\n")
     assert not (tmp_path / "run").exists()
 

@@ -17,6 +17,7 @@ from ...surgery.conversion.fold import fold as fold_model
 from ...surgery.conversion.mask_extra import mask_also
 from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters
+from ...surgery.sharding import refuse_sharded
 from ...surgery.shrink.attributes import new_attributes
 from ...surgery.shrink.cuts import Cuts, cut, cuts_of, every_tensor
 from ...surgery.unwrap import unwrap
@@ -46,6 +47,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     tensors are then as they were. The file of a model that was cut cuts the model that is built, or a given one if it
     is a fresh one of the class (in place; it must be plain); one that was cut before is only loaded.
     """
+    if model is not None:
+        refuse_sharded(unwrap(model), "load", "load the file before it is cut")
     path = model_file(path)
     (state, masks, metadata), contents = read_file(path)
     if are_masks_alone(contents):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import SparsifyError
+from ...processes.ranks import Group, average_over, together
+from ...processes.shards import group_of_shards, is_sharded, local, part_of
 from ...surgery.masks import MaskedWeight, effective_weight
 from ..preserve_state import preserve_state_and_gradients
 from ..selection.k_lowest import ScoredTensor
@@ -25,26 +28,50 @@ def score_tensors(
     values = {name: effective_weight(weight) for name, weight in weights.items()}
     name_of_criterion = getattr(criterion, "__name__", type(criterion).__name__)
     if criterion in CRITERIA.values():
-        answer = criterion(values, context)
+        answer: Any = criterion(values, context)
     else:
-        with preserve_state_and_gradients(context.model, [weight.parameter for weight in weights.values()]):
-            answer = criterion(values, context)
-    if not isinstance(answer, Mapping):
-        raise SparsifyError(f"criterion '{name_of_criterion}' must return scores by weight name, not {_kind(answer)}")
+        with together(context.group):
+            with preserve_state_and_gradients(context.model, [weight.parameter for weight in weights.values()]):
+                answer = criterion(values, context)
+            if not isinstance(answer, Mapping):
+                kind = _kind(answer)
+                raise SparsifyError(f"criterion '{name_of_criterion}' must return scores by weight name, not {kind}")
+    with together(context.group):
+        tensors = _checked(answer, name_of_criterion, weights, allowed)
+    if getattr(criterion, "needs_data", False) and criterion not in CRITERIA.values() and context.group is not None:
+        tensors = [_averaged(scored, context.group) for scored in tensors]
+    return tensors
+
+
+def _averaged(scored: ScoredTensor, group: Group) -> ScoredTensor:
+    """Return the mean of the scores of all processes, of which each had its own data."""
+    scores = scored.scores.abs() if scored.absolute else scored.scores.clone()
+    scores = scores.contiguous()
+    average_over([scores], group)
+    return replace(scored, scores=scores, absolute=False)
+
+
+def _checked(
+    answer: Mapping[str, Any],
+    criterion: str,
+    weights: Mapping[str, MaskedWeight],
+    allowed: Mapping[str, Tensor] | None,
+) -> list[ScoredTensor]:
     tensors = []
     for name, weight in weights.items():
         given = answer.get(name)
         scores = given.values if isinstance(given, Absolute) else given
         if not isinstance(scores, Tensor) or scores.shape != weight.mask.shape:
             raise SparsifyError(
-                f"criterion '{name_of_criterion}' must score '{name}' with a tensor of shape "
+                f"criterion '{criterion}' must score '{name}' with a tensor of shape "
                 f"{tuple(weight.mask.shape)}, not {_kind(scores)}"
             )
         scores = scores.detach() if scores.is_floating_point() else scores.to(torch.float64)
-        allowed_entries = None if allowed is None else allowed[name]
-        tensors.append(
-            ScoredTensor(name, scores.to(weight.mask.device), weight.mask, isinstance(given, Absolute), allowed_entries)
-        )
+        if is_sharded(weight.mask) and not is_sharded(scores):
+            scores = part_of(weight.mask, scores)
+        mask, entries = local(weight.mask), None if allowed is None else local(allowed[name])
+        absolute, group = isinstance(given, Absolute), group_of_shards(weight.mask)
+        tensors.append(ScoredTensor(name, local(scores).to(mask.device), mask, absolute, entries, group))
     return tensors
 
 

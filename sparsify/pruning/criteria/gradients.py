@@ -12,8 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import SparsifyError
 from ...preserve import keep_random_states
+from ...processes.ranks import Group, average_over, sum_over, together, total
+from ...processes.shards import is_sharded
 from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
 from ..preserve_state import preserve_state
+from .shard_gradients import gradients_of_shards
 
 # loss_fn(model, batch) returns the loss of one batch, a tensor of one element.
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -75,29 +78,81 @@ def summed_gradients(
     *,
     squared: bool = False,
     training: bool = True,
+    group: Group = None,
 ) -> dict[str, Tensor]:
     """Return dL/dw summed over `batches` for each named effective weight, float32 or wider, shaped like it.
 
     With `squared` the sum is of the squares of the batches' gradients. The model runs in train mode, or without
-    `training` in eval mode, under its present masks; an entry that is masked has gradient 0. Weights, gradients,
-    buffers, training flags and random states are afterwards what they were. Raises SparsifyError if `batches` is empty
-    or a loss is no tensor of one element that depends on the weights.
+    `training` in eval mode, under its present masks; an entry that is masked has gradient 0. Of a `group` of processes
+    the batches of one place count as one batch, its gradient the mean of theirs; all get the same bits. Weights,
+    gradients, buffers, training flags and random states are afterwards what they were. Raises SparsifyError if there
+    is no batch or a loss is no tensor of one element that depends on the weights.
     """
     weights = named_weights(model, names)
+    if any(is_sharded(weight.parameter) for weight in weights.values()):
+        return gradients_of_shards(model, weights, batches, loss_fn, group)
     sums = zeros_like(weights)
-    count = 0
+    number = 0
     with preserve_state(model, [weight.parameter for weight in weights.values()], training=training):
-        for batch in batches:
-            count += 1
-            of_batch = zeros_like(weights) if squared else sums
-            for name, _, gradient in batch_gradients(model, weights, batch, loss_fn):
-                of_batch[name].add_(gradient)
-            if squared:
+        if squared:
+            for batch in in_step(batches, group):
+                number += 1
+                of_batch = zeros_like(weights)
+                with together(group):
+                    add_gradients(of_batch, model, weights, batch, loss_fn)
+                average_over(of_batch.values(), group)
                 for name, gradient in of_batch.items():
                     sums[name].addcmul_(gradient, gradient)
-    if count == 0:
+        else:
+            with together(group):
+                for batch in batches:
+                    number += 1
+                    add_gradients(sums, model, weights, batch, loss_fn)
+            number = total(number, group)
+            average_over(sums.values(), group)
+    if number == 0:
         raise SparsifyError("pruner.start: there is no batch to take gradients from")
     return sums
+
+
+def squared_of_samples(
+    model: nn.Module, names: Iterable[str], batches: Iterable[Any], loss_fn: LossFunction, group: Group = None
+) -> dict[str, Tensor]:
+    """Return the squared gradients of single samples summed over all of them, those of other processes too.
+
+    The model runs in eval mode, in which samples do not depend on each other; for the rest see `summed_gradients`.
+    """
+    with together(group):
+        sums = summed_gradients(model, names, single_samples(batches), loss_fn, squared=True, training=False)
+    sum_over(sums.values(), group)
+    return sums
+
+
+def in_step(batches: Iterable[Any], group: Group) -> Iterator[Any]:
+    """Yield the batches; beside processes with more of them None, until none has another."""
+    if group is None:
+        yield from batches
+        return
+    own, missing = iter(batches), object()
+    while True:
+        with together(group):
+            batch = next(own, missing)
+        if not total(batch is not missing, group):
+            return
+        yield None if batch is missing else batch
+
+
+def add_gradients(
+    sums: Mapping[str, Tensor],
+    model: nn.Module,
+    weights: Mapping[str, MaskedWeight],
+    batch: Any,
+    loss_fn: LossFunction,
+) -> None:
+    """Add the gradients of one batch to `sums`, in place; of None there are none."""
+    if batch is not None:
+        for name, _, gradient in batch_gradients(model, weights, batch, loss_fn):
+            sums[name].add_(gradient)
 
 
 def single_samples(batches: Iterable[Any]) -> Iterator[Any]:

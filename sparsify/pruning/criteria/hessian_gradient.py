@@ -11,26 +11,35 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import SparsifyError
+from ...processes.ranks import Group, average_over, together
 from ..preserve_state import preserve_state
 from .gradients import LossFunction, batch_gradients, named_weights, summed_gradients, zeros_like
 
 
 def hessian_gradient_products(
-    model: nn.Module, names: Iterable[str], batches: Iterable[Any], loss_fn: LossFunction, *, temperature: float = 1.0
+    model: nn.Module,
+    names: Iterable[str],
+    batches: Iterable[Any],
+    loss_fn: LossFunction,
+    *,
+    temperature: float = 1.0,
+    group: Group = None,
 ) -> dict[str, Tensor]:
     """Return H g for each named effective weight, float32 or wider, shaped like it.
 
     g is dL/dw and H the second derivative of the same loss, both summed over `batches`, over the named weights
     together; the model's output is divided by `temperature` before the loss. Each batch is run twice, in train mode
-    under the present masks, with the same random numbers. Everything is afterwards what it was. Raises SparsifyError
-    as `summed_gradients` does, and for an operation without a second derivative.
+    under the present masks, with the same random numbers. A `group` counts as in `summed_gradients`. Everything is
+    afterwards what it was. Raises SparsifyError as `summed_gradients` does, and for an operation without a second
+    derivative.
     """
     names, batches = list(names), list(batches)
     with _divided_output(model, temperature), _twice_differentiable(model):
-        gradients = summed_gradients(model, names, batches, loss_fn)
+        gradients = summed_gradients(model, names, batches, loss_fn, group=group)
         weights = named_weights(model, names)
         products = zeros_like(weights)
-        with preserve_state(model, [weight.parameter for weight in weights.values()]):
+        parameters = [weight.parameter for weight in weights.values()]
+        with together(group), preserve_state(model, parameters):
             for batch in batches:
                 found = batch_gradients(model, weights, batch, loss_fn, create_graph=True)
                 zero = torch.zeros((), device=next(model.parameters()).device)
@@ -41,6 +50,7 @@ def hessian_gradient_products(
                 for (name, _, _), value in zip(found, second, strict=True):
                     if value is not None:
                         products[name].add_(value)
+        average_over(products.values(), group)
     return products
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...errors import SparsifyError
+from ...processes.ranks import Group, sum_over, together
 from ...surgery.masks import all_masked_weights, is_computed, masked_weights
 from ..preserve_state import preserve_state
 from .gradients import LossFunction
@@ -20,18 +21,28 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def input_norms(
-    model: nn.Module, names: Iterable[str], batches: Iterable[Any], loss_fn: LossFunction
+    model: nn.Module, names: Iterable[str], batches: Iterable[Any], loss_fn: LossFunction, group: Group = None
 ) -> dict[str, Tensor]:
     """Return for each entry the L2 norm, over all batches, of the inputs that it is multiplied with, float64.
 
-    Of a linear layer that is the norm of the input feature over all rows that enter, of a convolution the norm over
-    the positions that the kernel's entry meets; of a transposed convolution the norm of the input channel; of a matrix
-    that another forward multiplies with (Conv1D of transformers) that of the feature over all rows. The model
-    runs in eval mode under its present masks and is afterwards what it was. Raises SparsifyError, naming it, for a
-    weight whose inputs are not seen: one that is read by something else than these, or by another forward as well, or
-    whose layer does not run.
+    The batches of all processes of a `group` count. Of a linear layer that is the norm of the input feature over all
+    rows that enter, of a convolution the norm over the positions that the kernel's entry meets; of a transposed
+    convolution the norm of the input channel; of a matrix that another forward multiplies with (Conv1D of transformers)
+    that of the feature over all rows. The model runs in eval mode under its present masks and is afterwards what it
+    was. Raises SparsifyError, naming it, for a weight whose inputs are not seen: one that is read by something else
+    than these, or by another forward as well, or whose layer does not run.
     """
-    wanted = set(names)
+    with together(group):
+        sums = _squared_sums(model, set(names), batches, loss_fn)
+    if group is not None:
+        sums = {name: one.contiguous() for name, one in sums.items()}
+        sum_over(sums.values(), group)
+    return {name: one.sqrt() for name, one in sums.items()}
+
+
+def _squared_sums(
+    model: nn.Module, wanted: set[str], batches: Iterable[Any], loss_fn: LossFunction
+) -> dict[str, Tensor]:
     first = {id(weight.parameter): name for name, weight in masked_weights(model).items()}
     sums: dict[str, Tensor] = {}
     handles, readers, products = [], _OtherReaders(), ProductInputs(sums)
@@ -64,7 +75,7 @@ def input_norms(
         raise _unseen(name, "its layer was not called")
     for name in readers.found:
         raise _unseen(name, "another forward reads it as well")
-    return {name: sums[name].sqrt() for name in first.values() if name in wanted}
+    return {name: sums[name] for name in first.values() if name in wanted}
 
 
 class _OtherReaders(TorchFunctionMode):

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ...arguments import takes
 from ...errors import SparsifyError
-from .gradients import LossFunction, single_samples, summed_gradients
+from ...processes.ranks import Group
+from .gradients import LossFunction, squared_of_samples, summed_gradients
 from .hessian_gradient import hessian_gradient_products
 from .inputs import input_norms
 from .synflow import synaptic_flow
@@ -41,7 +42,8 @@ class Context:
     `model`: the whole model; `masks`: the present masks by weight name, not to be changed; `step`: optimiser steps
     done; `generator`: a CPU generator that starts from the same state at every update of a cycle, so that random scores
     do not change within it; `batches` and `loss_fn`: what was handed to `Pruner.start`, or None; `options`: what else
-    the recipe's criterion section says; `example_input`: an input of the model's, of which only shape and kind count.
+    the recipe's criterion section says; `example_input`: an input of the model's, of which only shape and kind count;
+    `group`: the processes that train the model, None for one alone.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Context:
     loss_fn: LossFunction | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     example_input: Any = None
+    group: Group = None
 
 
 Scores = Mapping[str, Tensor | Absolute]
@@ -61,7 +64,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @takes(criterion=Callable)
 def needs_data(criterion: _Function) -> _Function:
-    """Mark a criterion that uses `context.batches`: the pruner then raises an error if `start` was given no batches."""
+    """Mark a criterion that uses `context.batches`: the pruner then raises an error if `start` was given no batches.
+
+    Of several processes each scores with its own batches, and the mean of their scores counts.
+    """
     criterion.needs_data = True  # type: ignore[attr-defined]
     return criterion
 
@@ -93,7 +99,7 @@ def snip(weights: Mapping[str, Tensor], context: Context) -> Scores:
     training flags and random states as they were. Lee et al. 2019 (SNIP), equations 5 and 6; the division by the sum
     of all scores in equation 6 changes no order and is left out.
     """
-    gradients = summed_gradients(context.model, weights, *_data(context, "snip"))
+    gradients = summed_gradients(context.model, weights, *_data(context, "snip"), group=context.group)
     return {name: Absolute(gradients[name].mul_(weight)) for name, weight in weights.items()}
 
 
@@ -109,7 +115,9 @@ def grasp(weights: Mapping[str, Tensor], context: Context) -> Scores:
     """
     batches, loss_fn = _data(context, "grasp")
     temperature = context.options.get("temperature", 200.0)
-    products = hessian_gradient_products(context.model, weights, batches, loss_fn, temperature=temperature)
+    products = hessian_gradient_products(
+        context.model, weights, batches, loss_fn, temperature=temperature, group=context.group
+    )
     return {name: products[name].mul_(weight) for name, weight in weights.items()}
 
 
@@ -134,7 +142,7 @@ def taylor(weights: Mapping[str, Tensor], context: Context) -> Scores:
     train mode under the present masks. Their importance of a filter is the sum over its entries: granularity unit with
     `aggregate: sum`. Leaves the model as `snip` does.
     """
-    squares = summed_gradients(context.model, weights, *_data(context, "taylor"), squared=True)
+    squares = summed_gradients(context.model, weights, *_data(context, "taylor"), squared=True, group=context.group)
     return {name: squares[name].mul_(weight.square()) for name, weight in weights.items()}
 
 
@@ -147,8 +155,7 @@ def fisher(weights: Mapping[str, Tensor], context: Context) -> Scores:
     do not depend on each other, under the present masks. Leaves the model as `snip` does.
     """
     batches, loss_fn = _data(context, "fisher")
-    samples = single_samples(batches)
-    squares = summed_gradients(context.model, weights, samples, loss_fn, squared=True, training=False)
+    squares = squared_of_samples(context.model, weights, batches, loss_fn, context.group)
     return {name: squares[name].mul_(weight.square()).div_(2) for name, weight in weights.items()}
 
 
@@ -160,7 +167,7 @@ def movement(weights: Mapping[str, Tensor], context: Context) -> Scores:
     batches handed over, at the weights as they are, in train mode under the present masks: a removed weight has the
     score 0. Leaves the model as `snip` does.
     """
-    gradients = summed_gradients(context.model, weights, *_data(context, "movement"))
+    gradients = summed_gradients(context.model, weights, *_data(context, "movement"), group=context.group)
     return {name: gradients[name].mul_(weight).neg_() for name, weight in weights.items()}
 
 
@@ -171,7 +178,7 @@ def wanda(weights: Mapping[str, Tensor], context: Context) -> Scores:
     Sun et al. 2024 (A Simple and Effective Pruning Approach for Large Language Models), equation 1, who compare within
     each output: scope filter. `input_norms` says what the inputs are, and where they cannot be seen, which is an error.
     """
-    norms = input_norms(context.model, weights, *_data(context, "wanda"))
+    norms = input_norms(context.model, weights, *_data(context, "wanda"), context.group)
     return {name: norms[name].mul_(weight.abs()) for name, weight in weights.items()}
 
 

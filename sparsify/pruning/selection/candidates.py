@@ -7,10 +7,13 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ...errors import SparsifyError
-from ...surgery.masks import ROWS, MaskedWeight, layout, matrix_shapes
+from ...processes.ranks import total
+from ...processes.shards import count, group_of_shards, is_sharded, like, local
+from ...surgery.masks import ROWS, Layout, MaskedWeight, layout, matrix_shapes
 from .granularity import Granularity
 from .k_lowest import ScoredTensor
 from .scopes import Counts, Due, Member, Scope
@@ -71,13 +74,20 @@ class EntryCandidates:
 
     def members(self, masks: Masks) -> list[Member]:
         return [
-            Member(name, self.granularity.mask(masks[name], own), matrix_shapes(masks[name].shape, own), seen)
+            Member(name, self._view(masks[name], own), matrix_shapes(masks[name].shape, own), seen)
             for (name, own), seen in zip(self.layouts.items(), self.seen, strict=True)
         ]
 
+    def _view(self, mask: Tensor, own: Layout) -> Tensor:
+        """Return a mask as the granularity sees it, sharded if the mask is."""
+        if not is_sharded(mask):
+            return self.granularity.mask(mask, own)
+        shape = self.granularity.mask(torch.empty(mask.shape, dtype=torch.bool, device="meta"), own).shape
+        return like(mask, self.granularity.mask(local(mask), own), shape)
+
     def removed(self, masks: Masks) -> Fraction:
         members = self.members(masks)
-        gone = sum(member.size - int(member.mask.count_nonzero()) for member in members)
+        gone = sum(member.size - count(member.mask) for member in members)
         return Fraction(gone, self._size(members))
 
     def _size(self, members: Sequence[Member]) -> int:
@@ -89,7 +99,8 @@ class EntryCandidates:
         return self.scope.counts(members, due)
 
     def due(self, masks: Masks, due: Due) -> int:
-        return sum(map(count_of, self._counts(self.members(masks), due)))
+        members = self.members(masks)
+        return _sum(self._counts(members, due), members)
 
     def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
         members, layouts = self.members(masks), list(self.layouts.values())
@@ -98,7 +109,7 @@ class EntryCandidates:
         self.scope.select(chosen, self.seen, counts)
         for selected, scored, own in zip(chosen, tensors, layouts, strict=True):
             self.granularity.apply(selected, scored, own)
-        return Fraction(sum(map(count_of, counts)), self._size(members))
+        return Fraction(_sum(counts, members), self._size(members))
 
 
 def check_amount(candidates: Candidates, masks: Masks, amount: int | None, scope: Scope) -> None:
@@ -113,3 +124,10 @@ def check_amount(candidates: Candidates, masks: Masks, amount: int | None, scope
 def count_of(count: int | Tensor) -> int:
     """Return a count, or the sum of a tensor of counts."""
     return int(count.sum()) if isinstance(count, Tensor) else count
+
+
+def _sum(counts: Counts, members: Sequence[Member]) -> int:
+    """Return the sum of counts; tensors of counts are of the rows that are here."""
+    group = group_of_shards(members[0].mask) if members else None
+    here = sum(count_of(one) for one in counts if isinstance(one, Tensor))
+    return sum(one for one in counts if not isinstance(one, Tensor)) + total(here, group)

@@ -83,7 +83,8 @@ def block_scores(scored: ScoredTensor, layout: Layout, size: Size) -> ScoredTens
     entries = _lengths(height, down)[:, None] * _lengths(width, across)
     means = torch.cat(sums) / entries.repeat(count, 1).to(scores.device)
     allowed = None if scored.allowed is None else block_mask(scored.allowed, layout, size)
-    return ScoredTensor(scored.name, means, torch.empty_like(means, dtype=torch.bool), allowed=allowed)
+    mask = torch.empty_like(means, dtype=torch.bool)
+    return ScoredTensor(scored.name, means, mask, allowed=allowed, group=scored.group)
 
 
 def block_mask(mask: Tensor, layout: Layout, size: Size) -> Tensor:
@@ -150,7 +151,7 @@ def keep_in_groups(chosen: ScoredTensor, scored: ScoredTensor, layout: Layout, m
     kept = along_inputs(allowed, layout).clone()
     units, kernel, inputs = kept.shape
     kept[:, :, : inputs // m * m] = chosen.mask.reshape(units, kernel, inputs // m * m)
-    set_rows(scored.mask, kept.transpose(1, 2).reshape(units, -1), layout)
+    set_rows(scored.mask, kept.transpose(1, 2).reshape(units, kernel * inputs), layout)
 
 
 @dataclass(frozen=True)

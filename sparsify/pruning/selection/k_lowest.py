@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from ...errors import SparsifyError
+from ...processes.ranks import Group, together
+from .shared_selection import sum_numbers, ties_here
 
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DIGIT = 16  # bits of a key that one histogram resolves
@@ -32,7 +34,8 @@ class ScoredTensor:
     """The scores of one weight and the mask that a selection writes, all of one shape.
 
     `absolute`: the scores are |scores|, which is then taken on the fly. `allowed`: the entries that may be kept, None
-    for all; it may be the mask itself. `name` is the weight's, for errors.
+    for all; it may be the mask itself. `name` is the weight's, for errors. With a `group` the tensors are the rows that
+    this process holds, after those of the processes before it.
     """
 
     name: str
@@ -40,6 +43,7 @@ class ScoredTensor:
     mask: Tensor
     absolute: bool = False
     allowed: Tensor | None = None
+    group: Group = None
 
 
 def not_a_number(name: str) -> SparsifyError:
@@ -54,17 +58,21 @@ def remove_lowest(tensors: Sequence[ScoredTensor], count: int) -> None:
     score, naming the weight; no mask is changed then.
     """
     tensors = [_flat(scored) for scored in tensors]
-    size = sum(scored.mask.numel() for scored in tensors)
+    group = tensors[0].group if tensors else None
     barred = [
         scored.allowed.numel() - int(scored.allowed.count_nonzero()) for scored in tensors if scored.allowed is not None
     ]
-    count = max(count, sum(barred))
+    sizes = [sum(scored.mask.numel() for scored in tensors), sum(barred)]
+    size, least = (int(number) for number in _over_all(np.array(sizes), tensors))
+    count = max(count, least)
     if count <= 0 or count >= size:
         for scored in tensors:
             scored.mask.fill_(count <= 0)
         return
     threshold, ties, surplus = _threshold(tensors, count)
+    shares = _ties_of_each(tensors, threshold, ties) if surplus and group is not None else {}
     for scored, chunk, keys in _keys(tensors):
+        ties = shares.pop(id(scored), ties)
         keep = keys > threshold
         if surplus:  # of the entries equal to the threshold, all but the first `ties` stay
             equal = keys == threshold
@@ -82,18 +90,33 @@ def _threshold(tensors: Sequence[ScoredTensor], count: int) -> tuple[int, int, b
     prefix, remaining, found = 0, count, 0
     for shift in range(top, -1, -_DIGIT):
         histogram = np.zeros(2**_DIGIT, np.int64)
-        for _, _, keys in _keys(tensors, check=shift == top):
-            if shift == top:
-                histogram += _histogram(keys >> shift, -(2 ** (_DIGIT - 1)))
-            else:
-                inside = keys[(keys >> (shift + _DIGIT)) == prefix]
-                histogram += _histogram((inside >> shift) & (2**_DIGIT - 1), 0)
+        with together(tensors[0].group if shift == top else None):
+            for _, _, keys in _keys(tensors, check=shift == top):
+                if shift == top:
+                    histogram += _histogram(keys >> shift, -(2 ** (_DIGIT - 1)))
+                else:
+                    inside = keys[(keys >> (shift + _DIGIT)) == prefix]
+                    histogram += _histogram((inside >> shift) & (2**_DIGIT - 1), 0)
+        histogram = _over_all(histogram, tensors)
         below = histogram.cumsum()
         digit = int(np.searchsorted(below, remaining))
         found = int(histogram[digit])
         remaining -= int(below[digit]) - found
         prefix = digit - 2 ** (_DIGIT - 1) if shift == top else (prefix << _DIGIT) | digit
     return prefix, remaining, remaining < found
+
+
+def _over_all(numbers: Any, tensors: Sequence[ScoredTensor]) -> Any:
+    """Return the sum of numbers over the processes that hold parts of the tensors."""
+    return sum_numbers(numbers, tensors[0].group, tensors[0].scores.device) if tensors else numbers
+
+
+def _ties_of_each(tensors: Sequence[ScoredTensor], threshold: int, ties: int) -> dict[int, int]:
+    """Return by the id of each tensor how many of its entries equal to the threshold go, of the part that is here."""
+    equal = dict.fromkeys(map(id, tensors), 0)
+    for scored, _, keys in _keys(tensors):
+        equal[id(scored)] += int((keys == threshold).sum())
+    return dict(zip(equal, ties_here(list(equal.values()), ties, tensors[0].group), strict=True))
 
 
 def _histogram(digits: Integers, lowest: int) -> Integers:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SparsifyError
+from ...processes.shards import local
 from ...surgery.ignore_patterns import class_names, ignored_names
 from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
 from ...surgery.parametrized import computed_names
@@ -107,6 +108,7 @@ class RemovedValues:
         with torch.no_grad():
             for weight in weights:
                 if self.setting == "zero" and not is_computed(weight):
-                    weight.parameter.masked_fill_(~weight.mask, 0)
+                    local(weight.parameter).masked_fill_(~local(weight.mask), 0)
                 elif weight.name in self.values:
-                    weight.parameter.copy_(torch.where(weight.mask, weight.parameter, self.values[weight.name]))
+                    value, mask = local(weight.parameter), local(weight.mask)
+                    value.copy_(torch.where(mask, value, local(self.values[weight.name])))

@@ -9,6 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from ...processes.shards import count, local
 from ...surgery.masks import ROWS, Layout
 from .granularity import rows, set_rows
 from .k_lowest import ScoredTensor, kept_in_rows, remove_lowest, remove_lowest_in_rows
@@ -67,7 +68,7 @@ class Due:
         if self.start is None:
             return 0
         mask = self.start[member.name]
-        return mask.numel() - int(mask.count_nonzero())
+        return mask.numel() - count(mask)
 
 
 def global_counts(members: Sequence[Member], due: Due) -> Counts:
@@ -81,17 +82,20 @@ def layer_counts(members: Sequence[Member], due: Due) -> Counts:
 
 
 def filter_counts(members: Sequence[Member], due: Due) -> Counts:
-    """Return for each weight a tensor with one count per output unit, all at the same sparsity."""
+    """Return for each weight a tensor with one count per output unit, all at the same sparsity.
+
+    Of a weight of which each process holds some rows, for these.
+    """
     counts: Counts = []
     for member in members:
         assert member.layout is not None, "a filter belongs to one weight"
-        units, width = rows(member.mask, member.layout).shape
+        units, width = rows(local(member.mask), member.layout).shape
         if due.start is None:
             counts.append(torch.full((units,), due.count(width)))
             continue
-        removed = width - kept_in_rows(rows(due.start[member.name], member.layout))
+        removed = width - kept_in_rows(rows(local(due.start[member.name]), member.layout))
         values, places = torch.unique(removed, return_inverse=True)
-        table = [due.count(width, count) for count in values.tolist()]
+        table = [due.count(width, gone) for gone in values.tolist()]
         counts.append(torch.tensor(table, dtype=torch.int64)[places.cpu()])
     return counts
 
@@ -142,16 +146,16 @@ def select_together(tensors: Sequence[ScoredTensor], layouts: Sequence[Layout], 
 
 def select_by_layer(tensors: Sequence[ScoredTensor], layouts: Sequence[Layout], counts: Counts) -> None:
     """Write masks that remove from each weight its count."""
-    for scored, count in zip(tensors, counts, strict=True):
-        remove_lowest([scored], int(count))
+    for scored, number in zip(tensors, counts, strict=True):
+        remove_lowest([scored], int(number))
 
 
 def select_by_filter(tensors: Sequence[ScoredTensor], layouts: Sequence[Layout], counts: Counts) -> None:
     """Write masks that remove from each output unit its count."""
-    for scored, layout, count in zip(tensors, layouts, counts, strict=True):
+    for scored, layout, numbers in zip(tensors, layouts, counts, strict=True):
         allowed = None if scored.allowed is None else rows(scored.allowed, layout)
         matrix = replace(scored, scores=rows(scored.scores, layout), mask=rows(scored.mask, layout), allowed=allowed)
-        remove_lowest_in_rows(matrix, torch.as_tensor(count))
+        remove_lowest_in_rows(matrix, torch.as_tensor(numbers))
         if matrix.mask.data_ptr() != scored.mask.data_ptr():  # the rows were a copy
             set_rows(scored.mask, matrix.mask, layout)
 

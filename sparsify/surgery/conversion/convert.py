@@ -23,6 +23,7 @@ from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from ..parametrized import computed_names, computes_from
 from ..rollback import all_or_nothing
+from ..sharding import refuse_sharded
 from ..torch_prune import Pruned, cannot_take_over, take_over
 from .exclusions import leave_out_unmaskable
 from .hook_reads import hooks_that_read
@@ -59,9 +60,11 @@ def convert(model: nn.Module, ignore: Iterable[str] = (), only: Iterable[str] = 
     module of that name; with `only`, all get none but those that it lists likewise. Converting again adds the masks
     that are missing; the weights of adapters (LoRA) stay dense. Masks set by torch.nn.utils.prune are taken over: those
     of weights become their masks, those of other parameters, and of ignored weights, masks as of `mask_also`.
-    Raises SparsifyError if a pattern matches nothing, or a mask of torch.nn.utils.prune cannot be taken over.
+    Raises SparsifyError if a pattern matches nothing, a mask of torch.nn.utils.prune cannot be taken over, or for a
+    model that fully_shard has cut.
     After any error the model is what it was.
     """
+    refuse_sharded(model, "convert", "convert it before it is cut")
     with all_or_nothing(model):
         ignored, wanted = ([given] if isinstance(given, str) else list(given) for given in (ignore, only))
         return _convert(model, ignored, wanted, take_over(model))

@@ -17,6 +17,7 @@ from ..masking.given_weights import with_given_weights
 from ..masking.masked_classes import detach_masks
 from ..masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
 from ..parametrized import computed_names, make_plain
+from ..sharding import refuse_sharded
 from ..tracing.bytecode_scan import is_closed
 from ..tracing.one_forward import TraceFailure, default_call, kinds_of_call, trace_forward
 
@@ -32,6 +33,7 @@ def fold(model: nn.Module) -> nn.Module:
     linear operation, else in the module itself, which uses it without computing it. Both are logged. `model` is not
     changed.
     """
+    refuse_sharded(model, "fold", "fold it before it is cut, or save it and load the file")
     computed: dict[str, dict[str, Tensor]] = {}
     parametrized: dict[str, nn.Parameter] = {}
     seen = computed_names(model)

@@ -51,13 +51,13 @@ class Skipped:
     """What is done about bad images: the first raises SparsifyError, or, with `skip`, they are counted by file."""
 
     def __init__(self, *, skip: bool) -> None:
-        self._skip = skip
+        self.skips = skip
         self.files: set[str] = set()
 
     def take(self, bad: Sequence[Bad]) -> None:
         """Raise or count. Of those that are counted the 1st, 10th, 100th ... is warned of."""
         for one in bad:
-            if not self._skip:
+            if not self.skips:
                 raise SparsifyError(
                     f"{one.file}: cannot be read as an image: {one.reason} (data.skip_bad leaves it out)"
                 )

@@ -23,6 +23,7 @@ from .image_sets import count_classes, names_of, open_sets
 from .input_size import declared_size, input_for
 from .published import preprocessing_of
 from .resident import Batch, count_used, generator_for
+from .shares import WHOLE, Share, Shared
 from .types import Data
 
 _LARGEST_DEFAULT = 224
@@ -109,26 +110,31 @@ class FileLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, from batch number `start` on."""
+    def epoch(self, index: int, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield the batches of epoch `index`, from batch number `start` on, of each a `share`."""
         generator = generator_for(self.seed, index)
         count = len(self.dataset)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        batches = torch.split(order[: self._used], self.batch_size)[start:]
+        if share.size > 1 and self.bad is not None and self.bad.skips:
+            raise SparsifyError("data.skip_bad: several processes share out whole batches; remove the bad images first")
+        whole = torch.split(order[: self._used], self.batch_size)[start:]
+        parts = [(batch, *share.of(len(batch))) for batch in whole]
         loader: DataLoader[Any] = DataLoader(
             _Seeded(self.dataset, self.seed, index, files=self.bad is not None),
-            batch_sampler=[batch.tolist() for batch in batches],
+            batch_sampler=[batch[part].tolist() for batch, part, _ in parts],
             num_workers=self.workers,
             generator=generator,
             worker_init_fn=leave_signals_to_the_run,
             collate_fn=None if self.bad is None else collate,
         )
         with dead_workers():
-            for batch in loader:
+            for batch, (of, _, counted) in zip(loader, parts, strict=True):
                 good = batch if self.bad is None else self._readable(self.bad, batch)
                 if good is not None:
                     images, labels = good
-                    yield images.to(self.device), labels.to(self.device)
+                    counted = len(labels) if share.size == 1 else counted
+                    of_all = len(labels) if share.size == 1 else len(of)
+                    yield Shared.make(images.to(self.device), labels.to(self.device), counted, of_all)
 
     def _readable(self, bad: Skipped, batch: tuple[Any, list[Bad]]) -> Any:
         """Return what could be read of a batch; None if that is nothing, of test images."""

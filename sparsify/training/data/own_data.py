@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate
 
 from ...errors import SparsifyError
 from ...models import FROM_PYTHON
@@ -17,6 +17,7 @@ from ..recipe.settings import DataSettings
 from .image_files import FileLoader
 from .input_size import refuses
 from .resident import Batch, generator_for
+from .shares import WHOLE, Share, Shared, counts, shared
 from .types import Data, Loader
 
 # What a recipe says about how images are found and varied, which data of the user's own do themselves.
@@ -121,8 +122,19 @@ class GivenLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, from batch number `start` on; those before it are read and dropped."""
+    def epoch(self, index: int, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield the batches of epoch `index`, from batch number `start` on; those before it are read and dropped.
+
+        Of each a `share`; every process reads them whole.
+        """
+        if share.size > 1 and isinstance(self.loader.sampler, DistributedSampler):
+            raise SparsifyError(
+                "train: data: the loader has a DistributedSampler, and its batches would be shared out twice; give it "
+                "without: every batch is shared out over the processes"
+            )
+        yield from shared(self._epoch(index, start), share)
+
+    def _epoch(self, index: int, start: int) -> Iterator[Batch]:
         number = generator_for(self.seed, index).initial_seed()
         drawing: tuple[Any, ...] = (self.loader, self.loader.sampler, self.loader.batch_sampler)
         for part in drawing:
@@ -158,9 +170,9 @@ class Checked:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, index: int, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield the batches of epoch `index`, from batch number `start` on; SparsifyError for one that does not fit."""
-        for batch in self.loader.epoch(index, start):
+        for batch in self.loader.epoch(index, start, share):
             _check_batch(batch)
             images, labels = batch
             wrong = labels[(labels < 0) | (labels >= self.classes)]
@@ -169,7 +181,7 @@ class Checked:
                     f"data.num_classes: the data have a class {int(wrong[0])}, but {self.classes} classes were "
                     f"expected, 0 to {self.classes - 1}; give their number here"
                 )
-            yield images.to(self.device), labels.long().to(self.device)
+            yield Shared.make(images.to(self.device), labels.long().to(self.device), *counts(batch))
 
 
 def _pair(given: Any) -> tuple[Any, Any]:

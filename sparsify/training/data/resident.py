@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import SparsifyError
+from .shares import WHOLE, Share, Shared
 
 Batch = tuple[Tensor, Tensor]
 
@@ -96,17 +97,18 @@ class TensorLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, from batch number `start` on."""
+    def epoch(self, index: int, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield the batches of epoch `index`, from batch number `start` on, of each a `share`."""
         order, shifts, flips = self._draw(index)
         for batch in range(start, self._length):
-            # A slice's end beyond the order is cut there.
-            part = slice(batch * self._batch_size, min((batch + 1) * self._batch_size, self._count))
+            first, end = batch * self._batch_size, min((batch + 1) * self._batch_size, self._count)
+            within, counted = share.of(end - first)
+            part = slice(first + within.start, first + within.stop)
             chosen = order[part]
             pixels = self._crops[chosen, :, shifts[part, 0], shifts[part, 1]]
             if flips is not None:
                 pixels = torch.where(flips[part, None, None, None], pixels.flip(3), pixels)
-            yield self._presented(pixels), self._labels[chosen]
+            yield Shared.make(self._presented(pixels), self._labels[chosen], counted, end - first)
 
     def _draw(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return an epoch's order, crops and flips, drawn on the CPU so that every device sees the same."""

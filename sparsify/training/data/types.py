@@ -8,16 +8,20 @@ from typing import Any, Protocol
 
 from ...preprocess import KEY, Preprocessing
 from .resident import Batch
+from .shares import WHOLE, Share
 
 
 class Loader(Protocol):
-    """Batches of (images, class indices); `epoch(index, start)` gives the same ones whenever it is called."""
+    """Batches of (images, class indices); `epoch(index, start)` gives the same ones whenever it is called.
+
+    Of a `share` that is not the whole it gives that part of each (`shares.Shared`).
+    """
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Batch]: ...
 
-    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, index: int, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield the batches of epoch `index`, from batch number `start` on."""
         ...
 

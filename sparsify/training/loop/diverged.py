@@ -23,15 +23,16 @@ def check_numbers(training: Training) -> None:
     check_loss(training)
     if not are_finite(training.model.parameters()):
         where = f"after step {training.step} of {training.total_steps}"
-        raise Diverged(f"the weights are no longer numbers {where}; {_advice(training)}")
+        text = f"the weights are no longer numbers {where}; {_advice(training)}"
+        raise training.ranks.one_of(Diverged(text))
 
 
 def check_loss(training: Training) -> None:
     """Raise Diverged, with its first step, if a loss since the last record is no longer a number."""
-    tally = training.tally
+    tally = training.tally.of_all(training.ranks)
     if tally.examples and not math.isfinite(loss := tally.means()[0]):
         where = f"at step {tally.first_wrong() or training.step} of {training.total_steps}"
-        raise Diverged(f"the loss became {loss} {where}; {_advice(training)}")
+        raise training.ranks.one_of(Diverged(f"the loss became {loss} {where}; {_advice(training)}"))
 
 
 def are_finite(parameters: Iterable[nn.Parameter]) -> bool:

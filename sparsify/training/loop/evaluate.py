@@ -18,8 +18,11 @@ from ...errors import SparsifyError
 from ...export.save import inspect_file, load
 from ...formats.file.metadata import Metadata
 from ...preserve import keep_modes
+from ...processes.launch import read_launch
+from ...processes.ranks import ALONE, Ranks
 from ..data.bad_images import dead_workers
 from ..data.datasets import load_data
+from ..data.shares import counts
 from ..data.types import Data
 from ..recipe.lookups import check_data_name, check_device
 from ..recipe.settings import DataSettings, TrainSettings
@@ -43,24 +46,31 @@ def evaluate(
     device: torch.device | str = "cpu",
     num_classes: int | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Return the top-1 accuracy and mean loss of `model` in eval mode over `batches` of (inputs, class indices).
 
-    The model has to be on `device` and is left in the mode it was in. Raises SparsifyError if there is no example, or
-    if the model has fewer than `num_classes` classes.
+    Of several processes, each with its share of the batches, all return what comes of all together. The model has to be
+    on `device` and is left in the mode it was in. Raises SparsifyError if there is no example, or if the model has
+    fewer than `num_classes` classes.
     """
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device="cpu" if torch.device(device).type == "mps" else device)
     count = 0
     with torch.no_grad(), keep_modes(model):
         model.eval()
-        for inputs, classes in batches:
-            inputs, classes = inputs.to(device), classes.to(device)
+        for batch in batches:
+            counted, _ = counts(batch)
+            if not counted:  # others count them
+                continue
+            inputs, classes = (part.to(device) for part in batch)
             with autocast():
                 scores = logits_of(model(inputs), num_classes).float()
             correct += (scores.argmax(1) == classes).sum()
             loss += F.cross_entropy(scores, classes, reduction="sum").to(loss)
             count += len(classes)
+    if ranks.size > 1:
+        correct, loss, count = ranks.sum(correct), ranks.sum(loss), sum(ranks.gather(count))
     if count == 0:
         raise SparsifyError("the test set is empty")
     return Evaluation(correct.item() / count, loss.item() / count, count)
@@ -94,6 +104,8 @@ def evaluate_file(
     Raises SparsifyError for a file or a data set that is missing or does not fit.
     """
     check_device(device)
+    if read_launch().size > 1:
+        raise SparsifyError(f"eval: one process measures a file, {read_launch().size} were started; start it alone")
     about = inspect_file(path).metadata
     settings = _data_settings(about, path, data, data_dir)
     accelerator = make_accelerator(TrainSettings(device=device))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import distributed, nn
 
-from ...errors import SparsifyError
+from ...errors import RunError, SparsifyError
+from ...processes.launch import Launch, check_accelerate
+from ...processes.ranks import ALONE, Ranks
 from ..recipe.settings import OptimizerSettings, TrainSettings
 
 
@@ -52,25 +56,36 @@ def _groups(model: nn.Module, settings: OptimizerSettings) -> Iterator[dict[str,
         yield {"params": spared, "weight_decay": 0.0}
 
 
-def make_accelerator(settings: TrainSettings) -> Accelerator:
-    """Return accelerate's Accelerator for the device and precision asked for.
+def make_accelerator(settings: TrainSettings, *, launch: Launch | None = None) -> Accelerator:
+    """Return accelerate's Accelerator for the device and precision asked for; of several processes it joins the group.
 
     accelerate keeps both for the whole process: an earlier run's are replaced. Raises SparsifyError
-    for a device that is not there or cannot do the precision, and for a launch in several processes.
+    for a device that is not there or cannot do the precision, RunError if the other processes cannot be found.
     """
+    launch = launch or Launch()
     kind, _, index = settings.device.partition(":")
     available = {"cpu": True, "auto": True, "mps": torch.backends.mps.is_available()}
     available |= {name: getattr(torch, name).is_available() for name in ("cuda", "xpu")}
     if not available[kind]:
         raise SparsifyError(f"device: this machine has no {kind} device; 'auto' takes what there is")
+    if index and launch.size > 1:
+        raise SparsifyError(f"device: {settings.device} is one device, and {launch.size} processes are started: {kind}")
     if index:
         module = getattr(torch, kind)
         if int(index) >= module.device_count():
             raise SparsifyError(f"device: no {settings.device}; this machine has {module.device_count()} of them")
         module.set_device(int(index))
+    here = torch.cuda.device_count() if kind in ("cuda", "auto") else 0
+    if launch.size > 1 and launch.local_rank >= here > 0:
+        raise SparsifyError(f"device: process {launch.local_rank} of this machine has no GPU: there are {here}")
+    # Without a GPU accelerate takes processes for several of one only where it is told of the CPU.
+    cpu = kind == "cpu" or (launch.size > 1 and kind == "auto" and not (available["cuda"] or available["xpu"]))
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        accelerator = Accelerator(mixed_precision=settings.precision, cpu=kind == "cpu")
+        accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu)
+    except distributed.DistError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"the {launch.size} processes did not find each other: {reason}") from None
     except (ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise SparsifyError(
@@ -81,6 +96,37 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
         raise SparsifyError(
             f"train.precision: {settings.precision} does not work on {accelerator.device.type}; try bf16"
         )
-    if accelerator.num_processes > 1:
-        raise SparsifyError("training in several processes is not supported; start a single one")
+    if accelerator.num_processes != launch.size:
+        raise SparsifyError(
+            f"device: {settings.device} runs in one process, {max(launch.size, accelerator.num_processes)} are started"
+        )
     return accelerator
+
+
+@contextmanager
+def joined(settings: TrainSettings, launch: Launch) -> Iterator[Ranks]:
+    """Yield the processes of a launch, joined to a group through accelerate.
+
+    They stay joined until they end: torchrun's store takes no second meeting under the same names.
+    """
+    if launch.size == 1:
+        yield ALONE
+        return
+    check_accelerate(settings.precision)
+    if not distributed.is_initialized():
+        atexit.register(_part)
+    make_accelerator(settings, launch=launch)
+    on_cpu = "gloo" in distributed.get_backend()
+    group = distributed.group.WORLD if on_cpu else distributed.new_group(backend="gloo")
+    _FAILED.add(launch)
+    yield Ranks(launch.rank, launch.size, launch.local_rank, group)
+    _FAILED.clear()
+
+
+_FAILED: set[Launch] = set()  # whether a training did not come to its end
+
+
+def _part() -> None:
+    """Leave the group when the process ends; after an error others may be gone, and leaving would wait for them."""
+    if not _FAILED and distributed.is_initialized():
+        distributed.destroy_process_group()

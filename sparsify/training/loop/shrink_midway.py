@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...surgery.conversion.fold import plain_copy
 from ...surgery.shrink.cuts import Cuts, apply_cuts, beyond, cuts_of
 from ...surgery.shrink.optimizer_state import cut_optimizer
 from ...surgery.shrink.remask import mask_again
 from ...surgery.shrink.shrink import shrink
+from .forward import buffers_to_share, make_forward
 
 if TYPE_CHECKING:
     from .train_steps import Training
@@ -25,6 +25,7 @@ def shrink_training(training: Training) -> None:
     """
     example = torch.zeros(1, *training.data.input_shape, device=training.accelerator.device)
     example.normal_(generator=torch.Generator(example.device).manual_seed(0))
+    training.ranks.take_buffers(buffers_to_share(training.model))  # what is constant may be told by them
     pruner = training.pruner
     heads = pruner.pruning.granularity.heads if pruner is not None else None
     report = shrink(training.model, example, heads=heads or "whole")
@@ -52,14 +53,4 @@ def _go_on_with(training: Training, small: nn.Module, cuts: Cuts) -> None:
     small.train()
     cut_optimizer(training.optimizer.optimizer, training.model, small, cuts)
     training.model = small
-    training.forward = make_forward(
-        small, compiled=training.settings.compile, channels_last=training.settings.channels_last
-    )
-
-
-def make_forward(model: nn.Module, *, compiled: bool, channels_last: bool) -> Callable[[Tensor], Any]:
-    """Return what a training step calls: the model, compiled if wanted, on images laid out as wanted."""
-    run: Callable[[Tensor], Any] = torch.compile(model) if compiled else model
-    if not channels_last:
-        return run
-    return lambda images: run(images.contiguous(memory_format=torch.channels_last))
+    training.forward = make_forward(small, training.settings, training.ranks)

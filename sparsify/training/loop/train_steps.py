@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from ...errors import Diverged, SparsifyError
+from ...processes.ranks import ALONE, Ranks
 from ...pruning.pruner import Pruner
-from ..data.types import Data, Loader
+from ..data.resident import Batch
+from ..data.shares import Share, counts
+from ..data.types import Data
 from ..recipe.settings import TrainSettings
 from .diverged import check_loss, check_numbers
 from .evaluate import evaluate, logits_of
+from .forward import Forward, buffers_to_share
 from .loss import loss_of
 from .recalibrate import recalibrate_batch_norm
 from .shrink_midway import shrink_training
+from .tally import FirstBatches, Tally
 
 # Batches handed to criteria that take gradients. Lee et al. 2019 take one; a whole epoch would cost as much as one at
 # every update.
 _SCORED_BATCHES = 10
 
 Record = dict[str, Any]
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -41,16 +45,22 @@ class Training:
     accelerator: Accelerator
     optimizer: AcceleratedOptimizer
     pruner: Pruner | None
-    forward: Callable[[Tensor], Any]
+    forward: Forward
     lr_factor: Callable[[int], float]
     steps_per_epoch: int
+    ranks: Ranks = ALONE  # the processes that share every batch
     step: int = 0
     seconds: float = 0.0
     sparsity: float = 0.0  # of the masks that the model came with, which stay where there is no pruner
     shrunk: dict[str, Any] | None = None  # what was taken out of the model, once that happened
     shrink_told: bool = False  # whether a record has told it
-    tally: Tally = field(default_factory=lambda: Tally())
+    tally: Tally = field(default_factory=Tally)
     record_due: bool = False  # the record of `step` is still to come
+
+    @property
+    def share(self) -> Share:
+        """The images of a batch that this process takes."""
+        return Share(self.ranks.rank, self.ranks.size)
 
     @property
     def total_steps(self) -> int:
@@ -86,14 +96,18 @@ def _step(training: Training, batches: list[Batch]) -> None:
     settings, optimizer, accelerator = training.settings, training.optimizer, training.accelerator
     for group in optimizer.param_groups:
         group["lr"] = _learning_rate(training, training.step)
-    examples = sum(len(classes) for _, classes in batches)
-    for inputs, classes in batches:
-        with accelerator.autocast():
-            output = training.forward(inputs)
-        logits = logits_of(output, training.data.num_classes)
-        loss = loss_of(output, classes, label_smoothing=settings.label_smoothing)
-        accelerator.backward(loss * (len(classes) / examples))
-        training.tally.add(loss, logits, classes, training.step + 1)
+    examples = sum(counts(batch)[1] for batch in batches)
+    for number, batch in enumerate(batches, 1):
+        (inputs, classes), (counted, _) = batch, counts(batch)
+        with training.forward.gradients_stay() if number < len(batches) else nullcontext():
+            with accelerator.autocast():
+                output = training.forward(inputs)
+            logits = logits_of(output, training.data.num_classes)
+            loss = loss_of(output, classes, label_smoothing=settings.label_smoothing)
+            # Processes take the mean of their gradients: that of the whole batch then, however it is shared out.
+            accelerator.backward(loss * (counted * training.ranks.size / examples))
+        if counted:
+            training.tally.add(loss, logits, classes, training.step + 1)
     if settings.clip_grad_norm is not None:
         accelerator.clip_grad_norm_(training.model.parameters(), settings.clip_grad_norm)
     optimizer.step()
@@ -103,49 +117,11 @@ def _step(training: Training, batches: list[Batch]) -> None:
     _shrink_if_due(training)
 
 
-class FirstBatches:
-    """The first `count` batches of a loader's first epoch, the same ones each time it is iterated over."""
-
-    def __init__(self, loader: Loader, count: int) -> None:
-        self._loader, self._count = loader, count
-
-    def __iter__(self) -> Iterator[Batch]:
-        return islice(self._loader.epoch(0), self._count)
-
-
-class Tally:
-    """Loss and accuracy summed on the device: reading them there stops the device, so that happens once a record."""
-
-    def __init__(self, sums: Tensor | None = None, examples: int = 0) -> None:
-        self.sums, self.examples = sums, examples
-        self._wrong: Tensor | None = None
-
-    def add(self, loss: Tensor, logits: Tensor, classes: Tensor, step: int) -> None:
-        """Add a batch of step number `step`: its mean loss, class scores (batch x classes) and true classes."""
-        with torch.no_grad():
-            correct = (logits.argmax(1) == classes).sum()
-            more = torch.stack([loss.float() * len(classes), correct.float()])
-            self.sums = more if self.sums is None else self.sums.to(more.device) + more
-            wrong = torch.zeros((), dtype=torch.int64, device=more.device) if self._wrong is None else self._wrong
-            self._wrong = torch.where(self.sums[0].isfinite() | (wrong > 0), wrong, step)
-        self.examples += len(classes)
-
-    def means(self) -> tuple[float, float]:
-        """Return mean loss and accuracy in [0, 1] of what was added; something must have been."""
-        assert self.sums is not None
-        loss, correct = self.sums.tolist()
-        return loss / self.examples, correct / self.examples
-
-    def first_wrong(self) -> int:
-        """Return the first step whose loss was no number, 0 if there was none."""
-        return 0 if self._wrong is None else int(self._wrong)
-
-
 def _epoch_steps(training: Training) -> Iterator[list[Batch]]:
     """Yield each optimiser step's batches, from `training.step` to its epoch's end."""
     epoch, done = divmod(training.step, training.steps_per_epoch)
     accumulate = training.settings.accumulate
-    batches = training.data.train.epoch(epoch, start=done * accumulate)
+    batches = training.data.train.epoch(epoch, done * accumulate, training.share)
     left = training.total_steps - training.step
     for _ in range(done, min(training.steps_per_epoch, done + left)):
         yield list(islice(batches, accumulate))
@@ -165,10 +141,11 @@ def _start_pruner(training: Training) -> None:
         return
 
     def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-        inputs, classes = batch
-        return loss_of(model(inputs), classes, label_smoothing=training.settings.label_smoothing)
+        (inputs, classes), (counted, of) = batch, counts(batch)
+        loss = loss_of(model(inputs), classes, label_smoothing=training.settings.label_smoothing)
+        return loss if training.ranks.size == 1 else loss * (counted * training.ranks.size / of)
 
-    training.pruner.start(FirstBatches(training.data.train, _SCORED_BATCHES), loss_fn)
+    training.pruner.start(FirstBatches(training.data.train, _SCORED_BATCHES, training.share), loss_fn)
 
 
 def _step_pruner(training: Training) -> None:
@@ -193,7 +170,7 @@ def _shrink_if_due(training: Training) -> None:
 
 def _record(training: Training, started: float, pause: Callable[[], None]) -> Record:
     check_loss(training)
-    loss, accuracy = training.tally.means()
+    loss, accuracy = training.tally.of_all(training.ranks).means()
     pruner = training.pruner
     record: Record = {
         "step": training.step,
@@ -218,21 +195,24 @@ def _evaluate_if_due(training: Training, pause: Callable[[], None]) -> Record:
     if not last and (within or epoch % training.settings.evaluate_every):
         return {}
     if last and training.settings.recalibrate_batch_norm:
+        # Whole batches: the statistics are those of one process, on all.
         batches = islice(training.data.train.epoch(training.settings.epochs), training.settings.recalibrate_batch_norm)
         recalibrate_batch_norm(training.model, batches, autocast=training.accelerator.autocast)
     if training.data.test is None:
         return {}
+    training.ranks.take_buffers(buffers_to_share(training.model))
     found = evaluate(
         training.model,
-        _with_pauses(training.data.test, pause),
+        _with_pauses(training.data.test.epoch(0, 0, training.share), pause),
         device=training.accelerator.device,
         num_classes=training.data.num_classes,
         autocast=training.accelerator.autocast,
+        ranks=training.ranks,
     )
     return {"test_loss": found.loss, "test_accuracy": found.accuracy}
 
 
-def _with_pauses(batches: Loader, pause: Callable[[], None]) -> Iterator[Batch]:
+def _with_pauses(batches: Iterator[Batch], pause: Callable[[], None]) -> Iterator[Batch]:
     for batch in batches:
         pause()
         yield batch

@@ -224,6 +224,8 @@ class TrainSettings(Settings):
     """keep images and weights in channels-last memory order"""
     compile: bool = False
     """run the model through torch.compile"""
+    sync_batch_norm: bool = False
+    """take batch-norm statistics over all processes, where several train on GPUs; else each has its own"""
     recalibrate_batch_norm: CountOrZero = 0
     """training batches on which batch-norm statistics are recomputed after training, 0 for none"""
     log_every: Count = 10

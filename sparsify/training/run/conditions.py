@@ -17,9 +17,9 @@ from ...hardware import processor
 from .run_folder import CONDITIONS
 
 
-def conditions(device: torch.device) -> dict[str, str]:
+def conditions(device: torch.device, processes: int = 1) -> dict[str, str]:
     """Return what computes on `device`, by name: equal conditions and an equal recipe give equal bits."""
-    found = {"torch": str(torch.__version__), "device": device.type}
+    found = {"torch": str(torch.__version__), "device": device.type, "processes": str(processes)}
     if device.type == "cuda":
         found["GPU"] = torch.cuda.get_device_name(device)
         found["CUDA"] = str(torch.version.cuda)
@@ -38,7 +38,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [f"{name} {now[name]} instead of {before.get(name)}" for name in both if now[name] != before.get(name)]
 
 
-def note_conditions(folder: Path, step: int, device: torch.device) -> None:
+def note_conditions(folder: Path, step: int, device: torch.device, processes: int = 1) -> None:
     """Add to a run's conditions.json what it goes on with after `step`, unless it is what it had before."""
     path = folder / CONDITIONS
     try:
@@ -46,7 +46,7 @@ def note_conditions(folder: Path, step: int, device: torch.device) -> None:
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}); remove it to go on") from None
     versions = {name: version(name) for name in ("sparsify-torch", "timm")} | {"python": platform.python_version()}
-    now = conditions(device) | versions
+    now = conditions(device, processes) | versions
     kept = {name: value for name, value in (known[-1] if known else {}).items() if name not in ("step", "started")}
     if now != kept:
         started = time.strftime("%Y-%m-%d %H:%M:%S")

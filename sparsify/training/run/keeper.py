@@ -6,7 +6,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,8 @@ from ..loop.diverged import check_numbers
 from ..loop.train_steps import Record, Training
 from ..recipe.settings import CheckpointSettings
 from .checkpoint import random_state
-from .checkpoint_files import Checkpoints
-from .lock import Lock
 from .log import Log
-from .prepare import Prepared
+from .opening import Opened
 from .state import state_of
 from .tensorboard import layer_sparsity
 
@@ -32,23 +30,22 @@ _SECONDS = {"s": 1, "min": 60, "h": 3600}
 class Keeper:
     """Writes the records and the checkpoints of one run: when they are due, and when `stop` returns True and ends it.
 
-    `state` is the checkpoint that the run goes on from, {} for a new one. `save_best` is called with the record of a
+    Of several processes each has one: the first decides when a checkpoint is due and writes (the others have no `log`
+    and no `lock`), and all stop when one is asked to. `save_best` is called with the record of a
     test accuracy that is the best at the final sparsity.
     """
 
     def __init__(
         self,
-        prepared: Prepared,
-        checkpoints: Checkpoints,
-        log: Log,
-        lock: Lock,
-        state: Mapping[str, Any],
+        opened: Opened,
         *,
         save_best: Callable[[Record], None],
         stop: Callable[[], bool],
     ) -> None:
-        self._prepared, self._training = prepared, prepared.training
-        self._checkpoints, self._log, self._lock = checkpoints, log, lock
+        state = opened.state
+        self._prepared, self._training = opened.prepared, opened.prepared.training
+        self._ranks = self._training.ranks
+        self._checkpoints, self._log, self._lock = opened.checkpoints, opened.log, opened.lock
         self._save_best, self._stop = save_best, stop
         self.last_record: Record = state.get("last_record", {})
         self._best: float | None = state.get("best")
@@ -63,36 +60,48 @@ class Keeper:
         if training.record_due and (self._before_record is None or self._before_record[0] != training.step):
             # An evaluation that is broken off is done anew, and finds the generators as they are now.
             self._before_record = training.step, random_state()
-        self.stop_if_asked()
-        if not training.record_due and self._is_due():
+        stop, due = self._ranks.any(self._stop(), not training.record_due and self._is_due())
+        if stop:
+            self._end()
+        if due:
             self._write()
 
     def keep(self, record: Record) -> None:
         """Log `record` and write the checkpoints that are due after it."""
         training = self._training
-        self._log.write(record)
+        with self._ranks.together():
+            if self._log is not None:
+                self._log.write(record)
         self.last_record = record
         if not math.isfinite(record.get("test_loss", 0.0)):
-            told = f"step {training.step:,}: the test loss is {record['test_loss']}; the model's scores are no numbers"
-            warnings.warn(told, RunWarning, stacklevel=2)
+            text = f"step {training.step:,}: the test loss is {record['test_loss']}; the model's scores are no numbers"
+            warnings.warn(text, RunWarning, stacklevel=2)
         accuracy = record.get("test_accuracy")
-        if training.pruner is not None and (accuracy is not None or training.step == training.total_steps):
+        told = accuracy is not None or training.step == training.total_steps
+        if self._log is not None and training.pruner is not None and told:
             self._log.add(layer_sparsity(training.model), training.step)
         final = training.pruner is None or training.pruner.finished
         if accuracy is not None and final and (self._best is None or accuracy > self._best):
             check_numbers(training)
             self._best = accuracy
-            self._lock.check()
-            self._save_best(record)
-        if self._is_due():
+            with self._ranks.together():
+                if self._lock is not None:
+                    self._lock.check()
+                    self._save_best(record)
+        [due] = self._ranks.any(self._is_due())
+        if due:
             self._write()
 
     def stop_if_asked(self) -> None:
         """Write a checkpoint and raise RunStopped if the run is to stop."""
-        if self._stop():
-            if self._written != (self._training.step, self._training.record_due):
-                self._write()
-            raise RunStopped(f"stopped after step {self._training.step:,}")
+        [stop] = self._ranks.any(self._stop())
+        if stop:
+            self._end()
+
+    def _end(self) -> None:
+        if self._written != (self._training.step, self._training.record_due):
+            self._write()
+        raise RunStopped(f"stopped after step {self._training.step:,}")
 
     @contextmanager
     def telling_what_is_left(self) -> Iterator[None]:
@@ -106,7 +115,10 @@ class Keeper:
             raise Diverged(f"{error}; {left}") from error.__cause__
 
     def _is_due(self) -> bool:
+        """Return whether a checkpoint is due, by the clock of the first process."""
         training = self._training
+        if not self._ranks.first:
+            return False
         since = time.perf_counter() - self._written_at
         if training.step == training.total_steps:
             return True
@@ -117,16 +129,19 @@ class Keeper:
         training = self._training
         check_numbers(training)  # or what cannot go on would take the place of what can
         random = self._before_record[1] if training.record_due and self._before_record else random_state()
-        self._lock.check()
-        self._write_state(random)
+        state = state_of(self._prepared, random)
+        with self._ranks.together():
+            if self._lock is not None and self._log is not None:
+                self._lock.check()
+                self._write_state(state, self._log)
         self._written = training.step, training.record_due
         self._written_at = time.perf_counter()
         self._writing_seconds = self._written_at - started
 
-    def _write_state(self, random: dict[str, Any]) -> None:
-        own = {"last_record": self.last_record, "best": self._best, "metrics_size": self._log.sync()}
+    def _write_state(self, state: dict[str, Any], log: Log) -> None:
+        own = {"last_record": self.last_record, "best": self._best, "metrics_size": log.sync()}
         try:
-            self._checkpoints.write(state_of(self._prepared, random) | own)
+            self._checkpoints.write(state | own)
         except OSError as error:
             raise RunError(f"cannot write {error.filename}: {error.strerror}") from error
 

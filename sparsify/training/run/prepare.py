@@ -14,6 +14,8 @@ from torch import nn
 from ...errors import RunError, SparsifyError
 from ...formats.model.masks import load_masks
 from ...models import FROM_PYTHON, build_model
+from ...processes.launch import Launch
+from ...processes.ranks import ALONE, Ranks
 from ...pruning.pruner import Pruner
 from ...start import read_start
 from ...surgery.conversion.convert import ConversionReport, convert
@@ -23,12 +25,14 @@ from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport
 from ..data.datasets import count_classes, load_data
 from ..data.own_data import check_takes, named_data, own_data
+from ..data.resident import generator_for
 from ..data.types import Data
+from ..loop.forward import make_forward
 from ..loop.optimizer import make_accelerator, make_optimizer
-from ..loop.shrink_midway import make_forward
 from ..loop.train_steps import Training
 from ..recipe.lr_schedules import learning_rate_factor
 from ..recipe.read import Recipe
+from .split import check_split
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,29 @@ class Prepared:
     verification: VerifyReport | None
 
 
-def prepare(recipe: Recipe, *, model: nn.Module | None = None, data: Any = None, check: bool = True) -> Prepared:
+def prepare(
+    recipe: Recipe, *, model: nn.Module | None = None, data: Any = None, check: bool = True, ranks: Ranks = ALONE
+) -> Prepared:
     """Return the training that `recipe` declares, or the same with `model` or `data` in place of the recipe's.
 
-    Weights are loaded before masks are put on. `check` verifies the conversion. Raises SparsifyError for what does not
-    fit together, RunError if the verification finds a fault.
+    Of several processes (`ranks`) each prepares by itself; `share` joins their models. Weights are loaded before masks
+    are put on. `check` verifies the conversion. Raises SparsifyError for what does not fit together, RunError if the
+    verification finds a fault.
     """
     try:
-        return _prepare(recipe, model, data, check)
+        return _prepare(recipe, model, data, check, ranks)
     except PatternError as error:
         raise SparsifyError(f"{recipe.where('prune', *error.keys)}: {error.problem}") from None
 
 
-def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool) -> Prepared:
+def share(training: Training) -> None:
+    """Join the models of several processes: gradients are those of all from then on. All of them call it at once."""
+    training.forward = make_forward(training.model, training.settings, training.ranks)
+
+
+def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool, ranks: Ranks) -> Prepared:
     settings = recipe.train
-    accelerator = make_accelerator(settings)
+    accelerator = make_accelerator(settings, launch=Launch(ranks.rank, ranks.size, ranks.local_rank))
     _seed(settings.seed)
     spec, arguments, loaded = None, {}, None
     own = _own_data(recipe, data, accelerator.device)
@@ -86,10 +98,13 @@ def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool) ->
     sparse_start = recipe.model.masks is not None or (loaded is not None and loaded.masks > 0)
     if (recipe.prune is not None or sparse_start) and check:
         verification = _verified(model, found.input_shape)
+    check_split(recipe.data, model, ranks, settings, accelerator.device)
     model.to(accelerator.device).train()
+    if settings.sync_batch_norm and ranks.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-    training = _ready(recipe, model, found, accelerator)
+    training = _ready(recipe, model, found, accelerator, ranks)
     return Prepared(recipe, training, spec, arguments, loaded, conversion, verification)
 
 
@@ -102,7 +117,7 @@ def _own_data(recipe: Recipe, data: Any, device: torch.device) -> Data | None:
     return None
 
 
-def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerator) -> Training:
+def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerator, ranks: Ranks) -> Training:
     settings = recipe.train
     steps_per_epoch = -(-len(data.train) // settings.accumulate)
     total_steps = settings.total_steps(steps_per_epoch)
@@ -125,9 +140,10 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
         accelerator=accelerator,
         optimizer=accelerator.prepare_optimizer(make_optimizer(model, settings.optimizer)),
         pruner=pruner,
-        forward=make_forward(model, compiled=settings.compile, channels_last=settings.channels_last),
+        forward=make_forward(model, settings, ALONE),
         lr_factor=learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
+        ranks=ranks,
         sparsity=_sparsity(model),
     )
 
@@ -136,6 +152,11 @@ def _sparsity(model: nn.Module) -> float:
     masks = [weight.mask for weight in masked_weights(model).values()]
     size = sum(mask.numel() for mask in masks)
     return 1 - sum(int(mask.sum()) for mask in masks) / size if size else 0.0
+
+
+def seed_own(training: Training) -> None:
+    """Give a process other than the first random numbers of its own, for dropout and the like, from here on."""
+    _seed(generator_for(training.settings.seed, training.step, training.ranks.rank).initial_seed())
 
 
 def _seed(seed: int) -> None:

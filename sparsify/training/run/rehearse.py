@@ -51,7 +51,7 @@ def rehearse(recipe: Recipe, *, check: bool = True) -> Rehearsal:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": False})})
         left_out.append("the published weights are fetched when the run starts")
     with keep_random_states():
-        if not _is_here(recipe):
+        if not is_here(recipe):
             left_out.append(f"{recipe.data.name} is not in {_root(recipe)}, and is downloaded when the run starts")
             return _summary(_on_meta(recipe), recipe, None, tuple(left_out))
         prepared = prepare(recipe, check=check)
@@ -62,7 +62,8 @@ def _root(recipe: Recipe) -> Path:
     return Path(recipe.data.dir or "data")
 
 
-def _is_here(recipe: Recipe) -> bool:
+def is_here(recipe: Recipe) -> bool:
+    """Return whether the recipe's data are on this machine already."""
     name = recipe.data.name
     if recipe.own_data is not None:
         return True

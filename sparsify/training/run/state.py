@@ -14,10 +14,11 @@ from ...formats.file.cuts_text import cuts_from, cuts_text, read_cuts
 from ...surgery.masks import get_masks, set_masks
 from ...surgery.shrink.cuts import cuts_of
 from ..loop.shrink_midway import cut_as_before
-from ..loop.train_steps import Tally, Training
+from ..loop.tally import Tally
+from ..loop.train_steps import Training
 from .checkpoint import set_model_state, set_optimizer_state, set_random_state
 from .conditions import changes, conditions
-from .prepare import Prepared
+from .prepare import Prepared, seed_own
 from .same_recipe import differences
 
 NEEDED = ("step", "seconds", "metrics_size", "model", "optimizer", "pruner", "scaler", "random")
@@ -26,7 +27,8 @@ NEEDED = ("step", "seconds", "metrics_size", "model", "optimizer", "pruner", "sc
 def state_of(prepared: Prepared, random: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything that decides how the training goes on; `random` is the state of the random generators.
 
-    The learning rate and the order and the variation of the data follow from the step, the recipe and its seed.
+    Of several processes all call it at once; the first one's answer is the state. The learning rate and the order and
+    the variation of the data follow from the step, the recipe and its seed.
     """
     training = prepared.training
     scaler = training.accelerator.scaler
@@ -34,7 +36,7 @@ def state_of(prepared: Prepared, random: Mapping[str, Any]) -> dict[str, Any]:
         "step": training.step,
         "seconds": training.seconds,
         "recipe": prepared.recipe.to_yaml(),
-        "conditions": conditions(training.accelerator.device),
+        "conditions": conditions(training.accelerator.device, training.ranks.size),
         "model": training.model.state_dict(),
         "unsaved": _unsaved(training.model),
         **_cut_state(training),
@@ -42,7 +44,7 @@ def state_of(prepared: Prepared, random: Mapping[str, Any]) -> dict[str, Any]:
         "pruner": training.pruner.state_dict() if training.pruner else None,
         "scaler": scaler.state_dict() if scaler is not None else None,
         "random": random,
-        "tally": {"sums": training.tally.sums, "examples": training.tally.examples},
+        **_of_each(training, random),
         "record_due": training.record_due,
         "shrink_told": training.shrink_told,
     }
@@ -56,7 +58,8 @@ def restore(prepared: Prepared, state: Mapping[str, Any], folder: Path) -> None:
     training = prepared.training
     if different := differences(state.get("recipe"), prepared.recipe):
         raise SparsifyError(f"{folder}: its checkpoint is of another recipe: {different}; a run goes on with its own")
-    if changed := changes(state.get("conditions", {}), conditions(training.accelerator.device)):
+    here = conditions(training.accelerator.device, training.ranks.size)
+    if (changed := changes(state.get("conditions", {}), here)) and training.ranks.first:
         text = f"{folder}: goes on with {', '.join(changed)}: its bits may not be those of a run without a break"
         warnings.warn(text, RunWarning, stacklevel=2)
     if state.get("shrunk"):
@@ -71,10 +74,36 @@ def restore(prepared: Prepared, state: Mapping[str, Any], folder: Path) -> None:
     if training.accelerator.scaler is not None:
         training.accelerator.scaler.load_state_dict(state["scaler"])
     training.step, training.seconds = state["step"], state["seconds"]
-    training.tally = Tally(**state.get("tally", {}))
     training.record_due = state.get("record_due", False)
     training.shrink_told = state.get("shrink_told", training.shrunk is not None)
+    _take_own(training, state)
+
+
+def _of_each(training: Training, random: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what each process has by itself, and of its sums those of all together."""
+    ranks, tally = training.ranks, training.tally
+    if ranks.size == 1:
+        return {"tally": {"sums": tally.sums, "examples": tally.examples}}
+    sums = None if tally.sums is None else tally.sums.cpu()
+    own = {"random": random, "tally": {"sums": sums, "examples": tally.examples}}
+    of_all = tally.of_all(ranks)
+    whole = {"sums": of_all.sums if of_all.examples else None, "examples": of_all.examples}
+    return {"tally": whole, "processes": ranks.gather(own)}
+
+
+def _take_own(training: Training, state: Mapping[str, Any]) -> None:
+    """Take up a process's own sums and random state; of another number of processes the first takes the sums of all."""
+    ranks = training.ranks
+    each = state.get("processes", [])
+    if len(each) == ranks.size > 1:
+        own = each[ranks.rank]
+        training.tally = Tally(**own["tally"])
+        set_random_state(own["random"])
+        return
+    training.tally = Tally(**state.get("tally", {})) if ranks.first else Tally()
     set_random_state(state["random"])
+    if not ranks.first:
+        seed_own(training)
 
 
 def _unsaved(model: nn.Module) -> dict[str, Tensor]:

@@ -14,26 +14,27 @@ import torch
 from torch import nn
 
 from ...arguments import PATH, takes
-from ...errors import RunError, SparsifyError
-from ...export.save import save, write
+from ...errors import SparsifyError
+from ...export.save import save
 from ...models import FROM_PYTHON
+from ...processes.launch import read_launch
+from ...processes.ranks import others_lost
 from ...pruning.report import PruningReport
 from ..data.bad_images import dead_workers
 from ..data.own_data import own_settings
+from ..loop.optimizer import joined
 from ..loop.train_steps import Record, Training, train_steps
 from ..recipe.plugin import Plugin, as_plugin
 from ..recipe.read import Recipe, check_names, parse_recipe, read_recipe
 from . import run_folder as folders
-from .checkpoint_files import Checkpoints
-from .conditions import note_conditions
 from .keeper import Keeper
-from .lock import Lock
-from .log import Log, plain_record
+from .log import plain_record
+from .opening import open_run
 from .own_model import own_model_settings
-from .prepare import Prepared, prepare
+from .prepare import Prepared
+from .progress_bar import progress_bar
 from .result_text import result_lines
-from .state import NEEDED, restore
-from .tensorboard import note_overlap
+from .split import check_batch_size
 
 _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a sparsity is of -> how a shrink calls it
 
@@ -64,6 +65,7 @@ class TrainResult:
     overwrite=bool,
     model=(nn.Module, NoneType),
     check=bool,
+    progress=bool,
     stop=(Callable, NoneType),
     on_start=(Callable, NoneType),
     on_record=(Callable, NoneType),
@@ -79,6 +81,7 @@ def train(
     data: Any = None,
     plugin: str | PathLike[str] | None = None,
     check: bool = True,
+    progress: bool = False,
     on_start: Callable[[Prepared, Path], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -95,50 +98,40 @@ def train(
     it python:<its class>. `data` takes the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair
     of them for training and test (see docs/data.md); a run that goes on needs it again. `plugin` is a file of yours
     that is executed, and whose criteria, schedules and data sets the recipe can name (docs/plugins.md); a run goes on
-    with the same file alone. `check` verifies that all-ones masks change no bit before training. `on_start` and
-    `on_record` are called with what is about to run and with each record of `train_steps`. When `stop`, which is asked
-    after each step, returns True, a checkpoint is written and RunStopped raised.
+    with the same file alone. `check` verifies that all-ones masks change no bit before training; `progress` shows a bar
+    on a terminal or in a notebook. `on_start` and `on_record` are called with what is about to run and with each record
+    of `train_steps`. When `stop`, which is asked after each step, returns True, a checkpoint is written and RunStopped
+    raised. Started by torchrun or accelerate in several processes, all train one model on their shares of every batch,
+    the first one writes the folder, and each calls what it was given (docs/processes.md).
     Raises SparsifyError for a mistake in what was asked and for a folder that another process writes to, RunError when
     the disk is full or the folder gone, its kind Diverged when loss or weights are no longer numbers.
     """
     merged, folder = _recipe_and_folder(
         recipe, None if out is None else Path(out), resume, model, data, as_plugin(plugin)
     )
+    launch = read_launch()
+    check_batch_size(merged.data, launch.size)
     with ExitStack() as stack:
-        if resume:
-            lock = stack.enter_context(Lock(folder))
-            folders.remove_left_overs(folder)
-        else:
-            folders.check_new(folder, overwrite=overwrite)
-        prepared = prepare(merged, model=model, data=data, check=check and not resume)
-        training = prepared.training
-        if not resume:
-            lock = stack.enter_context(_made(folder))
-            folders.create(folder, merged, overwrite=overwrite)
-        checkpoints = Checkpoints(folder, merged.train.checkpoint.keep)
-        state = (checkpoints.read(NEEDED) if resume else None) or {}
-        if state:
-            restore(prepared, state, folder)
-        note_conditions(folder, training.step, training.accelerator.device)
+        stack.enter_context(others_lost(launch.size))
+        ranks = stack.enter_context(joined(merged.train, launch))
+        opened = open_run(stack, merged, folder, (model, data), ranks, resume=resume, overwrite=overwrite, check=check)
+        prepared, training = opened.prepared, opened.prepared.training
         if on_start is not None:
             on_start(prepared, folder)
-        log = stack.enter_context(Log(folder, merged, size=state.get("metrics_size", 0), step=training.step))
-        if not training.step:
-            log.add_recipe(merged)
-        _keep_masks(prepared, folder, lock, log)
-
-        def save_best(record: Record) -> None:
-            _save(prepared, folder / folders.BEST, record)
-
-        keeper = Keeper(prepared, checkpoints, log, lock, state, save_best=save_best, stop=stop)
+        opened.begin_log(stack)
+        bar = stack.enter_context(progress_bar(training)) if progress and ranks.first else None
+        told = [one for one in (on_record, bar) if one is not None]
+        keeper = Keeper(opened, save_best=lambda record: _save(prepared, folder / folders.BEST, record), stop=stop)
         with _reproducible(), dead_workers(), keeper.telling_what_is_left():
             for record in train_steps(training, keeper.pause):
                 keeper.keep(record)
-                if on_record is not None:
-                    on_record(record)
+                for tell in told:
+                    tell(record)
                 keeper.stop_if_asked()
-        lock.check()
-        _save(prepared, folder / folders.MODEL, keeper.last_record)
+        with ranks.together():
+            if opened.lock is not None:
+                opened.lock.check()
+                _save(prepared, folder / folders.MODEL, keeper.last_record)
     return TrainResult(training.model, keeper.last_record, folder, _report(training), training.shrunk)
 
 
@@ -194,35 +187,6 @@ def _reproducible() -> Iterator[None]:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[Lock]:
-    """Yield the lock of a folder, which is made if it is not there."""
-    with folders.one_line(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with Lock(folder) as lock:
-        yield lock
-
-
-def _keep_masks(prepared: Prepared, folder: Path, lock: Lock, log: Log) -> None:
-    """Let the masks at the end of each cycle be written; a run that goes on from before it writes the same again."""
-    pruner = prepared.training.pruner
-    if pruner is None or not pruner.pruning.schedule.cyclical:
-        return
-
-    def keep(cycle: int) -> None:
-        path = folder / folders.MASKS.format(cycle)
-        lock.check()
-        try:
-            path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}") from None
-        # Not `save`, which warns of a schedule that is cut short: this one goes on.
-        write(pruner.model, path, "masks", {"spec": prepared.spec, "arguments": prepared.arguments}, {})
-        note_overlap(log, pruner.model, folder, cycle, prepared.training.step)
-
-    pruner.on_cycle_end = keep
 
 
 def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from sparsify.formats.io import atomic
 from sparsify.training.recipe.read import parse_recipe
 from sparsify.training.run import conditions, lock, log
 from sparsify.training.run.checkpoint import read_state
+from sparsify.training.run.checkpoint_files import Checkpoints
 from sparsify.training.run.lock import Lock
 from sparsify.training.run.run_folder import check_new, default_folder
 from sparsify.training.run.same_recipe import differences
@@ -115,13 +116,13 @@ def test_checkpoints_are_written_as_often_as_asked(
     written: set[int] = set()
     keeper = sys.modules["sparsify.training.run.keeper"]
     monkeypatch.setattr(keeper, "_WRITING_SHARE", 0.0 if every else 1e9)
-    real = keeper.Checkpoints.write
+    real = Checkpoints.write
 
     def write(self: Any, state: dict[str, Any]) -> None:
         written.add(state["step"])
         real(self, state)
 
-    monkeypatch.setattr(keeper.Checkpoints, "write", write)
+    monkeypatch.setattr(Checkpoints, "write", write)
     go(tmp_path / "run", checkpoint={"every": every})
     assert written == steps if every else steps <= written <= {3, 6, 9, 12}
 
@@ -219,7 +220,7 @@ def test_what_may_change_the_bits_is_told_in_one_line(tmp_path: Path, monkeypatc
     folder = stopped(tmp_path / "run", 5)
     before = conditions.conditions(torch.device("cpu"))
     now = {**before, "torch": "9.0", "threads": "77", "instruction set": "AVX9"}
-    monkeypatch.setattr("sparsify.training.run.state.conditions", lambda _: now)
+    monkeypatch.setattr("sparsify.training.run.state.conditions", lambda *_: now)
     with pytest.warns(RunWarning, match="goes on with torch 9.0 instead of") as told:
         go(folder, resume=True)
     [message] = [str(one.message) for one in told]

@@ -1,0 +1,90 @@
+"""Tensors of which each process holds a part: the DTensors of torch's fully_shard."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from ..errors import SparsifyError
+from .ranks import Group
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import, and there is none before that
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Any) -> Tensor:
+    """Return this process's part of a tensor, without a copy; of one that is not sharded, itself."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def whole(tensor: Any) -> Tensor:
+    """Return a tensor as one process has it; of a sharded one all processes have to ask for it at once."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def group_of_shards(tensor: Any) -> Group:
+    """Return the processes that hold the parts of a tensor, None for one that is not sharded."""
+    return tensor.device_mesh.get_group() if is_sharded(tensor) else None
+
+
+def count(mask: Tensor) -> int:
+    """Return how many entries of a mask are True, of all parts together."""
+    own = int(local(mask).count_nonzero())
+    group = group_of_shards(mask)
+    if group is None:
+        return own
+    number = torch.tensor(own, dtype=torch.int64, device=local(mask).device)
+    distributed.all_reduce(number, group=group)
+    return int(number)
+
+
+def check_by_rows(name: str, tensor: Any) -> None:
+    """Raise SparsifyError, naming the weight, if it is cut in another way than along its first dimension, once."""
+    from torch.distributed.tensor import Shard
+
+    mesh, placements = tensor.device_mesh, tensor.placements
+    if mesh.ndim != 1 or placements[0] != Shard(0):
+        how = ", ".join(map(str, placements))
+        raise SparsifyError(
+            f"Pruner: {name} is sharded as {how} on a mesh of {mesh.ndim} dimensions; shards are along the first "
+            "dimension, on a mesh of one: fully_shard(model) as it is"
+        )
+
+
+def like(tensor: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """Return `values`, this process's part, as a tensor of `shape` that is sharded as `tensor` is."""
+    from torch.distributed.tensor import DTensor
+
+    stride = torch.empty(shape, device="meta").stride()
+    made: Any = DTensor.from_local(
+        values,
+        tensor.device_mesh,  # type: ignore[attr-defined]
+        tensor.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=shape,
+        stride=stride,
+    )
+    return made  # type: ignore[no-any-return]
+
+
+def copy_into(target: Tensor, values: Tensor) -> Tensor:
+    """Copy `values` into `target`, in place, whichever of them is sharded, and return it."""
+    with torch.no_grad():
+        if is_sharded(target):
+            local(target).copy_(local(values) if is_sharded(values) else part_of(target, values))
+        else:
+            target.copy_(whole(values))
+    return target
+
+
+def part_of(tensor: Tensor, values: Tensor) -> Tensor:
+    """Return of whole `values` the part that this process holds of `tensor`, a copy."""
+    rank, size = tensor.device_mesh.get_local_rank(), tensor.device_mesh.size()  # type: ignore[attr-defined]
+    parts = torch.chunk(values, size, 0)
+    return parts[rank].clone() if rank < len(parts) else values[:0].clone()

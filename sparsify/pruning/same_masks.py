@@ -1,0 +1,79 @@
+"""One mask everywhere: what keeps and proves the masks of several processes equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from ..errors import SparsifyError
+from ..processes.ranks import Group
+from ..processes.shards import is_sharded
+from ..surgery.masks import MaskedWeight
+
+_WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def mask_hash(mask: Tensor) -> int:
+    """Return 64 bits, as a signed number, of the BLAKE2b hash of a mask's entries in order, eight to a byte."""
+    flat = mask.detach().reshape(-1)
+    packed = np.packbits(flat.numpy(), bitorder="little") if flat.device.type == "cpu" else packed_on_device(flat)
+    return int.from_bytes(blake2b(packed.tobytes(), digest_size=8).digest(), "little", signed=True)
+
+
+def packed_on_device(flat: Tensor) -> np.ndarray[Any, Any]:
+    """Return a flat mask eight entries to a byte, the first one lowest: an eighth is fetched from the device."""
+    whole = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).view(-1, 8)
+    bits = whole * torch.tensor(_WEIGHTS, dtype=torch.uint8, device=flat.device)
+    return bits.sum(1, dtype=torch.uint8).cpu().numpy()
+
+
+def check_same(weights: Mapping[str, MaskedWeight], position: int, done: int, group: Group) -> None:
+    """Raise SparsifyError, on every process, that names the first weight whose mask is not one on all of them.
+
+    `position` and `done` are the steps and the updates that were made. Each process holds its own part of a sharded
+    mask: these are left out.
+    """
+    if group is None:
+        return
+    compared = {name: weight.mask for name, weight in weights.items() if not is_sharded(weight.mask)}
+    numbers = [position, done, len(compared), *map(mask_hash, compared.values())]
+    places = _differing(numbers, _device(group), group)
+    if not places:
+        return
+    if places[0] < 3:
+        raise SparsifyError(
+            f"Pruner: the processes differ in {('their steps', 'their updates', 'their weights')[places[0]]} (here "
+            f"{position:,} steps, {done:,} updates, {len(compared)} masks); each calls start and step equally often"
+        )
+    names = list(compared)
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    raise SparsifyError(
+        f"Pruner: the mask of {names[places[0] - 3]}{more} is not the same on all processes after update {done} "
+        f"at step {position:,}: their weights or scores differ; begin with the same weights (DistributedDataParallel "
+        "before pruner.start, or one seed), and give a criterion of your own the same numbers on each"
+    )
+
+
+def _differing(numbers: Sequence[int], device: torch.device, group: Group) -> list[int]:
+    """Return the places where the numbers of the processes, equally many, differ."""
+    own = torch.tensor(numbers, dtype=torch.int64)
+    length = torch.tensor([len(numbers), ~len(numbers)], device=device)
+    distributed.all_reduce(length, distributed.ReduceOp.MAX, group=group)
+    if int(length[0]) != ~int(length[1]):
+        return [2]
+    extremes = torch.cat([own, ~own]).to(device)  # the largest of the complements is the complement of the least
+    distributed.all_reduce(extremes, distributed.ReduceOp.MAX, group=group)
+    most, least = extremes.cpu().chunk(2)
+    return [int(place) for place in (most != ~least).nonzero().flatten()]
+
+
+def _device(group: Group) -> torch.device:
+    """Return where a tensor lies that the processes of a group exchange."""
+    if distributed.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

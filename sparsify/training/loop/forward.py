@@ -1,0 +1,50 @@
+"""What a training step calls: the model, compiled, laid out and shared between processes as is wanted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ...processes.ranks import Ranks
+from ...surgery.masks import all_masked_parameters
+from ..recipe.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A model as training steps call it."""
+
+    run: Callable[[Tensor], Any]
+    channels_last: bool
+
+    def __call__(self, images: Tensor) -> Any:
+        """Return the model's output for a batch."""
+        return self.run(images.contiguous(memory_format=torch.channels_last) if self.channels_last else images)
+
+    def gradients_stay(self) -> AbstractContextManager[Any]:
+        """Return a context in which gradients are not exchanged yet: more batches of the same step follow."""
+        return self.run.no_sync() if isinstance(self.run, DistributedDataParallel) else nullcontext()
+
+
+def make_forward(model: nn.Module, settings: TrainSettings, ranks: Ranks) -> Forward:
+    """Return what a training step calls. Of several processes all have the first one's values afterwards."""
+    run: Callable[[Tensor], Any] = torch.compile(model) if settings.compile else model
+    if ranks.size > 1:
+        # Masks are equal as they are, and other buffers are exchanged where they matter.
+        names = inspect.signature(DistributedDataParallel).parameters
+        once = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        run = DistributedDataParallel(run, **{once: False})  # type: ignore[arg-type]
+    return Forward(run, settings.channels_last)
+
+
+def buffers_to_share(model: nn.Module) -> list[Tensor]:
+    """Return the buffers of a model that processes have each by itself: batch-norm statistics; not the masks."""
+    masks = {id(weight.mask) for weight in all_masked_parameters(model)}
+    return [buffer for buffer in model.buffers() if id(buffer) not in masks]

@@ -1,0 +1,60 @@
+"""Whether the batches of a recipe can be shared out over several processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...errors import SparsifyError
+from ...processes.ranks import Ranks
+from ..recipe.settings import DataSettings, TrainSettings
+
+
+def check_batch_size(data: DataSettings, size: int) -> None:
+    """Raise SparsifyError unless a batch makes equal parts for `size` processes."""
+    if data.batch_size % size:
+        below, above = data.batch_size // size * size, -(-data.batch_size // size) * size
+        nearest = f"{below} or {above}" if below else str(above)
+        raise SparsifyError(
+            f"data.batch_size: {data.batch_size} images make no equal parts for {size} processes; take {nearest}"
+        )
+
+
+def check_split(
+    data: DataSettings, model: nn.Module, ranks: Ranks, settings: TrainSettings, device: torch.device
+) -> None:
+    """Raise SparsifyError if batch norm cannot train on a process's part of a batch, or not as it is asked to."""
+    if ranks.size == 1 or not has_batch_norm(model):
+        return
+    if settings.sync_batch_norm:
+        if device.type != "cuda":
+            raise SparsifyError(
+                f"train.sync_batch_norm: torch has it for GPUs only, not for {device.type}; leave it out, and every "
+                "process normalises with its own part of a batch"
+            )
+    elif data.batch_size < 2 * ranks.size:
+        raise SparsifyError(
+            f"data.batch_size: {data.batch_size} images over {ranks.size} processes leave one for each, on which batch "
+            f"norm cannot train; take {2 * ranks.size} at least"
+        )
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a model normalises over the images of a batch."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def processes_lines(data: DataSettings, model: nn.Module, ranks: Ranks, settings: TrainSettings) -> list[str]:
+    """Return what to say of a training in several processes before it starts."""
+    if ranks.size == 1:
+        return []
+    lines = [f"{ranks.size} processes: {data.batch_size // ranks.size} of a batch's {data.batch_size} images on each"]
+    if has_batch_norm(model):
+        lines.append(
+            "  batch norm takes its statistics over all processes"
+            if settings.sync_batch_norm
+            else "  batch norm: each process takes the statistics of its own images, and those of the first are kept: "
+            "results depend on the number of processes"
+        )
+    return lines
