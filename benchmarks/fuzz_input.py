@@ -13,7 +13,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sparsify.training.recipe.yaml_lines import parse_yaml
 from sparsify.training.run.checkpoint import read_state, read_step, write_state
 
 from .fuzz_format import Bytes, mutated, sealed, valid_model
+from .record import environment, record
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 _LONGEST_SECONDS = 20.0
@@ -157,9 +158,25 @@ def main() -> None:
     given = parser.parse_args()
     generator = random.Random(given.seed)
     kinds: tuple[Callable[[Path], Target], ...] = (recipes, checkpoints, masks)
+    found = []
     with tempfile.TemporaryDirectory() as work:
         for kind in kinds:
-            print(fuzz(kind.__name__, kind(Path(work)), given.seconds / len(kinds), generator), flush=True)
+            found.append(fuzz(kind.__name__, kind(Path(work)), given.seconds / len(kinds), generator))
+            print(found[-1], flush=True)
+    record("fuzz_input", body(found, given.seconds, given.seed))
+
+
+def body(found: Sequence[str], seconds: float, seed: int) -> str:
+    """Return the section of results.md; one fault would have ended the program before it."""
+    lines = [
+        environment("torch", threads=1),
+        "",
+        f"Mutated recipes, checkpoints and masks, read for {seconds:.0f} s by the clock (seed {seed}); of those of "
+        "files half have good checksums. Each was refused in one line, within its time and with nothing changed, or is "
+        "whole: a recipe whose YAML is read as the same recipe, a state, masks that fit the model.",
+        "",
+    ]
+    return "\n".join([*lines, *(f"- {line}" for line in found)])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import click
 import torch
 from safetensors.torch import load_file
 
+from sparsify.training.run.checkpoint import read_step
+
 from .endings import CONTEXT, WAYS, end_a_run, processor_seconds, start
 from .record import environment, record
 
@@ -28,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 _MODEL = ["--model", "timm:test_resnet", "--device", "cpu", "--no-verify", "--set", "data.batch_size=500"]
 _MODEL += ["--set", "train.epochs=4", "--set", "train.checkpoint.every=1it"]
+_STEPS = 12
 _ENDINGS_A_RUN = 5
 
 
@@ -90,7 +93,10 @@ def _end_a_run(name: str, whole: Whole, moments: random.Random, endings: int, ou
         outcome.runs += 1
         for _ in range(endings):
             way = moments.choice(WAYS)
-            came = end_a_run(_again(name, folder), err, way, moments, whole.seconds, whole.calls)
+            left = _left(folder)
+            came = end_a_run(
+                _again(name, folder), err, way, moments, whole.seconds * left, max(1, round(whole.calls * left))
+            )
             if came == "ended":
                 outcome.ways[way] += 1
                 outcome.places[_place(folder)] += 1
@@ -103,6 +109,13 @@ def _end_a_run(name: str, whole: Whole, moments: random.Random, endings: int, ou
             outcome.problems.append(err.read_text())
         elif different := _differences(whole.folder, folder):
             outcome.problems.append(f"different: {', '.join(different)}")
+
+
+def _left(folder: Path) -> float:
+    """Return the share of a run that is about left, its start included."""
+    last = folder / "checkpoints" / "last.safetensors"
+    done = read_step(last) if last.exists() else 0
+    return 1 - 0.8 * (done or 0) / _STEPS
 
 
 def _again(name: str, folder: Path) -> list[str]:

@@ -138,7 +138,7 @@ def _sparsify(words: list[str]) -> None:
         words += [] if "--resume" in words else SHORT
         words += [] if {"--resume", "--plugin"} & {*words} else ["--set", "data.limit=200"]
     if words[0] == "bench":
-        words = [*words, "--rounds", "2", "--skip", "torch.compile"]
+        words = [*words, "--rounds", "2", "--skip", "torch.compile", "--skip", "onnxruntime"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
         if out is not None:
             patch.setattr(sys, "stdout", out.open("w"))

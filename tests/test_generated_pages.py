@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -100,13 +101,11 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     if find_spec("zensical") is None or find_spec("mkdocstrings") is None:
         pytest.skip("needs zensical and mkdocstrings-python: pip install '.[docs]'")
     settings = (ROOT / "mkdocs.yml").read_text()
-    for name, place in (("docs_dir: docs", ROOT / "docs"), ("site_dir: site", tmp_path / "site"), ("paths: [.]", ROOT)):
-        assert name in settings
-        key = name.partition(":")[0]
-        settings = settings.replace(name, f"{key}: [{place}]" if key == "paths" else f"{key}: {place}")
-    (tmp_path / "mkdocs.yml").write_text(settings)
+    assert "paths: [.]" in settings
+    (tmp_path / "mkdocs.yml").write_text(settings.replace("paths: [.]", f"paths: [{ROOT}]"))
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(tmp_path / "mkdocs.yml")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "site" / "reference" / "python" / "index.html").read_text()
-    assert "sparsify.convert" in page and "Call `start`" not in page and "optimiser step" in page
+    assert 'id="sparsify.convert"' in page and "<code>total_steps</code>" in page

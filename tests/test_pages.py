@@ -84,6 +84,14 @@ def test_the_pictures_show_every_room() -> None:
             assert re.search(rf"\b{inner}\b", picture), (room, inner)
 
 
+def test_the_citation_is_of_this_version() -> None:
+    from ruamel.yaml import YAML
+
+    told = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text())
+    assert (told["version"], told["license"], told["cff-version"]) == (sparsify.__version__, "Apache-2.0", "1.2.0")
+    assert {"title", "message", "authors", "abstract"} <= told.keys()
+
+
 def test_the_hooks_and_the_makefile_run_the_checks_of_ci() -> None:
     checks = re.findall(r"^(?:ruff|mypy).*$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     hooks = re.findall(r"entry: (.+)", (ROOT / ".pre-commit-config.yaml").read_text())

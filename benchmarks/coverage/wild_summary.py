@@ -13,7 +13,7 @@ Small configurations of models that people train, with random weights; nothing i
 removed, floor(0.7 n) in every one. *save*: the file loads into a fresh model with the same outputs. *units*: half of
 the units of each layer removed and shrunk, the same outputs in float64 for another batch and another size; in brackets
 the share of parameters left. *engine*: kernels run at least a part, and the outputs agree. *onnx*, *pt2*: exported, and
-the outputs compared. `+` holds, `-` is a gap, with its reason below.
+the outputs compared. `+` holds, `-` is a gap, with its reason below; a blank was not run.
 """
 _DISTRIBUTIONS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "open_clip": "open_clip_torch"}
 
@@ -29,18 +29,19 @@ def summarise(found: Mapping[str, Row], packages: Iterable[str]) -> None:
 
 
 def table(found: Mapping[str, Row]) -> list[str]:
-    """Return the rows of the table as Markdown, the counts last."""
+    """Return the rows of the table as Markdown, the counts last; a stage that was not run is blank."""
     lines = [f"| model | {' | '.join(STAGES)} |", f"|---{'|---' * len(STAGES)}|"]
-    counts = dict.fromkeys(STAGES, 0)
+    held, run = dict.fromkeys(STAGES, 0), dict.fromkeys(STAGES, 0)
     for name, row in found.items():
         cells = []
         for stage in STAGES:
             holds = row.get(stage) == "ok"
-            counts[stage] += holds
+            held[stage] += holds
+            run[stage] += stage in row
             left = f" ({row['after'] / row['parameters']:.0%})" if stage == "units" and holds else ""
-            cells.append(("+" if holds else "-") + left)
+            cells.append(f"{'+' if holds else '-'}{left}" if stage in row else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    totals = " | ".join(f"**{counts[stage]}/{len(found)}**" for stage in STAGES)
+    totals = " | ".join(f"**{held[stage]}/{run[stage]}**" for stage in STAGES)
     return [*lines, f"| all | {totals} |"]
 
 

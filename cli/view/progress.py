@@ -87,7 +87,7 @@ class Screen:
             state += f"  test {percent(self._test_accuracy)}"
         state += f"  sparsity {percent(record['sparsity'])}"
         epoch = f"epoch {record['epoch']}/{self._epochs}"
-        if not self._told:
+        if not self._told and self._done(record):  # a record that was still to come says nothing of the speed
             self._told = True
             say(f"about {duration(self._left(record))} to go, by the first {count(self._done(record), 'step')}")
             sys.stdout.flush()

@@ -72,13 +72,12 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Plan the pruning, or go on with that of the checkpoint."""
         model: nn.Module = kwargs["model"]
-        if self.loop is None or self.loop.model is not model:  # made by `model_init`, or the callback was added late
-            if state.global_step:
-                raise SparsifyError(
-                    "HuggingFaceCallback: training goes on with a model that was loaded before it had masks; give the "
-                    "callback to Trainer(callbacks=[...]), or call attach(trainer), before train(), and no model_init"
-                )
-            self._take(model)
+        if state.global_step and not self._has(model):  # made by `model_init`, or the callback was added late
+            raise SparsifyError(
+                "HuggingFaceCallback: training goes on with a model that was loaded before it had masks; give a new "
+                "callback to Trainer(callbacks=[...]), or call attach(trainer), before train(), and no model_init"
+            )
+        self._take(model)
         for line in self._unsaid(args, model):
             warnings.warn(f"HuggingFaceCallback: {line}", RunWarning, stacklevel=2)
         batches = kwargs.get("train_dataloader")
@@ -118,8 +117,11 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
         """Set what was removed to zero, and tell if it is less than was asked for."""
         self._running().finish()
 
+    def _has(self, model: nn.Module) -> bool:
+        return self.loop is not None and self.loop.model is model and not self.loop.ended
+
     def _take(self, model: nn.Module) -> None:
-        if self.loop is None or self.loop.model is not model:
+        if not self._has(model):
             self.loop = LoopPruning(model, self.pruning, seed=self._seed, **self._given)
 
     def _unsaid(self, args: TrainingArguments, model: nn.Module) -> Iterator[str]:

@@ -56,7 +56,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Convert the module."""
-        if self.loop is None or self.loop.model is not pl_module:
+        if self.loop is None or self.loop.model is not pl_module or (self.loop.ended and stage == "fit"):
             pl_module.configure_model()  # it may make the layers, and may be called twice
             self.loop = LoopPruning(pl_module, self.pruning, carry=False, **self._given)
 

@@ -55,6 +55,7 @@ class LoopPruning:
         self._given = {"example_input": example_input, "batches": batches, "loss_fn": loss_fn, "seed": seed}
         self._carried = CarriedState(self.model) if carry else None
         self._removed_at_end: int | None = None  # entries, by the last update
+        self.ended = False
         self._metrics: dict[str, float] | None = None
 
     @takes(total_steps=Integral, steps_per_epoch=(Integral, NoneType), step=(Integral, NoneType))
@@ -69,8 +70,10 @@ class LoopPruning:
         """Plan the pruning over `total_steps` optimiser steps and make the updates due before the first.
 
         After `step` steps were done (None: as many as the loaded state says, if one was loaded) it goes on from the
-        state. Raises SparsifyError if there is none, or it is of other settings or another step.
+        state. Raises SparsifyError if there is none, or it is of other settings or another step, and after `finish`.
         """
+        if self.ended:
+            raise SparsifyError("pruning: it has ended; make a new LoopPruning of the model to prune further")
         saved = state if self._carried is None else self._carried.loaded
         given = self._given
         self.pruner = pruner = Pruner(
@@ -126,6 +129,7 @@ class LoopPruning:
                     local(weight.parameter).masked_fill_(~local(weight.mask), 0)
         if self._carried is not None:
             self._carried.remove()
+        self.ended = True
 
     def metrics(self, *, per_layer: bool = False) -> dict[str, float]:
         """Return the fraction removed of all masked weights as "sparsity", of each as "sparsity/<its name>"."""

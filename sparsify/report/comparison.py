@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -87,7 +88,8 @@ def _by_seed(group: Sequence[Run], key: str) -> dict[int, float]:
                 f"{run.folder}: of the same recipe and seed ({run.seed}) as {other}; give each run once"
             )
         found[run.seed] = run
-    return {seed: float(run.records[-1].get(key, float("nan"))) for seed, run in found.items()}
+    last = {seed: run.records[-1].get(key) for seed, run in found.items()}
+    return {seed: math.nan if value is None else float(value) for seed, value in last.items()}
 
 
 def _cell(group: Sequence[Run], label: str, series: str, first: Mapping[int, float] | None) -> Cell:

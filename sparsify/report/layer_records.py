@@ -5,6 +5,7 @@ Multiply-adds and dead channels need the model itself; where it cannot be built,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ def read_layers(run: Run) -> Layers:
         model, example = _built(run)
     except SparsifyError as error:
         return Layers(stored, *totals, notes=(f"no multiply-adds and dead channels: {error}",))
-    return _with_costs(stored, model, example, run.file.original_entries - run.file.entries)
+    cut = run.file.original_entries - run.file.entries
+    return _with_costs(stored, model, example, cut, run.shrunk.get("multiply_adds"))
 
 
 def _built(run: Run) -> tuple[nn.Module, Tensor]:
@@ -98,7 +100,10 @@ def _built(run: Run) -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.zeros(1, *shape, dtype=weight.dtype)
 
 
-def _with_costs(stored: tuple[Layer, ...], model: nn.Module, example: Any, cut: int) -> Layers:
+def _with_costs(
+    stored: tuple[Layer, ...], model: nn.Module, example: Any, cut: int, before: Sequence[int] | None
+) -> Layers:
+    """Return layers with what they cost; `cut` numbers are gone, and with them multiply-adds if `before` tells them."""
     from ..model_summary import summary
     from ..surgery.channels import analyse
 
@@ -113,7 +118,7 @@ def _with_costs(stored: tuple[Layer, ...], model: nn.Module, example: Any, cut: 
         tuple(layers),
         found.parameters + cut,
         found.kept_parameters,
-        found.multiply_adds,
+        before[0] if before else found.multiply_adds,
         found.kept_multiply_adds,
         notes,
     )

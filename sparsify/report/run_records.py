@@ -54,8 +54,16 @@ class Run:
 
     @property
     def sparsity(self) -> float:
-        """The fraction of the masked weights that is removed, 0 for a dense model."""
-        return self.file.sparsity or 0.0
+        """The fraction of the masked weights that is removed, 0 for a dense model; of a cut one, of all its numbers."""
+        file = self.file
+        if file.entries < file.original_entries:
+            return 1 - (file.entries - (file.masked_entries - file.kept)) / file.original_entries
+        return file.sparsity or 0.0
+
+    @property
+    def shrunk(self) -> Row:
+        """What was taken out of the model in training ("multiply_adds" before and after, and more), {} if nothing."""
+        return next((record["shrunk"] for record in self.records if record.get("shrunk")), {})
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:

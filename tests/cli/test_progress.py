@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.signals import Signals
 from cli.view import progress
 
 from .conftest import Outcome
@@ -24,6 +25,18 @@ def test_a_run_says_how_long_it_will_take(
     assert [line.endswith(" left") for line in epochs] == [True, True, False]
     # A dense model is what a pruning starts from.
     assert any("gradual.yaml --model timm:test_resnet --data digits --set model.checkpoint=" in line for line in lines)
+
+
+def test_a_run_that_goes_on_estimates_by_its_own_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsify: Callable[..., Outcome]
+) -> None:
+    more = ["--set", "train.epochs=3", "--set", "train.log_every=1", "--out", tmp_path / "a"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Signals, "asked", lambda _: True)  # after a step, before its record
+        assert sparsify("train", RECIPE, *FEW, *more).code == 130
+    code, out, err = sparsify("train", "--resume", tmp_path / "a")
+    assert (code, err) == (0, "")
+    assert "going on after step 1 of 6" in out and "by the first 1 step\n" in out and "first 0 steps" not in out
 
 
 def test_long_plans_are_told_by_cycle_and_whole_on_request(

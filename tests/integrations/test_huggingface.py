@@ -155,7 +155,7 @@ def test_a_run_that_starts_pruned_keeps_what_is_removed(tmp_path: Path) -> None:
     after = sparsify.get_masks(model)
     assert after.keys() == before.keys() and sparsity(model) == 0.5  # no weight got a mask that had none
     assert all(not bool(after[name][~before[name]].any()) for name in before)
-    with pytest.raises(SparsifyError, match="pruning: 0.4 is to be removed, and 0.5 is already"):
+    with pytest.raises(SparsifyError, match="pruning: sparsity 0.4 is below the 0.5 that the masks remove"):
         make(tmp_path, HuggingFaceCallback(PRUNING | {"sparsity": 0.4}), model=model).train()
 
 

@@ -132,12 +132,3 @@ def test_a_trainer_prunes_under_adapters_and_says_what_its_checkpoints_lack(tmp_
     assert all(int(mask.sum()) * 2 == mask.numel() for mask in sparsify.get_masks(trainer.model).values())
     with pytest.raises(SparsifyError, match="no pruner's state came with the checkpoint"), pytest.warns(RunWarning):
         make().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-
-
-def test_a_module_made_of_a_masked_class_is_dense() -> None:
-    """As peft makes the adapters of a convolution, without peft's arithmetic."""
-    model = pruned(network())
-    x = torch.randn(2, 3, 6, 6)
-    made, plain = type(model[0])(3, 4, 3), nn.Conv2d(3, 4, 3)
-    made.load_state_dict(plain.state_dict())
-    assert torch.equal(made(x), plain(x)) and not sparsify.get_masks(made)

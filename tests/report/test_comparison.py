@@ -1,3 +1,6 @@
+import json
+import math
+
 import pytest
 
 from sparsify.errors import SparsifyError
@@ -53,6 +56,15 @@ def test_where_it_ran_is_no_other_recipe(derive: Derive) -> None:
     runs = [read_run(derive("a")), read_run(derive("b", seed=2, change=("  workers: 2", "  workers: 0")))]
     [cell] = compare(runs)
     assert cell.seeds == [1, 2]
+
+
+def test_a_loss_that_is_no_number_does_not_keep_accuracies_from_being_compared(derive: Derive) -> None:
+    folder = derive("nan")
+    path = folder / "metrics.jsonl"
+    *lines, last = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, json.dumps({**json.loads(last), "test_loss": None})]) + "\n")
+    [cell] = compare([read_run(folder)])
+    assert cell.accuracy == {1: 0.5} and math.isnan(cell.loss[1])
 
 
 def test_what_cannot_be_compared_is_one_line(derive: Derive) -> None:

@@ -44,6 +44,7 @@ def test_curves_show_every_record_and_the_schedule(finished: Path) -> None:
     total = run.records[-1]["step"]
     plan = update_plan(run.recipe.prune, total, total // 5)
     assert curves.cycle_ends(run) == [u.step for u in plan if u.event in ("reset", "union") and u.step]
+    assert "stack" in json.dumps(report.accuracy(run).to_dict())  # points of one step do not add up
     drawn = [(row["step"], row["value"]) for row in rows if row.get("what") == "sparsity"]
     saved = [update.step for update in plan if update.event == "save"]
     assert all((step, 0.8) in drawn for step in saved) and drawn[0] == (0, 0.0) and drawn[-1][0] == total

@@ -72,6 +72,27 @@ def test_dead_channels_are_counted(derive: Derive) -> None:
     assert found[name] == 2 == int(dead.dead[groups[groups >= 0]].sum())
 
 
+def test_a_cut_model_is_no_dense_one(derive: Derive) -> None:
+    folder = derive("small")
+    model, example = sparsify.build_model("cifar:resnet20", widths=[4, 4, 8], num_classes=10), torch.zeros(1, 3, 8, 8)
+    before = sum(value.numel() for value in model.parameters())
+    sparsify.convert(model, ignore=["last"])
+    pruning = {"granularity": "unit", "scope": "layer", "sparsity": 0.5, "schedule": "one_shot"}
+    sparsify.Pruner(model, pruning, total_steps=1, example_input=example).start()
+    cut = sparsify.shrink(model, example)
+    about = {"spec": "cifar:resnet20", "arguments": {"widths": [4, 4, 8], "num_classes": 10}}
+    sparsify.save(cut.model, folder / "model.safetensors", **about, extra={"input_shape": [3, 8, 8]})
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), "shrunk": {"multiply_adds": [*cut.multiply_adds]}})
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = read_run(folder)
+    layers = read_layers(run)
+    assert cut.multiply_adds == (layers.multiply_adds, layers.kept_multiply_adds)
+    after = sum(value.numel() for value in cut.model.parameters())
+    assert layers.kept_parameters == after and before <= layers.parameters < 1.1 * before  # buffers count as cut
+    assert 0.3 < run.sparsity < 0.9
+
+
 def test_a_model_that_only_python_can_build_has_no_costs(derive: Derive) -> None:
     folder = derive("own")
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))

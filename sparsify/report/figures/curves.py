@@ -23,7 +23,7 @@ def accuracy(run: Run) -> Figure:
     ]
     domain = ["test accuracy", "training accuracy", "sparsity"]
     colour = alt.Color("what:N", scale=alt.Scale(domain=domain, range=[BLUE, ORANGE, GREY]), title=None)
-    y = alt.Y("value:Q", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]), title=None)
+    y = alt.Y("value:Q", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]), stack=None, title=None)
     schedule = chart([{**point, "what": "sparsity"} for point in schedule_points(run)]).mark_area(
         interpolate="step-after", opacity=0.25, line={"color": GREY, "strokeWidth": 1}
     )

@@ -51,8 +51,7 @@ def _pruning(run: Run) -> str:
     prune = run.recipe.prune
     if prune is None:
         return "none: dense"
-    last = run.file.sparsity
-    reached = "" if last is None else f", {percent(last)} reached"
+    reached = f", {percent(run.sparsity)} removed" if run.sparsity else ""
     words = [f"criterion {prune.criterion.name}", f"scope {prune.scope}", f"schedule {prune.schedule.name}"]
     cycles = f", {prune.schedule.cycles} cycles" if prune.schedule.cyclical and prune.schedule.cycles else ""
     return f"{', '.join(words)}{cycles}{reached}"

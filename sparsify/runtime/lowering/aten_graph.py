@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ...calls import run
 from ...errors import RunError
@@ -39,7 +42,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[f
     found: list[Outline] = []
 
     def flat(*tensors: Tensor) -> list[Any]:
-        with _RefuseReads():
+        with _RefuseReads(), _WholeConstants(model):
             outputs, outline = outputs_apart(run(model, unflatten(tensors)))
         found[:] = [outline]
         return outputs
@@ -66,8 +69,42 @@ def _refuse_values(graph: fx.GraphModule) -> None:
         if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):
             varying.add(node)
             tags = getattr(node.target, "tags", ())
+            if node.target is torch.ops.aten.index.Tensor and not _picks_by_mask(node):
+                continue
             if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
                 raise RunError(f"the forward depends on values ({node.target})")
+
+
+def _picks_by_mask(node: fx.Node) -> bool:
+    """Whether x[index] takes as many entries as an index is true, and not one for each number in it."""
+    given = [one.meta.get("val") for one in node.args[1] if isinstance(one, fx.Node)]  # type: ignore[union-attr]
+    return any(not isinstance(one, Tensor) or one.dtype in (torch.bool, torch.uint8) for one in given)
+
+
+class _WholeConstants(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes whole numbers that no input affects, past the trace: a forward may look at positions and masks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known: Any = WeakIdKeyDictionary()
+        for tensor in model.buffers():
+            if not tensor.is_floating_point() and not tensor.is_complex():
+                self.known[tensor] = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        seeded = torch.Tag.nondeterministic_seeded in func.tags
+        if func._schema.is_mutable or seeded or any(tensor not in self.known for tensor in given):
+            return func(*args, **kwargs)
+        with disable_proxy_modes_tracing():
+            outcome = func(*args, **kwargs)
+        found = [leaf for leaf in pytree.tree_leaves(outcome) if isinstance(leaf, Tensor)]
+        if any(tensor.is_floating_point() or tensor.is_complex() for tensor in found):
+            return func(*args, **kwargs)
+        for tensor in found:
+            self.known[tensor] = True
+        return outcome
 
 
 def constants(graph: fx.GraphModule) -> dict[fx.Node, Any]:

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import MaskWarning
+from ..masks import all_masked_parameters
 
 _ADVICE = "give it sparsify.fold(model) instead (docs/masks.md, 'Fold first')"
 _FRAMES = 60  # from a module's part of a state dict up to the function that asked for it
@@ -49,12 +50,22 @@ def warn_passed_over(what: str, stacklevel: int) -> None:
 
 
 def warn_of_save_pretrained(written: Iterable[str]) -> None:
-    """Warn if a function called `save_pretrained` asked for the state dict, once in each: at its first mask."""
+    """Warn if a function called `save_pretrained` asked for the state dict, once in each: at its first mask.
+
+    Not of a trainer's checkpoint, from which it goes on with the masks, nor of a model whose removed weights are zero.
+    """
     if any(name.endswith("_mask") for name in written):
         return
     found = _caller("save_pretrained")
-    if found is not None:
+    if found is not None and _caller("_save_checkpoint") is None and not _is_zeroed(found[0].f_locals.get("self")):
         warn_passed_over("save_pretrained writes the dense values, and masks that it does not load", found[1] + 1)
+
+
+def _is_zeroed(model: Any) -> bool:
+    """Whether the masks of a model remove something, and all of it is zero in the parameters too."""
+    weights = list(all_masked_parameters(model)) if isinstance(model, nn.Module) else []
+    removed = [weight for weight in weights if not bool(weight.mask.all())]
+    return bool(removed) and not any(bool(weight.parameter[~weight.mask].any()) for weight in removed)
 
 
 def _caller(name: str) -> tuple[FrameType, int] | None:

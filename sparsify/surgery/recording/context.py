@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, FrameType
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ _Leaf = TypeVar("_Leaf")
 # Functions recorded as one operation, whatever kernels a device runs for them.
 WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pack_padded_sequence", "_pad_packed_sequence")
 _ADDING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_REQUIRES_GRAD = vars(torch._C.TensorBase)["requires_grad"].__get__
 _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}
 
 
@@ -61,17 +63,28 @@ class FunctionHooks(TorchFunctionMode):
     """Reports function calls that the dispatcher does not show.
 
     `leave` is called with a tensor that goes to another library, `scaled` with the tensors that attention divides by
-    the root of their last size; `whole` makes the calls of functions in `WHOLE`.
+    the root of their last size; `whole` makes the calls of functions in `WHOLE`. `ask` is called where a forward asks
+    whether a tensor has gradients, which it has with `gradients`.
     """
 
     def __init__(
-        self, leave: Callable[[Tensor, str], None], scaled: Callable[..., None], whole: Callable[..., Any]
+        self,
+        leave: Callable[[Tensor, str], None],
+        scaled: Callable[..., None],
+        whole: Callable[..., Any],
+        ask: Callable[[], None] = lambda: None,
+        *,
+        gradients: bool = False,
     ) -> None:
         super().__init__()
+        self.ask, self.gradients = ask, gradients
         self.leave, self.scaled, self.whole = leave, scaled, whole
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == _REQUIRES_GRAD and _is_of_a_model(sys._getframe(1)):
+            self.ask()
+            return func(*args, **kwargs) or (self.gradients and args[0].is_floating_point())
         if func in _LEAVING:
             self.leave(args[0], _LEAVING[func])
         if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
@@ -79,6 +92,39 @@ class FunctionHooks(TorchFunctionMode):
         if getattr(func, "__name__", "") in WHOLE and type(func) is BuiltinFunctionType:
             return self.whole(func, *args)
         return func(*args, **kwargs)
+
+
+@contextmanager
+def asked_gradient_mode(ask: Callable[[], None], *, gradients: bool) -> Iterator[None]:
+    """Call `ask` where code of a model asks in the block whether gradients are on, and answer `gradients`."""
+    plain = torch.is_grad_enabled
+
+    def is_grad_enabled() -> bool:
+        if not _is_of_a_model(sys._getframe(1)):
+            return plain()
+        ask()
+        return gradients
+
+    with patch.object(torch, "is_grad_enabled", is_grad_enabled):
+        yield
+
+
+def _is_of_a_model(frame: FrameType) -> bool:
+    """Whether running code is neither torch's nor ours: these decide by the mode how they compute, not what."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", __name__.partition(".")[0])
+
+
+def named_tensors(model: nn.Module) -> list[tuple[Tensor, tuple[str, ...], bool]]:
+    """Return the parameters, then the buffers of a model with all of their names, and whether it is a parameter."""
+    modules = named_modules(model, remove_duplicate=False)
+    trainable = {id(parameter) for _, module in modules for parameter in module._parameters.values()}
+    named: dict[int, tuple[Tensor, list[str]]] = {}
+    for owned in ("_parameters", "_buffers"):
+        for path, module in modules:
+            for name, tensor in getattr(module, owned).items():
+                if tensor is not None:
+                    named.setdefault(id(tensor), (tensor, []))[1].append(f"{path}.{name}" if path else name)
+    return [(tensor, tuple(names), id(tensor) in trainable) for tensor, names in named.values()]
 
 
 def whole_attentions(model: nn.Module) -> tuple[str, ...]:
@@ -164,8 +210,8 @@ class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
         dtypes = {leaf.dtype for leaf in leaves((args, kwargs), Tensor)}
         if torch.float64 in dtypes and not dtypes.isdisjoint(_SHORTER) and not func._schema.is_mutable:
             args, kwargs = tree_map(_widened, (args, kwargs))
-            if func._schema.name == "aten::_grouped_mm":  # its kernels are for narrower types
-                return _group_by_group(*args, **kwargs)
+        if torch.float64 in dtypes and func._schema.name == "aten::_grouped_mm":  # its kernels are for narrower types
+            return _group_by_group(*args, **kwargs)
         return func(*args, **kwargs)
 
 

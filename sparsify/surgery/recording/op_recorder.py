@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +15,17 @@ from ..full_name import full_name
 from ..module_walk import named_modules
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
-from .context import FunctionHooks, Memory, leaves, module_names, not_compiled, own_inputs
-from .ops import FILLS, SCALED_BY_SIZE, STALE, Filled, Noise, Op, Value, pointwise
+from .context import (
+    FunctionHooks,
+    Memory,
+    asked_gradient_mode,
+    leaves,
+    module_names,
+    named_tensors,
+    not_compiled,
+    own_inputs,
+)
+from .ops import FILLS, SCALED_BY_SIZE, STALE, Derived, Filled, Noise, Op, Value, from_model, pointwise
 from .second_pass import KnownOps
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
@@ -42,6 +50,9 @@ class OpRecorder(TorchDispatchMode):
         self.module: list[str] = []
         self.given: list[Any] = []  # the arguments of each of these modules
         self.branches: list[tuple[str, tuple[Value, ...]]] = []
+        self.recurrent = {
+            name for name, one in model.named_modules() if type(one).forward.__module__ == nn.LSTM.forward.__module__
+        }
         self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
         self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
@@ -49,27 +60,21 @@ class OpRecorder(TorchDispatchMode):
         self.left: list[Value] = []  # given to other libraries, which may return them changed
         self.inputs: list[Value] = []  # of the call, the same Values in every pass
         self.known = KnownOps(())
-        modules = named_modules(model, remove_duplicate=False)
-        trainable = {id(parameter) for _, module in modules for parameter in module._parameters.values()}
-        named: dict[int, tuple[Tensor, list[str]]] = {}
-        for owned in ("_parameters", "_buffers"):
-            for path, module in modules:
-                for name, tensor in getattr(module, owned).items():
-                    if tensor is not None:
-                        named.setdefault(id(tensor), (tensor, []))[1].append(f"{path}.{name}" if path else name)
-        for tensor, names in named.values():
-            value = Value(_shape(tensor), tensor.detach(), tuple(names), id(tensor) in trainable)
+        self.asking: dict[str, tuple[Value, ...]] = {}  # modules that ask whether gradients are on, with their inputs
+        for tensor, names, trainable in named_tensors(model):
+            value = Value(_shape(tensor), tensor.detach(), names, trainable)
             self.state |= dict.fromkeys(names, self.enter(tensor, value))
 
-    def run(self, model: nn.Module, example_input: Any) -> list[Value]:
-        """Record a call of `model` with copies of an example input; return the Values of its outputs."""
+    def run(self, model: nn.Module, example_input: Any, *, gradients: bool = False) -> list[Value]:
+        """Record a call of `model`, told whether gradients are on; return the Values of its outputs."""
         inputs = own_inputs(example_input)
         tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
         self.inputs = self.inputs or [Value(_shape(tensor)) for tensor in tensors]
         for tensor, value in zip(tensors, self.inputs, strict=True):
             self.enter(tensor, value)
-        seen = FunctionHooks(self.leave, self.scaled, self.whole)
-        with not_compiled(), module_names(model, self.module, self.given), torch.no_grad(), self, seen:
+        seen = FunctionHooks(self.leave, self.scaled, self.whole, self.asked, gradients=gradients)
+        asked = asked_gradient_mode(self.asked, gradients=gradients)
+        with not_compiled(), module_names(model, self.module, self.given), asked, torch.no_grad(), self, seen:
             outputs = run(model, inputs)
         in_containers = set(map(id, tree_flatten(outputs)[0]))
         found = tensors_in(outputs)
@@ -101,9 +106,8 @@ class OpRecorder(TorchDispatchMode):
 
     def seen(self, tensor: Tensor) -> Value | None:
         """Return the Value of a tensor that is known and was not written to since, or None."""
-        value: Value | None
         value, writes = self.values.get(tensor, (None, -1))
-        return value if value is not None and writes == self.memory(tensor).writes else None
+        return None if value is None or writes != self.memory(tensor).writes else value
 
     def value_of(self, tensor: Tensor) -> Value:
         """Return the Value of a tensor.
@@ -117,9 +121,9 @@ class OpRecorder(TorchDispatchMode):
             return value
         known = list(dict.fromkeys([*memory.values, *([value] if value is not None else []), *self.left]))
         constant = all(other.constant is not None for other in known)
-        if constant and not (memory.writes and any(_from_model(other) for other in known)):
+        if constant and not (memory.writes and any(from_model(other) for other in known)):
             return self.enter(tensor, Value(_shape(tensor), tensor.detach()))
-        made = _Derived(_shape(tensor), tensor.detach()) if constant else Value(_shape(tensor))
+        made = Derived(_shape(tensor), tensor.detach()) if constant else Value(_shape(tensor))
         self.ops.append(Op(STALE, None, tuple(known), {}, (made,), self.where()))
         return self.enter(tensor, made)
 
@@ -144,11 +148,11 @@ class OpRecorder(TorchDispatchMode):
             if not self.computed:
                 raise ValuesNeededError
             self.decided()
-        if name.startswith("new_") or all(v.constant is not None and not _from_model(v) for v in inputs):
+        if name.startswith("new_") or all(v.constant is not None and not from_model(v) for v in inputs):
             self._filled(func, name, given, given_kwargs, inputs, tensors)
             return outcome
         constant = all(value.constant is not None for value in inputs)
-        kind = _Derived if constant else Value
+        kind = Derived if constant else Value
         results = tuple(kind(_shape(tensor), tensor.detach() if constant else None) for tensor in tensors)
         if any(argument.is_out for argument in func._schema.arguments):
             name, func = f"{name}(out=)", None
@@ -160,11 +164,20 @@ class OpRecorder(TorchDispatchMode):
             self._note(op, tensors)
         return outcome
 
+    def asked(self) -> None:
+        """Note that the running forward asks whether gradients are on."""
+        if self.where() not in self.asking:
+            self.asking[self.where()] = self.entering()
+
+    def entering(self) -> tuple[Value, ...]:
+        """Return the Values of the arguments of the running forward."""
+        with _disable_current_modes():
+            return tuple(self.value_of(tensor) for tensor in leaves(self.given[-1] if self.given else (), Tensor))
+
     def decided(self) -> None:
         """Note that the running forward reads values of an activation: it may take another branch for another input."""
-        arguments = leaves(self.given[-1] if self.given else (), Tensor)
-        with _disable_current_modes():
-            self.branches.append((self.where(), tuple(self.value_of(tensor) for tensor in arguments)))
+        if self.where() not in self.recurrent:  # of a packed sequence, how many there are: that changes sizes only
+            self.branches.append((self.where(), self.entering()))
 
     def _note(self, op: Op, tensors: list[Tensor]) -> None:
         self.ops.append(op)
@@ -187,9 +200,8 @@ class OpRecorder(TorchDispatchMode):
         if len(tensors) != 1 or max(sizes, default=1) == 1:
             return
         drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
-        held = Noise(_shape(tensors[0]), torch.ones_like(tensors[0])) if drawn else None
-        result = held or Filled(_shape(tensors[0]), tensors[0].detach())
-        op = Op(name, func, args, kwargs if args else {}, (result,), self.where())
+        kind, held = (Noise, torch.ones_like(tensors[0])) if drawn else (Filled, tensors[0].detach())
+        op = Op(name, func, args, kwargs if args else {}, (kind(_shape(tensors[0]), held),), self.where())
         alike = drawn or bool((tensors[0] == tensors[0].flatten()[0]).all())
         if not args or op.is_movement or name == "bernoulli_" or (pointwise(op) and alike):
             self.enter(tensors[0], op.results[0])
@@ -236,15 +248,6 @@ class OpRecorder(TorchDispatchMode):
         """Record that attention divides by the root of the last size of these tensors."""
         values = tuple(self.value_of(tensor) for tensor in tensors)
         self.ops.append(Op(SCALED_BY_SIZE, None, values, {}, (), self.where()))
-
-
-@dataclass(eq=False)
-class _Derived(Value):
-    """A constant computed from the model's tensors."""
-
-
-def _from_model(value: Value) -> bool:
-    return bool(value.names) or isinstance(value, _Derived)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

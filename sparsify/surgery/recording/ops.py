@@ -35,6 +35,16 @@ class Value:
 
 
 @dataclass(eq=False)
+class Derived(Value):
+    """A constant computed from the model's tensors."""
+
+
+def from_model(value: Value) -> bool:
+    """Whether a constant is one of the model's tensors, or computed from them."""
+    return bool(value.names) or isinstance(value, Derived)
+
+
+@dataclass(eq=False)
 class Filled(Value):
     """A constant filled with one number, in explicit sizes, as torch.zeros returns it."""
 

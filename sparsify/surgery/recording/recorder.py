@@ -20,6 +20,7 @@ from .context import addable_biases, eval_mode, whole_attentions
 from .op_recorder import OpRecorder
 from .ops import Recording, Value
 from .second_pass import KnownOps, ModuleCalls
+from .shape_only import ValuesNeededError
 
 
 def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Recording:
@@ -47,13 +48,17 @@ def _record(
             outputs = recorder.run(model, example_input)
         count, problem = len(recorder.ops), ""
         idle = recorder.idle_layers(model)
+        if recorder.asking:
+            outputs += _run_with_gradients(recorder, model, example_input)
+        asking, start = set(recorder.asking), len(recorder.ops)
         if idle or modal:
             recorder.known = KnownOps(recorder.ops)
             more, problem = _run_in_training(recorder, model, example_input, idle, modal, calls)
             if modal or len(recorder.idle_layers(model)) < len(idle):
                 outputs += more
             else:
-                del recorder.ops[count:]
+                del recorder.ops[start:]
+        recorder.branches += [(path, given) for path, given in recorder.asking.items() if path not in asking]
     return Recording(
         tuple(recorder.ops),
         tuple(outputs),
@@ -95,6 +100,25 @@ def _run_in_training(
             return [], ""  # a forward that wants targets, say: its losses are no outputs
         where = f"{idle[0]}: it runs neither in eval mode nor, with this input, in train mode"
         return [], f"{where} ({type(error).__name__}), and is not cut"
+
+
+def _run_with_gradients(recorder: OpRecorder, model: nn.Module, example_input: Any) -> list[Value]:
+    """Run a model again with gradients on, since its forward asks for that; return its outputs.
+
+    If it does not run so, the modules that ask count as branches on values.
+    """
+    recorder.known = KnownOps(recorder.ops)
+    asking, count = dict(recorder.asking), len(recorder.ops)
+    try:
+        return recorder.run(model, example_input, gradients=True)
+    except ValuesNeededError:
+        raise
+    except Exception:  # noqa: BLE001 - the model's own code
+        if not recorder.computed:
+            raise
+        del recorder.ops[count:]
+        recorder.branches += asking.items()
+        return []
 
 
 def modules_that_ask_for_the_mode(model: nn.Module) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..module_walk import named_modules
 from ..recording.context import module_names
 
 Asked: TypeAlias = dict[str, list[tuple[Any, ...]]]  # module -> what was compared, in order
@@ -31,9 +32,12 @@ class SizeWatch(TorchFunctionMode):
         self.asked: Asked = {}
         self._running: list[str] = []
         self._names = module_names(model, self._running)
+        self._lists = _own_lists(model)
 
     def __enter__(self) -> SizeWatch:
         self._names.__enter__()
+        for owner, name, held in self._lists:
+            owner[name] = _WATCHED[type(held)](held)
         _watching.append(self)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -42,6 +46,8 @@ class SizeWatch(TorchFunctionMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         _watching.remove(self)
         self._names.__exit__(None, None, None)
+        for owner, name, held in self._lists:
+            owner[name] = held
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outcome = func(*args, **(kwargs or {}))
@@ -129,6 +135,31 @@ class _Ratio(float):
     sizes: set[int]
 
 
+def _own_lists(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    """Return the lists and tuples that modules hold, which a size may index: (attributes, name, list)."""
+    owners = [vars(module) for _, module in named_modules(model) if not isinstance(module, torch.jit.ScriptModule)]
+    return [(owner, name, held) for owner in owners for name, held in owner.items() if type(held) in _WATCHED and held]
+
+
+class _List(list[Any]):
+    """A list that reports which of its items a size asks for: Python itself takes a plain number of the size."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (_Size, _Ratio)):
+            _note("item", _plain(index), sorted(_made_of(index)))
+        return super().__getitem__(index)
+
+
+class _Tuple(tuple[Any, ...]):
+    """A tuple that does the same."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (_Size, _Ratio)):
+            _note("item", _plain(index), sorted(_made_of(index)))
+        return super().__getitem__(index)
+
+
+_WATCHED: dict[type, Callable[[Any], Any]] = {list: _List, tuple: _Tuple}
 _COMPARING = "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ __bool__".split()
 _MAKING = "add sub mul floordiv truediv mod divmod pow".split()
 for _kind in (_Size, _Ratio):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import random
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ class Runs:
             return list(tensors(model(*args, **kwargs)))
 
     def results(self, mode: Mode, *, plain: bool, look: Inspect | None = None) -> list[Tensor]:
-        """Return the outputs, the gradients (if the mode has a backward pass), and the buffers after one run."""
+        """Return the outputs, digests of the gradients (if there is a backward pass), and the buffers after one run."""
         model = self.copied(plain=plain, gradients=mode.gradients)
         outputs = self.outputs(model, mode)
         if look is not None:
@@ -105,9 +106,10 @@ class Runs:
         gradients: list[Tensor] = []
         if mode.backward:
             loss = sum(output.float().square().mean() for output in outputs if output.requires_grad)
+            digests = _digested_gradients(model)
             if isinstance(loss, Tensor):
                 loss.backward()  # type: ignore[no-untyped-call]
-            gradients = [p.grad if p.grad is not None else torch.zeros(()) for p in model.parameters()]
+            gradients = [digests.get(id(p), torch.zeros(())) for p in model.parameters()]
         masks = {id(weight.mask) for weight in all_masked_parameters(model)}
         buffers = [buffer for buffer in model.buffers() if id(buffer) not in masks]
         return [*(output.detach() for output in outputs), *gradients, *buffers]
@@ -175,6 +177,27 @@ def generators_put_back() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def _digested_gradients(model: nn.Module) -> dict[int, Tensor]:
+    """Return a dict that a backward pass fills, by the ids of the parameters, with digests of the gradients' bits.
+
+    Each gradient is let go as soon as it is complete: all of them take as much memory as the model.
+    """
+    found: dict[int, Tensor] = {}
+
+    def take(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        bits = _bits(parameter.grad.to_dense()).cpu().numpy()
+        digest = hashlib.sha256(f"{parameter.grad.dtype}{bits.shape}".encode())
+        digest.update(bits.data)
+        found[id(parameter)] = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+        parameter.grad = None
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _equal(first: list[Tensor], second: list[Tensor]) -> bool:

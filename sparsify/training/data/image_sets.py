@@ -37,9 +37,7 @@ def count_classes(settings: DataSettings) -> int:
     dataset = _timm_set(settings, settings.train_split, train=True)
     classes = getattr(dataset, "classes", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
     if not classes:
-        raise SparsifyError(
-            f"data.num_classes: '{settings.name}' does not say how many classes it has; set the number here"
-        )
+        raise SparsifyError(f"data.num_classes: '{settings.name}' does not say how many classes it has; set it here")
     return len(classes)
 
 

@@ -179,7 +179,7 @@ def _with_plugin(tree: dict[str, Any], source: Source, plugin: Plugin | None) ->
     told = kept if isinstance(kept, Mapping) else {}
     if plugin is None:
         if told:
-            name = told.get("name")
+            name = " ".join(str(told.get("name")).split())[:200]
             raise SparsifyError(f"{source.where(('plugin',))}: names in it come from a plugin, {name}: --plugin FILE")
         return
     if told.get("sha256", plugin.sha256) != plugin.sha256:

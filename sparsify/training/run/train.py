@@ -32,6 +32,7 @@ from .log import plain_record
 from .opening import open_run
 from .own_model import own_model_settings
 from .prepare import Prepared
+from .progress_bar import progress_bar
 from .result_text import result_lines
 from .split import check_batch_size
 
@@ -64,6 +65,7 @@ class TrainResult:
     overwrite=bool,
     model=(nn.Module, NoneType),
     check=bool,
+    progress=bool,
     stop=(Callable, NoneType),
     on_start=(Callable, NoneType),
     on_record=(Callable, NoneType),
@@ -79,6 +81,7 @@ def train(
     data: Any = None,
     plugin: str | PathLike[str] | None = None,
     check: bool = True,
+    progress: bool = False,
     on_start: Callable[[Prepared, Path], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -95,11 +98,11 @@ def train(
     it python:<its class>. `data` takes the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair
     of them for training and test (see docs/data.md); a run that goes on needs it again. `plugin` is a file of yours
     that is executed, and whose criteria, schedules and data sets the recipe can name (docs/plugins.md); a run goes on
-    with the same file alone. `check` verifies that all-ones masks change no bit before training. `on_start` and
-    `on_record` are called with what is about to run and with each record of `train_steps`. When `stop`, which is asked
-    after each step, returns True, a checkpoint is written and RunStopped raised.
-    Started by torchrun or accelerate in several processes, all train one model on their shares of every batch, the
-    first one writes the folder, and each calls what it was given (docs/processes.md).
+    with the same file alone. `check` verifies that all-ones masks change no bit before training; `progress` shows a bar
+    on a terminal or in a notebook. `on_start` and `on_record` are called with what is about to run and with each record
+    of `train_steps`. When `stop`, which is asked after each step, returns True, a checkpoint is written and RunStopped
+    raised. Started by torchrun or accelerate in several processes, all train one model on their shares of every batch,
+    the first one writes the folder, and each calls what it was given (docs/processes.md).
     Raises SparsifyError for a mistake in what was asked and for a folder that another process writes to, RunError when
     the disk is full or the folder gone, its kind Diverged when loss or weights are no longer numbers.
     """
@@ -116,12 +119,14 @@ def train(
         if on_start is not None:
             on_start(prepared, folder)
         opened.begin_log(stack)
+        bar = stack.enter_context(progress_bar(training)) if progress and ranks.first else None
+        told = [one for one in (on_record, bar) if one is not None]
         keeper = Keeper(opened, save_best=lambda record: _save(prepared, folder / folders.BEST, record), stop=stop)
         with _reproducible(), dead_workers(), keeper.telling_what_is_left():
             for record in train_steps(training, keeper.pause):
                 keeper.keep(record)
-                if on_record is not None:
-                    on_record(record)
+                for tell in told:
+                    tell(record)
                 keeper.stop_if_asked()
         with ranks.together():
             if opened.lock is not None:

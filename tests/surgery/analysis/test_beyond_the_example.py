@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import Pruner, SparsifyError, analyse, convert, fold, shrink
+from sparsify.surgery.recording.recorder import record
 
 X = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -306,3 +307,60 @@ def test_a_pruner_whose_examples_agree_about_nothing_says_why() -> None:
             example_input=torch.randn(1, 3, 4, 4),
             examples=[torch.randn(1, 3, 16, 16)],
         )
+
+
+class AskingForGradients(nn.Module):
+    """A forward that does something else where gradients are on; `ask` is how it finds out."""
+
+    def __init__(self, ask: Callable[[Tensor], bool], *, fails: bool = False) -> None:
+        super().__init__()
+        self.ask, self.fails = ask, fails
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 8)
+        self.with_gradients, self.without = nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        if not self.ask(x):
+            return self.without(x)  # type: ignore[no-any-return]
+        if self.fails:
+            raise ValueError("no gradients here")
+        return self.with_gradients(x)  # type: ignore[no-any-return]
+
+
+GRADIENTS: dict[str, Callable[[Tensor], bool]] = {
+    "the mode": lambda x: torch.is_grad_enabled(),
+    "the tensor": lambda x: x.requires_grad,
+    "both": lambda x: torch.is_grad_enabled() and x.requires_grad,
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_what_only_runs_with_gradients_is_tied_to_the_rest(name: str) -> None:
+    torch.manual_seed(0)
+    model = AskingForGradients(GRADIENTS[name]).eval()
+    found = analyse(model, X)
+    assert torch.equal(found.labels["with_gradients.weight"][1], found.labels["second.weight"][0])
+    with torch.no_grad():
+        model.second.weight[:3], model.second.bias[:3] = 0.0, 0.0
+        model.without.weight[:, 3:5] = 0.0  # read with gradients on
+    report = shrink(model, X, dead="zeros")
+    assert report.removed == 3
+    with torch.enable_grad():
+        assert torch.allclose(report.model(X), model(X), atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(report.model(X), model(X), atol=1e-6)
+
+
+def test_a_forward_that_does_not_run_with_gradients_keeps_what_it_meets() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.Linear(6, 4), AskingForGradients(GRADIENTS["the mode"], fails=True)
+    ).eval()
+    found = analyse(model, X)
+    (barrier,) = found.barriers
+    assert barrier.startswith("2: its forward asks") and found.groups == 6
+
+
+def test_torch_asks_for_gradients_without_consequences() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    recording = record(layer, torch.rand(2, 3, 8))
+    assert not recording.branches and recording.eval_count == len(recording.ops)

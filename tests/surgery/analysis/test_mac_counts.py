@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify import Pruner, convert
 from sparsify.errors import SparsifyError
+from sparsify.surgery.analysis.counted_pass import counted_pass
 from sparsify.surgery.channels import analyse
 from sparsify.surgery.shrink.shrink import shrink
 
@@ -172,3 +173,17 @@ def test_what_can_not_be_counted_is_named_and_no_budget_is_taken_of_it(name: str
 
 def test_what_sorts_compares_and_moves_takes_none() -> None:
     assert analyse(Between(lambda x: x.sort(1).values.cumsum(1)), torch.randn(4, 3)).uncounted == ()
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_pass_counts_what_a_recording_does(name: str) -> None:
+    model, x = Call(COUNTED[name]), torch.randn(6, 8)
+    with torch.no_grad(), counted_pass() as counting:
+        model(x)
+    assert counting.multiply_adds == counted(model, x)[0] and counting.complete
+
+
+def test_a_pass_with_an_operation_that_has_no_count_is_incomplete() -> None:
+    with torch.no_grad(), counted_pass() as counting:
+        Call(lambda x, w: torch.linalg.inv(w) @ x.T)(torch.randn(6, 8))
+    assert not counting.complete

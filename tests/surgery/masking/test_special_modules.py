@@ -205,3 +205,14 @@ def test_an_attribute_in_a_masks_place_is_left_alone() -> None:
     model = nn.Linear(3, 3)
     model.register_buffer("weight_mask", torch.zeros(3, 3))
     assert convert(model).skipped == {"weight": "has an attribute weight_mask of its own"}
+
+
+def test_a_module_that_something_makes_of_a_masked_class_is_dense() -> None:
+    """As peft makes the adapters of a convolution: of its layer's class, by its constructor."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(4, 4))
+    convert(model)
+    for layer, plain, shape in ((model[0], nn.Conv2d(3, 4, 3), (2, 3, 6, 6)), (model[1], nn.Linear(5, 2), (3, 5))):
+        made = type(layer)(*((3, 4, 3) if layer is model[0] else (5, 2)))
+        made.load_state_dict(plain.state_dict())
+        x = torch.randn(shape)
+        assert torch.equal(made(x), plain(x)) and not get_masks(made)

@@ -247,3 +247,32 @@ def test_what_a_model_in_eval_mode_has_in_a_cache_is_made_anew() -> None:
     cached = model.cache["shift"]
     assert names(record(model, torch.ones(4))) == ["mul", "add"]
     assert model.cache == {"shift": cached}
+
+
+class Modal(nn.Module):
+    """Asks for the mode by itself, around layers that do not; some write in place, one returns its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+        self.same, self.flat, self.last = nn.Identity(), nn.Flatten(), nn.Linear(16, 2)
+        self.only_in_training = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.flat(self.same(self.body(x)).relu_())
+        return self.only_in_training(x) if self.training else self.last(x)  # type: ignore[no-any-return]
+
+
+def test_a_second_pass_holds_only_what_it_does_differently() -> None:
+    recording = record(Modal().eval(), torch.randn(1, 3, 2, 2))
+    first, second = names(recording)[: recording.eval_count], names(recording)[recording.eval_count :]
+    assert first == ["convolution", "native_batch_norm", "relu_", "convolution", "relu_", "view", "t", "addmm"]
+    assert second == ["t", "addmm"] and len(recording.outputs) == 2
+    entered = [next(op for op in reversed(recording.ops[:n]) if op.name == "addmm").args[1] for n in (8, 10)]
+    assert entered[0] is entered[1]
+
+
+def test_a_second_pass_is_the_same_with_activations() -> None:
+    results: list[tuple[Tensor, ...]] = []
+    model, x = Modal().eval(), torch.randn(1, 3, 2, 2)
+    assert names(record(model, x, results)) == names(record(model, x)) and len(results) == len(record(model, x).ops)

@@ -102,3 +102,25 @@ def test_a_model_that_fails_says_why_itself() -> None:
     nn.init.ones_(model.first.weight)
     with pytest.raises(ZeroDivisionError, match="of its own"):
         record(model, GIVEN)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_shapes_of_convolutions_are_those_that_torch_gives(rank: int, transposed: bool) -> None:
+    kinds = (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        if transposed
+        else (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    )
+    more = {"output_padding": 1} if transposed else {}
+    layer = kinds[rank - 1](4, 6, 3, stride=2, padding=1, dilation=2, groups=2, **more)
+    x = torch.randn(2, 4, *range(7, 7 + rank))
+    (op,) = _record(layer, x, None, computed=False).ops
+    assert op.results[0].shape == tuple(layer(x).shape)
+
+
+def test_a_convolution_that_does_not_fit_raises_the_error_of_torch() -> None:
+    with pytest.raises(RuntimeError, match="expected input"):
+        record(nn.Conv2d(4, 6, 3), torch.randn(1, 5, 8, 8))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        record(nn.Linear(4, 6), torch.randn(1, 5))

@@ -81,6 +81,33 @@ def test_units_of_all_layers_and_directions_go_together(name: str) -> None:
     torch.testing.assert_close(small.eval()(longer), model.eval()(longer), rtol=1e-10, atol=1e-12)
 
 
+class Packed(nn.Module):
+    """A classifier of sequences whose lengths are an input too."""
+
+    def __init__(self, cls: Any) -> None:
+        super().__init__()
+        self.rnn, self.leave = cls(5, 6, num_layers=2, bidirectional=True, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        states, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+        y: Tensor = self.leave(states.amax(1))
+        return y
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU, nn.RNN])
+def test_units_go_where_lengths_are_an_input(cls: Any) -> None:
+    torch.manual_seed(0)
+    model, given = Packed(cls).double(), (torch.randn(2, 7, 5).double(), torch.tensor([4, 7]))
+    sparsify.convert(model, ignore=["leave"])
+    pruning = {"granularity": "unit", "scope": "layer", "sparsity": 0.5, "schedule": "one_shot"}
+    sparsify.Pruner(model, pruning, 1, example_input=given).start()
+    small: Any = sparsify.shrink(model, given).model
+    assert small.rnn.hidden_size == 3
+    other = torch.randn(3, 9, 5).double(), torch.tensor([9, 2, 5])
+    torch.testing.assert_close(small.eval()(*other), model.eval()(*other), rtol=1e-10, atol=1e-12)
+
+
 def test_units_before_a_norm_stay_and_the_projection_or_the_norm_says_so() -> None:
     found = analyse(Recurrent(nn.LSTM, norm=True), torch.randn(2, 5, 5))
     assert found.groups == 7  # those of the layer before

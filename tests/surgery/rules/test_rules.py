@@ -84,13 +84,13 @@ def linear_over_three_dimensions_adds_its_bias_apart() -> Case:
 @case
 def hidden_units_of_experts_go_from_every_expert() -> Case:
     def forward(m: Any, x: Tensor) -> Tensor:
-        gate, up = torch._grouped_mm(x, m.enter.transpose(1, 2), offs=m.ends).chunk(2, -1)
-        return torch._grouped_mm(gate.relu() * up, m.leave.transpose(1, 2), offs=m.ends)
+        ends = torch.bincount((x.new_ones(len(x)).cumsum(0) > 4).long(), minlength=2).cumsum(0).int()
+        gate, up = torch._grouped_mm(x, m.enter.transpose(1, 2), offs=ends).chunk(2, -1)
+        return torch._grouped_mm(gate.relu() * up, m.leave.transpose(1, 2), offs=ends)
 
     enter, leave = nn.Parameter(torch.randn(2, 16, 16)), nn.Parameter(torch.randn(2, 16, 8))
-    ends = torch.tensor([4, 8], dtype=torch.int32)
     return (
-        Forward(forward, enter=enter, leave=leave, ends=ends),
+        Forward(forward, enter=enter, leave=leave),
         torch.randn(8, 16),
         {"enter": ("", "abcdefgh" * 2, ""), "leave": ("", "", "abcdefgh")},
     )
@@ -832,7 +832,7 @@ def test_a_barrier_names_the_operation_and_the_module() -> None:
 
 # Those of other devices, of other ways to run a model, of older releases, and of test_recurrent.py.
 ELSEWHERE = frozenset(
-    "bernoulli_ lstm gru rnn_tanh rnn_relu _pack_padded_sequence _pad_packed_sequence "
+    "empty new_empty bernoulli_ lstm gru rnn_tanh rnn_relu _pack_padded_sequence _pad_packed_sequence "
     "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
     "_scaled_dot_product_fused_attention_overrideable _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "cudnn_batch_norm _fused_rms_norm _adaptive_avg_pool3d adaptive_avg_pool1d max_pool1d norm scaled_by_size "

@@ -122,3 +122,32 @@ def test_nothing_is_said_without_a_proof() -> None:
 def test_percentages_say_of_what() -> None:
     text = str(shrink(inside(Asking(ASKING["larger"])), X))
     assert "100.0 % left" in next(line for line in text.splitlines() if "parameters" in line)
+
+
+class Listed(nn.Module):
+    """Finds out in a list, by the size of its input, what to do."""
+
+    def __init__(self, table: object) -> None:
+        super().__init__()
+        self.table = table
+        self.a, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.other(x) if self.table[x.shape[2] // 2] else x  # type: ignore[index]
+
+
+@pytest.mark.parametrize("table", [[False] * 12 + [True], (False,) * 12 + (True,)])
+def test_a_list_that_a_size_indexes_decides_by_the_size(table: object) -> None:
+    model = inside(Listed(table))
+    report = shrink(model, X)
+    assert report.bound == ("1",)
+    assert type(model[1].table) is type(table) and report.model[1].table == table
+
+
+def test_a_list_indexed_by_plain_numbers_decides_nothing() -> None:
+    class First(Listed):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.other(self.a(x)) if self.table[0] else self.a(x)  # type: ignore[index, no-any-return]
+
+    assert shrink(inside(First([True])), X).bound == ()

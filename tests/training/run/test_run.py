@@ -385,3 +385,15 @@ def test_a_checkpoint_without_what_a_run_needs_is_damaged(tmp_path: Path) -> Non
     write_state(path, {key: value for key, value in read_state(path).items() if key != "optimizer"})
     with pytest.raises(SparsifyError, match=r"last\.safetensors: damaged checkpoint \(without optimizer\)"):
         train(None, out=tmp_path, resume=True, model=small_model())
+
+
+def test_a_progress_bar_shows_the_steps_and_the_last_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[int] = []
+    declared = recipe(prune=None, epochs=1)
+    result = train(
+        declared, out=tmp_path, model=small_model(), progress=True, on_record=lambda record: seen.append(record["step"])
+    )
+    shown = capsys.readouterr().err
+    assert seen == [1, 2, 3] and "3/3" in shown and f"loss={result.metrics['loss']:.4f}" in shown
+    train(declared, out=tmp_path, overwrite=True, model=small_model())
+    assert capsys.readouterr().err == ""
