@@ -15,8 +15,8 @@ Found = dict[int, list[dict[str, Any]]]
 def same_lines(found: Found) -> list[str]:
     """Return a table of masks and losses by number of processes, for DDP (`sparsify train`) and fully_shard."""
     lines = [
-        "A network of two convolutions and two linear layers without batch norm on digits, 36 steps of 128 images, 90 "
-        "% removed. Masks at the end: their hash, and entries that differ from one process's; losses: the largest "
+        "A network of two convolutions and two linear layers without batch norm on digits, 36 steps of 128 images, "
+        "90 % removed. Masks at the end: their hash, and entries that differ from one process's; losses: the largest "
         "relative difference from one process's.",
         "",
         "| | pruning | " + " | ".join(f"{size} process{'es' if size > 1 else ''}" for size in found) + " |",
@@ -26,7 +26,12 @@ def same_lines(found: Found) -> list[str]:
         for pruning in PRUNINGS:
             cells = [_cell(found, engine, pruning, size) for size in found]
             lines.append(f"| {named} | {pruning} | {' | '.join(cells)} |")
-    return lines
+    note = (
+        "Where masks differ rounding decided once: sums over other parts of a batch differ in their last bits, and the "
+        "gradient of a ReLU, and snip's scores with it, jumps where its input is within these of zero. From there runs "
+        "part."
+    )
+    return [*lines, "", note]
 
 
 def _cell(found: Found, engine: str, pruning: str, size: int) -> str:
