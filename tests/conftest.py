@@ -42,6 +42,18 @@ def _none(value: Any) -> None:
     raise AssertionError("no test can be run after this")
 
 
+def _global_hooks() -> dict[str, dict[int, Any]]:
+    """Return torch's tables of hooks that run in every module."""
+    tables = {name: table for name, table in vars(torch.nn.modules.module).items() if name.startswith("_global_")}
+    return {name: dict(table) for name, table in tables.items() if isinstance(table, dict)}
+
+
+def _set_global_hooks(before: dict[str, dict[int, Any]]) -> None:
+    for name, table in before.items():
+        getattr(torch.nn.modules.module, name).clear()
+        getattr(torch.nn.modules.module, name).update(table)
+
+
 # What a test must leave as it was: how to read it, and to set it.
 STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the number of torch's threads": (torch.get_num_threads, torch.set_num_threads),
@@ -64,6 +76,7 @@ STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda: (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
         lambda before: torch.backends.cudnn.set_flags(_deterministic=before[0], _benchmark=before[1]),
     ),
+    "hooks of all modules": (_global_hooks, _set_global_hooks),
     "the environment": (_environment, _set_environment),
     "the working directory": (os.getcwd, os.chdir),
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -68,6 +69,7 @@ class ModuleCalls:
     def __exit__(self, *_: Any) -> None:
         for handle in self._handles:
             handle.remove()
+            torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # which torch 2.14 leaves there
 
     def answer(self, model: nn.Module) -> None:
         """Let the modules of `model` in eval mode answer the calls of the first pass; set on the objects."""
