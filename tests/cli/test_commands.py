@@ -13,7 +13,7 @@ from tests.cli.conftest import Outcome
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "union_mask.yaml"
 SHORT = ["--model", "timm:test_resnet", "--device", "cpu", "--set", "data.batch_size=500", "--set", "train.epochs=4"]
-FEW = [*SHORT, "--set", "prune.every=1it", "--set", "prune.sparsity=0.8"]
+FEW = [*SHORT, "--set", "prune.every=1it", "--set", "prune.sparsity=0.8", "--set", "prune.scope=filter"]
 Run = Callable[..., Outcome]
 
 
@@ -154,7 +154,7 @@ def test_eval_with_data_of_more_classes_is_one_line(sparsify: Run, trained: Path
         for part in ("train", "validation"):
             Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / part / name / "0.png")
     code, _, err = sparsify("eval", trained, "--data", f"folder:{tmp_path}", "--device", "cpu")
-    assert code == 2 and err.count("\n") == 1 and "10 classes" in err and "12" in err
+    assert code == 2 and err.count("\n") == 1 and "10 outputs" in err and "12 classes" in err
 
 
 def test_inspect_lists_layers_and_totals(sparsify: Run, trained: Path) -> None:

@@ -29,7 +29,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "sparsity": (["train", RECIPE, "--set", "prune.sparsity=1.5"], ["prune.sparsity", "1.5", "[0, 1]"]),
     "optimiser": (["train", RECIPE, "--set", "train.optimizer.name=sdg"], ["sdg"]),
     "n:m": (["train", RECIPE, "--set", "prune.granularity=4:2"], ["n is less than m", "did you mean 2:4?"]),
-    "n:m and scope": (["train", RECIPE, "--set", "prune.granularity=2:4"], ["not in scope 'filter'; use 'layer'"]),
+    "n:m and scope": (["train", RECIPE, "--set", "prune.granularity=2:4"], ["not in scope 'global'; use 'layer'"]),
     "block": (
         ["convert", "--model", "cifar:resnet20", "--granularity", "0x4", "--out", "x"],
         ["--granularity: (0, 4)"],
@@ -165,7 +165,8 @@ def test_help_of_every_command_fits_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     names = [line.split()[0] for line in sparsify("--help").out.partition("Commands:\n")[2].splitlines()]
-    assert names == "train convert export import inspect eval predict bench models recipe-schema".split()
+    shown = "train convert export import inspect eval predict bench sweep report compare diff models recipe-schema"
+    assert names == shown.split()
     for name in names:
         code, out, _ = sparsify(name, "--help")
         assert code == 0 and max(map(len, out.splitlines())) <= 80
