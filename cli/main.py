@@ -30,7 +30,7 @@ _COMMANDS = {
     "eval": ("evaluate", "Measure a saved model's accuracy."),
     "predict": ("predict", "Classify image files with a saved or exported model."),
     "bench": ("bench", "Time a model on the sparse engine, and on PyTorch beside it."),
-    "sweep": ("sweep", "Run a recipe with several values and seeds, and compare the runs."),
+    "sweep": ("sweep", "Run a recipe over values and seeds, and compare."),
     "report": ("report", "Write a page about a run, or about several."),
     "compare": ("compare", "Compare finished runs: means over seeds, paired differences."),
     "diff": ("diff", "Show how far the masks of two models agree."),
