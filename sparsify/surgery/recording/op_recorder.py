@@ -51,7 +51,9 @@ class OpRecorder(TorchDispatchMode):
         self.given: list[Any] = []  # the arguments of each of these modules
         self.branches: list[tuple[str, tuple[Value, ...]]] = []
         self.recurrent = {
-            name for name, one in model.named_modules() if type(one).forward.__module__ == nn.LSTM.forward.__module__
+            name
+            for name, one in model.named_modules()
+            if isinstance(one, nn.RNNBase) and type(one).forward.__module__ == nn.LSTM.forward.__module__
         }
         self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
