@@ -28,11 +28,26 @@ REASONS = (
     "needs CIFAR-100",
     "needs hours",
     "needs minutes",
+    "needs several processes",
+    "needs Slurm",
     "yours",
     "an example of output",
 )
 # What is no command of sparsify: installing, other tools; tests and builds have tests of their own.
-ELSEWHERE = ("pip", "hf", "git", "make", "source", "ruff", "mypy", "pytest", "zensical", "tensorboard")
+ELSEWHERE = (
+    "pip",
+    "hf",
+    "git",
+    "make",
+    "source",
+    "ruff",
+    "mypy",
+    "pytest",
+    "zensical",
+    "tensorboard",
+    "torchrun",
+    "accelerate",
+)
 # A page's training as a short one, of a small network.
 SHORT = ["--device", "cpu", "--set", "train.max_steps=10", "--set", "data.batch_size=40"]
 SMALL = {

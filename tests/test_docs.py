@@ -96,4 +96,4 @@ def test_a_block_that_fails_fails_its_page(tmp_path: Path, monkeypatch: pytest.M
             run_page(page)
         assert right(caught.value), block
     page.write_text(good + "<!-- not run: needs CUDA -->\n```python\n1 / 0\n```\n")
-    assert run_page(page) == ["line 12: needs CUDA"]
+    assert run_page(page) == ["line 11: needs CUDA"]

@@ -69,7 +69,11 @@ def test_the_channels_shown_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("page", "after_cycles"), [("recipes", "union"), ("howto/layers", None), ("howto/move", None)], ids=str
 )
-def test_the_recipes_shown_are_read(page: str, after_cycles: str | None, tmp_path: Path) -> None:
+def test_the_recipes_shown_are_read(
+    page: str, after_cycles: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dense.pth").touch()
     text = shown(ROOT / "docs" / f"{page}.md", 0, "yaml")
     if "model:" not in text:
         text = f"model: cifar:resnet20\n{text}"

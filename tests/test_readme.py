@@ -55,7 +55,7 @@ def test_every_command_shown_is_understood(words: list[str], monkeypatch: pytest
         given = command.make_context(name, rest, parent=context).params
     if name == "train" and given["recipe"]:
         there = [text for text in given["overrides"] if not text.startswith(("model.checkpoint=", "model.masks="))]
-        read_recipe(given["recipe"], there)
+        read_recipe(given["recipe"], there, plugin=given["plugin"])
 
 
 def test_every_command_of_the_program_is_shown() -> None:

@@ -20,8 +20,9 @@ from sparsify.training.recipe.yaml_lines import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "trainers.md").read_text()
+_OF_LIGHTNING = "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    *([pytest.mark.filterwarnings(_OF_LIGHTNING)] if find_spec("lightning") else []),
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
 ]
