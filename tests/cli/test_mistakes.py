@@ -182,3 +182,10 @@ def test_our_own_bugs_show_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "list_models", broken)
     with pytest.raises(ZeroDivisionError):
         main(["models"])
+
+
+@pytest.mark.parametrize("how", [["-m", "sparsify.cli"], ["-c", "from sparsify.cli import main; main()"]])
+def test_the_command_line_is_found_in_a_clone_and_elsewhere(how: list[str], tmp_path: Path) -> None:
+    for folder in (ROOT, tmp_path):
+        done = subprocess.run([sys.executable, *how], cwd=folder, capture_output=True, text=True, check=False)
+        assert done.stdout.startswith("Usage: sparsify") or done.stderr.startswith("Usage: sparsify"), done.stderr

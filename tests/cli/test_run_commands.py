@@ -112,11 +112,11 @@ def test_a_mistake_is_one_line(name: str, sparsify: Run, monkeypatch: pytest.Mon
     assert err.startswith("sparsify: ") and expected in err
 
 
-def test_mistakes_are_told_before_torch_is_imported() -> None:
+def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     for args in (["report", "nowhere"], ["compare", "nowhere"], ["diff", "nowhere", "b"], ["sweep", "nowhere.yaml"]):
         code = f"import sys\nfrom sparsify.cli import main\ntry:\n    main({args!r})\nfinally:\n    "
         code += "assert not {'torch', 'altair'} & set(sys.modules)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 
