@@ -1,4 +1,4 @@
-"""The command line in a clone, where its folder `cli/` lies beside the library: `python -m sparsify.cli`, `torchrun -m`.
+"""The command line in a clone, its folder `cli/` beside the library: for `python -m sparsify.cli` and `torchrun -m`.
 
 Both look in the working directory first. Where sparsify is installed, `cli/` is the package of this name, which Python
 takes before this file.
