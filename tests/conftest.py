@@ -42,9 +42,12 @@ def _none(value: Any) -> None:
     raise AssertionError("no test can be run after this")
 
 
+_HOOKS = ("_global_forward_", "_global_backward_")
+
+
 def _global_hooks() -> dict[str, dict[int, Any]]:
     """Return torch's tables of hooks that run in every module."""
-    tables = {name: table for name, table in vars(torch.nn.modules.module).items() if name.startswith("_global_")}
+    tables = {name: table for name, table in vars(torch.nn.modules.module).items() if name.startswith(_HOOKS)}
     return {name: dict(table) for name, table in tables.items() if isinstance(table, dict)}
 
 

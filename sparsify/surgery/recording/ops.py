@@ -16,7 +16,7 @@ STALE = "stale"
 SCALED_BY_SIZE = "scaled_by_size"
 # Operations by which Python code reads the values of a tensor.
 DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist", "numpy"})
-_POINTWISE_TOO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid".split()
+_POINTWISE_TOO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid leaky_relu".split()
 # Operations that make a tensor of one number in explicit sizes.
 FILLS = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 
