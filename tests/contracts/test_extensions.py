@@ -134,7 +134,7 @@ def test_a_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe.write_text(
         "model: {name: 'cifar:resnet20', arguments: {widths: [4, 8, 8]}}\n"
         "data: {name: stripes, batch_size: 16}\n"
-        "train: {epochs: 25, optimizer: {lr: 0.05}}\n"
+        "train: {epochs: 12, optimizer: {lr: 0.05}}\n"
         "prune: {sparsity: 0.5, schedule: linear, end: 0.5}\n"
     )
     result = sparsify.train(sparsify.read_recipe(recipe), out=tmp_path / "run")

@@ -1,6 +1,7 @@
 """An engine's outputs after anything was raised in the middle of a call, in children of fork, and of its copies."""
 
 import copy
+import gc
 import multiprocessing
 import os
 import pickle
@@ -56,7 +57,9 @@ def alarm() -> Iterator[None]:
         raise Interrupt
 
     before = signal.signal(signal.SIGALRM, handler)
+    gc.disable()  # Python drops what is raised within a callback of the collector
     yield
+    gc.enable()
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
