@@ -13,26 +13,11 @@ from .arguments import takes
 from .formats.file.container import DTYPES, Part
 from .formats.model.model_state import collect
 from .formats.model.stored_tensors import dense_parts, encodings_of, sparse_parts
+from .layer_summary import LayerSummary
 from .quantities import byte_count, percent
 from .surgery.channels import analyse
 from .surgery.masks import masked_parameters, masked_weights
 from .tables import text_table
-
-
-@dataclass(frozen=True)
-class LayerSummary:
-    """One masked weight: its shape, how many entries are kept, and the multiply-adds of its module, all and kept."""
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    multiply_adds: int | None = None
-    kept_multiply_adds: int | None = None
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction removed."""
-        return 1 - self.kept / prod(self.shape) if prod(self.shape) else 0.0
 
 
 @dataclass(frozen=True)

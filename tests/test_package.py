@@ -35,7 +35,8 @@ ALLOWED: Graph = {
     "weights": {"errors", "formats", "surgery"},
     "start": {"errors", "formats", "surgery", "weights"},
     "tables": {"quantities"},
-    "model_summary": {"arguments", "formats", "quantities", "surgery", "tables"},
+    "layer_summary": set(),
+    "model_summary": {"arguments", "layer_summary", "formats", "quantities", "surgery", "tables"},
     "pruning": {
         "arguments",
         "calls",
@@ -84,6 +85,7 @@ ALLOWED: Graph = {
         "errors",
         "export",
         "formats",
+        "layer_summary",
         "model_summary",
         "models",
         "overlap",

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SparsifyError
+from ..layer_summary import LayerSummary
 from ..models import FROM_PYTHON
 from .run_records import Run
 
@@ -21,29 +21,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One masked weight: entries, entries kept, multiply-adds all and kept, output channels and how many are dead.
+class Layer(LayerSummary):
+    """One masked weight with its output channels, and how many of them are dead.
 
     What needs the model is None where that cannot be built.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    multiply_adds: int | None = None
-    kept_multiply_adds: int | None = None
     channels: int | None = None
     dead: int | None = None
-
-    @property
-    def parameters(self) -> int:
-        """Entries of the weight."""
-        return prod(self.shape)
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction removed."""
-        return 1 - self.kept / self.parameters if self.parameters else 0.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -113,9 +113,7 @@ def _bounded(where: str, spec: str, shapes: dict[str, Shape]) -> Iterator[None]:
         if made[0] > 2 * most or made[1] > 2 * most_tensors:  # it is built twice
             raise _TooLarge(f"{where}: the file's model, {spec!r} with its arguments, is far larger than the file")
 
-    handles = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
-    try:
+    with ExitStack() as stack:
+        for register in (register_module_parameter_registration_hook, register_module_buffer_registration_hook):
+            stack.callback(register(count).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -20,10 +20,8 @@ def decimate(op, buffers, part, parts):
     low, high = share(op[at.CHANNELS], part, parts)
     batch, stride = op[at.BATCH], op[at.STRIDE_X]
     for channel in range(low, high):
-        plane, target = (
-            op[at.IN] + channel * op[at.IN_PLANE],
-            op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST],
-        )
+        plane = op[at.IN] + channel * op[at.IN_PLANE]
+        target = op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST]
         for r in range(op[at.HEIGHT]):
             source, place = plane + r * op[at.STRIDE_Y] * op[at.IN_ROW_STRIDE], target + r * op[at.ROW_STRIDE]
             if batch == 1 and stride == 2:
