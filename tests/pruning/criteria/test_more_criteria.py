@@ -137,6 +137,17 @@ CONVS: list[tuple[nn.Module, tuple[int, ...]]] = [
 ]
 
 
+def squares_met(model: nn.Module, weight: Tensor, place: tuple[int, ...], batches: list[Tensor]) -> float:
+    """Return the sum of squares by which the outputs change when the entry at `place` grows by one."""
+    with torch.no_grad():
+        before = [model(batch) for batch in batches]
+        value = weight[place].clone()
+        weight[place] += 1
+        met = sum(float((model(x) - y).square().sum()) for x, y in zip(batches, before, strict=True))
+        weight[place] = value
+    return met
+
+
 @pytest.mark.parametrize(("layer", "shape"), CONVS, ids=lambda one: str(one)[:40])
 def test_wanda_multiplies_each_weight_with_the_norm_of_what_it_meets(layer: nn.Module, shape: tuple[int, ...]) -> None:
     """The inputs an entry meets are what the outputs of its row change by when the entry grows by one."""
@@ -146,13 +157,8 @@ def test_wanda_multiplies_each_weight_with_the_norm_of_what_it_meets(layer: nn.M
     scores = scores_of(CRITERIA["wanda"], model, batches=batches, loss_fn=lambda m, batch: m(batch).sum())
     weight = masked_weights(model)["0.weight"].parameter
     for place in [(0,) * weight.dim(), tuple(size - 1 for size in weight.shape)]:
-        with torch.no_grad():
-            before = [model(batch) for batch in batches]
-            value = weight[place].clone()
-            weight[place] += 1
-            met = sum(float((model(x) - y).square().sum()) for x, y in zip(batches, before, strict=True))
-            weight[place] = value
-        assert float(scores["0.weight"][place]) == pytest.approx(abs(float(value)) * met**0.5, rel=1e-9)
+        met, value = squares_met(model, weight, place, batches), float(weight.detach()[place])
+        assert float(scores["0.weight"][place]) == pytest.approx(abs(value) * met**0.5, rel=1e-9)
 
 
 def test_wanda_takes_the_channels_of_a_transposed_convolution() -> None:
@@ -230,13 +236,8 @@ def test_wanda_sees_the_inputs_of_matrices_that_other_forwards_multiply_with(kin
     scores = scores_of(CRITERIA["wanda"], model, batches=batches, loss_fn=lambda m, batch: m(batch).sum())
     weight = model[1].weight
     for place in [(0, 1), (3, 2)]:
-        with torch.no_grad():
-            before = [model(batch) for batch in batches]
-            value = weight[place].clone()
-            weight[place] += 1
-            met = sum(float((model(x) - y).square().sum()) for x, y in zip(batches, before, strict=True))
-            weight[place] = value
-        assert float(scores["1.weight"][place]) == pytest.approx(abs(float(value)) * met**0.5, rel=1e-9)
+        met, value = squares_met(model, weight, place, batches), float(weight.detach()[place])
+        assert float(scores["1.weight"][place]) == pytest.approx(abs(value) * met**0.5, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,7 @@ from sparsify.training.run.lock import Lock
 from sparsify.training.run.run_folder import check_new, default_folder
 from sparsify.training.run.same_recipe import differences
 from sparsify.training.run.train import TrainResult, train
-
-UNION = {
-    "sparsity": 0.5,
-    "schedule": {"name": "cyclic", "cycles": 3},
-    "after_cycles": "union",
-    "end": 0.9,
-    "every": "1it",
-}
+from tests.training.run.test_run import UNION
 
 
 class Drifting(nn.Module):
