@@ -43,6 +43,8 @@ _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a spar
 class TrainResult:
     """A finished run: the trained model with its masks, the last record, the run's folder, and what was pruned.
 
+    With `train.ema` the model is the average, which the test figures and the file are of.
+
     `shrunk` tells what was taken out of the model, if that was: "parameters" and "multiply_adds" before and after, and
     more. The `share` of `report` is then the one that is gone from the model.
     """
@@ -132,7 +134,7 @@ def train(
             if opened.lock is not None:
                 opened.lock.check()
                 _save(prepared, folder / folders.MODEL, keeper.last_record)
-    return TrainResult(training.model, keeper.last_record, folder, _report(training), training.shrunk)
+    return TrainResult(training.result, keeper.last_record, folder, _report(training), training.shrunk)
 
 
 def _report(training: Training) -> PruningReport | None:
@@ -191,7 +193,7 @@ def _reproducible() -> Iterator[None]:
 
 def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:
     save(
-        prepared.training.model,
+        prepared.training.result,
         path,
         spec=prepared.spec,
         arguments=prepared.arguments,
