@@ -23,7 +23,7 @@ from ..surgery.rules.table import Rule
 from ..surgery.sharding import reshard, shard_masks
 from ..surgery.unwrap import unwrap
 from .build_report import losses_of, pruning_report
-from .criteria.gradients import LossFunction, on_model_and_batch
+from .criteria.gradients import LossFunction, on_model_and_batch, zeros_like
 from .criteria.table import Context
 from .cycle_generator import CycleGenerator
 from .mask_update import set_all, union_of
@@ -35,6 +35,7 @@ from .parts import (
     masks_to_keep,
     measured_prices,
     removed,
+    sums_of,
     update_parts,
     with_data,
 )
@@ -112,6 +113,8 @@ class Pruner:
         self._started = self._ready = False  # ready: `start` was called in this process
         self._union: dict[str, Tensor] = {}
         self._removed_values = RemovedValues(self.pruning.masked_weights)
+        self._sums = sums_of(self.parts)
+        self._sums.watch(self._weights())
         self._random = CycleGenerator(generator, self._group)
         self._batches: Iterable[Any] | None = None
         self._loss_fn: LossFunction | None = None
@@ -171,6 +174,8 @@ class Pruner:
             weight.mask  # noqa: B018 - something else may have put there what is no mask
         self.position += 1
         reshard(self.model)
+        if self._sums.names:
+            self._sums.next_step(self._weights())
         self._note_progress()
         if self.pruning.masked_weights != "decay":
             self._removed_values.restore(self._weights().values())
@@ -195,7 +200,7 @@ class Pruner:
         A flat dict of integers, floats, bools, strings and tensors, all copies.
         """
         before = {"removed_before": self._removed_before} if self._removed_before else {}
-        return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._removed_values.values})
+        return pack({**self._plain_state(), **before}, self._tensors())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of a pruner with the same settings and model, whose own state is loaded separately.
@@ -205,6 +210,7 @@ class Pruner:
         weights = self._weights()
         shapes = {"union": {name: weight.mask for name, weight in weights.items()}}
         shapes["frozen"] = {name: weight.parameter.detach() for name, weight in weights.items()}
+        shapes["sums"] = zeros_like({name: weight for name, weight in weights.items() if name in self._sums.names})
         known = {key: value for key, value in state.items() if key != "removed_before"}
         plain, groups = unpack(known, self._plain_state(), shapes)
         self._removed_before = state.get("removed_before", 0)
@@ -214,7 +220,8 @@ class Pruner:
         self._started, self._ready = plain["started"], False
         self._note_progress()
         self._random.load(plain)
-        for kept, group in ((self._union, "union"), (self._removed_values.values, "frozen")):
+        self._sums.watch(weights)
+        for group, kept in self._tensors().items():
             kept.clear()
             kept.update({name: copy_into(shapes[group][name].clone(), value) for name, value in groups[group].items()})
 
@@ -230,6 +237,9 @@ class Pruner:
             **self._random.state(),
             **measured_prices(self.parts),
         }
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"union": self._union, "frozen": self._removed_values.values, "sums": self._sums.values}
 
     def _weights(self) -> dict[str, MaskedWeight]:
         # Looked up each time: `.to(device)` and some ways of loading put new tensors in the place of the masks.
@@ -251,6 +261,7 @@ class Pruner:
         self._removed_values.snapshot(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
+            self._sums.close()
             for line in losses_of(self.model, self.parts):
                 warnings.warn(line, SparsityWarning, stacklevel=3)
 
@@ -274,9 +285,12 @@ class Pruner:
             self.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
         else:
             given = (self._random.rewound(update.cycle), self._batches, self._loss_fn)
-            context = Context(
-                self.model, masks, self.position, *given, example_input=self._example_input, group=self._group
-            )
+            more: dict[str, Any] = {
+                "example_input": self._example_input,
+                "step_sums": self._sums.values,
+                "group": self._group,
+            }
+            context = Context(self.model, masks, self.position, *given, **more)
             self.sparsity = update_parts(self.parts, self._done, weights, context, self._union)
         if update.event == "save":
             self._union = union_of(self._union, masks)
