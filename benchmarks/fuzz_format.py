@@ -250,8 +250,9 @@ def _guided(one_input: Callable[[bytes], None], folder: Path, seconds: float, ge
     corpus.mkdir()
     for number in range(32):
         (corpus / str(number)).write_bytes(generator.randbytes(80))
-    options = [f"-max_total_time={seconds:.0f}", f"-seed={generator.randrange(1, 2**31)}", "-max_len=160", "-timeout=7200"]
-    atheris.Setup([sys.argv[0], *options, "-len_control=0", str(corpus)], one_input)
+    given = {"max_total_time": int(seconds), "seed": generator.randrange(1, 2**31), "max_len": 160, "len_control": 0}
+    options = [f"-{key}={value}" for key, value in {**given, "timeout": 7200}.items()]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one_input)
     atheris.Fuzz()
 
 

@@ -55,7 +55,7 @@ def command(
     found = []
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
-        found += [_best(image, row, how, top) for image, row in zip(batch, _scores(run, how, batch), strict=True)]
+        found += [_best(image, row, how, top) for image, row in zip(batch, _scores(path, run, how, batch), strict=True)]
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -75,9 +75,18 @@ def _best(image: str, scores: NDArray[np.float32], how: Preprocessing, top: int)
     return {"image": image, "classes": [{"class": names[i], "probability": float(shares[i])} for i in order]}
 
 
-def _scores(run: Run, how: Preprocessing, images: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+def _scores(path: Path, run: Run, how: Preprocessing, images: Sequence[str]) -> Iterator[NDArray[np.float32]]:
     """Yield the scores of each image, a row for each."""
-    scores = run(how.inputs(images))
+    inputs = how.inputs(images)
+    try:
+        scores = run(inputs)
+    except SparsifyError:
+        raise
+    except Exception as error:  # a model may be anything, and ONNX Runtime has errors of its own
+        size = "x".join(map(str, inputs.shape[1:]))
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        text = f"{path}: the model does not take images of {size}, as they are preprocessed: {reason}"
+        raise SparsifyError(text) from error
     if scores.ndim != 2 or len(scores) != len(images):
         raise SparsifyError(f"predict: the model returned {scores.shape}, not one score per image and class")
     yield from scores
@@ -131,11 +140,17 @@ def _onnx(path: Path) -> tuple[Run, Any]:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime has errors of its own for each kind of damage
         raise SparsifyError(f"{path}: ONNX Runtime cannot read it: {' '.join(str(error).split())[:200]}") from None
-    [given, *others] = session.get_inputs()
-    if others:
-        raise SparsifyError(f"{path}: takes {len(others) + 1} inputs; predict gives one, a batch of images")
+    found = session.get_inputs()
+    if len(found) != 1 or len(found[0].shape) != 4:
+        shapes = ", ".join(f"{one.name} {list(one.shape)}" for one in found) or "nothing"
+        raise SparsifyError(f"{path}: takes {shapes}; predict gives one input, a batch of images (4 dimensions)")
+    [given] = found
     size = given.shape[0] if isinstance(given.shape[0], int) else None
-    extra = json.loads(session.get_modelmeta().custom_metadata_map.get("sparsify.extra", "{}"))
+    try:
+        extra = json.loads(session.get_modelmeta().custom_metadata_map.get("sparsify.extra", "{}"))
+    except ValueError as error:
+        raise SparsifyError(f"{path}: its metadata sparsify.extra are not JSON: {error}") from None
+    extra = extra if isinstance(extra, dict) else {}
 
     def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         import numpy as np

@@ -75,3 +75,32 @@ def test_a_file_that_does_not_know_its_images_needs_to_be_told(folder: Path, spa
     told = folder / "a.preprocess.json"
     outcome = sparsify("predict", folder / "plain.safetensors", folder / "0.png", "--preprocess", told)
     assert outcome.code == 0 and "owl" in outcome.out
+
+
+def test_images_that_the_model_does_not_take_are_told_in_one_line(
+    folder: Path, sparsify: Callable[..., Outcome]
+) -> None:
+    grey = {"mode": "L", "mean": [0.5], "std": [0.2], "channels": 1}
+    (folder / "how.json").write_text(json.dumps(HOW.to_dict() | grey))
+    outcome = sparsify("predict", folder / "a.safetensors", folder / "0.png", "--preprocess", folder / "how.json")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and "does not take images of 1x32x32" in outcome.err
+
+
+@pytest.mark.skipif(not find_spec("onnxruntime") or not find_spec("onnx"), reason="needs ONNX and its runtime")
+def test_onnx_files_of_others_are_told_in_one_line(folder: Path, sparsify: Callable[..., Outcome]) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    (folder / "how.json").write_text(json.dumps(HOW.to_dict()))
+    for name, shape, kind, extra, part in (
+        ("flat", [1, 8], TensorProto.FLOAT, "{}", "predict gives one input"),
+        ("bytes", [1, 3, 32, 32], TensorProto.UINT8, "{}", "does not take images of 3x32x32"),
+        ("text", [1, 3, 32, 32], TensorProto.FLOAT, "{", "are not JSON"),
+    ):
+        given, out = (helper.make_tensor_value_info(one, kind, shape) for one in ("x", "y"))
+        graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [given], [out])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        helper.set_model_props(model, {"sparsify.extra": extra})
+        onnx.save(model, folder / f"{name}.onnx")
+        outcome = sparsify("predict", folder / f"{name}.onnx", folder / "0.png", "--preprocess", folder / "how.json")
+        assert outcome.code == 2 and outcome.err.count("\n") == 1 and part in outcome.err, outcome.err
