@@ -1,16 +1,87 @@
-"""A pruner's state as a flat dict of numbers, strings and tensors, and back."""
+"""A pruner's state: what changes while it prunes, and its form in a checkpoint."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import SparsifyError
+from ..processes.ranks import Group
+from ..processes.shards import copy_into
+from ..surgery.masks import MaskedWeight
+from .cycle_generator import CycleGenerator
+from .mask_update import set_all
+from .selection.prunable_weights import RemovedValues
+from .settings.prune import Pruning
 
 VERSION = 1
+
+
+class PrunerState:
+    """How far a pruning is.
+
+    `done` counts the updates of the plan, `sparsity` is the one due now, `removed_before` counts the entries that masks
+    removed when it began; `union` holds the masks of finished cycles by weight name.
+    """
+
+    def __init__(self, masked_weights: str, generator: torch.Generator | None, group: Group) -> None:
+        self.done, self.sparsity, self.started, self.removed_before = 0, 0.0, False, 0
+        self.union: dict[str, Tensor] = {}
+        self.removed_values = RemovedValues(masked_weights)
+        self.random = CycleGenerator(generator, group)
+
+    def as_dict(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the flat dict that `load` reads, with copies of the tensors and the pruner's `own` entries."""
+        before = {"removed_before": self.removed_before} if self.removed_before else {}
+        tensors = {"union": self.union, "frozen": self.removed_values.values}
+        return pack({**own, **self._plain(), **before}, tensors)
+
+    def load(
+        self, state: Mapping[str, Any], own: Mapping[str, Any], weights: Mapping[str, MaskedWeight]
+    ) -> dict[str, Any]:
+        """Go on from what `as_dict` returned, with the pruner's present `own` entries; return the saved plain ones.
+
+        Raises SparsifyError, with nothing changed, for other settings or another model.
+        """
+        shapes = {"union": {name: weight.mask for name, weight in weights.items()}}
+        shapes["frozen"] = {name: weight.parameter.detach() for name, weight in weights.items()}
+        known = {key: value for key, value in state.items() if key != "removed_before"}
+        plain, groups = unpack(known, {**own, **self._plain()}, shapes)
+        self.removed_before = state.get("removed_before", 0)
+        self.sparsity, self.done, self.started = plain["sparsity"], plain["done"], plain["started"]
+        self.random.load(plain)
+        for kept, group in ((self.union, "union"), (self.removed_values.values, "frozen")):
+            kept.clear()
+            kept.update({name: copy_into(shapes[group][name].clone(), value) for name, value in groups[group].items()})
+        return plain
+
+    def _plain(self) -> dict[str, Any]:
+        return {"sparsity": self.sparsity, "done": self.done, "started": self.started, **self.random.state()}
+
+    @contextmanager
+    def all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
+        """Restore masks and state if the block raises: a score is NaN, a criterion fails, someone interrupts."""
+        masks = {name: weight.mask.clone() for name, weight in weights.items()}
+        before = self.done, self.sparsity, dict(self.union)
+        drawn = self.random.state()
+        try:
+            yield
+        except BaseException:
+            set_all({name: weight.mask for name, weight in weights.items()}, masks)
+            self.done, self.sparsity, self.union = before
+            self.random.load(drawn)
+            raise
+
+
+def settings_text(pruning: Pruning, total_steps: int, steps_per_epoch: int | None, weights: Sequence[str]) -> str:
+    """Return as JSON what must be equal where a pruning goes on."""
+    times = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    return json.dumps(pruning.model_dump(mode="json") | times | {"weights": weights})
 
 
 def pack(plain: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
