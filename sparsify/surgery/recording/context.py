@@ -12,7 +12,6 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,17 +27,6 @@ WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pack_padded_sequence", "_pad_p
 _ADDING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _REQUIRES_GRAD = vars(torch._C.TensorBase)["requires_grad"].__get__
 _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}
-
-
-class Memory:
-    """One storage: the Values on it, how often it was written to, and how many were met before."""
-
-    def __init__(self, storage: torch.UntypedStorage, number: int) -> None:
-        self.number = number
-        # While this is held, no other storage gets the address.
-        self.held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        self.values: list[Any] = []
-        self.writes = 0
 
 
 def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
