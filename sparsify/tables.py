@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from .quantities import percent
+from .quantities import percent, sizes
 
 
 def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
@@ -26,5 +26,5 @@ def layer_lines(layers: Iterable[tuple[str, Sequence[int], int]]) -> list[str]:
     rows = []
     for name, shape, kept in layers:
         sparsity = 1 - kept / prod(shape) if prod(shape) else 0.0
-        rows.append((name, "x".join(map(str, shape)) or "-", f"{kept:,}", percent(sparsity)))
+        rows.append((name, sizes(shape, scalar="-"), f"{kept:,}", percent(sparsity)))
     return text_table(("layer", "shape", "kept", "sparsity"), rows, left=2)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...arguments import takes
 from ...calls import Inputs, inputs_of
+from ...errors import listed
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
 from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Inspect, Mode, Runs, generators_put_back, left_out
@@ -120,11 +121,11 @@ def _verify(runs: Runs) -> VerifyReport:
     leaks = list(dict.fromkeys(watched.found))
     unmasked = sorted(watched.unmasked)
     used = [name for name in names if name in watched.used and name not in live]
-    notes += [f"used without a gradient: {_listed(used)}"] if used else []
+    notes += [f"used without a gradient: {listed(used)}"] if used else []
     notes += ["no weight is masked"] if not names else []
     absent = left_out(runs.model, runs.args, runs.kwargs)
-    notes += [f"not compared with arguments that the example leaves out: {_listed(absent)}"] if absent else []
-    notes += [f"used by products without a mask: {_listed(unmasked)}"] if unmasked else []
+    notes += [f"not compared with arguments that the example leaves out: {listed(absent)}"] if absent else []
+    notes += [f"used by products without a mask: {listed(unmasked)}"] if unmasked else []
     return VerifyReport(
         identical_eval,
         same.pop(TRAIN.name),
@@ -181,11 +182,6 @@ def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
     with FusedOperations(watch):
         runs.outputs(copied, EVAL)
     return watch
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _half(weight: MaskedWeight, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import distributed, nn
 
-from ...errors import RunError, SparsifyError
+from ...errors import RunError, SparsifyError, one_line
 from ...processes.launch import Launch, check_accelerate
 from ...processes.ranks import ALONE, Ranks
 from ..recipe.settings import OptimizerSettings, TrainSettings
@@ -41,7 +41,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         )
         return optimizer
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "nesterov" in reason:
             reason = "it has no nesterov; leave that out, or set train.optimizer.nesterov=null"
         raise SparsifyError(f"train.optimizer: {settings.name} refuses its settings: {reason}") from None
@@ -84,10 +84,10 @@ def make_accelerator(settings: TrainSettings, *, launch: Launch | None = None) -
     try:
         accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu)
     except distributed.DistError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise RunError(f"the {launch.size} processes did not find each other: {reason}") from None
     except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise SparsifyError(
             f"train.precision: {settings.precision} does not work on {settings.device}: {reason}"
         ) from None
