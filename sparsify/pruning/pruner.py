@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..arguments import takes
 from ..processes.ranks import group_of
-from ..processes.shards import count
 from ..surgery.channels import Channels
-from ..surgery.masks import MaskedWeight, masked_parameters
+from ..surgery.masks import MaskedWeight, kept_of, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
 from ..surgery.sharding import reshard, shard_masks
@@ -145,7 +144,8 @@ class Pruner:
         state = self._state
         if not state.started:
             state.started = True
-            state.removed_before = sum(w.mask.numel() - count(w.mask) for w in self._watched)
+            kept, entries = kept_of(self._watched)
+            state.removed_before = entries - kept
             state.sparsity = removed(self.parts, self._weights()) if state.removed_before else 0.0
             if state.sparsity:  # a ramp to a higher sparsity begins at the present masks, and only adds to them
                 state.union = masks_to_keep(self.parts, self._weights())

@@ -20,7 +20,7 @@ from ...pruning.pruner import Pruner
 from ...start import read_start
 from ...surgery.conversion.convert import ConversionReport, convert
 from ...surgery.ignore_patterns import PatternError
-from ...surgery.masks import masked_weights
+from ...surgery.masks import kept_of, masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport
 from ..data.datasets import count_classes, load_data
@@ -149,9 +149,8 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
 
 
 def _sparsity(model: nn.Module) -> float:
-    masks = [weight.mask for weight in masked_weights(model).values()]
-    size = sum(mask.numel() for mask in masks)
-    return 1 - sum(int(mask.sum()) for mask in masks) / size if size else 0.0
+    kept, size = kept_of(masked_weights(model).values())
+    return 1 - kept / size if size else 0.0
 
 
 def seed_own(training: Training) -> None:
