@@ -52,7 +52,8 @@ class ConversionReport:
 def convert(model: nn.Module, ignore: Iterable[str] = (), only: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
 
-    Parameters that matrix products take for weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
+    Return a report: how the mask of each weight enters, or why it has none. Parameters that matrix products take for
+    weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
     `ignore` lists weights that get no mask: names of weights or modules, globs, "re:" before a regular expression,

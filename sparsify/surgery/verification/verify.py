@@ -89,7 +89,7 @@ class VerifyReport:
 
 @takes(model=nn.Module, kwargs=(Mapping, NoneType))
 def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None) -> VerifyReport:
-    """Prove a conversion on one input; `model` is not changed, copies of it are run.
+    """Return whether a conversion holds on one input, as `ok` of the report; `model` is not changed, copies of it run.
 
     `args` is a tensor, a tuple of positional arguments, a dict of keyword arguments (as `kwargs` is) or
     `sparsify.Inputs(*args, **kwargs)`. With all-ones masks the outputs must equal the plain model's bit for bit, in
@@ -99,7 +99,7 @@ def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = Non
     says so, as of optional arguments that the example never gives. Every mask must be reached by autograd in train or
     eval mode, or be used where no gradient flows, and with random half masks no conv, linear, attention or recurrent
     operation may see a dense weight.
-    Raises whatever the model raises in eval mode.
+    Raises SparsifyError for an input that the model's forward does not take, and whatever that raises in eval mode.
     """
     inputs = inputs_of(args, "verify")
     inputs = inputs_of(Inputs(*inputs.args, **inputs.kwargs, **(kwargs or {})), "verify", model)

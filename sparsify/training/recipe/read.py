@@ -100,8 +100,8 @@ def read_recipe(
     """Return the recipe in the YAML file `path`, each override ("prune.sparsity=0.9") put over it in order.
 
     Names of models, data sets and the like are looked up as well (`check_names`), first in `plugin`, a file of yours
-    that is executed (docs/plugins.md). Raises SparsifyError in one line
-    with file, line, key, what was given, what is allowed and the nearest guess.
+    that is executed (docs/plugins.md). Raises SparsifyError, one line with file, line, key, what was given, what is
+    allowed and the nearest guess.
     """
     path = Path(path)
     tree, lines = parse_yaml(_read_text(path), str(path))
