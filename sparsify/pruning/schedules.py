@@ -48,6 +48,7 @@ class Cycle(NamedTuple):
     elapsed: int
 
     def progress(self, step: int) -> Fraction:
+        """Return the part of the cycle gone by `step`, 1 at its end; of one without length, which is at its end, 1."""
         return Fraction(step - self.begin, self.length) if self.length else Fraction(1)
 
 

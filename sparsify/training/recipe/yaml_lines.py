@@ -72,6 +72,7 @@ class _Reading:
     values: int = 0
 
     def build(self, node: Node, path: Keys) -> Any:
+        """Return the plain value of a node, and note the line of each key below `path`; SparsifyError at a mistake."""
         self.values += 1
         if self.values > MOST_VALUES:
             raise SparsifyError(f"{self.source}: too long: more than {MOST_VALUES:,} values, aliases written out")
