@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from ...arguments import takes
 from ..averages import keep_masks_in_averages
 from ..ignore_patterns import class_names, ignored_names, is_adapter, keyword_clashes
+from ..masking.bound_to_copy import bound_attributes
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from ..parametrized import computed_names, computes_from
 from ..rollback import all_or_nothing
 from ..sharding import refuse_sharded
 from ..torch_prune import Pruned, cannot_take_over, take_over
-from .exclusions import leave_out_unmaskable
+from .exclusions import leave_out_shared, leave_out_unmaskable
 from .hook_reads import hooks_that_read
-from .plan import ConversionPlan, Key, leave_out_shared, plan_module, weight_owners
+from .plan import ConversionPlan, Key, plan_module, weight_owners
 from .plan_extra import masked_extra, plan_extra
 from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
 
@@ -171,6 +172,7 @@ def apply(
         if kind == "substituted":
             module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
             module.__dict__["computed_apart"] = id(module) in plan.apart
+            module.__dict__["bound_attributes"] = bound_attributes(module)
             masked = module.__dict__.get("masked_names", ())
             names = [name for name in masked if not computes_from(module, name)]
             module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")

@@ -1,4 +1,4 @@
-"""Exclusions from a plan, whatever forwards read: weights that cannot have a mask beside them, final classes."""
+"""Exclusions from a plan: weights that cannot have a mask beside them or are shared with dense uses, final classes."""
 
 from __future__ import annotations
 
@@ -44,3 +44,19 @@ def _class_problem(module: nn.Module, kind: str) -> str:
     except Exception as error:  # noqa: BLE001 - a class of the user's decides what happens when it is derived from
         return f"no class can be derived from {cls.__name__}: {type(error).__name__}: {error}".splitlines()[0]
     return ""
+
+
+def leave_out_shared(plan: ConversionPlan) -> None:
+    """Take a shared parameter out of the plan if one of its modules uses it dense, or another reads it from outside."""
+    sharing: dict[int, dict[Key, str]] = {}
+    for name, (module, key) in plan.owners.items():
+        held = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
+        if held is not None:
+            sharing.setdefault(id(held), {}).setdefault((id(module), key), name)
+    for parameter, places in sharing.items():
+        dense = [name for where, name in places.items() if where not in plan.how]
+        reason = f"shared with {dense[0]}, which is used dense" if dense and len(places) > 1 else ""
+        if reason or parameter in plan.outside:
+            for where in places:
+                plan.how.pop(where, None)
+                plan.reasons[where] = plan.outside.get(parameter, reason)
