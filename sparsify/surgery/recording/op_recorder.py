@@ -204,7 +204,7 @@ class OpRecorder(TorchDispatchMode):
         drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
         kind, held = (Noise, torch.ones_like(tensors[0])) if drawn else (Filled, tensors[0].detach())
         op = Op(name, func, args, kwargs if args else {}, (kind(_shape(tensors[0]), held),), self.where())
-        alike = drawn or bool((tensors[0] == tensors[0].flatten()[0]).all())
+        alike = drawn or not held.numel() or bool((held == held.flatten()[0]).all())
         if not args or op.is_movement or name == "bernoulli_" or (pointwise(op) and alike):
             self.enter(tensors[0], op.results[0])
             self._note(op, tensors)
