@@ -32,6 +32,12 @@ Key = tuple[int, str]  # id of the owning module, parameter name
 _STORED = ("operand", "source")  # the uses of weights that are masked where they are stored
 
 
+def key_at(module: nn.Module, path: str) -> Key:
+    """Return the key of the parameter at `path` below a module."""
+    owner, _, name = path.rpartition(".")
+    return id(module.get_submodule(owner)), name
+
+
 @dataclass
 class ConversionPlan:
     """The decisions of a conversion, by id of the module. `names` are the modules' qualified names."""
@@ -108,8 +114,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
 def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: ConversionPlan) -> None:
     """Plan a class of `kind` for the module, which masks the weights at `paths`."""
     for path in paths:
-        owner_path, _, name = path.rpartition(".")
-        plan.how.setdefault((id(module.get_submodule(owner_path)), name), how)
+        plan.how.setdefault(key_at(module, path), how)
     if paths:
         plan.kinds[id(module)] = kind
         plan.reads[id(module)] = paths
@@ -145,8 +150,7 @@ def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: Convers
     paths = [path for path, use in uses.items() if use.how == "computed" and "." in path]
     for path in paths:
         uses.pop(path)
-        owner_path, _, name = path.rpartition(".")
-        where = (id(module.get_submodule(owner_path)), name)
+        where = key_at(module, path)
         plan.dense.add(where)
         plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
     return paths
@@ -183,14 +187,12 @@ def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
 def _note_uses(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) -> None:
     """Add the layouts of weights, and notes about them, to the plan."""
     for path, use in uses.items():
-        owner_path, _, name = path.rpartition(".")
         if use.layout is not None:
-            plan.layouts.setdefault((id(module.get_submodule(owner_path)), name), use.layout)
+            plan.layouts.setdefault(key_at(module, path), use.layout)
         if use.apart:
             plan.apart.add(id(module))
         if use.how != "unmasked" and use.reason:
-            prefix = plan.names[id(module)]
-            plan.notes.append(f"{prefix}.{path}: {use.reason}" if prefix else f"{path}: {use.reason}")
+            plan.notes.append(f"{full_name(plan.names[id(module)], path)}: {use.reason}")
 
 
 def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: ConversionPlan) -> None:
@@ -233,19 +235,3 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "
         "unless it normalises them (verify tells)"
     )
-
-
-def leave_out_shared(plan: ConversionPlan) -> None:
-    """Take a shared parameter out of the plan if one of its modules uses it dense, or another reads it from outside."""
-    sharing: dict[int, dict[Key, str]] = {}
-    for name, (module, key) in plan.owners.items():
-        held = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
-        if held is not None:
-            sharing.setdefault(id(held), {}).setdefault((id(module), key), name)
-    for parameter, places in sharing.items():
-        dense = [name for where, name in places.items() if where not in plan.how]
-        reason = f"shared with {dense[0]}, which is used dense" if dense and len(places) > 1 else ""
-        if reason or parameter in plan.outside:
-            for where in places:
-                plan.how.pop(where, None)
-                plan.reasons[where] = plan.outside.get(parameter, reason)
