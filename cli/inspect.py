@@ -98,11 +98,13 @@ def _print_masks(masks: MaskSummary, as_json: bool) -> None:
 
 
 def _file_lines(summary: FileSummary) -> list[str]:
+    from sparsify.training.run.result_text import of_average
+
     about = summary.metadata
     lines = [f"{summary.path}: {about.spec or 'a model it does not name'}, format {about.format}"]
     if about.metrics.get("test_accuracy") is not None:
         step = f" after step {about.metrics['step']:,}" if "step" in about.metrics else ""
-        lines.append(f"test accuracy {percent(about.metrics['test_accuracy'])}{step}")
+        lines.append(f"test accuracy {percent(about.metrics['test_accuracy'])}{step}{of_average(about.metrics)}")
     share = percent(summary.bytes_file / summary.bytes_dense) if summary.bytes_dense else "-"
     lines.append(f"{byte_count(summary.bytes_file)}, {share} of the dense {byte_count(summary.bytes_dense)}")
     cut = sum(row.original is not None and not row.is_alias for row in summary.rows)

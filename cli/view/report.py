@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sparsify.formats.file.inspection import FileSummary
     from sparsify.surgery.conversion.convert import ConversionReport
+    from sparsify.training.recipe.read import Recipe
     from sparsify.training.run.prepare import Prepared
     from sparsify.training.run.train import TrainResult
     from sparsify.weights import LoadReport
@@ -68,6 +69,15 @@ def loaded_lines(loaded: LoadReport, source: str, model: nn.Module) -> list[str]
     return lines + [masks_line(model, source)] * (loaded.masks > 0)
 
 
+def average_lines(recipe: Recipe) -> list[str]:
+    """Return which weights are tested and saved, where these are not simply the model's."""
+    ema = recipe.train.ema
+    if ema is None:
+        return []
+    warmup = " after a warm-up" if ema.warmup else ""
+    return [f"tested and saved: a moving average of the weights, decay {ema.decay:g}{warmup}"]
+
+
 def start_lines(prepared: Prepared, folder: Path) -> list[str]:
     """Return what is about to run: model, data, processes, weights loaded, masks, verification, folder."""
     from sparsify.training.run.split import processes_lines
@@ -76,6 +86,7 @@ def start_lines(prepared: Prepared, folder: Path) -> list[str]:
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     lines = [f"{name}: {parameters:,} parameters, on {training.accelerator.device}", training.data.description]
     lines += processes_lines(prepared.recipe.data, training.model, training.ranks, training.settings)
+    lines += average_lines(prepared.recipe)
     if prepared.loaded is not None:
         lines += loaded_lines(prepared.loaded, str(prepared.recipe.model.checkpoint), training.model)
         if prepared.loaded.masks and prepared.recipe.prune is not None and prepared.recipe.prune.schedule.cyclical:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...arguments import takes
 from ..averages import keep_masks_in_averages
 from ..ignore_patterns import class_names, ignored_names, is_adapter, keyword_clashes
+from ..masking.bound_to_copy import bound_attributes
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from ..parametrized import computed_names, computes_from
@@ -171,6 +172,7 @@ def apply(
         if kind == "substituted":
             module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
             module.__dict__["computed_apart"] = id(module) in plan.apart
+            module.__dict__["bound_attributes"] = bound_attributes(module)
             masked = module.__dict__.get("masked_names", ())
             names = [name for name in masked if not computes_from(module, name)]
             module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")

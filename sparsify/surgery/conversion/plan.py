@@ -20,6 +20,7 @@ from ..tracing.bytecode_scan import (
     has_forward,
     is_torch,
     mentions_own,
+    read_by_functions,
     reads_weights,
     reads_weights_of_children,
 )
@@ -90,6 +91,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
     unreachable = plan.unreachable(module)
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
+    _leave_read_by_functions(module, plan)
     formed = source_parameters(module)
     own = [name for name in own_weights(module) if name not in unreachable and name not in formed]
     if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
@@ -109,6 +111,18 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
         _plan_own_forward(module, own if has_forward(cls) else [], plan)
     elif has_forward(cls):
         plan.dense |= {(id(module), name) for name in own}
+
+
+def _leave_read_by_functions(module: nn.Module, plan: ConversionPlan) -> None:
+    """Leave dense what functions that a module holds read of its children: they read the stored values."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return
+    for (child, name), function in read_by_functions(module).items():
+        owner: Any = module._modules[child]
+        where = plan.names[id(module)] or type(module).__name__
+        plan.outside[id(owner._parameters[name])] = (
+            f"the function {function}, which {where} holds, reads it: no mask can enter there"
+        )
 
 
 def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: ConversionPlan) -> None:
@@ -157,12 +171,14 @@ def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: Convers
 
 
 def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan: ConversionPlan) -> None:
-    """Leave dense what a forward reads of modules that are not below its own: no mask enters there."""
+    """Leave dense what a forward reads of modules that are not below its own, and of its own past its attributes."""
     for node in graph.nodes:
         value = original.__dict__.get(node.target) if node.op == "get_attr" else None
         if isinstance(value, nn.Parameter):
             where = plan.names[id(module)] or type(module).__name__
-            plan.outside[id(value)] = f"{where} reads it although it is not below: no mask can enter there"
+            own = any(value is parameter for parameter in module._parameters.values())
+            how = "from a closure, a list or another object" if own else "although it is not below"
+            plan.outside[id(value)] = f"{where} reads it {how}: no mask can enter there"
 
 
 def _unread(module: nn.Module, name: str, failure: str) -> str:

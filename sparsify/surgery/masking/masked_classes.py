@@ -230,6 +230,7 @@ def detach_masks(module: nn.Module) -> None:
         "masked_reads",
         "computed_weights",
         "computed_apart",
+        "bound_attributes",
     ):
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):

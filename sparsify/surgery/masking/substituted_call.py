@@ -19,7 +19,9 @@ from torch import Tensor, fx, nn
 from ... import ops
 from ...errors import SparsifyError
 from ..masks import bool_mask, names_of_masked, original_class
+from .bound_to_copy import bind_to
 from .operand_mode import Operands, eagerly
+from .written_weights import keep_written, stamps
 
 _REPLACED = frozenset({"_parameters", "_modules", "_flat_weights"})
 _MISSING = object()
@@ -64,6 +66,8 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
         return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
     copied = substituted_copy(module, weights, original_class(module))
+    before = stamps(weights)
+    bound = {name: copied.__dict__.get(name) for name in module.__dict__.get("bound_attributes", ())}
     try:
         masked = _masked_operands(module)
         with masked or nullcontext():
@@ -73,7 +77,8 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
             raise SparsifyError(f"{name}: the masks on the weights that it computes cannot be traced")
         return result
     finally:
-        _keep_assigned(module, copied, weights)
+        keep_written(module, weights, before)
+        _keep_assigned(module, copied, weights, bound)
 
 
 def _masked_operands(module: Any) -> Operands | None:
@@ -94,11 +99,13 @@ def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda operand: ops.mask_weight(operand, mask)
 
 
-def _keep_assigned(module: nn.Module, copied: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Assign and delete on `module` what a forward has assigned and deleted on its copy."""
+def _keep_assigned(
+    module: nn.Module, copied: nn.Module, weights: Mapping[str, Tensor], bound: Mapping[str, Any]
+) -> None:
+    """Assign and delete on `module` what a forward has assigned and deleted on its copy; `bound` was made for that."""
     own, now = module.__dict__, copied.__dict__
     for name, value in now.items():
-        if name not in _REPLACED and own.get(name, _MISSING) is not value:
+        if name not in _REPLACED and own.get(name, _MISSING) is not value and bound.get(name, _MISSING) is not value:
             own[name] = value
     if len(now) < len(own):
         for name in [name for name in own if name not in now]:
@@ -126,6 +133,7 @@ def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type
     """
     copied: nn.Module = cls.__new__(cls)
     copied.__dict__.update(module.__dict__)
+    bind_to(copied, module, module.__dict__.get("bound_attributes", ()))
     own: dict[str, Tensor] = {}
     below: dict[str, dict[str, Tensor]] = {}
     for path, weight in weights.items():

@@ -24,7 +24,8 @@ from ..module_walk import named_modules
 
 _Leaf = TypeVar("_Leaf")
 # Functions recorded as one operation, whatever kernels a device runs for them.
-WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pack_padded_sequence", "_pad_packed_sequence")
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+WHOLE = (*_RECURRENT, *(f"{name}_cell" for name in _RECURRENT), "_pack_padded_sequence", "_pad_packed_sequence")
 _ADDING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _REQUIRES_GRAD = vars(torch._C.TensorBase)["requires_grad"].__get__
 _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}

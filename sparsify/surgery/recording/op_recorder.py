@@ -23,7 +23,7 @@ from .context import (
     not_compiled,
     own_inputs,
 )
-from .ops import FILLS, SCALED_BY_SIZE, STALE, Derived, Filled, Noise, Op, Value, from_model, pointwise
+from .ops import FILLS, LIKE, SCALED_BY_SIZE, STALE, Derived, Filled, Noise, Op, Value, from_model, pointwise
 from .second_pass import KnownOps
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
@@ -180,8 +180,8 @@ class OpRecorder(TorchDispatchMode):
         drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
         kind, held = (Noise, torch.ones_like(tensors[0])) if drawn else (Filled, tensors[0].detach())
         op = Op(name, func, args, kwargs if args else {}, (kind(_shape(tensors[0]), held),), self.where())
-        alike = drawn or bool((tensors[0] == tensors[0].flatten()[0]).all())
-        if not args or op.is_movement or name == "bernoulli_" or (pointwise(op) and alike):
+        alike = drawn or not held.numel() or bool((held == held.flatten()[0]).all())
+        if not args or op.is_movement or name in (*LIKE, "bernoulli_") or (pointwise(op) and alike):
             self.values.enter(tensors[0], op.results[0])
             self._note(op, tensors)
 

@@ -24,7 +24,7 @@ _PRODUCTS = _DENSE_OPERATIONS - {"batch_norm", "layer_norm", "group_norm", "inst
 # Operations that pass a masked weight on without using it.
 _PASSED_ON = frozenset(
     """where detach alias requires_grad_ view view_as _unsafe_view permute transpose t contiguous __get__
-    as_subclass data_ptr stride size untyped_storage""".split()
+    as_subclass data_ptr stride size untyped_storage is_inference""".split()
 )
 _LEAST_ZEROS = 0.2  # of a weight whose mask removes one half
 
@@ -78,11 +78,13 @@ class DenseWeights(TorchFunctionMode):
     """Records every operation that uses a masked weight, or one computed from it, without the mask.
 
     `found` has a line for each; `used` are the weights whose masked form an operation used, `unmasked` the parameters
-    of two or more dimensions without a mask that a product used.
+    of two or more dimensions without a mask that a product used. `converted` is the model of which copies run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, converted: nn.Module) -> None:
         super().__init__()
+        # What runs is a copy; closures that were not copied with it read the model itself.
+        self.of_model = {w.parameter.untyped_storage().data_ptr(): n for n, w in masked_parameters(converted).items()}
         self.found: list[str] = []
         self.used: set[str] = set()
         self.unmasked: set[str] = set()
@@ -96,7 +98,8 @@ class DenseWeights(TorchFunctionMode):
         """Turn to a converted model that is about to run."""
         self.weights = masked_parameters(model)
         first = {id(weight.parameter): name for name, weight in self.weights.items()}
-        self.storages = {w.parameter.untyped_storage().data_ptr(): name for name, w in self.weights.items()}
+        here = {w.parameter.untyped_storage().data_ptr(): name for name, w in self.weights.items()}
+        self.storages = self.of_model | here
         every = list(all_masked_parameters(model))
         self.masks = {w.mask.untyped_storage().data_ptr(): first[id(w.parameter)] for w in every if w.mask.numel()}
         self.others = {

@@ -169,7 +169,7 @@ def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
     for weight in all_masked_parameters(runs.model):  # a parameter of several names has one mask
         half[id(weight.parameter)] = half.get(id(weight.parameter), _half(weight, generator))
     runs.masks = {id(w.mask): half[id(w.parameter)] for w in all_masked_parameters(runs.model)}
-    watch = DenseWeights()
+    watch = DenseWeights(runs.model)
     for mode in modes:
         if mode is EVAL:
             mode = Mode(EVAL.name, gradients=True)

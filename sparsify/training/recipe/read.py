@@ -19,16 +19,8 @@ from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
 from .lookups import check_data_name, check_optimizer_name, check_source, check_trackers
 from .plugin import Plugin, as_plugin
-from .settings import (
-    ByName,
-    DataSettings,
-    ModelSettings,
-    OptimizerSettings,
-    PluginSettings,
-    Settings,
-    TrainSettings,
-    Word,
-)
+from .settings import DataSettings, ModelSettings, OptimizerSettings, PluginSettings, TrainSettings
+from .values import ByName, Settings, Word
 from .yaml_lines import MOST_CHARACTERS, parse_value, parse_yaml
 
 __all__ = [

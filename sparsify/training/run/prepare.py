@@ -27,6 +27,7 @@ from ..data.datasets import count_classes, load_data
 from ..data.own_data import check_takes, named_data, own_data
 from ..data.resident import generator_for
 from ..data.types import Data
+from ..loop.average import make_average
 from ..loop.forward import make_forward
 from ..loop.optimizer import make_accelerator, make_optimizer
 from ..loop.train_steps import Training
@@ -144,6 +145,7 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
         lr_factor=learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         ranks=ranks,
+        average=make_average(model, settings.ema),
         sparsity=_sparsity(model),
     )
 

@@ -43,6 +43,8 @@ _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a spar
 class TrainResult:
     """A finished run: the trained model with its masks, the last record, the run's folder, and what was pruned.
 
+    With `train.ema` the model is the average, which the test figures and the file are of.
+
     `shrunk` tells what was taken out of the model, if that was: "parameters" and "multiply_adds" before and after, and
     more. The `share` of `report` is then the one that is gone from the model.
 
@@ -125,7 +127,7 @@ def train(
         opened.begin_log(stack)
         bar = stack.enter_context(progress_bar(training)) if progress and ranks.first else None
         last = _train_and_save(opened, folder, [one for one in (on_record, bar) if one is not None], stop)
-    return TrainResult(training.model, last, folder, _report(training), training.shrunk)
+    return TrainResult(training.result, last, folder, _report(training), training.shrunk)
 
 
 def _train_and_save(
@@ -203,7 +205,7 @@ def _reproducible() -> Iterator[None]:
 
 def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:
     save(
-        prepared.training.model,
+        prepared.training.result,
         path,
         spec=prepared.spec,
         arguments=prepared.arguments,
