@@ -26,9 +26,10 @@ from ..parametrized import computed_names, computes_from
 from ..rollback import all_or_nothing
 from ..sharding import refuse_sharded
 from ..torch_prune import Pruned, cannot_take_over, take_over
+from .decisions import ConversionPlan, Key, key_at
 from .exclusions import leave_out_shared, leave_out_unmaskable
 from .hook_reads import hooks_that_read
-from .plan import ConversionPlan, Key, key_at, plan_module, weight_owners
+from .plan import plan_module, weight_owners
 from .plan_extra import masked_extra, plan_extra
 from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..masking.masked_classes import masked_class
 from ..masks import original_class
-from .plan import ConversionPlan, Key, key_at
+from .decisions import ConversionPlan, Key, key_at
 
 
 def leave_out_shared(plan: ConversionPlan) -> None:
