@@ -107,9 +107,8 @@ def show_result(result: TrainResult) -> None:
     from sparsify.formats.file.inspection import inspect_file
 
     saved = inspect_file(result.folder / "model.safetensors")
-    masked = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]
-    if masked:
-        print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masked))
+    if saved.masked_rows:
+        print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in saved.masked_rows))
     say(*_result_lines(result, saved))
 
 

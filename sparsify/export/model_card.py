@@ -149,7 +149,7 @@ def _number(value: Any) -> str:
 
 
 def _layers(saved: FileSummary) -> list[str]:
-    rows = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]
+    rows = saved.masked_rows
     if not rows:
         return []
     cells = [

@@ -38,6 +38,11 @@ class TensorRow:
     added: bool = False
     bytes_limit: int | None = None
 
+    @property
+    def is_alias(self) -> bool:
+        """Whether it is a further name of a tensor stored once."""
+        return self.encoding.startswith("alias of ")
+
 
 @dataclass(frozen=True)
 class FileSummary:
@@ -70,9 +75,14 @@ class FileSummary:
         sizes = [
             row.bytes_dense // max(1, math.prod(row.shape)) * math.prod(row.original or row.shape)
             for row in self.rows
-            if not row.added and not row.encoding.startswith("alias")
+            if not row.added and not row.is_alias
         ]
         return sum(sizes)
+
+    @property
+    def masked_rows(self) -> list[TensorRow]:
+        """The tensors with masks, each once."""
+        return [row for row in self.rows if row.kept is not None and not row.is_alias]
 
 
 def inspect_file(path: str | os.PathLike[str]) -> FileSummary:

@@ -1,4 +1,4 @@
-"""Exclusions from a plan: weights that cannot have a mask beside them or are shared with dense uses, final classes."""
+"""Exclusions from a plan: parameters shared with a dense use, weights that take no mask, final classes."""
 
 from __future__ import annotations
 
@@ -7,43 +7,7 @@ from torch import nn
 
 from ..masking.masked_classes import masked_class
 from ..masks import original_class
-from .plan import ConversionPlan, Key
-
-
-def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
-    """Take out of `plan`, with the reasons, the weights that cannot carry a mask and those that a final class reads."""
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    for module in modules:
-        for name, reason in plan.unreachable(module).items():
-            plan.how.pop((id(module), name), None)
-            plan.reasons[id(module), name] = reason
-    for module in modules:
-        paths = [name for name in module._parameters if (id(module), name) in plan.how]
-        keys = {*map(lambda path: _key(module, path), [*paths, *plan.reads.get(id(module), ())])} & plan.how.keys()
-        problem = _class_problem(module, plan.kinds.get(id(module), "owner")) if keys else ""
-        for key in keys if problem else ():
-            plan.how.pop(key)
-            plan.reasons[key] = problem
-            plan.dense.add(key)
-        if problem:
-            plan.kinds.pop(id(module), None)
-            plan.reads.pop(id(module), None)
-
-
-def _key(module: nn.Module, path: str) -> Key:
-    owner, _, name = path.rpartition(".")
-    return id(module.get_submodule(owner)), name
-
-
-def _class_problem(module: nn.Module, kind: str) -> str:
-    """Return why a module cannot take on the masked class of `kind`, or nothing."""
-    cls = original_class(module)
-    try:
-        made = masked_class(cls, kind)  # type: ignore[arg-type]
-        object.__setattr__(object.__new__(cls), "__class__", made)
-    except Exception as error:  # noqa: BLE001 - a class of the user's decides what happens when it is derived from
-        return f"no class can be derived from {cls.__name__}: {type(error).__name__}: {error}".splitlines()[0]
-    return ""
+from .decisions import ConversionPlan, Key, key_at
 
 
 def leave_out_shared(plan: ConversionPlan) -> None:
@@ -60,3 +24,34 @@ def leave_out_shared(plan: ConversionPlan) -> None:
             for where in places:
                 plan.how.pop(where, None)
                 plan.reasons[where] = plan.outside.get(parameter, reason)
+
+
+def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
+    """Take out of `plan`, with the reasons, the weights that cannot carry a mask and those that a final class reads."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    for module in modules:
+        for name, reason in plan.unreachable(module).items():
+            plan.how.pop((id(module), name), None)
+            plan.reasons[id(module), name] = reason
+    for module in modules:
+        paths = [name for name in module._parameters if (id(module), name) in plan.how]
+        keys = {key_at(module, path) for path in [*paths, *plan.reads.get(id(module), ())]} & plan.how.keys()
+        problem = _class_problem(module, plan.kinds.get(id(module), "owner")) if keys else ""
+        for key in keys if problem else ():
+            plan.how.pop(key)
+            plan.reasons[key] = problem
+            plan.dense.add(key)
+        if problem:
+            plan.kinds.pop(id(module), None)
+            plan.reads.pop(id(module), None)
+
+
+def _class_problem(module: nn.Module, kind: str) -> str:
+    """Return why a module cannot take on the masked class of `kind`, or nothing."""
+    cls = original_class(module)
+    try:
+        made = masked_class(cls, kind)  # type: ignore[arg-type]
+        object.__setattr__(object.__new__(cls), "__class__", made)
+    except Exception as error:  # noqa: BLE001 - a class of the user's decides what happens when it is derived from
+        return f"no class can be derived from {cls.__name__}: {type(error).__name__}: {error}".splitlines()[0]
+    return ""

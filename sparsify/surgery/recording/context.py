@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ...calls import Inputs, inputs_of
+from ...preserve import keep_modes
 from ..full_name import full_name
 from ..module_walk import named_modules
 
@@ -135,17 +136,14 @@ def addable_biases(model: nn.Module) -> frozenset[str]:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run the block with the model in eval mode; every module gets its own mode back."""
-    training = {module: module.training for _, module in named_modules(model)}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it makes a whole encoder layer one operation
     try:
-        model.eval()  # even if it is in eval mode: some classes clear a cache then
-        yield
+        with keep_modes(model):
+            model.eval()  # even if it is in eval mode: some classes clear a cache then
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():
-            if module.training != mode:
-                module.training = mode
 
 
 @contextmanager

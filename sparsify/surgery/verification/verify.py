@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ...arguments import takes
 from ...calls import Inputs, inputs_of
 from ...errors import listed
+from ...preserve import keep_random_states
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
-from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Inspect, Mode, Runs, generators_put_back, left_out
+from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Inspect, Mode, Runs, left_out
 
 _LARGE = 1 << 12  # entries
 
@@ -104,7 +105,7 @@ def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = Non
     inputs = inputs_of(args, "verify")
     inputs = inputs_of(Inputs(*inputs.args, **inputs.kwargs, **(kwargs or {})), "verify", model)
     ones = {id(w.mask): torch.ones_like(w.mask) for w in all_masked_parameters(model)}
-    with generators_put_back():
+    with keep_random_states(cuda=True):
         return _verify(Runs(model, inputs.args, dict(inputs.kwargs), ones))
 
 
