@@ -58,7 +58,7 @@ class Summary:
         for one in self.layers:
             costs = (f"{one.multiply_adds or 0:,}", f"{one.kept_multiply_adds or 0:,}") if counted else ()
             rows.append((one.name, "x".join(map(str, one.shape)), f"{one.kept:,}", percent(one.sparsity), *costs))
-        lines = text_table(headings, rows, left=2) if rows else ["no weight carries a mask"]
+        lines = text_table(headings, rows) if rows else ["no weight carries a mask"]
         lines.append(f"sparsity {percent(self.sparsity)} of the masked weights")
         lines.append(_of("parameters", self.kept_parameters, self.parameters))
         if self.multiply_adds is not None and self.kept_multiply_adds is not None:

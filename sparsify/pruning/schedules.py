@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -188,8 +187,3 @@ def _sparsity_of(pruning: Pruning) -> Callable[[Fraction], Fraction]:
 
 def _continues_from_a_peak(pruning: Pruning, cycle: Cycle) -> bool:
     return pruning.schedule.ramp == "full" and cycle.elapsed % 2 == 1
-
-
-def cycle_at(parts: list[Cycle], step: int) -> int:
-    """Return the number of the cycle that `step` lies in, from 1; 0 before the first."""
-    return bisect_right([cycle.begin for cycle in parts], step)
