@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ... import ops
 from ...errors import SparsifyError
 from ..masks import bool_mask, names_of_masked, original_class
-from .bound_to_copy import bind_to
+from ..tracing.bound_to_copy import bind_to
 from .operand_mode import Operands, eagerly
 from .written_weights import keep_written, stamps
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ..masking.bound_to_copy import bind_to, bound_attributes
 from ..masks import original_class
+from .bound_to_copy import bind_to, bound_attributes
 from .one_forward import Call, TraceFailure, kinds_of_call, trace_forward
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum)
