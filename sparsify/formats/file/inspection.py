@@ -20,8 +20,8 @@ class TensorRow:
     """One tensor of the model. `kept` and `sparsity` (fraction removed) are None for a tensor without a mask.
 
     `encoding`: a name of `weight_encodings.ENCODINGS` for a masked weight, "plain" for any other tensor, "alias of
-    NAME" for a further name of a tensor stored once. `bytes_stored` counts values and mask, `bytes_dense` the same tensor dense,
-    `bytes_limit` is what no encoding goes below (`limit`), None for a tensor without a mask.
+    NAME" for a further name of a tensor stored once. `bytes_stored` counts values and mask, `bytes_dense` the same
+    tensor dense, `bytes_limit` is what no encoding goes below (`limit`), None for a tensor without a mask.
     `original` is the shape that the tensor had before the model was cut, None if it was not cut; `added` tells that the
     cut made it.
     """
