@@ -40,14 +40,15 @@ class PassedOver:
     def qconfig(self) -> None:
         vars(self).pop("qconfig", None)
 
-    def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
-        """Register a buffer, but none in the place of a mask; torch.nn.utils.prune undoes what it did before."""
-        if name in [f"{masked}_mask" for masked in names_of_masked(self)]:  # type: ignore[arg-type]
+    def register_buffer(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Register a buffer, but no mask of torch.nn.utils.prune over one that is there; that undoes what it began."""
+        by_prune = sys._getframe(1).f_globals.get("__name__") == "torch.nn.utils.prune"
+        if by_prune and name in [f"{masked}_mask" for masked in names_of_masked(self)]:  # type: ignore[arg-type]
             raise SparsifyError(
-                f"{type(self).__name__}.{name} is the mask of a converted weight, which a buffer of that name would "
+                f"{type(self).__name__}.{name} is the mask of a converted weight, which torch.nn.utils.prune would "
                 "replace: use sparsify.set_masks, or sparsify.fold(model) first"
             )
-        super().register_buffer(name, tensor, persistent)  # type: ignore[misc]
+        super().register_buffer(name, *args, **kwargs)  # type: ignore[misc]
 
     def register_parameter(self, name: str, param: Any) -> None:
         """Register a parameter; a quantised one in place of a masked weight holds its dense values."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ..masking.bound_to_copy import bind_to, bound_attributes
+from ..masking.bound_to_copy import bind_to, bound_attributes, with_attributes
 from ..masks import original_class
 from .one_forward import Call, TraceFailure, kinds_of_call, trace_forward
 
@@ -90,9 +90,7 @@ def as_original(module: nn.Module) -> nn.Module:
     Its own parameters are others over the same memory: a trace shows which of the module's are read by another way
     (a closure, a list) than as the attribute that a mask replaces.
     """
-    cls = original_class(module)
-    copied: nn.Module = cls.__new__(cls)
-    copied.__dict__.update(module.__dict__)
+    copied = with_attributes(original_class(module), module)
     bind_to(copied, module, bound_attributes(module))
     held = {id(p): p for p in module._parameters.values() if type(p) is nn.Parameter}
     others = {key: nn.Parameter(p.detach(), p.requires_grad) for key, p in held.items()}
