@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from ...arguments import takes
 from ..averages import keep_masks_in_averages
 from ..ignore_patterns import class_names, ignored_names, is_adapter, keyword_clashes
-from ..masking.bound_to_copy import bound_attributes
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from ..parametrized import computed_names, computes_from
 from ..rollback import all_or_nothing
+from ..shallow_copies import bound_attributes
 from ..sharding import refuse_sharded
 from ..torch_prune import Pruned, cannot_take_over, take_over
 from .exclusions import leave_out_shared, leave_out_unmaskable

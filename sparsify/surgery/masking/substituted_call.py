@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ... import ops
 from ...errors import SparsifyError
 from ..masks import mask_in_forward, names_of_masked, original_class
-from .bound_to_copy import bind_to, with_attributes
+from ..shallow_copies import bind_to, with_attributes
 from .operand_mode import Operands, eagerly
 from .written_weights import keep_written, stamps
 
