@@ -23,9 +23,9 @@ from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from ..parametrized import computed_names, computes_from
 from ..rollback import all_or_nothing
+from ..shallow_copies import bound_attributes
 from ..sharding import refuse_sharded
 from ..torch_prune import Pruned, cannot_take_over, take_over
-from ..tracing.bound_to_copy import bound_attributes
 from .decisions import ConversionPlan, Key, key_at
 from .exclusions import leave_out_shared, leave_out_unmaskable
 from .hook_reads import hooks_that_read

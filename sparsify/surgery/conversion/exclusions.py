@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..masking.masked_classes import masked_class
+from ..masking.masked_classes import ATTRIBUTES, Masked, masked_class
 from ..masks import original_class
 from .decisions import ConversionPlan, Key, key_at
 
@@ -49,9 +49,17 @@ def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
 def _class_problem(module: nn.Module, kind: str) -> str:
     """Return why a module cannot take on the masked class of `kind`, or nothing."""
     cls = original_class(module)
+    taken = [] if isinstance(module, Masked) else [name for name in ATTRIBUTES if _has(module, name)]
+    if taken:
+        return f"has an attribute {taken[0]} of its own, as masked modules have"
     try:
         made = masked_class(cls, kind)  # type: ignore[arg-type]
         object.__setattr__(object.__new__(cls), "__class__", made)
     except Exception as error:  # noqa: BLE001 - a class of the user's decides what happens when it is derived from
         return f"no class can be derived from {cls.__name__}: {type(error).__name__}: {error}".splitlines()[0]
     return ""
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    held = (module.__dict__, module._parameters, module._buffers, module._modules)
+    return any(name in names for names in held) or any(name in vars(cls) for cls in type(module).__mro__)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx, nn
 
+from ..discovery.chosen_weights import add_chosen
 from ..discovery.weight_uses import PART, Use, parameter_uses
 from ..full_name import full_name
 from ..masking.masked_classes import Masked, is_direct
@@ -19,7 +18,6 @@ from ..tracing.bytecode_scan import (
     has_forward,
     is_torch,
     mentions_own,
-    read_by_functions,
     reads_weights,
     reads_weights_of_children,
 )
@@ -27,7 +25,7 @@ from ..tracing.own_graphs import as_original
 from ..tracing.partial_graphs import partial_graphs
 from ..tracing.trace_cache import graphs_like
 from .decisions import ConversionPlan, key_at
-from .foreign_changes import read_by_replaced, replaced_forward
+from .foreign_changes import read_by_held_functions, read_by_replaced, replaced_forward
 
 _STORED = ("operand", "source")  # the uses of weights that are masked where they are stored
 
@@ -55,7 +53,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
     unreachable = plan.unreachable(module)
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
-    _leave_read_by_functions(module, plan)
+    plan.outside |= read_by_held_functions(module, plan.names[id(module)] or type(module).__name__)
     formed = source_parameters(module)
     own = [name for name in own_weights(module) if name not in unreachable and name not in formed]
     if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
@@ -77,18 +75,6 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
         plan.dense |= {(id(module), name) for name in own}
 
 
-def _leave_read_by_functions(module: nn.Module, plan: ConversionPlan) -> None:
-    """Leave dense what functions that a module holds read of its children: they read the stored values."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return
-    for (child, name), function in read_by_functions(module).items():
-        owner: Any = module._modules[child]
-        where = plan.names[id(module)] or type(module).__name__
-        plan.outside[id(owner._parameters[name])] = (
-            f"the function {function}, which {where} holds, reads it: no mask can enter there"
-        )
-
-
 def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: ConversionPlan) -> None:
     """Plan a class of `kind` for the module, which masks the weights at `paths`."""
     for path in paths:
@@ -108,6 +94,7 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: ConversionPlan) -
     for graph in traced.all:
         _add_uses(uses, traced.module, graph)
         _leave_outside(module, traced.module, graph, plan)
+    add_chosen(module, uses)
     _leave_computed_below(module, uses, plan)
     _note_uses(module, uses, plan)
     for name in own:
@@ -185,6 +172,7 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         _leave_outside(module, original, graph, plan)
         if not below and all(name in uses and uses[name].how in _STORED for name in own):
             break
+    add_chosen(module, uses)
     computed = _leave_computed_below(module, uses, plan)
     paths = [path for path, use in uses.items() if use.how in _STORED]
     for name in own:

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from ... import ops
 from ...errors import SparsifyError
-from ..masks import bool_mask, names_of_masked, original_class
-from ..tracing.bound_to_copy import bind_to
+from ..masks import mask_in_forward, names_of_masked, original_class
+from ..shallow_copies import bind_to, with_attributes
 from .operand_mode import Operands, eagerly
 from .written_weights import keep_written, stamps
 
@@ -85,7 +85,7 @@ def _masked_operands(module: Any) -> Operands | None:
     """Return the mode that masks the weights which the module's forward computes, or None."""
     if not module.computed_weights:
         return None
-    masks = [(getattr(module, name), bool_mask(module, name)) for name in module.computed_weights]
+    masks = [(getattr(module, name), mask_in_forward(module, name)) for name in module.computed_weights]
     masked = [(parameter, _masked_by(mask)) for parameter, mask in masks]
     return Operands(masked, list(module.buffers()))
 
@@ -122,7 +122,7 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
         owner_path, _, name = path.rpartition(".")
         owner = module.get_submodule(owner_path)
         if name in names_of_masked(owner) and name not in owner.__dict__.get("computed_weights", ()):
-            found[path] = ops.mask_weight(getattr(owner, name), bool_mask(owner, name))
+            found[path] = ops.mask_weight(getattr(owner, name), mask_in_forward(owner, name))
     return found
 
 
@@ -131,8 +131,7 @@ def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type
 
     Modules below that own some of them are copied too, to be read; a call of such a copy calls the original module.
     """
-    copied: nn.Module = cls.__new__(cls)
-    copied.__dict__.update(module.__dict__)
+    copied = with_attributes(cls, module)
     bind_to(copied, module, module.__dict__.get("bound_attributes", ()))
     own: dict[str, Tensor] = {}
     below: dict[str, dict[str, Tensor]] = {}

@@ -15,8 +15,9 @@ from ..masks import MaskedWeight, all_masked_parameters, is_computed, masked_par
 # Operations that take weights or extra parameters, by the name torch gives them.
 _DENSE_OPERATIONS = frozenset(
     """linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
-    matmul mm bmm addmm baddbmm einsum tensordot multi_head_attention_forward _native_multi_head_attention
-    _transformer_encoder_layer_fwd lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+    matmul mm bmm addmm baddbmm einsum tensordot linalg_multi_dot chain_matmul
+    multi_head_attention_forward _native_multi_head_attention _transformer_encoder_layer_fwd
+    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
     batch_norm layer_norm group_norm instance_norm rms_norm prelu""".split()
 )
 _TAKES_WEIGHT_SECOND = frozenset(name for name in _DENSE_OPERATIONS if name.startswith(("linear", "conv")))

@@ -42,6 +42,7 @@ EXTRA_MODES = (
     Mode("eval mode under autocast", autocast=True),
     Mode("train mode under autocast", training=True, gradients=True, autocast=True),
 )
+EVAL_WITH_GRADIENTS = EXTRA_MODES[0]
 REQUIRED = (
     Mode("eval mode, optional arguments left out", gradients=True, required=True),
     Mode("train mode, optional arguments left out", training=True, gradients=True, required=True),
@@ -186,6 +187,8 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
     if not tensor.is_floating_point():
         return tensor
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]

@@ -16,7 +16,17 @@ from ...errors import listed
 from ...preserve import keep_random_states
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
-from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Inspect, Mode, Runs, left_out
+from .same_bits import (
+    EVAL,
+    EVAL_WITH_GRADIENTS,
+    EXTRA_MODES,
+    REQUIRED,
+    TRAIN,
+    Inspect,
+    Mode,
+    Runs,
+    left_out,
+)
 
 _LARGE = 1 << 12  # entries
 
@@ -100,7 +110,8 @@ def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = Non
     says so, as of optional arguments that the example never gives. Every mask must be reached by autograd in train or
     eval mode, or be used where no gradient flows, and with random half masks no conv, linear, attention or recurrent
     operation may see a dense weight.
-    Raises SparsifyError for an input that the model's forward does not take, and whatever that raises in eval mode.
+    Raises SparsifyError for an input that the model's forward does not take, and whatever that raises in eval mode,
+    with gradients too.
     """
     inputs = inputs_of(args, "verify")
     inputs = inputs_of(Inputs(*inputs.args, **inputs.kwargs, **(kwargs or {})), "verify", model)
@@ -145,10 +156,21 @@ def _verify(runs: Runs) -> VerifyReport:
 def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[Mode], list[str]]:
     """Return whether the bits are the same, by mode (None: not compared), the modes that ran, and notes."""
     same: dict[str, bool | None] = {}
-    same[EVAL.name], reason = runs.same(EVAL)
-    notes = [f"{EVAL.name} was not compared: {reason}"] if reason else []
-    ran = [EVAL]
+    try:
+        same[EVAL.name], reason = runs.same(EVAL)
+        notes = [f"{EVAL.name} was not compared: {reason}"] if reason else []
+        ran = [EVAL]
+    except Exception as error:  # some models take gradients in their forward (forces of an energy)
+        try:
+            same[EVAL.name], _ = runs.same(EVAL_WITH_GRADIENTS, look)
+        except Exception:  # noqa: BLE001 - it cannot run so either: the first error is the one to see
+            raise error from None
+        same[EVAL_WITH_GRADIENTS.name] = same[EVAL.name]
+        notes = [f"{EVAL.name} was compared with gradients alone: {type(error).__name__}: {error}".splitlines()[0]]
+        ran = [EVAL_WITH_GRADIENTS]
     for mode in [TRAIN, *EXTRA_MODES, *(REQUIRED if runs.required is not None else ())]:
+        if mode in ran:
+            continue
         same[mode.name] = None
         if mode.training and TRAIN not in ran and mode is not TRAIN:
             continue
@@ -171,17 +193,18 @@ def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
     runs.masks = {id(w.mask): half[id(w.parameter)] for w in all_masked_parameters(runs.model)}
     watch = DenseWeights(runs.model)
     for mode in modes:
-        if mode is EVAL:
+        if mode is EVAL or (mode is EVAL_WITH_GRADIENTS and EVAL not in modes):
             mode = Mode(EVAL.name, gradients=True)
         elif mode is not TRAIN and not mode.required:
             continue
         copied = runs.copied(plain=False, gradients=True)
         with watch.of(copied):
             runs.outputs(copied, mode)
-    copied = runs.copied(plain=False, gradients=True)
-    watch.look_at(copied)
-    with FusedOperations(watch):
-        runs.outputs(copied, EVAL)
+    if EVAL in modes:
+        copied = runs.copied(plain=False, gradients=True)
+        watch.look_at(copied)
+        with FusedOperations(watch):
+            runs.outputs(copied, EVAL)
     return watch
 
 

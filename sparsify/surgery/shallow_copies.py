@@ -1,14 +1,31 @@
-"""Bound methods that a module keeps in its attributes: on a copy of the module they are the copy's."""
+"""Shallow copies of modules; bound methods that a module keeps in its attributes are the copy's there."""
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from types import MethodType
 from typing import Any
 
 from torch import nn
 
 _NOT_OURS = frozenset({*nn.Module().__dict__, "forward"})
+
+
+def with_attributes(cls: type[nn.Module], module: nn.Module) -> nn.Module:
+    """Return a new object of the class `cls` with the attributes of `module`."""
+    copied: nn.Module = cls.__new__(cls)
+    copied.__dict__.update(module.__dict__)
+    for name in _slots(cls):  # type: ignore[arg-type]
+        if hasattr(module, name):
+            setattr(copied, name, getattr(module, name))
+    return copied
+
+
+@cache
+def _slots(cls: type) -> tuple[str, ...]:
+    held = [vars(base).get("__slots__", ()) for base in cls.__mro__]
+    names = [name for slots in held for name in ((slots,) if isinstance(slots, str) else slots)]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
 def bound_attributes(module: nn.Module) -> tuple[str, ...]:
