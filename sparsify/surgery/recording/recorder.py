@@ -20,6 +20,7 @@ from .context import addable_biases, eval_mode, whole_attentions
 from .op_recorder import OpRecorder
 from .ops import Recording, Value
 from .second_pass import KnownOps, ModuleCalls
+from .selected import CountWatch
 from .shape_only import ValuesNeededError
 
 
@@ -48,6 +49,8 @@ def _record(
             outputs = recorder.run(model, example_input)
         count, problem = len(recorder.ops), ""
         idle = recorder.idle_layers(model)
+        if recorder.counts and results is None:
+            _note_asked_counts(recorder, model, example_input)
         if recorder.asking:
             outputs += _run_with_gradients(recorder, model, example_input)
         asking, start = set(recorder.asking), len(recorder.ops)
@@ -119,6 +122,18 @@ def _run_with_gradients(recorder: OpRecorder, model: nn.Module, example_input: A
         del recorder.ops[count:]
         recorder.branches += asking.items()
         return []
+
+
+def _note_asked_counts(recorder: OpRecorder, model: nn.Module, example_input: Any) -> None:
+    """Run a model again to note where its code asks how many entries were selected: a branch on values."""
+    recorder.known = KnownOps(recorder.ops)
+    count = len(recorder.ops)
+    try:
+        with CountWatch(model, recorder.counts, recorder.decided):
+            recorder.run(model, example_input)
+    except Exception:  # noqa: BLE001 - the model's own code takes no numbers but plain ones
+        pass
+    del recorder.ops[count:]
 
 
 def modules_that_ask_for_the_mode(model: nn.Module) -> list[str]:

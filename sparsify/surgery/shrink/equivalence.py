@@ -17,11 +17,11 @@ from ..analysis.counted_pass import counted_pass
 from ..copies import deep_copy
 from ..recording.context import all_double
 from ..recording.recorder import record
+from ..recording.size_watch import modules_that_ask
 from ..study import Study
 from .cuts import every_tensor
 from .other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
 from .size_attributes import PrunedShapes
-from .size_branches import modules_that_ask
 
 # The largest relative error allowed. In narrow dtypes the order of a sum matters.
 LIMIT_64 = 1e-10
