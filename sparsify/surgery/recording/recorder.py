@@ -49,8 +49,6 @@ def _record(
             outputs = recorder.run(model, example_input)
         count, problem = len(recorder.ops), ""
         idle = recorder.idle_layers(model)
-        if recorder.counts and results is None:
-            _note_asked_counts(recorder, model, example_input)
         if recorder.asking:
             outputs += _run_with_gradients(recorder, model, example_input)
         asking, start = set(recorder.asking), len(recorder.ops)
@@ -61,6 +59,8 @@ def _record(
                 outputs += more
             else:
                 del recorder.ops[start:]
+        if recorder.counts and results is None and recorder.idle_layers(model):
+            _note_asked_counts(recorder, model, example_input)
         recorder.branches += [(path, given) for path, given in recorder.asking.items() if path not in asking]
     return Recording(
         tuple(recorder.ops),
@@ -125,11 +125,22 @@ def _run_with_gradients(recorder: OpRecorder, model: nn.Module, example_input: A
 
 
 def _note_asked_counts(recorder: OpRecorder, model: nn.Module, example_input: Any) -> None:
-    """Run a model again to note where its code asks how many entries were selected: a branch on values."""
+    """Run a model again to note which modules with layers that never ran ask how many entries were selected.
+
+    For another number these layers may run: a branch on values.
+    """
     recorder.known = KnownOps(recorder.ops)
-    count = len(recorder.ops)
+    count, idle, noted = len(recorder.ops), recorder.idle_layers(model), set()
+
+    def note() -> None:
+        path = recorder.where()
+        if path not in noted and any(layer.startswith(f"{path}." if path else "") for layer in idle):
+            noted.add(path)
+            recorder.decided()
+
+    model.eval()
     try:
-        with CountWatch(model, recorder.counts, recorder.decided):
+        with CountWatch(model, recorder.counts, note):
             recorder.run(model, example_input)
     except Exception:  # noqa: BLE001 - the model's own code takes no numbers but plain ones
         pass

@@ -385,8 +385,8 @@ def test_what_meets_a_branch_on_how_many_were_selected_stays(name: str) -> None:
     assert channels.groups == 6  # of the first layer, which is outside
 
 
-@pytest.mark.parametrize("name", ["rows", "in place", "sizes of others"])
-def test_a_selection_that_nothing_is_asked_of_keeps_nothing(name: str) -> None:
+@pytest.mark.parametrize("name", ["rows", "in place", "sizes of others", "layers that ran"])
+def test_a_selection_without_another_path_to_layers_keeps_nothing(name: str) -> None:
     class Selecting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -401,6 +401,8 @@ def test_a_selection_that_nothing_is_asked_of_keeps_nothing(name: str) -> None:
                 return self.head(y)
             if name == "sizes of others" and z.shape[1] > 100:
                 z = z * 2
+            if name == "layers that ran" and not len(z[hit]):
+                return z.sum(0)[:2]
             return self.head(z[hit]).sum(0)
 
     assert analyse(Selecting(), X).groups == 8
