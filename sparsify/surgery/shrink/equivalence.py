@@ -142,7 +142,8 @@ def wide_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a model in float64, made without another in the model's own precision."""
     wide: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
-        if type(tensor) in (nn.Parameter, Tensor) and tensor.is_floating_point() and not tensor.__dict__:
+        plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided and not tensor.__dict__
+        if plain and tensor.is_floating_point():
             made = tensor.detach().double()
             made = made.clone() if made.data_ptr() == tensor.data_ptr() else made
             grad = tensor.requires_grad
