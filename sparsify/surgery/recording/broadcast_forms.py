@@ -84,7 +84,9 @@ def compress(form: Tensor) -> Tensor:
 
 
 def nonzero(tensor: Tensor) -> Tensor:
-    """Return where a tensor is nonzero, a compressed bool form."""
+    """Return where a tensor is nonzero, a compressed bool form; everywhere, for all that is known, if it is sparse."""
+    if tensor.layout != torch.strided:
+        return torch.ones([1] * tensor.dim(), dtype=torch.bool)
     if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel():
         # Much faster than comparing every entry: often a row has no zeros, or only zeros. Fails for rows with NaN.
         pieces = [_extremes(piece) for piece in row_pieces(tensor.flatten(1))]

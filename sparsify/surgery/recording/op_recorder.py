@@ -25,6 +25,7 @@ from .context import (
 )
 from .ops import FILLS, LIKE, SCALED_BY_SIZE, STALE, Derived, Filled, Noise, Op, Value, from_model, pointwise
 from .second_pass import KnownOps
+from .selected import selected_counts
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
 from .tensor_values import TensorValues
@@ -60,6 +61,7 @@ class OpRecorder(TorchDispatchMode):
         self.left: list[Value] = []  # given to other libraries, which may return them changed
         self.inputs: list[Value] = []  # of the call, the same Values in every pass
         self.known = KnownOps(())
+        self.counts: list[int] = []  # sizes that depend on values of activations
         self.asking: dict[str, tuple[Value, ...]] = {}  # modules that ask whether gradients are on, with their inputs
         for tensor, names, trainable in named_tensors(model):
             value = Value(_shape(tensor), tensor.detach(), names, trainable)
@@ -122,6 +124,7 @@ class OpRecorder(TorchDispatchMode):
         outcome = func(*args, **kwargs) if self.computed else run_shape_only(func, args, kwargs, inputs)
         name = func._schema.name.removeprefix("aten::")
         tensors = leaves(outcome, Tensor)
+        self.counts += selected_counts(func, args, inputs, tensors)
         if isinstance(outcome, (bool, int, float)) and any(value.constant is None for value in inputs):
             if not self.computed:
                 raise ValuesNeededError
