@@ -15,6 +15,7 @@ from ..surgery.masks import MaskedWeight, kept_of
 from ..surgery.rules.table import Rule
 from .build_candidates import build_candidates
 from .criteria.gradients import with_first_input
+from .criteria.step_sums import StepSums
 from .criteria.table import CRITERIA, Context, Criterion
 from .mask_update import from_present, update_masks
 from .schedules import Update, update_plan
@@ -39,7 +40,14 @@ class Part:
 
     def needs(self, what: str) -> bool:
         """Whether the criterion is marked as one that needs "data" or an "input"."""
+        if what == "data" and self.adds_over_steps:
+            return any(not update.step and update.sparsity != 0 for update in self.plan)
         return bool(getattr(self.criterion, f"needs_{what}", False))
+
+    @property
+    def adds_over_steps(self) -> bool:
+        """Whether the criterion is marked as one that adds over the steps of training."""
+        return bool(getattr(self.criterion, "adds_over_steps", False))
 
 
 def make_parts(
@@ -114,6 +122,12 @@ def _settings(model: nn.Module, pruning: Pruning) -> Iterator[tuple[tuple[str, .
             yield rule.match, pruning.under(rule), names
     if left:
         yield (), pruning, left
+
+
+def sums_of(parts: Iterable[Part]) -> StepSums:
+    """Return the sums over steps that criteria of the parts need."""
+    adding = [part for part in parts if part.adds_over_steps and any(update.step for update in part.plan)]
+    return StepSums(name for part in adding for name in part.candidates.scored)
 
 
 def with_data(

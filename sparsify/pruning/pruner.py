@@ -31,6 +31,7 @@ from .parts import (
     masks_to_keep,
     measured_prices,
     removed,
+    sums_of,
     update_parts,
     with_data,
 )
@@ -104,7 +105,8 @@ class Pruner:
             self._group = shards
         self.names = tuple(name for part in self.parts for name in part.candidates.names)
         self.position = 0
-        self._state = PrunerState(self.pruning.masked_weights, generator, self._group)
+        self._state = PrunerState(self.pruning.masked_weights, generator, self._group, sums_of(self.parts))
+        self._state.sums.watch(self._weights())
         self._ready = False  # `start` was called in this process
         self._batches: Iterable[Any] | None = None
         self._loss_fn: LossFunction | None = None
@@ -170,6 +172,8 @@ class Pruner:
             weight.mask  # noqa: B018 - something else may have put there what is no mask
         self.position += 1
         reshard(self.model)
+        if self._state.sums.names:
+            self._state.sums.next_step(self._weights())
         self._note_progress()
         if self.pruning.masked_weights != "decay":
             self._state.removed_values.restore(self._weights().values())
@@ -230,6 +234,7 @@ class Pruner:
         self._state.removed_values.snapshot(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
+            self._state.sums.close()
             for line in losses_of(self.model, self.parts):
                 warnings.warn(line, SparsityWarning, stacklevel=3)
 
@@ -240,9 +245,12 @@ class Pruner:
             self._state.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
         else:
             given = (self._state.random.rewound(update.cycle), self._batches, self._loss_fn)
-            context = Context(
-                self.model, masks, self.position, *given, example_input=self._example_input, group=self._group
-            )
+            more: dict[str, Any] = {
+                "example_input": self._example_input,
+                "step_sums": self._state.sums.values,
+                "group": self._group,
+            }
+            context = Context(self.model, masks, self.position, *given, **more)
             self._state.sparsity = update_parts(self.parts, self._state.done, weights, context, self._state.union)
         if update.event == "save":
             self._state.union = union_of(self._state.union, masks)

@@ -14,6 +14,8 @@ from ..errors import SparsifyError
 from ..processes.ranks import Group, gather
 from ..processes.shards import copy_into
 from ..surgery.masks import MaskedWeight
+from .criteria.gradients import zeros_like
+from .criteria.step_sums import StepSums
 from .mask_update import set_all
 from .selection.prunable_weights import RemovedValues
 from .settings.prune import Pruning
@@ -56,20 +58,21 @@ class PrunerState:
     """How far a pruning is.
 
     `done` counts the updates of the plan, `sparsity` is the one due now, `removed_before` counts the entries that masks
-    removed when it began; `union` holds the masks of finished cycles by weight name.
+    removed when it began; `union` holds the masks of finished cycles by weight name, `sums` what criteria add
+    up over the steps.
     """
 
-    def __init__(self, masked_weights: str, generator: torch.Generator | None, group: Group) -> None:
+    def __init__(self, masked_weights: str, generator: torch.Generator | None, group: Group, sums: StepSums) -> None:
         self.done, self.sparsity, self.started, self.removed_before = 0, 0.0, False, 0
         self.union: dict[str, Tensor] = {}
         self.removed_values = RemovedValues(masked_weights)
         self.random = CycleGenerator(generator, group)
+        self.sums = sums
 
     def as_dict(self, own: Mapping[str, Any]) -> dict[str, Any]:
         """Return the flat dict that `load` reads, with copies of the tensors and the pruner's `own` entries."""
         before = {"removed_before": self.removed_before} if self.removed_before else {}
-        tensors = {"union": self.union, "frozen": self.removed_values.values}
-        return pack({**own, **self._plain(), **before}, tensors)
+        return pack({**own, **self._plain(), **before}, self._tensors())
 
     def load(
         self, state: Mapping[str, Any], own: Mapping[str, Any], weights: Mapping[str, MaskedWeight]
@@ -80,18 +83,23 @@ class PrunerState:
         """
         shapes = {"union": {name: weight.mask for name, weight in weights.items()}}
         shapes["frozen"] = {name: weight.parameter.detach() for name, weight in weights.items()}
+        shapes["sums"] = zeros_like({name: weight for name, weight in weights.items() if name in self.sums.names})
         known = {key: value for key, value in state.items() if key != "removed_before"}
         plain, groups = unpack(known, {**own, **self._plain()}, shapes)
         self.removed_before = state.get("removed_before", 0)
         self.sparsity, self.done, self.started = plain["sparsity"], plain["done"], plain["started"]
         self.random.load(plain)
-        for kept, group in ((self.union, "union"), (self.removed_values.values, "frozen")):
+        self.sums.watch(weights)
+        for group, kept in self._tensors().items():
             kept.clear()
             kept.update({name: copy_into(shapes[group][name].clone(), value) for name, value in groups[group].items()})
         return plain
 
     def _plain(self) -> dict[str, Any]:
         return {"sparsity": self.sparsity, "done": self.done, "started": self.started, **self.random.state()}
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"union": self.union, "frozen": self.removed_values.values, "sums": self.sums.values}
 
     @contextmanager
     def all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
