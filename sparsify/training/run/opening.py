@@ -12,6 +12,7 @@ from torch import nn
 
 from ...errors import RunError
 from ...export.save import write
+from ...processes.launch import Launch
 from ...processes.ranks import Ranks
 from ..recipe.read import Recipe
 from . import run_folder as folders
@@ -21,6 +22,8 @@ from .lock import Lock
 from .log import Log
 from .prepare import Prepared, prepare, seed_own, share
 from .rehearse import is_here
+from .restarts import note_start
+from .split import check_same_work
 from .state import NEEDED, restore
 from .tensorboard import note_overlap
 
@@ -38,6 +41,12 @@ class Opened:
     state: dict[str, Any]
     lock: Lock | None = None
     log: Log | None = None
+
+    def note_start(self, launch: Launch) -> None:
+        """Let a restart by the same torchrun know the run for its own."""
+        with self.prepared.training.ranks.together():
+            if self.lock is not None:
+                note_start(self.folder, launch)
 
     def begin_log(self, stack: ExitStack) -> None:
         """Open the log of records, until `stack` is left."""
@@ -76,6 +85,7 @@ def open_run(
         elif ranks.first:
             folders.check_new(folder, overwrite=overwrite)
     prepared = _prepared(recipe, given, check and not resume, ranks)
+    check_same_work(prepared.training, ranks)
     checkpoints = Checkpoints(folder, recipe.train.checkpoint.keep)
     state: dict[str, Any] = {}
     with ranks.together():

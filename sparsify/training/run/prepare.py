@@ -33,6 +33,7 @@ from ..loop.train_steps import Training
 from ..recipe.lr_schedules import learning_rate_factor
 from ..recipe.read import Recipe
 from .split import check_split
+from .sync_batch_norm import with_sync_batch_norm
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool, ra
     check_split(recipe.data, model, ranks, settings, accelerator.device)
     model.to(accelerator.device).train()
     if settings.sync_batch_norm and ranks.size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = with_sync_batch_norm(model)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     training = _ready(recipe, model, found, accelerator, ranks)
