@@ -84,7 +84,11 @@ def open_run(
             folders.remove_left_overs(folder)
         elif ranks.first:
             folders.check_new(folder, overwrite=overwrite)
-    prepared = _prepared(recipe, given, check and not resume, ranks)
+    model, data = given
+    # One machine may have what another has to fetch.
+    [fetched] = ranks.any(ranks.size > 1 and data is None and (recipe.model.pretrained or not is_here(recipe)))
+    check = check and not resume and ranks.first
+    prepared = prepare(recipe, model=model, data=data, check=check, ranks=ranks, in_turn=fetched)
     check_same_work(prepared.training, ranks)
     checkpoints = Checkpoints(folder, recipe.train.checkpoint.keep)
     state: dict[str, Any] = {}
@@ -111,18 +115,6 @@ def _made(folder: Path) -> Iterator[Lock]:
         folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder) as lock:
         yield lock
-
-
-def _prepared(recipe: Recipe, given: tuple[nn.Module | None, Any], check: bool, ranks: Ranks) -> Prepared:
-    """Return the training, prepared by every process; what is fetched is fetched once on each machine."""
-    prepared, (model, data) = None, given
-    fetched = ranks.size > 1 and data is None and (recipe.model.pretrained or not is_here(recipe))
-    for turn in (True, False) if fetched else (None,):
-        with ranks.together():
-            if turn is None or turn == (ranks.local_rank == 0):
-                prepared = prepare(recipe, model=model, data=data, check=check and ranks.first, ranks=ranks)
-    assert prepared is not None
-    return prepared
 
 
 def _keep_masks(opened: Opened) -> None:

@@ -19,6 +19,7 @@ from sparsify.errors import SparsifyError
 from sparsify.processes.launch import Launch
 from sparsify.processes.ranks import ALONE
 from sparsify.training.loop import optimizer
+from sparsify.training.run import opening
 from sparsify.training.run.checkpoint import read_state
 from sparsify.training.run.restarts import goes_on, note_start
 from sparsify.training.run.run_folder import create
@@ -70,10 +71,12 @@ def test_processes_that_were_not_given_the_same_end_before_anything_is_written(t
 
 
 class Damaged(TensorDataset):
-    """Data that the second process cannot read after a while."""
+    """Data of which the second process cannot read an image."""
+
+    bad = 0
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        if os.environ["RANK"] == "1" and index == 50:
+        if os.environ["RANK"] == "1" and index == self.bad:
             raise OSError("cannot be read")
         return super().__getitem__(index)
 
@@ -92,9 +95,10 @@ def with_trouble(rank: int, folder: str, kind: str) -> dict[str, Any]:
 
     given = recipe(SNIP, checkpoint={"every": "1it"})
     more: dict[str, Any] = {"stop": stop}
-    if kind == "damaged":
+    if kind.isdigit():
         given["data"] = {"batch_size": 32}
         more["data"] = Damaged(torch.randn(128, 1, 8, 8), torch.arange(128) % 10)
+        more["data"].bad = int(kind)
     started = time.monotonic()
     try:
         sparsify.train(given, model=network(), out=f"{folder}/run", check=False, **more)
@@ -114,10 +118,23 @@ def test_a_process_that_stops_ends_the_others_after_the_time_that_is_waited(tmp_
     assert read_state(tmp_path / "run" / "checkpoints" / "last.safetensors")["step"] == 2
 
 
-def test_a_process_that_cannot_read_its_data_ends_all(tmp_path: Path) -> None:
-    first, second = launched(2, with_trouble, tmp_path / "out", str(tmp_path), "damaged")
-    assert first["error"] is not None and second["error"] is not None
-    assert "cannot be read" in second["error"][2]
+@pytest.mark.parametrize("image", ["10", "100"])  # read when the shape of images is looked for, and while training
+def test_a_process_that_cannot_read_its_data_ends_all(tmp_path: Path, image: str) -> None:
+    first, second = launched(2, with_trouble, tmp_path / "out", str(tmp_path), image)
+    assert second["error"] == ("OSError", None, "cannot be read")
+    name, code, text = first["error"]
+    told = "process 1: cannot be read" if image == "10" else "another of the processes has ended"
+    assert (name, code) == ("ElsewhereError", 1) and told in text
+
+
+def fetching(rank: int, folder: str) -> int:
+    opening.is_here = lambda recipe: rank == 1  # as on two machines, one of which has the data
+    result = sparsify.train(recipe(SNIP), model=network(rank), out=f"{folder}/run", check=False)
+    return int(result.metrics["step"])
+
+
+def test_what_is_fetched_by_one_process_is_waited_for_by_the_others(tmp_path: Path) -> None:
+    assert launched(2, fetching, tmp_path / "out", str(tmp_path)) == [8, 8]
 
 
 def test_a_restart_is_told_from_another_start(tmp_path: Path) -> None:
