@@ -26,7 +26,7 @@ from sparsify.training.run.run_folder import create
 from sparsify.training.run.sync_batch_norm import with_sync_batch_norm
 
 from ...ranks import launched
-from .test_processes import SNIP, network, recipe
+from .test_processes import SNIP, UNION, alone_in, network, recipe, records, run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
@@ -96,7 +96,7 @@ def with_trouble(rank: int, folder: str, kind: str) -> dict[str, Any]:
     given = recipe(SNIP, checkpoint={"every": "1it"})
     more: dict[str, Any] = {"stop": stop}
     if kind.isdigit():
-        given["data"] = {"batch_size": 32}
+        given["data"] = {"batch_size": 32, "workers": 0}
         more["data"] = Damaged(torch.randn(128, 1, 8, 8), torch.arange(128) % 10)
         more["data"].bad = int(kind)
     started = time.monotonic()
@@ -169,3 +169,22 @@ def test_batch_norm_over_all_processes_keeps_its_masks() -> None:
     after = sparsify.get_masks(model)
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     assert torch.equal(model(inputs), expected)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_in_four_and_in_three(tmp_path: Path) -> None:
+    given, folder = recipe(UNION, log_every=1), tmp_path / "run"
+    run(2, folder, given, stop_at=4)
+    first, *_, last = run(4, folder, given, resume=True, stop_at=7)
+    assert first["error"][0] == last["error"][0] == "RunStopped"
+    [third, *_] = run(3, folder, given, resume=True)
+    assert third["error"][:2] == ("SparsifyError", 2)
+    assert "128 images make no equal parts for 3 processes" in third["error"][2]
+    each = run(4, folder, given, resume=True)
+    alone = alone_in(tmp_path / "alone", given)
+    for one in each:
+        for name, value in alone.items():
+            torch.testing.assert_close(one["state"][name], value, rtol=1e-4, atol=1e-6)
+    loaded = sparsify.get_masks(sparsify.load(folder / "model.safetensors", network()))
+    assert all(torch.equal(alone[f"{name}_mask"], mask) for name, mask in loaded.items())
+    assert [one["step"] for one in records(folder)] == list(range(1, 9))
