@@ -102,7 +102,8 @@ def others_lost(size: int) -> Iterator[None]:
         if size == 1 or not _LOST.search(str(error)):
             raise
         text = (
-            "another of the processes has ended, or cannot be reached any more; its own line says why, if it wrote one"
+            "another of the processes has ended, or cannot be reached or does nothing any more; its own line says why, "
+            "if it wrote one"
         )
         raise ElsewhereError(text, told=False) from error
 

@@ -33,8 +33,9 @@ from .opening import Opened, open_run
 from .own_model import own_model_settings
 from .prepare import Prepared
 from .progress_bar import progress_bar
+from .restarts import resumes
 from .result_text import result_lines
-from .split import check_batch_size
+from .split import check_batch_size, check_same_recipe
 
 _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a sparsity is of -> how a shrink calls it
 
@@ -120,7 +121,10 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(others_lost(launch.size))
         ranks = stack.enter_context(joined(merged.train, launch))
+        check_same_recipe(merged, ranks)
+        resume = resumes(folder, merged, launch, ranks, asked=resume)
         opened = open_run(stack, merged, folder, (model, data), ranks, resume=resume, overwrite=overwrite, check=check)
+        opened.note_start(launch)
         training = opened.prepared.training
         if on_start is not None:
             on_start(opened.prepared, folder)
