@@ -213,7 +213,7 @@ TEXT = {"input_ids": torch.arange(3, 12)[None], "use_cache": False}
 
 def test_folded_model_is_saved_and_read_by_the_library_with_its_zeros(transformers: Any, tmp_path: Path) -> None:
     model = pruned(folder(tmp_path, "tiny", LLAMA), {})
-    plain = sparsify.fold(model)
+    plain: Any = sparsify.fold(model)
     plain.save_pretrained(tmp_path / "out")
     again, info = type(plain).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()) and torch.equal(again.eval()(**TEXT).logits, model(**TEXT).logits)
