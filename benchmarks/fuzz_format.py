@@ -250,9 +250,8 @@ def _guided(one_input: Callable[[bytes], None], folder: Path, seconds: float, ge
     corpus.mkdir()
     for number in range(32):
         (corpus / str(number)).write_bytes(generator.randbytes(80))
-    given = {"max_total_time": int(seconds), "seed": generator.randrange(1, 2**31), "max_len": 160, "len_control": 0}
-    options = [f"-{key}={value}" for key, value in {**given, "timeout": 7200}.items()]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], one_input)
+    limits = [f"-max_total_time={seconds:.0f}", "-max_len=160", "-timeout=7200", "-len_control=0"]
+    atheris.Setup([sys.argv[0], *limits, f"-seed={generator.randrange(1, 2**31)}", str(corpus)], one_input)
     atheris.Fuzz()
 
 

@@ -48,14 +48,14 @@ def conversion_lines(report: ConversionReport) -> list[str]:
 
 def masks_line(model: nn.Module, path: str | Path) -> str:
     """Return what the masks that `model` took from a file are on, and what they remove."""
-    from sparsify.surgery.masks import get_masks, masked_weights
+    from sparsify.surgery.masks import get_masks, kept_of, masked_weights
 
-    masks = [weight.mask for weight in masked_weights(model).values()]
-    size, kept = sum(mask.numel() for mask in masks), sum(int(mask.sum()) for mask in masks)
-    further = len(get_masks(model)) - len(masks)
+    weights = masked_weights(model)
+    kept, size = kept_of(weights.values())
+    further = len(get_masks(model)) - len(weights)
     beside = f" and {count(further, 'further parameter')}" if further else ""
     share = f": {size - kept:,} of {count(size, 'number')} removed, {percent((size - kept) / size)}" if size else ""
-    return f"masks: from {path}, on {count(len(masks), 'weight')}{beside}{share}"
+    return f"masks: from {path}, on {count(len(weights), 'weight')}{beside}{share}"
 
 
 def loaded_lines(loaded: LoadReport, source: str, model: nn.Module) -> list[str]:
@@ -107,9 +107,8 @@ def show_result(result: TrainResult) -> None:
     from sparsify.formats.file.inspection import inspect_file
 
     saved = inspect_file(result.folder / "model.safetensors")
-    masked = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]
-    if masked:
-        print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masked))
+    if saved.masked_rows:
+        print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in saved.masked_rows))
     say(*_result_lines(result, saved))
 
 
@@ -151,10 +150,9 @@ def file_line(saved: FileSummary) -> str:
 
 def written_line(path: str, size: int, dense: int, model: nn.Module) -> str:
     """Return the same of anything that was written of `model`: `size` bytes, `dense` ones as it was before."""
-    from sparsify.surgery.masks import masked_weights
+    from sparsify.surgery.masks import kept_of, masked_weights
 
-    masks = [weight.mask for weight in masked_weights(model).values()]
-    total, kept = sum(mask.numel() for mask in masks), sum(int(mask.sum()) for mask in masks)
+    kept, total = kept_of(masked_weights(model).values())
     return _size_line(path, (total - kept) / total if total else None, size, dense)
 
 

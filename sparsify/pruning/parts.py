@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..processes.shards import count
 from ..surgery.channels import Channels
 from ..surgery.ignore_patterns import PatternError
-from ..surgery.masks import MaskedWeight
+from ..surgery.masks import MaskedWeight, kept_of
 from ..surgery.rules.table import Rule
 from .build_candidates import build_candidates
 from .criteria.gradients import with_first_input
@@ -173,11 +172,10 @@ def update_parts(
 
 def removed(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> float:
     """Return the sparsity that the masks have at present."""
-    masks = {name: weight.mask for name, weight in weights.items()}
     if len(parts) == 1:
-        return float(parts[0].candidates.removed(masks))
-    gone = sum(mask.numel() - count(mask) for mask in masks.values())
-    return gone / max(1, sum(mask.numel() for mask in masks.values()))
+        return float(parts[0].candidates.removed({name: weight.mask for name, weight in weights.items()}))
+    kept, size = kept_of(weights.values())
+    return (size - kept) / max(1, size)
 
 
 def masks_to_keep(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> dict[str, Tensor]:

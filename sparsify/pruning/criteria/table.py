@@ -68,9 +68,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @takes(criterion=Callable)
 def needs_data(criterion: _Function) -> _Function:
-    """Mark a criterion that uses `context.batches`: the pruner then raises an error if `start` was given no batches.
+    """Return `criterion`, marked as one that uses `context.batches`.
 
-    Of several processes each scores with its own batches, and the mean of their scores counts.
+    The pruner then raises SparsifyError if `start` was given no batches. Of several processes each scores with its own
+    batches, and the mean of their scores counts.
     """
     criterion.needs_data = True  # type: ignore[attr-defined]
     return criterion

@@ -83,6 +83,8 @@ ScopeName = Annotated[str, _one_of("scope", SCOPE_NAMES), _enum(SCOPE_NAMES)]
 
 
 class Section(BaseModel):
+    """A part of a recipe: immutable, without keys of other names."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 

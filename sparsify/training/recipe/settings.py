@@ -63,7 +63,8 @@ class ModelSettings(Settings):
     """The network that is trained."""
 
     name: Word
-    """timm:NAME, torchvision:NAME or cifar:resnet20|resnet32|resnet56|vgg19_bn"""
+    """timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER[:AUTOCLASS], of an image classifier, or
+    cifar:resnet20|resnet32|resnet56|vgg19_bn"""
     pretrained: bool = False
     """start from the weights that the model's library publishes"""
     checkpoint: str | None = None
