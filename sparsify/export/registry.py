@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import SparsifyError, unknown
+from ..errors import SparsifyError, nearest, unknown
 from ..formats.io.atomic import check_writable
 from ..formats.io.atomic_folder import check_folder
 from ..formats.request import ExportRequest, ExportResult
@@ -78,12 +78,17 @@ def format_of(path: str | os.PathLike[str], given: str | None, *, where: str) ->
     """Return the format for a path: `given`, or else the first whose suffix the path has; hub for a folder.
 
     Without either it is sparse. Raises SparsifyError, one line, if the path's suffix is that of other formats than
-    `given`.
+    `given`, or, without one, is nearly that of a format.
     """
     suffix = Path(path).suffix.lower()
     fitting = [name for name, row in FORMATS.items() if row.suffix == suffix] if suffix else []
     if given is None:
         folder = str(path).endswith(("/", os.sep)) or Path(path).is_dir()
+        guess = None if fitting or folder else nearest(suffix, {row.suffix for row in FORMATS.values() if row.suffix})
+        if guess:
+            raise SparsifyError(
+                f"{where}: --out {path}: no format writes {suffix}; did you mean '{guess}'? (--format names one)"
+            )
         return fitting[0] if fitting else "hub" if folder else "sparse"
     if given in FORMATS and fitting and given not in fitting:
         kind = f"a {FORMATS[given].suffix} file" if FORMATS[given].suffix else "a folder"

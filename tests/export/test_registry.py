@@ -227,3 +227,11 @@ def test_a_folder_is_not_written_over_another_or_nowhere(where: str, tmp_path: P
     with pytest.raises(SparsifyError, match="^cannot write [^\n]*$"), atomic_folder(tmp_path / where):
         raise AssertionError("the block is not reached")
     assert tree(tmp_path) == {"full/precious": b"1", "file": b"2"}
+
+
+@pytest.mark.parametrize(("path", "guess"), [("a.onxx", ".onnx"), ("a.PT", ".pt2"), ("a.safetensor", ".safetensors")])
+def test_a_suffix_that_is_nearly_a_formats_is_no_sparse_file(path: str, guess: str) -> None:
+    with pytest.raises(SparsifyError, match=rf"here: --out {path}: no format writes .*; did you mean '{guess}'"):
+        format_of(path, None, where="here")
+    assert format_of(path, "sparse", where="here") == "sparse"
+    assert format_of("a.bin", None, where="here") == format_of("a", None, where="here") == "sparse"
