@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--atheris", action="store_true")
     given = parser.parse_args()
+    torch.set_num_threads(1)  # a pool of threads does not come along to the forked process, which would wait for it
     with tempfile.TemporaryDirectory() as folder:
         one_input, counts = target(Path(folder))
         seconds, found = given.seconds / (2 if given.atheris else 1), []
