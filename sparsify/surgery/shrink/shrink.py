@@ -84,7 +84,15 @@ def shrink(
     if after is None:
         after = _cost(record(small, example_input))
     notes = [_NO_MASKS] if dead == "masks" and not masks else []
+    if attempts.removed.any() and recording.idle:
+        notes.append(_idle(recording.idle))
     return _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
+
+
+def _idle(layers: Sequence[str]) -> str:
+    """Return the line of the report that names layers that no pass of the example ran."""
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return f"{', '.join(layers[:3])}{more}: not cut, since not run with the example; another call of them may fail"
 
 
 def _check(round_to: int | None, heads: str, dead: str) -> None:
@@ -108,7 +116,7 @@ def _report(
         multiply_adds=multiply_adds,
         difference=proof.difference,
         seconds=proof.seconds,
-        kept=(*attempts.reasons, *notes),
+        kept=(*attempts.reasons, *found.kept_constants, *notes),
         proved=tuple(variant.what for variant in proof.variants),
         training=proof.training,
         uncounted=found.channels.uncounted,
