@@ -25,6 +25,7 @@ from ..rules.table import Rule, checked_rules
 from ..study import Dead, Study, study
 from .attempts import Attempts
 from .bias_absorption import fixed_biases
+from .configuration import follow_configurations
 from .cuts import Cuts, cuts_of
 from .equivalence import Proof
 from .report import ShrinkReport
@@ -79,20 +80,23 @@ def shrink(
     parameters, proof = _entries(small), Proof(small, example_input, examples, wanted=verify)
     attempts = Attempts(small, example_input, study_of(recording), proof, lambda other: study_of(record(small, other)))
     attempts.until_proved(round_to, examples)
+    configuration = follow_configurations(small, example_input) if verify and attempts.removed.any() else ""
     small.train(model.training)
     after = proof.multiply_adds
     if after is None:
         after = _cost(record(small, example_input))
     notes = [_NO_MASKS] if dead == "masks" and not masks else []
-    if attempts.removed.any() and recording.idle:
-        notes.append(_idle(recording.idle))
-    return _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
+    notes += _of_idle(recording.idle) if attempts.removed.any() else []
+    report = _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
+    return replace(report, configuration=configuration)
 
 
-def _idle(layers: Sequence[str]) -> str:
-    """Return the line of the report that names layers that no pass of the example ran."""
+def _of_idle(layers: Sequence[str]) -> list[str]:
+    """Return the line of the report that names layers that no pass of the example ran, if there are any."""
+    if not layers:
+        return []
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
-    return f"{', '.join(layers[:3])}{more}: not cut, since not run with the example; another call of them may fail"
+    return [f"{', '.join(layers[:3])}{more}: not cut, since not run with the example; another call of them may fail"]
 
 
 def _check(round_to: int | None, heads: str, dead: str) -> None:
