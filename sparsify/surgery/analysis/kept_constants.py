@@ -22,7 +22,7 @@ def kept_constants(
     `ids` are the groups of the channel numbers (-1: stays anyway), `alive`, bool [groups], says which are not dead.
     """
     open_to_go = np.append(alive, False)  # the last entry is for id -1
-    lines = {}
+    lines: dict[str, None] = {}
     for op in live.recording.ops:
         if op.name not in _READERS or op in live.constant_channels:
             continue

@@ -49,7 +49,7 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
 
 
 def _paths(recording: Recording) -> set[str]:
-    return {path for path, _ in recording.branches}
+    return {path for path, *_ in recording.branches}
 
 
 def _read(recording: Recording) -> set[str]:
