@@ -18,7 +18,7 @@ from torch.fx import Proxy
 
 from ..arguments import takes
 from ..errors import SparsifyError, did_you_mean
-from ..processes.shards import copy_into
+from ..processes.shards import copy_into, count
 from .full_name import full_name
 from .module_walk import named_modules
 from .parametrized import computed_weight, computes_from, formed_since
@@ -163,6 +163,12 @@ def _first_names(weights: Iterator[MaskedWeight]) -> dict[str, MaskedWeight]:
             seen.add(id(weight.parameter))
             found[weight.name] = weight
     return found
+
+
+def kept_of(weights: Iterable[MaskedWeight]) -> tuple[int, int]:
+    """Return how many entries the masks of `weights` keep, and how many they have."""
+    masks = [weight.mask for weight in weights]
+    return sum(map(count, masks)), sum(mask.numel() for mask in masks)
 
 
 @takes(model=nn.Module)

@@ -26,9 +26,10 @@ from ..rollback import all_or_nothing
 from ..shallow_copies import bound_attributes
 from ..sharding import refuse_sharded
 from ..torch_prune import Pruned, cannot_take_over, take_over
+from .decisions import ConversionPlan, Key, key_at
 from .exclusions import leave_out_shared, leave_out_unmaskable
 from .hook_reads import hooks_that_read
-from .plan import ConversionPlan, Key, plan_module, weight_owners
+from .plan import plan_module, weight_owners
 from .plan_extra import masked_extra, plan_extra
 from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
 
@@ -53,7 +54,8 @@ class ConversionReport:
 def convert(model: nn.Module, ignore: Iterable[str] = (), only: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
 
-    Parameters that matrix products take for weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
+    Return a report: how the mask of each weight enters, or why it has none. Parameters that matrix products take for
+    weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
     `ignore` lists weights that get no mask: names of weights or modules, globs, "re:" before a regular expression,
@@ -208,5 +210,5 @@ def _needs_class(module: nn.Module, wanted: set[Key], plan: ConversionPlan) -> b
     if isinstance(module, torch.jit.ScriptModule) or (isinstance(module, Masked) and id(module) not in plan.reads):
         return False
     reads = plan.reads.get(id(module), [])
-    owners = [(id(module.get_submodule(path.rpartition(".")[0])), path.rpartition(".")[2]) for path in reads]
+    owners = [key_at(module, path) for path in reads]
     return any(owner in wanted for owner in owners) or bool(names_of_masked(module))

@@ -1,9 +1,6 @@
-"""The plan of a conversion, made without touching the model: how each weight is masked, each module's new class."""
+"""Planning the masks on weights: which of them each module's forward reads, and how a mask enters there."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -14,7 +11,7 @@ from ..full_name import full_name
 from ..masking.given_weights import Given
 from ..masking.masked_classes import Masked, is_direct
 from ..masking.substituted_call import fused_weights
-from ..masks import Layout, original_class
+from ..masks import original_class
 from ..parametrized import source_parameters
 from ..tracing.bytecode_scan import (
     CONV_AND_LINEAR,
@@ -25,42 +22,13 @@ from ..tracing.bytecode_scan import (
     reads_weights,
     reads_weights_of_children,
 )
-from ..tracing.own_graphs import OwnGraphs, as_original
+from ..tracing.own_graphs import as_original
 from ..tracing.partial_graphs import partial_graphs
 from ..tracing.trace_cache import graphs_like
-from .foreign_changes import read_by_held_functions, read_by_replaced, replaced_forward, unreachable_weights
+from .decisions import ConversionPlan, key_at
+from .foreign_changes import read_by_held_functions, read_by_replaced, replaced_forward
 
-Key = tuple[int, str]  # id of the owning module, parameter name
 _STORED = ("operand", "source")  # the uses of weights that are masked where they are stored
-
-
-@dataclass
-class ConversionPlan:
-    """The decisions of a conversion, by id of the module. `names` are the modules' qualified names."""
-
-    names: dict[int, str]
-    how: dict[Key, str] = field(default_factory=dict)
-    reasons: dict[Key, str] = field(default_factory=dict)
-    layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where known
-    apart: set[int] = field(default_factory=set)  # modules whose computed weights are masked outside of torch.compile
-    dense: set[Key] = field(default_factory=set)  # weights that a forward reads without a mask
-    kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
-    reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
-    traced: dict[int, OwnGraphs] = field(default_factory=dict)  # the forwards that were traced
-    trace_cache: dict[Any, OwnGraphs] = field(default_factory=dict)  # by the structure and settings of a module
-    notes: list[str] = field(default_factory=list)
-    extra: set[Key] = field(default_factory=set)  # parameters to be masked that are no weights
-    reached: set[Key] = field(default_factory=set)  # those of them that a forward reads masked
-    blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads without a mask -> why
-    outside: dict[int, str] = field(default_factory=dict)  # ids of parameters read from afar -> why no mask enters
-    owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)  # of every weight-like parameter, by name
-    _unreachable: dict[int, dict[str, str]] = field(default_factory=dict)
-
-    def unreachable(self, module: nn.Module) -> dict[str, str]:
-        """Return `unreachable_weights(module)`, computed once: nothing changes while a plan is made."""
-        if id(module) not in self._unreachable:
-            self._unreachable[id(module)] = unreachable_weights(module)
-        return self._unreachable[id(module)]
 
 
 def weight_owners(model: nn.Module, plan: ConversionPlan) -> dict[str, tuple[nn.Module, str]]:
@@ -113,8 +81,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
 def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: ConversionPlan) -> None:
     """Plan a class of `kind` for the module, which masks the weights at `paths`."""
     for path in paths:
-        owner_path, _, name = path.rpartition(".")
-        plan.how.setdefault((id(module.get_submodule(owner_path)), name), how)
+        plan.how.setdefault(key_at(module, path), how)
     if paths:
         plan.kinds[id(module)] = kind
         plan.reads[id(module)] = paths
@@ -151,8 +118,7 @@ def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: Convers
     paths = [path for path, use in uses.items() if use.how == "computed" and "." in path]
     for path in paths:
         uses.pop(path)
-        owner_path, _, name = path.rpartition(".")
-        where = (id(module.get_submodule(owner_path)), name)
+        where = key_at(module, path)
         plan.dense.add(where)
         plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
     return paths
@@ -191,14 +157,12 @@ def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
 def _note_uses(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) -> None:
     """Add the layouts of weights, and notes about them, to the plan."""
     for path, use in uses.items():
-        owner_path, _, name = path.rpartition(".")
         if use.layout is not None:
-            plan.layouts.setdefault((id(module.get_submodule(owner_path)), name), use.layout)
+            plan.layouts.setdefault(key_at(module, path), use.layout)
         if use.apart:
             plan.apart.add(id(module))
         if use.how != "unmasked" and use.reason:
-            prefix = plan.names[id(module)]
-            plan.notes.append(f"{prefix}.{path}: {use.reason}" if prefix else f"{path}: {use.reason}")
+            plan.notes.append(f"{full_name(plan.names[id(module)], path)}: {use.reason}")
 
 
 def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: ConversionPlan) -> None:

@@ -239,6 +239,7 @@ def instructions(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that code loads, those apart of which it reads the shape, dtype or device alone."""
     found = list(instructions(code))
     for instruction, following in zip(found, [*found[1:], None], strict=True):
         only_metadata = following is not None and following.opname in _LOADS_ATTRIBUTE and following.argval in METADATA

@@ -53,6 +53,7 @@ class OwnGraphs:
 
     @property
     def all(self) -> list[fx.Graph]:
+        """All graphs, those of the whole forward first."""
         return [*self.graphs, *self.partial]
 
 

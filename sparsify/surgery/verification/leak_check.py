@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ...calls import tensors_in
 from ..masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters
 
 # Operations that take weights or extra parameters, by the name torch gives them.
@@ -35,22 +35,6 @@ def _storage(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):  # sparse tensors and others without memory of their own
         return 0
-
-
-def tensors(value: Any, within: tuple[int, ...] = ()) -> Iterator[Tensor]:
-    """Yield the tensors in an output: tuples, lists, dicts, objects."""
-    items: Iterable[Any] = ()
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        items = value.values()
-    elif isinstance(value, (tuple, list)):
-        items = value
-    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module):
-        items = vars(value).values()
-    if id(value) not in within:  # an object may refer to itself
-        for item in items:
-            yield from tensors(item, (*within, id(value)))
 
 
 def _mask_of(node: Any) -> Tensor | None:
@@ -148,7 +132,7 @@ class DenseWeights(TorchFunctionMode):
 
     def look_at_arguments(self, operation: str, arguments: Any) -> None:
         """Record the masked weights among the arguments of an operation that are unmasked."""
-        for tensor in tensors(arguments) if operation in _DENSE_OPERATIONS else ():
+        for tensor in tensors_in(arguments) if operation in _DENSE_OPERATIONS else ():
             name = self.storages.get(_storage(tensor)) if tensor.numel() else None
             if operation in _PRODUCTS and _storage(tensor) in self.others:
                 self.unmasked.add(self.others[_storage(tensor)])
