@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from ..discovery.chosen_weights import add_chosen
-from ..discovery.weight_uses import PART, Use, parameter_uses
+from ..discovery.weight_uses import PART, SHAPE_ONLY, Use, parameter_uses
 from ..full_name import full_name
 from ..masking.given_weights import Given
 from ..masking.masked_classes import Masked, is_direct
@@ -182,7 +182,7 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         use = uses.get(name)
         plan.reasons[id(module), name] = (
             use.reason
-            if use is not None and use.how == "unmasked" and use.reason
+            if use is not None and use.how == "unmasked" and use.reason not in ("", SHAPE_ONLY)  # it was cut short
             else f"its module's forward cannot be traced: {failure}"
         )
     children: list[str] = []
