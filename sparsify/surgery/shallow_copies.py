@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -15,17 +15,25 @@ def with_attributes(cls: type[nn.Module], module: nn.Module) -> nn.Module:
     """Return a new object of the class `cls` with the attributes of `module`."""
     copied: nn.Module = cls.__new__(cls)
     copied.__dict__.update(module.__dict__)
-    for name in _slots(cls):  # type: ignore[arg-type]
+    for name in _slots(cls):
         if hasattr(module, name):
             setattr(copied, name, getattr(module, name))
     return copied
 
 
-@cache
+_SLOTS: dict[type, tuple[str, ...]] = {}
+
+
 def _slots(cls: type) -> tuple[str, ...]:
-    held = [vars(base).get("__slots__", ()) for base in cls.__mro__]
-    names = [name for slots in held for name in ((slots,) if isinstance(slots, str) else slots)]
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+    if cls not in _SLOTS:
+        held = [vars(base).get("__slots__", ()) for base in cls.__mro__]
+        names = [name for slots in held for name in ((slots,) if isinstance(slots, str) else slots)]
+        _SLOTS[cls] = tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+    return _SLOTS[cls]
+
+
+# The mark of torch.compiler.assume_constant_result, set without importing torch._dynamo.
+_slots._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def bound_attributes(module: nn.Module) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ import torch
 from torch import fx, nn
 
 from ..discovery.chosen_weights import add_chosen
-from ..discovery.weight_uses import PART, Use, parameter_uses
+from ..discovery.weight_uses import PART, SHAPE_ONLY, Use, parameter_uses
 from ..full_name import full_name
+from ..masking.given_weights import Given
 from ..masking.masked_classes import Masked, is_direct
 from ..masking.substituted_call import fused_weights
 from ..masks import original_class
@@ -65,6 +66,8 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
         read = [(id(owner), name) for owner, name in read_by_replaced(module)]
         plan.dense |= {*read}
         plan.reasons |= dict.fromkeys(read, replaced)
+    elif issubclass(cls, Given):
+        _mask_by(module, "substituted", "substituted", [*module.__dict__["given_weights"]], plan)
     elif fused:
         _mask_by(module, "substituted", "substituted", fused, plan)
     elif is_direct(cls) and "weight" in (*own, *unreachable):
@@ -179,7 +182,7 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         use = uses.get(name)
         plan.reasons[id(module), name] = (
             use.reason
-            if use is not None and use.how == "unmasked" and use.reason
+            if use is not None and use.how == "unmasked" and use.reason not in ("", SHAPE_ONLY)  # it was cut short
             else f"its module's forward cannot be traced: {failure}"
         )
     children: list[str] = []

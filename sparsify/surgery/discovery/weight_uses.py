@@ -25,6 +25,7 @@ _WEIGHTS_OF = {
 
 
 PART = "part of the weight computed with {}"
+SHAPE_ONLY = "only its shape is read"
 _ALSO = "part of a computed weight, and used otherwise as well"
 
 
@@ -167,7 +168,7 @@ def _reconcile(found: Found, source: fx.Node, path: str, use: Use | None) -> Use
     dense_owner = name == "weight" and isinstance(owner, CONV_AND_LINEAR)
     if readers and (dense_owner or any(_convolves(user) or source in _weights_of(user) for user in readers)):
         return Use("source")
-    return Use("unmasked", "not the weight of a conv or linear operation" if readers else "only its shape is read")
+    return Use("unmasked", "not the weight of a conv or linear operation" if readers else SHAPE_ONLY)
 
 
 def _convolves(node: fx.Node) -> bool:

@@ -31,17 +31,20 @@ def with_given_weights(module: nn.Module, names: list[str], *, apart: bool) -> n
     """
     module.__dict__["given_weights"] = tuple(names)
     module.__dict__["given_apart"] = apart
-    module.__class__ = _given_class(type(module))  # type: ignore[arg-type]
+    module.__class__ = given_class(type(module))  # type: ignore[arg-type]
     return module
 
 
 @cache
-def _given_class(original: type[nn.Module]) -> type[nn.Module]:
+def given_class(original: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of `original` that uses stored weights; the same class for the same argument."""
+
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() and self.given_apart:
             return eagerly(forward, self, *args, **kwargs)
-        stored = [(parameter, partial(_stored, parameter)) for parameter in map(self.get_parameter, self.given_weights)]
+        given = [getattr(self, name) for name in self.given_weights]  # no parameter where it is masked again
+        stored = [(weight, partial(_stored, weight)) for weight in given]
         with Operands(stored, list(self.buffers())):
             return original.forward(self, *args, **kwargs)
 
@@ -53,7 +56,7 @@ def _given_class(original: type[nn.Module]) -> type[nn.Module]:
 
 
 def _new_given(original: type[nn.Module]) -> nn.Module:
-    cls = _given_class(original)  # type: ignore[arg-type]
+    cls = given_class(original)  # type: ignore[arg-type]
     return cls.__new__(cls)
 
 

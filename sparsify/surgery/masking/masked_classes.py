@@ -22,6 +22,7 @@ from ..live_masks import bool_mask, make_masks_bool, mask_in_forward
 from ..masks import all_masked_parameters, names_of_masked
 from ..parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
 from .computed_weights import computed_weight
+from .given_weights import Given, given_class
 from .passed_over import PassedOver, warn_of_masks_left_out, warn_of_save_pretrained
 from .substituted_call import substituted_call
 
@@ -49,7 +50,10 @@ class Masked(PassedOver):
     def __reduce_ex__(self, protocol: Any) -> Any:
         keep_masks_in_averages()  # each begins with a copy of the model
         reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
-        return (_new_masked, (self.original_class, self.masked_kind), *reduced[2:])
+        original = self.original_class
+        if issubclass(original, Given):  # a class that is found by no name
+            return (_new_masked_given, (original.__mro__[2], self.masked_kind), *reduced[2:])
+        return (_new_masked, (original, self.masked_kind), *reduced[2:])
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         warn_of_save_pretrained(args[0])
@@ -75,6 +79,10 @@ class Masked(PassedOver):
 def _new_masked(original: type[nn.Module], kind: str) -> nn.Module:
     cls = masked_class(original, kind)  # type: ignore[arg-type]
     return cls.__new__(cls)
+
+
+def _new_masked_given(plain: type[nn.Module], kind: str) -> nn.Module:
+    return _new_masked(given_class(plain), kind)  # type: ignore[arg-type]
 
 
 @cache

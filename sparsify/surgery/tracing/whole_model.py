@@ -44,6 +44,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
     or eval) alone; `model` is not changed. Raises SparsifyError, naming the line, if the model's own forward
     cannot be traced.
     """
+    if "forward" in model.__dict__:
+        raise SparsifyError(
+            f"trace: the forward of {type(model).__name__} was replaced on the object; fx cannot see it"
+        )
     reason = ""
     for proxy_buffers in (True, False):
         root = deep_copy(model)

@@ -1,5 +1,7 @@
 """What other code did to a converted model since: refused in one line that says what to do, or worked with."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sparsify import Pruner, SparsifyError, convert, fold, get_masks, verify
+from sparsify import Pruner, SparsifyError, convert, fold, get_masks, set_masks, trace, verify
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
@@ -94,3 +96,36 @@ def test_slots_of_a_module_are_followed() -> None:
     assert list(convert(model).masked) == ["weight"] and torch.equal(model(X), out)
     model.gain = 6.0
     assert torch.equal(model(X), 2 * out)
+
+
+def test_trace_refuses_a_forward_on_the_object() -> None:
+    model = pruned()
+    forward = model.forward
+    model.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
+    with pytest.raises(SparsifyError, match="the forward of Sequential was replaced on the object"):
+        trace(model)
+
+
+class Standardised(nn.Conv2d):
+    """Computes its weight, and takes an optional argument: fold stores the weight in the module itself."""
+
+    def forward(self, input: Tensor, scale: float | None = None) -> Tensor:
+        weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / self.weight.std((1, 2, 3), keepdim=True)
+        out = F.conv2d(input, weight, self.bias)
+        return out if scale is None else out * scale
+
+
+def test_a_folded_module_that_stores_its_computed_weight_is_masked_again() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    model = nn.Sequential(Standardised(4, 6, 3))
+    convert(model)
+    Pruner(model, {"sparsity": 0.5, "schedule": "one_shot"}, 1).start()
+    folded = fold(model)
+    assert convert(folded).masked == {"0.weight": "substituted"} and verify(folded, x).ok
+    assert torch.equal(folded(x), model(x))
+    mask = torch.rand(6, 4, 3, 3) > 0.5
+    set_masks(folded, {"0.weight": mask})
+    weight = torch.where(mask, folded[0].weight, 0)
+    expected = F.conv2d(x, weight, folded[0].bias)
+    for same in (folded, copy.deepcopy(folded), pickle.loads(pickle.dumps(folded)), fold(folded)):
+        assert torch.equal(same(x), expected)

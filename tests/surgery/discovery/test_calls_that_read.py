@@ -104,6 +104,25 @@ def test_the_mask_of_a_chosen_weight_is_live() -> None:
     assert model(X, X).abs().sum() > 0 and not model(X, X, task="two").any()
 
 
+class Checking(nn.Module):
+    """Asks for a Parameter, which no effective weight is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert type(self.w) is nn.Parameter, "no parameter"
+        return F.linear(x, self.w)
+
+
+def test_the_reason_for_a_forward_that_is_cut_short_is_why() -> None:
+    model = Checking()
+    out = model(X)
+    report = convert(model)
+    assert "cannot be traced: no parameter" in report.skipped["w"] and torch.equal(model(X), out)
+
+
 class Energy(nn.Module):
     """Returns forces, the gradient of an energy, which need gradients in every mode."""
 
