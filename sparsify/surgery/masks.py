@@ -18,10 +18,10 @@ from torch.fx import Proxy
 
 from ..arguments import takes
 from ..errors import SparsifyError, did_you_mean
-from ..processes.shards import copy_into
+from ..processes.shards import copy_into, count
 from .full_name import full_name
 from .module_walk import named_modules
-from .parametrized import computed_weight, computes_from
+from .parametrized import computed_weight, computes_from, formed_since
 
 
 class Layout(NamedTuple):
@@ -50,7 +50,12 @@ class MaskedWeight(NamedTuple):
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The raw parameter, values under the mask included."""
+        """The raw parameter, values under the mask included; SparsifyError if it was parametrized since it has one."""
+        if formed_since(self.module, self.parameter_name):
+            raise SparsifyError(
+                f"{self.name} was parametrized after the conversion, and its mask does not follow: take the "
+                "parametrization off, fold the model, parametrize it, and convert it again"
+            )
         return getattr(self.module, self.parameter_name)  # type: ignore[no-any-return]
 
     @property
@@ -68,12 +73,25 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 def bool_mask(module: nn.Module, name: str) -> Tensor:
     """Return the live mask of one of a module's parameters, as its forward uses it.
 
-    A mask of numbers that are all 0 or 1 becomes bool
-    again. Raises SparsifyError for any other, which averaging or loading with `assign=True` has left there.
+    A mask of numbers that are all 0 or 1 becomes bool again. Raises SparsifyError if it is gone, and for any other,
+    which averaging or loading with `assign=True` has left there.
     """
-    mask: Tensor = getattr(module, f"{name}_mask")
+    mask: Tensor | None = getattr(module, f"{name}_mask", None)
+    if mask is None:
+        raise SparsifyError(f"{type(module).__name__}.{name}_mask is gone: something has deleted the mask of {name}")
     if mask.dtype is not torch.bool and not isinstance(mask, Proxy):
         mask = module._buffers[f"{name}_mask"] = _as_bool(mask, f"{type(module).__name__}.{name}_mask")
+    return mask
+
+
+def mask_in_forward(module: nn.Module, name: str) -> Tensor:
+    """Return `bool_mask`; raises SparsifyError too if the weight has got another shape since the conversion."""
+    mask, weight = bool_mask(module, name), module._parameters.get(name)
+    if weight is not None and not isinstance(mask, Proxy) and weight.shape != mask.shape:
+        raise SparsifyError(
+            f"{type(module).__name__}.{name} has shape {tuple(weight.shape)}, its mask {tuple(mask.shape)}: the weight "
+            "was replaced after the conversion; fold the model, change it, and convert it again"
+        )
     return mask
 
 
@@ -145,6 +163,12 @@ def _first_names(weights: Iterator[MaskedWeight]) -> dict[str, MaskedWeight]:
             seen.add(id(weight.parameter))
             found[weight.name] = weight
     return found
+
+
+def kept_of(weights: Iterable[MaskedWeight]) -> tuple[int, int]:
+    """Return how many entries the masks of `weights` keep, and how many they have."""
+    masks = [weight.mask for weight in weights]
+    return sum(map(count, masks)), sum(mask.numel() for mask in masks)
 
 
 @takes(model=nn.Module)

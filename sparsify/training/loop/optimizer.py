@@ -16,7 +16,7 @@ from torch import distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from ...errors import RunError, SparsifyError
+from ...errors import RunError, SparsifyError, one_line
 from ...processes.launch import Launch, check_accelerate
 from ...processes.ranks import ALONE, Ranks
 from ..recipe.settings import OptimizerSettings, TrainSettings
@@ -47,7 +47,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         )
         return optimizer
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "nesterov" in reason:
             reason = "it has no nesterov; leave that out, or set train.optimizer.nesterov=null"
         raise SparsifyError(f"train.optimizer: {settings.name} refuses its settings: {reason}") from None
@@ -93,10 +93,10 @@ def make_accelerator(settings: TrainSettings, *, launch: Launch | None = None) -
         group = [InitProcessGroupKwargs(timeout=WAIT)] if launch.size > 1 else None
         accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu, kwargs_handlers=group)
     except distributed.DistError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise RunError(f"the {launch.size} processes did not find each other: {reason}") from None
     except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise SparsifyError(
             f"train.precision: {settings.precision} does not work on {settings.device}: {reason}"
         ) from None

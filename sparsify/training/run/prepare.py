@@ -20,13 +20,14 @@ from ...pruning.pruner import Pruner
 from ...start import read_start
 from ...surgery.conversion.convert import ConversionReport, convert
 from ...surgery.ignore_patterns import PatternError
-from ...surgery.masks import masked_weights
+from ...surgery.masks import kept_of, masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport
 from ..data.datasets import count_classes, load_data
 from ..data.own_data import check_takes, named_data, own_data
 from ..data.resident import generator_for
 from ..data.types import Data
+from ..loop.average import make_average
 from ..loop.forward import make_forward
 from ..loop.optimizer import make_accelerator, make_optimizer
 from ..loop.train_steps import Training
@@ -168,14 +169,14 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
         lr_factor=learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         ranks=ranks,
+        average=make_average(model, settings.ema),
         sparsity=_sparsity(model),
     )
 
 
 def _sparsity(model: nn.Module) -> float:
-    masks = [weight.mask for weight in masked_weights(model).values()]
-    size = sum(mask.numel() for mask in masks)
-    return 1 - sum(int(mask.sum()) for mask in masks) / size if size else 0.0
+    kept, size = kept_of(masked_weights(model).values())
+    return 1 - kept / size if size else 0.0
 
 
 def seed_own(training: Training) -> None:
