@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ... import ops
 from ..averages import keep_masks_in_averages
-from ..masks import all_masked_parameters, bool_mask, make_masks_bool, mask_in_forward, names_of_masked
+from ..live_masks import bool_mask, make_masks_bool, mask_in_forward
+from ..masks import all_masked_parameters, names_of_masked
 from ..parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
 from .computed_weights import computed_weight
 from .passed_over import PassedOver, warn_of_masks_left_out, warn_of_save_pretrained
