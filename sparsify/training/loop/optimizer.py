@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ...errors import RunError, SparsifyError, one_line
@@ -117,7 +118,7 @@ def _meet_anew(launch: Launch, backend: str) -> None:
     Their addresses would be taken for those of the new ones, without a name of this start before them.
     """
     store, rank, size = next(rendezvous("env://", timeout=WAIT))
-    store = distributed.PrefixStore(f"start {launch.restarts}", store)
+    store = PrefixStore(f"start {launch.restarts}", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
 
 

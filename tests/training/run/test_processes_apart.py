@@ -128,7 +128,8 @@ def test_a_process_that_cannot_read_its_data_ends_all(tmp_path: Path, image: str
 
 
 def fetching(rank: int, folder: str) -> int:
-    opening.is_here = lambda recipe: rank == 1  # as on two machines, one of which has the data
+    module: Any = opening
+    module.is_here = lambda recipe: rank == 1  # as on two machines, one of which has the data
     result = sparsify.train(recipe(SNIP), model=network(rank), out=f"{folder}/run", check=False)
     return int(result.metrics["step"])
 
@@ -156,7 +157,8 @@ def test_a_restart_is_told_from_another_start(tmp_path: Path) -> None:
 
 
 def test_batch_norm_over_all_processes_keeps_its_masks() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
+    layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()]
+    model: nn.Module = nn.Sequential(*layers)
     sparsify.convert(model)
     settings = {"sparsity": 0.5, "granularity": "unit", "scope": "layer", "schedule": "constant"}
     pruner = sparsify.Pruner(model, settings, 1, example_input=torch.zeros(2, 1, 8, 8))
@@ -165,7 +167,7 @@ def test_batch_norm_over_all_processes_keeps_its_masks() -> None:
     expected = model.eval()(inputs)
     assert "1.weight" in before and not before["1.weight"].all()
     model = with_sync_batch_norm(model)
-    assert isinstance(model[1], nn.SyncBatchNorm)
+    assert isinstance(model.get_submodule("1"), nn.SyncBatchNorm)
     after = sparsify.get_masks(model)
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     assert torch.equal(model(inputs), expected)
