@@ -21,6 +21,7 @@ from .context import addable_biases, eval_mode, whole_attentions
 from .op_recorder import OpRecorder
 from .ops import Recording, Value
 from .second_pass import KnownOps, ModuleCalls
+from .selected import CountWatch
 from .shape_only import ValuesNeededError
 
 
@@ -86,6 +87,8 @@ def _record(
                 outputs += more
             else:
                 del recorder.ops[start:]
+        if recorder.counts and results is None and recorder.idle_layers(model):
+            _note_asked_counts(recorder, model, example_input)
         recorder.branches += [(path, given) for path, given in recorder.asking.items() if path not in asking]
     return Recording(
         tuple(recorder.ops),
@@ -147,6 +150,29 @@ def _run_with_gradients(recorder: OpRecorder, model: nn.Module, example_input: A
         del recorder.ops[count:]
         recorder.branches += asking.items()
         return []
+
+
+def _note_asked_counts(recorder: OpRecorder, model: nn.Module, example_input: Any) -> None:
+    """Run a model again to note which modules with layers that never ran ask how many entries were selected.
+
+    For another number these layers may run: a branch on values.
+    """
+    recorder.known = KnownOps(recorder.ops)
+    count, idle, noted = len(recorder.ops), recorder.idle_layers(model), set()
+
+    def note() -> None:
+        path = recorder.where()
+        if path not in noted and any(layer.startswith(f"{path}." if path else "") for layer in idle):
+            noted.add(path)
+            recorder.decided()
+
+    model.eval()
+    try:
+        with CountWatch(model, recorder.counts, note):
+            recorder.run(model, example_input)
+    except Exception:  # noqa: BLE001 - the model's own code takes no numbers but plain ones
+        pass
+    del recorder.ops[count:]
 
 
 def modules_that_ask_for_the_mode(model: nn.Module) -> list[str]:
