@@ -13,7 +13,9 @@ Small configurations of models that people train, with random weights; nothing i
 removed, floor(0.7 n) in every one. *save*: the file loads into a fresh model with the same outputs. *units*: half of
 the units of each layer removed and shrunk, the same outputs in float64 for another batch and another size; in brackets
 the share of parameters left. *engine*: kernels run at least a part, and the outputs agree. *onnx*, *pt2*: exported, and
-the outputs compared. `+` holds, `-` is a gap, with its reason below; a blank was not run.
+the outputs compared. `+` holds, `-` is a gap, with its reason below; a blank was not run. Stages were run again where
+they were blank or failed, so that rows are of several states of the code, each stage of the last one it was run with,
+on two cores that others used too: what was not finished in its time says nothing of the model.
 """
 _DISTRIBUTIONS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "open_clip": "open_clip_torch"}
 

@@ -217,6 +217,8 @@ def _write_out(folded: nn.Module, example: Example) -> None:
 def _way_around(reason: str) -> str:
     if any(word in reason for word in ("data-dependent", "guard on", "unbacked", ".item()", "nonzero")):
         return "; it looks at values of tensors: torch.where takes the place of such a branch"
+    if "type must be tuple of ints" in reason:  # of the first state, whose size is the first of a packed sequence's
+        return "; a packed sequence has lengths that are values: in a program recurrent layers take padded ones"
     return "; format 'sparse' or 'dense' holds its weights for the model's own code"
 
 

@@ -154,6 +154,21 @@ def test_a_model_that_cannot_be_exported_is_one_line_with_the_reason(
     assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
 
 
+def test_a_packed_sequence_is_one_line_with_the_way_around(tmp_path: Path) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(4, 6, batch_first=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return self.rnn(packed)[0].data  # type: ignore[no-any-return]
+
+    with pytest.raises(SparsifyError, match="in a program recurrent layers take padded ones$"):
+        example = torch.randn(2, 5, 4), torch.tensor([5, 3])
+        sparsify.save(masked(Packed()), tmp_path / "a", format="pt2", example_input=example)
+
+
 @pytest.mark.parametrize(
     ("example", "expected"),
     [

@@ -35,7 +35,7 @@ def test_settings_of_the_trainer_change_nothing_of_the_pruning(tmp_path: Path, g
     assert pruning.loop.pruner.position == trainer.state.global_step == 10
 
 
-@pytest.mark.parametrize("given", [{"save_total_limit": 1}, {"torch_compile": True, "torch_compile_backend": "eager"}])
+@pytest.mark.parametrize("given", [{"save_total_limit": 1}, {"gradient_checkpointing": True}], ids=["limit", "again"])
 def test_a_killed_run_with_such_settings_goes_on_to_the_same_masks(tmp_path: Path, given: dict[str, Any]) -> None:
     saving = {"save_strategy": "steps", "save_steps": 3, **given}
     with warnings.catch_warnings():

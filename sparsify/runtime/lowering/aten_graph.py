@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -69,11 +71,19 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
         except Exception as error:
             # As make_fx says that a number is taken out of a tensor.
             if "value out of a tracing tensor" in str(error):
-                raise RunError("the forward depends on values (it takes a number out of a tensor)") from error
+                what = f"it takes a number out of a tensor{_where(error)}"
+                raise RunError(f"the forward depends on values ({what})") from error
             raise TraceError(one_line(error)) from error
     _refuse_values(graph)
     graph.graph.eliminate_dead_code()
     return graph, found[0]
+
+
+def _where(error: Exception) -> str:
+    """Return the file and line, outside PyTorch and this library, that an error came through last; "" for none."""
+    ours = str(Path(torch.__file__).parent), str(Path(__file__).parents[2])
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    return f", {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def _refuse_values(graph: fx.GraphModule) -> None:

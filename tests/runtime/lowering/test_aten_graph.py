@@ -45,6 +45,11 @@ def test_values_read_past_the_operations_are_refused(read: Callable[[Tensor], An
         graph_of(read)
 
 
+def test_a_number_that_is_taken_out_is_told_with_its_place() -> None:
+    with pytest.raises(RunError, match=r"it takes a number out of a tensor, test_aten_graph\.py:\d+\)$"):
+        graph_of(lambda x: int(x.sum()))
+
+
 @pytest.mark.parametrize("read", [lambda x: x.shape[1], lambda x: np.ones(3).sum(), lambda x: x.dim()])
 def test_numbers_that_no_value_enters_are_constants(read: Callable[[Tensor], Any]) -> None:
     x = torch.randn(2, 3)
