@@ -17,9 +17,7 @@ from .tiling import Tiling, generated_tiling
 
 CACHE = 40_000  # bytes of inputs that a chunk may read for one tile; measured, on 32 KB of first cache
 LEAST = 16  # entries of an output channel in a chunk: fewer, and keeping sums costs more than the cache gives
-SHARING = 1.15  # multiply-adds for each input that generated code reads: fewer, and it takes longer than a loop
 DENSE, SHORT = 0.8, 1200  # more entries than this part of rows longer than this: tiles share as much in less code
-LEAST_VECTORS = 5  # of an output plane for which code is fetched: fewer, and it is fetched for longer than it runs
 
 
 @dataclass(frozen=True)
@@ -146,6 +144,12 @@ def chunked(rows: PackedRows, source: Planes, tile: Tiling) -> PackedRows:
     return replace(rows, indptr=indptr, offsets=rows.offsets[order], values=rows.values[order], chunks=chunks)
 
 
+def reads_of(rows: PackedRows) -> int:
+    """Return how many vectors generated code reads for one of all outputs, each once for a group of them."""
+    group = np.repeat(np.arange(len(rows.biases)) // ACCUMULATORS, np.diff(rows.indptr))
+    return len(np.unique(group << 32 | rows.offsets.astype(np.int64)))
+
+
 def generates(rows: PackedRows, out: Planes, source: Planes) -> bool:
     """Return whether code that is generated for these rows takes less time than a loop, where code may be run."""
     tile = generated_tiling(out, source)
@@ -153,11 +157,11 @@ def generates(rows: PackedRows, out: Planes, source: Planes) -> bool:
         return False
     outputs, count = len(rows.biases), len(rows.offsets)
     vectors = -(-out.span // WIDTH) if tile.linear else out.height * out.row // WIDTH
-    if vectors < LEAST_VECTORS or count > DENSE * rows.dense_size and rows.dense_size > SHORT * outputs:
+    if count > DENSE * rows.dense_size and rows.dense_size > SHORT * outputs:
         return False
-    group = np.repeat(np.arange(outputs) // ACCUMULATORS, np.diff(rows.indptr))
-    reads = len(np.unique(group << 32 | rows.offsets.astype(np.int64)))
-    return count >= SHARING * reads
+    reads = reads_of(rows)
+    # What is not read again pays for what is fetched: 7 bytes of code and a value for each entry, 10 for each read.
+    return vectors * (count - reads) > 2 * count + 4 * reads
 
 
 def tiled(rows: PackedRows, tile: int) -> tuple[PackedRows, PackedRows] | None:

@@ -27,7 +27,7 @@ from . import avx512 as cpu
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-FIRST_CACHE = 28_000  # bytes of inputs that a block may read for one vector
+FIRST_CACHE = 18_000  # bytes of inputs that a block may read for one vector
 _VALUES = 256  # that a displacement of one byte reaches
 _LONGEST = 10  # bytes of an instruction
 _FLOAT = 4  # bytes
@@ -152,7 +152,7 @@ def _items(
 def _assembled(parts: list[_Items], groups: int, chunks: int) -> RowCode:
     """Return the blocks' instructions in order, with where each value lies and the loop around them."""
     block = np.concatenate([one.block for one in parts])
-    order = np.lexsort((np.concatenate([one.key for one in parts]), block))
+    order = np.argsort(block << 42 | np.concatenate([one.key for one in parts]))
     code, length, values, reads = (
         np.concatenate([getattr(one, name) for one in parts])[order] for name in ("code", "length", "value", "reads")
     )
