@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sparsify.calls import Inputs
     from sparsify.pruning.settings.prune import Pruning
+    from sparsify.runtime.engine import Engine
 
 _USUAL_SIZE = 32
 _CHARTS = (".pdf", ".png", ".svg")
@@ -209,9 +210,14 @@ def _bench(
     say(*notes, *([f"{SHRUNK}: {why}"] if why else []), *spread_lines(seconds))
     if source is not None:
         say(*keep(source, x.shape, threads, seconds))
-    if not plan and plot is None:
+    if plan or plot is not None:
+        _show_steps(engine, x, plan, plot)
+    else:
         say("--plan shows how the engine runs each layer, and why")
-        return
+
+
+def _show_steps(engine: Engine, x: Tensor, plan: bool, plot: str | None) -> None:
+    """Print how the engine runs each layer, with `plan` how long that takes, and draw the slowest into `plot`."""
     from .view.bench_steps import plan_lines, step_table, timed_steps
 
     (strategy,) = engine.strategies.values()
@@ -230,5 +236,5 @@ def _bench(
 
         all_seconds = sum(step.seconds for step in steps)
         shown = bars(engine, x, strategy, steps)
-        draw(shown, all_seconds, f"{type(model).__name__}, {title}", plot)
+        draw(shown, all_seconds, f"{type(engine.model).__name__}, {title}", plot)
         say(f"{plot}: milliseconds of the {count(len(shown), 'slowest layer')}, PyTorch beside the engine")

@@ -67,8 +67,8 @@ def _print_file(source: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=2))
         return
-    told = [row for row in summary.rows if row.kept is not None or row.original is not None or row.added]
-    told = [row for row in told if not row.encoding.startswith("alias")]
+    own = [row for row in summary.rows if not row.is_alias]
+    told = [row for row in own if row.kept is not None or row.original is not None or row.added]
     say(*_file_lines(summary))
     layers = [Layer(row.name, row.shape, row.kept, row.original, _encoding(row)) for row in told or summary.rows]
     headings = ("encoding", "bits/limit")
@@ -98,14 +98,16 @@ def _print_masks(masks: MaskSummary, as_json: bool) -> None:
 
 
 def _file_lines(summary: FileSummary) -> list[str]:
+    from sparsify.training.run.result_text import of_average
+
     about = summary.metadata
     lines = [f"{summary.path}: {about.spec or 'a model it does not name'}, format {about.format}"]
     if about.metrics.get("test_accuracy") is not None:
         step = f" after step {about.metrics['step']:,}" if "step" in about.metrics else ""
-        lines.append(f"test accuracy {percent(about.metrics['test_accuracy'])}{step}")
+        lines.append(f"test accuracy {percent(about.metrics['test_accuracy'])}{step}{of_average(about.metrics)}")
     share = percent(summary.bytes_file / summary.bytes_dense) if summary.bytes_dense else "-"
     lines.append(f"{byte_count(summary.bytes_file)}, {share} of the dense {byte_count(summary.bytes_dense)}")
-    cut = sum(row.original is not None and not row.encoding.startswith("alias") for row in summary.rows)
+    cut = sum(row.original is not None and not row.is_alias for row in summary.rows)
     if cut or summary.attributes:
         added = [row.name for row in summary.rows if row.added]
         lines.append(

@@ -133,7 +133,7 @@ def _train(
         warnings.simplefilter("ignore")
     try:
         with signals, screen:
-            if not resume and launch.size == 1:
+            if not resume and launch.size == 1 and not launch.restarts:
                 check_new(folder, overwrite=overwrite)  # before torch takes its seconds to import
             from sparsify.training.run.train import train
 

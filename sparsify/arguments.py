@@ -23,8 +23,8 @@ _WORDS |= {Callable: "a function", Sequence: "a list", Iterable: "a list of text
 def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Let a function raise SparsifyError, one line, unless the named arguments are of these types.
 
-    A type, or a tuple of them; `Iterable` stands for names, and neither bytes nor true and false are what they pass
-    for elsewhere (a list of numbers, a number).
+    Each is a type, or a tuple of them. `Iterable` stands for names: one text, or several. True and False are no
+    numbers here, and bytes are no list.
     """
 
     def mark(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -122,16 +122,19 @@ def run(model: Callable[..., Any], inputs: Inputs) -> Any:
     return model(*inputs.args, **inputs.kwargs)
 
 
-def tensors_in(outputs: Any) -> list[Tensor]:
+def tensors_in(outputs: Any, _within: tuple[int, ...] = ()) -> list[Tensor]:
     """Return the tensors in a model's output, whatever holds them: containers, data classes, plain objects."""
     leaves = []
     for leaf in pytree.tree_leaves(outputs):
+        within = (*_within, id(leaf))
         if isinstance(leaf, Tensor):
             leaves.append(leaf)
+        elif id(leaf) in _within:  # an object that refers to itself
+            continue
         elif isinstance(leaf, Mapping):
-            leaves += tensors_in(dict(leaf))
+            leaves += tensors_in(dict(leaf), within)
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
-            leaves += tensors_in(dict(vars(leaf)))
+            leaves += tensors_in(dict(vars(leaf)), within)
     return leaves
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -54,6 +54,18 @@ class MaskWarning(UserWarning):
 
 class CacheWarning(UserWarning):
     """Something kept on the disk is damaged, or cannot be kept: it is made anew, and the line says where and why."""
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """Return what an error says on one line, cut to `most` characters; the name of its type if it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Return the first `most` names and how many more there are: "a, b and 3 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str | None:

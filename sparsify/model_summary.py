@@ -16,7 +16,7 @@ from .formats.model.stored_tensors import dense_parts, encodings_of, sparse_part
 from .layer_summary import LayerSummary
 from .quantities import byte_count, percent
 from .surgery.channels import analyse
-from .surgery.masks import masked_parameters, masked_weights
+from .surgery.masks import kept_of, masked_parameters, masked_weights
 from .tables import text_table
 
 
@@ -58,7 +58,7 @@ class Summary:
         for one in self.layers:
             costs = (f"{one.multiply_adds or 0:,}", f"{one.kept_multiply_adds or 0:,}") if counted else ()
             rows.append((one.name, "x".join(map(str, one.shape)), f"{one.kept:,}", percent(one.sparsity), *costs))
-        lines = text_table(headings, rows, left=2) if rows else ["no weight carries a mask"]
+        lines = text_table(headings, rows) if rows else ["no weight carries a mask"]
         lines.append(f"sparsity {percent(self.sparsity)} of the masked weights")
         lines.append(_of("parameters", self.kept_parameters, self.parameters))
         if self.multiply_adds is not None and self.kept_multiply_adds is not None:
@@ -93,12 +93,12 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
             continue
         own = costs.get(module, 0) * prod(shape) // max(1, by_module[module][0])
         layers.append(LayerSummary(name, shape, kept[name], own, own * kept[name] // max(1, prod(shape))))
-    masks = [one.mask for one in masked_parameters(model).values()]
+    left, masked = kept_of(masked_parameters(model).values())
     entries = sum(parameter.numel() for parameter in model.parameters())
     return Summary(
         layers=tuple(layers),
         parameters=entries,
-        kept_parameters=entries - sum(mask.numel() - int(mask.count_nonzero()) for mask in masks),
+        kept_parameters=entries - masked + left,
         dense_bytes=_bytes(dense_parts(state, None)),
         file_bytes=_bytes(sparse_parts(state, encodings_of(state, None), None)),
         multiply_adds=None if costs is None else sum(costs.values()),

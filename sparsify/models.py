@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import transformers_models
 from .arguments import PATH, takes
-from .errors import RunError, SparsifyError, nearest, unknown
+from .errors import RunError, SparsifyError, nearest, one_line, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -157,7 +157,7 @@ def _called(
         return _fetched(name, lambda: build(**arguments)) if fetches else build(**arguments)
     except _REFUSALS as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise SparsifyError(f"{name}: cannot be built with {given or 'no arguments'}: {_one_line(error)}") from error
+        raise SparsifyError(f"{name}: cannot be built with {given or 'no arguments'}: {one_line(error)}") from error
 
 
 def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
@@ -168,12 +168,7 @@ def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
     try:
         return fetch()
     except (OSError, HTTPException, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise RunError(f"{name}: its published weights cannot be fetched: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."
+        raise RunError(f"{name}: its published weights cannot be fetched: {one_line(error)}") from error
 
 
 def _sources(package: str, folder: str) -> list[str]:

@@ -40,7 +40,7 @@ def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
 def mask_in_its_layout(weight: Tensor, mask: Tensor) -> Tensor:
     """Return `mask_weight(weight, mask)` with the strides of `weight`, and a gradient with those that arrive."""
     mask = _whole(mask, weight)
-    if _transformed():
+    if is_transformed():
         return torch.where(_laid_out(mask, weight), weight, 0)
     return _requiring_grad_like(weight, _MaskOperandInItsLayout.apply(weight, mask))
 
@@ -126,7 +126,7 @@ def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
         type(weight) is nn.Parameter
         and weight.device.type == "cpu"
         and weight.dtype.itemsize in _INTEGER_LIKE
-        and not _transformed()
+        and not is_transformed()
         and _same_dense_layout(weight, mask)
     )
     if plain:
@@ -140,7 +140,7 @@ def _requiring_grad_like(weight: Tensor, masked: Tensor) -> Tensor:
     torch's linear chooses its kernel by that, under no_grad as well, and by whether the weight is a view, and other
     kernels give other bits.
     """
-    if type(masked) is Tensor and weight.requires_grad and not masked.requires_grad and not _transformed():
+    if type(masked) is Tensor and weight.requires_grad and not masked.requires_grad and not is_transformed():
         return masked.detach().requires_grad_()
     return masked
 
@@ -152,8 +152,8 @@ def _whole(mask: Tensor, weight: Tensor) -> Tensor:
     return whole(mask)
 
 
-def _transformed() -> bool:
-    """Whether a compiler, a trace or a transform of functorch looks at what is computed."""
+def is_transformed() -> bool:
+    """Return whether a compiler, a trace or a transform of functorch looks at what is computed."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing or torch._C._are_functorch_transforms_active()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SparsifyError, nearest
+from .errors import SparsifyError, nearest, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,7 +52,7 @@ class Preprocessing:
     def _input(self, path: str | Path) -> NDArray[np.float32]:
         from PIL.Image import Resampling
 
-        image = _opened(path).convert(self.mode)
+        image = _opened(path, self.mode)
         width, height = image.size
         short, long = sorted((width, height))
         if short != self.resize:
@@ -110,7 +110,25 @@ def read(path: str | Path) -> Preprocessing:
     return from_dict(given if isinstance(given, Mapping) else {}, str(path))
 
 
-def _opened(path: str | Path) -> Image:
+def to_mode(image: Image, mode: str) -> Image:
+    """Return an image as mode "L" (grey) or "RGB": 16 bits scaled to 8, transparency dropped.
+
+    Pillow alone cuts what is above 255 off, so that images of 16 bits become white. Raises ValueError for pixels of 32
+    bits, whose range of values is not known.
+    """
+    from PIL.Image import fromarray
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # the second in older versions
+        image = fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "whole numbers" if image.mode == "I" else "floating-point numbers"
+        raise ValueError(f"its pixels are {kind} of 32 bits, of an unknown range; save it with 8 or 16 bits")
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")  # or Pillow warns of each
+    return image if image.mode == mode else image.convert("RGB").convert(mode)
+
+
+def _opened(path: str | Path, mode: str) -> Image:
     from PIL import UnidentifiedImageError
     from PIL.Image import DecompressionBombError
     from PIL.Image import open as open_image
@@ -118,10 +136,10 @@ def _opened(path: str | Path) -> Image:
     try:
         with open_image(path) as image:
             image.load()
-            return image  # its file is closed, its pixels are here
+            return to_mode(image, mode)
     except FileNotFoundError:
         folder = Path(path).parent
         guess = nearest(Path(path).name, [one.name for one in folder.iterdir()]) if folder.is_dir() else None
         raise SparsifyError(f"{path}: no such image{f'; did you mean {folder / guess}?' if guess else ''}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, DecompressionBombError) as error:
-        raise SparsifyError(f"{path}: cannot be read as an image ({' '.join(str(error).split())[:120]})") from None
+        raise SparsifyError(f"{path}: cannot be read as an image ({one_line(error, 120)})") from None

@@ -35,12 +35,19 @@ def seed_cpu(number: int) -> None:
 
 
 @contextmanager
-def keep_random_states(device: torch.device | None = None) -> Iterator[None]:
-    """Put the random states of Python, NumPy, torch on the CPU and, if it is another, `device` back at the end."""
+def keep_random_states(device: torch.device | None = None, *, cuda: bool = False) -> Iterator[None]:
+    """Put the random states of Python, NumPy, torch on the CPU and, if it is another, `device` back at the end.
+
+    With `cuda` those of all CUDA devices in use instead.
+    """
     state = cpu_random_state()
-    devices = [] if device is None or device.type in ("cpu", "meta") else [device]
+    kind, devices = "cuda", list[Any]()
+    if cuda and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        devices = list(range(torch.cuda.device_count()))
+    elif device is not None and device.type not in ("cpu", "meta"):
+        kind, devices = device.type, [device]
     try:
-        with torch.random.fork_rng(devices, device_type=device.type if device is not None and devices else "cuda"):
+        with torch.random.fork_rng(devices, device_type=kind):
             yield
     finally:
         set_cpu_random_state(state)
@@ -54,4 +61,5 @@ def keep_modes(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def percent(fraction: float) -> str:
     """Return a fraction as per cent with as many digits as still say something: 90 %, 99.95 %, 99.9988 %."""
@@ -26,3 +28,8 @@ def byte_count(size: int) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number of things: 1 epoch, 2,000 epochs."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sizes(shape: Iterable[int], *, scalar: str = "a scalar") -> str:
+    """Return a tensor's shape: 64x3x3x3."""
+    return "x".join(map(str, shape)) or scalar

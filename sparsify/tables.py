@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from .quantities import percent
+from .quantities import percent, sizes
 
 
-def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
-    """Return the lines of a table; the first `left` columns are aligned at their left, the others at their right."""
+def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; the first two columns are aligned at their left, the others at their right."""
     cells = [list(headings), *(list(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if index < left else cell.rjust(width)
+            cell.ljust(width) if index < 2 else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
@@ -26,5 +26,5 @@ def layer_lines(layers: Iterable[tuple[str, Sequence[int], int]]) -> list[str]:
     rows = []
     for name, shape, kept in layers:
         sparsity = 1 - kept / prod(shape) if prod(shape) else 0.0
-        rows.append((name, "x".join(map(str, shape)) or "-", f"{kept:,}", percent(sparsity)))
-    return text_table(("layer", "shape", "kept", "sparsity"), rows, left=2)
+        rows.append((name, sizes(shape, scalar="-"), f"{kept:,}", percent(sparsity)))
+    return text_table(("layer", "shape", "kept", "sparsity"), rows)

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RunError, RunWarning, SparsifyError, did_you_mean, nearest, unknown
+from .errors import RunError, RunWarning, SparsifyError, did_you_mean, listed, nearest, one_line, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,7 +95,7 @@ def build(rest: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Modul
             return _pretrained(spec, kind, str(Path(name).expanduser()) if is_folder(name) else name, config)
         model: nn.Module = kind._from_config(config) if auto is None else kind.from_config(config, **_NO_REMOTE)
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
-        raise SparsifyError(f"{spec}: cannot be built: {_one_line(error)}") from error
+        raise SparsifyError(f"{spec}: cannot be built: {one_line(error)}") from error
     return model.train()
 
 
@@ -123,7 +123,7 @@ def configuration(rest: str, arguments: Mapping[str, Any]) -> Any:
     try:
         config, unused = CONFIG_MAPPING[kind].from_dict(table, return_unused_kwargs=True, **changes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SparsifyError(f"{spec}: the configuration does not fit: {_one_line(error)}") from error
+        raise SparsifyError(f"{spec}: the configuration does not fit: {one_line(error)}") from error
     for key in unused:
         raise unknown(f"argument of {type(config).__name__}", key, vars(config), where=spec)
     return config
@@ -163,13 +163,11 @@ def _read(spec: str, name: str) -> Any:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise SparsifyError(f"{spec}: {path} cannot be read: {_one_line(error)}") from error
+            raise SparsifyError(f"{spec}: {path} cannot be read: {one_line(error)}") from error
     try:
         return PreTrainedConfig.get_config_dict(name)[0]
     except OSError as error:
-        raise RunError(
-            f"{spec}: its configuration cannot be fetched: {_one_line(error)}{_near_folder(name)}"
-        ) from error
+        raise RunError(f"{spec}: its configuration cannot be fetched: {one_line(error)}{_near_folder(name)}") from error
 
 
 def _class_of(config: Any, auto: str | None) -> Any:
@@ -190,12 +188,11 @@ def _pretrained(spec: str, kind: Any, source: str, config: Any) -> nn.Module:
             source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **_NO_REMOTE
         )
     except OSError as error:
-        raise RunError(f"{spec}: its published weights cannot be fetched: {_one_line(error)}") from error
+        raise RunError(f"{spec}: its published weights cannot be fetched: {one_line(error)}") from error
     for what, problem in _UNUSED.items():
         names = sorted(one if isinstance(one, str) else one[0] for one in info.get(what) or ())
         if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            warnings.warn(f"{spec}: {shown} {problem}", RunWarning, stacklevel=2)
+            warnings.warn(f"{spec}: {listed(names, 3)} {problem}", RunWarning, stacklevel=2)
     trained: nn.Module = model.train()
     return trained
 
@@ -214,8 +211,3 @@ def _near_folder(name: str) -> str:
     beside = {one.parent.name: str(one.parent) for one in sorted(path.parent.glob("*/config.json"))}
     guess = nearest(path.name, beside)
     return "" if guess is None else f"; did you mean '{PREFIX}:{beside[guess]}'?"
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."

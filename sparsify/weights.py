@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import SparsifyError
+from .errors import SparsifyError, listed, one_line
 from .surgery.masks import all_masked_parameters
 from .surgery.unwrap import COUNTERS, wrapper_prefix
 
@@ -78,7 +78,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "
     if missing or unexpected or len(head) < len(differing):
         shapes = [f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in differing]
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-        problems = "; ".join(f"{what}: {_listed(keys)}" for what, keys in parts if keys)
+        problems = "; ".join(f"{what}: {listed(keys, 10)}" for what, keys in parts if keys)
         if found := _likely_prefix(state, own):
             problems += f"; of its keys {found[1]:,} are the model's behind '{found[0]}': save those alone, without it"
         raise SparsifyError(f"{source}: the weights do not fit the model: {problems}")
@@ -141,7 +141,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     found, source = _unwrapped(content)
     if found is None:
-        keys = _listed([str(key) for key in content]) if isinstance(content, Mapping) else type(content).__name__
+        keys = listed([str(key) for key in content], 10) if isinstance(content, Mapping) else type(content).__name__
         raise SparsifyError(
             f"{path}: holds no state dict (known keys: {', '.join(_CONTAINERS)}); it holds {keys or 'nothing'}"
         )
@@ -194,7 +194,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                 raise SparsifyError(f"{path}: no model's file: more than {_MOST_TENSORS:,} tensors")
             return {key: file.get_tensor(key) for key in names}
     except (SafetensorError, OSError) as error:
-        raise SparsifyError(f"{path}: not a safetensors file, or a damaged one ({_one_line(error)})") from None
+        raise SparsifyError(f"{path}: not a safetensors file, or a damaged one ({one_line(error, 160)})") from None
 
 
 def _is_cut(path: Path) -> bool:
@@ -221,7 +221,7 @@ def _read_torch(path: Path) -> Any:
             "save model.state_dict() instead"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = _one_line(error).partition(". ")[0]
+        reason = one_line(error, 160).partition(". ")[0]
         raise SparsifyError(f"{path}: not a torch file, or a damaged one{f' ({reason})' if reason else ''}") from None
 
 
@@ -236,13 +236,3 @@ def _check_unpacked(path: Path) -> None:
         return  # torch tells what is wrong with it
     if size > 2 * path.stat().st_size + _SLACK:
         raise SparsifyError(f"{path}: refused: a compressed archive of {size:,} bytes; torch.save compresses nothing")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 160 else f"{text[:157]}..."
-
-
-def _listed(keys: list[str]) -> str:
-    more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
-    return ", ".join(keys[:10]) + more

@@ -28,7 +28,7 @@ ALLOWED: Graph = {
     "validation": {"errors"},
     "relative_error": set(),
     "cifar": {"errors"},
-    "surgery": {"arguments", "calls", "errors", "ops", "processes", "relative_error"},
+    "surgery": {"arguments", "calls", "errors", "ops", "preserve", "processes", "quantities", "relative_error"},
     "models": {"arguments", "errors", "cifar", "transformers_models", "weights"},
     "transformers_models": {"errors"},
     "declared_inputs": {"calls"},

@@ -90,3 +90,54 @@ def test_a_file_that_is_no_image_is_told_in_one_line(tmp_path: Path) -> None:
         HOW.inputs([tmp_path / "a.png"])
     with pytest.raises(SparsifyError, match=r"b\.png: no such image; did you mean .*a\.png"):
         HOW.inputs([tmp_path / "b.png"])
+
+
+GREY = (np.arange(32 * 32).reshape(32, 32) * 64).astype(np.uint16)  # up to 65,472
+RGBA = np.dstack([GREY // 257, 255 - GREY // 257, GREY % 256, GREY % 251]).astype(np.uint8)
+
+
+def write_grey(path: Path) -> None:
+    Image.fromarray(GREY).save(path)
+
+
+def write_rgba(path: Path) -> None:
+    Image.fromarray(RGBA).save(path)
+
+
+def write_palette(path: Path) -> None:
+    Image.fromarray(RGBA[..., :3]).convert("P").save(path, transparency=bytes(range(256)))
+
+
+# How a file is written -> its pixels as RGB of 8 bits, by hand.
+KINDS = {
+    "16 bits": (write_grey, np.repeat(np.rint(GREY / 257)[..., None], 3, 2).astype(np.uint8)),
+    "transparent": (write_rgba, RGBA[..., :3]),
+    "palette": (write_palette, np.asarray(Image.fromarray(RGBA[..., :3]).convert("P").convert("RGB"))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_png_is_seen_as_it_is_in_training_and_outside(kind: str, tmp_path: Path) -> None:
+    write, pixels = KINDS[kind]
+    for part in ("train", "validation"):
+        for of in ("cat", "dog"):
+            (tmp_path / part / of).mkdir(parents=True)
+            write(tmp_path / part / of / "0.png")
+    settings = DataSettings(name=f"folder:{tmp_path}", image_size=32, workers=0)
+    data = load_data(settings, build_model("cifar:resnet20", num_classes=2))
+    assert data.test is not None and data.preprocessing is not None
+    how = data.preprocessing
+    expected = ((pixels.astype(np.float32) / 255 - np.float32(how.mean)) / np.float32(how.std)).transpose(2, 0, 1)
+    assert np.ptp(expected) > 1
+    [(images, _)] = list(data.test)
+    outside = how.inputs([tmp_path / "validation" / "cat" / "0.png"])
+    if how.resize == 32:
+        assert np.abs(outside[0] - expected).max() < 1e-6
+    assert np.abs(images.numpy() - outside[0]).max() < 1e-6
+
+
+def test_pixels_of_an_unknown_range_are_refused_in_one_line(tmp_path: Path) -> None:
+    for name, values in {"a.tiff": GREY.astype(np.float32), "b.tiff": GREY.astype(np.int32)}.items():
+        Image.fromarray(values).save(tmp_path / name)
+        with pytest.raises(SparsifyError, match=f"{name}: cannot be read as an image .its pixels are .* of 32 bits"):
+            HOW.inputs([tmp_path / name])

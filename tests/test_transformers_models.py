@@ -185,3 +185,68 @@ def test_file_chooses_neither_code_nor_a_place_to_read(
     sparsify.save(model, tmp_path / "a.safetensors", spec=spec)
     with pytest.raises(SparsifyError, match=message):
         sparsify.load(tmp_path / "a.safetensors")
+
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 40,
+}
+
+
+def pruned(place: Path, settings: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    model = build_model(f"transformers:{place}").eval()
+    sparsify.convert(model)
+    pruning = {"sparsity": 0.5, "schedule": "one_shot", "scope": "layer"} | settings
+    sparsify.Pruner(model, pruning, total_steps=1, example_input=TEXT).start()
+    return model
+
+
+TEXT = {"input_ids": torch.arange(3, 12)[None], "use_cache": False}
+
+
+def test_folded_model_is_saved_and_read_by_the_library_with_its_zeros(transformers: Any, tmp_path: Path) -> None:
+    model = pruned(folder(tmp_path, "tiny", LLAMA), {})
+    plain: Any = sparsify.fold(model)
+    plain.save_pretrained(tmp_path / "out")
+    again, info = type(plain).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()) and torch.equal(again.eval()(**TEXT).logits, model(**TEXT).logits)
+    for name, mask in sparsify.get_masks(model).items():
+        assert not again.get_parameter(name)[~mask].any(), name
+
+
+def test_configuration_of_a_shrunk_model_follows_and_the_library_reads_it(transformers: Any, tmp_path: Path) -> None:
+    place = folder(tmp_path, "tiny", LLAMA)
+    report = sparsify.shrink(pruned(place, {"granularity": "unit"}), TEXT)
+    small: Any = report.model
+    config = small.config
+    assert (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size) == (2, 1, 12)
+    assert config.hidden_size == 16 and config.head_dim == 4
+    small.save_pretrained(tmp_path / "out")
+    again, info = type(small).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()) and torch.equal(again.eval()(**TEXT).logits, small.eval()(**TEXT).logits)
+    sparsify.save(small, tmp_path / "a.safetensors", spec=f"transformers:{place}")
+    assert sparsify.load(tmp_path / "a.safetensors").config.intermediate_size == 12
+
+
+def test_layers_that_disagree_leave_the_configuration_to_the_files_cuts(transformers: Any, tmp_path: Path) -> None:
+    place = folder(tmp_path, "tiny", LLAMA)
+    ignored = ["model.layers.0.*"]
+    torch.manual_seed(0)
+    model = build_model(f"transformers:{place}").eval()
+    sparsify.convert(model, ignore=ignored)
+    pruning = {"sparsity": 0.5, "schedule": "one_shot", "scope": "layer", "granularity": "unit"}
+    sparsify.Pruner(model, pruning, total_steps=1, example_input=TEXT).start()
+    report = sparsify.shrink(model, TEXT)
+    small: Any = report.model
+    assert small.config.intermediate_size == 24 and "no configuration builds it" in report.configuration
+    sparsify.save(small, tmp_path / "a.safetensors", spec=f"transformers:{place}")
+    again: Any = sparsify.load(tmp_path / "a.safetensors").eval()
+    assert [layer.mlp.up_proj.out_features for layer in again.model.layers] == [24, 12]
+    assert torch.equal(again(**TEXT).logits, small.eval()(**TEXT).logits)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsify import SparsifyError, convert, verify
+from sparsify.calls import tensors_in
 from sparsify.surgery.conversion.convert import ConversionReport
-from sparsify.surgery.verification.leak_check import tensors
 
 from .models import Try, arguments, create, fill, tries
 
@@ -145,7 +145,7 @@ def _run(network: nn.Module, given: tuple[Any, ...], training: bool) -> list[Ten
     torch.manual_seed(3)
     try:
         with torch.no_grad():
-            outputs = list(tensors(network.train(training)(*copy.deepcopy(given))))
+            outputs = tensors_in(network.train(training)(*copy.deepcopy(given)))
         return outputs + [network.get_buffer(name).clone() for name in buffers]
     except MemoryError:
         raise

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.surgery.verification.leak_check import tensors
+from sparsify.calls import tensors_in
 
 from .checks import Row, apply_conversion, in_one_line
 from .models import Try, arguments, create, tries
@@ -26,7 +26,7 @@ def check_on_meta(model: str, reason: str) -> Row:
     live, used = set[int](), set[int]()
     for mode in ("eval", "train"):
         try:
-            outputs = list(tensors(network.train(mode == "train")(*arguments(model, made.shape, "meta"))))
+            outputs = tensors_in(network.train(mode == "train")(*arguments(model, made.shape, "meta")))
         except Exception as error:  # noqa: BLE001 - control flow on values cannot be run without values
             row["notes"].append(f"{mode} mode does not run on meta: {in_one_line(error)}")
             continue

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
+from sparsify.calls import tensors_in
 from sparsify.surgery.channels import Dead, analyse
 from sparsify.surgery.shrink.shrink import shrink
-from sparsify.surgery.verification.leak_check import tensors
 
 from .checks import Row, first_that_runs, in_one_line
 from .models import tries
@@ -83,7 +83,9 @@ def check_shrunk(network: nn.Module, given: tuple[Any, ...], made: Any, dead: De
         stage = "compare"
         row |= proof(pruned, small, other_values(given))
         stage = "train"
-        loss = sum(output.float().square().mean() for output in tensors(small.float().train()(*copy.deepcopy(given))))
+        loss = sum(
+            output.float().square().mean() for output in tensors_in(small.float().train()(*copy.deepcopy(given)))
+        )
         loss.backward()  # type: ignore[union-attr]
     except MemoryError:
         raise
@@ -100,7 +102,7 @@ def check_shrunk(network: nn.Module, given: tuple[Any, ...], made: Any, dead: De
 def heads(network: nn.Module, given: tuple[Any, ...]) -> list[str]:
     """Return the weights of the layers that are as wide as the output: classes are not to be pruned."""
     with torch.no_grad():
-        width = next(tensors(network(*copy.deepcopy(given)))).shape[1]
+        width = tensors_in(network(*copy.deepcopy(given)))[0].shape[1]
     layers = ((name, getattr(module, "weight", None)) for name, module in network.named_modules())
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
     return [
@@ -131,7 +133,7 @@ def proof(pruned: nn.Module, small: nn.Module, given: tuple[Any, ...]) -> Row:
     for name, dtype in (("difference_float32", torch.float32), ("difference", torch.float64)):
         inputs = in_precision(given, dtype)
         with torch.no_grad():
-            outputs = [list(tensors(copy.deepcopy(one).to(dtype).eval()(*inputs))) for one in (pruned, small)]
+            outputs = [tensors_in(copy.deepcopy(one).to(dtype).eval()(*inputs)) for one in (pruned, small)]
         if [value.shape for value in outputs[0]] != [value.shape for value in outputs[1]]:
             raise ValueError("the outputs have other shapes")
         pairs = zip(*outputs, strict=True)

@@ -39,6 +39,9 @@ PACKAGES = {
     "pyg": "torch_geometric",
     "open_clip": "open_clip",
     "torch.nn": "torch",
+    "timm": "timm",
+    "lightning": "lightning",
+    "peft": "peft",
 }
 
 

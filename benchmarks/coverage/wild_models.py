@@ -122,8 +122,10 @@ def _inputs(takes: str, batch: int, other: bool) -> Inputs:
     for part in takes.split(", "):
         kind, *sizes = part.split()
         size = int(sizes[-1 if other else 0]) if sizes else 0
-        if kind == "tokens":
+        if kind in ("tokens", "text"):
             found["input_ids"] = tokens(batch, 17 if other else 12)
+            if kind == "text":  # with its mask: without one some models look for padding
+                found["attention_mask"] = torch.ones_like(found["input_ids"])
         elif kind == "decoder":
             found["decoder_input_ids"] = tokens(batch, 9 if other else 7)
         elif kind == "images":

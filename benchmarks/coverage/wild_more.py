@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from sparsify.calls import Inputs
 
+from .wild_further import FURTHER
 from .wild_models import BUILDERS, Builder, Wild, _images, noise, tokens
 
 MONAI: dict[str, dict[str, Any]] = {
@@ -128,4 +129,5 @@ ALL: dict[str, Builder] = {
     "torch.nn Transformer": _transformer,
     "torch.nn LSTM, packed": _packed(nn.LSTM),
     "torch.nn GRU, packed": _packed(nn.GRU),
+    **FURTHER,
 }  # fmt: skip

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from .worker import PRUNINGS
+from .networks import PRUNINGS
 
 Found = dict[int, list[dict[str, Any]]]
+_ENGINES = {"ddp": "DDP", "fsdp": "fully_shard"}
 
 
 def same_lines(found: Found) -> list[str]:
@@ -17,19 +18,39 @@ def same_lines(found: Found) -> list[str]:
     lines = [
         "A network of two convolutions and two linear layers without batch norm on digits, 36 steps of 128 images, "
         "90 % removed. Masks at the end: their hash, and entries that differ from one process's; losses: the largest "
-        "relative difference from one process's.",
+        "relative difference from one process's. A recipe computes in float32.",
         "",
         "| | pruning | " + " | ".join(f"{size} process{'es' if size > 1 else ''}" for size in found) + " |",
         "|---|---|" + "---|" * len(found),
     ]
-    for engine, named in (("ddp", "DDP"), ("fsdp", "fully_shard")):
+    for engine, named in _ENGINES.items():
         for pruning in PRUNINGS:
-            cells = [_cell(found, engine, pruning, size) for size in found]
-            lines.append(f"| {named} | {pruning} | {' | '.join(cells)} |")
+            if pruning in found[min(found)][0][engine]:
+                cells = [_cell(found, engine, pruning, size) for size in found]
+                lines.append(f"| {named} | {pruning} | {' | '.join(cells)} |")
+    return [*lines, "", *_equal_weights_lines(found)]
+
+
+def _equal_weights_lines(found: Found) -> list[str]:
+    """Return a table of the masks of single updates by snip that begin with equal weights, and what the tables say."""
+    several = [size for size in found if size > 1]
+    lines = [
+        "The masks of each update by snip, ReLU and float32, all processes beginning it with the weights and masks of "
+        "one process: entries that differ from that process's, of all updates together, and how far the scores of "
+        "these lie from the threshold (relative; 1e-5 is what may be).",
+        "",
+        "| | updates | " + " | ".join(f"{size} processes" for size in several) + " |",
+        "|---|---|" + "---|" * len(several),
+    ]
+    for engine, named in _ENGINES.items():
+        each = [found[size][0][engine]["equal weights"] for size in several]
+        cells = [f"{one['entries']:.0f} entries; {one['farthest']:.1e}" for one in each]
+        lines.append(f"| {named} | {each[0]['updates']:.0f} | {' | '.join(cells)} |")
     note = (
-        "Where masks differ rounding decided once: sums over other parts of a batch differ in their last bits, and the "
-        "gradient of a ReLU, and snip's scores with it, jumps where its input is within these of zero. From there runs "
-        "part."
+        "Several processes add up a batch in other parts, so that sums differ in their last bits. Where an input of a "
+        "ReLU lies within these of zero, its gradient is 0 for some and 1 for others, and the scores of a few weights "
+        "jump by more than 1e-5: masks differ there, and training runs part. With GELU, whose gradient does not jump, "
+        "it does not happen here, nor in float64."
     )
     return [*lines, "", note]
 

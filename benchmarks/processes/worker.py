@@ -25,29 +25,18 @@ from sparsify.processes.shards import local, whole
 from sparsify.pruning.same_masks import check_same
 from sparsify.surgery.masks import masked_weights
 from sparsify.training.data.datasets import load_data
-from sparsify.training.data.shares import Share
+from sparsify.training.data.shares import WHOLE, Share
 from sparsify.training.recipe.settings import DataSettings
 
-_LINEAR = {"schedule": "linear", "scope": "global", "every": "1it"}
-PRUNINGS: dict[str, dict[str, Any]] = {
-    "magnitude": {**_LINEAR, "criterion": "magnitude"},
-    "snip": {**_LINEAR, "criterion": "snip"},
-    "union": {**_LINEAR, "schedule": {"name": "cyclic", "cycles": 3}, "after_cycles": "union", "scope": "filter"},
-}
-_BATCH, _EPOCHS, _LR = 128, 3, 0.05
+from .networks import LR, PRUNINGS, SCORED, Batch, at_equal_weights, dtype_of, network, trained
+
+_BATCH, _EPOCHS = 128, 3
 _STEPS = _EPOCHS * 12
-
-
-def network() -> nn.Module:
-    """Return a network without batch norm for the digits."""
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(1, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
 def recipe(name: str) -> dict[str, Any]:
     """Return the recipe of a pruning by name."""
-    optimizer = {"name": "sgd", "lr": _LR, "momentum": 0.9}
+    optimizer = {"name": "sgd", "lr": LR, "momentum": 0.9}
     train = {"epochs": _EPOCHS, "seed": 1, "log_every": 3, "device": "cpu", "optimizer": optimizer}
     data = {"name": "digits", "batch_size": _BATCH}
     return {"name": name, "data": data, "train": train, "prune": {"sparsity": 0.9, **PRUNINGS[name]}}
@@ -56,10 +45,12 @@ def recipe(name: str) -> dict[str, Any]:
 def _under_ddp(folder: Path) -> dict[str, Any]:
     found = {}
     for name in PRUNINGS:
-        result = sparsify.train(recipe(name), model=network(), out=folder / name, check=False)
-        masks = {key: mask.clone() for key, mask in sparsify.get_masks(result.model).items()}
-        lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-        found[name] = {"masks": masks, "losses": [json.loads(line)["loss"] for line in lines]}
+        if dtype_of(name) == torch.float32:  # a recipe's data are
+            out = folder / name
+            result = sparsify.train(recipe(name), model=network(name), out=out, check=False)
+            masks = {key: mask.clone() for key, mask in sparsify.get_masks(result.model).items()}
+            lines = (out / "metrics.jsonl").read_text().splitlines()
+            found[name] = {"masks": masks, "losses": [json.loads(line)["loss"] for line in lines]}
     return found
 
 
@@ -72,28 +63,26 @@ def _sharded(model: nn.Module) -> nn.Module:
     return model
 
 
-def _under_fsdp() -> dict[str, Any]:
-    share = Share(distributed.get_rank(), distributed.get_world_size())
+def _batches(share: Share = WHOLE) -> list[Batch]:
+    settings = DataSettings(name="digits", batch_size=_BATCH, drop_last=True)
+    loader = load_data(settings, network(), seed=1).train
+    return [(batch[0], batch[1]) for epoch in range(_EPOCHS + 1) for batch in loader.epoch(epoch, 0, share)][:_STEPS]
+
+
+def _under_fsdp(own: list[Batch]) -> dict[str, Any]:
     found = {}
     for name, pruning in PRUNINGS.items():
-        model = network()
+        batches = [(inputs.to(dtype_of(name)), classes) for inputs, classes in own]
+        model = network(name)
         sparsify.convert(model)
         _sharded(model)
-        loader = load_data(DataSettings(name="digits", batch_size=_BATCH, drop_last=True), network(), seed=1).train
-        batches = [pair for epoch in range(_EPOCHS + 1) for pair in loader.epoch(epoch, 0, share)][:_STEPS]
         pruner = sparsify.Pruner(model, {"sparsity": 0.9, **pruning}, _STEPS)
-        pruner.start([tuple(pair) for pair in batches[:4]], F.cross_entropy)
-        optimizer = torch.optim.SGD(model.parameters(), _LR, momentum=0.9, nesterov=True)
+        pruner.start(batches[:SCORED], F.cross_entropy)
         losses = []
-        for inputs, classes in batches:
-            loss = F.cross_entropy(model(inputs), classes)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
+        for loss in trained(model, batches):
             pruner.step()
-            mean = loss.detach().clone()
-            distributed.all_reduce(mean)
-            losses.append(float(mean) / share.size)
+            distributed.all_reduce(loss)
+            losses.append(float(loss) / distributed.get_world_size())
         masks = {key: whole(mask).clone() for key, mask in sparsify.get_masks(model).items()}
         found[name] = {"masks": masks, "losses": losses}
     return found
@@ -181,7 +170,10 @@ def main() -> None:
     found: dict[str, Any] = {"ddp": _under_ddp(folder / size)}
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
-    found |= {"fsdp": _under_fsdp(), "costs": _costs(folder / size)}
+    own = _batches(Share(int(rank), int(size)))
+    found["ddp"]["equal weights"] = at_equal_weights(_batches(), own, nn.parallel.DistributedDataParallel)
+    found |= {"fsdp": _under_fsdp(own), "costs": _costs(folder / size)}
+    found["fsdp"]["equal weights"] = at_equal_weights(_batches(), own, _sharded)
     torch.save(found, folder / f"{size}-{rank}.pt")
     distributed.destroy_process_group()
 

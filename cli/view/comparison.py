@@ -14,17 +14,14 @@ from sparsify.formats.io.atomic import atomic_write, check_writable
 from sparsify.report.comparison import Cell
 from sparsify.report.statistics import accuracy_text, difference_text
 
-from .show import byte_count, percent
+from .show import byte_count, percent, plain_table
 
 COLUMNS = ("label", "seed", "sparsity", "test_accuracy", "test_loss", "bytes", "folder")
 
 
 def comparison_table(cells: Sequence[Cell]) -> Table:
     """Return the table of recipes: accuracy as mean ± standard deviation, differences with their intervals."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("runs", overflow="fold")
-    for heading in ("n", "sparsity", "test accuracy, %", "difference, points", "file"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = plain_table("runs", "n", "sparsity", "test accuracy, %", "difference, points", "file")
     for cell in cells:
         size = byte_count(round(cell.bytes))
         against = "-" if cell is cells[0] else difference_text(cell.against)

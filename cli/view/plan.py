@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sparsify.training.run.plan import TrainingPlan, plan_training
 
-from .report import loaded_lines
+from .report import average_lines, loaded_lines
 from .show import byte_count, count, percent, print_table, say
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
 
     say(*rehearsal_lines(rehearse(recipe, check=check), recipe))
     epochs = -(-planned.total_steps // planned.steps_per_epoch)
+    say(*average_lines(recipe))
     whole, parts = count(planned.total_steps, "step"), count(epochs, "epoch")
     say(f"{whole}: {parts} of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}")
     tenths = [lr(planned.total_steps * tenth // 10) for tenth in range(10)] + [lr(planned.total_steps - 1)]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sparsify.formats.file.inspection import FileSummary
     from sparsify.surgery.conversion.convert import ConversionReport
+    from sparsify.training.recipe.read import Recipe
     from sparsify.training.run.prepare import Prepared
     from sparsify.training.run.train import TrainResult
     from sparsify.weights import LoadReport
@@ -47,14 +48,14 @@ def conversion_lines(report: ConversionReport) -> list[str]:
 
 def masks_line(model: nn.Module, path: str | Path) -> str:
     """Return what the masks that `model` took from a file are on, and what they remove."""
-    from sparsify.surgery.masks import get_masks, masked_weights
+    from sparsify.surgery.masks import get_masks, kept_of, masked_weights
 
-    masks = [weight.mask for weight in masked_weights(model).values()]
-    size, kept = sum(mask.numel() for mask in masks), sum(int(mask.sum()) for mask in masks)
-    further = len(get_masks(model)) - len(masks)
+    weights = masked_weights(model)
+    kept, size = kept_of(weights.values())
+    further = len(get_masks(model)) - len(weights)
     beside = f" and {count(further, 'further parameter')}" if further else ""
     share = f": {size - kept:,} of {count(size, 'number')} removed, {percent((size - kept) / size)}" if size else ""
-    return f"masks: from {path}, on {count(len(masks), 'weight')}{beside}{share}"
+    return f"masks: from {path}, on {count(len(weights), 'weight')}{beside}{share}"
 
 
 def loaded_lines(loaded: LoadReport, source: str, model: nn.Module) -> list[str]:
@@ -68,6 +69,15 @@ def loaded_lines(loaded: LoadReport, source: str, model: nn.Module) -> list[str]
     return lines + [masks_line(model, source)] * (loaded.masks > 0)
 
 
+def average_lines(recipe: Recipe) -> list[str]:
+    """Return which weights are tested and saved, where these are not simply the model's."""
+    ema = recipe.train.ema
+    if ema is None:
+        return []
+    warmup = " after a warm-up" if ema.warmup else ""
+    return [f"tested and saved: a moving average of the weights, decay {ema.decay:g}{warmup}"]
+
+
 def start_lines(prepared: Prepared, folder: Path) -> list[str]:
     """Return what is about to run: model, data, processes, weights loaded, masks, verification, folder."""
     from sparsify.training.run.split import processes_lines
@@ -76,6 +86,7 @@ def start_lines(prepared: Prepared, folder: Path) -> list[str]:
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     lines = [f"{name}: {parameters:,} parameters, on {training.accelerator.device}", training.data.description]
     lines += processes_lines(prepared.recipe.data, training.model, training.ranks, training.settings)
+    lines += average_lines(prepared.recipe)
     if prepared.loaded is not None:
         lines += loaded_lines(prepared.loaded, str(prepared.recipe.model.checkpoint), training.model)
         if prepared.loaded.masks and prepared.recipe.prune is not None and prepared.recipe.prune.schedule.cyclical:
@@ -96,9 +107,8 @@ def show_result(result: TrainResult) -> None:
     from sparsify.formats.file.inspection import inspect_file
 
     saved = inspect_file(result.folder / "model.safetensors")
-    masked = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]
-    if masked:
-        print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in masked))
+    if saved.masked_rows:
+        print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in saved.masked_rows))
     say(*_result_lines(result, saved))
 
 
@@ -140,10 +150,9 @@ def file_line(saved: FileSummary) -> str:
 
 def written_line(path: str, size: int, dense: int, model: nn.Module) -> str:
     """Return the same of anything that was written of `model`: `size` bytes, `dense` ones as it was before."""
-    from sparsify.surgery.masks import masked_weights
+    from sparsify.surgery.masks import kept_of, masked_weights
 
-    masks = [weight.mask for weight in masked_weights(model).values()]
-    total, kept = sum(mask.numel() for mask in masks), sum(int(mask.sum()) for mask in masks)
+    kept, total = kept_of(masked_weights(model).values())
     return _size_line(path, (total - kept) / total if total else None, size, dense)
 
 

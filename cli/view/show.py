@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import click
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Table
 from sparsify.quantities import byte_count as byte_count
 from sparsify.quantities import count as count
 from sparsify.quantities import percent as percent
+from sparsify.quantities import sizes
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,7 @@ class Layer:
     @property
     def size(self) -> int:
         """Number of entries."""
-        size = 1
-        for extent in self.shape:
-            size *= extent
-        return size
+        return prod(self.shape)
 
 
 def duration(seconds: float) -> str:
@@ -47,6 +46,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
+def plain_table(first: str, *numbers: str) -> Table:
+    """Return an empty table without lines: a column that folds to fit the console, and columns of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def layer_table(layers: Iterable[Layer], more: Sequence[str] = ()) -> Table:
     """Return the table layer, shape, kept, sparsity, and `more` columns; it folds long names to fit the console.
 
@@ -54,8 +62,7 @@ def layer_table(layers: Iterable[Layer], more: Sequence[str] = ()) -> Table:
     """
     layers = list(layers)
     cut = any(layer.original is not None for layer in layers)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("layer", overflow="fold")
+    table = plain_table("layer")
     table.add_column("shape", no_wrap=True)
     if cut:
         table.add_column("cut from", no_wrap=True)
@@ -64,17 +71,13 @@ def layer_table(layers: Iterable[Layer], more: Sequence[str] = ()) -> Table:
     for heading in more:
         table.add_column(heading, no_wrap=True)
     for layer in layers:
-        shapes = [_sizes(layer.shape), _sizes(layer.original or ())] if cut else [_sizes(layer.shape)]
+        shapes = [sizes(shape, scalar="-") for shape in (layer.shape, layer.original or ())[: 1 + cut]]
         if layer.kept is None:
             table.add_row(layer.name, *shapes, f"{layer.size:,}", "-", *layer.more)
         else:
             sparsity = 1 - layer.kept / layer.size if layer.size else 0.0
             table.add_row(layer.name, *shapes, f"{layer.kept:,}", percent(sparsity), *layer.more)
     return table
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "-"
 
 
 def say(*lines: str) -> None:

@@ -20,7 +20,7 @@ from ..formats.model.stored_tensors import dense_parts
 from ..formats.request import ExportRequest, ExportResult
 from ..formats.types import Array, Shape
 from ..surgery.conversion.fold import fold
-from ..surgery.masks import masked_weights
+from ..surgery.masks import kept_of, masked_weights
 
 # The release whose layout this is; later ones dropped the sparse formats.
 VERSION = "0.14.0.1"
@@ -93,8 +93,7 @@ def _config(model: nn.Module, modules: list[str]) -> str:
     """Return config.json: the model's own, if it is one of transformers', and how its weights are stored."""
     own: Any = getattr(model, "config", None)
     config: dict[str, Any] = json.loads(own.to_json_string()) if hasattr(own, "to_json_string") else {}
-    weights = masked_weights(model).values()
-    size, kept = sum(one.mask.numel() for one in weights), sum(int(one.mask.sum()) for one in weights)
+    kept, size = kept_of(masked_weights(model).values())
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
         "version": VERSION,

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..formats.file.inspection import FileSummary
 from ..formats.file.metadata import Metadata
-from ..quantities import byte_count, count, percent
+from ..quantities import byte_count, count, percent, sizes
 from ..transformers_models import CONFIG
 
 _LOAD = """## Load it
@@ -149,12 +149,11 @@ def _number(value: Any) -> str:
 
 
 def _layers(saved: FileSummary) -> list[str]:
-    rows = [row for row in saved.rows if row.kept is not None and not row.encoding.startswith("alias")]
+    rows = saved.masked_rows
     if not rows:
         return []
     cells = [
-        (f"`{row.name}`", "x".join(map(str, row.shape)) or "-", f"{row.kept:,}", percent(row.sparsity or 0.0))
-        for row in rows
+        (f"`{row.name}`", sizes(row.shape, scalar="-"), f"{row.kept:,}", percent(row.sparsity or 0.0)) for row in rows
     ]
     most = max(rows, key=lambda row: (row.sparsity or 0.0, -math.prod(row.shape)))
     least = min(rows, key=lambda row: (row.sparsity or 0.0, -math.prod(row.shape)))

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..calls import Inputs, plain, run, tensors_in
-from ..errors import RunError, SparsifyError
+from ..errors import RunError, SparsifyError, one_line
 from ..formats.request import ExportRequest
 from ..relative_error import relative_error
 from ..surgery.conversion.fold import fold
@@ -165,13 +165,12 @@ def quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def reason_of(error: BaseException, most: int = 240) -> str:
+def reason_of(error: BaseException) -> str:
     """Return what an exporter's error says, in one line, without its advice."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
     specialised = [line for line in lines if "specialized it to be a constant" in line]
     text = specialised[0].partition(". If you")[0] if specialised else (lines[0] if lines else type(error).__name__)
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return one_line(text, 240)
 
 
 def fresh(inputs: Inputs) -> Inputs:

@@ -27,7 +27,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
     """Prunes the module of a Lightning trainer: `Trainer(..., callbacks=[LightningCallback({"sparsity": 0.5})])`.
 
     The module is converted in `setup`, before checkpoints are loaded, unless it carries masks, and pruned after each
-    optimiser step, over as many steps as the trainer estimates or `total_steps`. Checkpoints carry the masks and the
+    optimiser step, over as many steps as the trainer estimates or `total_steps` (with several optimisers the steps of
+    all, as `trainer.global_step` counts). Checkpoints carry the masks and the
     pruner's state, and `ckpt_path` goes on from them. At the end the removed values are set to zero in the weights; a
     warning tells if the pruning was cut short, or a best checkpoint was written before its end.
     The module logs "sparsity", with `per_layer` also "sparsity/<weight>". Averages (`WeightAveraging`) come after it in
@@ -62,9 +63,11 @@ class LightningCallback(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the pruning, or go on with that of the checkpoint."""
-        if len(trainer.optimizers) > 1:
+        if len(trainer.optimizers) > 1 and self.total_steps is None:
+            count = len(trainer.optimizers)
             raise SparsifyError(
-                f"LightningCallback: the module has {len(trainer.optimizers)} optimisers; it prunes by the steps of one"
+                f"LightningCallback: the module has {count} optimisers: give total_steps, the steps of all of them "
+                "together, as trainer.global_step counts"
             )
         total = self.total_steps or trainer.estimated_stepping_batches
         if not 0 < total < math.inf:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ..arguments import takes
 from ..errors import SparsifyError
-from ..processes.shards import count, local
+from ..processes.shards import local
 from ..pruning.pruner import Pruner
 from ..pruning.report import SparsityWarning
 from ..pruning.settings.prune import Pruning, parse_pruning
 from ..surgery.conversion.convert import convert
-from ..surgery.masks import all_masked_parameters, is_computed, masked_weights
+from ..surgery.masks import MaskedWeight, all_masked_parameters, is_computed, kept_of, masked_weights
 from ..surgery.progress import warn_of_schedule
 from ..surgery.unwrap import unwrap
 from .carried_state import CarriedState
@@ -134,11 +134,9 @@ class LoopPruning:
     def metrics(self, *, per_layer: bool = False) -> dict[str, float]:
         """Return the fraction removed of all masked weights as "sparsity", of each as "sparsity/<its name>"."""
         if self._metrics is None:
-            masks = {name: weight.mask for name, weight in masked_weights(self.model).items()}
-            removed = {name: mask.numel() - count(mask) for name, mask in masks.items()}
-            size = sum(mask.numel() for mask in masks.values())
-            layers = {f"sparsity/{name}": removed[name] / max(1, mask.numel()) for name, mask in masks.items()}
-            self._metrics = {"sparsity": sum(removed.values()) / max(1, size)} | layers
+            weights = masked_weights(self.model)
+            self._metrics = {"sparsity": _removed_share(weights.values())}
+            self._metrics |= {f"sparsity/{name}": _removed_share([weight]) for name, weight in weights.items()}
         return dict(self._metrics) if per_layer else {"sparsity": self._metrics["sparsity"]}
 
     def began(self) -> Pruner:
@@ -162,5 +160,11 @@ def check_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:
     return settings
 
 
+def _removed_share(weights: Iterable[MaskedWeight]) -> float:
+    kept, size = kept_of(weights)
+    return (size - kept) / max(1, size)
+
+
 def _removed(model: nn.Module) -> int:
-    return sum(w.mask.numel() - count(w.mask) for w in masked_weights(model).values())
+    kept, size = kept_of(masked_weights(model).values())
+    return size - kept

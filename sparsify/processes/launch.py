@@ -15,11 +15,16 @@ _ADVICE = "start with torchrun --nproc-per-node N -m sparsify.cli train RECIPE, 
 
 @dataclass(frozen=True)
 class Launch:
-    """The number of this process (from 0), how many there are, and its number on this machine."""
+    """The number of this process (from 0), how many there are, and its number on this machine.
+
+    `restarts` is how often torchrun has started them anew, `agent` names the torchrun of this machine, "" without one.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    restarts: int = 0
+    agent: str = ""
 
 
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
@@ -43,7 +48,12 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     _number(given, "MASTER_PORT", 0)
     if not 0 <= rank < size or local_rank < 0:
         raise _refusal(f"RANK is {rank} and LOCAL_RANK {local_rank}, of WORLD_SIZE {size} (from 0)")
-    return Launch(rank, size, local_rank)
+    return Launch(rank, size, local_rank, _number(given, "TORCHELASTIC_RESTART_COUNT", 0), _agent(given))
+
+
+def _agent(given: Mapping[str, str]) -> str:
+    # FOLDER/attempt_N/RANK/error.json, in a folder that each torchrun makes for itself under a random name.
+    return os.path.dirname(os.path.dirname(os.path.dirname(given.get("TORCHELASTIC_ERROR_FILE", ""))))
 
 
 def _number(given: Mapping[str, str], name: str, default: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from ..errors import ElsewhereError, SparsifyError
+from ..errors import ElsewhereError, SparsifyError, one_line
 
 Group = Any  # a ProcessGroup of torch.distributed, None for a process alone
 
@@ -80,7 +80,7 @@ def together(group: Group) -> Iterator[None]:
         if error is not None:
             raise error
         return
-    told = None if error is None else (" ".join(str(error).split()) or type(error).__name__, _code(error))
+    told = None if error is None else (one_line(error, 1000), _code(error))
     found = [(rank, *one) for rank, one in enumerate(gather(told, group)) if one is not None]
     if not found:
         return
@@ -102,7 +102,8 @@ def others_lost(size: int) -> Iterator[None]:
         if size == 1 or not _LOST.search(str(error)):
             raise
         text = (
-            "another of the processes has ended, or cannot be reached any more; its own line says why, if it wrote one"
+            "another of the processes has ended, or cannot be reached or does nothing any more; its own line says why, "
+            "if it wrote one"
         )
         raise ElsewhereError(text, told=False) from error
 

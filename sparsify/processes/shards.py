@@ -30,7 +30,24 @@ def whole(tensor: Any) -> Tensor:
 
 def group_of_shards(tensor: Any) -> Group:
     """Return the processes that hold the parts of a tensor, None for one that is not sharded."""
-    return tensor.device_mesh.get_group() if is_sharded(tensor) else None
+    return tensor.device_mesh.get_group(_cut(tensor)) if is_sharded(tensor) else None
+
+
+def group_of_copies(tensor: Any) -> Group:
+    """Return the processes that hold the same part of a tensor, None where this one alone has it."""
+    if not is_sharded(tensor) or tensor.device_mesh.ndim == 1:
+        return None
+    return tensor.device_mesh.get_group(1 - _cut(tensor))
+
+
+def group_of_mesh(tensor: Any) -> Group:
+    """Return all processes over which a sharded tensor lies."""
+    return group_of_shards(tensor) if tensor.device_mesh.ndim == 1 else distributed.group.WORLD
+
+
+def _cut(tensor: Any) -> int:
+    """Return the dimension of the mesh along which a tensor is cut."""
+    return next(number for number, placement in enumerate(tensor.placements) if not placement.is_replicate())
 
 
 def count(mask: Tensor) -> int:
@@ -45,15 +62,20 @@ def count(mask: Tensor) -> int:
 
 
 def check_by_rows(name: str, tensor: Any) -> None:
-    """Raise SparsifyError, naming the weight, if it is cut in another way than along its first dimension, once."""
-    from torch.distributed.tensor import Shard
+    """Raise SparsifyError, naming the weight, if it is cut in another way than along its first dimension, once.
 
-    mesh, placements = tensor.device_mesh, tensor.placements
-    if mesh.ndim != 1 or placements[0] != Shard(0):
+    Beside the cut there may be copies, on a mesh of two dimensions over all processes.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+
+    mesh, placements = tensor.device_mesh, tuple(tensor.placements)
+    whole_world = mesh.size() == distributed.get_world_size()
+    if placements != (Shard(0),) and not (placements == (Replicate(), Shard(0)) and whole_world):
         how = ", ".join(map(str, placements))
         raise SparsifyError(
-            f"Pruner: {name} is sharded as {how} on a mesh of {mesh.ndim} dimensions; shards are along the first "
-            "dimension, on a mesh of one: fully_shard(model) as it is"
+            f"Pruner: {name} is sharded as {how} on a mesh of {mesh.size()} processes; shards are along the first "
+            "dimension, on a mesh of one dimension, or of two (copies, shards) over all processes: fully_shard(model) "
+            "as it is"
         )
 
 
@@ -85,6 +107,7 @@ def copy_into(target: Tensor, values: Tensor) -> Tensor:
 
 def part_of(tensor: Tensor, values: Tensor) -> Tensor:
     """Return of whole `values` the part that this process holds of `tensor`, a copy."""
-    rank, size = tensor.device_mesh.get_local_rank(), tensor.device_mesh.size()  # type: ignore[attr-defined]
+    mesh, cut = tensor.device_mesh, _cut(tensor)  # type: ignore[attr-defined]
+    rank, size = mesh.get_local_rank(cut), mesh.size(cut)
     parts = torch.chunk(values, size, 0)
     return parts[rank].clone() if rank < len(parts) else values[:0].clone()

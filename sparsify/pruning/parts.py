@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..processes.shards import count
 from ..surgery.channels import Channels
 from ..surgery.ignore_patterns import PatternError
-from ..surgery.masks import MaskedWeight
+from ..surgery.masks import MaskedWeight, kept_of
 from ..surgery.rules.table import Rule
 from .build_candidates import build_candidates
 from .criteria.gradients import with_first_input
+from .criteria.step_sums import StepSums
 from .criteria.table import CRITERIA, Context, Criterion
 from .mask_update import from_present, update_masks
 from .schedules import Update, update_plan
@@ -40,7 +40,14 @@ class Part:
 
     def needs(self, what: str) -> bool:
         """Whether the criterion is marked as one that needs "data" or an "input"."""
+        if what == "data" and self.adds_over_steps:
+            return any(not update.step and update.sparsity != 0 for update in self.plan)
         return bool(getattr(self.criterion, f"needs_{what}", False))
+
+    @property
+    def adds_over_steps(self) -> bool:
+        """Whether the criterion is marked as one that adds over the steps of training."""
+        return bool(getattr(self.criterion, "adds_over_steps", False))
 
 
 def make_parts(
@@ -117,6 +124,12 @@ def _settings(model: nn.Module, pruning: Pruning) -> Iterator[tuple[tuple[str, .
         yield (), pruning, left
 
 
+def sums_of(parts: Iterable[Part]) -> StepSums:
+    """Return the sums over steps that criteria of the parts need."""
+    adding = [part for part in parts if part.adds_over_steps and any(update.step for update in part.plan)]
+    return StepSums(name for part in adding for name in part.candidates.scored)
+
+
 def with_data(
     parts: Iterable[Part], batches: Iterable[Any] | None, loss_fn: Any, example_input: Any
 ) -> tuple[Iterable[Any] | None, Any]:
@@ -159,11 +172,10 @@ def update_parts(
 
 def removed(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> float:
     """Return the sparsity that the masks have at present."""
-    masks = {name: weight.mask for name, weight in weights.items()}
     if len(parts) == 1:
-        return float(parts[0].candidates.removed(masks))
-    gone = sum(mask.numel() - count(mask) for mask in masks.values())
-    return gone / max(1, sum(mask.numel() for mask in masks.values()))
+        return float(parts[0].candidates.removed({name: weight.mask for name, weight in weights.items()}))
+    kept, size = kept_of(weights.values())
+    return (size - kept) / max(1, size)
 
 
 def masks_to_keep(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> dict[str, Tensor]:

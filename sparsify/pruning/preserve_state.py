@@ -29,7 +29,8 @@ def preserve_state(
         for buffer in owned.values()
         if buffer is not None and id(buffer) not in masks
     ]
-    with keep_random_states(next(model.parameters()).device), keep_modes(model), torch.enable_grad():
+    device = next(model.parameters()).device
+    with keep_random_states(device), keep_modes(model), torch.inference_mode(False), torch.enable_grad():
         try:
             if training is not None:
                 model.train(training)

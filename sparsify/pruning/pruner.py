@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from types import NoneType
 from typing import Any
@@ -15,9 +13,8 @@ from torch import Tensor, nn
 
 from ..arguments import takes
 from ..processes.ranks import group_of
-from ..processes.shards import copy_into, count
 from ..surgery.channels import Channels
-from ..surgery.masks import MaskedWeight, masked_parameters
+from ..surgery.masks import MaskedWeight, kept_of, masked_parameters
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
 from ..surgery.sharding import reshard, shard_masks
@@ -25,7 +22,6 @@ from ..surgery.unwrap import unwrap
 from .build_report import losses_of, pruning_report
 from .criteria.gradients import LossFunction, on_model_and_batch
 from .criteria.table import Context
-from .cycle_generator import CycleGenerator
 from .mask_update import set_all, union_of
 from .parts import (
     at_prices,
@@ -35,15 +31,16 @@ from .parts import (
     masks_to_keep,
     measured_prices,
     removed,
+    sums_of,
     update_parts,
     with_data,
 )
 from .report import PruningReport, SparsityWarning
 from .same_masks import check_same
 from .schedules import Update, update_plan
-from .selection.prunable_weights import RemovedValues, copy_to_aliases
+from .selection.prunable_weights import copy_to_aliases
 from .settings.prune import Pruning, parse_pruning
-from .state import pack, unpack
+from .state import PrunerState, settings_text
 
 __all__ = ["Pruner", "PruningReport", "ScheduleWarning", "SparsityWarning"]
 
@@ -107,29 +104,31 @@ class Pruner:
             check_shards(self.parts)
             self._group = shards
         self.names = tuple(name for part in self.parts for name in part.candidates.names)
-        self.position, self.sparsity = 0, 0.0
-        self._done = 0  # updates of the plan
-        self._started = self._ready = False  # ready: `start` was called in this process
-        self._union: dict[str, Tensor] = {}
-        self._removed_values = RemovedValues(self.pruning.masked_weights)
-        self._random = CycleGenerator(generator, self._group)
+        self.position = 0
+        self._state = PrunerState(self.pruning.masked_weights, generator, self._group, sums_of(self.parts))
+        self._state.sums.watch(self._weights())
+        self._ready = False  # `start` was called in this process
         self._batches: Iterable[Any] | None = None
         self._loss_fn: LossFunction | None = None
         self._example_input = example_input
         self._note_progress()
-        self._removed_before = 0  # entries that masks removed when this pruning began
         self._watched = list(self._weights().values())
         self.on_cycle_end: Callable[[int], None] | None = None
 
     @property
+    def sparsity(self) -> float:
+        """The sparsity due now."""
+        return self._state.sparsity
+
+    @property
     def cycle(self) -> int:
         """The number of the present cycle, from 1; 0 before pruning begins."""
-        return self.plan[self._done - 1].cycle if self._done else 0
+        return self.plan[self._state.done - 1].cycle if self._state.done else 0
 
     @property
     def finished(self) -> bool:
         """Whether the last update has happened: the masks do not change any more."""
-        return self._done == len(self.plan)
+        return self._state.done == len(self.plan)
 
     def start(self, batches: Iterable[Any] | None = None, loss_fn: Callable[..., Tensor] | None = None) -> None:
         """Make the updates due before the first step, and take the data that some criteria need.
@@ -144,16 +143,18 @@ class Pruner:
         self._batches = batches
         self._loss_fn = None if loss_fn is None else on_model_and_batch(loss_fn)
         self._ready = True
-        if not self._started:
-            self._started = True
-            self._removed_before = sum(w.mask.numel() - count(w.mask) for w in self._watched)
-            self.sparsity = removed(self.parts, self._weights()) if self._removed_before else 0.0
-            if self.sparsity:  # a ramp to a higher sparsity begins at the present masks, and only adds to them
-                self._union = masks_to_keep(self.parts, self._weights())
+        state = self._state
+        if not state.started:
+            state.started = True
+            kept, entries = kept_of(self._watched)
+            state.removed_before = entries - kept
+            state.sparsity = removed(self.parts, self._weights()) if state.removed_before else 0.0
+            if state.sparsity:  # a ramp to a higher sparsity begins at the present masks, and only adds to them
+                state.union = masks_to_keep(self.parts, self._weights())
             try:
                 self._apply_due_updates()
             except BaseException:
-                self._started = self._ready = False  # the next call tries again
+                state.started = self._ready = False  # the next call tries again
                 raise
 
     def check_present(self, *, where: str) -> None:
@@ -171,10 +172,12 @@ class Pruner:
             weight.mask  # noqa: B018 - something else may have put there what is no mask
         self.position += 1
         reshard(self.model)
+        if self._state.sums.names:
+            self._state.sums.next_step(self._weights())
         self._note_progress()
         if self.pruning.masked_weights != "decay":
-            self._removed_values.restore(self._weights().values())
-        if self._done < len(self.plan) and self.plan[self._done].step <= self.position:
+            self._state.removed_values.restore(self._weights().values())
+        if self._state.done < len(self.plan) and self.plan[self._state.done].step <= self.position:
             self._apply_due_updates()
 
     def report(self) -> PruningReport:
@@ -183,53 +186,33 @@ class Pruner:
         Gives a ScheduleWarning while steps are done and updates still due, and after more steps than were planned.
         """
         warn_of_schedule(self.model, stacklevel=2)
-        return pruning_report(self.model, self.pruning, self.parts, self._removed_before)
+        return pruning_report(self.model, self.pruning, self.parts, self._state.removed_before)
 
     def _note_progress(self) -> None:
         last = self.plan[-1].step if self.plan else 0
-        note_progress(self.model, Progress(self.position, self.total_steps, last, self._done, len(self.plan)))
+        note_progress(self.model, Progress(self.position, self.total_steps, last, self._state.done, len(self.plan)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs to continue to the same bits; the masks are in the model's state.
 
         A flat dict of integers, floats, bools, strings and tensors, all copies.
         """
-        before = {"removed_before": self._removed_before} if self._removed_before else {}
-        return pack({**self._plain_state(), **before}, {"union": self._union, "frozen": self._removed_values.values})
+        return self._state.as_dict(self._own_entries())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of a pruner with the same settings and model, whose own state is loaded separately.
 
         Raises SparsifyError, with nothing changed, for other settings or another model.
         """
-        weights = self._weights()
-        shapes = {"union": {name: weight.mask for name, weight in weights.items()}}
-        shapes["frozen"] = {name: weight.parameter.detach() for name, weight in weights.items()}
-        known = {key: value for key, value in state.items() if key != "removed_before"}
-        plain, groups = unpack(known, self._plain_state(), shapes)
-        self._removed_before = state.get("removed_before", 0)
-        if "prices" in plain:
-            self.parts = at_prices(self.parts, plain["prices"].cpu())
-        self.position, self.sparsity, self._done = plain["position"], plain["sparsity"], plain["done"]
-        self._started, self._ready = plain["started"], False
+        found = self._state.load(state, self._own_entries(), self._weights())
+        if "prices" in found:
+            self.parts = at_prices(self.parts, found["prices"].cpu())
+        self.position, self._ready = found["position"], False
         self._note_progress()
-        self._random.load(plain)
-        for kept, group in ((self._union, "union"), (self._removed_values.values, "frozen")):
-            kept.clear()
-            kept.update({name: copy_into(shapes[group][name].clone(), value) for name, value in groups[group].items()})
 
-    def _plain_state(self) -> dict[str, Any]:
-        settings = self.pruning.model_dump(mode="json")
-        settings |= {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch, "weights": self.names}
-        return {
-            "settings": json.dumps(settings),
-            "position": self.position,
-            "sparsity": self.sparsity,
-            "done": self._done,
-            "started": self._started,
-            **self._random.state(),
-            **measured_prices(self.parts),
-        }
+    def _own_entries(self) -> dict[str, Any]:
+        settings = settings_text(self.pruning, self.total_steps, self.steps_per_epoch, self.names)
+        return {"settings": settings, "position": self.position, **measured_prices(self.parts)}
 
     def _weights(self) -> dict[str, MaskedWeight]:
         # Looked up each time: `.to(device)` and some ways of loading put new tensors in the place of the masks.
@@ -238,45 +221,36 @@ class Pruner:
 
     def _apply_due_updates(self) -> None:
         weights = self._weights()
-        with torch.no_grad(), self._all_or_nothing(weights):
-            while self._done < len(self.plan) and self.plan[self._done].step <= self.position:
-                update = self.plan[self._done]
+        with torch.no_grad(), self._state.all_or_nothing(weights):
+            while self._state.done < len(self.plan) and self.plan[self._state.done].step <= self.position:
+                update = self.plan[self._state.done]
                 self._apply(update, weights)
                 copy_to_aliases(self.model)
-                self._done += 1
-                check_same(weights, self.position, self._done, self._group)
+                self._state.done += 1
+                check_same(weights, self.position, self._state.done, self._group)
                 self._note_progress()
                 if self.on_cycle_end is not None and self.pruning.schedule.cyclical and update.progress == 1:
                     self.on_cycle_end(update.cycle)
-        self._removed_values.snapshot(weights.values())
+        self._state.removed_values.snapshot(weights.values())
         if self.finished:
             self._batches = self._loss_fn = None
+            self._state.sums.close()
             for line in losses_of(self.model, self.parts):
                 warnings.warn(line, SparsityWarning, stacklevel=3)
-
-    @contextmanager
-    def _all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
-        """Restore masks and state if the block raises: a score is NaN, a criterion fails, someone interrupts."""
-        masks = {name: weight.mask.clone() for name, weight in weights.items()}
-        done, sparsity, union, drawn = self._done, self.sparsity, dict(self._union), self._random.state()
-        try:
-            yield
-        except BaseException:
-            set_all({name: weight.mask for name, weight in weights.items()}, masks)
-            self._done, self.sparsity, self._union = done, sparsity, union
-            self._random.load(drawn)
-            raise
 
     def _apply(self, update: Update, weights: Mapping[str, MaskedWeight]) -> None:
         masks = {name: weight.mask for name, weight in weights.items()}
         if update.event in ("reset", "union"):
-            set_all(masks, self._union if update.event == "union" else None)
-            self.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
+            set_all(masks, self._state.union if update.event == "union" else None)
+            self._state.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
         else:
-            given = (self._random.rewound(update.cycle), self._batches, self._loss_fn)
-            context = Context(
-                self.model, masks, self.position, *given, example_input=self._example_input, group=self._group
-            )
-            self.sparsity = update_parts(self.parts, self._done, weights, context, self._union)
+            given = (self._state.random.rewound(update.cycle), self._batches, self._loss_fn)
+            more: dict[str, Any] = {
+                "example_input": self._example_input,
+                "step_sums": self._state.sums.values,
+                "group": self._group,
+            }
+            context = Context(self.model, masks, self.position, *given, **more)
+            self._state.sparsity = update_parts(self.parts, self._state.done, weights, context, self._state.union)
         if update.event == "save":
-            self._union = union_of(self._union, masks)
+            self._state.union = union_of(self._state.union, masks)

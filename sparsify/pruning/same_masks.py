@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, distributed
 
 from ..errors import SparsifyError
-from ..processes.ranks import Group
-from ..processes.shards import is_sharded
+from ..processes.ranks import Group, together
+from ..processes.shards import group_of_copies, is_sharded, local
 from ..surgery.masks import MaskedWeight
 
 _WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -36,11 +36,19 @@ def check_same(weights: Mapping[str, MaskedWeight], position: int, done: int, gr
     """Raise SparsifyError, on every process, that names the first weight whose mask is not one on all of them.
 
     `position` and `done` are the steps and the updates that were made. Each process holds its own part of a sharded
-    mask: these are left out.
+    mask: it is compared with the copies of that part, if there are any.
     """
     if group is None:
         return
-    compared = {name: weight.mask for name, weight in weights.items() if not is_sharded(weight.mask)}
+    parts = {name: weight.mask for name, weight in weights.items() if is_sharded(weight.mask)}
+    copies = next((group_of_copies(mask) for mask in parts.values()), None)
+    if copies is not None:
+        with together(group):
+            _compare({name: local(mask) for name, mask in parts.items()}, position, done, copies)
+    _compare({name: weight.mask for name, weight in weights.items() if name not in parts}, position, done, group)
+
+
+def _compare(compared: Mapping[str, Tensor], position: int, done: int, group: Group) -> None:
     numbers = [position, done, len(compared), *map(mask_hash, compared.values())]
     places = _differing(numbers, _device(group), group)
     if not places:

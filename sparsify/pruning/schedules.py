@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,6 +47,7 @@ class Cycle(NamedTuple):
     elapsed: int
 
     def progress(self, step: int) -> Fraction:
+        """Return the part of the cycle gone by `step`, 1 at its end; of one without length, which is at its end, 1."""
         return Fraction(step - self.begin, self.length) if self.length else Fraction(1)
 
 
@@ -187,8 +187,3 @@ def _sparsity_of(pruning: Pruning) -> Callable[[Fraction], Fraction]:
 
 def _continues_from_a_peak(pruning: Pruning, cycle: Cycle) -> bool:
     return pruning.schedule.ramp == "full" and cycle.elapsed % 2 == 1
-
-
-def cycle_at(parts: list[Cycle], step: int) -> int:
-    """Return the number of the cycle that `step` lies in, from 1; 0 before the first."""
-    return bisect_right([cycle.begin for cycle in parts], step)

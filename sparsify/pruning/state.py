@@ -1,16 +1,125 @@
-"""A pruner's state as a flat dict of numbers, strings and tensors, and back."""
+"""A pruner's state: what changes while it prunes, and its form in a checkpoint."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import SparsifyError
+from ..processes.ranks import Group, gather
+from ..processes.shards import copy_into
+from ..surgery.masks import MaskedWeight
+from .criteria.gradients import zeros_like
+from .criteria.step_sums import StepSums
+from .mask_update import set_all
+from .selection.prunable_weights import RemovedValues
+from .settings.prune import Pruning
 
 VERSION = 1
+
+
+class CycleGenerator:
+    """A private CPU generator, rewound to the beginning of the cycle at every update, so that numbers are the same."""
+
+    def __init__(self, source: torch.Generator | None, group: Group = None) -> None:
+        """Seed it with one number drawn from `source`, so that rewinding repeats none of its numbers; or with 0.
+
+        Of a `group` of processes the first one's number seeds it on all.
+        """
+        seed = 0 if source is None else int(torch.randint(2**62, (), generator=source, device=source.device))
+        seed = gather(seed, group)[0]
+        self.generator = torch.Generator().manual_seed(seed)
+        self._start, self._cycle = self.generator.get_state(), 0
+
+    def rewound(self, cycle: int) -> torch.Generator:
+        """Return the generator as it was when `cycle` (from 1) was first asked for."""
+        if cycle != self._cycle:
+            self._start, self._cycle = self.generator.get_state(), cycle
+        self.generator.set_state(self._start)
+        return self.generator
+
+    def state(self) -> dict[str, Any]:
+        """Return its state, for `load`: the entries of a pruner's state that belong to it."""
+        states = {"generator": self.generator.get_state(), "cycle_generator": self._start}
+        return {"cycle_drawn": self._cycle, **states}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.generator.set_state(state["generator"].cpu())
+        self._start, self._cycle = state["cycle_generator"].cpu().clone(), state["cycle_drawn"]
+
+
+class PrunerState:
+    """How far a pruning is.
+
+    `done` counts the updates of the plan, `sparsity` is the one due now, `removed_before` counts the entries that masks
+    removed when it began; `union` holds the masks of finished cycles by weight name, `sums` what criteria add
+    up over the steps.
+    """
+
+    def __init__(self, masked_weights: str, generator: torch.Generator | None, group: Group, sums: StepSums) -> None:
+        self.done, self.sparsity, self.started, self.removed_before = 0, 0.0, False, 0
+        self.union: dict[str, Tensor] = {}
+        self.removed_values = RemovedValues(masked_weights)
+        self.random = CycleGenerator(generator, group)
+        self.sums = sums
+
+    def as_dict(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the flat dict that `load` reads, with copies of the tensors and the pruner's `own` entries."""
+        before = {"removed_before": self.removed_before} if self.removed_before else {}
+        return pack({**own, **self._plain(), **before}, self._tensors())
+
+    def load(
+        self, state: Mapping[str, Any], own: Mapping[str, Any], weights: Mapping[str, MaskedWeight]
+    ) -> dict[str, Any]:
+        """Go on from what `as_dict` returned, with the pruner's present `own` entries; return the saved plain ones.
+
+        Raises SparsifyError, with nothing changed, for other settings or another model.
+        """
+        shapes = {"union": {name: weight.mask for name, weight in weights.items()}}
+        shapes["frozen"] = {name: weight.parameter.detach() for name, weight in weights.items()}
+        shapes["sums"] = zeros_like({name: weight for name, weight in weights.items() if name in self.sums.names})
+        known = {key: value for key, value in state.items() if key != "removed_before"}
+        plain, groups = unpack(known, {**own, **self._plain()}, shapes)
+        self.removed_before = state.get("removed_before", 0)
+        self.sparsity, self.done, self.started = plain["sparsity"], plain["done"], plain["started"]
+        self.random.load(plain)
+        self.sums.watch(weights)
+        for group, kept in self._tensors().items():
+            kept.clear()
+            kept.update({name: copy_into(shapes[group][name].clone(), value) for name, value in groups[group].items()})
+        return plain
+
+    def _plain(self) -> dict[str, Any]:
+        return {"sparsity": self.sparsity, "done": self.done, "started": self.started, **self.random.state()}
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"union": self.union, "frozen": self.removed_values.values, "sums": self.sums.values}
+
+    @contextmanager
+    def all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
+        """Restore masks and state if the block raises: a score is NaN, a criterion fails, someone interrupts."""
+        masks = {name: weight.mask.clone() for name, weight in weights.items()}
+        before = self.done, self.sparsity, dict(self.union)
+        drawn = self.random.state()
+        try:
+            yield
+        except BaseException:
+            set_all({name: weight.mask for name, weight in weights.items()}, masks)
+            self.done, self.sparsity, self.union = before
+            self.random.load(drawn)
+            raise
+
+
+def settings_text(pruning: Pruning, total_steps: int, steps_per_epoch: int | None, weights: Sequence[str]) -> str:
+    """Return as JSON what must be equal where a pruning goes on."""
+    times = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    return json.dumps(pruning.model_dump(mode="json") | times | {"weights": weights})
 
 
 def pack(plain: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:

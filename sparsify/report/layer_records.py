@@ -58,8 +58,7 @@ class Layers:
 
 def read_layers(run: Run) -> Layers:
     """Return the layers of a run's saved model, which is built and run once on zeros to count multiply-adds."""
-    rows = [row for row in run.file.rows if row.kept is not None and not row.encoding.startswith("alias")]
-    stored = tuple(Layer(row.name, tuple(row.shape), row.kept or 0) for row in rows)
+    stored = tuple(Layer(row.name, tuple(row.shape), row.kept or 0) for row in run.file.masked_rows)
     removed = sum(layer.parameters - layer.kept for layer in stored)
     totals = (run.file.original_entries, run.file.entries - removed)
     try:

@@ -42,11 +42,6 @@ class Run:
         return self.recipe.train.seed
 
     @property
-    def tested(self) -> tuple[Row, ...]:
-        """The records with a test accuracy."""
-        return tuple(record for record in self.records if record.get("test_accuracy") is not None)
-
-    @property
     def accuracy(self) -> float | None:
         """The test accuracy at the end, at the final sparsity; None without test data."""
         value = self.records[-1].get("test_accuracy")

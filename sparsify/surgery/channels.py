@@ -47,7 +47,8 @@ def analyse(
     - `rules`: rules by operation name ("mylib::gate"), used before the built-in ones.
     - `examples`: further inputs. Groups that differ in a pass of one of them are left out, and a barrier says so.
 
-    Raises SparsifyError for another word in `heads`, and whatever the model's forward raises.
+    Raises SparsifyError for another word in `heads`, a value in `rules` that is no Rule and an input that the forward
+    does not take, and whatever the forward raises.
     """
     check_heads("analyse", heads)
     if any(True for _ in all_masked_parameters(model)):

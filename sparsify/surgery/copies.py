@@ -32,7 +32,6 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     return copied
 
 
-_COPYING = ("__reduce__", "__reduce_ex__", "__getstate__")
 _ATOMS = (type(None), bool, int, float, str, type, torch.dtype, torch.device, torch.Size)
 
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from ..arguments import takes
 from ..errors import SparsifyError, did_you_mean
-from ..processes.shards import copy_into
+from ..processes.shards import copy_into, count
 from .full_name import full_name
+from .live_masks import bool_mask
 from .module_walk import named_modules
-from .parametrized import computed_weight, computes_from
+from .parametrized import computed_weight, computes_from, formed_since
 
 
 class Layout(NamedTuple):
@@ -50,7 +50,12 @@ class MaskedWeight(NamedTuple):
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The raw parameter, values under the mask included."""
+        """The raw parameter, values under the mask included; SparsifyError if it was parametrized since it has one."""
+        if formed_since(self.module, self.parameter_name):
+            raise SparsifyError(
+                f"{self.name} was parametrized after the conversion, and its mask does not follow: take the "
+                "parametrization off, fold the model, parametrize it, and convert it again"
+            )
         return getattr(self.module, self.parameter_name)  # type: ignore[no-any-return]
 
     @property
@@ -63,45 +68,6 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module had before it was converted; of a plain module, its class."""
     cls = type(module)  # not `__class__`, which a wrapper may take from the module that it wraps
     return getattr(cls, "original_class", cls)
-
-
-def bool_mask(module: nn.Module, name: str) -> Tensor:
-    """Return the live mask of one of a module's parameters, as its forward uses it.
-
-    A mask of numbers that are all 0 or 1 becomes bool
-    again. Raises SparsifyError for any other, which averaging or loading with `assign=True` has left there.
-    """
-    mask: Tensor = getattr(module, f"{name}_mask")
-    if mask.dtype is not torch.bool and not isinstance(mask, Proxy):
-        mask = module._buffers[f"{name}_mask"] = _as_bool(mask, f"{type(module).__name__}.{name}_mask")
-    return mask
-
-
-def make_masks_bool(state_dict: dict[str, Any], keys: Iterable[str]) -> None:
-    """Make the masks at `keys` of a state dict bool, in place. Raises SparsifyError for one with other values."""
-    made = {key: _as_bool(state_dict[key], key) for key in keys if isinstance(state_dict.get(key), Tensor)}
-    state_dict.update(made)
-
-
-def _as_bool(mask: Tensor, name: str) -> Tensor:
-    if mask.dtype is torch.bool:
-        return _true_or_false(mask)
-    wrong = mask[(mask != 0) & (mask != 1)]
-    if wrong.numel():
-        raise SparsifyError(
-            f"{name}: a mask holds only 0 and 1, here {float(wrong[0]):.4g} of dtype "
-            f"{str(mask.dtype).removeprefix('torch.')}: the masks were averaged; load the live model's, or call "
-            "sparsify.sync_masks(average, live)"
-        )
-    return mask.bool()
-
-
-def _true_or_false(mask: Tensor) -> Tensor:
-    """Return a bool mask whose every byte is 0 or 1: in a view of uint8 any other stands for True too."""
-    if mask.is_meta or type(mask) not in (Tensor, nn.Parameter):
-        return mask
-    values = mask.view(torch.uint8)
-    return values != 0 if bool((values > 1).any()) else mask
 
 
 def names_of_masked(module: nn.Module) -> tuple[str, ...]:
@@ -145,6 +111,12 @@ def _first_names(weights: Iterator[MaskedWeight]) -> dict[str, MaskedWeight]:
             seen.add(id(weight.parameter))
             found[weight.name] = weight
     return found
+
+
+def kept_of(weights: Iterable[MaskedWeight]) -> tuple[int, int]:
+    """Return how many entries the masks of `weights` keep, and how many they have."""
+    masks = [weight.mask for weight in weights]
+    return sum(map(count, masks)), sum(mask.numel() for mask in masks)
 
 
 @takes(model=nn.Module)

@@ -155,6 +155,13 @@ def computes_from(module: nn.Module, source: str) -> bool:
     return any(source == _source_of(hook) for hook in _hooks(module))
 
 
+def formed_since(module: nn.Module, name: str) -> bool:
+    """Whether a parametrization computes `name`, which was a parameter of the module when it got its mask."""
+    if name in module._parameters or name not in module.__dict__.get("masked_names", ()):
+        return False
+    return name in _lists(module) or any(hook.name == name for hook in _hooks(module))
+
+
 @torch.no_grad()
 def computed_weight(owner: nn.Module, source: str) -> Tensor:
     """Return the weight computed from an owner's parameter `source` now, in eval mode, unmasked."""

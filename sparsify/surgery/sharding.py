@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..processes.shards import check_by_rows, group_of_shards, is_sharded, like, part_of, whole
+from ..processes.shards import check_by_rows, group_of_mesh, is_sharded, like, part_of, whole
 from .masks import all_masked_parameters, is_computed, layout
 
 
@@ -50,7 +50,7 @@ def shard_masks(model: nn.Module) -> Any:
                 f"Pruner: {weight.name} is sharded, and its output units do not lie along its rows, or it is computed "
                 "in the forward; leave it dense with 'ignore' when the model is converted"
             )
-        group = group_of_shards(parameter)
+        group = group_of_mesh(parameter)
         if not is_sharded(weight.mask):
             mask = like(parameter, part_of(parameter, weight.mask), weight.mask.shape)
             weight.module._buffers[f"{weight.parameter_name}_mask"] = mask

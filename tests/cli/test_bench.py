@@ -32,20 +32,6 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of a small model, pruned to 80 %."""
-    path = tmp_path_factory.mktemp("models") / "m.safetensors"
-    model = library.build_model("timm:test_resnet", num_classes=10)
-    library.convert(model)
-    generator = torch.Generator().manual_seed(0)
-    masks = {name: torch.rand(mask.shape, generator=generator) < 0.2 for name, mask in library.get_masks(model).items()}
-    library.set_masks(model, masks)
-    about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}}
-    library.save(model, path, **about, extra={"input_shape": [3, 32, 32]})  # type: ignore[arg-type]
-    return path
-
-
 def rows(out: str) -> dict[str, list[str]]:
     """Return the cells of the table of runtimes by name."""
     lines = [line for line in out.splitlines() if line.rstrip().endswith(" s")]

@@ -14,20 +14,6 @@ from tests.cli.conftest import Outcome
 Run = Callable[..., Outcome]
 
 
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of a small model, pruned to 80 %."""
-    path = tmp_path_factory.mktemp("models") / "m.safetensors"
-    model = library.build_model("timm:test_resnet", num_classes=10)
-    library.convert(model)
-    generator = torch.Generator().manual_seed(0)
-    masks = {name: torch.rand(mask.shape, generator=generator) < 0.2 for name, mask in library.get_masks(model).items()}
-    library.set_masks(model, masks)
-    about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}}
-    library.save(model, path, **about, extra={"input_shape": [3, 32, 32]})  # type: ignore[arg-type]
-    return path
-
-
 @pytest.mark.parametrize("format", FORMATS)
 def test_export_writes_every_format_and_says_what_it_costs(
     format: str, sparsify: Run, pruned: Path, tmp_path: Path

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsify
@@ -19,7 +18,7 @@ from sparsify.pruning.settings import prune as settings
 from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.pruning.settings.sections import CRITERION_ROWS, UNIT_CRITERIA
 from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
-from tests.pruning.examples import small_network
+from tests.pruning.examples import batches, loss_fn, small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")
 
@@ -51,15 +50,6 @@ EVERY_CHOICE = [(c, s, g) for c in CRITERIA for s, g in EVERY_SELECTION if c not
 def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What holds for three rounds of SynFlow holds for its hundred."""
     monkeypatch.setattr(settings, "SYNFLOW_ROUNDS", 3)
-
-
-def batches() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    return [torch.randn(3, 3, 6, 6, generator=generator) for _ in range(2)]
-
-
-def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
-    return F.cross_entropy(model(batch), torch.arange(len(batch)))
 
 
 def settings_of(granularity: str, sparsity: float = 0.6) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.surgery.channels import Channels, Operation
@@ -49,6 +50,17 @@ def small_network(seed: int = 0, *, norms: bool = False) -> nn.Module:
             nn.init.uniform_(norm.weight, -1, 1)
     convert(model)
     return model
+
+
+def batches() -> list[Tensor]:
+    """Return two batches of images for `small_network`, always the same."""
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(3, 3, 6, 6, generator=generator) for _ in range(2)]
+
+
+def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+    """Return the loss of a model whose images are of classes 0, 1, 2, ..."""
+    return F.cross_entropy(model(batch), torch.arange(len(batch)))
 
 
 def set_weights(model: nn.Module, values: Mapping[str, Array]) -> None:

@@ -156,6 +156,19 @@ def test_a_score_of_nan_changes_no_mask(scope: str, granularity: str, value: flo
     assert all(torch.equal(mask, before[name]) for name, mask in get_masks(model).items())
 
 
+@pytest.mark.parametrize("scope", ["layer", "filter"])
+def test_a_score_of_nan_is_refused_where_nothing_goes(scope: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 2, bias=False))
+    convert(model)
+    rules = [{"match": "2.weight", "sparsity": 0.01}]  # of 40 entries of a row, and of 80, none
+    pruner = Pruner(model, {"scope": scope, "sparsity": 0.5, "rules": rules} | ONE_SHOT, 1)
+    with torch.no_grad():
+        model[2].weight[1, 3] = float("nan")
+    with pytest.raises(SparsifyError, match=r"2\.weight: a score is NaN"):
+        pruner.start()
+    assert not any(removed(model).values())
+
+
 def test_a_criterion_that_fails_in_a_later_round_changes_no_mask() -> None:
     calls = []
 
@@ -205,6 +218,26 @@ def test_a_criterion_may_call_backward(frozen: bool) -> None:
     assert torch.equal(model[3].weight.grad, torch.ones(6, 8)) and model[5].weight.grad is None
     assert model[0].weight.requires_grad is not frozen and not model[1].training and model[0].training
     assert all(torch.equal(buffer, dict(model.named_buffers())[name]) for name, buffer in buffers.items())
+
+
+def test_a_criterion_may_call_backward_in_inference_mode() -> None:
+    model = network()
+    batches = [(torch.randn(9, 6), torch.randint(4, (9,)))]
+    with torch.inference_mode():
+        Pruner(model, {"criterion": taylor, "sparsity": 0.5} | ONE_SHOT, 1).start(batches, cross_entropy)
+    assert all(removed(model).values())
+    model(torch.randn(9, 6)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "scores, kind", [(lambda w: w.to_sparse(), "sparse_coo"), (lambda w: w.to(torch.complex64), "complex64")]
+)
+def test_scores_that_cannot_be_compared_are_refused(scores: Any, kind: str) -> None:
+    model = network()
+    pruner = Pruner(model, {"criterion": lambda w, c: {n: scores(v) for n, v in w.items()}, "sparsity": 0.5}, 1)
+    with pytest.raises(SparsifyError, match=f"with real numbers, not a {kind} tensor"):
+        pruner.start()
+    assert not any(removed(model).values())
 
 
 def test_a_schedule_that_was_cut_short_or_overrun_is_told(tmp_path: Any) -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cli.view.report import sparsity_lines
@@ -13,7 +12,7 @@ from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, masked_weights
-from tests.pruning.examples import floor_of, lowest, small_network
+from tests.pruning.examples import batches, floor_of, loss_fn, lowest, small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")
 SIZES = {"0.weight": 216, "3.weight": 16, "4.weight": 48, "7.weight": 750}
@@ -98,15 +97,6 @@ def test_a_norm_of_units_of_two_rules_is_an_error() -> None:
     pruner = Pruner(model, {"sparsity": 0.5, "rules": together}, 1, example_input=torch.zeros(1, 3, 4, 4))
     pruner.start()
     assert pruner.report().parts[0][1].chosen == 2
-
-
-def batches() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    return [torch.randn(3, 3, 6, 6, generator=generator) for _ in range(2)]
-
-
-def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
-    return F.cross_entropy(model(batch), torch.arange(len(batch)))
 
 
 UNION: dict[str, Any] = {

@@ -10,7 +10,7 @@ from hypothesis import settings as tuned
 from hypothesis import strategies as st
 
 from sparsify.errors import SparsifyError
-from sparsify.pruning.schedules import Update, curve, cycle_at, cycles, update_plan
+from sparsify.pruning.schedules import Update, curve, update_plan
 from sparsify.pruning.settings.curves import cubic, cyclic, linear
 from sparsify.pruning.settings.prune import Pruning, parse_pruning
 
@@ -201,11 +201,6 @@ def test_times_that_do_not_fit_are_one_line(given: dict[str, Any], total: int, m
     with pytest.raises(SparsifyError) as caught:
         update_plan(settings(**given), total)
     assert message in str(caught.value)
-
-
-def test_cycle_at_counts_from_one_and_is_zero_before_the_first() -> None:
-    parts = cycles(settings(schedule={"name": "cyclic", "cycles": 2}, begin="2it", end="10it"), 12)
-    assert [cycle_at(parts, step) for step in (0, 1, 2, 5, 6, 9, 10, 12)] == [0, 0, 1, 1, 2, 2, 2, 2]
 
 
 @curve(keys=("initial_sparsity",))

@@ -45,11 +45,12 @@ def network() -> nn.Module:
     return model
 
 
-def sharded(model: nn.Module) -> nn.Module:
+def sharded(model: nn.Module, *copies: int) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    shape, names = (copies, ("copies", "shards")) if copies else ((torch.distributed.get_world_size(),), ("shards",))
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -232,3 +233,32 @@ def test_what_does_not_work_on_shards_is_refused_in_one_line(tmp_path: Path) -> 
     expected += ["criterion 'taylor'", "criterion 'fpgm'", "is sharded", "0.weight: a score is NaN"]
     for mine, theirs, part in zip(first, second, expected, strict=True):
         assert part in mine and part in theirs and "\n" not in mine, (part, mine, theirs)
+
+
+def with_copies(rank: int, *mesh: int) -> dict[str, Any]:
+    size, found = mesh[0] * mesh[1], {}
+    for name in ("snip", "random", "global union"):
+        model = sharded(network(), *mesh)
+        masks, state, _ = trained(model, rank, size, name)
+        found[name] = masks, state
+    if mesh[0] > 1:  # one copy alone gets other weights, and so other masks
+        model = sharded(network(), *mesh)
+        pruner = Pruner(model, {"sparsity": 0.5, "scope": "layer", "schedule": "constant"}, 8)
+        if rank < mesh[1]:
+            with torch.no_grad():
+                model[0].weight.to_local().copy_(model[0].weight.to_local().flip(1))
+        with pytest.raises(SparsifyError, match=r"0\.weight is not the same on all processes"):
+            pruner.start()
+    return found
+
+
+@pytest.mark.parametrize("mesh", [(2, 1), (1, 2), pytest.param((2, 2), marks=pytest.mark.slow)])
+def test_masks_of_a_model_that_is_sharded_with_copies(tmp_path: Path, mesh: tuple[int, int]) -> None:
+    results = on_ranks(mesh[0] * mesh[1], with_copies, tmp_path / "ranks", *mesh, seconds=120)
+    for name in results[0]:
+        alone, state, _ = trained(network(), 0, 1, name)
+        for found in results:
+            for mine, single in zip(found[name][0], alone, strict=True):
+                assert all(torch.equal(mine[weight], mask) for weight, mask in single.items()), name
+            for key, value in state.items():
+                torch.testing.assert_close(found[name][1][key], value, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")

@@ -110,7 +110,7 @@ def read_cuts(text: str) -> StoredCuts:
 
 
 def cuts_from(stored: StoredCuts) -> Cuts:
-    """Return the same as `surgery.cuts.Cuts`."""
+    """Return the same as `surgery.shrink.cuts.Cuts`."""
     from ...surgery.shrink.cuts import Cuts
 
     removed: dict[str, dict[int, tuple[int, ...]]] = {}

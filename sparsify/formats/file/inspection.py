@@ -19,9 +19,9 @@ from .metadata import Contents, MaskedEntry, Metadata, read_contents
 class TensorRow:
     """One tensor of the model. `kept` and `sparsity` (fraction removed) are None for a tensor without a mask.
 
-    `encoding`: a name of `encoding.ENCODINGS` for a masked weight, "plain" for any other tensor, "alias of NAME" for a
-    further name of a tensor stored once. `bytes_stored` counts values and mask, `bytes_dense` the same tensor dense,
-    `bytes_limit` is what no encoding goes below (`limit`), None for a tensor without a mask.
+    `encoding`: a name of `weight_encodings.ENCODINGS` for a masked weight, "plain" for any other tensor, "alias of
+    NAME" for a further name of a tensor stored once. `bytes_stored` counts values and mask, `bytes_dense` the same
+    tensor dense, `bytes_limit` is what no encoding goes below (`limit`), None for a tensor without a mask.
     `original` is the shape that the tensor had before the model was cut, None if it was not cut; `added` tells that the
     cut made it.
     """
@@ -37,6 +37,11 @@ class TensorRow:
     original: Shape | None = None
     added: bool = False
     bytes_limit: int | None = None
+
+    @property
+    def is_alias(self) -> bool:
+        """Whether it is a further name of a tensor stored once."""
+        return self.encoding.startswith("alias of ")
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,14 @@ class FileSummary:
         sizes = [
             row.bytes_dense // max(1, math.prod(row.shape)) * math.prod(row.original or row.shape)
             for row in self.rows
-            if not row.added and not row.encoding.startswith("alias")
+            if not row.added and not row.is_alias
         ]
         return sum(sizes)
+
+    @property
+    def masked_rows(self) -> list[TensorRow]:
+        """The tensors with masks, each once."""
+        return [row for row in self.rows if row.kept is not None and not row.is_alias]
 
 
 def inspect_file(path: str | os.PathLike[str]) -> FileSummary:

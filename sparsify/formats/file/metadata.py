@@ -43,7 +43,7 @@ class Metadata:
     `format`: "sparse" or "dense" as sparsify wrote it, "plain" for a safetensors file of another writer. `spec` names
     the model ("timm:resnet18") that `arguments` complete; `recipe` is the merged recipe's YAML; `cast` is the type that
     floating values were cast to on request; `writer` the version of sparsify that wrote the file. `engine` is the way
-    of running the model that was found to be the fastest where the file was written (`runtime.stored`).
+    of running the model that was found to be the fastest where the file was written (`tuning.file_record`).
     """
 
     format: str = "plain"

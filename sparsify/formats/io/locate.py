@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from ...errors import RunError, SparsifyError
+from ...errors import RunError, SparsifyError, one_line
 
 # What sparsify and others call the file of a model in its folder.
 MODEL_FILE = "model.safetensors"
@@ -85,5 +85,4 @@ def _reason(error: Exception, revision: str | None) -> str:
         return f"no {MODEL_FILE} of it in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it"
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"the repository has no file {MODEL_FILE}"
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    return f"cannot be fetched from the hub: {text if len(text) <= 160 else f'{text[:157]}...'}"
+    return f"cannot be fetched from the hub: {one_line(cause, 160)}"

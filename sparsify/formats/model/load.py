@@ -27,7 +27,7 @@ from ..file.metadata import Contents
 from ..io.locate import model_file
 from .build import build_named
 from .model_state import adopt_dtypes, check_names, put
-from .read import read_file
+from .read import FileState, read_file
 
 
 @takes(path=PATH, model=(nn.Module, NoneType), fold=bool)
@@ -50,7 +50,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     if model is not None:
         refuse_sharded(unwrap(model), "load", "load the file before it is cut")
     path = model_file(path)
-    (state, masks, metadata), contents = read_file(path)
+    found, contents = read_file(path)
     if are_masks_alone(contents):
         raise SparsifyError(f"{path}: holds masks alone, without weights: put them on a model with sparsify.load_masks")
     target = model
@@ -59,17 +59,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     inner = unwrap(target)
     undo = _cut(path, inner, contents)
     try:
-        check_names(os.fspath(path), inner, state)
-        if model is None and metadata.cast is None:
-            adopt_dtypes(inner, state)
-        masks |= {alias: masks[name] for alias, name in contents.aliases.items() if name in masks}
-        if fold and not any(entry.encoding == "raw" for entry in contents.masked.values()):
-            masks = {}  # the effective weights are all that a plain model needs
-        if masks:
-            further = [name for name, entry in contents.masked.items() if entry.also]
-            aliases = {alias for alias, name in contents.aliases.items() if name in further}
-            ensure_masked(os.fspath(path), inner, masks.keys() - aliases - {*further}, further)
-        put(inner, state, masks)
+        check_names(os.fspath(path), inner, found.state)
+        if model is None and found.metadata.cast is None:
+            adopt_dtypes(inner, found.state)
+        _fill(os.fspath(path), inner, found, contents, fold=fold)
     except BaseException:
         undo()
         raise
@@ -78,6 +71,18 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
     if fold and next(all_masked_parameters(inner), None) is not None:
         return fold_model(inner)
     return target
+
+
+def _fill(where: str, model: nn.Module, found: FileState, contents: Contents, *, fold: bool) -> None:
+    """Copy what a file holds into a model of its names; a plain model gets the masks too, unless it is to be folded."""
+    masks = found.masks | {alias: found.masks[name] for alias, name in contents.aliases.items() if name in found.masks}
+    if fold and not any(entry.encoding == "raw" for entry in contents.masked.values()):
+        masks = {}  # the effective weights are all that a plain model needs
+    if masks:
+        further = [name for name, entry in contents.masked.items() if entry.also]
+        aliases = {alias for alias, name in contents.aliases.items() if name in further}
+        ensure_masked(where, model, masks.keys() - aliases - {*further}, further)
+    put(model, found.state, masks)
 
 
 def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...arguments import PATH, takes
 from ...errors import SparsifyError, did_you_mean
+from ...quantities import sizes
 from ...surgery.masking.masked_classes import detach_masks
 from ...surgery.masks import all_masked_parameters, masked_parameters, set_masks
 from ...surgery.unwrap import unwrap
@@ -120,7 +121,7 @@ def _check(
         first, cut = other[0], ", which was cut smaller" if contents.cuts else ""
         raise SparsifyError(
             f"{path}: {_of(len(other), masks)} another shape than the parameter in the model: "
-            f"'{first}' {_sizes(masks[first])} for {_sizes(parameters[first])}{built}{cut}"
+            f"'{first}' {sizes(masks[first].shape)} for {sizes(parameters[first].shape)}{built}{cut}"
         )
     in_file = {id(parameters[name]) for name in masks}
     bare = [name for name, weight in masked_parameters(model).items() if id(weight.parameter) not in in_file]
@@ -154,7 +155,3 @@ def _more(names: list[str]) -> str:
 
 def _of(count: int, masks: Mapping[str, Tensor]) -> str:
     return f"{count} of {len(masks)} masks {'has' if count == 1 else 'have'}"
-
-
-def _sizes(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"

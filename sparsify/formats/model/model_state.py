@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, listed
+from ...quantities import sizes
 from ...surgery.masks import all_masked_parameters, all_masked_weights, is_computed
 from ...surgery.shrink.attributes import new_attributes
 from ...surgery.shrink.cuts import Cuts, checked, cuts_of, every_tensor
@@ -112,7 +113,7 @@ def check_names(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> No
 def check_fit(where: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Raise SparsifyError, one line, unless `state` has the names of a model's `own` tensors, in their shapes."""
     shapes = [
-        f"{name} is {_shape(state[name])}, the model's {_shape(own[name])}"
+        f"{name} is {sizes(state[name].shape)}, the model's {sizes(own[name].shape)}"
         for name in own
         if name in state and isinstance(own[name], Tensor) and state[name].shape != own[name].shape
     ]
@@ -121,7 +122,7 @@ def check_fit(where: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
         "unexpected": [name for name in state if name not in own],
         "of another shape": shapes,
     }
-    problems = [f"{len(names)} {what}: {_list(names)}" for what, names in found.items() if names]
+    problems = [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]
     if problems:
         raise SparsifyError(f"{where}: its tensors do not fit the model ({'; '.join(problems)})")
 
@@ -140,12 +141,3 @@ def put(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tenso
     for weight in all_masked_parameters(model):
         live[f"{weight.name}_mask"] = masks.get(weight.name, torch.ones((), dtype=torch.bool).expand(weight.mask.shape))
     model.load_state_dict({**state, **live}, strict=True)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
-
-
-def _list(names: list[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -66,6 +66,10 @@ def _checked(
                 f"criterion '{criterion}' must score '{name}' with a tensor of shape "
                 f"{tuple(weight.mask.shape)}, not {_kind(scores)}"
             )
+        if scores.layout is not torch.strided or scores.is_complex() or scores.is_meta:
+            odd = scores.dtype if scores.layout is torch.strided else scores.layout
+            kind = "meta" if scores.is_meta else str(odd).removeprefix("torch.")
+            raise SparsifyError(f"criterion '{criterion}' must score '{name}' with real numbers, not a {kind} tensor")
         scores = scores.detach() if scores.is_floating_point() else scores.to(torch.float64)
         if is_sharded(weight.mask) and not is_sharded(scores):
             scores = part_of(weight.mask, scores)

@@ -203,7 +203,7 @@ def batch_gradients(
     A weight that a module computes more than once, where it is used, has one each time. With `create_graph` the values
     can be differentiated once more. Raises SparsifyError for a loss that is no tensor of one element with a gradient.
     """
-    computed = {name for name, weight in weights.items() if _is_computed(weight)}
+    computed = {name for name, weight in weights.items() if is_computed(weight)}
     taps = _Taps(model, computed)
     with taps:
         loss = loss_fn(model, batch)
@@ -224,7 +224,8 @@ def batch_gradients(
     return found
 
 
-def _is_computed(weight: MaskedWeight) -> bool:
+def is_computed(weight: MaskedWeight) -> bool:
+    """Return whether a module computes the weight that it uses from this parameter."""
     return effective_weight(weight).data_ptr() != weight.parameter.data_ptr()
 
 

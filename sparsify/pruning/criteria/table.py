@@ -12,6 +12,7 @@ entry: a mapping of the same names to float tensors of the same shapes. One of t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from ...arguments import takes
 from ...errors import SparsifyError
 from ...processes.ranks import Group
+from ..report import SparsityWarning
 from .gradients import LossFunction, squared_of_samples, summed_gradients
 from .hessian_gradient import hessian_gradient_products
 from .inputs import input_norms
@@ -43,6 +45,7 @@ class Context:
     done; `generator`: a CPU generator that starts from the same state at every update of a cycle, so that random scores
     do not change within it; `batches` and `loss_fn`: what was handed to `Pruner.start`, or None; `options`: what else
     the recipe's criterion section says; `example_input`: an input of the model's, of which only shape and kind count;
+    `step_sums`: of criteria that add over the steps of training, the sums by weight name, empty before the first;
     `group`: the processes that train the model, None for one alone.
     """
 
@@ -54,6 +57,7 @@ class Context:
     loss_fn: LossFunction | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     example_input: Any = None
+    step_sums: Mapping[str, Tensor] = field(default_factory=dict)
     group: Group = None
 
 
@@ -64,11 +68,18 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @takes(criterion=Callable)
 def needs_data(criterion: _Function) -> _Function:
-    """Mark a criterion that uses `context.batches`: the pruner then raises an error if `start` was given no batches.
+    """Return `criterion`, marked as one that uses `context.batches`.
 
-    Of several processes each scores with its own batches, and the mean of their scores counts.
+    The pruner then raises SparsifyError if `start` was given no batches. Of several processes each scores with its own
+    batches, and the mean of their scores counts.
     """
     criterion.needs_data = True  # type: ignore[attr-defined]
+    return criterion
+
+
+def adds_over_steps(criterion: _Function) -> _Function:
+    """Mark a criterion that uses `context.step_sums`; at an update before the first step it needs data."""
+    criterion.adds_over_steps = True  # type: ignore[attr-defined]
     return criterion
 
 
@@ -159,14 +170,21 @@ def fisher(weights: Mapping[str, Tensor], context: Context) -> Scores:
     return {name: squares[name].mul_(weight.square()).div_(2) for name, weight in weights.items()}
 
 
-@needs_data
+@adds_over_steps
 def movement(weights: Mapping[str, Tensor], context: Context) -> Scores:
-    """Score weights by -(sum of w * dL/dw): small or negative where training moves them to zero.
+    """Score weights by -(sum of w * dL/dw over the steps of training): negative where training moves them to zero.
 
-    Sanh et al. 2020 (Movement Pruning), equation 5, which adds over the steps of training. Here the sum is over the
-    batches handed over, at the weights as they are, in train mode under the present masks: a removed weight has the
-    score 0. Leaves the model as `snip` does.
+    Sanh et al. 2020 (Movement Pruning), equation 5 (the constant factor changes no order and is left out), from
+    `Pruner.start` on, with the gradient that the optimiser meets, which is 0 for a weight that is removed: its score
+    stands still (the paper's straight-through estimator moves it on). Where there is no sum, at an update before the
+    first step, it is taken over the batches handed over, in train mode under the present masks. Leaves the model as
+    `snip` does.
     """
+    if context.step and not context.step_sums:
+        seen = f"no optimiser of torch was seen in {context.step} steps"
+        warnings.warn(f"criterion 'movement': {seen}; scores are of the batches alone", SparsityWarning, stacklevel=2)
+    if context.step_sums:  # the present values: nothing adds to them while masks are updated
+        return {name: context.step_sums[name] for name in weights}
     gradients = summed_gradients(context.model, weights, *_data(context, "movement"), group=context.group)
     return {name: gradients[name].mul_(weight).neg_() for name, weight in weights.items()}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...calls import inputs_of, run
 from ...errors import SparsifyError
 from ...surgery.masks import Layout, MaskedWeight, all_masked_weights, layout, masked_weights
 from ..preserve_state import preserve_state
@@ -40,19 +42,13 @@ def summed_distances(model: nn.Module, weights: Mapping[str, Tensor], masks: Map
         units = rows(torch.where(masks[name], weight, 0).to(torch.float64), own)
         kept = rows(masks[name], own).any(1)
         sums = torch.zeros(len(units), dtype=torch.float64, device=weight.device)
-        for ids in torch.arange(len(units), device=weight.device).chunk(_matrices(weight, own)):
+        matrices = prod(weight.shape[d] for d in own.matrices)
+        for ids in torch.arange(len(units), device=weight.device).chunk(max(1, matrices)):
             left = ids[kept[ids]]
             distances = torch.cdist(units[left], units[left], compute_mode="donot_use_mm_for_euclid_dist")
             sums[left] = distances.sum(1)
         scores[name] = _spread(sums, weight, own)
     return scores
-
-
-def _matrices(weight: Tensor, own: Layout) -> int:
-    count = 1
-    for dimension in own.matrices:
-        count *= weight.shape[dimension]
-    return max(1, count)
 
 
 def _spread(units: Tensor, weight: Tensor, own: Layout) -> Tensor:
@@ -109,10 +105,9 @@ def _followed(model: nn.Module, example_input: Any) -> tuple[dict[str, list[nn.M
         for module in model.modules()
         if isinstance(module, _NORMS) and module.weight is not None
     ]
-    inputs = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
     try:
         with preserve_state(model, [], training=False), torch.no_grad():
-            model(*inputs)
+            run(model, inputs_of(example_input, "criterion 'bn_scale'", model))
     finally:
         for handle in handles:
             handle.remove()

@@ -66,6 +66,9 @@ def remove_lowest(tensors: Sequence[ScoredTensor], count: int) -> None:
     size, least = (int(number) for number in _over_all(np.array(sizes), tensors))
     count = max(count, least)
     if count <= 0 or count >= size:
+        with together(group):
+            for _ in _keys(tensors, check=True) if tensors else ():  # a NaN is refused all the same
+                pass
         for scored in tensors:
             scored.mask.fill_(count <= 0)
         return
@@ -206,7 +209,7 @@ def _chunk_keys(scored: ScoredTensor, chunk: slice, dtype: torch.dtype, *, check
     bits = _integers(values.view(integer))
     magnitude = bits & limits.max
     allowed = None if scored.allowed is None else scored.allowed[chunk].reshape(-1)
-    infinity = int(torch.tensor(torch.inf, dtype=dtype).view(integer))
+    infinity = int(torch.tensor(torch.inf, dtype=dtype, device="cpu").view(integer))
     if check and int(magnitude.max()) > infinity:
         wrong = values.isnan() if allowed is None else values.isnan() & allowed
         if bool(wrong.any()):

@@ -46,7 +46,7 @@ CRITERION_ROWS = {
     "synflow": CriterionRow("synflow, the share in the flow through the positive network (Tanaka et al. 2020)"),
     "taylor": CriterionRow("taylor (w * dL/dw)^2 by batch (Molchanov et al. 2019)", needs_data=True),
     "fisher": CriterionRow("fisher w^2 / 2 * the mean of g^2 of a sample (Theis et al. 2018)", needs_data=True),
-    "movement": CriterionRow("movement -w * dL/dw (Sanh et al. 2020)", needs_data=True),
+    "movement": CriterionRow("movement -w * dL/dw summed over the steps (Sanh et al. 2020)", needs_data=True),
     "wanda": CriterionRow("wanda |w| * the norm of its inputs (Sun et al. 2024)", needs_data=True),
     "lamp": CriterionRow("lamp w^2 / the sum of all squares of the layer that are as large (Lee et al. 2021)"),
     "fpgm": CriterionRow("fpgm, of a unit its distances to the others (He et al. 2019)", of_units=True),
@@ -83,6 +83,8 @@ ScopeName = Annotated[str, _one_of("scope", SCOPE_NAMES), _enum(SCOPE_NAMES)]
 
 
 class Section(BaseModel):
+    """A part of a recipe: immutable, without keys of other names."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 

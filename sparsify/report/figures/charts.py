@@ -42,10 +42,10 @@ def converter() -> Any:
     return vl_convert
 
 
-def chart(rows: Iterable[Mapping[str, Any]], width: int | str = "container") -> Figure:
+def chart(rows: Iterable[Mapping[str, Any]]) -> Figure:
     """Return a chart of `rows` without a mark; its width follows the page's."""
     alt = altair()
-    return alt.Chart(alt.Data(values=[dict(row) for row in rows])).properties(width=width)
+    return alt.Chart(alt.Data(values=[dict(row) for row in rows])).properties(width="container")
 
 
 def config(colour: str = "currentColor", background: str = "transparent") -> dict[str, Any]:

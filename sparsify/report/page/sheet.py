@@ -20,7 +20,8 @@ def make_sheet(run: Run, layers: Layers, cells: Sequence[Cell] = ()) -> Sheet:
     dense = next((cell for cell in cells if not cell.sparsity), None)
     own = next((cell for cell in cells if run in cell.runs), None)
     reached = _accuracy(own) if own else "-" if run.accuracy is None else percent(run.accuracy)
-    rows = [plain_row("test accuracy", _accuracy(dense) if dense and run.sparsity else "not given", reached, "")]
+    average = "of the average of the weights" if run.recipe.train.ema is not None else ""
+    rows = [plain_row("test accuracy", _accuracy(dense) if dense and run.sparsity else "not given", reached, average)]
     rows.append(_counts("parameters", layers.parameters, layers.kept_parameters))
     if layers.multiply_adds is not None and layers.kept_multiply_adds is not None:
         rows.append(_counts("multiply-adds of a pass", layers.multiply_adds, layers.kept_multiply_adds))

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ...calls import run
 from ...errors import RunError
+from ...surgery.tracing.announced import announced_as_traced
 from ..call_outputs import Outline, outputs_apart
 from ..kernel_errors import PASSED, TraceError, one_line
 
@@ -37,8 +38,21 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[f
     """Return the graph of the call `unflatten(inputs)` for inputs of these shapes, and the outline of its outputs.
 
     The graph takes the tensors one by one and returns a flat list. The model is in evaluation mode and plain. Raises
-    TraceError where PyTorch cannot record the forward, and RunError where its control flow depends on values.
+    TraceError where PyTorch cannot record the forward, and RunError where its control flow depends on values, also
+    where libraries go by what is right for all values (`announced_as_traced`).
     """
+    try:
+        return _traced(model, inputs, unflatten)
+    except RunError:
+        try:
+            with announced_as_traced():
+                return _traced(model, inputs, unflatten)
+        except (RunError, TraceError):
+            pass
+        raise
+
+
+def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Outline]:
     found: list[Outline] = []
 
     def flat(*tensors: Tensor) -> list[Any]:

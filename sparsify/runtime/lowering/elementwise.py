@@ -19,6 +19,7 @@ Affine = tuple[Tensor, Tensor]  # a scale and a shift for each channel, in float
 
 
 def clamp(lowering: Lowering, node: fx.Node) -> bool:
+    """A clamp of each entry, ReLU among them."""
     source = lowering.buffers.get(arguments(node)[0])
     scalars = CLAMPS[node.target](*arguments(node)[1:])
     if source is None or scalars is None:

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from ..recording.ops import DATA_DEPENDENT, STALE, Op, Recording, Value, first_line, pointwise
+from ..recording.ops import DATA_DEPENDENT, LIKE, STALE, Op, Recording, Value, first_line, pointwise
 from .axis_moves import move
 from .deferred import Deferred, resolve
 from .mac_counts import multiply_adds
@@ -231,7 +231,7 @@ class Coupling:
             return
         else:
             self.barrier(op)
-        if op.results and not op.is_movement:
+        if op.results and not op.is_movement and op.name not in LIKE:
             for value in op.inputs:
                 for axis in self.offered.pop(value, []):
                     self.numbers.pin(axis)

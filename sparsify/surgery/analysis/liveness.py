@@ -7,7 +7,8 @@ or 1. The gradient of the outputs with respect to a flag is then positive exactl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +21,17 @@ from .bias_sinks import BiasSink
 from .constants import propagate
 
 Flow: TypeAlias = "Callable[[Liveness, Op], None]"
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Make tensors without a dtype of their own float32, as flags are, whatever a user has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class _Indicator(torch.autograd.Function):
@@ -70,7 +82,7 @@ class Liveness:
         self.failures: dict[Op, str] = {}
         self.bias_sinks = sinks
         self.constant_channels: dict[Op, Tensor] = {}  # bias sink -> bool [channels]: those that enter it constant
-        with torch.enable_grad():
+        with torch.enable_grad(), _float32_by_default():
             for op in recording.ops:
                 self.visit(op)
             self.roots += [self.of(value) for value in recording.outputs]
@@ -91,7 +103,8 @@ class Liveness:
         """Return a Value's flags, a float32 form; for a constant, compressed."""
         if value not in self.flags:
             if value.constant is None:
-                flags = torch.ones([1] * len(value.shape))
+                # Of what no rule has set: alive, once it is read.
+                flags = torch.ones([1] * len(value.shape), requires_grad=True)
             else:
                 may_be_anything = self.learning and value.trainable
                 flags = torch.ones([1] * len(value.shape)) if may_be_anything else self.recording.nonzero_entries(value)

@@ -71,21 +71,23 @@ def _each(names: str, count: Callable[[Op], int]) -> dict[str, Callable[[Op], in
     return dict.fromkeys(names.split(), count)
 
 
+# One operation under the names of its kernels, and one product for each group of rows.
+ATTENTIONS = tuple(
+    f"_scaled_dot_product_{kernel}"
+    for kernel in "flash_attention_for_cpu flash_attention efficient_attention cudnn_attention "
+    "fused_attention_overrideable".split()
+)
+GROUPED = ("_grouped_mm", "transformers::grouped_mm_fallback")
 COUNTS: dict[str, Callable[[Op], int]] = {
     **_each("mm addmm bmm baddbmm mv addmv dot vdot _scaled_mm _int_mm _addmm_activation linear", _product),
-    **_each("_grouped_mm transformers::grouped_mm_fallback", _product),
+    **dict.fromkeys(GROUPED, _product),
     **_each("addbmm", _batches_summed),
     **_each("convolution", _convolution),
     **_each("conv_tbc", _over_time),
     **_each("torchvision::deform_conv2d", _deformable),
     **_each("_trilinear", _bilinear),
     **_each("mkldnn_rnn_layer _cudnn_rnn miopen_rnn lstm gru rnn_tanh rnn_relu", _recurrent),
-    **_each(
-        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-        "_scaled_dot_product_fused_attention_overrideable",
-        _attention,
-    ),
+    **dict.fromkeys(ATTENTIONS, _attention),
 }
 # Prefixes of the names of PyTorch's other multiplying operations. All others are element-wise, movements, comparisons,
 # sorts or sums.

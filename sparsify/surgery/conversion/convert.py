@@ -23,11 +23,13 @@ from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_
 from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
 from ..parametrized import computed_names, computes_from
 from ..rollback import all_or_nothing
+from ..shallow_copies import bound_attributes
 from ..sharding import refuse_sharded
 from ..torch_prune import Pruned, cannot_take_over, take_over
-from .exclusions import leave_out_unmaskable
+from .decisions import ConversionPlan, Key, key_at
+from .exclusions import leave_out_shared, leave_out_unmaskable
 from .hook_reads import hooks_that_read
-from .plan import ConversionPlan, Key, leave_out_shared, plan_module, weight_owners
+from .plan import plan_module, weight_owners
 from .plan_extra import masked_extra, plan_extra
 from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
 
@@ -52,7 +54,8 @@ class ConversionReport:
 def convert(model: nn.Module, ignore: Iterable[str] = (), only: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
 
-    Parameters that matrix products take for weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
+    Return a report: how the mask of each weight enters, or why it has none. Parameters that matrix products take for
+    weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
     `ignore` lists weights that get no mask: names of weights or modules, globs, "re:" before a regular expression,
@@ -170,6 +173,7 @@ def apply(
         if kind == "substituted":
             module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
             module.__dict__["computed_apart"] = id(module) in plan.apart
+            module.__dict__["bound_attributes"] = bound_attributes(module)
             masked = module.__dict__.get("masked_names", ())
             names = [name for name in masked if not computes_from(module, name)]
             module.__dict__["computed_weights"] = tuple(n for n in names if plan.how.get((id(module), n)) == "computed")
@@ -206,5 +210,5 @@ def _needs_class(module: nn.Module, wanted: set[Key], plan: ConversionPlan) -> b
     if isinstance(module, torch.jit.ScriptModule) or (isinstance(module, Masked) and id(module) not in plan.reads):
         return False
     reads = plan.reads.get(id(module), [])
-    owners = [(id(module.get_submodule(path.rpartition(".")[0])), path.rpartition(".")[2]) for path in reads]
+    owners = [key_at(module, path) for path in reads]
     return any(owner in wanted for owner in owners) or bool(names_of_masked(module))

@@ -1,13 +1,29 @@
-"""Exclusions from a plan, whatever forwards read: weights that cannot have a mask beside them, final classes."""
+"""Exclusions from a plan: parameters shared with a dense use, weights that take no mask, final classes."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from ..masking.masked_classes import masked_class
+from ..masking.masked_classes import ATTRIBUTES, Masked, masked_class
 from ..masks import original_class
-from .plan import ConversionPlan, Key
+from .decisions import ConversionPlan, Key, key_at
+
+
+def leave_out_shared(plan: ConversionPlan) -> None:
+    """Take a shared parameter out of the plan if one of its modules uses it dense, or another reads it from outside."""
+    sharing: dict[int, dict[Key, str]] = {}
+    for name, (module, key) in plan.owners.items():
+        held = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
+        if held is not None:
+            sharing.setdefault(id(held), {}).setdefault((id(module), key), name)
+    for parameter, places in sharing.items():
+        dense = [name for where, name in places.items() if where not in plan.how]
+        reason = f"shared with {dense[0]}, which is used dense" if dense and len(places) > 1 else ""
+        if reason or parameter in plan.outside:
+            for where in places:
+                plan.how.pop(where, None)
+                plan.reasons[where] = plan.outside.get(parameter, reason)
 
 
 def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
@@ -19,7 +35,7 @@ def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
             plan.reasons[id(module), name] = reason
     for module in modules:
         paths = [name for name in module._parameters if (id(module), name) in plan.how]
-        keys = {*map(lambda path: _key(module, path), [*paths, *plan.reads.get(id(module), ())])} & plan.how.keys()
+        keys = {key_at(module, path) for path in [*paths, *plan.reads.get(id(module), ())]} & plan.how.keys()
         problem = _class_problem(module, plan.kinds.get(id(module), "owner")) if keys else ""
         for key in keys if problem else ():
             plan.how.pop(key)
@@ -30,17 +46,20 @@ def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
             plan.reads.pop(id(module), None)
 
 
-def _key(module: nn.Module, path: str) -> Key:
-    owner, _, name = path.rpartition(".")
-    return id(module.get_submodule(owner)), name
-
-
 def _class_problem(module: nn.Module, kind: str) -> str:
     """Return why a module cannot take on the masked class of `kind`, or nothing."""
     cls = original_class(module)
+    taken = [] if isinstance(module, Masked) else [name for name in ATTRIBUTES if _has(module, name)]
+    if taken:
+        return f"has an attribute {taken[0]} of its own, as masked modules have"
     try:
         made = masked_class(cls, kind)  # type: ignore[arg-type]
         object.__setattr__(object.__new__(cls), "__class__", made)
     except Exception as error:  # noqa: BLE001 - a class of the user's decides what happens when it is derived from
         return f"no class can be derived from {cls.__name__}: {type(error).__name__}: {error}".splitlines()[0]
     return ""
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    held = (module.__dict__, module._parameters, module._buffers, module._modules)
+    return any(name in names for names in held) or any(name in vars(cls) for cls in type(module).__mro__)

@@ -31,7 +31,7 @@ def fold(model: nn.Module) -> nn.Module:
     A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter, so
     that the computed, masked weight is stored instead: in a module of torch.nn if the forward is one convolution or
     linear operation, else in the module itself, which uses it without computing it. Both are logged. `model` is not
-    changed.
+    changed. Raises SparsifyError for a model that fully_shard has cut.
     """
     refuse_sharded(model, "fold", "fold it before it is cut, or save it and load the file")
     computed: dict[str, dict[str, Tensor]] = {}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..masks import names_of_masked
+from ..tracing.bytecode_scan import read_by_functions
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
@@ -64,3 +65,18 @@ def read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
     if isinstance(module, fx.GraphModule):
         paths += [node.target for node in module.graph.nodes if node.op == "get_attr"]
     return [(module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
+
+
+def read_by_held_functions(module: nn.Module, where: str) -> dict[int, str]:
+    """Return, by id, the weights of its children that functions held by a module read, with the reason; see `where`.
+
+    They read the stored values.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return {}
+    return {
+        id(module.get_submodule(child)._parameters[name]): (
+            f"the function {function}, which {where} holds, reads it: no mask can enter there"
+        )
+        for (child, name), function in read_by_functions(module).items()
+    }

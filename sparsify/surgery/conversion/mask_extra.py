@@ -14,7 +14,8 @@ from ..masking.masked_classes import Masked
 from ..masks import all_masked_weights, names_of_masked
 from ..rollback import all_or_nothing
 from .convert import apply
-from .plan import ConversionPlan, Key, plan_module
+from .decisions import ConversionPlan, Key
+from .plan import plan_module
 from .plan_extra import at_or_below, masked_extra, may_read, plan_extra, unmaskable
 
 

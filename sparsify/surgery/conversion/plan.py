@@ -1,18 +1,16 @@
-"""The plan of a conversion, made without touching the model: how each weight is masked, each module's new class."""
+"""Planning the masks on weights: which of them each module's forward reads, and how a mask enters there."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import fx, nn
 
+from ..discovery.chosen_weights import add_chosen
 from ..discovery.weight_uses import PART, Use, parameter_uses
 from ..full_name import full_name
 from ..masking.masked_classes import Masked, is_direct
 from ..masking.substituted_call import fused_weights
-from ..masks import Layout, original_class
+from ..masks import original_class
 from ..parametrized import source_parameters
 from ..tracing.bytecode_scan import (
     CONV_AND_LINEAR,
@@ -23,42 +21,13 @@ from ..tracing.bytecode_scan import (
     reads_weights,
     reads_weights_of_children,
 )
-from ..tracing.own_graphs import OwnGraphs, as_original
+from ..tracing.own_graphs import as_original
 from ..tracing.partial_graphs import partial_graphs
 from ..tracing.trace_cache import graphs_like
-from .foreign_changes import read_by_replaced, replaced_forward, unreachable_weights
+from .decisions import ConversionPlan, key_at
+from .foreign_changes import read_by_held_functions, read_by_replaced, replaced_forward
 
-Key = tuple[int, str]  # id of the owning module, parameter name
 _STORED = ("operand", "source")  # the uses of weights that are masked where they are stored
-
-
-@dataclass
-class ConversionPlan:
-    """The decisions of a conversion, by id of the module. `names` are the modules' qualified names."""
-
-    names: dict[int, str]
-    how: dict[Key, str] = field(default_factory=dict)
-    reasons: dict[Key, str] = field(default_factory=dict)
-    layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where known
-    apart: set[int] = field(default_factory=set)  # modules whose computed weights are masked outside of torch.compile
-    dense: set[Key] = field(default_factory=set)  # weights that a forward reads without a mask
-    kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
-    reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
-    traced: dict[int, OwnGraphs] = field(default_factory=dict)  # the forwards that were traced
-    trace_cache: dict[Any, OwnGraphs] = field(default_factory=dict)  # by the structure and settings of a module
-    notes: list[str] = field(default_factory=list)
-    extra: set[Key] = field(default_factory=set)  # parameters to be masked that are no weights
-    reached: set[Key] = field(default_factory=set)  # those of them that a forward reads masked
-    blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads without a mask -> why
-    outside: dict[int, str] = field(default_factory=dict)  # ids of parameters read from afar -> why no mask enters
-    owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)  # of every weight-like parameter, by name
-    _unreachable: dict[int, dict[str, str]] = field(default_factory=dict)
-
-    def unreachable(self, module: nn.Module) -> dict[str, str]:
-        """Return `unreachable_weights(module)`, computed once: nothing changes while a plan is made."""
-        if id(module) not in self._unreachable:
-            self._unreachable[id(module)] = unreachable_weights(module)
-        return self._unreachable[id(module)]
 
 
 def weight_owners(model: nn.Module, plan: ConversionPlan) -> dict[str, tuple[nn.Module, str]]:
@@ -84,6 +53,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
     unreachable = plan.unreachable(module)
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
+    plan.outside |= read_by_held_functions(module, plan.names[id(module)] or type(module).__name__)
     formed = source_parameters(module)
     own = [name for name in own_weights(module) if name not in unreachable and name not in formed]
     if isinstance(module, torch.jit.ScriptModule) or (unreachable and not own):
@@ -108,8 +78,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
 def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: ConversionPlan) -> None:
     """Plan a class of `kind` for the module, which masks the weights at `paths`."""
     for path in paths:
-        owner_path, _, name = path.rpartition(".")
-        plan.how.setdefault((id(module.get_submodule(owner_path)), name), how)
+        plan.how.setdefault(key_at(module, path), how)
     if paths:
         plan.kinds[id(module)] = kind
         plan.reads[id(module)] = paths
@@ -125,6 +94,7 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: ConversionPlan) -
     for graph in traced.all:
         _add_uses(uses, traced.module, graph)
         _leave_outside(module, traced.module, graph, plan)
+    add_chosen(module, uses)
     _leave_computed_below(module, uses, plan)
     _note_uses(module, uses, plan)
     for name in own:
@@ -145,20 +115,21 @@ def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: Convers
     paths = [path for path, use in uses.items() if use.how == "computed" and "." in path]
     for path in paths:
         uses.pop(path)
-        owner_path, _, name = path.rpartition(".")
-        where = (id(module.get_submodule(owner_path)), name)
+        where = key_at(module, path)
         plan.dense.add(where)
         plan.reasons[where] = f"{plan.names[id(module)] or type(module).__name__} computes another weight from it"
     return paths
 
 
 def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan: ConversionPlan) -> None:
-    """Leave dense what a forward reads of modules that are not below its own: no mask enters there."""
+    """Leave dense what a forward reads of modules that are not below its own, and of its own past its attributes."""
     for node in graph.nodes:
         value = original.__dict__.get(node.target) if node.op == "get_attr" else None
         if isinstance(value, nn.Parameter):
             where = plan.names[id(module)] or type(module).__name__
-            plan.outside[id(value)] = f"{where} reads it although it is not below: no mask can enter there"
+            own = any(value is parameter for parameter in module._parameters.values())
+            how = "from a closure, a list or another object" if own else "although it is not below"
+            plan.outside[id(value)] = f"{where} reads it {how}: no mask can enter there"
 
 
 def _unread(module: nn.Module, name: str, failure: str) -> str:
@@ -183,14 +154,12 @@ def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
 def _note_uses(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) -> None:
     """Add the layouts of weights, and notes about them, to the plan."""
     for path, use in uses.items():
-        owner_path, _, name = path.rpartition(".")
         if use.layout is not None:
-            plan.layouts.setdefault((id(module.get_submodule(owner_path)), name), use.layout)
+            plan.layouts.setdefault(key_at(module, path), use.layout)
         if use.apart:
             plan.apart.add(id(module))
         if use.how != "unmasked" and use.reason:
-            prefix = plan.names[id(module)]
-            plan.notes.append(f"{prefix}.{path}: {use.reason}" if prefix else f"{path}: {use.reason}")
+            plan.notes.append(f"{full_name(plan.names[id(module)], path)}: {use.reason}")
 
 
 def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: ConversionPlan) -> None:
@@ -203,6 +172,7 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         _leave_outside(module, original, graph, plan)
         if not below and all(name in uses and uses[name].how in _STORED for name in own):
             break
+    add_chosen(module, uses)
     computed = _leave_computed_below(module, uses, plan)
     paths = [path for path, use in uses.items() if use.how in _STORED]
     for name in own:
@@ -233,19 +203,3 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
         f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "
         "unless it normalises them (verify tells)"
     )
-
-
-def leave_out_shared(plan: ConversionPlan) -> None:
-    """Take a shared parameter out of the plan if one of its modules uses it dense, or another reads it from outside."""
-    sharing: dict[int, dict[Key, str]] = {}
-    for name, (module, key) in plan.owners.items():
-        held = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
-        if held is not None:
-            sharing.setdefault(id(held), {}).setdefault((id(module), key), name)
-    for parameter, places in sharing.items():
-        dense = [name for where, name in places.items() if where not in plan.how]
-        reason = f"shared with {dense[0]}, which is used dense" if dense and len(places) > 1 else ""
-        if reason or parameter in plan.outside:
-            for where in places:
-                plan.how.pop(where, None)
-                plan.reasons[where] = plan.outside.get(parameter, reason)

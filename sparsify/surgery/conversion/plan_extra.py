@@ -15,8 +15,8 @@ from ..parametrized import source_parameters
 from ..torch_prune import pruned_parameters
 from ..tracing.bytecode_scan import has_forward, is_torch, mentions, mentions_own
 from ..tracing.trace_cache import graphs_like
+from .decisions import ConversionPlan, Key
 from .foreign_changes import read_by_replaced, replaced_forward, unreachable_weights
-from .plan import ConversionPlan, Key
 
 
 def plan_extra(module: nn.Module, plan: ConversionPlan) -> None:

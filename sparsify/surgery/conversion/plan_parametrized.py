@@ -13,8 +13,9 @@ from ..masks import original_class, usual_layout
 from ..parametrized import Parametrized, parametrized_weights, without_parametrizations
 from ..tracing.bytecode_scan import CONV_AND_LINEAR, is_torch
 from ..tracing.trace_cache import graphs_like
+from .decisions import ConversionPlan
 from .foreign_changes import replaced_forward
-from .plan import ConversionPlan, own_weights
+from .plan import own_weights
 
 
 def plan_parametrized(module: nn.Module, plan: ConversionPlan) -> None:

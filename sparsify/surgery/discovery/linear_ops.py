@@ -69,6 +69,8 @@ def operands(node: fx.Node) -> list[Operand]:
         found = _of_einsum(node)
     elif name == "tensordot":
         found = _of_tensordot(node)
+    elif name in _CHAINS:
+        found = _of_chain(node)
     elif name in _PRODUCTS:
         found = _of_product(node, *_PRODUCTS[name])
     else:
@@ -102,7 +104,8 @@ _PRODUCTS: dict[str, tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]] =
 }
 
 
-PRODUCTS = (*_PRODUCTS, "einsum", "tensordot")  # the names of matrix products
+_CHAINS = ("linalg_multi_dot", "multi_dot", "chain_matmul")  # products of any number of matrices
+PRODUCTS = (*_PRODUCTS, *_CHAINS, "einsum", "tensordot")  # the names of matrix products
 
 
 def _of_product(
@@ -118,6 +121,17 @@ def _of_product(
         if pattern:
             found.append(Operand(value, pattern, others))  # type: ignore[arg-type]
     return found
+
+
+def _of_chain(node: fx.Node) -> list[Operand]:
+    """Return the operands of a chain of products: those after the first keep their columns."""
+    values: list[Any] = [*node.args, *node.kwargs.values()]
+    values = [*values[0]] if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
+    patterns = ["oi", *["io"] * (len(values) - 1)]
+    return [
+        Operand(value, pattern, tuple(other for other in values if other is not value))
+        for value, pattern in zip(values, patterns, strict=True)
+    ]
 
 
 def _of_tensordot(node: fx.Node) -> list[Operand]:

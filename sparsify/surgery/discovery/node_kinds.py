@@ -51,6 +51,7 @@ def is_rearranging(node: fx.Node) -> bool:
 
 
 def rearranged_argument(node: fx.Node) -> Any:
+    """Return the argument whose entries a node rearranges, None if it names none."""
     if node.args:
         return node.args[0]
     return next((node.kwargs[key] for key in ("input", "tensors", "self") if key in node.kwargs), None)

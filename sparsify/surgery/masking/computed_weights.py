@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -9,7 +11,7 @@ from ...errors import SparsifyError
 from ..discovery.weight_uses import computed_operands, parameter_uses
 from ..side_effects import changed_buffers, in_mode
 from ..tracing.one_forward import TraceFailure
-from ..tracing.own_graphs import as_original, kinds, trace_kind
+from ..tracing.own_graphs import as_original, kinds, rarer_kinds, trace_kind
 from ..tracing.subgraphs import subgraph
 from .substituted_call import effective_weights, substituted_copy
 
@@ -27,7 +29,7 @@ def computed_weight(self: nn.Module, name: str) -> Tensor:
     device = original.get_parameter(name).device
     cuda = [device] if device.type == "cuda" else []
     with in_mode(original, False), torch.random.fork_rng(devices=cuda), changed_buffers(original, []):
-        for kind in kinds(original):
+        for kind in chain(kinds(original), rarer_kinds(original)):
             try:
                 graph = trace_kind(original, kind)
             except TraceFailure as error:

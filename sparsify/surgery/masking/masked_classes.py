@@ -18,11 +18,19 @@ from torch import Tensor, nn
 
 from ... import ops
 from ..averages import keep_masks_in_averages
-from ..masks import all_masked_parameters, bool_mask, make_masks_bool, names_of_masked
+from ..live_masks import bool_mask, make_masks_bool, mask_in_forward
+from ..masks import all_masked_parameters, names_of_masked
 from ..parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
 from .computed_weights import computed_weight
 from .passed_over import PassedOver, warn_of_masks_left_out, warn_of_save_pretrained
 from .substituted_call import substituted_call
+
+_OF_MODULES = (
+    *("masked_names", "masked_also", "masked_layouts", "masked_reads"),
+    *("computed_weights", "computed_apart", "bound_attributes"),
+)
+# What a masked module has besides its parameters' masks: no module of the user's may have one of these.
+ATTRIBUTES = (*_OF_MODULES, "original_class", "dense_forward", "masked_kind", "compute_effective_weight")
 
 
 class Masked(PassedOver):
@@ -123,9 +131,9 @@ def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
     """
     also = self.masked_also
     if not also:
-        return bool_mask(self, "weight") if self.masked_names else None, self.bias
-    mask = bool_mask(self, "weight") if "weight" in also or "weight" in self.masked_names else None
-    return mask, ops.mask_weight(self.bias, bool_mask(self, "bias")) if "bias" in also else self.bias
+        return mask_in_forward(self, "weight") if self.masked_names else None, self.bias
+    mask = mask_in_forward(self, "weight") if "weight" in also or "weight" in self.masked_names else None
+    return mask, ops.mask_weight(self.bias, mask_in_forward(self, "bias")) if "bias" in also else self.bias
 
 
 def _masked_linear(self: Any, input: Tensor) -> Tensor:
@@ -223,14 +231,7 @@ def detach_masks(module: nn.Module) -> None:
     unmask_in_hooks(module)
     for name in names_of_masked(module):
         del module._buffers[f"{name}_mask"]
-    for name in (
-        "masked_names",
-        "masked_also",
-        "masked_layouts",
-        "masked_reads",
-        "computed_weights",
-        "computed_apart",
-    ):
+    for name in _OF_MODULES:
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
         object.__setattr__(module, "__class__", module.original_class)

@@ -20,7 +20,7 @@ Replace = Callable[[Any], Any]
 
 def _functions(names: Iterable[str]) -> tuple[Any, ...]:
     """Return the functions, methods and operators of torch of these names, as objects: torch.compile needs that."""
-    homes = (torch, torch.functional, F, Tensor)
+    homes = (torch, torch.functional, torch.linalg, F, Tensor)
     spelled = [form for name in names for form in (name, f"__{name}__", f"__r{name}__", f"_{name}")]
     found = [getattr(home, name) for home in homes for name in spelled if callable(getattr(home, name, None))]
     return (*found, *(getattr(Tensor, name).__get__ for name in names if name in ("T", "mT", "H", "mH")))

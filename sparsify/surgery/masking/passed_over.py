@@ -10,15 +10,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import MaskWarning
-from ..masks import all_masked_parameters
+from ...errors import MaskWarning, SparsifyError
+from ..masks import all_masked_parameters, names_of_masked
 
 _ADVICE = "give it sparsify.fold(model) instead (docs/masks.md, 'Fold first')"
 _FRAMES = 60  # from a module's part of a state dict up to the function that asked for it
 
 
 class PassedOver:
-    """Mixin of masked classes: what quantisation and `save_pretrained` do to a module gives a MaskWarning."""
+    """Mixin of masked classes: what quantisation and `save_pretrained` do to a module gives a MaskWarning.
+
+    torch.nn.utils.prune, which would put a mask of its own in the place of one that is there, is refused.
+    """
 
     @property
     def qconfig(self) -> Any:
@@ -36,6 +39,16 @@ class PassedOver:
     @qconfig.deleter
     def qconfig(self) -> None:
         vars(self).pop("qconfig", None)
+
+    def register_buffer(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Register a buffer, but no mask of torch.nn.utils.prune over one that is there; that undoes what it began."""
+        by_prune = sys._getframe(1).f_globals.get("__name__") == "torch.nn.utils.prune"
+        if by_prune and name in [f"{masked}_mask" for masked in names_of_masked(self)]:  # type: ignore[arg-type]
+            raise SparsifyError(
+                f"{type(self).__name__}.{name} is the mask of a converted weight, which torch.nn.utils.prune would "
+                "replace: use sparsify.set_masks, or sparsify.fold(model) first"
+            )
+        super().register_buffer(name, *args, **kwargs)  # type: ignore[misc]
 
     def register_parameter(self, name: str, param: Any) -> None:
         """Register a parameter; a quantised one in place of a masked weight holds its dense values."""

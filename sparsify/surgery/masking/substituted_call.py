@@ -18,8 +18,11 @@ from torch import Tensor, fx, nn
 
 from ... import ops
 from ...errors import SparsifyError
-from ..masks import bool_mask, names_of_masked, original_class
+from ..live_masks import mask_in_forward
+from ..masks import names_of_masked, original_class
+from ..shallow_copies import bind_to, with_attributes
 from .operand_mode import Operands, eagerly
+from .written_weights import keep_written, stamps
 
 _REPLACED = frozenset({"_parameters", "_modules", "_flat_weights"})
 _MISSING = object()
@@ -64,6 +67,8 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
         return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
     copied = substituted_copy(module, weights, original_class(module))
+    before = stamps(weights)
+    bound = {name: copied.__dict__.get(name) for name in module.__dict__.get("bound_attributes", ())}
     try:
         masked = _masked_operands(module)
         with masked or nullcontext():
@@ -73,14 +78,15 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
             raise SparsifyError(f"{name}: the masks on the weights that it computes cannot be traced")
         return result
     finally:
-        _keep_assigned(module, copied, weights)
+        keep_written(module, weights, before)
+        _keep_assigned(module, copied, weights, bound)
 
 
 def _masked_operands(module: Any) -> Operands | None:
     """Return the mode that masks the weights which the module's forward computes, or None."""
     if not module.computed_weights:
         return None
-    masks = [(getattr(module, name), bool_mask(module, name)) for name in module.computed_weights]
+    masks = [(getattr(module, name), mask_in_forward(module, name)) for name in module.computed_weights]
     masked = [(parameter, _masked_by(mask)) for parameter, mask in masks]
     return Operands(masked, list(module.buffers()))
 
@@ -94,11 +100,13 @@ def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda operand: ops.mask_weight(operand, mask)
 
 
-def _keep_assigned(module: nn.Module, copied: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Assign and delete on `module` what a forward has assigned and deleted on its copy."""
+def _keep_assigned(
+    module: nn.Module, copied: nn.Module, weights: Mapping[str, Tensor], bound: Mapping[str, Any]
+) -> None:
+    """Assign and delete on `module` what a forward has assigned and deleted on its copy; `bound` was made for that."""
     own, now = module.__dict__, copied.__dict__
     for name, value in now.items():
-        if name not in _REPLACED and own.get(name, _MISSING) is not value:
+        if name not in _REPLACED and own.get(name, _MISSING) is not value and bound.get(name, _MISSING) is not value:
             own[name] = value
     if len(now) < len(own):
         for name in [name for name in own if name not in now]:
@@ -115,7 +123,7 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
         owner_path, _, name = path.rpartition(".")
         owner = module.get_submodule(owner_path)
         if name in names_of_masked(owner) and name not in owner.__dict__.get("computed_weights", ()):
-            found[path] = ops.mask_weight(getattr(owner, name), bool_mask(owner, name))
+            found[path] = ops.mask_weight(getattr(owner, name), mask_in_forward(owner, name))
     return found
 
 
@@ -124,8 +132,8 @@ def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type
 
     Modules below that own some of them are copied too, to be read; a call of such a copy calls the original module.
     """
-    copied: nn.Module = cls.__new__(cls)
-    copied.__dict__.update(module.__dict__)
+    copied = with_attributes(cls, module)
+    bind_to(copied, module, module.__dict__.get("bound_attributes", ()))
     own: dict[str, Tensor] = {}
     below: dict[str, dict[str, Tensor]] = {}
     for path, weight in weights.items():

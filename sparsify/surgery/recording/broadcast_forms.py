@@ -20,7 +20,7 @@ Shape = Sequence[int]
 def reshape(form: Tensor, old: Shape, new: Shape) -> Tensor:
     """Return the form of a tensor of shape `old` viewed as `new`; only dimensions in which it varies are expanded."""
     if 0 in old:
-        return form.new_zeros(list(new))
+        return _reshape_empty(form, old, new)
     sizes: list[int] = []
     expanded: list[int] = []
     for before, after in _blocks(tuple(old), tuple(new)):
@@ -31,6 +31,24 @@ def reshape(form: Tensor, old: Shape, new: Shape) -> Tensor:
             expanded += [old[d] for d in before]
             sizes += [new[d] for d in after]
     return form.expand(expanded).reshape(sizes)
+
+
+def _reshape_empty(form: Tensor, old: Shape, new: Shape) -> Tensor:
+    """Do as `reshape` for a tensor without entries, with sizes in place of zeros that keep the others in place."""
+    if 0 in form.shape:
+        return form.new_zeros(list(new))
+    before, after = (math.prod(size for size in shape if size) for shape in (old, new))
+    common = math.gcd(before, after)
+    moved = reshape(form, _filled(old, after // common), _filled(new, before // common))
+    for d, size in enumerate(new):
+        moved = moved if size else moved.narrow(d, 0, 1)
+    return moved
+
+
+def _filled(shape: Shape, size: int) -> Shape:
+    """Return a shape with `size` in place of the first zero, and 1 in place of others."""
+    first = shape.index(0)
+    return [(size if d == first else 1) if old == 0 else old for d, old in enumerate(shape)]
 
 
 @lru_cache(maxsize=1 << 12)
@@ -66,7 +84,9 @@ def compress(form: Tensor) -> Tensor:
 
 
 def nonzero(tensor: Tensor) -> Tensor:
-    """Return where a tensor is nonzero, a compressed bool form."""
+    """Return where a tensor is nonzero, a compressed bool form; everywhere, for all that is known, if it is sparse."""
+    if tensor.layout != torch.strided:
+        return torch.ones([1] * tensor.dim(), dtype=torch.bool)
     if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel():
         # Much faster than comparing every entry: often a row has no zeros, or only zeros. Fails for rows with NaN.
         pieces = [_extremes(piece) for piece in row_pieces(tensor.flatten(1))]

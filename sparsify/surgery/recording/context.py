@@ -12,33 +12,23 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ...calls import Inputs, inputs_of
+from ...preserve import keep_modes
 from ..full_name import full_name
 from ..module_walk import named_modules
 
 _Leaf = TypeVar("_Leaf")
 # Functions recorded as one operation, whatever kernels a device runs for them.
-WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pack_padded_sequence", "_pad_packed_sequence")
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+WHOLE = (*_RECURRENT, *(f"{name}_cell" for name in _RECURRENT), "_pack_padded_sequence", "_pad_packed_sequence")
 _ADDING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _REQUIRES_GRAD = vars(torch._C.TensorBase)["requires_grad"].__get__
 _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "numpy", Tensor.data_ptr: "data_ptr"}
-
-
-class Memory:
-    """One storage: the Values on it, how often it was written to, and how many were met before."""
-
-    def __init__(self, storage: torch.UntypedStorage, number: int) -> None:
-        self.number = number
-        # While this is held, no other storage gets the address.
-        self.held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        self.values: list[Any] = []
-        self.writes = 0
 
 
 def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
@@ -146,17 +136,14 @@ def addable_biases(model: nn.Module) -> frozenset[str]:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run the block with the model in eval mode; every module gets its own mode back."""
-    training = {module: module.training for _, module in named_modules(model)}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it makes a whole encoder layer one operation
     try:
-        model.eval()  # even if it is in eval mode: some classes clear a cache then
-        yield
+        with keep_modes(model):
+            model.eval()  # even if it is in eval mode: some classes clear a cache then
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():
-            if module.training != mode:
-                module.training = mode
 
 
 @contextmanager

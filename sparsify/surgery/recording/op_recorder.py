@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ...calls import run, tensors_in
 from ..full_name import full_name
@@ -17,7 +16,6 @@ from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
 from .context import (
     FunctionHooks,
-    Memory,
     asked_gradient_mode,
     leaves,
     module_names,
@@ -25,10 +23,12 @@ from .context import (
     not_compiled,
     own_inputs,
 )
-from .ops import FILLS, SCALED_BY_SIZE, STALE, Derived, Filled, Noise, Op, Value, from_model, pointwise
+from .ops import FILLS, LIKE, SCALED_BY_SIZE, STALE, Derived, Filled, Noise, Op, Value, from_model, pointwise
 from .second_pass import KnownOps
+from .selected import selected_counts
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
+from .tensor_values import TensorValues
 
 
 class OpRecorder(TorchDispatchMode):
@@ -57,15 +57,15 @@ class OpRecorder(TorchDispatchMode):
         }
         self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
-        self.values: Any = WeakIdKeyDictionary()  # tensor -> its Value, and the writes to its memory by then
-        self.memories: dict[int, Memory] = {}
+        self.values = TensorValues()
         self.left: list[Value] = []  # given to other libraries, which may return them changed
         self.inputs: list[Value] = []  # of the call, the same Values in every pass
         self.known = KnownOps(())
+        self.counts: list[int] = []  # sizes that depend on values of activations
         self.asking: dict[str, tuple[Value, ...]] = {}  # modules that ask whether gradients are on, with their inputs
         for tensor, names, trainable in named_tensors(model):
             value = Value(_shape(tensor), tensor.detach(), names, trainable)
-            self.state |= dict.fromkeys(names, self.enter(tensor, value))
+            self.state |= dict.fromkeys(names, self.values.enter(tensor, value))
 
     def run(self, model: nn.Module, example_input: Any, *, gradients: bool = False) -> list[Value]:
         """Record a call of `model`, told whether gradients are on; return the Values of its outputs."""
@@ -73,7 +73,7 @@ class OpRecorder(TorchDispatchMode):
         tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
         self.inputs = self.inputs or [Value(_shape(tensor)) for tensor in tensors]
         for tensor, value in zip(tensors, self.inputs, strict=True):
-            self.enter(tensor, value)
+            self.values.enter(tensor, value)
         seen = FunctionHooks(self.leave, self.scaled, self.whole, self.asked, gradients=gradients)
         asked = asked_gradient_mode(self.asked, gradients=gradients)
         with not_compiled(), module_names(model, self.module, self.given), asked, torch.no_grad(), self, seen:
@@ -90,44 +90,22 @@ class OpRecorder(TorchDispatchMode):
         weights = ((path, self.state.get(full_name(path, "weight"))) for path in layers)
         return [path for path, value in weights if value is not None and value not in read]
 
-    def enter(self, tensor: Tensor, value: Value) -> Value:
-        """Store the Value of a tensor, and return it."""
-        memory = self.memory(tensor)
-        memory.values.append(value)
-        self.values[tensor] = value, memory.writes
-        return value
-
-    def memory(self, tensor: Tensor) -> Memory:
-        """Return the Memory of a tensor's storage; a new one for a sparse tensor."""
-        if tensor.layout != torch.strided:
-            return Memory(torch.UntypedStorage(), 0)  # type: ignore[no-untyped-call]
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.memories:
-            self.memories[storage._cdata] = Memory(storage, len(self.memories))
-        return self.memories[storage._cdata]
-
-    def seen(self, tensor: Tensor) -> Value | None:
-        """Return the Value of a tensor that is known and was not written to since, or None."""
-        value, writes = self.values.get(tensor, (None, -1))
-        return None if value is None or writes != self.memory(tensor).writes else value
-
     def value_of(self, tensor: Tensor) -> Value:
         """Return the Value of a tensor.
 
         An unknown one is a constant, unless it shares memory with a Value that depends on the input or was written to.
         """
-        memory = self.memory(tensor)
-        value: Value | None
-        value, writes = self.values.get(tensor, (None, -1))
-        if value is not None and writes == memory.writes:
+        value = self.values.seen(tensor)
+        if value is not None:
             return value
-        known = list(dict.fromkeys([*memory.values, *([value] if value is not None else []), *self.left]))
+        known = list(dict.fromkeys([*self.values.sharing(tensor), *self.left]))
         constant = all(other.constant is not None for other in known)
-        if constant and not (memory.writes and any(from_model(other) for other in known)):
-            return self.enter(tensor, Value(_shape(tensor), tensor.detach()))
+        written = self.values.memory(tensor).writes
+        if constant and not (written and any(from_model(other) for other in known)):
+            return self.values.enter(tensor, Value(_shape(tensor), tensor.detach()))
         made = Derived(_shape(tensor), tensor.detach()) if constant else Value(_shape(tensor))
         self.ops.append(Op(STALE, None, tuple(known), {}, (made,), self.where()))
-        return self.enter(tensor, made)
+        return self.values.enter(tensor, made)
 
     def where(self) -> str:
         """Return the path of the module whose forward is running."""
@@ -142,10 +120,11 @@ class OpRecorder(TorchDispatchMode):
         given, given_kwargs = map_leaves((args, kwargs), value_of)
         inputs = leaves((given, given_kwargs), Value)
         if func._schema.is_mutable:
-            self._written(func, args, kwargs)
+            self.values.written(func, args, kwargs)
         outcome = func(*args, **kwargs) if self.computed else run_shape_only(func, args, kwargs, inputs)
         name = func._schema.name.removeprefix("aten::")
         tensors = leaves(outcome, Tensor)
+        self.counts += selected_counts(func, args, inputs, tensors)
         if isinstance(outcome, (bool, int, float)) and any(value.constant is None for value in inputs):
             if not self.computed:
                 raise ValuesNeededError
@@ -161,7 +140,7 @@ class OpRecorder(TorchDispatchMode):
         op = Op(name, func, tuple(given), given_kwargs, results, self.where())
         known = self.known.results(op)
         for tensor, value in zip(tensors, known or results, strict=True):
-            self.enter(tensor, value)
+            self.values.enter(tensor, value)
         if not known and (results or not constant):
             self._note(op, tensors)
         return outcome
@@ -204,22 +183,10 @@ class OpRecorder(TorchDispatchMode):
         drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
         kind, held = (Noise, torch.ones_like(tensors[0])) if drawn else (Filled, tensors[0].detach())
         op = Op(name, func, args, kwargs if args else {}, (kind(_shape(tensors[0]), held),), self.where())
-        alike = drawn or bool((tensors[0] == tensors[0].flatten()[0]).all())
-        if not args or op.is_movement or name == "bernoulli_" or (pointwise(op) and alike):
-            self.enter(tensors[0], op.results[0])
+        alike = drawn or not held.numel() or bool((held == held.flatten()[0]).all())
+        if not args or op.is_movement or name in (*LIKE, "bernoulli_") or (pointwise(op) and alike):
+            self.values.enter(tensors[0], op.results[0])
             self._note(op, tensors)
-
-    def _written(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Note that tensors are about to be written to, and copy the values of constants first."""
-        for i, argument in enumerate(func._schema.arguments):
-            if argument.is_write:
-                given = kwargs.get(argument.name, args[i] if i < len(args) else None)
-                for tensor in leaves(given, Tensor):
-                    memory = self.memory(tensor)
-                    memory.writes += 1
-                    for value in memory.values:
-                        if value.constant is not None:
-                            value.constant = value.constant.clone()
 
     def leave(self, tensor: Tensor, how: str) -> None:
         """Record that the values of a tensor leave PyTorch by the method `how`."""
@@ -242,7 +209,7 @@ class OpRecorder(TorchDispatchMode):
         if func.__name__ == "_pack_padded_sequence" and given[1].constant is not None:
             results[1].constant = tensors[1]  # how many sequences there are at each time step
         for tensor, value in zip(tensors, results, strict=True):
-            self.enter(tensor, value)
+            self.values.enter(tensor, value)
         self._note(sequence_op(func.__name__, given, results, self.where()), tensors)
         return outcome
 

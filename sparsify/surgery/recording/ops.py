@@ -19,6 +19,7 @@ DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allcl
 _POINTWISE_TOO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid leaky_relu".split()
 # Operations that make a tensor of one number in explicit sizes.
 FILLS = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+LIKE = ("zeros_like", "ones_like", "full_like", "empty_like")  # that make one in the sizes of another
 
 
 @dataclass(eq=False)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from ..module_walk import named_modules
 from ..side_effects import changed_buffers, unchanged
+from ..tracing.announced import announced_as_traced
 from ..tracing.bytecode_scan import is_torch, mentions_training
 from .context import addable_biases, eval_mode, whole_attentions
 from .op_recorder import OpRecorder
 from .ops import Recording, Value
 from .second_pass import KnownOps, ModuleCalls
+from .selected import CountWatch
 from .shape_only import ValuesNeededError
 
 
@@ -27,8 +29,35 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
     """Return the operations of one call of `model` in eval mode; `example_input` is what `inputs_of` takes.
 
     `results`, if given, is filled with copies of every operation's results. Otherwise activations are computed only if
-    the forward reads their values. The model is not changed. Raises whatever the model's forward raises.
+    the forward reads their values. A forward that branches on values is recorded as a trace of it would go, if it then
+    branches on fewer and reads the same parameters. The model is not changed. Raises whatever its forward raises.
     """
+    found = _recorded(model, example_input, results)
+    if not found.branches:
+        return found
+    again: list[tuple[Tensor, ...]] | None = None if results is None else []
+    try:
+        with announced_as_traced():
+            traced = _recorded(model, example_input, again)
+    except Exception:  # noqa: BLE001 - some forwards cannot be traced, and say so in ways of their own
+        return found
+    if not (_paths(traced) < _paths(found) and _read(traced) == _read(found)):
+        return found
+    if results is not None:
+        results[:] = again or []
+    return traced
+
+
+def _paths(recording: Recording) -> set[str]:
+    return {path for path, _ in recording.branches}
+
+
+def _read(recording: Recording) -> set[str]:
+    """Return the names of the model's tensors that operations read."""
+    return {name for op in recording.ops for value in op.inputs for name in value.names}
+
+
+def _recorded(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None) -> Recording:
     if results is None:
         try:
             return _record(model, example_input, None, computed=False)
@@ -58,6 +87,8 @@ def _record(
                 outputs += more
             else:
                 del recorder.ops[start:]
+        if recorder.counts and results is None and recorder.idle_layers(model):
+            _note_asked_counts(recorder, model, example_input)
         recorder.branches += [(path, given) for path, given in recorder.asking.items() if path not in asking]
     return Recording(
         tuple(recorder.ops),
@@ -119,6 +150,29 @@ def _run_with_gradients(recorder: OpRecorder, model: nn.Module, example_input: A
         del recorder.ops[count:]
         recorder.branches += asking.items()
         return []
+
+
+def _note_asked_counts(recorder: OpRecorder, model: nn.Module, example_input: Any) -> None:
+    """Run a model again to note which modules with layers that never ran ask how many entries were selected.
+
+    For another number these layers may run: a branch on values.
+    """
+    recorder.known = KnownOps(recorder.ops)
+    count, idle, noted = len(recorder.ops), recorder.idle_layers(model), set()
+
+    def note() -> None:
+        path = recorder.where()
+        if path not in noted and any(layer.startswith(f"{path}." if path else "") for layer in idle):
+            noted.add(path)
+            recorder.decided()
+
+    model.eval()
+    try:
+        with CountWatch(model, recorder.counts, note):
+            recorder.run(model, example_input)
+    except Exception:  # noqa: BLE001 - the model's own code takes no numbers but plain ones
+        pass
+    del recorder.ops[count:]
 
 
 def modules_that_ask_for_the_mode(model: nn.Module) -> list[str]:

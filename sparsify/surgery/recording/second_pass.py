@@ -86,12 +86,12 @@ class ModuleCalls:
         value, make_zeros = known
         with _disable_current_modes():
             zeros: Tensor = make_zeros()
-            self._recorder.enter(zeros, value)
+            self._recorder.values.enter(zeros, value)
         return zeros
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         values = None if module._forward_pre_hooks else self._values(args)
-        self._running.append((values or (), len(self._recorder.memories)))
+        self._running.append((values or (), len(self._recorder.values)))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
         if not self._running:
@@ -102,10 +102,10 @@ class ModuleCalls:
         if values != self._values(args):  # written to
             return
         with torch._C.DisableTorchFunction():
-            value = self._recorder.seen(outputs)
+            value = self._recorder.values.seen(outputs)
             if value is None or value.constant is not None or outputs.layout != torch.strided or 0 in outputs.stride():
                 return
-            if self._recorder.memory(outputs).number < known:
+            if self._recorder.values.memory(outputs).number < known:
                 return  # it shares memory with what was there before
             self._outputs[module, values] = value, _zeros_like(outputs)
 
@@ -114,7 +114,7 @@ class ModuleCalls:
         if not args or not all(isinstance(argument, Tensor) for argument in args):
             return None
         with torch._C.DisableTorchFunction():
-            found = [self._recorder.seen(argument) for argument in args]
+            found = [self._recorder.values.seen(argument) for argument in args]
         return None if any(value is None for value in found) else tuple(found)  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, indicator
 from ..recording import broadcast_forms as forms
-from ..recording.ops import Op, Value, concat_inputs
+from ..recording.ops import LIKE, Op, Value, concat_inputs
 
 
 def _couple_pad(coupling: Coupling, op: Op) -> None:
@@ -137,14 +137,12 @@ def _flow_patches(live: Liveness, op: Op) -> None:
 
 
 def _couple_like(coupling: Coupling, op: Op) -> None:
-    value, result = op.inputs[0], op.results[0]
-    coupling.set(result, coupling.of(value) if value.shape == result.shape else [])
+    coupling.combine(op.results[0], op.inputs[:1])
 
 
 def _flow_like(live: Liveness, op: Op) -> None:
-    value, result = op.inputs[0], op.results[0]
-    flags = live.of(value) if value.shape == result.shape else torch.empty([1] * len(result.shape))
-    live.set(result, torch.full(flags.shape, 0.0 if op.name == "zeros_like" else 1.0))
+    flags = live.of(op.inputs[0])
+    live.set(op.results[0], torch.full(flags.shape, 0.0 if op.name == "zeros_like" else 1.0))
 
 
 def _couple_embedding(coupling: Coupling, op: Op) -> None:
@@ -193,7 +191,7 @@ LAYOUT = {
     "constant_pad_nd": (_couple_pad, _flow_pad),
     **dict.fromkeys(("cat", "stack"), (_couple_joined, _flow_joined)),
     **dict.fromkeys(("im2col", "col2im"), (_couple_patches, _flow_patches)),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), (_couple_like, _flow_like)),
+    **dict.fromkeys(LIKE, (_couple_like, _flow_like)),
     "embedding": (_couple_embedding, _flow_embedding),
     "glu": (_couple_glu, _flow_glu),
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, indicator
-from ..analysis.mac_counts import multiply_adds
+from ..analysis.mac_counts import GROUPED, multiply_adds
 from .matmul import union_or_pin
 from .sort_gather import along
 
@@ -56,4 +56,4 @@ def _flow_grouped(live: Liveness, op: Op) -> None:
     live.set(op.results[0], indicator(entering @ matrix * read))
 
 
-EXPERTS = dict.fromkeys(("_grouped_mm", "transformers::grouped_mm_fallback"), (_couple_grouped, _flow_grouped))
+EXPERTS = dict.fromkeys(GROUPED, (_couple_grouped, _flow_grouped))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..analysis.constant_inputs import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, indicator
-from ..analysis.mac_counts import multiply_adds
+from ..analysis.mac_counts import ATTENTIONS, multiply_adds
 from ..recording.ops import Op, Value
 
 
@@ -230,18 +230,7 @@ def _flow_attention(live: Liveness, op: Op) -> None:
         live.set(value, torch.ones([1] * len(value.shape)))
 
 
-_MATMUL = (_couple_matmul, _flow_matmul)
-_ATTENTION = (_couple_attention, _flow_attention)
 PRODUCTS = {
-    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv"), _MATMUL),
-    **dict.fromkeys(
-        (
-            "_scaled_dot_product_flash_attention_for_cpu",
-            "_scaled_dot_product_flash_attention",
-            "_scaled_dot_product_efficient_attention",
-            "_scaled_dot_product_cudnn_attention",
-            "_scaled_dot_product_fused_attention_overrideable",
-        ),
-        _ATTENTION,
-    ),
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv"), (_couple_matmul, _flow_matmul)),
+    **dict.fromkeys(ATTENTIONS, (_couple_attention, _flow_attention)),
 }

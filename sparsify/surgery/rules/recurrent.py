@@ -1,7 +1,7 @@
 """Rules of recurrent layers: hidden units are removed from every layer and direction of a module alike.
 
-torch.nn.LSTM, GRU and RNN are one operation each, also with packed sequences and on every device. Its arguments are the
-input, the initial states and the weights; its kwargs hold a Value for the hidden states of each layer.
+torch.nn.LSTM, GRU and RNN and their cells are one operation each, also with packed sequences and on every device. Its
+arguments are the input, the initial states and the weights, its kwargs a Value for the hidden states of each layer.
 """
 
 from __future__ import annotations

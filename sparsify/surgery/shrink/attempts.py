@@ -20,6 +20,8 @@ from .equivalence import Proof
 from .size_attributes import PrunedShapes, changed_numbers, layer_attributes, own_attributes
 from .size_sources import Sources
 
+_TRIES = 32  # cuts that are tried where no operation is to blame
+
 
 class Attempts:
     """Cuts one model until its outputs are right.
@@ -64,16 +66,38 @@ class Attempts:
             new_shapes = PrunedShapes(self.found, removed)
             more = (self._met_in(where, new_shapes) & removed) if where not in self.widened else np.zeros_like(removed)
             self.widened.add(where)
-            while not more.any():
+            while where and not more.any():
                 more = self._met_in(where) & removed
-                if more.any() or not where:
-                    break
-                where = where.rpartition(".")[0]  # the sizes that the module is given come from outside of it
+                if not more.any():  # the sizes that the module is given come from outside of it
+                    where = where.rpartition(".")[0]
             if not more.any():
-                place = where or type(self.model).__name__
-                raise RunError(f"shrink: {place}: {problem}; nothing was changed")
+                if self._right_with_some(removed, problem):
+                    return
+                raise RunError(f"shrink: {type(self.model).__name__}: {problem}; nothing was changed")
             self.pinned |= more
             self.reasons.append(f"{where or 'the model'}: {int(more.sum())} dead groups stay: {problem}")
+
+    def _right_with_some(self, removed: np.ndarray[Any, Any], problem: str) -> bool:
+        """Remove the groups of the weights that can lose theirs, searched by halves; return whether that is right."""
+        channels = self.found.channels
+        sides = {name: channels.labels[name][dim].numpy() for name, dim in channels.produced.items()}
+        parts = [np.isin(np.arange(len(removed)), numbers) & removed for numbers in sides.values()]
+        waiting, good = [[part for part in parts if part.any()]], np.zeros_like(removed)
+        for _ in range(_TRIES):
+            if not waiting:
+                break
+            some = waiting.pop()
+            half = len(some) // 2
+            if not self._cut(good | np.any(some, axis=0))[0]:
+                good = good | np.any(some, axis=0)
+                self.undo()
+            elif half:
+                waiting += [some[half:], some[:half]]
+        if self._cut(good)[0]:
+            return False
+        self.removed = good
+        self.reasons.append(f"the model: {int((removed & ~good).sum())} dead groups stay: {problem}")
+        return True
 
     def _pin_for_variants(self, removed: np.ndarray[Any, Any]) -> bool:
         """Pin the groups that differ for one of the compared inputs; return whether fewer groups are removed then."""
@@ -101,6 +125,7 @@ class Attempts:
         problem, where = self.proof.check(self.model, cutting, self.found, new_shapes)
         if problem:
             undo()
+        self.undo = undo
         return problem, where
 
     def _removed(self, new_shapes: PrunedShapes) -> dict[str, dict[int, tuple[int, ...]]]:

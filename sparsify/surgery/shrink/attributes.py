@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ...errors import SparsifyError, did_you_mean
+from ...errors import SparsifyError, did_you_mean, one_line
 
 # Objects that belong to more than this model: cuts read from a file must not reach into them.
 _SHARED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
@@ -59,8 +59,8 @@ def set_attributes(attributes: list[NewAttribute]) -> Callable[[], None]:
             setattr(owner, name, value)
         except (AttributeError, TypeError, ValueError) as error:
             undo()
-            reason = " ".join(str(error).split())
-            raise SparsifyError(f"apply_cuts: {type(owner).__name__}.{name} cannot be set: {reason}") from error
+            where = f"apply_cuts: {type(owner).__name__}.{name}"
+            raise SparsifyError(f"{where} cannot be set: {one_line(error)}") from error
         done.append((owner, name, own, old))
     return undo
 

@@ -17,11 +17,11 @@ from ..analysis.counted_pass import counted_pass
 from ..copies import deep_copy
 from ..recording.context import all_double
 from ..recording.recorder import record
+from ..recording.size_watch import modules_that_ask
 from ..study import Study
 from .cuts import every_tensor
 from .other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
 from .size_attributes import PrunedShapes
-from .size_branches import modules_that_ask
 
 # The largest relative error allowed. In narrow dtypes the order of a sum matters.
 LIMIT_64 = 1e-10
@@ -142,7 +142,8 @@ def wide_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a model in float64, made without another in the model's own precision."""
     wide: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
-        if type(tensor) in (nn.Parameter, Tensor) and tensor.is_floating_point() and not tensor.__dict__:
+        plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided and not tensor.__dict__
+        if plain and tensor.is_floating_point():
             made = tensor.detach().double()
             made = made.clone() if made.data_ptr() == tensor.data_ptr() else made
             grad = tensor.requires_grad

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from os.path import commonprefix
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...arguments import takes
 from ...errors import SparsifyError
+from ...quantities import sizes
 from ..unwrap import unwrap, wrapper_prefix
 from .cuts import Cuts, beyond, checked, cuts_of
 from .indices import Axes, check_axes, without
@@ -99,15 +100,11 @@ def cut_optimizer(
 def _check_counterpart(name: str, old: Tensor, new: Tensor | None, axes: Axes) -> None:
     wanted = [size - len(axes.get(dimension, ())) for dimension, size in enumerate(old.shape)]
     if new is None or list(new.shape) != wanted:
-        found = "it is missing" if new is None else f"it is {_shape(new.shape)} there"
+        found = "it is missing" if new is None else f"it is {sizes(new.shape)} there"
         raise SparsifyError(
-            f"cut_optimizer: {name} should be {_shape(wanted)} in the cut model, cut from {_shape(old.shape)}, "
+            f"cut_optimizer: {name} should be {sizes(wanted)} in the cut model, cut from {sizes(old.shape)}, "
             f"but {found}; before and after must be the model as it was and the one that the same cuts made of it"
         )
-
-
-def _shape(sizes: Iterable[int]) -> str:
-    return "x".join(map(str, sizes)) or "a scalar"
 
 
 def _cut_states(optimizer: Any, names: Mapping[int, str], axes: Mapping[str, Axes]) -> list[tuple[Any, Any]]:
@@ -131,7 +128,7 @@ def _cut(value: Any, parameter: Tensor, axes: Axes, where: str) -> Any:
         return value
     if value.shape != parameter.shape:
         raise SparsifyError(
-            f"cut_optimizer: {where}: it is {_shape(value.shape)}, the parameter {_shape(parameter.shape)}; only state "
+            f"cut_optimizer: {where}: it is {sizes(value.shape)}, the parameter {sizes(parameter.shape)}; only state "
             "of the parameter's shape can be cut; make a new optimiser"
         )
     return without(value, axes)

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from ...calls import run, tensors_in
 from ...relative_error import relative_error
 from ..recording.context import own_inputs
+from ..recording.size_watch import Asked, SizeWatch
 from ..side_effects import changed_buffers, unchanged
-from .size_branches import Asked, SizeWatch
 
 # Rank of the input -> sets of dimensions that are resized together; of sequences each is tried.
 _ALONG: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3),), 5: ((2, 3, 4),)}

@@ -22,7 +22,7 @@ class ShrinkReport:
     `multiply_adds` leaves out. `proved` names the other inputs that were compared. `training` says how the models
     compare in train mode, dropout and drop path off: "equal", the difference, or nothing if the model does not run so.
     `bound` names the modules that compare sizes of their input in Python: for sizes other than those compared they may
-    do something else.
+    do something else. `configuration` says which numbers of the model's configuration follow, or that none could.
     """
 
     model: nn.Module
@@ -39,6 +39,7 @@ class ShrinkReport:
     training: str = ""
     uncounted: tuple[str, ...] = ()
     bound: tuple[str, ...] = ()
+    configuration: str = ""
 
     def __str__(self) -> str:
         lines = [
@@ -54,6 +55,8 @@ class ShrinkReport:
             lines.append(f"  compared for the example{others}")
             if self.training not in ("", "equal"):
                 lines.append(f"  eval only: in train mode {self.training}")
+        if self.configuration:
+            lines.append(f"  {self.configuration}")
         if self.bound:
             more = f" and {len(self.bound) - 3} more" if len(self.bound) > 3 else ""
             lines.append(f"  bound to these sizes: {', '.join(self.bound[:3])}{more} may do something else for others")

@@ -25,6 +25,7 @@ from ..rules.table import Rule, checked_rules
 from ..study import Dead, Study, study
 from .attempts import Attempts
 from .bias_absorption import fixed_biases
+from .configuration import follow_configurations
 from .cuts import Cuts, cuts_of
 from .equivalence import Proof
 from .report import ShrinkReport
@@ -79,12 +80,14 @@ def shrink(
     parameters, proof = _entries(small), Proof(small, example_input, examples, wanted=verify)
     attempts = Attempts(small, example_input, study_of(recording), proof, lambda other: study_of(record(small, other)))
     attempts.until_proved(round_to, examples)
+    configuration = follow_configurations(small, example_input) if verify and attempts.removed.any() else ""
     small.train(model.training)
     after = proof.multiply_adds
     if after is None:
         after = _cost(record(small, example_input))
     notes = [_NO_MASKS] if dead == "masks" and not masks else []
-    return _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
+    report = _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
+    return replace(report, configuration=configuration)
 
 
 def _check(round_to: int | None, heads: str, dead: str) -> None:

@@ -23,7 +23,8 @@ from .size_sources import SPLITS, Sources, Use
 _SHAPED = ("view", "_unsafe_view", "reshape", "expand", "repeat", *FILLS)
 # Modules whose sizes are those of their tensors.
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
-_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.PReLU, nn.Embedding, nn.RNNBase, *_NORMS)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.PReLU, nn.Embedding, *_RECURRENT, *_NORMS)
 
 
 class Change(NamedTuple):
@@ -127,7 +128,7 @@ def _convolves(op: Any) -> bool:
 def _sizes(
     path: str, module: nn.Module, study: Study, new_shapes: PrunedShapes, all_groups: dict[str, int]
 ) -> Iterator[tuple[str, int]]:
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, _RECURRENT):
         yield from _recurrent_sizes(path, module, study, new_shapes)
     value = study.recording.state.get(full_name(path, "weight"))
     if value is None and isinstance(module, _NORMS):  # without parameters: its input has the size
@@ -158,15 +159,13 @@ def _sizes(
         yield "embedding_dim", shape[1]
 
 
-def _recurrent_sizes(
-    path: str, module: nn.RNNBase, study: Study, new_shapes: PrunedShapes
-) -> Iterator[tuple[str, int]]:
-    prefix = f"{path}." if path else ""
-    into, back = (study.recording.state[f"{prefix}weight_{name}_l0"] for name in ("ih", "hh"))
+def _recurrent_sizes(path: str, module: Any, study: Study, new_shapes: PrunedShapes) -> Iterator[tuple[str, int]]:
+    layer = "_l0" if isinstance(module, nn.RNNBase) else ""
+    into, back = (study.recording.state[full_name(path, f"weight_{name}{layer}")] for name in ("ih", "hh"))
     gates = into.shape[0] // module.hidden_size
     yield "input_size", new_shapes.of(into)[1]
     yield "hidden_size", new_shapes.of(into)[0] // gates
-    if module.proj_size:
+    if layer and module.proj_size:
         yield "proj_size", new_shapes.of(back)[1]
 
 

@@ -87,6 +87,20 @@ def chained_reads(module: nn.Module) -> list[str]:
     return found
 
 
+def read_by_functions(module: nn.Module) -> dict[tuple[str, str], str]:
+    """Return {(child, weight): function} of what functions that a module holds, no methods, read: a lambda say."""
+    held = [value for name, value in module.__dict__.items() if name != "forward"]
+    held += [item for value in held if isinstance(value, (tuple, list)) for item in value]
+    held += [item for value in held if isinstance(value, dict) for item in value.values()]
+    found = {}
+    for function in (value for value in held if isinstance(value, FunctionType)):
+        for child, name in _pairs(function):
+            owner = module._modules.get(child)
+            if owner is not None and "weight" in name and name in owner._parameters:
+                found[child, name] = function.__name__
+    return found
+
+
 def mentions(module: nn.Module, names: frozenset[str]) -> bool:
     """Whether code reachable from a module's forward, methods of modules below included, reads one of `names`.
 
@@ -159,6 +173,11 @@ def mentions_training(cls: type[nn.Module]) -> bool:
     return "training" in _attributes_read(cls)  # type: ignore[arg-type]
 
 
+def mentions_autocast(cls: type[nn.Module]) -> bool:
+    """Whether the code of a class's forward asks whether autocast is on."""
+    return any("is_autocast" in name for name in _attributes_read(cls))  # type: ignore[arg-type]
+
+
 @cache
 def _attributes_read(cls: type, below: frozenset[type] = frozenset()) -> frozenset[str]:
     """Return the attribute names that a class's forward reads, the methods and functions it mentions included.
@@ -171,11 +190,12 @@ def _attributes_read(cls: type, below: frozenset[type] = frozenset()) -> frozens
 @cache
 def _chains(cls: type) -> frozenset[tuple[str, str]]:
     """Return the pairs of names that the code of a class's forward reads one from the other, such as (proj, weight)."""
-    found = set()
-    for function in reachable(cls):
-        loads = list(instructions(function.__code__))
-        found |= {(a.argval, b.argval) for a, b in pairwise(loads) if {a.opname, b.opname} <= _LOADS_ATTRIBUTE}
-    return frozenset(found)
+    return frozenset(pair for function in reachable(cls) for pair in _pairs(function))
+
+
+def _pairs(function: FunctionType) -> list[tuple[str, str]]:
+    loads = list(instructions(function.__code__))
+    return [(a.argval, b.argval) for a, b in pairwise(loads) if {a.opname, b.opname} <= _LOADS_ATTRIBUTE]
 
 
 def reachable(cls: type, below: frozenset[type] = frozenset()) -> list[FunctionType]:
@@ -219,6 +239,7 @@ def instructions(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that code loads, those apart of which it reads the shape, dtype or device alone."""
     found = list(instructions(code))
     for instruction, following in zip(found, [*found[1:], None], strict=True):
         only_metadata = following is not None and following.opname in _LOADS_ATTRIBUTE and following.argval in METADATA

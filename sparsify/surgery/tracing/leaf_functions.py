@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 
 class Wrapped:
@@ -103,7 +103,17 @@ def wrap_innermost(error: BaseException, wrapped: Wrapped) -> bool:
         name = callee.f_code.co_name
         function = caller.f_globals.get(name)
         code = getattr(inspect.unwrap(function), "__code__", None) if inspect.isfunction(function) else None
-        if code is callee.f_code and (id(caller.f_globals), name) not in wrapped.places:
+        if (
+            code is callee.f_code
+            and not _reads_parameters(callee)
+            and (id(caller.f_globals), name) not in wrapped.places
+        ):
             wrapped.add(caller.f_globals, name)
             return True
     return False
+
+
+def _reads_parameters(callee: FrameType) -> bool:
+    """Whether a function was given a module with parameters of its own: one node would hide that it reads them."""
+    given = [callee.f_locals.get(name) for name in callee.f_code.co_varnames[: callee.f_code.co_argcount]]
+    return any(isinstance(value, nn.Module) and value._parameters for value in given)

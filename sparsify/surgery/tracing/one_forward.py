@@ -25,8 +25,8 @@ from .bytecode_scan import is_torch
 from .leaf_functions import Wrapped, describe, wrap_innermost
 
 _STANDARD = sys.stdlib_module_names  # the modules of Python itself
-_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_MOST_VARIED = 4  # optional arguments that are tried alone
+BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+MOST_VARIED = 4  # optional arguments that are tried alone
 ATTEMPTS = 24  # functions and classes made leaves before giving up; 3 were enough for every zoo model measured
 
 
@@ -184,13 +184,13 @@ def kinds_of_call(forward: Callable[..., Any]) -> list[tuple[Call, bool]]:
     Optional tensors are left out and given, together and alone, and flags are inverted.
     """
     plainest = default_call(forward)
-    by_name = [p for p in list(inspect.signature(forward).parameters.values())[1:] if p.kind in _BY_NAME]
+    by_name = [p for p in list(inspect.signature(forward).parameters.values())[1:] if p.kind in BY_NAME]
     optional = [p.name for p in by_name if p.default is None]
     calls = [plainest]
-    for names in [optional, *([name] for name in optional[:_MOST_VARIED] if len(optional) > 1)] if optional else ():
+    for names in [optional, *([name] for name in optional[:MOST_VARIED] if len(optional) > 1)] if optional else ():
         calls.append(Call(plainest.args, plainest.kwargs | {name: Placeholder(name) for name in names}))
     fullest = calls[: 1 + bool(optional)]
-    flags = [p for p in by_name if isinstance(p.default, bool)][:_MOST_VARIED]
+    flags = [p for p in by_name if isinstance(p.default, bool)][:MOST_VARIED]
     turned = [Call(call.args, call.kwargs | {flag.name: not flag.default}) for call in fullest for flag in flags]
     return [(call, True) for call in calls + turned] + [(call, False) for call in fullest]
 

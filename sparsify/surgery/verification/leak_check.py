@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,13 +9,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ...calls import tensors_in
 from ..masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters
 
 # Operations that take weights or extra parameters, by the name torch gives them.
 _DENSE_OPERATIONS = frozenset(
     """linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
-    matmul mm bmm addmm baddbmm einsum tensordot multi_head_attention_forward _native_multi_head_attention
-    _transformer_encoder_layer_fwd lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+    matmul mm bmm addmm baddbmm einsum tensordot linalg_multi_dot chain_matmul
+    multi_head_attention_forward _native_multi_head_attention _transformer_encoder_layer_fwd
+    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
     batch_norm layer_norm group_norm instance_norm rms_norm prelu""".split()
 )
 _TAKES_WEIGHT_SECOND = frozenset(name for name in _DENSE_OPERATIONS if name.startswith(("linear", "conv")))
@@ -24,7 +25,7 @@ _PRODUCTS = _DENSE_OPERATIONS - {"batch_norm", "layer_norm", "group_norm", "inst
 # Operations that pass a masked weight on without using it.
 _PASSED_ON = frozenset(
     """where detach alias requires_grad_ view view_as _unsafe_view permute transpose t contiguous __get__
-    as_subclass data_ptr stride size untyped_storage""".split()
+    as_subclass data_ptr stride size untyped_storage is_inference""".split()
 )
 _LEAST_ZEROS = 0.2  # of a weight whose mask removes one half
 
@@ -34,22 +35,6 @@ def _storage(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):  # sparse tensors and others without memory of their own
         return 0
-
-
-def tensors(value: Any, within: tuple[int, ...] = ()) -> Iterator[Tensor]:
-    """Yield the tensors in an output: tuples, lists, dicts, objects."""
-    items: Iterable[Any] = ()
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        items = value.values()
-    elif isinstance(value, (tuple, list)):
-        items = value
-    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module):
-        items = vars(value).values()
-    if id(value) not in within:  # an object may refer to itself
-        for item in items:
-            yield from tensors(item, (*within, id(value)))
 
 
 def _mask_of(node: Any) -> Tensor | None:
@@ -94,11 +79,13 @@ class DenseWeights(TorchFunctionMode):
     """Records every operation that uses a masked weight, or one computed from it, without the mask.
 
     `found` has a line for each; `used` are the weights whose masked form an operation used, `unmasked` the parameters
-    of two or more dimensions without a mask that a product used.
+    of two or more dimensions without a mask that a product used. `converted` is the model of which copies run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, converted: nn.Module) -> None:
         super().__init__()
+        # What runs is a copy; closures that were not copied with it read the model itself.
+        self.of_model = {w.parameter.untyped_storage().data_ptr(): n for n, w in masked_parameters(converted).items()}
         self.found: list[str] = []
         self.used: set[str] = set()
         self.unmasked: set[str] = set()
@@ -112,7 +99,8 @@ class DenseWeights(TorchFunctionMode):
         """Turn to a converted model that is about to run."""
         self.weights = masked_parameters(model)
         first = {id(weight.parameter): name for name, weight in self.weights.items()}
-        self.storages = {w.parameter.untyped_storage().data_ptr(): name for name, w in self.weights.items()}
+        here = {w.parameter.untyped_storage().data_ptr(): name for name, w in self.weights.items()}
+        self.storages = self.of_model | here
         every = list(all_masked_parameters(model))
         self.masks = {w.mask.untyped_storage().data_ptr(): first[id(w.parameter)] for w in every if w.mask.numel()}
         self.others = {
@@ -144,7 +132,7 @@ class DenseWeights(TorchFunctionMode):
 
     def look_at_arguments(self, operation: str, arguments: Any) -> None:
         """Record the masked weights among the arguments of an operation that are unmasked."""
-        for tensor in tensors(arguments) if operation in _DENSE_OPERATIONS else ():
+        for tensor in tensors_in(arguments) if operation in _DENSE_OPERATIONS else ():
             name = self.storages.get(_storage(tensor)) if tensor.numel() else None
             if operation in _PRODUCTS and _storage(tensor) in self.others:
                 self.unmasked.add(self.others[_storage(tensor)])

@@ -5,20 +5,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import random
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...calls import tensors_in
+from ...preserve import seed_cpu
 from ..conversion.fold import plain_copy
 from ..copies import deep_copy
 from ..masks import all_masked_parameters
-from .leak_check import tensors
 
 Inspect = Callable[[nn.Module, list[Tensor]], None]  # looks at a copy that has run, and at its outputs
 
@@ -43,6 +42,7 @@ EXTRA_MODES = (
     Mode("eval mode under autocast", autocast=True),
     Mode("train mode under autocast", training=True, gradients=True, autocast=True),
 )
+EVAL_WITH_GRADIENTS = EXTRA_MODES[0]
 REQUIRED = (
     Mode("eval mode, optional arguments left out", gradients=True, required=True),
     Mode("train mode, optional arguments left out", training=True, gradients=True, required=True),
@@ -90,12 +90,14 @@ class Runs:
         args, kwargs = copy.deepcopy((args, kwargs))
         model.train(mode.training)
         device = next((p.device.type for p in model.parameters()), "cpu")
-        seed_generators()
+        seed_cpu(0)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(0)
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(mode.gradients))
             if mode.autocast:
                 stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
-            return list(tensors(model(*args, **kwargs)))
+            return tensors_in(model(*args, **kwargs))
 
     def results(self, mode: Mode, *, plain: bool, look: Inspect | None = None) -> list[Tensor]:
         """Return the outputs, digests of the gradients (if there is a backward pass), and the buffers after one run."""
@@ -156,29 +158,6 @@ def left_out(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return [name for name in optional if name not in bound.arguments]
 
 
-def seed_generators() -> None:
-    """Seed the generators of torch, Python and NumPy."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.default_generator.manual_seed(0)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(0)
-
-
-@contextmanager
-def generators_put_back() -> Iterator[None]:
-    """Put the generators of torch (of all its CUDA devices too), Python and NumPy back when the block ends."""
-    python, numpy = random.getstate(), np.random.get_state()
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if started else ()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
 def _digested_gradients(model: nn.Module) -> dict[int, Tensor]:
     """Return a dict that a backward pass fills, by the ids of the parameters, with digests of the gradients' bits.
 
@@ -208,6 +187,8 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
     if not tensor.is_floating_point():
         return tensor
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]

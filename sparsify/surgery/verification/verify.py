@@ -12,9 +12,21 @@ from torch import Tensor, nn
 
 from ...arguments import takes
 from ...calls import Inputs, inputs_of
+from ...errors import listed
+from ...preserve import keep_random_states
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
-from .same_bits import EVAL, EXTRA_MODES, REQUIRED, TRAIN, Inspect, Mode, Runs, generators_put_back, left_out
+from .same_bits import (
+    EVAL,
+    EVAL_WITH_GRADIENTS,
+    EXTRA_MODES,
+    REQUIRED,
+    TRAIN,
+    Inspect,
+    Mode,
+    Runs,
+    left_out,
+)
 
 _LARGE = 1 << 12  # entries
 
@@ -88,7 +100,7 @@ class VerifyReport:
 
 @takes(model=nn.Module, kwargs=(Mapping, NoneType))
 def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None) -> VerifyReport:
-    """Prove a conversion on one input; `model` is not changed, copies of it are run.
+    """Return whether a conversion holds on one input, as `ok` of the report; `model` is not changed, copies of it run.
 
     `args` is a tensor, a tuple of positional arguments, a dict of keyword arguments (as `kwargs` is) or
     `sparsify.Inputs(*args, **kwargs)`. With all-ones masks the outputs must equal the plain model's bit for bit, in
@@ -98,12 +110,13 @@ def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = Non
     says so, as of optional arguments that the example never gives. Every mask must be reached by autograd in train or
     eval mode, or be used where no gradient flows, and with random half masks no conv, linear, attention or recurrent
     operation may see a dense weight.
-    Raises whatever the model raises in eval mode.
+    Raises SparsifyError for an input that the model's forward does not take, and whatever that raises in eval mode,
+    with gradients too.
     """
     inputs = inputs_of(args, "verify")
     inputs = inputs_of(Inputs(*inputs.args, **inputs.kwargs, **(kwargs or {})), "verify", model)
     ones = {id(w.mask): torch.ones_like(w.mask) for w in all_masked_parameters(model)}
-    with generators_put_back():
+    with keep_random_states(cuda=True):
         return _verify(Runs(model, inputs.args, dict(inputs.kwargs), ones))
 
 
@@ -120,11 +133,11 @@ def _verify(runs: Runs) -> VerifyReport:
     leaks = list(dict.fromkeys(watched.found))
     unmasked = sorted(watched.unmasked)
     used = [name for name in names if name in watched.used and name not in live]
-    notes += [f"used without a gradient: {_listed(used)}"] if used else []
+    notes += [f"used without a gradient: {listed(used)}"] if used else []
     notes += ["no weight is masked"] if not names else []
     absent = left_out(runs.model, runs.args, runs.kwargs)
-    notes += [f"not compared with arguments that the example leaves out: {_listed(absent)}"] if absent else []
-    notes += [f"used by products without a mask: {_listed(unmasked)}"] if unmasked else []
+    notes += [f"not compared with arguments that the example leaves out: {listed(absent)}"] if absent else []
+    notes += [f"used by products without a mask: {listed(unmasked)}"] if unmasked else []
     return VerifyReport(
         identical_eval,
         same.pop(TRAIN.name),
@@ -143,10 +156,21 @@ def _verify(runs: Runs) -> VerifyReport:
 def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[Mode], list[str]]:
     """Return whether the bits are the same, by mode (None: not compared), the modes that ran, and notes."""
     same: dict[str, bool | None] = {}
-    same[EVAL.name], reason = runs.same(EVAL)
-    notes = [f"{EVAL.name} was not compared: {reason}"] if reason else []
-    ran = [EVAL]
+    try:
+        same[EVAL.name], reason = runs.same(EVAL)
+        notes = [f"{EVAL.name} was not compared: {reason}"] if reason else []
+        ran = [EVAL]
+    except Exception as error:  # some models take gradients in their forward (forces of an energy)
+        try:
+            same[EVAL.name], _ = runs.same(EVAL_WITH_GRADIENTS, look)
+        except Exception:  # noqa: BLE001 - it cannot run so either: the first error is the one to see
+            raise error from None
+        same[EVAL_WITH_GRADIENTS.name] = same[EVAL.name]
+        notes = [f"{EVAL.name} was compared with gradients alone: {type(error).__name__}: {error}".splitlines()[0]]
+        ran = [EVAL_WITH_GRADIENTS]
     for mode in [TRAIN, *EXTRA_MODES, *(REQUIRED if runs.required is not None else ())]:
+        if mode in ran:
+            continue
         same[mode.name] = None
         if mode.training and TRAIN not in ran and mode is not TRAIN:
             continue
@@ -167,25 +191,21 @@ def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
     for weight in all_masked_parameters(runs.model):  # a parameter of several names has one mask
         half[id(weight.parameter)] = half.get(id(weight.parameter), _half(weight, generator))
     runs.masks = {id(w.mask): half[id(w.parameter)] for w in all_masked_parameters(runs.model)}
-    watch = DenseWeights()
+    watch = DenseWeights(runs.model)
     for mode in modes:
-        if mode is EVAL:
+        if mode is EVAL or (mode is EVAL_WITH_GRADIENTS and EVAL not in modes):
             mode = Mode(EVAL.name, gradients=True)
         elif mode is not TRAIN and not mode.required:
             continue
         copied = runs.copied(plain=False, gradients=True)
         with watch.of(copied):
             runs.outputs(copied, mode)
-    copied = runs.copied(plain=False, gradients=True)
-    watch.look_at(copied)
-    with FusedOperations(watch):
-        runs.outputs(copied, EVAL)
+    if EVAL in modes:
+        copied = runs.copied(plain=False, gradients=True)
+        watch.look_at(copied)
+        with FusedOperations(watch):
+            runs.outputs(copied, EVAL)
     return watch
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _half(weight: MaskedWeight, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Subset, default_collate
 
-from ...errors import RunError, SparsifyError
+from ...errors import RunError, SparsifyError, one_line
 
 # What Pillow raises for damaged files, by format.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
@@ -38,7 +38,7 @@ def read_image(dataset: Any, index: int) -> Any:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return dataset[index]
     except (Image.DecompressionBombWarning, *_UNREADABLE) as error:
-        return Bad(file or f"image {index}", " ".join(str(error).split())[:160] or type(error).__name__)
+        return Bad(file or f"image {index}", one_line(error, 160))
 
 
 def collate(items: Sequence[Any]) -> tuple[Any, list[Bad]]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ...datasets import HUB
-from ...errors import RunError, SparsifyError, did_you_mean
+from ...errors import RunError, SparsifyError, did_you_mean, one_line
 from ..recipe.settings import DataSettings
 
 _TEST_SPLITS = ("validation", "test", "val")
@@ -76,7 +76,7 @@ def _loaded(settings: DataSettings) -> Any:
         else:
             found = datasets.load_dataset(name, cache_dir=settings.dir)
     except (ConnectionError, OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         is_there = Path(name).is_dir()
         kind = RunError if isinstance(error, ConnectionError | OSError) and not is_there else SparsifyError
         raise kind(f"data.name: '{settings.name}' cannot be {'read' if is_there else 'fetched'}: {reason}") from error

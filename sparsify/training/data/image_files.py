@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...errors import SparsifyError
+from ...preprocess import to_mode
 from ...preserve import keep_random_states, seed_cpu
 from ..recipe.settings import DataSettings
 from .bad_images import Bad, Skipped, collate, dead_workers, read_image
@@ -180,4 +181,4 @@ class _Converted:
     transform: Callable[[Any], Any]
 
     def __call__(self, image: Any) -> Any:
-        return self.transform(image.convert(self.mode))
+        return self.transform(to_mode(image, self.mode))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ...datasets import FOLDER, HUB
 from ...errors import RunError, SparsifyError
 from ..recipe.settings import DataSettings
@@ -50,6 +52,13 @@ def names_of(dataset: Any) -> list[str]:
     return [str(name) for name, _ in sorted(indices.items(), key=lambda item: item[1])]
 
 
+def opened(path: str) -> Image.Image:
+    """Return an image of the mode that it has in its file: torchvision makes all RGB, and those of 16 bits white."""
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
 def _folder(settings: DataSettings) -> tuple[Any, Any]:
     from torchvision.datasets import ImageFolder
 
@@ -58,7 +67,7 @@ def _folder(settings: DataSettings) -> tuple[Any, Any]:
     if test is None or not (root / "train").is_dir():
         raise SparsifyError(f"data.name: '{root}' should hold folders train and test (or val), each a folder per class")
     try:
-        parts = ImageFolder(str(root / "train")), ImageFolder(str(test))
+        parts = ImageFolder(str(root / "train"), loader=opened), ImageFolder(str(test), loader=opened)
     except OSError as error:
         raise SparsifyError(f"data.name: {' '.join(str(error).split())}") from None
     different = sorted(set(parts[0].classes) ^ set(parts[1].classes))
@@ -75,14 +84,20 @@ def _folder(settings: DataSettings) -> tuple[Any, Any]:
 
 def _timm_set(settings: DataSettings, split: str, *, train: bool) -> Any:
     from timm.data import create_dataset
+    from torchvision.datasets import DatasetFolder
 
     # Only torchvision's sets take the word; Hugging Face's are fetched in any case.
     fetch = {"download": True} if settings.name.startswith("torch/") else {}
     try:
-        return create_dataset(settings.name, root=settings.dir or "data", split=split, is_training=train, **fetch)
+        found = create_dataset(settings.name, root=settings.dir or "data", split=split, is_training=train, **fetch)
     except ImportError as error:
         raise SparsifyError(f"data.name: '{settings.name}' needs a package that is not installed: {error}") from None
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:
         raise SparsifyError(f"data.name: timm cannot read '{settings.name}': {' '.join(str(error).split())}") from None
     except OSError as error:
         raise RunError(f"data.name: '{settings.name}' cannot be fetched: {' '.join(str(error).split())}") from None
+    if hasattr(found, "input_img_mode"):
+        found.input_img_mode = None  # as `opened`
+    if isinstance(found, DatasetFolder):
+        found.loader = opened
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, one_line
 from ...preserve import keep_modes
 
 _SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512, 640)
@@ -32,7 +32,7 @@ def input_for(model: nn.Module, own: tuple[int, int], *, image_size: int | None 
             # What is wrong with the size is told by the channels that got furthest: those the model was made for.
             reason = refusal if reason is None or count == 3 else reason
     tried = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    problem = " ".join(str(reason).split())[:200]
+    problem = one_line(reason, 200)
     raise SparsifyError(f"data.image_size: the model takes no image of {tried} pixels: {problem}") from reason
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, one_line
 from ...models import FROM_PYTHON
 from ...preserve import cpu_random_state, keep_random_states, seed_cpu, set_cpu_random_state
 from ..recipe.settings import DataSettings
@@ -105,8 +105,7 @@ def check_takes(model: nn.Module, data: Data) -> None:
     refusal = refuses(model, data.input_shape)
     if refusal is not None:
         shape = "x".join(map(str, data.input_shape))
-        reason = " ".join(str(refusal).split())[:200]
-        raise SparsifyError(f"data: the model takes no image of {shape}: {reason}") from refusal
+        raise SparsifyError(f"data: the model takes no image of {shape}: {one_line(refusal, 200)}") from refusal
 
 
 @dataclass

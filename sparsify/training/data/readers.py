@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...datasets import DATASETS
-from ...errors import SparsifyError
+from ...errors import SparsifyError, one_line
 from .resident import Images
 
 
@@ -45,10 +45,8 @@ def _torchvision(class_name: str, folder: str | None, needed: str) -> tuple[Imag
         try:
             parts = [read(root, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise SparsifyError(
-                f"data.dir: {root / needed} of {read.url}, which cannot be downloaded ({reason})"
-            ) from None
+            where = f"data.dir: {root / needed} of {read.url}"
+            raise SparsifyError(f"{where}, which cannot be downloaded ({one_line(error)})") from None
     train, test = (
         Images(
             torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),

@@ -5,17 +5,22 @@ from __future__ import annotations
 import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed, nn
+from torch.distributed.rendezvous import rendezvous
 
-from ...errors import RunError, SparsifyError
+from ...errors import RunError, SparsifyError, one_line
 from ...processes.launch import Launch, check_accelerate
 from ...processes.ranks import ALONE, Ranks
 from ..recipe.settings import OptimizerSettings, TrainSettings
+
+WAIT = timedelta(minutes=30)  # how long a process waits for another; one may be fetching the data meanwhile
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -41,7 +46,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         )
         return optimizer
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "nesterov" in reason:
             reason = "it has no nesterov; leave that out, or set train.optimizer.nesterov=null"
         raise SparsifyError(f"train.optimizer: {settings.name} refuses its settings: {reason}") from None
@@ -82,12 +87,15 @@ def make_accelerator(settings: TrainSettings, *, launch: Launch | None = None) -
     cpu = kind == "cpu" or (launch.size > 1 and kind == "auto" and not (available["cuda"] or available["xpu"]))
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu)
+        if launch.restarts and launch.size > 1 and not distributed.is_initialized():
+            _meet_anew(launch, "gloo" if cpu else "nccl")
+        group = [InitProcessGroupKwargs(timeout=WAIT)] if launch.size > 1 else None
+        accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu, kwargs_handlers=group)
     except distributed.DistError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise RunError(f"the {launch.size} processes did not find each other: {reason}") from None
     except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise SparsifyError(
             f"train.precision: {settings.precision} does not work on {settings.device}: {reason}"
         ) from None
@@ -101,6 +109,16 @@ def make_accelerator(settings: TrainSettings, *, launch: Launch | None = None) -
             f"device: {settings.device} runs in one process, {max(launch.size, accelerator.num_processes)} are started"
         )
     return accelerator
+
+
+def _meet_anew(launch: Launch, backend: str) -> None:
+    """Join the processes that torchrun started again: with `--master-port` it keeps what the last ones told each other.
+
+    Their addresses would be taken for those of the new ones, without a name of this start before them.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=WAIT))
+    store = distributed.PrefixStore(f"start {launch.restarts}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
 
 
 @contextmanager
@@ -117,7 +135,7 @@ def joined(settings: TrainSettings, launch: Launch) -> Iterator[Ranks]:
         atexit.register(_part)
     make_accelerator(settings, launch=launch)
     on_cpu = "gloo" in distributed.get_backend()
-    group = distributed.group.WORLD if on_cpu else distributed.new_group(backend="gloo")
+    group = distributed.group.WORLD if on_cpu else distributed.new_group(backend="gloo", timeout=WAIT)
     _FAILED.add(launch)
     yield Ranks(launch.rank, launch.size, launch.local_rank, group)
     _FAILED.clear()

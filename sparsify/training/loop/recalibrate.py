@@ -23,21 +23,24 @@ def recalibrate_batch_norm(
 ) -> None:
     """Recompute every batch norm's running mean and variance, in place, as the plain mean over `batches`.
 
-    One-shot pruning changes the activations, and the old statistics no longer describe them. Everything but the
-    batch norms runs in eval mode; all modes and momenta are put back. A model without batch norm is left alone.
+    One-shot pruning changes the activations, and the old statistics no longer describe them. Of each batch, (inputs,
+    targets) on the model's device, the inputs are used, in a context that `autocast` makes. Everything but the batch
+    norms runs in eval mode; all modes and momenta are put back. A model without batch norm is left alone.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return
     momenta = {norm: norm.momentum for norm in norms}
-    with torch.no_grad(), keep_modes(model):
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # torch's word for a cumulative mean
-        for inputs, _ in batches:
-            with autocast():
-                model(inputs)
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
+    try:
+        with torch.no_grad(), keep_modes(model):
+            model.eval()
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's word for a cumulative mean
+            for inputs, _ in batches:
+                with autocast():
+                    model(inputs)
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ...errors import RunWarning
+from ...surgery.analysis.coupling import Heads
 from ...surgery.conversion.fold import plain_copy
 from ...surgery.shrink.cuts import Cuts, apply_cuts, beyond, cuts_of
 from ...surgery.shrink.optimizer_state import cut_optimizer
 from ...surgery.shrink.remask import mask_again
+from ...surgery.shrink.report import ShrinkReport
 from ...surgery.shrink.shrink import shrink
+from ...surgery.sync import sync_masks
+from .average import make_average
 from .forward import buffers_to_share, make_forward
 
 if TYPE_CHECKING:
@@ -25,11 +31,18 @@ def shrink_training(training: Training) -> None:
     """
     example = torch.zeros(1, *training.data.input_shape, device=training.accelerator.device)
     example.normal_(generator=torch.Generator(example.device).manual_seed(0))
-    training.ranks.take_buffers(buffers_to_share(training.model))  # what is constant may be told by them
     pruner = training.pruner
     heads = pruner.pruning.granularity.heads if pruner is not None else None
-    report = shrink(training.model, example, heads=heads or "whole")
-    _go_on_with(training, mask_again(report.model, training.model, report.cuts), report.cuts)
+    report, small = _shrunk(training, training.model, example, heads or "whole")
+    average = training.result
+    if training.average is not None:
+        sync_masks(average, training.model)  # those of before the first step it has not met yet
+        of_average, average = _shrunk(training, average, example, heads or "whole")
+        if of_average.cuts != report.cuts:
+            text = "the average has other channels without influence than the model; it begins anew after the shrink"
+            warnings.warn(text, RunWarning, stacklevel=2)
+            average = small
+    _go_on_with(training, small, report.cuts, average)
     training.shrunk = {
         "groups": report.groups,
         "removed": report.removed,
@@ -40,17 +53,26 @@ def shrink_training(training: Training) -> None:
     }
 
 
+def _shrunk(training: Training, model: nn.Module, example: Tensor, heads: Heads) -> tuple[ShrinkReport, nn.Module]:
+    """Return what a shrink of `model` found, and the small model under the masks that are left."""
+    training.ranks.take_buffers(buffers_to_share(model))  # what is constant may be told by them
+    report = shrink(model, example, heads=heads)
+    return report, mask_again(report.model, model, report.cuts)
+
+
 def cut_as_before(training: Training, cuts: Cuts, shrunk: dict[str, Any]) -> None:
     """Cut a training that was set up anew as it was cut when its checkpoint was written; its masks are set."""
     before = cuts_of(training.model)  # of a shrunk file that it started from
     cuts = cuts if before is None else beyond(before, cuts)
     small = apply_cuts(plain_copy(training.model), cuts)
-    _go_on_with(training, mask_again(small, training.model, cuts), cuts)
+    small = mask_again(small, training.model, cuts)
+    _go_on_with(training, small, cuts, small)
     training.shrunk = shrunk
 
 
-def _go_on_with(training: Training, small: nn.Module, cuts: Cuts) -> None:
+def _go_on_with(training: Training, small: nn.Module, cuts: Cuts, average: nn.Module) -> None:
     small.train()
     cut_optimizer(training.optimizer.optimizer, training.model, small, cuts)
     training.model = small
+    training.average = make_average(average, training.settings.ema)
     training.forward = make_forward(small, training.settings, training.ranks)

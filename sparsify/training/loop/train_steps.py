@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -20,6 +20,7 @@ from ..data.resident import Batch
 from ..data.shares import Share, counts
 from ..data.types import Data
 from ..recipe.settings import TrainSettings
+from .average import update_average
 from .diverged import check_loss, check_numbers
 from .evaluate import evaluate, logits_of
 from .forward import Forward, buffers_to_share
@@ -27,6 +28,9 @@ from .loss import loss_of
 from .recalibrate import recalibrate_batch_norm
 from .shrink_midway import shrink_training
 from .tally import FirstBatches, Tally
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 # Batches handed to criteria that take gradients. Lee et al. 2019 take one; a whole epoch would cost as much as one at
 # every update.
@@ -49,6 +53,7 @@ class Training:
     lr_factor: Callable[[int], float]
     steps_per_epoch: int
     ranks: Ranks = ALONE  # the processes that share every batch
+    average: ModelEmaV3 | None = None  # of the weights, if the recipe asks for it
     step: int = 0
     seconds: float = 0.0
     sparsity: float = 0.0  # of the masks that the model came with, which stay where there is no pruner
@@ -63,6 +68,11 @@ class Training:
         return Share(self.ranks.rank, self.ranks.size)
 
     @property
+    def result(self) -> nn.Module:
+        """The model that is tested and saved: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole training."""
         return self.settings.total_steps(self.steps_per_epoch)
@@ -72,9 +82,10 @@ def train_steps(training: Training, pause: Callable[[], None] = lambda: None) ->
     """Train from `training.step` to the end; yield a record every `log_every` steps and at the end of each epoch.
 
     A record holds step, epoch (from 1), loss and accuracy (means since the last record), lr, sparsity, cycle and
-    seconds, after an evaluation test_loss and test_accuracy, and once, after the model was shrunk, what went. `pause`
-    is called after each step, before its record, and between the batches of an evaluation: what it raises ends the
-    training there. Raises Diverged when the loss is no longer a number.
+    seconds, after an evaluation test_loss and test_accuracy (and test_weights, "average", where they are of one), and
+    once, after the model was shrunk, what went. `pause` is called after each step, before its record, and between the
+    batches of an evaluation: what it raises ends the training there. Raises Diverged when the loss is no longer a
+    number.
     """
     started = time.perf_counter() - training.seconds
     training.model.train()
@@ -114,6 +125,8 @@ def _step(training: Training, batches: list[Batch]) -> None:
     optimizer.zero_grad()
     training.step += 1
     _step_pruner(training)
+    if training.average is not None:
+        update_average(training.average, training.model, training.step)
     _shrink_if_due(training)
 
 
@@ -197,19 +210,20 @@ def _evaluate_if_due(training: Training, pause: Callable[[], None]) -> Record:
     if last and training.settings.recalibrate_batch_norm:
         # Whole batches: the statistics are those of one process, on all.
         batches = islice(training.data.train.epoch(training.settings.epochs), training.settings.recalibrate_batch_norm)
-        recalibrate_batch_norm(training.model, batches, autocast=training.accelerator.autocast)
+        recalibrate_batch_norm(training.result, batches, autocast=training.accelerator.autocast)
     if training.data.test is None:
         return {}
-    training.ranks.take_buffers(buffers_to_share(training.model))
+    training.ranks.take_buffers(buffers_to_share(training.result))
     found = evaluate(
-        training.model,
+        training.result,
         _with_pauses(training.data.test.epoch(0, 0, training.share), pause),
         device=training.accelerator.device,
         num_classes=training.data.num_classes,
         autocast=training.accelerator.autocast,
         ranks=training.ranks,
     )
-    return {"test_loss": found.loss, "test_accuracy": found.accuracy}
+    of_average = {} if training.average is None else {"test_weights": "average"}
+    return {"test_loss": found.loss, "test_accuracy": found.accuracy, **of_average}
 
 
 def _with_pauses(batches: Iterator[Batch], pause: Callable[[], None]) -> Iterator[Batch]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from ...datasets import DATASETS, FOLDER, HUB, TIMM_READERS
 from ...errors import SparsifyError, did_you_mean, unknown
 from ...models import FROM_PYTHON
-from .settings import DataSettings, known_device
+from .settings import DataSettings
+from .values import known_device
 
 
 @cache

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from ...datasets import DATASETS
-from ...errors import SparsifyError, did_you_mean, nearest, unknown
+from ...errors import SparsifyError, did_you_mean, nearest, one_line, unknown
 from ...pruning.settings.sections import CRITERION_NAMES, SCHEDULE_NAMES
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -152,5 +152,5 @@ def _failed(error: BaseException, path: Path, what: str) -> SparsifyError:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines = [error.lineno or 1]
     line = f":{lines[-1]}" if lines else ""
-    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())[:300]
+    text = one_line(error.msg if isinstance(error, SyntaxError) else error)
     return SparsifyError(f"plugin {path}{line}: {what}{type(error).__name__}: {text}")

@@ -13,22 +13,14 @@ from pydantic import Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 
 from ...arguments import PATH, takes
-from ...errors import SparsifyError, nearest
+from ...errors import SparsifyError, nearest, one_line
 from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
 from .lookups import check_data_name, check_optimizer_name, check_source, check_trackers
 from .plugin import Plugin, as_plugin
-from .settings import (
-    ByName,
-    DataSettings,
-    ModelSettings,
-    OptimizerSettings,
-    PluginSettings,
-    Settings,
-    TrainSettings,
-    Word,
-)
+from .settings import DataSettings, ModelSettings, OptimizerSettings, PluginSettings, TrainSettings
+from .values import ByName, Settings, Word
 from .yaml_lines import MOST_CHARACTERS, parse_value, parse_yaml
 
 __all__ = [
@@ -100,8 +92,8 @@ def read_recipe(
     """Return the recipe in the YAML file `path`, each override ("prune.sparsity=0.9") put over it in order.
 
     Names of models, data sets and the like are looked up as well (`check_names`), first in `plugin`, a file of yours
-    that is executed (docs/plugins.md). Raises SparsifyError in one line
-    with file, line, key, what was given, what is allowed and the nearest guess.
+    that is executed (docs/plugins.md). Raises SparsifyError, one line with file, line, key, what was given, what is
+    allowed and the nearest guess.
     """
     path = Path(path)
     tree, lines = parse_yaml(_read_text(path), str(path))
@@ -179,7 +171,7 @@ def _with_plugin(tree: dict[str, Any], source: Source, plugin: Plugin | None) ->
     told = kept if isinstance(kept, Mapping) else {}
     if plugin is None:
         if told:
-            name = " ".join(str(told.get("name")).split())[:200]
+            name = one_line(told.get("name"), 200)
             raise SparsifyError(f"{source.where(('plugin',))}: names in it come from a plugin, {name}: --plugin FILE")
         return
     if told.get("sha256", plugin.sha256) != plugin.sha256:

@@ -6,76 +6,27 @@ description in that schema.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic import AfterValidator, Field
 
 from ...datasets import default_of_each, known_names
 from .lr_schedules import LR_SCHEDULES, ConstantSchedule, LrSchedule
-
-
-class Settings(BaseModel):
-    """A section: unknown keys are refused, values are not converted ("3" is no number), nothing can be set later."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class ByName:
-    """Annotation of a section that may be written as its name alone: `data: digits` is `data: {name: digits}`."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def long_form(value: Any) -> Any:
-            return {"name": value} if isinstance(value, str) else value
-
-        return core_schema.no_info_before_validator_function(long_form, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        name: dict[str, Any] = {"type": "string", "enum": list(self.names)} if self.names else {"type": "string"}
-        return {"anyOf": [name, handler(schema)]}
-
-
-Word = Annotated[str, Field(min_length=1)]
-# No training has more of anything; what is computed from such numbers still fits memory and time.
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
-Pixels = Annotated[int, Field(ge=1, le=16_384)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-_DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$"
-
-
-def known_device(name: str) -> str:
-    """Return `name` if it is written as a device; raises ValueError, in one line, if not."""
-    if not re.fullmatch(_DEVICE, name):
-        raise ValueError(f"'{name}' is no device; known: auto, cpu, cuda, cuda:N, xpu, xpu:N, mps")
-    return name
-
-
-Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-
-_EVERY = r"^[1-9]\d*(it|ep|s|min|h)$"
-
-
-def known_interval(text: str) -> str:
-    """Return `text` if it is a number of steps, epochs or time; raises ValueError, in one line, if not."""
-    if not re.fullmatch(_EVERY, text):
-        raise ValueError(f"'{text}' is no interval; it is written like 500it, 2ep, 30s, 10min or 1h")
-    return text
-
-
-def a_path(text: str) -> str:
-    """Return `text` if a file can be called so; raises ValueError, in one line, if not."""
-    if "\0" in text:
-        raise ValueError(f"{text!r:.60} is no path: it has a NUL character")
-    return text
-
+from .values import (
+    DEVICE,
+    EVERY,
+    ByName,
+    Count,
+    CountOrZero,
+    Pixels,
+    Settings,
+    Share,
+    Tracker,
+    Word,
+    a_path,
+    known_device,
+    known_interval,
+)
 
 # Arguments of a model's constructor for which a recipe has keys of its own, and such as fetch or read files.
 _OWN_KEYS = {
@@ -112,7 +63,8 @@ class ModelSettings(Settings):
     """The network that is trained."""
 
     name: Word
-    """timm:NAME, torchvision:NAME or cifar:resnet20|resnet32|resnet56|vgg19_bn"""
+    """timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER[:AUTOCLASS], of an image classifier, or
+    cifar:resnet20|resnet32|resnet56|vgg19_bn"""
     pretrained: bool = False
     """start from the weights that the model's library publishes"""
     checkpoint: str | None = None
@@ -190,11 +142,20 @@ class PluginSettings(Settings):
 class CheckpointSettings(Settings):
     """When a checkpoint is written, from which a run that was stopped or killed goes on."""
 
-    every: Annotated[str, AfterValidator(known_interval), Field(json_schema_extra={"pattern": _EVERY})] | None = None
+    every: Annotated[str, AfterValidator(known_interval), Field(json_schema_extra={"pattern": EVERY})] | None = None
     """steps, epochs or time between two checkpoints: 500it, 2ep, 30s, 10min or 1h; by default an epoch, more where
     writing would take over 5 % of the time, and at most ten minutes"""
     keep: Annotated[int, Field(ge=2)] = 2
     """how many of the newest checkpoints are kept; if the newest is damaged, a run resumes from the one before"""
+
+
+class EmaSettings(Settings):
+    """A moving average of the weights, under the model's own masks: it is what is tested and saved."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """share of the average that stays at each optimiser step; the rest is the model's weights"""
+    warmup: bool = True
+    """a share of 1 - t^(-2/3) at step t, where that is below `decay`: the first weights are soon forgotten"""
 
 
 class TrainSettings(Settings):
@@ -218,7 +179,7 @@ class TrainSettings(Settings):
     """batches whose gradients are averaged in one optimiser step"""
     label_smoothing: Share = 0.0
     """share of the target that is spread over all classes"""
-    device: Annotated[str, AfterValidator(known_device), Field(json_schema_extra={"pattern": _DEVICE})] = "auto"
+    device: Annotated[str, AfterValidator(known_device), Field(json_schema_extra={"pattern": DEVICE})] = "auto"
     """auto, cpu, cuda, cuda:N, xpu, xpu:N or mps"""
     channels_last: bool = False
     """keep images and weights in channels-last memory order"""
@@ -228,6 +189,9 @@ class TrainSettings(Settings):
     """take batch-norm statistics over all processes, where several train on GPUs; else each has its own"""
     recalibrate_batch_norm: CountOrZero = 0
     """training batches on which batch-norm statistics are recomputed after training, 0 for none"""
+    ema: EmaSettings | None = None
+    """test and save an exponential moving average of the weights, batch-norm statistics averaged with them; {} stands
+    for its defaults"""
     log_every: Count = 10
     """optimiser steps between two records of loss and accuracy"""
     trackers: Annotated[tuple[Tracker, ...], Field(strict=False)] = ()

@@ -10,7 +10,7 @@ from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, one_line
 from ...validation import Keys
 
 # What a recipe can need many times over. Beyond it a text is a mistake or a trap: aliases of aliases stand for any
@@ -47,9 +47,11 @@ def parse_yaml(text: str, source: str) -> Located:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise SparsifyError(f"{source}:{line}: not YAML: {_one_line(error.problem or error.context)}") from None
+        raise SparsifyError(
+            f"{source}:{line}: not YAML: {one_line(error.problem or error.context or 'it cannot be parsed', 200)}"
+        ) from None
     except YAMLError as error:
-        raise SparsifyError(f"{source}: not YAML: {_one_line(str(error))}") from None
+        raise SparsifyError(f"{source}: not YAML: {one_line(error, 200)}") from None
     reading = _Reading(source, yaml)
     value = None if root is None else reading.build(root, ())
     return Located(value, reading.lines)
@@ -70,6 +72,7 @@ class _Reading:
     values: int = 0
 
     def build(self, node: Node, path: Keys) -> Any:
+        """Return the plain value of a node, and note the line of each key below `path`; SparsifyError at a mistake."""
         self.values += 1
         if self.values > MOST_VALUES:
             raise SparsifyError(f"{self.source}: too long: more than {MOST_VALUES:,} values, aliases written out")
@@ -91,7 +94,7 @@ class _Reading:
             problem = getattr(error, "problem", None) or (
                 str(error) if isinstance(error, YAMLError | ValueError) else ""
             )
-            told = _one_line(problem or f"'{node.value:.40}' does not fit its tag {node.tag}")
+            told = one_line(problem or f"'{node.value:.40}' does not fit its tag {node.tag}", 200)
             raise SparsifyError(f"{where}: not YAML: {told}") from None
         if isinstance(value, int) and abs(value) >= 2**63:
             raise SparsifyError(f"{where}: {node.value:.40} is too large; whole numbers are below 2^63")
@@ -116,7 +119,3 @@ class _Reading:
 
 def _too_deep(source: str) -> str:
     return f"{source}: nested too deeply: more than {MOST_LEVELS} levels"
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "it cannot be parsed").split())[:200]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, one_line
 from ...formats.file.container import Header, Part, checksums, container_chunks, open_file, read_header, read_part
 from ...formats.io.atomic import atomic_write
 from ...formats.model.dtypes import TORCH_DTYPES, bits, dtype_name, from_bits
@@ -168,5 +168,4 @@ def set_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     try:
         model.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise SparsifyError(f"the checkpoint does not fit the recipe's model: {reason[:300]}") from None
+        raise SparsifyError(f"the checkpoint does not fit the recipe's model: {one_line(error)}") from None

@@ -17,7 +17,7 @@ from .run_folder import METRICS
 from .tensorboard import write_recipe
 from .trackers import start_trackers
 
-_UNPLOTTED = ("step", "epoch", "seconds", "shrunk")
+_UNPLOTTED = ("step", "epoch", "seconds", "shrunk", "test_weights")
 _CLOSING_SECONDS = 10.0
 
 

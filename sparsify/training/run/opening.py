@@ -12,6 +12,7 @@ from torch import nn
 
 from ...errors import RunError
 from ...export.save import write
+from ...processes.launch import Launch
 from ...processes.ranks import Ranks
 from ..recipe.read import Recipe
 from . import run_folder as folders
@@ -21,6 +22,8 @@ from .lock import Lock
 from .log import Log
 from .prepare import Prepared, prepare, seed_own, share
 from .rehearse import is_here
+from .restarts import note_start
+from .split import check_same_work
 from .state import NEEDED, restore
 from .tensorboard import note_overlap
 
@@ -38,6 +41,12 @@ class Opened:
     state: dict[str, Any]
     lock: Lock | None = None
     log: Log | None = None
+
+    def note_start(self, launch: Launch) -> None:
+        """Let a restart by the same torchrun know the run for its own."""
+        with self.prepared.training.ranks.together():
+            if self.lock is not None:
+                note_start(self.folder, launch)
 
     def begin_log(self, stack: ExitStack) -> None:
         """Open the log of records, until `stack` is left."""
@@ -75,7 +84,12 @@ def open_run(
             folders.remove_left_overs(folder)
         elif ranks.first:
             folders.check_new(folder, overwrite=overwrite)
-    prepared = _prepared(recipe, given, check and not resume, ranks)
+    model, data = given
+    # One machine may have what another has to fetch.
+    [fetched] = ranks.any(ranks.size > 1 and data is None and (recipe.model.pretrained or not is_here(recipe)))
+    check = check and not resume and ranks.first
+    prepared = prepare(recipe, model=model, data=data, check=check, ranks=ranks, in_turn=fetched)
+    check_same_work(prepared.training, ranks)
     checkpoints = Checkpoints(folder, recipe.train.checkpoint.keep)
     state: dict[str, Any] = {}
     with ranks.together():
@@ -101,18 +115,6 @@ def _made(folder: Path) -> Iterator[Lock]:
         folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder) as lock:
         yield lock
-
-
-def _prepared(recipe: Recipe, given: tuple[nn.Module | None, Any], check: bool, ranks: Ranks) -> Prepared:
-    """Return the training, prepared by every process; what is fetched is fetched once on each machine."""
-    prepared, (model, data) = None, given
-    fetched = ranks.size > 1 and data is None and (recipe.model.pretrained or not is_here(recipe))
-    for turn in (True, False) if fetched else (None,):
-        with ranks.together():
-            if turn is None or turn == (ranks.local_rank == 0):
-                prepared = prepare(recipe, model=model, data=data, check=check and ranks.first, ranks=ranks)
-    assert prepared is not None
-    return prepared
 
 
 def _keep_masks(opened: Opened) -> None:

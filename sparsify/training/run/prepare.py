@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,19 +20,21 @@ from ...pruning.pruner import Pruner
 from ...start import read_start
 from ...surgery.conversion.convert import ConversionReport, convert
 from ...surgery.ignore_patterns import PatternError
-from ...surgery.masks import masked_weights
+from ...surgery.masks import kept_of, masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport
 from ..data.datasets import count_classes, load_data
 from ..data.own_data import check_takes, named_data, own_data
 from ..data.resident import generator_for
 from ..data.types import Data
+from ..loop.average import make_average
 from ..loop.forward import make_forward
 from ..loop.optimizer import make_accelerator, make_optimizer
 from ..loop.train_steps import Training
 from ..recipe.lr_schedules import learning_rate_factor
 from ..recipe.read import Recipe
 from .split import check_split
+from .sync_batch_norm import with_sync_batch_norm
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,43 @@ class Prepared:
     verification: VerifyReport | None
 
 
+class _Built(NamedTuple):
+    model: nn.Module
+    data: Data
+    accelerator: Accelerator
+    spec: str | None
+    arguments: dict[str, Any]
+    loaded: LoadReport | None
+    conversion: ConversionReport | None
+    verification: VerifyReport | None
+
+
 def prepare(
-    recipe: Recipe, *, model: nn.Module | None = None, data: Any = None, check: bool = True, ranks: Ranks = ALONE
+    recipe: Recipe,
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    check: bool = True,
+    ranks: Ranks = ALONE,
+    in_turn: bool = False,
 ) -> Prepared:
     """Return the training that `recipe` declares, or the same with `model` or `data` in place of the recipe's.
 
-    Of several processes (`ranks`) each prepares by itself; `share` joins their models. Weights are loaded before masks
-    are put on. `check` verifies the conversion. Raises SparsifyError for what does not fit together, RunError if the
-    verification finds a fault.
+    Of several processes (`ranks`) all call it at once; `share` joins their models. With `in_turn` one of each machine
+    goes first, which fetches what the others find. Weights are loaded before masks are put on. `check` verifies the
+    conversion. Raises SparsifyError for what does not fit together, RunError if the verification finds a fault.
     """
+    built: _Built | None = None
     try:
-        return _prepare(recipe, model, data, check, ranks)
+        for first in (True, False) if in_turn else (None,):
+            with ranks.together():  # the pruner, which asks the others, comes after it
+                if first is None or first == (ranks.local_rank == 0):
+                    built = _build(recipe, model, data, check, ranks)
+        assert built is not None
+        training = _ready(recipe, built.model, built.data, built.accelerator, ranks)
     except PatternError as error:
         raise SparsifyError(f"{recipe.where('prune', *error.keys)}: {error.problem}") from None
+    return Prepared(recipe, training, built.spec, built.arguments, built.loaded, built.conversion, built.verification)
 
 
 def share(training: Training) -> None:
@@ -73,7 +99,7 @@ def share(training: Training) -> None:
     training.forward = make_forward(training.model, training.settings, training.ranks)
 
 
-def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool, ranks: Ranks) -> Prepared:
+def _build(recipe: Recipe, model: nn.Module | None, data: Any, check: bool, ranks: Ranks) -> _Built:
     settings = recipe.train
     accelerator = make_accelerator(settings, launch=Launch(ranks.rank, ranks.size, ranks.local_rank))
     _seed(settings.seed)
@@ -101,11 +127,10 @@ def _prepare(recipe: Recipe, model: nn.Module | None, data: Any, check: bool, ra
     check_split(recipe.data, model, ranks, settings, accelerator.device)
     model.to(accelerator.device).train()
     if settings.sync_batch_norm and ranks.size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = with_sync_batch_norm(model)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-    training = _ready(recipe, model, found, accelerator, ranks)
-    return Prepared(recipe, training, spec, arguments, loaded, conversion, verification)
+    return _Built(model, found, accelerator, spec, arguments, loaded, conversion, verification)
 
 
 def _own_data(recipe: Recipe, data: Any, device: torch.device) -> Data | None:
@@ -144,14 +169,14 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
         lr_factor=learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         ranks=ranks,
+        average=make_average(model, settings.ema),
         sparsity=_sparsity(model),
     )
 
 
 def _sparsity(model: nn.Module) -> float:
-    masks = [weight.mask for weight in masked_weights(model).values()]
-    size = sum(mask.numel() for mask in masks)
-    return 1 - sum(int(mask.sum()) for mask in masks) / size if size else 0.0
+    kept, size = kept_of(masked_weights(model).values())
+    return 1 - kept / size if size else 0.0
 
 
 def seed_own(training: Training) -> None:

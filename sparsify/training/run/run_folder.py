@@ -24,13 +24,15 @@ CONDITIONS = "conditions.json"  # what the run computed on, each time that it wa
 LAST = "checkpoints/last.safetensors"
 NEXT = f"{LAST}.new"  # whole already, but not yet the last
 OLDER = "checkpoints/step-{}.safetensors"
+STARTED_BY = ".torchrun"  # which torchrun started the run
 BEST = "checkpoints/best.safetensors"
 MODEL = "model.safetensors"
 MASKS = "masks/cycle-{}.safetensors"
 _BESIDE = tuple(str(beside(path)) for path in (BEST, MODEL))
 # Without the recipe, which is replaced at the end: a folder half cleared is a run still, which --overwrite replaces.
 _EVENTS = "events.out.tfevents.*"
-_OURS = (LAST, NEXT, OLDER.format("*"), METRICS, CONDITIONS, BEST, MODEL, *_BESIDE, MASKS.format("*"), _EVENTS)
+_OURS = (LAST, NEXT, OLDER.format("*"), METRICS, CONDITIONS, STARTED_BY, BEST, MODEL)
+_ALSO_OURS = (*_BESIDE, MASKS.format("*"), _EVENTS)
 _FOLDER = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|]+')
 _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d) *(\.|$)", re.IGNORECASE)
 _LONGEST, _LONGEST_WITH_OVERRIDES = 200, 240
@@ -85,7 +87,7 @@ def create(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     _check_place(folder, overwrite=overwrite)
     with one_line(folder):
         (folder / LAST).parent.mkdir(exist_ok=True)
-        for pattern in _OURS:
+        for pattern in (*_OURS, *_ALSO_OURS):
             for path in folder.glob(pattern):
                 path.unlink()
     remove_left_overs(folder)

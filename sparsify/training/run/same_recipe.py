@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...errors import SparsifyError
@@ -23,10 +23,11 @@ FREE = (
 _SHOWN = 5
 
 
-def differences(before: str | None, recipe: Recipe) -> str:
+def differences(before: str | None, recipe: Recipe, free: Collection[str] = FREE) -> str:
     """Return the keys in which a run's recipe, as its YAML, and `recipe` differ, with both values; "" if in none.
 
-    A key that came with a later version has its default there. `before` is None where it was not kept.
+    A key that came with a later version has its default there. `before` is None where it was not kept. Keys that are
+    `free` may differ.
     """
     if before is None:
         return ""
@@ -34,7 +35,7 @@ def differences(before: str | None, recipe: Recipe) -> str:
     one, other = flat(parse_yaml(before, "recipe")[0]), flat_recipe(recipe)
     found = []
     for key in sorted(one.keys() | other.keys()):
-        if key in FREE or one.get(key) == other.get(key) or (key not in one and _is_default(recipe, key)):
+        if key in free or one.get(key) == other.get(key) or (key not in one and _is_default(recipe, key)):
             continue
         found.append(f"{key} is {one.get(key)} there and {other.get(key)} here")
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

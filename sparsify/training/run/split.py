@@ -8,7 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import SparsifyError
 from ...processes.ranks import Ranks
+from ..loop.train_steps import Training
+from ..recipe.read import Recipe
 from ..recipe.settings import DataSettings, TrainSettings
+from .same_recipe import differences
+
+# Machines may keep data and plugins in other places. What is logged and saved is not free: all take part in it.
+_OF_A_PROCESS = ("data.dir", "data.workers", "train.device", "plugin.name")
 
 
 def check_batch_size(data: DataSettings, size: int) -> None:
@@ -38,6 +44,32 @@ def check_split(
             f"data.batch_size: {data.batch_size} images over {ranks.size} processes leave one for each, on which batch "
             f"norm cannot train; take {2 * ranks.size} at least"
         )
+
+
+def check_same_recipe(recipe: Recipe, ranks: Ranks) -> None:
+    """Raise SparsifyError, which names the keys, on all processes if they were given different recipes or plugins."""
+    if ranks.size == 1:
+        return
+    first = ranks.of_first(recipe.to_yaml())
+    with ranks.together():
+        if different := differences(first, recipe, _OF_A_PROCESS):
+            raise SparsifyError(f"train: the processes have different recipes: {different}; give all of them one")
+
+
+def check_same_work(training: Training, ranks: Ranks) -> None:
+    """Raise SparsifyError on all processes if their models or the sizes of their data sets differ."""
+    if ranks.size == 1:
+        return
+    data, shapes = training.data, [(name, tuple(value.shape)) for name, value in training.model.state_dict().items()]
+    own = {"training images": data.train_count, "test images": data.test_count, "classes": data.num_classes}
+    first, first_shapes = ranks.of_first((own, shapes))
+    with ranks.together():
+        listed = [f"{own[name]} {name} instead of {first[name]}" for name in own if own[name] != first[name]]
+        if listed:
+            raise SparsifyError(f"data: this process has {', '.join(listed)} of the first one; give all the same data")
+        if shapes != first_shapes:
+            odd = next((name for name, shape in shapes if (name, shape) not in first_shapes), "its order")
+            raise SparsifyError(f"model: this process has another model than the first one: {odd} differs")
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from ...errors import RunWarning, SparsifyError
 from ...formats.file.cuts_text import cuts_from, cuts_text, read_cuts
 from ...surgery.masks import get_masks, set_masks
 from ...surgery.shrink.cuts import cuts_of
+from ..loop.average import copy_unsaved
 from ..loop.shrink_midway import cut_as_before
 from ..loop.tally import Tally
 from ..loop.train_steps import Training
@@ -39,6 +40,7 @@ def state_of(prepared: Prepared, random: Mapping[str, Any]) -> dict[str, Any]:
         "conditions": conditions(training.accelerator.device, training.ranks.size),
         "model": training.model.state_dict(),
         "unsaved": _unsaved(training.model),
+        **({} if training.average is None else {"average": training.average.module.state_dict()}),
         **_cut_state(training),
         "optimizer": training.optimizer.optimizer.state_dict(),
         "pruner": training.pruner.state_dict() if training.pruner else None,
@@ -68,6 +70,9 @@ def restore(prepared: Prepared, state: Mapping[str, Any], folder: Path) -> None:
     set_model_state(training.model, state["model"])
     for name, value in state.get("unsaved", {}).items():
         training.model.get_buffer(name).copy_(value)
+    if training.average is not None:
+        set_model_state(training.average.module, state["average"])
+        copy_unsaved(training.average.module, training.model)
     set_optimizer_state(training.optimizer.optimizer, state["optimizer"])
     if training.pruner is not None:
         training.pruner.load_state_dict(state["pruner"])

@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, MLflowTracker, TrackioTracker, WandBTracker
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, one_line
 from ..recipe.read import Recipe
 from .same_recipe import flat_recipe
 
@@ -35,7 +35,6 @@ def start_trackers(recipe: Recipe, run: str) -> list[GeneralTracker]:
         except Exception as error:  # of whatever kind the package has: a key that is missing, a server that is away
             for other in started:
                 other.finish()
-            reason = " ".join(str(error).split())
-            raise SparsifyError(f"train.trackers: {name} does not start: {reason:.300}") from error
+            raise SparsifyError(f"train.trackers: {name} does not start: {one_line(error)}") from error
         started.append(tracker)
     return started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -29,12 +29,13 @@ from ..recipe.read import Recipe, check_names, parse_recipe, read_recipe
 from . import run_folder as folders
 from .keeper import Keeper
 from .log import plain_record
-from .opening import open_run
+from .opening import Opened, open_run
 from .own_model import own_model_settings
 from .prepare import Prepared
 from .progress_bar import progress_bar
+from .restarts import resumes
 from .result_text import result_lines
-from .split import check_batch_size
+from .split import check_batch_size, check_same_recipe
 
 _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a sparsity is of -> how a shrink calls it
 
@@ -43,8 +44,14 @@ _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a spar
 class TrainResult:
     """A finished run: the trained model with its masks, the last record, the run's folder, and what was pruned.
 
+    With `train.ema` the model is the average, which the test figures and the file are of.
+
     `shrunk` tells what was taken out of the model, if that was: "parameters" and "multiply_adds" before and after, and
     more. The `share` of `report` is then the one that is gone from the model.
+
+    The folder has recipe.yaml (merged), metrics.jsonl, conditions.json (hardware and versions), TensorBoard events,
+    checkpoints/last.safetensors and the ones before it (step-N.safetensors), checkpoints/best.safetensors (the best
+    test accuracy at the final sparsity), masks/cycle-N.safetensors at the end of each cycle, and model.safetensors.
     """
 
     model: nn.Module
@@ -88,21 +95,21 @@ def train(
 ) -> TrainResult:
     """Train and prune as `recipe` says (a Recipe, a mapping like one, or a path) and return the result.
 
-    The run's folder is `out`, by default runs/<recipe>-<model>-<seed>. It gets recipe.yaml (merged), metrics.jsonl,
-    conditions.json (hardware and versions), TensorBoard events, checkpoints/last.safetensors and the ones before it
-    (step-N.safetensors), checkpoints/best.safetensors (the best test accuracy at the final sparsity),
-    masks/cycle-N.safetensors at the end of each cycle, and model.safetensors. With `resume` the run in it goes on from
-    its last sound checkpoint to the same bits; then `recipe` may be None. A RunWarning tells of a damaged one, and of
-    what may change the bits: another number of threads, processor or version of torch. `model` is trained, in place,
-    instead of the recipe's, which may then be left out; where its state is not that of the recipe's, recipe.yaml calls
-    it python:<its class>. `data` takes the place of the recipe's: a torch.utils.data.Dataset or DataLoader, or a pair
-    of them for training and test (see docs/data.md); a run that goes on needs it again. `plugin` is a file of yours
-    that is executed, and whose criteria, schedules and data sets the recipe can name (docs/plugins.md); a run goes on
-    with the same file alone. `check` verifies that all-ones masks change no bit before training; `progress` shows a bar
-    on a terminal or in a notebook. `on_start` and `on_record` are called with what is about to run and with each record
-    of `train_steps`. When `stop`, which is asked after each step, returns True, a checkpoint is written and RunStopped
-    raised. Started by torchrun or accelerate in several processes, all train one model on their shares of every batch,
-    the first one writes the folder, and each calls what it was given (docs/processes.md).
+    - `out`: the run's folder, by default runs/<recipe>-<model>-<seed>; `TrainResult` says what it gets.
+    - `resume`: the run in it goes on from its last sound checkpoint to the same bits; `recipe` may be None then. A
+      RunWarning tells of a damaged one, and of what may change the bits: threads, processor, version of torch.
+    - `model`: trained, in place, instead of the recipe's, which may be left out; where its state is not that of the
+      recipe's, recipe.yaml calls it python:<its class>.
+    - `data`: a torch.utils.data.Dataset or DataLoader, or a pair of them for training and test, in place of the
+      recipe's (docs/data.md). A run that goes on needs it again.
+    - `plugin`: a file of yours that is executed, whose criteria, schedules and data sets the recipe can name
+      (docs/plugins.md). A run goes on with the same file alone.
+    - `check`: verify, before training, that all-ones masks change no bit. `progress`: show a bar.
+    - `on_start`, `on_record`: called with what is about to run, and with each record of `train_steps`.
+    - `stop`: asked after each step; when it returns True, a checkpoint is written and RunStopped raised.
+
+    Started by torchrun or accelerate in several processes, all train one model on their shares of every batch, the
+    first one writes the folder, and each calls what it was given (docs/processes.md).
     Raises SparsifyError for a mistake in what was asked and for a folder that another process writes to, RunError when
     the disk is full or the folder gone, its kind Diverged when loss or weights are no longer numbers.
     """
@@ -114,25 +121,36 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(others_lost(launch.size))
         ranks = stack.enter_context(joined(merged.train, launch))
+        check_same_recipe(merged, ranks)
+        resume = resumes(folder, merged, launch, ranks, asked=resume)
         opened = open_run(stack, merged, folder, (model, data), ranks, resume=resume, overwrite=overwrite, check=check)
-        prepared, training = opened.prepared, opened.prepared.training
+        opened.note_start(launch)
+        training = opened.prepared.training
         if on_start is not None:
-            on_start(prepared, folder)
+            on_start(opened.prepared, folder)
         opened.begin_log(stack)
         bar = stack.enter_context(progress_bar(training)) if progress and ranks.first else None
-        told = [one for one in (on_record, bar) if one is not None]
-        keeper = Keeper(opened, save_best=lambda record: _save(prepared, folder / folders.BEST, record), stop=stop)
-        with _reproducible(), dead_workers(), keeper.telling_what_is_left():
-            for record in train_steps(training, keeper.pause):
-                keeper.keep(record)
-                for tell in told:
-                    tell(record)
-                keeper.stop_if_asked()
-        with ranks.together():
-            if opened.lock is not None:
-                opened.lock.check()
-                _save(prepared, folder / folders.MODEL, keeper.last_record)
-    return TrainResult(training.model, keeper.last_record, folder, _report(training), training.shrunk)
+        last = _train_and_save(opened, folder, [one for one in (on_record, bar) if one is not None], stop)
+    return TrainResult(training.result, last, folder, _report(training), training.shrunk)
+
+
+def _train_and_save(
+    opened: Opened, folder: Path, told: Sequence[Callable[[Record], None]], stop: Callable[[], bool]
+) -> Record:
+    """Make all steps, tell of each record, and save the model; return the last record."""
+    prepared = opened.prepared
+    keeper = Keeper(opened, save_best=lambda record: _save(prepared, folder / folders.BEST, record), stop=stop)
+    with _reproducible(), dead_workers(), keeper.telling_what_is_left():
+        for record in train_steps(prepared.training, keeper.pause):
+            keeper.keep(record)
+            for tell in told:
+                tell(record)
+            keeper.stop_if_asked()
+    with prepared.training.ranks.together():
+        if opened.lock is not None:
+            opened.lock.check()
+            _save(prepared, folder / folders.MODEL, keeper.last_record)
+    return keeper.last_record
 
 
 def _report(training: Training) -> PruningReport | None:
@@ -191,7 +209,7 @@ def _reproducible() -> Iterator[None]:
 
 def _save(prepared: Prepared, path: Path, metrics: Mapping[str, Any]) -> None:
     save(
-        prepared.training.model,
+        prepared.training.result,
         path,
         spec=prepared.spec,
         arguments=prepared.arguments,

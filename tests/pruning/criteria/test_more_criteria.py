@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsify.calls import Inputs
 from sparsify.errors import SparsifyError
 from sparsify.pruning.criteria.table import CRITERIA
 from sparsify.pruning.pruner import Pruner
@@ -115,6 +116,17 @@ def test_bn_scale_is_the_scale_of_the_norm_that_follows() -> None:
     # [in, out / groups]: the inputs 0 and 1 make the outputs 0, 1 and 2.
     expected = scales[1].abs().double().view(2, 1, 3, 1, 1).expand(2, 2, 3, 2, 2).reshape(4, 3, 2, 2)
     assert torch.equal(scores["3.weight"], expected)
+
+
+def test_bn_scale_takes_every_kind_of_example() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    convert(model)
+    x = torch.randn(1, 3, 6, 6)
+    wanted = scores_of(CRITERIA["bn_scale"], model, example_input=x)
+    for example in ((x,), {"input": x}, Inputs(input=x)):
+        assert torch.equal(
+            scores_of(CRITERIA["bn_scale"], model, example_input=example)["0.weight"], wanted["0.weight"]
+        )
 
 
 def test_bn_scale_refuses_a_layer_without_a_norm() -> None:

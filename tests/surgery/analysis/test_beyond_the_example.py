@@ -364,3 +364,45 @@ def test_torch_asks_for_gradients_without_consequences() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     recording = record(layer, torch.rand(2, 3, 8))
     assert not recording.branches and recording.eval_count == len(recording.ops)
+
+
+SELECTING: dict[str, Callable[[Tensor], Any]] = {
+    "numel of an index": lambda x: x[x > 0].numel() > 0,
+    "length of nonzero": lambda x: len(torch.nonzero(x)),
+    "size of masked_select": lambda x: torch.masked_select(x, x > 0).size(0) > 2,
+    "shape of rows": lambda x: x[x[:, 0] > 0].relu().shape[0] == 3,
+    "numbers that differ": lambda x: x.long().unique().numel() == 1,
+    "a loop": lambda x: [row for row in torch.where(x > 0)[0]],  # noqa: C416
+}
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_what_meets_a_branch_on_how_many_were_selected_stays(name: str) -> None:
+    model = Wrapped(SELECTING[name]).eval()
+    channels = analyse(model, X)
+    why = "inner: its forward asks what activations hold, and may do something else with others"
+    assert why in channels.barriers
+    assert channels.groups == 6  # of the first layer, which is outside
+
+
+@pytest.mark.parametrize("name", ["rows", "in place", "sizes of others", "layers that ran"])
+def test_a_selection_without_another_path_to_layers_keeps_nothing(name: str) -> None:
+    class Selecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.trunk(x).relu()
+            hit = x[:, 0] > 0.3
+            if name == "in place":
+                y = torch.zeros_like(z)
+                y[hit] = z[hit] * 2
+                return self.head(y)
+            if name == "sizes of others" and z.shape[1] > 100:
+                z = z * 2
+            if name == "layers that ran" and not len(z[hit]):
+                return z.sum(0)[:2]
+            return self.head(z[hit]).sum(0)
+
+    assert analyse(Selecting(), X).groups == 8

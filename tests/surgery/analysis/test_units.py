@@ -227,6 +227,30 @@ def test_empty_parts_are_joined_like_others(name: str) -> None:
     assert analyse(Model(), torch.randn(1, 3, 4, 4)).groups == 8
 
 
+NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": lambda z: z.new_zeros(len(z), z.shape[1], 0),
+    "a product of zeros": lambda z: (torch.zeros(len(z), z.shape[1], 0) * 2).relu(),
+    "a slice": lambda z: z[..., :0],
+    "a reshape": lambda z: z[..., :0].reshape(0, z.shape[1]).reshape(*z.shape[:2], 0),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_part_without_entries_hides_no_channels(name: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.last = nn.Conv1d(3, 8, 1), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.a(x).relu()
+            none = NOTHING[name](z)
+            return self.last(torch.cat([none, z], 2).mT) + self.last(none.mT.flatten(0, 1).to(z)).sum()
+
+    small = pruned_and_shrunk(Model(), torch.randn(2, 3, 5), torch.randn(3, 3, 7))
+    assert small.a.out_channels == 4
+
+
 def test_norms_without_parameters_say_why_channels_stay() -> None:
     norm = nn.BatchNorm2d(8, affine=False)
     norm.running_mean = torch.linspace(-1, -0.1, 8)

@@ -111,3 +111,17 @@ def test_buffers_of_the_models_own_called_mask_say_nothing() -> None:
     state = copy.deepcopy(model.state_dict())
     sparsify.convert(model)
     model.load_state_dict(state, strict=False)
+
+
+def test_torch_prune_does_not_replace_the_mask_of_a_converted_weight() -> None:
+    model = pruned()
+    x = torch.randn(3, 8)
+    before, out = {name: value.clone() for name, value in model.state_dict().items()}, model(x)
+    with pytest.raises(sparsify.SparsifyError, match="Linear.weight_mask is the mask of a converted weight"):
+        torch.nn.utils.prune.l1_unstructured(model[0], "weight", amount=0.5)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items()) and len(after) == len(before)
+    assert torch.equal(model(x), out) and isinstance(model[0].weight, nn.Parameter)
+    torch.nn.utils.prune.l1_unstructured(model[0], "bias", amount=0.5)  # there is no mask in its way
+    sparsify.convert(model)
+    assert "0.bias" in sparsify.get_masks(model)

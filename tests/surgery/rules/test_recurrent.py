@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.surgery.channels import analyse
+from sparsify.surgery.rules.table import RULES, Rule
 
 
 class Recurrent(nn.Module):
@@ -106,6 +107,63 @@ def test_units_go_where_lengths_are_an_input(cls: Any) -> None:
     assert small.rnn.hidden_size == 3
     other = torch.randn(3, 9, 5).double(), torch.tensor([9, 2, 5])
     torch.testing.assert_close(small.eval()(*other), model.eval()(*other), rtol=1e-10, atol=1e-12)
+
+
+class Cells(nn.Module):
+    """Cells in a loop over time; `state` says what they start from."""
+
+    def __init__(self, cls: Any, state: str) -> None:
+        super().__init__()
+        self.width, self.state = 6, state
+        self.cell, self.leave = cls(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Any = None
+        if self.state:
+            states = torch.zeros(len(x), self.width, dtype=x.dtype)
+            states = (states, torch.zeros_like(states)) if self.state == "two" else states
+        for step in x.unbind(1):
+            states = self.cell(step, states)
+        y: Tensor = self.leave(states[0] if isinstance(states, tuple) else states)
+        return y
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("cls", "state"), [(nn.LSTMCell, ""), (nn.LSTMCell, "two"), (nn.GRUCell, ""), (nn.GRUCell, "one"), (nn.RNNCell, "")]
+)
+def test_units_of_cells_go_as_those_of_layers_do(cls: Any, state: str) -> None:
+    torch.manual_seed(0)
+    model, x = Cells(cls, state).double(), torch.randn(2, 4, 5).double()
+    sparsify.convert(model, ignore=["leave"])
+    pruning = {"granularity": "unit", "scope": "layer", "sparsity": 0.5, "schedule": "one_shot"}
+    sparsify.Pruner(model, pruning, 1, example_input=x).start()
+    report = sparsify.shrink(model, x)
+    small: Any = report.model
+    assert report.kept == () and small.cell.hidden_size == 3
+    assert report.multiply_adds[1] == 2 * 4 * sum(w.numel() for w in small.cell.parameters() if w.dim() > 1) + 2 * 3 * 3
+    other = torch.randn(3, 7, 5).double()
+    torch.testing.assert_close(small.eval()(other), model.eval()(other), rtol=1e-10, atol=1e-12)
+
+
+def test_units_are_found_whatever_the_default_dtype() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = analyse(Recurrent(nn.LSTM), torch.randn(2, 5, 5))
+    finally:
+        torch.set_default_dtype(before)
+    assert (found.groups, found.barriers) == (13, ())
+
+
+def test_units_stay_where_a_rule_of_liveness_fails() -> None:
+    def flow(live: Any, op: Any) -> None:
+        raise ValueError("unknown")
+
+    rules = {"lstm": Rule(RULES["lstm"].couple, flow)}
+    found = analyse(Recurrent(nn.LSTM, proj_size=4), torch.randn(2, 5, 5), rules=rules)
+    assert found.groups == 7  # those of the layer before
+    assert found.barriers[0] == "rnn: operation 'lstm' does not fit its rule (ValueError: unknown)"
 
 
 def test_units_before_a_norm_stay_and_the_projection_or_the_norm_says_so() -> None:

@@ -229,6 +229,48 @@ def test_outputs_that_would_differ_keep_what_the_module_meets() -> None:
     assert len(report.kept) == 1 and report.kept[0].startswith("mid: 1 dead groups stay: outputs differ by")
 
 
+def test_what_a_forward_needs_without_an_operation_that_shows_it_stays_and_the_rest_goes() -> None:
+    """A number of channels is what other channels are cut into: positions and channels of `b` change places."""
+
+    def mixed(m: Any, x: Tensor) -> Tensor:
+        x = m.a(m.mid(m.first(x).relu()))
+        y = m.b(x).flatten(2).mT.reshape(x.shape)
+        out: Tensor = m.last(y)
+        return out
+
+    layers = {"first": conv(3, 8), "mid": conv(8, 3), "a": conv(3, 16), "b": conv(16, 16), "last": conv(16, 2)}
+    model = Forward(mixed, **layers)
+    with torch.no_grad():
+        for layer in (model.first, model.a):
+            layer.weight[:4] = 0
+    x = torch.randn(1, 3, 4, 4)
+    report = shrink(model, x, dead="zeros")
+    assert (report.model.first.out_channels, report.model.a.out_channels) == (4, 16)
+    (reason,) = report.kept
+    assert reason.startswith("the model: 4 dead groups stay: its forward does not take fewer channels (RuntimeError: ")
+    assert relative_error([report.model(x)], [model(x)]) < 1e-5
+
+
+def test_a_sparse_buffer_keeps_what_it_meets_alone() -> None:
+    """A graph's neighbours: a product with a sparse matrix has no rule, and no cost that is known."""
+
+    def spread(m: Any, x: Tensor) -> Tensor:
+        z = torch.sparse.mm(m.neighbours, m.mid(m.first(x).relu())).relu()
+        out: Tensor = m.last(z)
+        return out
+
+    model = Forward(spread, first=linear(3, 6), mid=linear(6, 4), last=linear(4, 2))
+    model.register_buffer("neighbours", torch.eye(5).to_sparse())
+    with torch.no_grad():
+        model.first.weight[:2] = 0
+        model.mid.weight[:2] = 0
+    x = torch.randn(5, 3)
+    report = shrink(model, x, dead="zeros")
+    assert (report.model.first.out_features, report.model.mid.out_features) == (4, 4)
+    assert report.uncounted == ("the model: _sparse_addmm",)
+    assert relative_error([report.model(x)], [model(x)]) < 1e-5
+
+
 def test_a_model_whose_outputs_are_never_the_same_is_refused() -> None:
     model = nn.Sequential(linear(3, 4), nn.ReLU(), linear(4, 2), Forward(lambda m, x: x + torch.rand(2)))
     with torch.no_grad():

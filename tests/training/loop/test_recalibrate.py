@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -18,3 +19,11 @@ def test_statistics_are_the_plain_mean_over_the_batches() -> None:
 
 def test_a_model_without_batch_norm_is_not_even_run() -> None:
     recalibrate_batch_norm(nn.Linear(1, 1), iter([("would fail", None)]))  # type: ignore[list-item]
+
+
+def test_momenta_and_modes_come_back_when_the_model_fails() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).train()
+    wrong = [(torch.zeros(4, 5), torch.zeros(4))]
+    with pytest.raises((RuntimeError, ValueError)):
+        recalibrate_batch_norm(model, wrong)
+    assert model[0].momentum == 0.1 and model.training

@@ -146,6 +146,22 @@ def test_a_stopped_run_goes_on_in_two_processes_to_the_same_bits_and_in_one(tmp_
     assert all(torch.equal(alone[f"{name}_mask"], mask) for name, mask in loaded.items())
 
 
+def test_an_average_is_the_same_in_all_processes_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    given = recipe(UNION, ema={"decay": 0.5})
+    whole, other = run(2, tmp_path / "whole", given)
+    assert_same(whole["state"], other["state"])
+    alone = alone_in(tmp_path / "alone", given)
+    assert whole["metrics"]["test_weights"] == "average"
+    for name, value in alone.items():
+        torch.testing.assert_close(whole["state"][name], value, rtol=1e-4, atol=1e-6)
+    live = read_state(tmp_path / "whole" / "checkpoints" / "last.safetensors")["model"]
+    assert any(not torch.equal(whole["state"][name], value) for name, value in live.items())
+    first, _ = run(2, tmp_path / "part", given, stop_at=5)
+    assert first["error"][0] == "RunStopped"
+    one, _ = run(2, tmp_path / "part", given, resume=True)
+    assert_same(one["state"], whole["state"])
+
+
 def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_to_the_same_bits(
     tmp_path: Path, with_snip: tuple[Path, list[dict[str, Any]]]
 ) -> None:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..module_walk import named_modules
-from ..recording.context import module_names
+from .context import module_names
 
 Asked: TypeAlias = dict[str, list[tuple[Any, ...]]]  # module -> what was compared, in order
 
-_SAME_FOR_ALL_SIZES = ("torch", "einops", __name__.partition(".")[0])  # packages whose comparisons are checks
-_TELLING = ("size", "__len__", "numel")
+# Modules of Python whose comparisons are checks, or choose how to compute the same.
+_SAME_FOR_ALL_SIZES = ("torch.", "torchvision.ops.", "einops.", f"{__name__.partition('.')[0]}.")
+TELLING = ("size", "__len__", "numel")
 _watching: list[SizeWatch] = []
 
 
@@ -52,11 +53,11 @@ class SizeWatch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outcome = func(*args, **(kwargs or {}))
         if isinstance(outcome, torch.Size):
-            return torch.Size(tuple(_known(size, {size}) for size in outcome))
-        if type(outcome) is int and getattr(func, "__name__", "") in _TELLING:
+            return torch.Size(tuple(known_sizes(size, {size}) for size in outcome))
+        if type(outcome) is int and getattr(func, "__name__", "") in TELLING:
             if func is Tensor.__len__:
                 self.note("len", outcome)  # Python returns a plain number
-            return _known(outcome, {outcome})
+            return known_sizes(outcome, {outcome})
         return outcome
 
     def note(self, *what: Any) -> None:
@@ -72,7 +73,7 @@ def modules_that_ask(runs: Sequence[Mapping[str, list[tuple[Any, ...]]]]) -> lis
 
 def _note(*what: Any) -> None:
     caller = sys._getframe(2).f_globals.get("__name__", "")
-    checks = caller.partition(".")[0] in _SAME_FOR_ALL_SIZES and caller != nn.ModuleList.__module__
+    checks = caller.startswith(_SAME_FOR_ALL_SIZES) and caller != nn.ModuleList.__module__
     if _watching and not checks:
         _watching[-1].note(*what)
 
@@ -94,7 +95,7 @@ def _handing_on(kind: type, name: str) -> Callable[..., Any]:
         outcome = plain(self, *others)
         if outcome is NotImplemented and type(others[0]) is float:  # Python would ask the other for a plain number
             outcome = getattr(float, name)(float.__new__(float, int.__int__(self)), *others)
-        return _known(outcome, _made_of(self).union(*map(_made_of, others)))
+        return known_sizes(outcome, _made_of(self).union(*map(_made_of, others)))
 
     return hand_on
 
@@ -112,10 +113,10 @@ def _made_of(value: Any) -> set[int]:
     return found
 
 
-def _known(outcome: Any, sizes: set[int]) -> Any:
+def known_sizes(outcome: Any, sizes: set[int]) -> Any:
     """Return numbers that carry the sizes they were computed from; any other value as it is."""
     if type(outcome) is tuple:
-        return tuple(_known(one, sizes) for one in outcome)
+        return tuple(known_sizes(one, sizes) for one in outcome)
     if type(outcome) not in (int, float):
         return outcome
     made = _Size(outcome) if type(outcome) is int else _Ratio(outcome)

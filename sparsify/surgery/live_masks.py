@@ -1,0 +1,64 @@
+"""The live mask of one parameter as a forward uses it: bool, there, and of the weight's shape, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from ..errors import SparsifyError
+
+
+def bool_mask(module: nn.Module, name: str) -> Tensor:
+    """Return the live mask of one of a module's parameters, as its forward uses it.
+
+    A mask of numbers that are all 0 or 1 becomes bool again. Raises SparsifyError if it is gone, and for any other,
+    which averaging or loading with `assign=True` has left there.
+    """
+    mask: Tensor | None = getattr(module, f"{name}_mask", None)
+    if mask is None:
+        raise SparsifyError(f"{type(module).__name__}.{name}_mask is gone: something has deleted the mask of {name}")
+    if mask.dtype is not torch.bool and not isinstance(mask, Proxy):
+        mask = module._buffers[f"{name}_mask"] = _as_bool(mask, f"{type(module).__name__}.{name}_mask")
+    return mask
+
+
+def mask_in_forward(module: nn.Module, name: str) -> Tensor:
+    """Return `bool_mask`; raises SparsifyError too if the weight has got another shape since the conversion."""
+    mask, weight = bool_mask(module, name), module._parameters.get(name)
+    if weight is not None and not isinstance(mask, Proxy) and weight.shape != mask.shape:
+        raise SparsifyError(
+            f"{type(module).__name__}.{name} has shape {tuple(weight.shape)}, its mask {tuple(mask.shape)}: the weight "
+            "was replaced after the conversion; fold the model, change it, and convert it again"
+        )
+    return mask
+
+
+def make_masks_bool(state_dict: dict[str, Any], keys: Iterable[str]) -> None:
+    """Make the masks at `keys` of a state dict bool, in place. Raises SparsifyError for one with other values."""
+    made = {key: _as_bool(state_dict[key], key) for key in keys if isinstance(state_dict.get(key), Tensor)}
+    state_dict.update(made)
+
+
+def _as_bool(mask: Tensor, name: str) -> Tensor:
+    if mask.dtype is torch.bool:
+        return _true_or_false(mask)
+    wrong = mask[(mask != 0) & (mask != 1)]
+    if wrong.numel():
+        raise SparsifyError(
+            f"{name}: a mask holds only 0 and 1, here {float(wrong[0]):.4g} of dtype "
+            f"{str(mask.dtype).removeprefix('torch.')}: the masks were averaged; load the live model's, or call "
+            "sparsify.sync_masks(average, live)"
+        )
+    return mask.bool()
+
+
+def _true_or_false(mask: Tensor) -> Tensor:
+    """Return a bool mask whose every byte is 0 or 1: in a view of uint8 any other stands for True too."""
+    if mask.is_meta or type(mask) not in (Tensor, nn.Parameter):
+        return mask
+    values = mask.view(torch.uint8)
+    return values != 0 if bool((values > 1).any()) else mask
