@@ -32,7 +32,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     """Return the lower and the upper quartile, of one value itself."""
     if len(values) == 1:
         return values[0], values[0]
-    low, _, high = quantiles(values, n=4)
+    low, _, high = quantiles(values, n=4, method="inclusive")
     return low, high
 
 

@@ -134,7 +134,7 @@ def _on_both(both: list[Row]) -> list[str]:
 
 
 def _spread(values: list[float]) -> str:
-    quarters = quantiles(values, n=4) if len(values) > 1 else values * 3
+    quarters = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return f"median {quarters[1]:.2f}, quartiles {quarters[0]:.2f} to {quarters[2]:.2f}, at most {max(values):.2f}"
 
 

@@ -43,7 +43,7 @@ def keep(source: str, shape: Sequence[int], threads: int, seconds: Mapping[str, 
 
 
 def _timing(name: str, seconds: Sequence[float]) -> Timing:
-    low, middle, high = quantiles(seconds, n=4)
+    low, middle, high = quantiles(seconds, n=4, method="inclusive")
     return Timing(name, middle, low, high)
 
 

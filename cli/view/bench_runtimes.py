@@ -183,7 +183,7 @@ def result_table(runtimes: Sequence[Runtime], seconds: Mapping[str, Sequence[flo
     best = min(layouts, key=lambda name: median(seconds[name]), default=None)
     for runtime in runtimes:
         own = seconds[runtime.name]
-        low, middle, high = (1e3 * value for value in quantiles(own, n=4))
+        low, middle, high = (1e3 * value for value in quantiles(own, n=4, method="inclusive"))
         ratio = "-"
         if best is not None:
             ratio = f"{median(torch / one for torch, one in zip(seconds[best], own, strict=True)):.2f}"
@@ -197,7 +197,7 @@ def spread_lines(seconds: Mapping[str, Sequence[float]]) -> list[str]:
     """Return a line for each whose quartiles are so far apart that its median says little."""
     lines = []
     for name, own in seconds.items():
-        low, middle, high = quantiles(own, n=4)
+        low, middle, high = quantiles(own, n=4, method="inclusive")
         if high - low > WIDE * middle:
             share = f"{100 * (high - low) / middle:.0f} %"
             lines.append(

@@ -16,11 +16,12 @@ def test_every_other_round_goes_backwards_and_a_turn_counts_by_its_median() -> N
     assert found == {"a": [2.0, 3.0], "b": [5.0, 5.0]}
 
 
-def test_quartiles_of_one_value_are_that_value() -> None:
+def test_quartiles_lie_within_the_values() -> None:
     assert quartiles([2.0]) == (2.0, 2.0)
-    assert quartiles([1.0, 2.0, 3.0]) == (1.0, 3.0)
+    assert quartiles([1.0, 5.0]) == (2.0, 4.0)
+    assert quartiles([1.0, 2.0, 3.0]) == (1.5, 2.5)
 
 
 def test_ratios_are_of_the_same_round() -> None:
     # Twice, three times and four times as fast, though the medians are 2 and 1.
-    assert figures([1.0, 1.0, 0.5], [2.0, 3.0, 2.0]) == "1000 | 500 to 1000 | 3.00 | 2.00 to 4.00"
+    assert figures([1.0, 1.0, 0.5], [2.0, 3.0, 2.0]) == "1000 | 750 to 1000 | 3.00 | 2.50 to 3.50"
