@@ -16,6 +16,7 @@ from .analysis.bias_sinks import BiasSink, bias_sinks
 from .analysis.coupling import Coupling, Heads
 from .analysis.group_ids import group_ids, labels_of, only, produced_dims
 from .analysis.group_liveness import alive_groups, first_spoiling_ops, killable_groups, note_failures, pruned_groups
+from .analysis.kept_constants import kept_constants
 from .analysis.liveness import Liveness
 from .analysis.mac_counts import uncounted
 from .analysis.reasons import reasons
@@ -33,7 +34,7 @@ class Study:
     `ids` holds the group id of every channel number of `coupling` (-1 = never removed). `bias_sinks` are the operations
     that can take constant channels into a bias; `constant` maps some of them to the channels entering them that hold
     one nonzero value whatever the input (bool [channels]). `pruned`, bool [groups], marks the groups that are dead
-    because of masks, whatever parameters learn.
+    because of masks, whatever parameters learn. `kept_constants` says where constant channels stay, and why.
     """
 
     recording: Recording
@@ -43,6 +44,7 @@ class Study:
     bias_sinks: dict[Op, BiasSink]
     constant: dict[Op, Tensor]
     pruned: np.ndarray[Any, Any]
+    kept_constants: tuple[str, ...] = ()
 
 
 def study(
@@ -82,7 +84,10 @@ def study(
         return study(recording, killable=False, heads=heads, dead=dead, masks=masks, rules=rules, by_group=whole)
     stays = reasons(coupling, ids, lambda: first_spoiling_ops(recording, liveness, coupling)) if killable else ()
     channels = _channels(recording, coupling, ids, produced, ~alive, stays)
-    return Study(recording, coupling, ids, channels, sinks, {} if live is None else live.constant_channels, pruned)
+    if live is None:
+        return Study(recording, coupling, ids, channels, sinks, {}, pruned)
+    constants = () if killable else kept_constants(live, coupling, ids, alive)
+    return Study(recording, coupling, ids, channels, sinks, live.constant_channels, pruned, constants)
 
 
 def _channels(

@@ -26,6 +26,9 @@ def move(coupling: Coupling, op: Op) -> None:
         if op.name in ("split", "unsafe_split") and len({part.shape for part in moved}) == 1 and moved[0] is not axis:
             for part in moved[1:]:  # parts of equal size have to stay of equal size
                 coupling.numbers.union(part, moved[0])
+        if op.name == "channel_shuffle" and axis.shape[1] > 1:  # each group gives as many channels as the others
+            groups = axis.reshape(op.args[1], -1)
+            coupling.numbers.union(groups, groups[:1])
         for result, form in zip(results, moved, strict=True):
             result.append(form)
     offered: list[list[Tensor]] = [[] for _ in op.results]

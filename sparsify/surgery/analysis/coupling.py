@@ -71,8 +71,8 @@ class Coupling:
         for op in recording.ops[recording.eval_count :]:
             self.visit(op)
         del self.operations[costly:]
-        for path, given in recording.branches:
-            pin_branch(self, recording, path, given)
+        for path, given, asked in recording.branches:
+            pin_branch(self, recording, path, given, asked)
         for value in recording.outputs:
             self.numbers.cause = IN_OBJECTS if value in recording.in_objects else OUTPUTS
             self.pin(value)

@@ -1,4 +1,4 @@
-"""Modules that keep all their channels: forwards that branch on values, and torch.nn's attention."""
+"""Modules that keep all their channels: forwards that branch on values or modes, and torch.nn's attention."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..full_name import full_name
-from ..recording.ops import Recording, Value
+from ..recording.ops import VALUES, Recording, Value
 
 if TYPE_CHECKING:
     from .coupling import Coupling
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 _ROWS_OF_HEADS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def pin_branch(coupling: Coupling, recording: Recording, path: str, given: Sequence[Value]) -> None:
-    """Pin all channels that a module meets whose forward branches on values of activations; `given` are its inputs."""
-    why = f"{path or 'the model'}: its forward asks what activations hold, and may do something else with others"
+def pin_branch(coupling: Coupling, recording: Recording, path: str, given: Sequence[Value], asked: str) -> None:
+    """Pin all channels that a module meets whose forward branches on what it `asked`; `given` are its inputs."""
+    otherwise = "with others" if asked == VALUES else "otherwise"
+    why = f"{path or 'the model'}: its forward asks {asked}, and may do something else {otherwise}"
     coupling.numbers.cause = why
     inside = [op for op in recording.ops if not path or op.module == path or op.module.startswith(f"{path}.")]
     met = dict.fromkeys([*given, *(value for op in inside for value in (*op.inputs, *op.results))])

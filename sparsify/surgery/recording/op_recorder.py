@@ -23,7 +23,7 @@ from .context import (
     not_compiled,
     own_inputs,
 )
-from .ops import FILLS, LIKE, SCALED_BY_SIZE, STALE, Derived, Filled, Noise, Op, Value, from_model, pointwise
+from .ops import FILLS, LIKE, SCALED_BY_SIZE, STALE, VALUES, Derived, Filled, Noise, Op, Value, from_model, pointwise
 from .second_pass import KnownOps
 from .selected import selected_counts
 from .sequences import sequence_op
@@ -49,7 +49,7 @@ class OpRecorder(TorchDispatchMode):
         self.results = results
         self.module: list[str] = []
         self.given: list[Any] = []  # the arguments of each of these modules
-        self.branches: list[tuple[str, tuple[Value, ...]]] = []
+        self.branches: list[tuple[str, tuple[Value, ...], str]] = []
         self.recurrent = {
             name
             for name, one in model.named_modules()
@@ -158,7 +158,7 @@ class OpRecorder(TorchDispatchMode):
     def decided(self) -> None:
         """Note that the running forward reads values of an activation: it may take another branch for another input."""
         if self.where() not in self.recurrent:  # of a packed sequence, how many there are: that changes sizes only
-            self.branches.append((self.where(), self.entering()))
+            self.branches.append((self.where(), self.entering(), VALUES))
 
     def _note(self, op: Op, tensors: list[Tensor]) -> None:
         self.ops.append(op)

@@ -13,6 +13,9 @@ from .broadcast_forms import is_movement, nonzero
 from .context import leaves
 
 STALE = "stale"
+# What a forward may ask that decides what it does.
+VALUES = "what activations hold"
+GRADIENTS = "whether gradients are on"
 SCALED_BY_SIZE = "scaled_by_size"
 # Operations by which Python code reads the values of a tensor.
 DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist", "numpy"})
@@ -153,8 +156,9 @@ class Recording:
     `fixed_biases` must not change. `attentions` are the paths of modules that cannot lose heads. The first `eval_count`
     operations ran in eval mode; the others in a second pass, which also runs the layers that only run in training.
     `problems` says why there is no second pass although some layers did not run. `branches` are the paths of modules
-    whose forward read values of activations, with the arguments it was called with. `in_objects` are the outputs that
-    objects hold, as a cache does.
+    whose forward asks for what decides its way, with the arguments it was called with and what it asks for.
+    `in_objects` are the outputs that objects hold, as a cache does. `idle` are the paths of the layers that ran in no
+    pass.
     """
 
     ops: tuple[Op, ...]
@@ -165,8 +169,9 @@ class Recording:
     fixed_biases: frozenset[str] = frozenset()
     eval_count: int = 0
     problems: tuple[str, ...] = ()
-    branches: tuple[tuple[str, tuple[Value, ...]], ...] = ()
+    branches: tuple[tuple[str, tuple[Value, ...], str], ...] = ()
     in_objects: frozenset[Value] = frozenset()
+    idle: tuple[str, ...] = ()
     nonzero: dict[Value, Tensor] = field(default_factory=dict)  # of constants, filled on demand
 
     @cached_property

@@ -19,7 +19,7 @@ from ..tracing.announced import announced_as_traced
 from ..tracing.bytecode_scan import is_torch, mentions_training
 from .context import addable_biases, eval_mode, whole_attentions
 from .op_recorder import OpRecorder
-from .ops import Recording, Value
+from .ops import GRADIENTS, Recording, Value
 from .second_pass import KnownOps, ModuleCalls
 from .selected import CountWatch
 from .shape_only import ValuesNeededError
@@ -49,7 +49,7 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
 
 
 def _paths(recording: Recording) -> set[str]:
-    return {path for path, _ in recording.branches}
+    return {path for path, *_ in recording.branches}
 
 
 def _read(recording: Recording) -> set[str]:
@@ -87,9 +87,11 @@ def _record(
                 outputs += more
             else:
                 del recorder.ops[start:]
-        if recorder.counts and results is None and recorder.idle_layers(model):
-            _note_asked_counts(recorder, model, example_input)
-        recorder.branches += [(path, given) for path, given in recorder.asking.items() if path not in asking]
+        idle = recorder.idle_layers(model) if idle else []
+        if recorder.counts and results is None and idle:
+            _note_asked_counts(recorder, model, example_input, idle)
+        late = {path: given for path, given in recorder.asking.items() if path not in asking}
+        recorder.branches += [(path, given, GRADIENTS) for path, given in late.items()]
     return Recording(
         tuple(recorder.ops),
         tuple(outputs),
@@ -100,6 +102,7 @@ def _record(
         problems=(problem,) if problem else (),
         branches=tuple(recorder.branches),
         in_objects=frozenset(recorder.in_objects),
+        idle=tuple(idle),
     )
 
 
@@ -136,7 +139,7 @@ def _run_in_training(
 def _run_with_gradients(recorder: OpRecorder, model: nn.Module, example_input: Any) -> list[Value]:
     """Run a model again with gradients on, since its forward asks for that; return its outputs.
 
-    If it does not run so, the modules that ask count as branches on values.
+    If it does not run so, what the modules that ask meet stays.
     """
     recorder.known = KnownOps(recorder.ops)
     asking, count = dict(recorder.asking), len(recorder.ops)
@@ -148,17 +151,17 @@ def _run_with_gradients(recorder: OpRecorder, model: nn.Module, example_input: A
         if not recorder.computed:
             raise
         del recorder.ops[count:]
-        recorder.branches += asking.items()
+        recorder.branches += [(path, given, GRADIENTS) for path, given in asking.items()]
         return []
 
 
-def _note_asked_counts(recorder: OpRecorder, model: nn.Module, example_input: Any) -> None:
-    """Run a model again to note which modules with layers that never ran ask how many entries were selected.
+def _note_asked_counts(recorder: OpRecorder, model: nn.Module, example_input: Any, idle: list[str]) -> None:
+    """Run a model again to note which modules with `idle` layers ask how many entries were selected.
 
     For another number these layers may run: a branch on values.
     """
     recorder.known = KnownOps(recorder.ops)
-    count, idle, noted = len(recorder.ops), recorder.idle_layers(model), set()
+    count, noted = len(recorder.ops), set[str]()
 
     def note() -> None:
         path = recorder.where()

@@ -86,8 +86,17 @@ def shrink(
     if after is None:
         after = _cost(record(small, example_input))
     notes = [_NO_MASKS] if dead == "masks" and not masks else []
+    notes += _of_idle(recording.idle) if attempts.removed.any() else []
     report = _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
     return replace(report, configuration=configuration)
+
+
+def _of_idle(layers: Sequence[str]) -> list[str]:
+    """Return the line of the report that names layers that no pass of the example ran, if there are any."""
+    if not layers:
+        return []
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return [f"{', '.join(layers[:3])}{more}: not cut, since not run with the example; another call of them may fail"]
 
 
 def _check(round_to: int | None, heads: str, dead: str) -> None:
@@ -111,7 +120,7 @@ def _report(
         multiply_adds=multiply_adds,
         difference=proof.difference,
         seconds=proof.seconds,
-        kept=(*attempts.reasons, *notes),
+        kept=(*attempts.reasons, *found.kept_constants, *notes),
         proved=tuple(variant.what for variant in proof.variants),
         training=proof.training,
         uncounted=found.channels.uncounted,

@@ -357,7 +357,33 @@ def test_a_forward_that_does_not_run_with_gradients_keeps_what_it_meets() -> Non
     ).eval()
     found = analyse(model, X)
     (barrier,) = found.barriers
-    assert barrier.startswith("2: its forward asks") and found.groups == 6
+    assert barrier == "2: its forward asks whether gradients are on, and may do something else otherwise"
+    assert found.groups == 6
+
+
+class Switched(nn.Module):
+    """A head that a setting turns on later, an argument that this call does not give, and a counter's other head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = False
+        self.trunk, self.head, self.more, self.other = (nn.Linear(4, 8), *(nn.Linear(8, 2) for _ in range(3)))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        z = self.trunk(x).relu()
+        if y is not None:
+            z = z + self.other(y)
+        return self.head(z) + self.more(z) if self.auxiliary else self.head(z)  # type: ignore[no-any-return]
+
+
+def test_layers_that_did_not_run_are_named_where_something_went() -> None:
+    model = Switched().eval()
+    assert shrink(model, X, dead="zeros").kept == ()
+    with torch.no_grad():
+        model.trunk.weight[:3], model.trunk.bias[:3] = 0, 0
+    report = shrink(model, X, dead="zeros")
+    assert report.removed == 3
+    assert report.kept == ("more, other: not cut, since not run with the example; another call of them may fail",)
 
 
 def test_torch_asks_for_gradients_without_consequences() -> None:

@@ -251,6 +251,18 @@ def test_a_part_without_entries_hides_no_channels(name: str) -> None:
     assert small.a.out_channels == 4
 
 
+def test_a_shuffle_of_channels_ties_the_positions_of_its_groups() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.ChannelShuffle(3), nn.Conv2d(12, 8, 3, groups=2))
+    model.add_module("last", nn.Conv2d(8, 4, 1))
+    assert analyse(model[:3].append(nn.Conv2d(12, 2, 1)), torch.randn(2, 3, 6, 6)).groups == 4
+    found = analyse(model, torch.randn(2, 3, 6, 6))
+    assert found.labels["0.weight"][0].reshape(3, 4).unique(dim=0).shape == (1, 4)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ChannelShuffle(2), nn.ReLU())
+    model.add_module("last", nn.Conv2d(8, 4, 1))
+    small = pruned_and_shrunk(model, torch.randn(2, 3, 6, 6), torch.randn(1, 3, 7, 7))
+    assert small[0].out_channels == 4
+
+
 def test_norms_without_parameters_say_why_channels_stay() -> None:
     norm = nn.BatchNorm2d(8, affine=False)
     norm.running_mean = torch.linspace(-1, -0.1, 8)

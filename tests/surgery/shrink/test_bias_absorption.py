@@ -315,6 +315,41 @@ def test_poolformerv2_shrinks_when_half_of_its_units_are_zero() -> None:
     assert report.parameters[1] < 0.65 * report.parameters[0]
 
 
+READERS = {
+    "its padding makes them differ at the border": nn.Conv2d(4, 2, 3, padding=1),
+    "a grouped or transposed convolution has no bias that could take them in": nn.ConvTranspose2d(4, 2, 2),
+}
+
+
+@pytest.mark.parametrize("why", READERS)
+def test_a_constant_channel_that_no_bias_takes_in_stays_with_the_reason(why: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), READERS[why])
+    with torch.no_grad():
+        model[0].weight[1:3] = 0
+    report = shrink(model, torch.randn(1, 3, 5, 5), dead="zeros")
+    assert report.removed == 0
+    assert report.kept == (f"2: 2 constant channels stay: {why}",)
+
+
+def test_a_constant_channel_whose_reader_shares_its_bias_stays_with_the_reason() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(self.first(x).sigmoid()) + self.last.bias
+            return y
+
+    model = Model()
+    with torch.no_grad():
+        model.first.weight[1:3] = 0
+    report = shrink(model, torch.randn(5, 3), dead="zeros")
+    assert report.removed == 0
+    why = "it has no bias of its own, or one that something else reads"
+    assert report.kept == (f"last: 2 constant channels stay: {why}",)
+
+
 def test_norms_with_masked_biases_do_not_stand_in_the_way() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))
     x = torch.randn(1, 3, 8, 8)
