@@ -80,7 +80,7 @@ def test_a_step_number_for_each_image_leaves_convolutions_to_kernels(
     x, t = torch.randn(images, 3, 6, 6), torch.arange(images, dtype=dtype)
     engine = compile(model, (x, t), threads=threads, tune=False)
     assert [strategy.kind != "torch" for strategy in engine.strategies.values()] == [True]
-    assert kernels_of(engine) & {Opcode.CONVOLVE, Opcode.CONVOLVE_TILES}
+    assert kernels_of(engine) & {Opcode.CONVOLVE, Opcode.CONVOLVE_TILES, Opcode.CONVOLVE_GENERATED}
     for number in range(4):
         check(engine, model, torch.randn_like(x), (t + number).to(dtype))
     assert "int" in str(engine) and len(engine.strategies) == 1
@@ -108,7 +108,7 @@ def test_truth_values_leave_convolutions_to_kernels(images: int) -> None:
     model = Masked().eval()
     x, mask = torch.randn(images, 3, 6, 6), torch.rand(images, 6, 6) < 0.5
     engine = compile(model, (x, mask), threads=2, tune=False)
-    assert kernels_of(engine) & {Opcode.CONVOLVE, Opcode.CONVOLVE_TILES}
+    assert kernels_of(engine) & {Opcode.CONVOLVE, Opcode.CONVOLVE_TILES, Opcode.CONVOLVE_GENERATED}
     for given in (mask, ~mask, torch.zeros_like(mask)):
         check(engine, model, x, given)
 

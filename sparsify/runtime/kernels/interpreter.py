@@ -14,6 +14,7 @@ from numba import carray, njit, types
 
 from .copy import copy, decimate, pack, pack_channels_last, pad_crop, unpack, unpack_channels_last, upsample
 from .elementwise import activation, binary
+from .generated import convolve_generated
 from .layer_norm import layer_norm
 from .loops import FAST as _FAST
 from .opcodes import COLUMNS, Opcode
@@ -72,6 +73,8 @@ def run(table, buffers, offsets, values, indptr, biases, scalars, addresses, sig
         kind = op[at.OPCODE]
         if kind == Opcode.CONVOLVE:
             convolve(op, buffers, offsets, values, indptr, biases, scalars, part, parts)
+        elif kind == Opcode.CONVOLVE_GENERATED:
+            convolve_generated(op, buffers, values, indptr, part, parts)
         elif kind == Opcode.CONVOLVE_TILES:
             convolve_tiles(op, buffers, offsets, values, indptr, biases, scalars, part, parts)
         elif kind == Opcode.DOT:

@@ -66,17 +66,21 @@ def share(count, part, parts):
 @njit(**FAST)
 def clear(buffers, start, op, low, high):
     """Set the padding of the output's planes low..high to zero: whatever is no pixel."""
-    height, row, row_stride, size, first = (
-        op[at.HEIGHT],
-        op[at.ROW],
-        op[at.ROW_STRIDE],
-        op[at.OUT_PLANE],
-        op[at.FIRST],
-    )
+    clear_run(buffers, start, op, low, high, 0, op[at.HEIGHT] * op[at.ROW_STRIDE])
+
+
+@njit(**FAST)
+def clear_run(buffers, start, op, low, high, begin, end):
+    """Do so between two places, floats from a plane's first pixel; with its first or last row all that is beyond."""
+    row, row_stride, size, first = op[at.ROW], op[at.ROW_STRIDE], op[at.OUT_PLANE], op[at.FIRST]
+    span = op[at.HEIGHT] * row_stride
     for channel in range(low, high):
         plane = start + channel * size
-        fill(buffers, plane, first, 0)
+        if begin == 0:
+            fill(buffers, plane, first, 0)
         if row_stride > row:
-            for r in range(height):
-                fill(buffers, plane + first + r * row_stride + row, row_stride - row, 0)
-        fill(buffers, plane + first + height * row_stride, size - first - height * row_stride, 0)
+            for r in range(begin // row_stride, (end + row_stride - 1) // row_stride):
+                left, right = max(begin, r * row_stride + row), min(end, (r + 1) * row_stride)
+                fill(buffers, plane + first + left, right - left, 0)
+        if end == span:
+            fill(buffers, plane + first + span, size - first - span, 0)

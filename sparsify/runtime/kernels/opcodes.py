@@ -20,6 +20,7 @@ class Opcode(IntEnum):
     CONVOLVE = "sparse kernel"
     DOT = "sparse kernel, one image"
     CONVOLVE_TILES = "dense kernel"
+    CONVOLVE_GENERATED = "sparse kernel, generated code"
     DECIMATE = "decimation (phases of a stride)"
     MAX_POOL = "max pooling"
     AVG_POOL = "average pooling"
@@ -80,13 +81,14 @@ class Column(IntEnum):
     ROW = auto()  # floats of one row's pixels
     ROW_STRIDE = auto()
     CHUNKS = auto()  # of input channels: a packed row for each chunk and output channel (cache blocking)
+    GROUPS = auto()  # CONVOLVE_GENERATED: of output channels, each with a block of code for each chunk
     TILE_SHAPE = auto()  # index among packed_rows.SHAPES or SHARED_SHAPES
     TILE_ROWS = auto()
     TILE_WIDTH = auto()  # floats of each row of a tile
     RUNS = auto()  # contiguous runs that are computed: one for each row, or one in all
     RUN = auto()  # floats of one
     RESIDUAL = auto()  # the first plane of what is added, -1 for none
-    INDPTR = auto()  # where the packed rows' indptr begins
+    INDPTR = auto()  # where the packed rows' indptr begins, or the addresses of code and values, block by block
     VALUES = auto()  # what to add to an index of the offsets for that of the values
     BIASES = auto()
     SCALARS = auto()  # two floats: clamp_min and clamp_max (ACTIVATION: parameter and factor; LAYER_NORM: eps)

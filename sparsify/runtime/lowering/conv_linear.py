@@ -22,13 +22,13 @@ from .packed_rows import (
     Place,
     chunked,
     convolution_rows,
-    keeps_within,
+    generates,
     linear_rows,
     one_per_plane,
     split_for_strides,
     tiled,
-    tiling,
 )
+from .tiling import keeps_within, tiling
 from .views import VIEWS
 
 aten = torch.ops.aten
@@ -53,6 +53,8 @@ def weighted(
     step = Instruction(Opcode.CONVOLVE, node.name, out, source.planes, reads, number, rows=rows, scalars=after.scalars)
     if out.is_vector:
         lowering.instructions.append(replace(step, opcode=Opcode.DOT))
+    elif generates(rows, out, source.planes):
+        lowering.instructions.append(replace(step, opcode=Opcode.CONVOLVE_GENERATED))
     elif both is not None:
         lowering.instructions.append(replace(step, opcode=Opcode.CONVOLVE_TILES, rows=both[0]))
         if len(both[1].biases):

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.executable import ACCUMULATORS, refusal
 from ..kernels.planes import Planes
-from ..kernels.simd import TILE_VECTORS, WIDTH
+from ..kernels.simd import WIDTH
+from .tiling import Tiling, generated_tiling
 
 CACHE = 40_000  # bytes of inputs that a chunk may read for one tile; measured, on 32 KB of first cache
 LEAST = 16  # entries of an output channel in a chunk: fewer, and keeping sums costs more than the cache gives
-SHAPES = ((1, 8), (1, 7), (2, 4), (2, 2))  # of tiles of one output channel: rows, and vectors of each
-SHARED_SHAPES = ((1, TILE_VECTORS), (2, TILE_VECTORS // 2))  # of tiles of several that read the same inputs
-VISIT = 1.5  # what it costs to begin and end the sums of one tile and output, in multiply-adds of vectors
+DENSE, SHORT = 0.8, 1200  # more entries than this part of rows longer than this: tiles share as much in less code
 
 
 @dataclass(frozen=True)
@@ -121,47 +121,6 @@ def one_per_plane(scale: Tensor, shift: Tensor, source: Planes) -> PackedRows:
     return PackedRows(indptr, offsets, scale.float().numpy(), shift.float().numpy(), 0, count)
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """What of an output plane is computed before the next output's: `rows` rows of `vectors` vectors.
-
-    `linear` tells that the plane counts as one row, its padding included, which then are computed as well.
-    """
-
-    rows: int
-    vectors: int
-    linear: bool
-
-
-def tiling(out: Planes, source: Planes, shapes: Sequence[tuple[int, int]] = SHAPES) -> Tiling:
-    """Return the cheapest tiling of an output's planes. Without gaps on both sides a plane may count as one row."""
-    # A row's last vector reaches into the next row, which must not be in the same tile then.
-    tilings = [Tiling(rows, vectors, False) for rows, vectors in shapes if rows == 1 or out.row % WIDTH == 0]
-    if out.row_stride == source.row_stride:
-        tilings += [Tiling(rows, vectors, True) for rows, vectors in shapes if rows == 1]
-    return min(tilings, key=lambda tile: _cost(tile, out))
-
-
-def keeps_within(out: Planes, source: Planes) -> bool:
-    """Return whether no vector of a row reaches into the next one, so that sums may overwrite what they begin with."""
-    return out.row % WIDTH == 0 or all(tiling(out, source, shapes).linear for shapes in (SHAPES, SHARED_SHAPES))
-
-
-def _cost(tile: Tiling, out: Planes) -> float:
-    """Return what one weight costs in all tiles, and what the tiles cost, in multiply-adds of vectors."""
-    lines, span = (1, out.span) if tile.linear else (out.height, out.row)
-    vectors = -(-span // WIDTH)
-    whole, left = divmod(vectors, tile.vectors)
-    groups, single = divmod(lines, tile.rows)
-    visits = groups * (whole + tile.rows * _pieces(left)) + single * (whole * _pieces(tile.vectors) + _pieces(left))
-    return lines * vectors + VISIT * visits
-
-
-def _pieces(vectors: int) -> int:
-    """Return how many tiles of 4, 2 or 1 vectors make up this many."""
-    return vectors // 4 + (vectors % 4).bit_count()
-
-
 def chunked(rows: PackedRows, source: Planes, tile: Tiling) -> PackedRows:
     """Return the rows in chunks of input channels whose part of a tile stays in the first cache.
 
@@ -183,6 +142,26 @@ def chunked(rows: PackedRows, source: Planes, tile: Tiling) -> PackedRows:
     order = np.argsort(row, kind="stable")
     indptr = np.searchsorted(row[order], np.arange(chunks * outputs + 1)).astype(np.int64)
     return replace(rows, indptr=indptr, offsets=rows.offsets[order], values=rows.values[order], chunks=chunks)
+
+
+def reads_of(rows: PackedRows) -> int:
+    """Return how many vectors generated code reads for one of all outputs, each once for a group of them."""
+    group = np.repeat(np.arange(len(rows.biases)) // ACCUMULATORS, np.diff(rows.indptr))
+    return len(np.unique(group << 32 | rows.offsets.astype(np.int64)))
+
+
+def generates(rows: PackedRows, out: Planes, source: Planes) -> bool:
+    """Return whether code that is generated for these rows takes less time than a loop, where code may be run."""
+    tile = generated_tiling(out, source)
+    if refusal() is not None or tile is None:
+        return False
+    outputs, count = len(rows.biases), len(rows.offsets)
+    vectors = -(-out.span // WIDTH) if tile.linear else out.height * out.row // WIDTH
+    if count > DENSE * rows.dense_size and rows.dense_size > SHORT * outputs:
+        return False
+    reads = reads_of(rows)
+    # What is not read again pays for what is fetched: 7 bytes of code and a value for each entry, 10 for each read.
+    return vectors * (count - reads) > 2 * count + 4 * reads
 
 
 def tiled(rows: PackedRows, tile: int) -> tuple[PackedRows, PackedRows] | None:

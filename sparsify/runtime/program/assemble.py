@@ -10,13 +10,18 @@ import numpy as np
 from torch import fx
 
 from ..kernel_errors import blamed_on
+from ..kernels.executable import Executable
 from ..kernels.opcodes import COLUMNS, Column, Opcode
 from ..kernels.planes import ALIGNMENT, Planes
-from ..kernels.simd import TILE, WIDTH
+from ..kernels.simd import WIDTH
 from ..lowering.ir import Call, Instruction
-from ..lowering.packed_rows import SHAPES, SHARED_SHAPES, tiling
+from ..lowering.tiling import SHAPES, SHARED_SHAPES, Tiling, generated_tiling, tiling
+from .pool import Pool
 
 Array = np.ndarray[Any, Any]
+SECOND_CACHE = 600_000  # bytes of inputs that generated code goes through, block by block, before the next ones
+_FLOAT = 4  # bytes
+AT_ONCE = 16  # that a block goes through at once
 PACKS, UNPACKS = (Opcode.PACK, Opcode.PACK_CHANNELS_LAST), (Opcode.UNPACK, Opcode.UNPACK_CHANNELS_LAST)
 
 
@@ -46,6 +51,7 @@ class Program:
     biases: Array
     scalars: Array
     floats: int
+    code: Executable | None = None  # what addresses among the indptr are for
 
 
 def assemble(
@@ -58,7 +64,7 @@ def assemble(
     `aliases` names those that are planes of another: which, and from which plane on.
     """
     places, floats = plan_memory(instructions, planes, aliases or {})
-    pool = _Pool()
+    pool = Pool()
     parts: list[Segment | Call] = []
     run: list[Instruction] = []
     for instruction in [*instructions, None]:
@@ -70,7 +76,8 @@ def assemble(
             run = []
         if instruction is not None:
             parts.append(instruction)
-    return Program(tuple(parts), *pool.arrays(), floats)
+    code = pool.executable()
+    return Program(tuple(parts), *pool.arrays(), floats, code)
 
 
 def plan_memory(
@@ -114,47 +121,7 @@ def _outermost(number: int, planes: Mapping[int, Planes], aliases: Mapping[int, 
     return number, begin
 
 
-class _Pool:
-    """The packed rows of all instructions, one after the other."""
-
-    def __init__(self) -> None:
-        self.offsets: list[Array] = []
-        self.values: list[Array] = []
-        self.indptr: list[Array] = []
-        self.biases: list[Array] = []
-        self.scalars: list[float] = []
-        self.offset_count = self.value_count = self.indptr_count = self.bias_count = 0
-
-    def add(self, instruction: Instruction) -> dict[str, int]:
-        """Append an instruction's packed rows and return the columns that say where they are."""
-        self.scalars += instruction.scalars
-        found, rows = {"SCALARS": len(self.scalars) - 2}, instruction.rows
-        if rows is not None:
-            found |= {"INDPTR": self.indptr_count, "BIASES": self.bias_count, "CHANNELS": len(rows.biases)}
-            # indptr counts offsets; tiles have more values than those, so that values lie elsewhere.
-            each = TILE if instruction.opcode == Opcode.CONVOLVE_TILES else 1
-            found["VALUES"] = self.value_count - each * self.offset_count
-            self.indptr.append(rows.indptr + self.offset_count)
-            self.offsets.append(rows.offsets)
-            self.values.append(rows.values)
-            self.biases.append(rows.biases)
-            self.offset_count += len(rows.offsets)
-            self.value_count += len(rows.values)
-            self.indptr_count += len(rows.indptr)
-            self.bias_count += len(rows.biases)
-        return found
-
-    def arrays(self) -> tuple[Array, Array, Array, Array, Array]:
-        return (
-            np.concatenate([*self.offsets, np.zeros(1, np.uint32)]),
-            np.concatenate([*self.values, np.zeros(1, np.float32)]),
-            np.concatenate([*self.indptr, np.zeros(1, np.int64)]),
-            np.concatenate([*self.biases, np.zeros(1, np.float32)]),
-            np.array(self.scalars, dtype=np.float32),
-        )
-
-
-def _segment(instructions: Sequence[Instruction], places: Mapping[int, int], pool: _Pool) -> Segment:
+def _segment(instructions: Sequence[Instruction], places: Mapping[int, int], pool: Pool) -> Segment:
     reads = [
         instruction.tensor
         for instruction in instructions
@@ -213,14 +180,31 @@ def _of_sums(instruction: Instruction, found: Mapping[str, int]) -> dict[str, in
     assert instruction.rows is not None
     out, shapes = instruction.planes, SHARED_SHAPES if instruction.opcode == Opcode.CONVOLVE_TILES else SHAPES
     tile = tiling(out, instruction.source, shapes)
-    lines = {"RUNS": 1, "RUN": out.span} if tile.linear else {"RUNS": out.height, "RUN": out.row}
-    return lines | {
+    return _runs(tile, out) | {
         "IN": found["IN"] + instruction.rows.base,
         "CHUNKS": instruction.rows.chunks,
         "TILE_SHAPE": shapes.index((tile.rows, tile.vectors)),
         "TILE_ROWS": tile.rows,
         "TILE_WIDTH": tile.vectors * WIDTH,
     }
+
+
+def _runs(tile: Tiling, out: Planes) -> dict[str, int]:
+    return {"RUNS": 1, "RUN": out.span} if tile.linear else {"RUNS": out.height, "RUN": out.row}
+
+
+def _of_code(instruction: Instruction, found: Mapping[str, int]) -> dict[str, int]:
+    out, source = instruction.planes, instruction.source
+    tile = generated_tiling(out, source)
+    assert instruction.rows is not None and tile is not None
+    runs, rows = _runs(tile, out), instruction.rows
+    reach = int(rows.offsets.max(initial=0)) % source.size // source.row_stride  # rows below
+    vectors = -(-runs["RUN"] // WIDTH)
+    each = (source.channels + len(rows.biases)) * WIDTH * _FLOAT
+    left = SECOND_CACHE - source.channels * reach * source.row_stride * _FLOAT
+    fitting = max(left // each, AT_ONCE)
+    tiles = -(-runs["RUNS"] // max(fitting // vectors, 1))
+    return runs | {"IN": found["IN"] + rows.base, "TILE_ROWS": -(-runs["RUNS"] // tiles), "TILE_WIDTH": fitting * WIDTH}
 
 
 def _of_split(instruction: Instruction, found: Mapping[str, int]) -> dict[str, int]:
@@ -240,6 +224,7 @@ def _from_the_beginning(instruction: Instruction, found: Mapping[str, int]) -> d
 _OWN: dict[Opcode, Callable[[Instruction, Mapping[str, int]], dict[str, int]]] = {
     Opcode.CONVOLVE: _of_sums,
     Opcode.CONVOLVE_TILES: _of_sums,
+    Opcode.CONVOLVE_GENERATED: _of_code,
     Opcode.DOT: _of_sums,
     Opcode.DECIMATE: _of_split,
     Opcode.BINARY: _from_the_beginning,

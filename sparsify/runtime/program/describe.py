@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..kernels.executable import refusal
 from ..kernels.opcodes import Opcode
 from ..lowering.conv_linear import WEIGHTED
 from ..lowering.ir import UNBOUNDED, Instruction
@@ -70,7 +71,7 @@ def text(plan: Plan, model: nn.Module, dense: frozenset[str]) -> str:
     """Return the instructions as lines of text: name, output, kept weights, how."""
     rows = list(lines(plan, model, dense))
     wide = min(36, max((len(row.name) for row in rows), default=0))
-    found = []
+    found = [] if refusal() is None else [f"  kernels are loops, no code is generated for them: {refusal()}"]
     for row in rows:
         name = row.name if len(row.name) <= wide else "…" + row.name[1 - wide :]
         kept = f"{row.kept / row.entries:7.1%}" if row.entries else " " * 7

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
 from sparsify.runtime.kernels.opcodes import Opcode
+from sparsify.runtime.lowering import conv_linear
 from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.plan import Plan
@@ -35,9 +36,15 @@ def plan_of(engine: Engine) -> Plan:
     return next(iter(engine._plans.values()))
 
 
-def check(model: nn.Module, x: Tensor, threads: int = 1, calls: int = 0) -> Engine:
-    """Hold the engine's outputs against float64's; all but `calls` operations must have kernels."""
-    engine = compile(model, x, threads=threads, tune=False)
+def check(model: nn.Module, x: Tensor, threads: int = 1, calls: int = 0, loops: bool = False) -> Engine:
+    """Hold the engine's outputs against float64's; all but `calls` operations must have kernels.
+
+    With `loops` no code is generated, as where none can be run.
+    """
+    with pytest.MonkeyPatch.context() as during:
+        if loops:
+            during.setattr(conv_linear, "generates", lambda *_: False)
+        engine = compile(model, x, threads=threads, tune=False)
     strategy = next(iter(engine.strategies.values()))
     assert strategy.kind != "torch", strategy.why
     parts = plan_of(engine).program.parts
@@ -70,6 +77,7 @@ def sparse(shape: tuple[int, ...], keep: float, seed: int = 0) -> Tensor:
     keep=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
     bias=st.booleans(),
     threads=st.integers(1, 2),
+    loops=st.booleans(),
 )
 def test_convolutions_are_those_of_torch(
     images: int,
@@ -84,12 +92,13 @@ def test_convolutions_are_those_of_torch(
     keep: float,
     bias: bool,
     threads: int,
+    loops: bool,
 ) -> None:
     reach = [dilation[d] * (kernel[d] - 1) + 1 for d in (0, 1)]
     size = tuple(max(size[d], reach[d] - 2 * padding[d]) for d in (0, 1))  # type: ignore[assignment]
     layer = nn.Conv2d(groups * channels, groups * outputs, kernel, stride, padding, dilation, groups, bias)
     layer.weight.data = sparse(tuple(layer.weight.shape), keep)
-    check(layer, sparse((images, groups * channels, *size), 1, 1), threads)
+    check(layer, sparse((images, groups * channels, *size), 1, 1), threads, loops=loops)
 
 
 def test_inputs_of_a_single_number_need_not_lie_in_the_order_of_the_weights() -> None:
@@ -199,7 +208,7 @@ def test_a_number_that_is_none_goes_through_as_in_torch() -> None:
 
 def test_many_weights_are_done_in_tiles_and_the_rest_singly() -> None:
     layer = nn.Conv2d(3, 6, 3, padding=1)
-    engine = check(layer, torch.randn(2, 3, 8, 8))
+    engine = check(layer, torch.randn(2, 3, 8, 8), loops=True)
     assert [step.opcode for step in plan_of(engine).instructions] == [
         Opcode.PACK,
         Opcode.CONVOLVE_TILES,
@@ -213,7 +222,7 @@ def test_many_input_channels_are_summed_in_chunks(groups: int, stride: int, imag
     layer = nn.Conv2d(192 * groups, 6 * groups, 3, stride, 1, groups=groups)
     layer.weight.data = sparse(tuple(layer.weight.shape), 0.25)
     follows = nn.Sequential(layer, nn.ReLU())
-    engine = check(follows, sparse((images, 192 * groups, 7, 9), 1, 1), threads=2)
+    engine = check(follows, sparse((images, 192 * groups, 7, 9), 1, 1), threads=2, loops=True)
     chunks = [
         step.rows.chunks
         for step in plan_of(engine).instructions
@@ -226,8 +235,9 @@ def test_many_input_channels_are_summed_in_chunks(groups: int, stride: int, imag
 @pytest.mark.parametrize("images", [1, 16])
 @pytest.mark.parametrize("size", [(5, 5), (4, 8)])
 @pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("loops", [False, True])
 def test_what_is_added_is_overwritten_only_if_nothing_else_reads_it(
-    ahead: bool, size: tuple[int, int], images: int, keep: float
+    loops: bool, ahead: bool, size: tuple[int, int], images: int, keep: float
 ) -> None:
     def block(x: Tensor, one: Tensor, two: Tensor, three: Tensor) -> Tensor:
         begun = F.conv2d(x, one, padding=1)
@@ -235,7 +245,7 @@ def test_what_is_added_is_overwritten_only_if_nothing_else_reads_it(
         return ended + begun if ahead else ended
 
     weights = [sparse((64, count, k, k), keep, seed) for seed, (count, k) in enumerate([(3, 3), (64, 3), (64, 1)])]
-    engine = check(Calls(block, *weights), sparse((images, 3, *size), 1, 5), threads=2)
+    engine = check(Calls(block, *weights), sparse((images, 3, *size), 1, 5), threads=2, loops=loops)
     sums = [step for step in plan_of(engine).instructions if isinstance(step, Instruction) and len(step.reads) > 1]
     in_place = [step.reads[1] == step.writes for step in sums if step.rows is not None]
     assert in_place == [not ahead] * len(in_place) != []

@@ -90,7 +90,7 @@ def test_a_dense_block_copies_nothing() -> None:
 
     engine = check(Block(), sparse((3, 2, 6, 6), 1))
     kinds = {step.opcode for step in plan_of(engine).instructions if isinstance(step, Instruction)}
-    assert kinds <= {Opcode.PACK, Opcode.UNPACK, Opcode.CONVOLVE, Opcode.CONVOLVE_TILES}
+    assert kinds <= {Opcode.PACK, Opcode.UNPACK, Opcode.CONVOLVE, Opcode.CONVOLVE_TILES, Opcode.CONVOLVE_GENERATED}
 
 
 @QUICK

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sparsify.runtime.kernels.planes import Planes
 from sparsify.runtime.kernels.simd import WIDTH
-from sparsify.runtime.lowering.packed_rows import SHAPES, SHARED_SHAPES, Tiling, _cost, keeps_within, tiling
+from sparsify.runtime.lowering.tiling import SHAPES, SHARED_SHAPES, Tiling, _cost, keeps_within, tiling
 
 SIZES = st.integers(1, 30)
 

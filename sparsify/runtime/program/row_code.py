@@ -1,0 +1,176 @@
+"""Machine code for packed rows: weights are operands of instructions, so that any pattern may share what is read.
+
+The sums of a group of output channels are in registers, one vector each. An input vector is read once for the whole
+group, and multiplied by the weights that are not zero in any of its rows (register blocking over output channels).
+Input channels come in chunks that stay in the first cache. A block, one chunk of one group, is a function
+
+    void block(float *x, float *out, float *values, float *residual, int64_t vectors)   // System V calling convention
+
+which goes through neighbouring vectors. `values` holds what it needs in order: biases, weights, bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, auto
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..kernels.executable import ACCUMULATORS
+from ..kernels.planes import Planes
+from ..kernels.simd import WIDTH
+from ..lowering.ir import UNBOUNDED
+from ..lowering.packed_rows import PackedRows
+from . import avx512 as cpu
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FIRST_CACHE = 18_000  # bytes of inputs that a block may read for one vector
+_VALUES = 256  # that a displacement of one byte reaches
+_LONGEST = 10  # bytes of an instruction
+_FLOAT = 4  # bytes
+
+
+class _Phase(IntEnum):
+    """What a block does in order; an instruction's place in it."""
+
+    RESUME = 0
+    BIAS = auto()
+    SUM = auto()
+    RESIDUAL = auto()
+    LOW = auto()
+    AT_LEAST = auto()
+    HIGH = auto()
+    AT_MOST = auto()
+    STORE = auto()
+
+
+@dataclass(frozen=True)
+class RowCode:
+    """Code and values of all blocks, group by group, and where those of each begin."""
+
+    code: bytes
+    starts: Array
+    values: Array
+    first_values: Array
+    groups: int
+    chunks: int
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Instructions: their block, a key that orders those of one block, bytes, how many, and a value if one is read."""
+
+    block: Array
+    key: Array
+    code: Array
+    length: Array
+    value: Array
+    reads: Array
+
+
+def group_count(channels: int) -> int:
+    """Return how many groups of output channels there are: as few as the registers allow."""
+    return -(-channels // ACCUMULATORS)
+
+
+def row_code(
+    rows: PackedRows, source: Planes, out: Planes, scalars: tuple[float, float], inside: bool, adds: bool
+) -> RowCode:
+    """Return the code of packed rows without chunks.
+
+    The sums begin with what is in the output if `inside`; a residual is added at the end if `adds`; then they are
+    clamped to `scalars`. Raises ValueError if a plane is beyond the reach of a displacement.
+    """
+    outputs = len(rows.biases)
+    if max(int(rows.offsets.max(initial=0)), outputs * out.size) * _FLOAT >= 2**31:
+        raise ValueError("an activation is too large for displacements of 32 bits")
+    groups, chunks = group_count(outputs), _chunks(rows, source)
+    edges = np.arange(groups + 1) * outputs // groups
+    group = np.repeat(np.arange(groups), np.diff(edges))
+    k = np.arange(outputs) - edges[group]
+    plane = k * out.size * _FLOAT
+    begin, end = group * chunks, group * chunks + chunks - 1
+    owner = np.repeat(np.arange(outputs), np.diff(rows.indptr))
+    chunk = (rows.offsets // source.size).astype(np.int64) // -(-source.channels // chunks)
+    parts = _sums(rows, begin[owner] + chunk, k[owner])
+    for number in range(chunks):
+        if number > 0 or inside:
+            parts.append(_items(_Phase.RESUME, begin + number, k, cpu.RESUME[k], place=plane))
+        parts.append(_items(_Phase.STORE, begin + number, k, cpu.STORE[k], place=plane))
+    parts.append(_items(_Phase.BIAS, begin, k, (cpu.ADD_BIAS if inside else cpu.SET_BIAS)[k], value=rows.biases))
+    if adds:
+        parts.append(_items(_Phase.RESIDUAL, end, k, cpu.ADD_RESIDUAL[k], place=plane))
+    tables = (cpu.AT_LEAST, cpu.AT_MOST)
+    for phase, bound, free, table in zip((_Phase.LOW, _Phase.HIGH), scalars, UNBOUNDED, tables, strict=True):
+        if bound != free:
+            last = np.unique(end)
+            value = np.full(groups, bound, dtype=np.float32)
+            parts.append(_items(phase, last, last * 0, np.repeat(cpu.SET_BOUND, groups, 0), value=value))
+            parts.append(_items(_Phase(phase + 1), end, k, table[k]))
+    return _assembled(parts, groups, chunks)
+
+
+def _chunks(rows: PackedRows, source: Planes) -> int:
+    """Return in how many chunks of input channels the vectors that one reads stay in the first cache."""
+    lines = len(np.unique(rows.offsets % source.size // WIDTH))
+    channels = max(FIRST_CACHE // (max(lines, 1) * WIDTH * _FLOAT), 1)
+    chunks = -(-source.channels // channels)
+    # As many channels in each, and none without any.
+    return -(-source.channels // -(-source.channels // chunks))
+
+
+def _sums(rows: PackedRows, block: Array, k: Array) -> list[_Items]:
+    """Return one read of each input that a block needs, and behind it the multiply-adds that it is for."""
+    offsets = rows.offsets.astype(np.int64)
+    where, inputs = np.divmod(np.unique(block << 32 | offsets), 2**32)
+    read = np.repeat(cpu.READ, len(inputs), 0)
+    reads = _items(_Phase.SUM, where, inputs << 6, read, place=inputs * _FLOAT)
+    sums = _items(_Phase.SUM, block, offsets << 6 | (k + 1), cpu.MULTIPLY_ADD[k], value=rows.values)
+    return [reads, sums]
+
+
+def _items(
+    phase: _Phase, block: Array, order: Array, code: Array, place: Array | None = None, value: Array | None = None
+) -> _Items:
+    """Return instructions of one kind, each with a displacement, or a value whose place is not known yet."""
+    count, length = code.shape
+    whole = np.zeros((count, _LONGEST), dtype=np.uint8)
+    whole[:, :length] = code
+    if place is not None:
+        whole[:, length : length + 4] = place.astype("<i4")[:, None].view(np.uint8)
+        length += 4
+    elif value is not None:
+        length += 1
+    reads = np.full(count, value is not None)
+    key = np.int64(phase) << 38 | order
+    return _Items(block, key, whole, np.full(count, length), np.zeros(count) if value is None else value, reads)
+
+
+def _assembled(parts: list[_Items], groups: int, chunks: int) -> RowCode:
+    """Return the blocks' instructions in order, with where each value lies and the loop around them."""
+    block = np.concatenate([one.block for one in parts])
+    order = np.argsort(block << 42 | np.concatenate([one.key for one in parts]))
+    code, length, values, reads = (
+        np.concatenate([getattr(one, name) for one in parts])[order] for name in ("code", "length", "value", "reads")
+    )
+    block = block[order]
+    edges = np.searchsorted(block, np.arange(groups * chunks + 1))
+    before = np.concatenate([[0], np.cumsum(reads)])
+    index = before[:-1] - before[edges[block]]
+    code[reads, length[reads] - 1] = (index[reads] % _VALUES - _VALUES // 2).astype(np.int8).view(np.uint8)
+    moves = np.flatnonzero(reads & (index % _VALUES == 0))
+    step = np.zeros((len(moves), _LONGEST), dtype=np.uint8)
+    step[:, :2] = list(cpu.NEXT_VALUES)
+    step[:, 2:6] = (np.where(index[moves] == 0, _VALUES // 2, _VALUES) * _FLOAT).astype("<i4")[:, None].view(np.uint8)
+    code, length = np.insert(code, moves, step, axis=0), np.insert(length, moves, 6)
+    text = code[np.arange(_LONGEST) < length[:, None]].tobytes()
+    ends = np.concatenate([[0], np.cumsum(length)])[edges + np.searchsorted(moves, edges)]
+    starts, found = [], bytearray()
+    for one, other in pairwise(ends.tolist()):
+        starts.append(len(found))
+        found += cpu.BEGIN + text[one:other] + cpu.NEXT_VECTOR
+        found += (starts[-1] - len(found) - 4).to_bytes(4, "little", signed=True) + cpu.END
+    return RowCode(bytes(found), np.array(starts), values[reads].astype(np.float32), before[edges[:-1]], groups, chunks)
