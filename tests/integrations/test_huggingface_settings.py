@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import sparsify
+from sparsify.integrations import HuggingFaceCallback
 from sparsify.surgery.progress import ScheduleWarning
 
-from .test_huggingface import PRUNING, HuggingFaceCallback, Kill, Killed, make, sparsity, transformers
+from .test_huggingface import PRUNING, Kill, Killed, make, sparsity, transformers
 
 
 @pytest.mark.parametrize(
