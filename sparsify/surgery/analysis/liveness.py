@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..recording import broadcast_forms as forms
 from ..recording.ops import Op, Recording, Value, first_line
@@ -24,12 +25,13 @@ Flow: TypeAlias = "Callable[[Liveness, Op], None]"
 
 
 @contextmanager
-def _float32_by_default() -> Iterator[None]:
-    """Make tensors without a dtype of their own float32, as flags are, whatever a user has set."""
+def _plain_float32() -> Iterator[None]:
+    """Keep flags float32, whatever dtype is the default and whatever modes, made for the model, are on."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with _disable_current_modes():
+            yield
     finally:
         torch.set_default_dtype(before)
 
@@ -82,7 +84,7 @@ class Liveness:
         self.failures: dict[Op, str] = {}
         self.bias_sinks = sinks
         self.constant_channels: dict[Op, Tensor] = {}  # bias sink -> bool [channels]: those that enter it constant
-        with torch.enable_grad(), _float32_by_default():
+        with torch.enable_grad(), _plain_float32():
             for op in recording.ops:
                 self.visit(op)
             self.roots += [self.of(value) for value in recording.outputs]

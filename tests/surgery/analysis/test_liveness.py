@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsify.surgery.analysis.bias_sinks import bias_sinks
 from sparsify.surgery.analysis.liveness import Liveness, indicator
 from sparsify.surgery.channels import analyse
+from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.rules.table import Rules
 from sparsify.surgery.shrink.shrink import shrink
@@ -211,3 +212,9 @@ def test_masks_stand_for_the_parameters_they_are_of() -> None:
     live = Liveness(recording, Rules().flow, bias_sinks(recording), {"first.weight": kept})
     product = next(op for op in recording.ops if op.name == "mm").results[0]
     assert live.alive(product).reshape(-1).tolist() == [True, True, False, True]
+
+
+def test_a_mode_that_changes_what_a_forward_computes_does_not_reach_the_flags() -> None:
+    model = Between(nn.BatchNorm1d(4)).double().eval()
+    with all_double():  # widens float32, also where flags are made
+        assert dead_units(model) == [1, 3]
