@@ -21,6 +21,7 @@ from ..recording.size_watch import modules_that_ask
 from ..study import Study
 from .cuts import every_tensor
 from .other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
+from .rounding import moved_by_rounding
 from .size_attributes import PrunedShapes
 
 # The largest relative error allowed. In narrow dtypes the order of a sum matters.
@@ -48,13 +49,15 @@ class Proof:
         self.variants: tuple[Variant, ...] = ()  # the other inputs that the whole model takes
         self._example = example_input
         self._double = None
+        self._moved: dict[int, float] = {}  # id of an input -> how far rounding moves the whole model's outputs for it
         if wanted:
             started = time.perf_counter()
             self._single_outputs, self._asked = watched_outputs(whole, example_input)
             self._whole_seconds = _median(time.perf_counter() - started, whole, example_input)
             self.variants = variants(whole, example_input, examples)
             self._training_outputs = training_outputs(whole, self.widest_input())
-            self._limit = max(LIMITS.get(t.dtype, 0.0) for t in [torch.zeros(()), *every_tensor(whole).values()])
+            dtypes = {torch.get_default_dtype(), *(t.dtype for t in every_tensor(whole).values())}
+            self._limit, self._least = max((LIMITS[d], torch.finfo(d).eps) for d in dtypes if d in LIMITS)
             self._double = wide_copy(whole)
             self._double_example = doubles(example_input)
             self._double_outputs = self._in_double()
@@ -73,7 +76,8 @@ class Proof:
             return "", ""
         shapes, expected = ([tuple(t.shape) for t in side] for side in (outcome, self._single_outputs))
         if shapes != expected:
-            return f"outputs have the shapes {shapes} instead of {expected}", self._first(cutting, found, new_shapes)
+            problem = f"outputs have the shapes {shapes} instead of {expected}"
+            return self._explained(problem, self._example), self._first(cutting, found, new_shapes)
         single = relative_error(outcome, self._single_outputs)
         double = float("inf")
         if single <= self._limit:
@@ -86,12 +90,25 @@ class Proof:
             for variant in self.variants:
                 problem = variant.problem(small, self._limit)
                 if problem:
-                    return problem, ""
+                    return self._explained(problem, variant.input), ""
             self.training = in_train_mode(self._training_outputs, small, self.widest_input(), self._limit)
             self.difference = (double, single)
             self.seconds = (self._whole_seconds, _median(first, small, self._example))
             return "", ""
-        return f"outputs differ by {min(double, single):.1e} of the largest", self._first(cutting, found, new_shapes)
+        problem = f"outputs differ by {single if single > self._limit else double:.1e} of the largest"
+        return self._explained(problem, self._example), self._first(cutting, found, new_shapes)
+
+    def _explained(self, problem: str, given: Any) -> str:
+        """Return a problem of outputs, with what rounding alone does to those of the whole model, if it is as much."""
+        assert self._double is not None
+        if "outputs" not in problem:
+            return problem
+        if id(given) not in self._moved:
+            self._moved[id(given)] = moved_by_rounding(self._double, doubles(given), self._least)
+        moved = self._moved[id(given)]
+        if moved <= self._limit:
+            return problem
+        return f"{problem}, but rounding alone {_what_it_does(moved)}, as where top-k or NMS choose between near equals"
 
     def that_ask_for_sizes(self) -> list[str]:
         """Return the modules that compare sizes of their input in Python: other sizes may take another branch."""
@@ -120,11 +137,19 @@ class Proof:
                 undo()
         for op, before, after in zip(found.recording.ops, whole, small, strict=False):
             for value, a, b in zip(op.results, before, after, strict=False):
+                if tuple(a.shape) != value.shape:  # a size that depends on values: in float64 others were chosen
+                    return ""
                 for d in range(a.dim()):
                     a = a.index_select(d, torch.from_numpy(np.flatnonzero(new_shapes.kept_along(value, d))))
                 if a.shape != b.shape or (a.is_floating_point() and relative_error([b], [a]) > LIMIT_64):
                     return op.module
         return ""
+
+
+def _what_it_does(moved: float) -> str:
+    return (
+        f"moves the whole model's by {moved:.1e}" if moved < float("inf") else "changes what the whole model puts out"
+    )
 
 
 def _timed(model: nn.Module, example_input: Any) -> tuple[list[Tensor], float]:

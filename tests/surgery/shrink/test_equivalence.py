@@ -9,6 +9,7 @@ from sparsify.relative_error import relative_error
 from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.equivalence import _failing
 from sparsify.surgery.shrink.other_inputs import outputs
+from sparsify.surgery.shrink.rounding import moved_by_rounding
 from sparsify.surgery.shrink.shrink import shrink
 
 
@@ -116,3 +117,49 @@ def test_the_innermost_module_that_raises_is_named() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
     assert _failing(model, torch.randn(2, 3)) == "1.1"
     assert _failing(model[0], torch.randn(2, 3)) == "", "what has raised once may run the next time"
+
+
+class Chooses(nn.Module):
+    """Puts out the row of the largest sum; `tilt`, a number that depends on the width, decides between equal sums."""
+
+    def __init__(self, tilt: float = 0.0) -> None:
+        super().__init__()
+        self.first, self.last, self.tilt = nn.Linear(3, 4, bias=False), nn.Linear(4, 1, bias=False), tilt
+        with torch.no_grad():
+            self.first.weight.copy_(torch.eye(4, 3))  # the last unit is dead
+            self.last.weight.fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        sums = self.last(hidden)[..., 0] + self.tilt * (hidden.shape[1] - 3.5) * torch.arange(len(x))
+        return x[sums.topk(1).indices]
+
+
+EQUAL, CLEAR = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 2.0]])
+
+
+def test_outputs_that_rounding_alone_moves_are_told_from_a_fault_of_the_cut() -> None:
+    kept = " ".join(shrink(Chooses(tilt=1e-4), EQUAL, dead="zeros").kept)
+    assert "outputs differ by 6.7e-01 of the largest" in kept and "rounding" not in kept
+    kept = " ".join(shrink(Chooses(tilt=1e-8), EQUAL, dead="zeros").kept)
+    assert "outputs differ by 6.7e-01 of the largest, but rounding alone moves the whole model's by 6.7e-01" in kept
+    assert shrink(Chooses(tilt=1e-8), CLEAR, dead="zeros").removed == 1
+
+
+def test_rounding_moves_a_choice_between_equals_alone() -> None:
+    model = Chooses().double()
+    assert moved_by_rounding(model, CLEAR.double(), 1e-7) == 0
+    assert moved_by_rounding(nn.Linear(3, 2).double(), CLEAR.double(), 1e-7) < 1e-5
+    assert math.isclose(moved_by_rounding(model, EQUAL.double(), 1e-7), 2 / 3)
+
+
+def test_a_difference_where_float64_takes_other_sizes_is_of_no_module_in_particular() -> None:
+    class Selects(Chooses):
+        """Takes the rows whose sum is 6 in float32."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x)
+            return x[self.last(hidden)[:, 0] - 1e-9 >= 6] * hidden.shape[1]
+
+    report = shrink(Selects(), EQUAL, dead="zeros")
+    assert report.removed == 0 and "outputs differ by" in " ".join(report.kept)

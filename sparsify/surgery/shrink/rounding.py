@@ -1,0 +1,62 @@
+"""How far rounding alone moves a model's outputs: where it moves them, a difference says nothing of a cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from ...relative_error import relative_error
+from ..recording.context import all_double
+from .other_inputs import outputs
+
+# Operations that add up many terms, in an order that depends on how many there are.
+_SUMS = frozenset(
+    "convolution mm addmm bmm baddbmm mv dot addmv sum mean _softmax _log_softmax logsumexp native_batch_norm "
+    "native_layer_norm native_group_norm linalg_vector_norm cumsum einsum linear".split()
+)
+_UNITS = 4  # in the last place, by which two orders of a sum easily differ
+
+
+def moved_by_rounding(wide: nn.Module, example_input: Any, unit: float) -> float:
+    """Return the largest relative error of a float64 model's outputs where each sum in it is off by a few `unit`.
+
+    Two passes are compared, off in opposite directions: of two equal values either is then the larger one once. The
+    error is infinite where outputs have other shapes then, and 0 where a pass raises.
+    """
+    try:
+        with all_double():
+            before = outputs(wide, example_input)
+            errors = []
+            for step in (_UNITS * unit, -_UNITS * unit):
+                with _OffBy(step):
+                    errors.append(relative_error(outputs(wide, example_input), before))
+            return max(errors)
+    except Exception:  # noqa: BLE001 - the model's own code; the difference is reported all the same
+        return 0.0
+
+
+class _OffBy(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Moves each entry of a sum up or down by `step` of itself, each always the same way."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._step, self._generator = step, torch.Generator().manual_seed(0)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else Dynamo wraps every operation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outcome = func(*args, **(kwargs or {}))
+        known = func._schema.name.removeprefix("aten::") in _SUMS and not func._schema.is_mutable
+        return tree_map(self._moved, outcome) if known else outcome
+
+    def _moved(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        signs = torch.randint(2, leaf.shape, generator=self._generator, device="cpu") * 2 - 1
+        return leaf * (1 + self._step * signs.to(leaf))
