@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class SparsifyError(Exception):
@@ -72,6 +73,16 @@ def nearest(given: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed word closest to `given`, or None if nothing is close."""
     matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def nearest_file(given: Path, pattern: str) -> Path | None:
+    """Return the file of the closest name that fits `pattern`, in the folder of `given` or, without it, the closest."""
+    folder = given.parent
+    if not folder.is_dir():
+        guess = nearest(folder.name, [path.name for path in folder.parent.glob("*/")])
+        folder = folder.parent / guess if guess else folder
+    guess = nearest(given.name, [path.name for path in folder.glob(pattern)])
+    return folder / guess if guess else None
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

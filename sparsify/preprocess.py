@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SparsifyError, nearest, one_line
+from .errors import SparsifyError, nearest_file, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -138,8 +138,7 @@ def _opened(path: str | Path, mode: str) -> Image:
             image.load()
             return to_mode(image, mode)
     except FileNotFoundError:
-        folder = Path(path).parent
-        guess = nearest(Path(path).name, [one.name for one in folder.iterdir()]) if folder.is_dir() else None
-        raise SparsifyError(f"{path}: no such image{f'; did you mean {folder / guess}?' if guess else ''}") from None
+        guess = nearest_file(Path(path), "*")
+        raise SparsifyError(f"{path}: no such image{f'; did you mean {guess}?' if guess else ''}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, DecompressionBombError) as error:
         raise SparsifyError(f"{path}: cannot be read as an image ({one_line(error, 120)})") from None

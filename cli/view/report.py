@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsify.models import FROM_PYTHON
 from sparsify.pruning.report import sparsity_lines as sparsity_lines
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from sparsify.weights import LoadReport
 
 
+# What a recipe's `data` says of which images there are and how large; the rest is how they train.
+_OF_THE_IMAGES = ("dir", "image_size", "train_split", "test_split", "label", "skip_bad", "num_classes")
 # How a mask enters (`ConversionReport.masked`) -> what that means.
 _HOW = {
     "direct": "the layer calls a masked operation in place of the dense one",
@@ -125,15 +130,13 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
 
 def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:
     """Return the commands that go on from a run: none for what it has done, and none that it has no use for."""
-    folder, known = result.folder, saved.metadata.extra.get("preprocess")
+    folder, known = shlex.quote(str(result.folder)), saved.metadata.extra.get("preprocess")
     recipe = parse_yaml(saved.metadata.recipe or "", saved.path).value
-    data = recipe["data"]["name"]
     lines = [f"sparsify bench {folder}"]
     if result.report is None and not saved.masked_entries:
-        again = f"--model {saved.metadata.spec} --data {data} --set model.checkpoint={folder} --out {folder}-pruned"
-        given = data.startswith(FROM_PYTHON) or recipe.get("plugin") is not None
+        given = recipe["data"]["name"].startswith(FROM_PYTHON) or recipe.get("plugin") is not None
         known_by_name = saved.metadata.spec is not None and not given
-        lines = [f"sparsify train recipes/gradual.yaml {again}"] if known_by_name else []
+        lines = [_prune_line(str(saved.metadata.spec), recipe, result.folder)] if known_by_name else []
     units = result.report is not None and result.report.kind == "units" and result.shrunk is None
     lines.append(f"sparsify export {folder} --out model.onnx{' --shrink' if units else ''}")
     if known is not None:
@@ -141,6 +144,20 @@ def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:
     if "test_accuracy" not in result.metrics:
         lines.append(f"sparsify eval {folder} --data NAME")
     return [f"  {line}" for line in lines]
+
+
+def _prune_line(spec: str, recipe: Mapping[str, Any], folder: Path) -> str:
+    """Return the command that prunes the model of a dense run, on the images and in the size that it was trained in."""
+    from sparsify.training.recipe.settings import DataSettings, ModelSettings
+
+    words = ["--model", spec, "--data", recipe["data"]["name"], "--set", f"model.checkpoint={folder}"]
+    for section, kind, keys in (("model", ModelSettings, ("arguments",)), ("data", DataSettings, _OF_THE_IMAGES)):
+        for key in keys:
+            default = kind.model_fields[key].get_default(call_default_factory=True)
+            value = recipe[section].get(key, default)
+            if value != default:
+                words += ["--set", f"{section}.{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(["sparsify", "train", "recipes/gradual.yaml", *words, "--out", f"{folder}-pruned"])
 
 
 def file_line(saved: FileSummary) -> str:

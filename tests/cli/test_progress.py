@@ -1,3 +1,4 @@
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 
 from cli.signals import Signals
 from cli.view import progress
+from sparsify.training.recipe.read import read_recipe
 
 from .conftest import Outcome
 
@@ -25,6 +27,23 @@ def test_a_run_says_how_long_it_will_take(
     assert [line.endswith(" left") for line in epochs] == [True, True, False]
     # A dense model is what a pruning starts from.
     assert any("gradual.yaml --model timm:test_resnet --data digits --set model.checkpoint=" in line for line in lines)
+
+
+def test_what_is_proposed_after_a_dense_run_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsify: Callable[..., Outcome]
+) -> None:
+    monkeypatch.chdir(RECIPE.parents[1])
+    more = ["train.epochs=1", "data.image_size=16", "model.arguments={drop_rate: 0.1}"]
+    given = [word for setting in more for word in ("--set", setting)]
+    code, out, err = sparsify("train", RECIPE, *FEW, *given, "--out", tmp_path / "a run")
+    assert (code, err) == (0, "")
+    [line] = [line for line in out.splitlines() if line.startswith("  sparsify train ")]
+    assert "--set data.image_size=16" in line and "limit" not in line
+    code, out, err = sparsify(*shlex.split(line)[1:], *FEW[2:], "--set", "train.epochs=1")
+    assert (code, err) == (0, "")
+    recipe = read_recipe(tmp_path / "a run-pruned" / "recipe.yaml")
+    assert (recipe.data.image_size, recipe.model.arguments) == (16, {"drop_rate": 0.1})
+    assert f"  sparsify bench '{tmp_path / 'a run-pruned'}'" in out.splitlines()
 
 
 def test_a_run_that_goes_on_estimates_by_its_own_steps(

@@ -11,6 +11,7 @@ from ...datasets import FOLDER, HUB
 from ...errors import RunError, SparsifyError
 from ..recipe.settings import DataSettings
 from .hub_sets import hub_sets
+from .labels import LABELS, labelled_sets
 
 _TEST_FOLDERS = ("test", "val", "validation")
 
@@ -65,9 +66,14 @@ def _folder(settings: DataSettings) -> tuple[Any, Any]:
     root = Path(settings.name.removeprefix(FOLDER))
     test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
     if test is None or not (root / "train").is_dir():
-        raise SparsifyError(f"data.name: '{root}' should hold folders train and test (or val), each a folder per class")
+        raise SparsifyError(
+            f"data.name: '{root}' should hold folders train and test (or val), each a folder per class or {LABELS}"
+        )
+    parts: tuple[Any, Any] | None
     try:
-        parts = ImageFolder(str(root / "train"), loader=opened), ImageFolder(str(test), loader=opened)
+        parts = labelled_sets(root / "train", test, opened, others=_TEST_FOLDERS, missing=settings.skip_bad)
+        if parts is None:
+            parts = ImageFolder(str(root / "train"), loader=opened), ImageFolder(str(test), loader=opened)
     except OSError as error:
         raise SparsifyError(f"data.name: {' '.join(str(error).split())}") from None
     different = sorted(set(parts[0].classes) ^ set(parts[1].classes))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...arguments import takes
+from ...errors import SparsifyError
 from ...preserve import keep_modes
 
 
@@ -25,12 +26,15 @@ def recalibrate_batch_norm(
 
     One-shot pruning changes the activations, and the old statistics no longer describe them. Of each batch, (inputs,
     targets) on the model's device, the inputs are used, in a context that `autocast` makes. Everything but the batch
-    norms runs in eval mode; all modes and momenta are put back. A model without batch norm is left alone.
+    norms runs in eval mode; all modes and momenta are put back. A model without batch norm is left alone. Raises
+    SparsifyError if there is no batch; then, and where the model or the batches fail, the statistics stay as they were.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return
     momenta = {norm: norm.momentum for norm in norms}
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    seen = False
     try:
         with torch.no_grad(), keep_modes(model):
             model.eval()
@@ -41,6 +45,14 @@ def recalibrate_batch_norm(
             for inputs, _ in batches:
                 with autocast():
                     model(inputs)
+                seen = True
+        if not seen:
+            raise SparsifyError("recalibrate_batch_norm: batches has no batch (a generator that is used up?)")
+    except BaseException:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+        raise
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum

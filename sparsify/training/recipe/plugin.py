@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from ...datasets import DATASETS
-from ...errors import SparsifyError, did_you_mean, nearest, one_line, unknown
+from ...errors import SparsifyError, did_you_mean, nearest_file, one_line, unknown
 from ...pruning.settings.sections import CRITERION_NAMES, SCHEDULE_NAMES
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -87,9 +87,8 @@ def read_plugin(path: str | PathLike[str]) -> Plugin:
     try:
         source = path.read_bytes()
     except OSError as error:
-        siblings = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        guess = nearest(path.name, siblings)
-        hint = f"; did you mean '{path.parent / guess}'?" if guess and not path.exists() else ""
+        guess = None if path.exists() else nearest_file(path, "*.py")
+        hint = f"; did you mean '{guess}'?" if guess else ""
         raise SparsifyError(f"plugin {path}: cannot be read ({error.strerror}){hint}") from None
     digest = hashlib.sha256(source).hexdigest()
     module = _executed(path, source, digest)

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 
 from ...arguments import PATH, takes
-from ...errors import SparsifyError, nearest, one_line
+from ...errors import SparsifyError, nearest_file, one_line
 from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
@@ -214,9 +214,8 @@ def _read_text(path: Path) -> str:
             # One more than is allowed, whatever the length of the file: the parser will tell.
             return file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
-        siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        guess = nearest(path.name, siblings)
-        hint = f"; did you mean '{path.parent / guess}'?" if guess else ""
+        guess = nearest_file(path, "*.y*ml")
+        hint = f"; did you mean '{guess}'?" if guess else ""
         raise SparsifyError(f"{path}: no such recipe{hint}") from None
     except UnicodeDecodeError:
         raise SparsifyError(f"{path}: not YAML: the file is not UTF-8 text") from None

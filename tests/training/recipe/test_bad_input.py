@@ -180,3 +180,13 @@ def test_a_recipe_name_leads_nowhere_outside_runs(name: str) -> None:
 def test_other_recipe_names_are_folders_in_runs(name: str) -> None:
     folder = default_folder(parse_recipe({"name": name, "model": "timm:hf-hub:../../a/b"}))
     assert folder.parent == Path("runs") and folder.name == f"{name}-.._.._a_b-1"
+
+
+def test_missing_folder_names_the_nearest_recipe_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("")
+    for path, guess in (("recpies/mine.yaml", True), ("recpies/mien.yaml", True), ("elsewhere/mine.yaml", False)):
+        hint = f"; did you mean '{tmp_path / 'recipes' / 'mine.yaml'}'?" if guess else ""
+        with pytest.raises(SparsifyError) as caught:
+            read_recipe(tmp_path / path)
+        assert str(caught.value) == f"{tmp_path / path}: no such recipe{hint}"
