@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.integrations import HuggingFaceCallback
 from sparsify.surgery.progress import ScheduleWarning
 
 from .test_huggingface import PRUNING, Kill, Killed, make, sparsity, transformers
+
+from sparsify.integrations import HuggingFaceCallback  # isort: skip (skipped without transformers)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify.integrations import LightningCallback
 from sparsify.surgery.progress import ScheduleWarning
 
 from .test_lightning import PRUNING, L, Module, loader, make, pytestmark, sparsity
+
+from sparsify.integrations import LightningCallback  # isort: skip (skipped without lightning)
 
 __all__ = ["pytestmark"]
 
