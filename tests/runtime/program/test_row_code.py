@@ -124,12 +124,12 @@ def test_not_a_number_goes_through_clamps(bounds: tuple[float | None, float | No
 
 
 def blocks(seed: int = 0) -> tuple[RowCode, PackedRows]:
-    """Return code for 40 rows of 90 channels of 3 x 3."""
+    """Return code for 40 rows of 300 channels of 3 x 3, more than a chunk takes with vectors of any width."""
     generator = np.random.default_rng(seed)
-    source, out = Planes(90, 6, 6, 1, 16), Planes(40, 6, 6, 1, 16)
-    kept = generator.random((40, 90 * 9)) < 0.2
+    source, out = Planes(300, 6, 6, 1, 16), Planes(40, 6, 6, 1, 16)
+    kept = generator.random((40, 300 * 9)) < 0.2
     shifts = np.add.outer(np.arange(3) * source.row_stride, np.arange(3) * 16).reshape(-1)
-    places = (np.arange(90)[:, None] * source.size + shifts).reshape(-1)
+    places = (np.arange(300)[:, None] * source.size + shifts).reshape(-1)
     row, column = np.nonzero(kept)
     indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
     values = generator.standard_normal(len(row)).astype(np.float32)
