@@ -47,7 +47,11 @@ def test_a_stopped_sweep_goes_on_and_compares(
     out = tmp_path / "out"
     args = ["sweep", str(recipe), "--vary", "prune.sparsity=[0.5, 0.8]", "--seeds", "2", "--out", str(out)]
     args += ["--threads", "1"]
-    started = subprocess.Popen([sys.executable, "-m", "sparsify.cli", *args, "--jobs", "2"], stdout=subprocess.DEVNULL)
+    started = subprocess.Popen(
+        [sys.executable, "-m", "sparsify.cli", *args, "--jobs", "2"],
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background are deaf to it
+    )
     first = out / "sparsity=0.5-seed=1"
     until(lambda: (first / "metrics.jsonl").exists() and (first / "metrics.jsonl").stat().st_size, 200)
     started.send_signal(signal.SIGINT)
