@@ -177,7 +177,7 @@ class Pruner:
         self._note_progress()
         if self.pruning.masked_weights != "decay":
             self._state.removed_values.restore(self._weights().values())
-        if self._state.done < len(self.plan) and self.plan[self._state.done].step <= self.position:
+        if self._is_due():
             self._apply_due_updates()
 
     def report(self) -> PruningReport:
@@ -219,10 +219,13 @@ class Pruner:
         weights = masked_parameters(self.model)
         return {name: weights[name] for name in self.names}
 
+    def _is_due(self) -> bool:
+        return not self.finished and self.plan[self._state.done].step <= self.position
+
     def _apply_due_updates(self) -> None:
         weights = self._weights()
         with torch.no_grad(), self._state.all_or_nothing(weights):
-            while self._state.done < len(self.plan) and self.plan[self._state.done].step <= self.position:
+            while self._is_due():
                 update = self.plan[self._state.done]
                 self._apply(update, weights)
                 copy_to_aliases(self.model)
@@ -244,13 +247,17 @@ class Pruner:
             set_all(masks, self._state.union if update.event == "union" else None)
             self._state.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
         else:
-            given = (self._state.random.rewound(update.cycle), self._batches, self._loss_fn)
-            more: dict[str, Any] = {
-                "example_input": self._example_input,
-                "step_sums": self._state.sums.values,
-                "group": self._group,
-            }
-            context = Context(self.model, masks, self.position, *given, **more)
+            context = Context(
+                self.model,
+                masks,
+                self.position,
+                self._state.random.rewound(update.cycle),
+                self._batches,
+                self._loss_fn,
+                example_input=self._example_input,
+                step_sums=self._state.sums.values,
+                group=self._group,
+            )
             self._state.sparsity = update_parts(self.parts, self._state.done, weights, context, self._state.union)
         if update.event == "save":
             self._state.union = union_of(self._state.union, masks)

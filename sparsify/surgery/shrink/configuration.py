@@ -96,6 +96,7 @@ def _complete(module: Any, known: Mapping[str, int], first: Sizes) -> Iterator[d
     wanted, seen = _shapes(module), set[frozenset[tuple[str, int]]]()
 
     def beyond(changes: dict[str, int], left: Sizes) -> Iterator[dict[str, int]]:
+        """Yield complete changes that begin with these, after which the sizes `left` still differ."""
         if not left:
             yield changes
         for name, value in _moves(known, left):
