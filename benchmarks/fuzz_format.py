@@ -11,19 +11,16 @@ are random. A failure leaves fuzz-failure.safetensors behind. The counts become 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import sys
 import tempfile
 import time
 import tracemalloc
-import zlib
 from collections.abc import Callable, MutableSequence, Sequence
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from types import FunctionType
-from typing import Any
 
 import torch
 from timm.layers import StdConv2d
@@ -34,31 +31,14 @@ from sparsify.export.save import inspect_file, read_state, save
 from sparsify.formats.codec.weight_encodings import ENCODINGS
 from sparsify.surgery.masks import get_masks, set_masks
 
+from .mutations import Bytes, mutated
 from .record import environment, record
 
 Counts = MutableSequence[int]
 
-SIZES = (0, 1, 2, 7, 8, 9, 31, 255, 256, 2**20, 2**31, 2**40, 2**59, 2**63, -1)
 # A weight has at most 2048 entries of up to 8 bytes for each byte stored, and its mask; some of it is held twice.
 MEMORY = 1 << 24
 MEMORY_OF_BYTE = 2048 * 20
-
-
-class Bytes:
-    """Decisions, drawn from some bytes; zeros follow when they are used up."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.position = data, 0
-
-    def number(self, below: int) -> int:
-        """Return a number from 0 to below - 1."""
-        chunk = self.data[self.position : self.position + 4]
-        self.position += 4
-        return int.from_bytes(chunk, "little") % max(1, below)
-
-    def one_of(self, choices: Any) -> Any:
-        """Return one of the choices."""
-        return choices[self.number(len(choices))]
 
 
 def valid_model() -> nn.Module:
@@ -91,80 +71,6 @@ def valid_file(folder: Path) -> bytes:
     found = {row.encoding for row in inspect_file(folder / "valid").rows}
     assert found == {*ENCODINGS, "plain"}, found
     return (folder / "valid").read_bytes()
-
-
-def mutated(whole: bytes, draw: Bytes) -> tuple[bytes, bool]:
-    """Return a mutation of a file, and whether its checksums are good."""
-    start = 8 + int.from_bytes(whole[:8], "little")
-    if draw.number(2):
-        content = bytearray(whole)
-        for _ in range(1 + draw.number(3)):
-            position = draw.number(len(content)) if draw.number(2) else draw.number(start)
-            content[position] = draw.number(256)
-        return bytes(content[: len(content) - draw.one_of((0, 0, 0, 1, 8, 100, len(content) // 2))]), False
-    header, data = json.loads(whole[8:start]), bytearray(whole[start:])
-    for _ in range(1 + draw.number(3)):
-        draw.one_of((_change_data, _change_data, _change_shape, _change_entry))(header, data, draw)
-    if draw.number(8) == 0:
-        _change_text(header, draw)
-    return sealed(header, bytes(data)), True
-
-
-def _change_data(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
-    entry = header[draw.one_of([name for name in header if name.endswith((".mask", ".gaps", ".groups", ".units"))])]
-    begin, end = _range(entry)
-    if end > begin and data:
-        data[min(begin + draw.number(end - begin), len(data) - 1)] = draw.number(256)
-
-
-def _change_shape(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
-    key = "masked" if "masked" in header["__metadata__"] else "masks"  # of a model, or of masks alone
-    masked = json.loads(header["__metadata__"][key])
-    entry = masked[draw.one_of(list(masked))]
-    if draw.number(4) == 0:
-        entry["encoding"] = draw.one_of([*ENCODINGS, "rice", None])
-    elif entry["shape"] and draw.number(4):
-        entry["shape"][draw.number(len(entry["shape"]))] = draw.one_of((*SIZES, draw.number(100)))
-    else:
-        entry["shape"] = [draw.one_of(SIZES) for _ in range(draw.number(4))]
-    header["__metadata__"][key] = json.dumps(masked)
-
-
-def _change_entry(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
-    """Lengthen or shorten a stored tensor, moving all that follow, or write nonsense into its description."""
-    name = draw.one_of([name for name in header if name != "__metadata__"])
-    if draw.number(3) == 0:
-        header[name][draw.one_of(("dtype", "shape", "data_offsets"))] = draw.one_of(("U8", [3], [0, 8], None, "F64"))
-        return
-    begin, end = _range(header[name])
-    size = draw.one_of((0, 1, max(0, end - begin - 1), end - begin + 1, end - begin + 8))
-    data[begin:end] = (data[begin:end] + bytes(draw.number(256) for _ in range(8)))[:size]
-    for entry in header.values():
-        if "data_offsets" in entry and _range(entry)[0] >= end:
-            entry["data_offsets"] = [offset + begin + size - end for offset in _range(entry)]
-    header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
-
-
-def _change_text(header: dict[str, Any], draw: Bytes) -> None:
-    key = draw.one_of(("version", "masked", "masks", "dense", "aliases", "cuts", "arguments", "format"))
-    header["__metadata__"][key] = draw.one_of(
-        ("1", "2", "3", "4", "{}", "[]", '{"a":"0.weight"}', '{"removed":[]}', "{")
-    )
-
-
-def _range(entry: dict[str, Any]) -> list[int]:
-    offsets = entry["data_offsets"]
-    return offsets if isinstance(offsets, list) and len(offsets) == 2 else [0, 0]
-
-
-def sealed(header: dict[str, Any], data: bytes) -> bytes:
-    """Return a file of that header and data with good checksums."""
-    ranges = {name: _range(entry) for name, entry in header.items() if name != "__metadata__"}
-    sums = [f"{zlib.crc32(data[slice(*ranges[name])]):08x}" for name in sorted(ranges)]
-    header["__metadata__"] |= {"crc32": " ".join(sums), "header_crc32": "00000000"}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text = text.replace(b'"header_crc32":"00000000"', b'"header_crc32":"%08x"' % zlib.crc32(text))
-    return len(text).to_bytes(8, "little") + text + data
 
 
 def check(path: Path, whole: bytes, content: bytes, good: bool) -> bool:

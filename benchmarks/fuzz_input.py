@@ -25,7 +25,8 @@ from sparsify.training.recipe.read import parse_recipe, read_recipe
 from sparsify.training.recipe.yaml_lines import parse_yaml
 from sparsify.training.run.checkpoint import read_state, read_step, write_state
 
-from .fuzz_format import Bytes, mutated, sealed, valid_model
+from .fuzz_format import valid_model
+from .mutations import Bytes, mutated, sealed
 from .record import environment, record
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fuzz_input
-from benchmarks.fuzz_format import Bytes
+from benchmarks.mutations import Bytes
 from sparsify.errors import SparsifyError
 
 
