@@ -7,8 +7,10 @@ drawn before: a run could not go on inside an epoch with the same bits. Its tran
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -125,7 +127,7 @@ class FileLoader:
             batch_sampler=[batch[part].tolist() for batch, part, _ in parts],
             num_workers=self.workers,
             generator=generator,
-            worker_init_fn=leave_signals_to_the_run,
+            worker_init_fn=start_worker,
             collate_fn=None if self.bad is None else collate,
         )
         with dead_workers():
@@ -154,11 +156,23 @@ class FileLoader:
         return good
 
 
-def leave_signals_to_the_run(_: int) -> None:
-    """Let a worker go on when a terminal or a queue signals its whole group: the run ends its step, then them."""
+def start_worker(_: int) -> None:
+    """Prepare a worker process: how it ends, and what is said of that, is the run's.
+
+    It ignores what a terminal or a queue signals to its whole group: the run ends its step, then the workers. It prints
+    nothing when the run breaks off a transfer: the run says why, and a worker's thread would add a traceback.
+    """
+    sys.excepthook = _print_unless_the_run_broke_off
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _print_unless_the_run_broke_off(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 class _Seeded(Dataset[Any]):

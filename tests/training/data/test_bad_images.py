@@ -207,6 +207,22 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line() -> None:
     assert done.stdout.startswith("data.workers: a process that reads images has died")
 
 
+# The thread that hands tensors over calls sys.excepthook: when a run ends in mid-transfer it meets a broken pipe.
+BROKEN_OFF = """\
+import sys
+from sparsify.training.data.image_files import start_worker
+
+start_worker(0)
+for error in (BrokenPipeError("pipe"), ConnectionResetError("reset"), EOFError("end"), ValueError("worth reading")):
+    sys.excepthook(type(error), error, None)
+"""
+
+
+def test_a_worker_is_silent_when_the_run_breaks_off_a_transfer_and_only_then() -> None:
+    done = subprocess.run([sys.executable, "-c", BROKEN_OFF], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == "ValueError: worth reading\n"
+
+
 def test_errors_of_a_model_are_not_taken_for_those_of_workers() -> None:
     with pytest.raises(RuntimeError, match="mine"), dead_workers():
         raise RuntimeError("mine")
