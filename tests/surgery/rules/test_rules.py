@@ -832,6 +832,18 @@ def positions_of_a_table_keep_their_number_when_flattened_with_channels() -> Cas
 
 
 @case
+def heads_go_whole_although_their_rows_are_chosen_and_put_elsewhere() -> Case:
+    def forward(m: Any, x: Tensor, rows: Tensor) -> Any:
+        heads = m.first(x).view(-1, 2, 3)
+        heads = heads[rows] * heads[rows].softmax(-1)
+        return m.last(torch.zeros_like(heads).index_put((rows,), heads).flatten(1))
+
+    model = Forward(forward, first=linear(5, 6), last=linear(6, 5))
+    labels = {"first.weight": ("aaabbb", ""), "last.weight": ("", "aaabbb")}
+    return model, (torch.randn(3, 5), torch.tensor([2, 0, 1])), labels
+
+
+@case
 def heads_of_weights_in_three_dimensions_go_whole() -> Case:
     def forward(m: Any, x: Tensor) -> Any:
         q, k, v = (torch.einsum("bnd,dhk->bnhk", x, weight) for weight in (m.q, m.k, m.v))
