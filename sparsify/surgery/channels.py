@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
 from ..arguments import takes
@@ -28,6 +29,7 @@ __all__ = ["Channels", "Dead", "Operation", "analyse", "check_dead", "check_head
 
 
 @takes(model=nn.Module, rules=(Mapping, NoneType), examples=(list, tuple))
+@torch.inference_mode(False)
 def analyse(
     model: nn.Module,
     example_input: Any,

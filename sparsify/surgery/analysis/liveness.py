@@ -8,7 +8,7 @@ or 1. The gradient of the outputs with respect to a flag is then positive exactl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,13 +25,15 @@ Flow: TypeAlias = "Callable[[Liveness, Op], None]"
 
 
 @contextmanager
-def _plain_float32() -> Iterator[None]:
-    """Keep flags float32, whatever dtype is the default and whatever modes, made for the model, are on."""
+def own_surroundings() -> Iterator[None]:
+    """Compute in float32 on the CPU, whatever defaults, modes and autocast, made for the model, are on."""
     before = torch.get_default_dtype()
+    on_cpu = torch.empty(0).device.type == "cpu"
     torch.set_default_dtype(torch.float32)
     try:
-        with _disable_current_modes():
-            yield
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), _disable_current_modes():
+            with nullcontext() if on_cpu else torch.device("cpu"):  # a mode, which every operation pays for
+                yield
     finally:
         torch.set_default_dtype(before)
 
@@ -84,7 +86,7 @@ class Liveness:
         self.failures: dict[Op, str] = {}
         self.bias_sinks = sinks
         self.constant_channels: dict[Op, Tensor] = {}  # bias sink -> bool [channels]: those that enter it constant
-        with torch.enable_grad(), _plain_float32():
+        with torch.enable_grad():
             for op in recording.ops:
                 self.visit(op)
             self.roots += [self.of(value) for value in recording.outputs]

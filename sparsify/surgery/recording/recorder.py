@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ...errors import SparsifyError
 from ..module_walk import named_modules
 from ..side_effects import changed_buffers, unchanged
 from ..tracing.announced import announced_as_traced
@@ -30,8 +32,10 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
 
     `results`, if given, is filled with copies of every operation's results. Otherwise activations are computed only if
     the forward reads their values. A forward that branches on values is recorded as a trace of it would go, if it then
-    branches on fewer and reads the same parameters. The model is not changed. Raises whatever its forward raises.
+    branches on fewer and reads the same parameters. The model is not changed. Raises SparsifyError for tensors of the
+    model that hold no values or were made in inference mode, and whatever its forward raises.
     """
+    _check_tensors(model)
     found = _recorded(model, example_input, results)
     if not found.branches:
         return found
@@ -46,6 +50,16 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
     if results is not None:
         results[:] = again or []
     return traced
+
+
+def _check_tensors(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise SparsifyError(f"{name} is on the meta device: an analysis of channels reads the values it lacks")
+        if tensor.is_inference():
+            raise SparsifyError(
+                f"{name} was made in inference mode: make or copy the model outside of it to analyse it"
+            )
 
 
 def _paths(recording: Recording) -> set[str]:
@@ -69,7 +83,7 @@ def _recorded(model: nn.Module, example_input: Any, results: list[tuple[Tensor, 
 def _record(
     model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None, *, computed: bool
 ) -> Recording:
-    with unchanged(model), changed_buffers(model, []), eval_mode(model):
+    with torch.inference_mode(False), unchanged(model), changed_buffers(model, []), eval_mode(model):
         recorder = OpRecorder(model, results, computed=computed)
         modal = modules_that_ask_for_the_mode(model)
         calls = ModuleCalls(recorder) if modal and not computed else None

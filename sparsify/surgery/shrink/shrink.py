@@ -36,6 +36,7 @@ _NO_MASKS = "everything: no mask of this model removes anything; dead='zeros' al
 
 
 @takes(model=nn.Module, round_to=(Integral, NoneType), verify=bool, rules=(Mapping, NoneType), examples=(list, tuple))
+@torch.inference_mode(False)
 def shrink(
     model: nn.Module,
     example_input: Any,
