@@ -121,7 +121,7 @@ def kept_of(weights: Iterable[MaskedWeight]) -> tuple[int, int]:
 
 @takes(model=nn.Module)
 def get_masks(model: nn.Module) -> dict[str, Tensor]:
-    """Return all live masks by parameter name: bool tensors, True = keep. Copy them before changing anything."""
+    """Return the model's masks by parameter name: bool tensors, True = keep. Clone a mask before changing it."""
     return {name: weight.mask for name, weight in masked_parameters(model).items()}
 
 
@@ -129,8 +129,8 @@ def get_masks(model: nn.Module) -> dict[str, Tensor]:
 def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Set masks in place by parameter name; parameters that are not named keep theirs.
 
-    `masks` maps names to tensors shaped like their parameter; bool, or numbers that are exactly 0 or 1. All names are
-    checked before any mask is changed. Raises SparsifyError for an unknown name, a wrong shape or other values.
+    `masks` maps names to tensors shaped like their parameter, bool or numbers that are exactly 0 or 1. Raises
+    SparsifyError for an unknown name, a wrong shape or other values, before any mask is changed.
     """
     weights = {weight.name: weight for weight in all_masked_parameters(model)}
     for name, mask in masks.items():

@@ -38,10 +38,10 @@ Owner = tuple[nn.Module, str]  # a module and the name of one of its parameters
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What `convert` did.
+    """The result of `convert`: the model, and what became of each of its weights.
 
-    `masked` maps weight names to how the mask enters ("direct", "substituted" or "computed"), `skipped` every
-    other float parameter of two or more dimensions to the reason; `notes` says what a person should know besides.
+    `masked` maps the name of each masked weight to how its mask is applied ("direct", "substituted" or "computed"),
+    `skipped` that of every other float parameter of two or more dimensions to the reason. `notes` are further remarks.
     """
 
     model: nn.Module
@@ -54,18 +54,18 @@ class ConversionReport:
 def convert(model: nn.Module, ignore: Iterable[str] = (), only: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
 
-    Return a report: how the mask of each weight enters, or why it has none. Parameters that matrix products take for
-    weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
+    Return a report that says, for each weight, how its mask is applied or why it has none. A parameter that a matrix
+    product uses as a weight (`x @ self.w`, einsum, addmm, bmm, bilinear) is a weight as well.
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
     `ignore` lists weights that get no mask: names of weights or modules, globs, "re:" before a regular expression,
     names of classes ("Linear"), the keywords "first" and "last" (in order of registration), and "name:last" for a
-    module of that name; with `only`, all get none but those that it lists likewise. Converting again adds the masks
-    that are missing; the weights of adapters (LoRA) stay dense. Masks set by torch.nn.utils.prune are taken over: those
-    of weights become their masks, those of other parameters, and of ignored weights, masks as of `mask_also`.
-    Raises SparsifyError if a pattern matches nothing, a mask of torch.nn.utils.prune cannot be taken over, or for a
-    model that fully_shard has cut.
-    After any error the model is what it was.
+    module of that name. `only` takes the same patterns; with it, no other weight gets a mask. Converting again adds
+    missing masks; the weights of adapters (LoRA) stay dense. Masks of torch.nn.utils.prune are taken over: on weights
+    as their masks, on other parameters and on ignored weights as masks of `mask_also`.
+
+    Raises SparsifyError if a pattern matches nothing, if a mask of torch.nn.utils.prune cannot be taken over, and for a
+    model sharded by fully_shard. After any error the model is unchanged.
     """
     refuse_sharded(model, "convert", "convert it before it is cut")
     with all_or_nothing(model):

@@ -1,4 +1,4 @@
-"""fold(): a plain model, its removed weights zero."""
+"""fold(): a plain model whose removed weights are zero."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _LOG = logging.getLogger("sparsify")
 def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of `model` without masks: removed entries are +0.0, the keys are those of the dense model.
 
-    A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter, so
-    that the computed, masked weight is stored instead: in a module of torch.nn if the forward is one convolution or
-    linear operation, else in the module itself, which uses it without computing it. Both are logged. `model` is not
-    changed. Raises SparsifyError for a model that fully_shard has cut.
+    For a module that computes its weight in the forward (weight standardisation), the copy stores the computed and
+    masked weight: in a module of torch.nn if the forward is one conv or linear operation, else in the module itself,
+    which then uses the stored weight as it is. Both are logged. `model` is not changed. Raises SparsifyError for a
+    model sharded by fully_shard.
     """
     refuse_sharded(model, "fold", "fold it before it is cut, or save it and load the file")
     computed: dict[str, dict[str, Tensor]] = {}

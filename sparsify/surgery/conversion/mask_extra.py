@@ -33,15 +33,15 @@ class _Place(NamedTuple):
 
 @takes(model=nn.Module, names=Iterable)
 def mask_also(model: nn.Module, names: Iterable[str]) -> None:
-    """Put all-ones masks on the named parameters of `model` as well, in place: biases, norms, tables, of any shape.
+    """Put all-ones masks on the named parameters of `model`, in place: biases, norms, tables, of any shape.
 
-    The model computes the same bits as before; its `state_dict` gains a bool buffer `<name>_mask` for each parameter.
-    Where a forward reads the parameter it then sees `where(mask, parameter, 0)`, with a gradient of exactly zero where
-    it is masked. `get_masks` and `set_masks` know these masks; sparsities do not count them, and `masked_weights`
-    leaves them out. A parameter with several names gets one mask; one that carries a mask keeps it.
-    Readers are looked for in `model`: call this on the whole model. They are forwards: another method of the model that
-    its user calls (timm's `forward_features`) sees what the model itself owns as it is.
-    Raises SparsifyError, naming it, for a parameter that does not exist or cannot be masked; nothing was changed then.
+    The model computes the same bits as before; its `state_dict` gains a bool buffer `<name>_mask` for each parameter. A
+    forward that reads the parameter sees `where(mask, parameter, 0)`; the gradient of a masked entry is exactly zero.
+    `get_masks` and `set_masks` include these masks, sparsities and `masked_weights` do not. A parameter with several
+    names gets one mask; an existing mask stays.
+    Call this on the whole model, since only modules of `model` are searched for forwards that read the parameters. A
+    method other than a forward (timm's `forward_features`) sees the model's own parameters without these masks.
+    Raises SparsifyError, which names the parameter, if one does not exist or cannot be masked; nothing is changed then.
     """
     places = _places(model)
     wanted = _wanted([names] if isinstance(names, str) else list(names), places)

@@ -1,4 +1,4 @@
-"""trace(): the whole model as one graph with masked operations as nodes, made on demand and of a copy."""
+"""trace(): the whole model as one graph with masked operations as nodes, traced on demand from a copy."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class WholeTracer(LocalTracer):
 
 @takes(model=nn.Module)
 def trace(model: nn.Module) -> fx.GraphModule:
-    """Return the whole model as one `fx.GraphModule`, made of a copy, with masked operations as nodes.
+    """Return the whole model as one `fx.GraphModule`, traced from a copy, with masked operations as nodes.
 
-    Optional arguments of the forward have their defaults. What fx cannot trace becomes one node: the innermost function
-    that is called by a global name, or else the innermost module. The graph holds for the model's present mode (train
-    or eval) alone; `model` is not changed. Raises SparsifyError, naming the line, if the model's own forward
-    cannot be traced.
+    Optional arguments of the forward take their defaults. Code that fx cannot trace becomes one node: the innermost
+    function that is called by a global name, or else the innermost module. The graph is valid for the model's current
+    mode (train or eval) only. `model` is not changed. Raises SparsifyError, which names the line, if the model's own
+    forward cannot be traced.
     """
     if "forward" in model.__dict__:
         raise SparsifyError(
