@@ -1,4 +1,4 @@
-"""Shallow copies of modules; bound methods that a module keeps in its attributes are the copy's there."""
+"""Shallow copies of modules, in which bound methods among the attributes are rebound to the copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NOT_OURS = frozenset({*nn.Module().__dict__, "forward"})
 
 
 def with_attributes(cls: type[nn.Module], module: nn.Module) -> nn.Module:
-    """Return a new object of the class `cls` with the attributes of `module`."""
+    """Return a new object of class `cls` with the attributes of `module`, slots included."""
     copied: nn.Module = cls.__new__(cls)
     copied.__dict__.update(module.__dict__)
     for name in _slots(cls):
@@ -37,20 +37,20 @@ _slots._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def bound_attributes(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the attributes that hold methods of the module: alone, in containers, in partials."""
+    """Return the names of the attributes that hold bound methods of the module: directly, in containers or partials."""
     others = [(name, value) for name, value in module.__dict__.items() if name not in _NOT_OURS]
     return tuple(name for name, value in others if _bound(value, module, module) is not value)
 
 
 def bind_to(copied: nn.Module, module: nn.Module, names: tuple[str, ...]) -> None:
-    """Give `copied` the attributes `names` of `module` with the methods in them bound to the copy, in place."""
+    """Rebind the methods of `module` in the attributes `names` of `copied` to `copied`, in place."""
     for name in names:
         if name in copied.__dict__:
             copied.__dict__[name] = _bound(copied.__dict__[name], module, copied)
 
 
 def _bound(value: Any, module: nn.Module, copied: nn.Module, depth: int = 3) -> Any:
-    """Return `value` with methods of `module` bound to `copied`; itself if there are none."""
+    """Return `value` with methods of `module` bound to `copied`, or `value` itself if it holds none."""
     if isinstance(value, MethodType):
         return MethodType(value.__func__, copied) if value.__self__ is module else value
     if not depth:  # a container may hold itself
