@@ -72,7 +72,7 @@ class VerifyReport:
             lines.append("the outputs, gradients or buffers in train mode differ from the model without masks")
         lines += [f"the outputs in {name} differ from the model without masks" for name in self._differing]
         lines += [f"{name}: its mask has no effect" for name in self.dead]
-        lines += [f"{name}: used without its mask as well" for name in self.dense]
+        lines += [f"{name}: also used without its mask" for name in self.dense]
         return lines + self.leaks
 
     @property
@@ -157,7 +157,7 @@ def _verify(runs: Runs) -> VerifyReport:
 
 
 def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[Mode], list[str]]:
-    """Return whether the bits are the same, by mode (None: not compared), the modes that ran, and notes."""
+    """Return {mode: whether the bits are the same, None if not compared}, the modes that ran, and notes."""
     same: dict[str, bool | None] = {}
     try:
         same[EVAL.name], reason = runs.same(EVAL)
@@ -166,10 +166,10 @@ def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[M
     except Exception as error:  # some models take gradients in their forward (forces of an energy)
         try:
             same[EVAL.name], _ = runs.same(EVAL_WITH_GRADIENTS, look)
-        except Exception:  # noqa: BLE001 - it cannot run so either: the first error is the one to see
+        except Exception:  # noqa: BLE001 - it cannot run with gradients either: show the first error
             raise error from None
         same[EVAL_WITH_GRADIENTS.name] = same[EVAL.name]
-        notes = [f"{EVAL.name} was compared with gradients alone: {type(error).__name__}: {error}".splitlines()[0]]
+        notes = [f"{EVAL.name} was compared with gradients only: {type(error).__name__}: {error}".splitlines()[0]]
         ran = [EVAL_WITH_GRADIENTS]
     for mode in [TRAIN, *EXTRA_MODES, *(REQUIRED if runs.required is not None else ())]:
         if mode in ran:
@@ -180,7 +180,7 @@ def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[M
         try:
             same[mode.name], reason = runs.same(mode, look if mode.gradients else None)
             ran.append(mode)
-        except Exception as error:  # noqa: BLE001 - some models cannot run so (targets, batch of one, no bfloat16)
+        except Exception as error:  # noqa: BLE001 - some models lack the mode (targets, batch of one, no bfloat16)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if reason:
             notes.append(f"{mode.name} was not {'checked' if mode is TRAIN else 'compared'}: {reason}")
@@ -188,10 +188,10 @@ def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[M
 
 
 def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
-    """Run under random half masks and return the watch that saw all operations."""
+    """Run the model under random half masks and return the watch that recorded its operations."""
     generator = torch.Generator().manual_seed(0)
     half: dict[int, Tensor] = {}
-    for weight in all_masked_parameters(runs.model):  # a parameter of several names has one mask
+    for weight in all_masked_parameters(runs.model):  # a parameter with several names has one mask
         half[id(weight.parameter)] = half.get(id(weight.parameter), _half(weight, generator))
     runs.masks = {id(w.mask): half[id(w.parameter)] for w in all_masked_parameters(runs.model)}
     watch = DenseWeights(runs.model)
@@ -212,7 +212,7 @@ def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
 
 
 def _half(weight: MaskedWeight, generator: torch.Generator) -> Tensor:
-    """Return a random mask of half the entries: of few exactly half, since by chance nearly all might stay."""
+    """Return a random mask of half the entries: exactly half for small weights, where chance might keep nearly all."""
     count = weight.mask.numel()
     if count > _LARGE:
         return (torch.rand(weight.mask.shape, generator=generator) < 0.5).to(weight.mask.device)
