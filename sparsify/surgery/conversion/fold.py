@@ -55,7 +55,7 @@ def fold(model: nn.Module) -> nn.Module:
         folded = _replace(folded, path, _with_weights(modules[path], weights, apart=path in apart))
     for name, stored in parametrized.items():
         path, _, own = name.rpartition(".")
-        if own not in modules[path]._parameters:  # else a module of several names
+        if own not in modules[path]._parameters:  # else already done under another name of the module
             make_plain(modules[path], own, stored)
     names = [full_name(path, name) for path, weights in computed.items() for name in weights]
     names += parametrized
@@ -69,9 +69,9 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.Module:
-    """Return a copy of `model` as it was before the conversion, with the values under the masks.
+    """Return an unmasked copy of `model`, with its stored values, those under the masks included.
 
-    `copies` maps ids of objects in the model to what replaces them in the copy.
+    `copies` maps ids of objects in the model to their replacements in the copy.
     """
     memo = dict(copies or {})
     for module in model.modules():
@@ -91,7 +91,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 
 def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, apart: bool) -> nn.Module:
-    """Return a module equal to `module` that stores its computed weights instead of computing them."""
+    """Return an equivalent of `module` that stores its computed weights; may change `module` in place."""
     plain = _as_plain_module(module, weights) if list(weights) == ["weight"] else None
     if plain is not None:
         return plain.train(module.training)
@@ -101,7 +101,7 @@ def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, apart: bool)
 
 
 def _as_plain_module(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module | None:
-    """Return an equal module of torch.nn, if the forward is one conv or linear operation; else None."""
+    """Return an equivalent module of torch.nn if the forward is one conv or linear operation, else None."""
     cls = type(module)
     if not is_closed(cls) or len(kinds_of_call(cls.forward)) > 2 or "forward" in module.__dict__:
         return None
