@@ -28,7 +28,7 @@ _WRAPPED = "sparsify_keeps_masks"
 
 
 def keep_masks_in_averages() -> None:
-    """Wrap the updates of the averaging classes that are imported by now, each once."""
+    """Wrap the update methods of the averaging classes that are already imported, each once."""
     for module, classes in _UPDATES.items():
         loaded = sys.modules.get(module)
         for class_name, names in classes.items():
@@ -40,6 +40,8 @@ def keep_masks_in_averages() -> None:
 
 
 def _keeping_masks(update: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `update` wrapped so that the average takes over the model's masks instead of averaging them."""
+
     @wraps(update)
     def updated(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         average, live = unwrap(self), unwrap(model)
