@@ -164,14 +164,15 @@ def _updates(pruning: Pruning, parts: list[Cycle], every: int) -> Iterator[Updat
 
 
 def _sparsity_of(pruning: Pruning) -> Callable[[Fraction], Fraction]:
-    """Return the schedule as a function of the progress alone.
+    """Return the schedule as a function from progress to sparsity.
 
-    A user's own is checked: it raises SparsifyError for what is no sparsity, and is exactly the target where it comes
-    within 1e-9 of it.
+    Values of a user's own schedule are checked: SparsifyError for one outside [0, 1], and exactly the target within
+    1e-9 of it.
     """
     settings = pruning.schedule
 
     def sparsity(progress: Fraction) -> Fraction:
+        """Return the sparsity at `progress`, in [0, 1]."""
         value = settings.curve(progress, pruning)
         if settings.function is None:
             return value  # type: ignore[no-any-return]

@@ -40,6 +40,8 @@ def keep_masks_in_averages() -> None:
 
 
 def _keeping_masks(update: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `update` wrapped so that the average takes over the model's masks instead of averaging them."""
+
     @wraps(update)
     def updated(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         average, live = unwrap(self), unwrap(model)

@@ -27,6 +27,7 @@ def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
     """
 
     def couple(coupling: Coupling, op: Op) -> None:
+        """Union the channels along the reduced dimensions, or tie them to the number of entries."""
         value, *_ = op.inputs
         dims = dims_of(op, value, 2 if op.name in _NORMS else 1)
         power = op.args[1] if op.name in _NORMS and len(op.args) > 1 else 2
@@ -39,6 +40,7 @@ def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
             coupling.set(result, [_drop(axis, dims, result) for axis in left])
 
     def flow(live: Liveness, op: Op) -> None:
+        """Mark a result live where any reduced entry is."""
         value, *_ = op.inputs
         dims = dims_of(op, value, 2 if op.name in _NORMS else 1)
         flags = indicator((live.of(value).sum(dims, keepdim=True) if dims else live.of(value)) + of_zero)

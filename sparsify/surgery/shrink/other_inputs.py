@@ -96,6 +96,7 @@ def _resized(example_input: Any, dimension: int, size: int) -> Any:
     """Return an example with tensors of another length along one dimension: their entries repeated and scaled."""
 
     def resize(leaf: Any) -> Any:
+        """Return one leaf resized; leaves without that dimension stay."""
         if not isinstance(leaf, Tensor) or leaf.dim() <= dimension or not leaf.shape[dimension]:
             return leaf
         index = torch.arange(size, device=leaf.device) % leaf.shape[dimension]

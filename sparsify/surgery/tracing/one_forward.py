@@ -115,6 +115,7 @@ class LocalTracer(fx.Tracer):
         return super().trace(root, concrete_args)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a proxy for a parameter (or buffer) of the root, one per tensor; anything else as it is."""
         path = self.paths.get(id(attr_val))
         if path is None:
             return attr_val
@@ -142,6 +143,8 @@ class LocalTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
+        """Return a function of the root that makes the recorded call, with a placeholder for each of its tensors."""
+
         def fill(value: Any) -> Any:
             return self.create_proxy("placeholder", value.name, (), {}) if isinstance(value, Placeholder) else value
 
