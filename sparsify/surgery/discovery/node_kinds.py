@@ -1,4 +1,4 @@
-"""Kinds of nodes in a traced forward: those that only rearrange entries, that read shapes, that copy a shape."""
+"""Kinds of nodes in a traced forward: rearrangements of entries, reads of metadata, tensors made like another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .linear_ops import name_of
 
 INDEXING = frozenset(("getitem", "index_select", "select", "narrow"))
 JOINING = frozenset("cat concat concatenate stack hstack vstack".split())
-# They return the same entries, in another dtype, place or shape by broadcasting.
+# These return the same entries in another dtype, on another device, in other memory or broadcast to another shape.
 CASTS = frozenset("to type type_as float half double bfloat16 cpu cuda contiguous clone expand_as broadcast_to".split())
 REARRANGING = (
     frozenset(
@@ -24,7 +24,7 @@ REARRANGING = (
     | JOINING
     | CASTS
 )
-# Their results depend on the shape of an argument, not on its values.
+# The results of these depend on the shape of an argument, not on its values.
 _LIKE = frozenset(
     """zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full""".split()
 )
@@ -37,7 +37,7 @@ def is_metadata(node: fx.Node) -> bool:
 
 
 def nodes_in(value: Any) -> list[fx.Node]:
-    """Return the nodes in nested arguments, slices included."""
+    """Return the nodes in nested arguments, including those in slices."""
     found: list[fx.Node] = []
     fx.node.map_arg(value, lambda node: found.append(node))
     return found
@@ -51,14 +51,14 @@ def is_rearranging(node: fx.Node) -> bool:
 
 
 def rearranged_argument(node: fx.Node) -> Any:
-    """Return the argument whose entries a node rearranges, None if it names none."""
+    """Return the argument whose entries a node rearranges, None if there is none."""
     if node.args:
         return node.args[0]
     return next((node.kwargs[key] for key in ("input", "tensors", "self") if key in node.kwargs), None)
 
 
 def read_nodes(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the nodes on whose values a node's values depend."""
+    """Yield the input nodes whose values (not only shapes or dtypes) a node's values depend on."""
     if node.op not in ("call_function", "call_method"):
         yield from node.all_input_nodes
     elif is_metadata(node) or name_of(node) in _LIKE:

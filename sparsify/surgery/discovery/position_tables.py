@@ -1,7 +1,7 @@
-"""Tables of relative positions, which are multiplied with activations like weights, and are none.
+"""Tables of relative positions, which products use like weights but which are not weights.
 
-Tables that are indexed are found in `rearranged`. Others are recognised by what follows the product, the skewing from
-relative to absolute positions by a padded column and a reshape (Huang et al. 2019, Music Transformer, section 3.4.1),
+`rearranged` finds tables that are indexed. Other tables are recognised by the operations after the product, which skew
+relative to absolute positions by padding a column and reshaping (Huang et al. 2019, Music Transformer, section 3.4.1),
 or by the words in the parameter's name.
 """
 

@@ -87,7 +87,7 @@ def cut_optimizer(
     if not held:
         raise SparsifyError("cut_optimizer: the optimiser holds no parameter of the model that was cut")
     replaced = {id(parameter): made[names[id(parameter)]] for parameter in held}
-    # All new state is made before anything is changed.
+    # Create all new state before changing anything.
     states = [_cut_states(one, names, axes) for one in chain]
     for one, state in zip(chain, states, strict=True):
         one.state.clear()
@@ -108,7 +108,7 @@ def _check_counterpart(name: str, old: Tensor, new: Tensor | None, axes: Axes) -
 
 
 def _cut_states(optimizer: Any, names: Mapping[int, str], axes: Mapping[str, Axes]) -> list[tuple[Any, Any]]:
-    """Return the items of an optimiser's state: the old parameter, its state cut."""
+    """Return (old parameter, its cut state) for every parameter in an optimiser's state."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise SparsifyError("cut_optimizer: LBFGS keeps one history of all parameters, which cannot be cut")
     found = []
@@ -150,7 +150,7 @@ def _add_biases(groups: list[dict[str, Any]], made: Mapping[str, Tensor], cuts: 
 
 
 def _axes_by_name(where: str, tensors: Mapping[str, Any], cuts: Cuts) -> dict[str, Axes]:
-    """Return the indices to remove of each tensor, other names of a tensor and masks included."""
+    """Return {name: indices to remove}, including other names of cut tensors and the masks of cut weights."""
     known = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     named = {_memory(known[name]): axes for name, axes in cuts.removed.items() if name in known}
     found: dict[str, Axes] = {
@@ -166,14 +166,14 @@ def _axes_by_name(where: str, tensors: Mapping[str, Any], cuts: Cuts) -> dict[st
 
 
 def _memory(tensor: Tensor) -> Any:
-    """Return a key that is equal for two tensors that are the same memory."""
+    """Return a key that is equal for two tensors that are the same view of the same memory."""
     if tensor.is_meta or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _chain(optimizer: Any) -> Iterator[Any]:
-    """Yield the optimiser and those that it wraps."""
+    """Yield the optimiser and, from outside in, those that it wraps."""
     yield optimizer
     for name in _INNER:
         inner = getattr(optimizer, name, None)

@@ -92,7 +92,7 @@ def shrink(
 
 
 def _of_idle(layers: Sequence[str]) -> list[str]:
-    """Return the line of the report that names layers that no pass of the example ran, if there are any."""
+    """Return the report's line about layers that no pass of the example ran, [] if there are none."""
     if not layers:
         return []
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
@@ -131,14 +131,14 @@ def _report(
 def removing_masks(model: nn.Module, recording: Recording) -> dict[str, Tensor]:
     """Return the masks that remove something, by the first name of their parameter in the folded model's recording.
 
-    They are broadcast forms: one entry for a row that is kept or removed as a whole, if all are.
+    A mask that keeps or removes only whole rows is returned as a broadcast form with one entry per row.
     """
     found = {}
     for weight in all_masked_parameters(model):
         value = recording.state.get(weight.name)
         if value is None or value.shape != weight.mask.shape:
             continue
-        # Of bytes, the extremes of rows are found many times faster than of truth values.
+        # Row extremes of bytes are found many times faster than those of bools.
         rows = weight.mask.reshape(len(weight.mask), -1).contiguous().view(torch.uint8)
         whole = rows.amin(1).to(torch.bool)
         if not bool(whole.all()):
