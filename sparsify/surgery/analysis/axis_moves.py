@@ -36,7 +36,7 @@ def move(coupling: Coupling, op: Op) -> None:
         for of_one, form in zip(offered, _moved(axis, op, rest), strict=True):
             of_one.append(form)
     for value, axes, more in zip(op.results, results, offered, strict=True):
-        coupling.set(value, axes)
+        coupling.set(value, _one_of_merged(coupling, op, axes))
         coupling.offer(value, [*more, *_stretched(coupling, op)])
 
 
@@ -46,6 +46,28 @@ def _moved(axis: Tensor, op: Op, rest: Any) -> list[Tensor]:
         return forms.split(op.name, axis, value.shape, rest, op.overload, len(op.results))
     outcome = forms.MOVEMENTS[op.name](axis, value.shape, shape, rest, op.overload).to(torch.int64)
     return [forms.compress(outcome) if sum(size > 1 for size in outcome.shape) > 1 else outcome]
+
+
+def _one_of_merged(coupling: Coupling, op: Op, moved: list[Tensor]) -> list[Tensor]:
+    """Return the axes of a result, with one in place of those along several dimensions that became one.
+
+    Channels of one of these dimensions can go, and the others keep their sizes: with whole heads the outermost that
+    has any to give, else the innermost.
+    """
+    before = coupling.of(op.args[0])
+    merging: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
+    for old, new in zip(before, moved, strict=True):
+        sides = [[d for d, size in enumerate(form.shape) if size > 1] for form in (old, new)]
+        if len(sides[0]) == len(sides[1]) == 1:
+            merging.setdefault(sides[1][0], []).append((sides[0][0], old, new))
+    for d, parts in merging.items():
+        if len({place for place, *_ in parts}) < 2:
+            continue
+        (one,) = new_axes(coupling, op.results[0].shape, [d])
+        parts.sort(key=lambda part: part[0], reverse=coupling.heads == "size")
+        coupling.deferred.merge(one, [(old, new) for _, old, new in parts], op)
+        moved = [one, *(form for form in moved if not any(form is new for _, _, new in parts))]
+    return moved
 
 
 def _stretched(coupling: Coupling, op: Op) -> list[Tensor]:

@@ -25,7 +25,7 @@ def constant_inputs(live: Liveness, op: Op) -> Tensor | None:
     Also stores them, as bool, in `live.constant_channels`. Returns None if there are none or `op` is not a bias sink.
     """
     sink = live.bias_sinks.get(op)
-    if sink is None or only_zeros_known(live, sink.value):
+    if sink is None or only_zeros_known(live, sink.value) or 0 in sink.value.shape:  # no row shows what to absorb
         return None
     values = _entering_values(live, op)
     constant = ~values.isnan() & (_may_be_nonzero(live, op) if live.depends_on_learnt else values != 0)

@@ -104,7 +104,7 @@ def _nothing_known(live: Liveness, value: Value) -> bool:
 
 def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
     """Return the known values of each result, None for a result (or for all) if only the flags are known."""
-    name = op.name.rstrip("_")
+    name = _family(op)
     if op.is_movement:
         return None if only_zeros_known(live, op.args[0]) else _moved(live, op)
     if name == "copy":
@@ -127,6 +127,11 @@ def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
     return None
 
 
+def _family(op: Op) -> str:
+    """Return the name of an element-wise operation without the marks of its variants."""
+    return op.name.removesuffix("_forward").rstrip("_")
+
+
 def uniform(form: Tensor, dims: range | list[int]) -> Tensor:
     """Return a form reduced along `dims` to the common value of its entries, NaN if they differ."""
     if not dims or all(form.shape[d] == 1 for d in dims):
@@ -147,7 +152,7 @@ def _moved(live: Liveness, op: Op) -> list[Tensor | None] | None:
 
 def _entry_by_entry(live: Liveness, op: Op) -> list[Tensor | None] | None:
     # The functional variant, since an in-place operation would write to the forms.
-    family_name = op.name.rstrip("_")
+    family_name = _family(op)
     family = getattr(torch.ops.aten, family_name, None)
     operation = getattr(family, op.overload._overloadname, None)
     condition = op.args[_CONDITIONS[family_name]] if family_name in _CONDITIONS else op

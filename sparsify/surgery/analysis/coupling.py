@@ -78,7 +78,7 @@ class Coupling:
             self.pin(value)
         for path in recording.attentions:
             pin_heads(self, recording, path)
-        resolve(self.numbers, self.deferred)
+        self.produced += resolve(self.numbers, self.deferred, self.produced)
 
     def of(self, value: Value) -> list[Tensor]:
         """Return the axes of a Value; the first call for a tensor of the model makes one per dimension."""

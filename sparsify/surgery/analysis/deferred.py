@@ -25,6 +25,7 @@ class Deferred:
     joint: dict[bytes, tuple[Tensor, Any]] = field(default_factory=dict)
     met: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
     choices: list[tuple[tuple[Unions, ...], Any]] = field(default_factory=list)
+    merged: list[tuple[Tensor, list[tuple[Tensor, Tensor]]]] = field(default_factory=list)
 
     def add(self, axis: Tensor, cause: Any) -> None:
         """Add an axis that varies along several dimensions."""
@@ -40,9 +41,19 @@ class Deferred:
         """Add alternative unions; the first one that leaves a channel removable is made, else the first."""
         self.choices.append((alternatives, cause))
 
+    def merge(self, one: Tensor, parts: list[tuple[Tensor, Tensor]], cause: Any) -> None:
+        """Add that an axis `one` stands for one of several that have become one dimension, the first that can go.
 
-def resolve(numbers: UnionFind, deferred: Deferred) -> None:
-    """Make all open decisions and their unions."""
+        `parts` are these axes, before and after.
+        """
+        stays = torch.zeros((), dtype=torch.int64)
+        ways = [[(one, new), *((other, stays) for other, _ in parts if other is not old)] for old, new in parts]
+        self.choose(tuple(ways), cause)
+        self.merged.append((one, parts))
+
+
+def resolve(numbers: UnionFind, deferred: Deferred, produced: list[Tensor]) -> list[Tensor]:
+    """Decide everything that is open, and make the unions; return the axes that those among `produced` stand for."""
     _resolve_joint(numbers, deferred)
     for alternatives, numbers.cause in deferred.choices:
         roots = numbers.find()
@@ -51,6 +62,12 @@ def resolve(numbers: UnionFind, deferred: Deferred) -> None:
         ):
             numbers.union(a, b)
     _resolve_joint(numbers, deferred)
+    roots = numbers.find()
+    found: list[Tensor] = []
+    for one, parts in reversed(deferred.merged):
+        if any(bool(torch.isin(one, axis).any()) for axis in (*produced, *found)):
+            found += [old for old, new in parts if (roots[new.numpy()] == roots[one.numpy()]).all()]
+    return found
 
 
 def _resolve_joint(numbers: UnionFind, deferred: Deferred) -> None:

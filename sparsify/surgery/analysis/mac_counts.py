@@ -97,7 +97,10 @@ _MULTIPLYING = tuple(
     "_flash_attention _efficient_attention _cudnn_attention _native_multi_head _transformer_encoder _weight_int "
     "_slow_conv slow_conv _conv_depthwise _scaled_grouped_mm _nested _triton".split()
 )
-_CHEAP = ("_linalg_check_errors", "torchvision::nms", "torchvision::roi_", "torchvision::ps_roi_")
+_CHEAP = tuple(
+    "_linalg_check_errors linalg_vector_norm linalg_cross torchvision::nms torchvision::roi_ "
+    "torchvision::ps_roi_".split()
+)
 _ELSEWHERE = ("numpy", "data_ptr")  # tensors handed to other libraries
 
 

@@ -70,8 +70,11 @@ def _flow_softmax(live: Liveness, op: Op) -> None:
     live.set(op.results[0], indicator(live.of(value).sum(dims_of(op, value), keepdim=True) + 1))
 
 
-def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
-    """Return the rule of pooling or resizing, which treats each channel by itself, over the last dimensions."""
+def _spatial(rank_of_space: int | None = None, *, by_channel: bool = False) -> tuple[Couple, Flow]:
+    """Return the rule of pooling or resizing, which treats each channel by itself, over the last dimensions.
+
+    Other operands, such as positions to sample at, apply to all channels; with `by_channel` each channel has its own.
+    """
 
     def space(value: Value, op: Op) -> list[int]:
         rank = len(value.shape)
@@ -81,7 +84,10 @@ def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
         value = op.inputs[0]
         left = coupling.depend(value, space(value, op))
         for other in op.inputs[1:]:
-            coupling.pin(other)
+            if by_channel:
+                left = [*left, *coupling.depend(other, space(other, op))]
+            else:
+                coupling.pin(other)
         for result in op.results:
             coupling.set(result, left)
 
@@ -89,7 +95,8 @@ def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
         value = op.inputs[0]
         flags = live.of(value).sum(space(value, op), keepdim=True)
         for other in op.inputs[1:]:
-            flags = flags * (live.of(other).sum() + 1)
+            read = live.of(other)
+            flags = flags * ((read.sum(space(other, op), keepdim=True) if by_channel else read.sum()) + 1)
         _set_all(live, op, [indicator(flags) for _ in op.results])
 
     return couple, flow
@@ -106,4 +113,5 @@ REDUCTIONS = {
         _spatial(),
     ),
     "grid_sampler_2d": _spatial(2),
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _spatial(by_channel=True)),
 }

@@ -17,6 +17,7 @@ from ..analysis.coupling import Couple, Coupling, varying
 from ..analysis.liveness import Flow, Liveness, indicator
 from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import SCALED_BY_SIZE, Op, pointwise
+from .bilinear import BILINEAR
 from .concat_pad import LAYOUT
 from .convolution import CONVOLUTIONS
 from .experts import EXPERTS
@@ -98,12 +99,22 @@ def _flow_scaled(live: Liveness, op: Op) -> None:
     pass
 
 
+def _couple_first(coupling: Coupling, op: Op) -> None:
+    coupling.combine(op.results[0], op.inputs[:1])
+
+
+def _flow_first(live: Liveness, op: Op) -> None:
+    live.set(op.results[0], live.of(op.inputs[0]).clone())
+
+
 RULES = {
     SCALED_BY_SIZE: Rule(_couple_scaled, _flow_scaled),
     "bernoulli_": entrywise(keeps_zero=False),  # F.dropout in a pass in train mode
+    "log_sigmoid_forward": entrywise(keeps_zero=False),
+    **dict.fromkeys(("rrelu_with_noise", "rrelu_with_noise_"), Rule(_couple_first, _flow_first)),
     **{
         name: Rule(*rule)
-        for table in (CONVOLUTIONS, PRODUCTS, EXPERTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
+        for table in (CONVOLUTIONS, PRODUCTS, BILINEAR, EXPERTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
         for name, rule in table.items()
     },
 }

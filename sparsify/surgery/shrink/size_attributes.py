@@ -142,6 +142,8 @@ def _sizes(
     if isinstance(module, nn.Linear):
         yield "in_features", shape[1]
         yield "out_features", shape[0]
+    elif isinstance(module, nn.Bilinear):
+        yield from zip(("out_features", "in1_features", "in2_features"), shape, strict=True)
     elif isinstance(module, nn.modules.conv._ConvNd):
         groups = all_groups.get(value.names[0], module.groups)
         inputs, outputs = (0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else (1, 0)

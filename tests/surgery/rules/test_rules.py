@@ -776,6 +776,73 @@ def unknown_operation() -> Case:
     return between(lambda x: x.renorm(2, 0, 1.0), image(), "---", "---")
 
 
+@case
+def the_logarithm_of_a_sigmoid_of_zeros_is_a_constant() -> Case:
+    return between(F.logsigmoid, image(), "abcd")
+
+
+@case
+def channels_padded_with_their_other_end_go() -> Case:
+    around = conv(3, 3, 3, padding=1, groups=3, padding_mode="circular")
+    first, last = conv(2, 3), conv(3, 2)
+    model = Forward(lambda m, x: m.last(m.around(F.pad(m.first(x), (-1, 2), "circular"))), first=first, last=last)
+    model.around = around
+    return model, image(), {"first.weight": ("abc",), "around.weight": ("abc",), "last.weight": ("", "abc")}
+
+
+@case
+def randomly_leaking_units_go() -> Case:
+    return between(lambda x: F.rrelu(F.rrelu(x), inplace=True), image(), "abc")
+
+
+@case
+def unpooled_channels_go_with_the_places_of_their_largest_entries() -> Case:
+    def operation(x: Tensor) -> Tensor:
+        flat, volume = (
+            F.max_pool2d(x, 2, return_indices=True),
+            F.max_pool3d(x[..., None], (2, 2, 1), return_indices=True),
+        )
+        return F.max_unpool2d(*flat, 2) + F.max_unpool3d(*volume, (2, 2, 1))[..., 0]
+
+    return between(operation, image(), "abc")
+
+
+@case
+def all_sides_of_a_bilinear_layer_go() -> Case:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.last(m.both(m.first(x), m.second(x)))
+
+    parts = {"first": linear(3, 4), "second": linear(3, 5), "both": nn.Bilinear(4, 5, 2), "last": linear(2, 2)}
+    sides = {"first.weight": ("abcd", ""), "second.weight": ("efghi", ""), "last.weight": ("", "jk")}
+    return (
+        Forward(forward, **parts),
+        torch.randn(6, 3),
+        sides | {"both.weight": ("jk", "abcd", "efghi"), "both.bias": ("jk",)},
+    )
+
+
+@case
+def positions_of_a_table_keep_their_number_when_flattened_with_channels() -> Case:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.last((m.first(x) + m.table).flatten(1))
+
+    model = Forward(forward, first=linear(3, 2), table=nn.Parameter(torch.randn(4, 2)), last=linear(8, 2))
+    labels = {"first.weight": ("ab", ""), "table": ("", "ab"), "last.weight": ("", "ab" * 4)}
+    return model, torch.randn(5, 4, 3), labels
+
+
+@case
+def heads_of_weights_in_three_dimensions_go_whole() -> Case:
+    def forward(m: Any, x: Tensor) -> Any:
+        q, k, v = (torch.einsum("bnd,dhk->bnhk", x, weight) for weight in (m.q, m.k, m.v))
+        weights = torch.einsum("bnhk,bmhk->bhnm", q, k).softmax(-1)
+        return torch.einsum("bnhk,hkd->bnd", torch.einsum("bhnm,bmhk->bnhk", weights, v), m.out)
+
+    parts = {name: nn.Parameter(torch.randn(5, 2, 3)) for name in "qkv"}
+    model = Forward(forward, **parts, out=nn.Parameter(torch.randn(2, 3, 5)))
+    return model, torch.randn(2, 4, 5), {name: ("", "ab") for name in "qkv"} | {"out": ("ab",)}
+
+
 def canonical(labels: dict[str, list[str]]) -> dict[str, list[str]]:
     """Return labels with letters in the order in which they are met; dimensions and tensors without any left out."""
     letters: dict[str, str] = {}
