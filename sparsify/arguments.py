@@ -1,4 +1,4 @@
-"""What the public functions take: an argument of another type is one line that names it. Needs no torch."""
+"""Type checks of the public functions' arguments, with one-line errors. Needs no torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WORDS |= {Callable: "a function", Sequence: "a list", Iterable: "a list of text
 
 
 def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Let a function raise SparsifyError, one line, unless the named arguments are of these types.
+    """Return a decorator that makes a function raise SparsifyError unless the named arguments have these types.
 
-    Each is a type, or a tuple of them. `Iterable` stands for names: one text, or several. True and False are no
-    numbers here, and bytes are no list.
+    Each kind is a type or a tuple of types. `Iterable` stands for names: one str, or several. Bools do not count as
+    numbers, and bytes not as a list.
     """
 
     def mark(function: Callable[_P, _R]) -> Callable[_P, _R]:

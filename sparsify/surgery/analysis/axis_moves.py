@@ -49,10 +49,10 @@ def _moved(axis: Tensor, op: Op, rest: Any) -> list[Tensor]:
 
 
 def _one_of_merged(coupling: Coupling, op: Op, moved: list[Tensor]) -> list[Tensor]:
-    """Return the axes of a result, with one in place of those along several dimensions that became one.
+    """Return the axes of a result, with one new axis in place of those whose dimensions were merged into one.
 
-    Channels of one of these dimensions can go, and the others keep their sizes: with whole heads the outermost that
-    has any to give, else the innermost.
+    Only one of the merged dimensions can lose channels, the others keep their sizes: with whole heads the outermost
+    one that can, else the innermost one.
     """
     before = coupling.of(op.args[0])
     merging: dict[int, list[tuple[int, Tensor, Tensor]]] = {}

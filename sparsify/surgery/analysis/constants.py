@@ -128,7 +128,7 @@ def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
 
 
 def _family(op: Op) -> str:
-    """Return the name of an element-wise operation without the marks of its variants."""
+    """Return the name of an element-wise operation without the suffixes of its variants."""
     return op.name.removesuffix("_forward").rstrip("_")
 
 

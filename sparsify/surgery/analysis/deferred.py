@@ -42,9 +42,9 @@ class Deferred:
         self.choices.append((alternatives, cause))
 
     def merge(self, one: Tensor, parts: list[tuple[Tensor, Tensor]], cause: Any) -> None:
-        """Add that an axis `one` stands for one of several that have become one dimension, the first that can go.
+        """Add that axis `one` stands for one of several merged axes: the first that leaves a channel removable.
 
-        `parts` are these axes, before and after.
+        `parts` are the merged axes, (before, after) the movement.
         """
         stays = torch.zeros((), dtype=torch.int64)
         ways = [[(one, new), *((other, stays) for other, _ in parts if other is not old)] for old, new in parts]
@@ -53,7 +53,7 @@ class Deferred:
 
 
 def resolve(numbers: UnionFind, deferred: Deferred, produced: list[Tensor]) -> list[Tensor]:
-    """Decide everything that is open, and make the unions; return the axes that those among `produced` stand for."""
+    """Make all open decisions and their unions; return the original axes of the merged ones in `produced`."""
     _resolve_joint(numbers, deferred)
     for alternatives, numbers.cause in deferred.choices:
         roots = numbers.find()

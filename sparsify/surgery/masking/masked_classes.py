@@ -153,7 +153,7 @@ def _masked_linear(self: Any, input: Tensor) -> Tensor:
 
 def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor) -> Tensor:
-        """As torch.nn's convolution of this class, with the masked operation."""
+        """Return torch.nn's convolution of this class, computed by the masked operation."""
         if _is_direct_no_more(self):
             return _dense_call(self, input)  # type: ignore[no-any-return]
         padding = self.padding
@@ -168,7 +168,7 @@ def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """As torch.nn's transposed convolution of this class, with the masked operation."""
+        """Return torch.nn's transposed convolution of this class, computed by the masked operation."""
         if _is_direct_no_more(self):
             return _dense_call(self, input, *(() if output_size is None else (output_size,)))  # type: ignore[no-any-return]
         output_padding = self._output_padding(

@@ -87,7 +87,7 @@ class FunctionHooks(TorchFunctionMode):
 
 
 def _padded_around(value: Tensor, pads: Sequence[int]) -> Tensor:
-    """Return circular padding as a concatenation; torch's own writes to parts of a tensor, which no rule follows."""
+    """Return circular padding as a concatenation, since torch's version writes to parts of a tensor without a rule."""
     for i, (before, after) in enumerate(zip(pads[::2], pads[1::2], strict=True)):
         d = value.dim() - 1 - i
         inner = value[(slice(None),) * d + (slice(max(0, -before), value.shape[d] - max(0, -after)),)]

@@ -28,7 +28,7 @@ def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
     """
 
     def couple(coupling: Coupling, op: Op) -> None:
-        """Union the channels along the reduced dimensions, or tie them to the number of entries."""
+        """Join the channels along the reduced dimensions, or pin them if the result depends on their number."""
         value, *_ = op.inputs
         dims = dims_of(op, value, 2 if op.name in _NORMS else 1)
         power = op.args[1] if op.name in _NORMS and len(op.args) > 1 else 2

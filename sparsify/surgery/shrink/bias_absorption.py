@@ -65,7 +65,7 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
     seen = {
         value: tensor
         for op, tensors in zip(recording.ops, results, strict=False)
-        for value, tensor in zip(op.results, tensors, strict=False)  # none are kept of memory written to
+        for value, tensor in zip(op.results, tensors, strict=False)  # writes to memory have no stored results
     }
     found = {}
     for op, channels in study.constant.items():

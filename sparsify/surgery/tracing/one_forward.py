@@ -115,7 +115,7 @@ class LocalTracer(fx.Tracer):
         return super().trace(root, concrete_args)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return a proxy for a parameter (or buffer) of the root, one per tensor; anything else as it is."""
+        """Return the proxy of a parameter (or buffer) of the root, one per tensor; other values unchanged."""
         path = self.paths.get(id(attr_val))
         if path is None:
             return attr_val
