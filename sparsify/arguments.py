@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from inspect import signature
 from numbers import Integral
@@ -24,7 +26,7 @@ def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Let a function raise SparsifyError, one line, unless the named arguments are of these types.
 
     Each is a type, or a tuple of them. `Iterable` stands for names: one text, or several. True and False are no
-    numbers here, and bytes are no list.
+    numbers here, and bytes are no list. Where inference mode is on the function runs outside it.
     """
 
     def mark(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -38,11 +40,21 @@ def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
             for key, kind in kinds.items():
                 if key in given and not _fits(given[key], kind if isinstance(kind, tuple) else (kind,)):
                     raise SparsifyError(f"{name}: {key} is {_shown(given[key])}; it takes {_listed(kind)}")
-            return function(*args, **kwargs)
+            with _out_of_inference_mode(given.get("model")):
+                return function(*args, **kwargs)
 
         return checked
 
     return mark
+
+
+def _out_of_inference_mode(model: Any) -> AbstractContextManager[Any]:
+    """Leave inference mode, as what is made in it can never be trained, unless the model was made in it itself."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    tensors = model.parameters() if hasattr(model, "parameters") else ()
+    return torch.inference_mode(any(tensor.is_inference() for tensor in tensors))  # type: ignore[no-any-return]
 
 
 def _fits(value: Any, kinds: tuple[Any, ...]) -> bool:
