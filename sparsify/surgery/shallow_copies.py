@@ -38,7 +38,7 @@ _slots._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def bound_attributes(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of attributes that hold the module or its bound methods: directly, in containers, in partials."""
+    """Return the names of attributes that hold the module or its bound methods, also inside containers and partials."""
     others = [(name, value) for name, value in module.__dict__.items() if name not in _NOT_OURS]
     return tuple(name for name, value in others if rebound(value, module, _OTHER) is not value)
 
@@ -51,7 +51,7 @@ def bind_to(copied: nn.Module, module: nn.Module, names: tuple[str, ...]) -> Non
 
 
 def rebound(value: Any, module: nn.Module, copied: nn.Module, depth: int = 3) -> Any:
-    """Return `value` with `module`, also as the owner of bound methods, replaced by `copied`; itself if it holds none."""
+    """Return `value` with `module`, also as owner of bound methods, replaced by `copied`; itself if it has none."""
     if value is module:
         return copied
     if isinstance(value, MethodType):
