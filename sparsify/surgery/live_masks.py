@@ -29,7 +29,9 @@ def bool_mask(module: nn.Module, name: str) -> Tensor:
 def mask_in_forward(module: nn.Module, name: str) -> Tensor:
     """Return `bool_mask(module, name)`; raises SparsifyError also if the weight has another shape than its mask."""
     mask, weight = bool_mask(module, name), module._parameters.get(name)
-    if weight is not None and not isinstance(mask, Proxy) and weight.shape != mask.shape:
+    if weight is None or isinstance(mask, Proxy) or torch._C._get_tracing_state():  # torch.jit has no numbers for sizes
+        return mask
+    if weight.shape != mask.shape:
         raise SparsifyError(
             f"{type(module).__name__}.{name} has shape {tuple(weight.shape)}, its mask {tuple(mask.shape)}: the weight "
             "was replaced after the conversion; fold the model, change it, and convert it again"

@@ -16,6 +16,7 @@ from ..full_name import full_name
 from ..masking.given_weights import with_given_weights
 from ..masking.masked_classes import detach_masks
 from ..masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
+from ..new_ties import refuse_new_ties
 from ..parametrized import computed_names, make_plain
 from ..sharding import refuse_sharded
 from ..tracing.bytecode_scan import is_closed
@@ -31,9 +32,10 @@ def fold(model: nn.Module) -> nn.Module:
     For a module that computes its weight in the forward (weight standardisation), the copy stores the computed and
     masked weight: in a module of torch.nn if the forward is one conv or linear operation, else in the module itself,
     which then uses the stored weight as it is. Both are logged. `model` is not changed. Raises SparsifyError for a
-    model sharded by fully_shard.
+    model sharded by fully_shard, and where weights that were tied since the conversion have no mask in common.
     """
     refuse_sharded(model, "fold", "fold it before it is cut, or save it and load the file")
+    refuse_new_ties(model, "fold")
     computed: dict[str, dict[str, Tensor]] = {}
     parametrized: dict[str, nn.Parameter] = {}
     seen = computed_names(model)

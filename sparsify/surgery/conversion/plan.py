@@ -21,6 +21,7 @@ from ..tracing.bytecode_scan import (
     mentions_own,
     reads_weights,
     reads_weights_of_children,
+    recomputes,
 )
 from ..tracing.own_graphs import as_original
 from ..tracing.partial_graphs import partial_graphs
@@ -28,6 +29,9 @@ from ..tracing.trace_cache import graphs_like
 from .decisions import ConversionPlan, key_at
 from .foreign_changes import read_by_held_functions, read_by_replaced, replaced_forward
 
+_RECOMPUTED = Use(
+    "unmasked", "computed in a forward that uses activation checkpointing, which computes it again unmasked"
+)
 _STORED = ("operand", "source")  # uses in which the mask goes on the stored weight
 
 
@@ -98,6 +102,8 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: ConversionPlan) -
         _add_uses(uses, traced.module, graph)
         _leave_outside(module, traced.module, graph, plan)
     add_chosen(module, uses)
+    if recomputes(original_class(module)):
+        uses |= {path: _RECOMPUTED for path, use in uses.items() if use.how == "computed"}
     _leave_computed_below(module, uses, plan)
     _note_uses(module, uses, plan)
     for name in own:

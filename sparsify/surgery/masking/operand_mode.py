@@ -132,6 +132,8 @@ def _same_shape(parameter: Any, operand: Any) -> bool:
         # In a trace shapes are unknown, so the origin decides; modes do not see operators there either.
         turned = isinstance(operand, Proxy) and is_rearranging(operand.node) and name_of(operand.node) not in CASTS
         return not turned
+    if torch._C._get_tracing_state():  # torch.jit would warn of a comparison of sizes
+        return bool(parameter.is_same_size(operand))
     return bool(parameter.shape == operand.shape)
 
 

@@ -20,7 +20,8 @@ _FRAMES = 60  # between a module's part of state_dict() and the function that as
 class PassedOver:
     """Mixin of masked classes that emits a MaskWarning if a quantisation library sets up the module.
 
-    It also refuses torch.nn.utils.prune, which would replace the module's mask by its own.
+    It also refuses torch.jit.script, and torch.nn.utils.prune, which would replace the module's mask by its own. Masks
+    that lose their values (`to_empty`) become ones.
     """
 
     @property
@@ -40,6 +41,10 @@ class PassedOver:
     def qconfig(self) -> None:
         vars(self).pop("qconfig", None)
 
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse torch.jit.script, which asks for this and compiles no masked forward."""
+        raise SparsifyError(f"torch.jit.script takes no masked {type(self).__name__}: {_ADVICE}")
+
     def register_buffer(self, name: str, *args: Any, **kwargs: Any) -> None:
         """Register a buffer; refuse torch.nn.utils.prune, which then undoes its changes, to replace a mask."""
         by_prune = sys._getframe(1).f_globals.get("__name__") == "torch.nn.utils.prune"
@@ -49,6 +54,16 @@ class PassedOver:
                 "replace: use sparsify.set_masks, or sparsify.fold(model) first"
             )
         super().register_buffer(name, *args, **kwargs)  # type: ignore[misc]
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """Do as every module, but let masks be ones where a tensor without values takes their place (`to_empty`)."""
+        masks = [f"{name}_mask" for name in names_of_masked(self)]  # type: ignore[arg-type]
+        emptied = "to_empty" in getattr(fn, "__qualname__", "")
+        before = [name for name in masks if emptied or self._buffers[name].is_meta]  # type: ignore[attr-defined]
+        result = super()._apply(fn, *args, **kwargs)  # type: ignore[misc]
+        for name in before:
+            self._buffers[name].fill_(True)  # type: ignore[attr-defined]
+        return result
 
     def register_parameter(self, name: str, param: Any) -> None:
         """Register a parameter; warn if torchao replaces a weight by its quantised dense values."""

@@ -20,7 +20,7 @@ from ... import ops
 from ...errors import SparsifyError
 from ..live_masks import mask_in_forward
 from ..masks import names_of_masked, original_class
-from ..shallow_copies import bind_to, with_attributes
+from ..shallow_copies import bind_to, rebound, with_attributes
 from .operand_mode import Operands, eagerly
 from .written_weights import keep_written, stamps
 
@@ -104,13 +104,25 @@ def _keep_assigned(
     own, now = module.__dict__, copied.__dict__
     for name, value in now.items():
         if name not in _REPLACED and own.get(name, _MISSING) is not value and bound.get(name, _MISSING) is not value:
-            own[name] = value
-    if len(now) < len(own):
-        for name in [name for name in own if name not in now]:
-            del own[name]
+            own[name] = rebound(value, copied, module)
+    _drop(own, now)
     for name, parameter in copied._parameters.items():
-        if parameter is not weights.get(name) and parameter is not module._parameters.get(name):
+        if all(parameter is not held.get(name, _MISSING) for held in (weights, module._parameters)):
             module._parameters[name] = parameter
+    _drop(module._parameters, copied._parameters)
+    if copied._modules is not module._modules:
+        for name, child in copied._modules.items():
+            held = child.original_module if isinstance(child, _ReadCopy) else child
+            if held is not module._modules.get(name, _MISSING):
+                module._modules[name] = held
+        _drop(module._modules, copied._modules)
+
+
+def _drop(held: dict[str, Any], now: Mapping[str, Any]) -> None:
+    """Delete what is not in `now` any more, in place."""
+    if len(now) < len(held):
+        for name in [name for name in held if name not in now]:
+            del held[name]
 
 
 def effective_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -120,7 +132,10 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
         owner_path, _, name = path.rpartition(".")
         owner = module.get_submodule(owner_path)
         if name in names_of_masked(owner) and name not in owner.__dict__.get("computed_weights", ()):
-            found[path] = ops.mask_weight(getattr(owner, name), mask_in_forward(owner, name))
+            parameter = getattr(owner, name)
+            weight = found[path] = ops.mask_weight(parameter, mask_in_forward(owner, name))
+            if type(weight) is Tensor and not torch.compiler.is_compiling():
+                weight.__dict__.update(parameter.__dict__)  # what others have noted on it
     return found
 
 

@@ -64,6 +64,7 @@ def _couple_matmul(coupling: Coupling, op: Op) -> None:
         found = [*left, *(axis for axis in right if not shared or 0 in varying(axis))]
     if added is not None:
         ones = [1] * (rank - len(added.shape))
+        coupling.claim(added, [d - len(ones) for axis in found for d in varying(axis)])
         extra = [axis.reshape(ones + list(axis.shape)) for axis in coupling.of(added)]
         coupling.produced += coupling.of(added) if added.constant is not None else []
         found = coupling.matched([(found, result.shape), (extra, [*ones, *added.shape])])

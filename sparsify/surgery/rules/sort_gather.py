@@ -129,11 +129,6 @@ def _put(op: Op) -> _Indexed | None:
     return None if unclear else _indexed(op, masks=False)
 
 
-def _along_one(axes: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    for axis in axes:
-        yield varying(axis)[0], axis.reshape(-1)
-
-
 def along(numbers: Tensor, dim: int, rank: int) -> Tensor:
     """Return channel numbers as an axis along dimension `dim` of a tensor of rank `rank`."""
     return numbers.reshape([1] * dim + [-1] + [1] * (rank - 1 - dim))
@@ -143,14 +138,12 @@ def _couple_index(coupling: Coupling, op: Op) -> None:
     """Couple x[:, index] with an index that depends on the input: the other dimensions keep their axes."""
     value, result = op.args[0], op.results[0]
     found = _taken(op)
-    left = coupling.depend(value, found.dims) if found else []
-    if found is None or any(len(varying(axis)) != 1 for axis in left):
+    if found is None:
         coupling.barrier(op, f"operation '{op.name}' moves entries as the input says")
         return
     for other in op.inputs[1:]:
         coupling.pin(other)
-    ends = [(found.places[d], numbers) for d, numbers in _along_one(left)]
-    coupling.set(result, [along(numbers, d, found.rank) for d, numbers in ends])
+    coupling.set(result, [_placed(axis, found.places, found.rank) for axis in coupling.depend(value, found.dims)])
 
 
 def _flow_index(live: Liveness, op: Op) -> None:
@@ -164,7 +157,7 @@ def _flow_index(live: Liveness, op: Op) -> None:
 
 
 def _placed(flags: Tensor, places: dict[int, int], rank: int) -> Tensor:
-    """Return flags with their dimensions moved to `places` and summed over the rest."""
+    """Return a form with its dimensions moved to `places` and summed over the rest."""
     rest = [d for d in range(flags.dim()) if d not in places]
     flags = flags.sum(rest, keepdim=True) if rest else flags
     sizes = [1] * rank
@@ -195,8 +188,8 @@ def _couple_put(coupling: Coupling, op: Op) -> None:
     coupling.claim(values, [place for place, d in back.items() if d in followed])
     given = []
     for axis in coupling.of(values):
-        if len(varying(axis)) == 1 and varying(axis)[0] in back:
-            given.append(along(axis.reshape(-1), back[varying(axis)[0]], rank))
+        if set(varying(axis)) <= set(back):
+            given.append(_placed(axis, back, rank))
         else:
             coupling.numbers.pin(axis)
     shape = [1] * rank

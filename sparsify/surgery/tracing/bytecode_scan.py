@@ -179,6 +179,11 @@ def mentions_autocast(cls: type[nn.Module]) -> bool:
     return any("is_autocast" in name for name in _attributes_read(cls))  # type: ignore[arg-type]
 
 
+def recomputes(cls: type[nn.Module]) -> bool:
+    """Whether the code of a class's forward mentions activation checkpointing, which runs parts of it once more."""
+    return any("checkpoint" in name for name in _attributes_read(cls))  # type: ignore[arg-type]
+
+
 @cache
 def _attributes_read(cls: type, below: frozenset[type] = frozenset()) -> frozenset[str]:
     """Return the attribute names read by a class's forward and by the methods and functions that it mentions.

@@ -832,6 +832,41 @@ def positions_of_a_table_keep_their_number_when_flattened_with_channels() -> Cas
 
 
 @case
+def heads_go_whole_although_their_rows_are_chosen_and_put_elsewhere() -> Case:
+    def forward(m: Any, x: Tensor, rows: Tensor) -> Any:
+        heads = m.first(x).view(-1, 2, 3)
+        heads = heads[rows] * heads[rows].softmax(-1)
+        return m.last(torch.zeros_like(heads).index_put((rows,), heads).flatten(1))
+
+    model = Forward(forward, first=linear(5, 6), last=linear(6, 5))
+    labels = {"first.weight": ("aaabbb", ""), "last.weight": ("", "aaabbb")}
+    return model, (torch.randn(3, 5), torch.tensor([2, 0, 1])), labels
+
+
+@case
+def channels_under_a_kernel_that_is_spread_to_all_of_them_go() -> Case:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.first(x)
+        kernel = m.kernel[None, None]
+        y = F.conv2d(y, kernel.expand(y.shape[1], 1, 3, 3), stride=2, groups=y.shape[1])
+        return m.last(F.conv_transpose2d(y, kernel.repeat(y.shape[1], 1, 1, 1), groups=y.shape[1]))
+
+    model = Forward(forward, first=conv(2, 3), kernel=torch.ones(3, 3), last=conv(3, 2))
+    return model, image(), {"first.weight": ("abc",), "last.weight": ("", "abc")}
+
+
+@case
+def heads_whose_scores_are_added_to_zeros_in_explicit_sizes_go() -> Case:
+    def forward(m: Any, x: Tensor) -> Any:
+        q, k, v = (part.view(4, 2, 3).transpose(0, 1) for part in m.first(x).chunk(3, -1))
+        scores = torch.baddbmm(torch.zeros(2, 4, 4), q, k.transpose(1, 2), beta=0).softmax(-1)
+        return m.last((scores @ v).transpose(0, 1).flatten(1))
+
+    model = Forward(forward, first=linear(5, 18), last=linear(6, 5))
+    return model, torch.randn(4, 5), {"first.weight": ("aaabbb" * 3, ""), "last.weight": ("", "aaabbb")}
+
+
+@case
 def heads_of_weights_in_three_dimensions_go_whole() -> Case:
     def forward(m: Any, x: Tensor) -> Any:
         q, k, v = (torch.einsum("bnd,dhk->bnhk", x, weight) for weight in (m.q, m.k, m.v))
