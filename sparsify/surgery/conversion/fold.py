@@ -32,7 +32,7 @@ def fold(model: nn.Module) -> nn.Module:
     For a module that computes its weight in the forward (weight standardisation), the copy stores the computed and
     masked weight: in a module of torch.nn if the forward is one conv or linear operation, else in the module itself,
     which then uses the stored weight as it is. Both are logged. `model` is not changed. Raises SparsifyError for a
-    model sharded by fully_shard, and where weights that were tied since the conversion have no mask in common.
+    model sharded by fully_shard, and for weights tied after the conversion whose masks differ or are missing.
     """
     refuse_sharded(model, "fold", "fold it before it is cut, or save it and load the file")
     refuse_new_ties(model, "fold")

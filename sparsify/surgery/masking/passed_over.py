@@ -20,8 +20,8 @@ _FRAMES = 60  # between a module's part of state_dict() and the function that as
 class PassedOver:
     """Mixin of masked classes that emits a MaskWarning if a quantisation library sets up the module.
 
-    It also refuses torch.jit.script, and torch.nn.utils.prune, which would replace the module's mask by its own. Masks
-    that lose their values (`to_empty`) become ones.
+    It also refuses torch.jit.script, and torch.nn.utils.prune, which would replace the module's mask with its own.
+    Where `to_empty` discards the values of tensors, the masks become all ones.
     """
 
     @property
@@ -42,7 +42,7 @@ class PassedOver:
         vars(self).pop("qconfig", None)
 
     def __prepare_scriptable__(self) -> Any:
-        """Refuse torch.jit.script, which asks for this and compiles no masked forward."""
+        """Raise SparsifyError: torch.jit.script calls this hook, and cannot compile a masked forward."""
         raise SparsifyError(f"torch.jit.script takes no masked {type(self).__name__}: {_ADVICE}")
 
     def register_buffer(self, name: str, *args: Any, **kwargs: Any) -> None:
@@ -56,7 +56,7 @@ class PassedOver:
         super().register_buffer(name, *args, **kwargs)  # type: ignore[misc]
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        """Do as every module, but let masks be ones where a tensor without values takes their place (`to_empty`)."""
+        """Apply `fn` as nn.Module does, then set masks to ones if `to_empty` or a move from meta left no values."""
         masks = [f"{name}_mask" for name in names_of_masked(self)]  # type: ignore[arg-type]
         emptied = "to_empty" in getattr(fn, "__qualname__", "")
         before = [name for name in masks if emptied or self._buffers[name].is_meta]  # type: ignore[attr-defined]

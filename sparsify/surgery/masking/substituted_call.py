@@ -119,7 +119,7 @@ def _keep_assigned(
 
 
 def _drop(held: dict[str, Any], now: Mapping[str, Any]) -> None:
-    """Delete what is not in `now` any more, in place."""
+    """Delete the entries of `held` that are no longer in `now`, in place."""
     if len(now) < len(held):
         for name in [name for name in held if name not in now]:
             del held[name]

@@ -180,7 +180,7 @@ def mentions_autocast(cls: type[nn.Module]) -> bool:
 
 
 def recomputes(cls: type[nn.Module]) -> bool:
-    """Whether the code of a class's forward mentions activation checkpointing, which runs parts of it once more."""
+    """Return whether the forward of `cls` mentions activation checkpointing, which runs parts of the forward again."""
     return any("checkpoint" in name for name in _attributes_read(cls))  # type: ignore[arg-type]
 
 
