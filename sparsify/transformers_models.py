@@ -47,7 +47,7 @@ def parts(rest: str) -> tuple[str, str | None]:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a name means a local folder: it starts like a path, or such a folder exists."""
+    """Return whether a name means a local folder: it starts like a path, or such a folder exists."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).is_dir()
 
 
@@ -144,7 +144,7 @@ def check_configuration(where: str, table: Any) -> None:
 
 
 def has_weights(folder: str) -> bool:
-    """Whether a folder holds weights that transformers would load."""
+    """Return whether a folder holds weights that transformers would load."""
     return any(any(Path(folder).expanduser().glob(pattern)) for pattern in _WEIGHTS)
 
 

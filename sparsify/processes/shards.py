@@ -13,7 +13,7 @@ from .ranks import Group
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether a tensor is a DTensor."""
+    """Return whether a tensor is a DTensor."""
     module = sys.modules.get("torch.distributed.tensor")  # slow to import; without it there are no DTensors
     return module is not None and isinstance(tensor, module.DTensor)
 

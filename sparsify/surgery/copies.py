@@ -60,7 +60,7 @@ def _copied(module: Any, memo: dict[int, Any]) -> Any:
 
 @cache
 def _is_copied_by_state(cls: Any) -> bool:
-    """Whether copy.deepcopy copies the attributes of a module one by one."""
+    """Return whether copy.deepcopy copies the attributes of a module one by one."""
     plain = all(
         getattr(cls, name) is getattr(nn.Module, name) for name in ("__reduce__", "__reduce_ex__", "__getstate__")
     )

@@ -105,7 +105,7 @@ def keyword_clashes(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
 
 
 def is_adapter(name: str, module: nn.Module) -> bool:
-    """Whether an unmasked weight belongs to a low-rank adapter, named as in peft; adapters are trained, not pruned."""
+    """Return whether an unmasked weight belongs to a low-rank adapter (named as in peft), trained but not pruned."""
     parts = name.split(".")
     return any(part.startswith("lora_") for part in parts) and parts[-1] not in module.__dict__.get("masked_names", ())
 

@@ -172,7 +172,7 @@ def usual_layout(module: nn.Module, dimensions: int) -> Layout:
 
 
 def alike(one: Layout, other: Layout, shape: torch.Size) -> bool:
-    """Whether two layouts give the same matrices for a weight of this shape; dimensions of size 1 are not compared."""
+    """Return whether two layouts give the same matrices for this shape; dimensions of size 1 are not compared."""
     larger = [tuple(tuple(d for d in dimensions if shape[d] > 1) for dimensions in each[:4]) for each in (one, other)]
     return larger[0] == larger[1] and one.groups == other.groups
 
@@ -186,7 +186,7 @@ def matrix_shapes(shape: torch.Size, layout: Layout) -> tuple[torch.Size, ...]:
 
 
 def is_computed(weight: MaskedWeight) -> bool:
-    """Whether the forward uses a weight computed from the parameter (weight standardisation, parametrizations)."""
+    """Return whether the forward computes its weight from the parameter (weight standardisation, parametrizations)."""
     name, module = weight.parameter_name, weight.module
     return name in getattr(module, "computed_weights", ()) or computes_from(module, name)
 

@@ -149,14 +149,14 @@ def _of_list(name: str, one: ParametrizationList) -> Parametrized:
 
 
 def computes_from(module: nn.Module, source: str) -> bool:
-    """Whether a parametrization, or an older norm hook, computes a weight from the module's parameter `source`."""
+    """Return whether a parametrization or an older norm hook computes a weight from the module's `source`."""
     if isinstance(module, ParametrizationList):
         return source in module._parameters
     return any(source == _source_of(hook) for hook in _hooks(module))
 
 
 def formed_since(module: nn.Module, name: str) -> bool:
-    """Whether the module's masked parameter `name` has been parametrized since the conversion."""
+    """Return whether the module's masked parameter `name` has been parametrized since the conversion."""
     if name in module._parameters or name not in module.__dict__.get("masked_names", ()):
         return False
     return name in _lists(module) or any(hook.name == name for hook in _hooks(module))

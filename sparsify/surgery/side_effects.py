@@ -145,7 +145,7 @@ def _content(container: Any) -> list[Any]:
 
 
 def _same(container: Any, content: list[Any]) -> bool:
-    """Whether a dict, list or set holds the same objects as `content`."""
+    """Return whether a dict, list or set holds the same objects as `content`."""
     if not content or len(container) != len(content):
         return len(container) == len(content)
     if isinstance(container, dict):

@@ -90,7 +90,7 @@ def _refused(model: nn.Module, found: list[Pruned]) -> tuple[Pruned, str] | None
 
 
 def _alias(path: str, others: set[str], model: nn.Module) -> bool:
-    """Whether `path` names one of the parameters `others` through another name of the module."""
+    """Return whether `path` names one of the parameters `others` through another name of the module."""
     prefix, _, name = path.rpartition(".")
     modules = dict(model.named_modules(remove_duplicate=False))
     owner = modules[prefix]
@@ -98,7 +98,7 @@ def _alias(path: str, others: set[str], model: nn.Module) -> bool:
 
 
 def _forms_a_weight(module: nn.Module, name: str) -> bool:
-    """Whether an older weight or spectral norm hook of torch.nn.utils computes a weight from the module's `name`."""
+    """Return whether an older norm hook of torch.nn.utils (weight or spectral) computes a weight from `name`."""
     for hook in module._forward_pre_hooks.values():
         formed = getattr(hook, "name", None)
         if hasattr(hook, "compute_weight") and name in (f"{formed}_g", f"{formed}_v", f"{formed}_orig", formed):

@@ -69,7 +69,7 @@ def _clear_zero_flags(live: Liveness, value: Value) -> None:
 
 
 def _is_shared_scalar(live: Liveness, value: Value) -> bool:
-    """Whether a Value is a single learnt number that all channels share, so it goes with none of them."""
+    """Return whether a Value is a single learnt number that all channels share, so it goes with none of them."""
     return live.learning and value.trainable and math.prod(value.shape) == 1 and value.names[0] not in live.masks
 
 
@@ -93,12 +93,12 @@ def known_value(live: Liveness, value: Value) -> Tensor:
 
 
 def only_zeros_known(live: Liveness, value: Value) -> bool:
-    """Whether the only known entries of a Value are the zeros that its flags show."""
+    """Return whether the only known entries of a Value are the zeros that its flags show."""
     return value.constant is None and value not in live.known_values
 
 
 def _nothing_known(live: Liveness, value: Value) -> bool:
-    """Whether no entry of a Value is known."""
+    """Return whether no entry of a Value is known."""
     return only_zeros_known(live, value) and bool(live.of(value).all())
 
 
@@ -212,7 +212,7 @@ def _normalised(live: Liveness, op: Op) -> Tensor | None:
 
 
 def _plain_average(op: Op) -> bool:
-    """Whether an average pooling divides every sum by the same count: no padding, ceil_mode or divisor_override."""
+    """Return whether an average pooling divides all sums by the same count: no padding, ceil_mode, divisor_override."""
     padding, ceiled, divisor = ([*op.args[3:], *[0] * 4][i] for i in (0, 1, 3))
     return not (any(padding) if isinstance(padding, (list, tuple)) else padding) and not ceiled and not divisor
 

@@ -111,7 +111,7 @@ def multiply_adds(op: Op) -> int:
 
 
 def is_counted(name: str) -> bool:
-    """Whether the multiply-adds of operations called `name` are counted."""
+    """Return whether the multiply-adds of operations called `name` are counted."""
     return name.rstrip("_") in COUNTS
 
 

@@ -41,7 +41,7 @@ def _plain(parameter: Tensor) -> bool:
 
 
 def _answers(module: nn.Module, name: str) -> bool:
-    """Whether a module has the attribute `name`, even if reading it fails."""
+    """Return whether a module has the attribute `name`, even if reading it fails."""
     if name in module.__dict__ or any(name in cls.__dict__ for cls in type(module).__mro__):
         return True
     try:

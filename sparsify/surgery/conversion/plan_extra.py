@@ -56,7 +56,7 @@ def at_or_below(module: nn.Module, keys: Set[Key]) -> dict[str, Key]:
 
 
 def may_read(module: nn.Module, wanted: Mapping[str, Key]) -> bool:
-    """Whether a module's forward may read one of the `wanted` parameters, which it or its submodules own."""
+    """Return whether a module's forward may read one of the `wanted` parameters, which it or its submodules own."""
     if not wanted or replaced_forward(module):
         return bool(wanted)
     cls = original_class(module)

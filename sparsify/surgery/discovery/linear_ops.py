@@ -52,7 +52,7 @@ def weight_argument(node: fx.Node) -> Any:
 
 
 def is_conv_or_linear(node: fx.Node) -> bool:
-    """Whether a node is an operation that has a masked form."""
+    """Return whether a node is an operation that has a masked form."""
     return node.op == "call_function" and node.target in ops.MASKED
 
 

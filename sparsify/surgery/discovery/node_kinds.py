@@ -31,7 +31,7 @@ _LIKE = frozenset(
 
 
 def is_metadata(node: fx.Node) -> bool:
-    """Whether a node reads the shape, dtype or device of a tensor, not its values."""
+    """Return whether a node reads the shape, dtype or device of a tensor, not its values."""
     name = node.args[1] if node.target is getattr and len(node.args) > 1 else node.target
     return name in METADATA
 
@@ -44,7 +44,7 @@ def nodes_in(value: Any) -> list[fx.Node]:
 
 
 def is_rearranging(node: fx.Node) -> bool:
-    """Whether a node only rearranges entries or casts them."""
+    """Return whether a node only rearranges entries or casts them."""
     if node.target is getattr:
         return node.args[1] in ("T", "mT", "H", "mH")
     return node.op in ("call_function", "call_method") and name_of(node) in REARRANGING

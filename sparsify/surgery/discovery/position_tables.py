@@ -19,7 +19,7 @@ _RESHAPING = frozenset("view reshape flatten unflatten".split())
 
 
 def is_table(path: str, product: fx.Node) -> bool:
-    """Whether the parameter at `path`, an operand of `product`, is a position table."""
+    """Return whether the parameter at `path`, an operand of `product`, is a position table."""
     return _is_skewed(product) or _is_called_so(path)
 
 
@@ -30,7 +30,7 @@ def _is_called_so(path: str) -> bool:
 
 
 def _is_skewed(product: fx.Node) -> bool:
-    """Whether a product's result is padded by one column and then reshaped."""
+    """Return whether a product's result is padded by one column and then reshaped."""
     waiting = [*product.users]
     while waiting:
         node = waiting.pop()

@@ -74,7 +74,7 @@ class Rearrangements:
         return ""
 
     def _is_number(self, node: fx.Node) -> bool:
-        """Whether a node is a number computed from shapes."""
+        """Return whether a node is a number computed from shapes."""
         if is_metadata(node):
             return True
         own = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")

@@ -172,7 +172,7 @@ def _reconcile(found: Found, source: fx.Node, path: str, use: Use | None) -> Use
 
 
 def _convolves(node: fx.Node) -> bool:
-    """Whether a node calls a conv or linear function of another library: deform_conv2d, conv2d_same."""
+    """Return whether a node calls a conv or linear function of another library: deform_conv2d, conv2d_same."""
     return node.op == "call_function" and ("conv" in name_of(node) or "linear" in name_of(node))
 
 

@@ -128,7 +128,7 @@ def _dense_call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _is_direct_no_more(self: Any) -> bool:
-    """Whether the module lost its masks (a bound forward was copied) or its class's forward was replaced."""
+    """Return whether the module lost its masks (a bound forward was copied) or its class's forward was replaced."""
     return not isinstance(self, Masked) or self.original_class.forward is not type(self).dense_forward
 
 
@@ -191,7 +191,7 @@ def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) ->
 
 
 def is_direct(cls: type[nn.Module]) -> bool:
-    """Whether a class inherits torch.nn's conv or linear forward and the methods that it calls."""
+    """Return whether a class inherits torch.nn's conv or linear forward and the methods that it calls."""
     if cls.forward not in DIRECT:
         return False
     return all(getattr(cls, step, own) is own for step, own in _STEPS.get(cls.forward, {}).items())

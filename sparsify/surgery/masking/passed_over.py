@@ -91,7 +91,7 @@ def warn_of_save_pretrained(written: Iterable[str]) -> None:
 
 
 def _is_zeroed(model: Any) -> bool:
-    """Whether the masks of a model remove entries, and all removed entries are zero in the stored parameters."""
+    """Return whether the masks of a model remove entries, and all removed entries are zero in the stored parameters."""
     weights = list(all_masked_parameters(model)) if isinstance(model, nn.Module) else []
     removed = [weight for weight in weights if not bool(weight.mask.all())]
     return bool(removed) and not any(bool(weight.parameter[~weight.mask].any()) for weight in removed)

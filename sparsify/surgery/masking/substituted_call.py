@@ -89,7 +89,7 @@ def _masked_operands(module: Any) -> Operands | None:
 
 
 def _loses_masks(masked: Operands | None, result: Any) -> bool:
-    """Whether a trace, in which a mode does not see every operation, missed a mask."""
+    """Return whether a trace, in which a mode does not see every operation, missed a mask."""
     return masked is not None and isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements)
 
 
@@ -187,7 +187,7 @@ class _ReadCopy:
 
 
 def _given_others(copied: nn.Module) -> bool:
-    """Whether a copy, or a copied submodule, holds other parameters than it was created with."""
+    """Return whether a copy, or a copied submodule, holds other parameters than it was created with."""
     fused = copied.__dict__["fused"]
     if any(parameter is not fused.get(name) for name, parameter in copied._parameters.items()):
         return True

@@ -177,7 +177,7 @@ def _index_select(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any
 
 
 def is_movement(name: str, old: Shape, new: Shape, args: Sequence[Any] = ()) -> bool:
-    """Whether an operation is a movement from a tensor of shape `old` to results, the first one of shape `new`."""
+    """Return whether an operation is a movement from a tensor of shape `old` to results, the first of shape `new`."""
     if name == "as_strided_":  # pooling to one position calls it in channels-last memory
         return tuple(old) == tuple(new) and len(old) == 4 and old[2:] == (1, 1) and list(args[2][:2]) == [old[1], 1]
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias"):  # not a view as a smaller dtype

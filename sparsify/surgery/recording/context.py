@@ -112,7 +112,7 @@ def asked_gradient_mode(ask: Callable[[], None], *, gradients: bool) -> Iterator
 
 
 def _is_of_a_model(frame: FrameType) -> bool:
-    """Whether a frame runs code other than torch's or ours, in which the gradient mode changes only how to compute."""
+    """Return whether a frame runs neither torch nor sparsify, where the grad mode only selects how to compute."""
     return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", __name__.partition(".")[0])
 
 

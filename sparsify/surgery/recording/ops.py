@@ -44,7 +44,7 @@ class Derived(Value):
 
 
 def from_model(value: Value) -> bool:
-    """Whether a constant is one of the model's tensors or is computed from them."""
+    """Return whether a constant is one of the model's tensors or is computed from them."""
     return bool(value.names) or isinstance(value, Derived)
 
 
@@ -109,7 +109,7 @@ def concat_inputs(op: Op) -> list[Value]:
 
 
 def pointwise(op: Op) -> bool:
-    """Whether an operation is element-wise, with broadcast operands and one result."""
+    """Return whether an operation is element-wise, with broadcast operands and one result."""
     return len(op.results) == 1 and op.overload is not None and _is_pointwise(op.name, op.overload)
 
 

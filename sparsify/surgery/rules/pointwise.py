@@ -63,7 +63,7 @@ def _product(live: Liveness, op: Op, flags: list[Tensor], name: str) -> Tensor:
 
 
 def zero_stays(op: Op) -> bool:
-    """Whether an operation on one tensor returns zero for zero."""
+    """Return whether an operation on one tensor returns zero for zero."""
     name = op.name.rstrip("_")
     if name == "pow":
         power = op.args[1] if len(op.args) > 1 else None

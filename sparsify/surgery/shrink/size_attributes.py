@@ -246,5 +246,5 @@ def _guessed(model: nn.Module, found: list[Change], read: Sources) -> dict[str, 
 
 
 def _is_sizes(held: Any) -> bool:
-    """Whether an attribute is an integer, or a tuple of integers that may be the sizes of a split."""
+    """Return whether an attribute is an integer, or a tuple of integers that may be the sizes of a split."""
     return type(held) is int or (isinstance(held, tuple) and all(type(item) is int for item in held))

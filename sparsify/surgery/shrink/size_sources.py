@@ -100,7 +100,7 @@ class Sources:
         return _attribute_uses(self._model, self._example) if any(may_hold) else {}
 
     def is_read(self, module: nn.Module, name: str) -> bool:
-        """Whether a forward may read the attribute `name` of `module`, by the names in the model's code."""
+        """Return whether a forward may read the attribute `name` of `module`, by the names in the model's code."""
         return self._read is None or name in self._read or is_torch(type(module))
 
     @cached_property
@@ -108,7 +108,7 @@ class Sources:
         return attributes_read(self._model)
 
     def matters(self, path: str, new: int) -> bool:
-        """Whether the uncut model's outputs change, or it fails, if the attribute at `path` is `new`."""
+        """Return whether the uncut model's outputs change, or it fails, if the attribute at `path` is `new`."""
         if path not in self._matters:
             if self._before is None:
                 self._before = outputs(self._model, self._example)
@@ -232,7 +232,7 @@ def _watch(owner: dict[str, Any], prefix: str, before: list[Any], seen: set[int]
 
 
 def _is_configuration(value: Any) -> bool:
-    """Whether a value is a plain object whose attributes can be set."""
+    """Return whether a value is a plain object whose attributes can be set."""
     frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
     return hasattr(value, "__dict__") and not isinstance(value, _OPAQUE) and not callable(value) and not frozen
 

@@ -37,7 +37,7 @@ CONV_AND_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def is_torch(cls: type) -> bool:
-    """Whether a class is torch's own; the class of a parametrized module counts as its base class."""
+    """Return whether a class is torch's own; the class of a parametrized module counts as its base class."""
     while cls.__module__ == "torch.nn.utils.parametrize" and "Parametrized" in cls.__name__ and cls.__bases__:
         if issubclass(cls, nn.ModuleList):
             break
@@ -46,12 +46,12 @@ def is_torch(cls: type) -> bool:
 
 
 def has_forward(cls: type[nn.Module]) -> bool:
-    """Whether a class defines a forward; a module that only holds parameters has none."""
+    """Return whether a class defines a forward; a module that only holds parameters has none."""
     return cls.forward is not nn.Module.forward
 
 
 def reads_weights_of_children(module: nn.Module) -> bool:
-    """Whether code reachable from a module's forward reads the name of a submodule's weight.
+    """Return whether code reachable from a module's forward reads the name of a submodule's weight.
 
     Reads of metadata (`self.proj.weight.dtype`) do not count. Parameters in a ParameterList or ParameterDict have no
     attribute name, so with such a child the answer is True.
@@ -66,7 +66,7 @@ def reads_weights_of_children(module: nn.Module) -> bool:
 
 
 def reads_weights(module: nn.Module) -> bool:
-    """Whether a module's forward may read weights of its submodules, or of modules that other attributes hold."""
+    """Return whether a module's forward may read weights of submodules, or of modules held by other attributes."""
     if reads_weights_of_children(module):
         return True
     values = [v for name, v in module.__dict__.items() if name != "_modules"]
@@ -103,7 +103,7 @@ def read_by_functions(module: nn.Module) -> dict[tuple[str, str], str]:
 
 
 def mentions(module: nn.Module, names: frozenset[str]) -> bool:
-    """Whether code reachable from a module's forward, including methods of submodules, reads one of `names`.
+    """Return whether code reachable from a module's forward, including methods of submodules, reads one of `names`.
 
     Parameters in a ParameterList or ParameterDict have no attribute name: with such a child the answer is True.
     """
@@ -115,12 +115,12 @@ def mentions(module: nn.Module, names: frozenset[str]) -> bool:
 
 
 def mentions_own(module: nn.Module, paths: Iterable[str]) -> bool:
-    """Whether all `paths` are names of the module's own parameters, and its forward's code reads each of them."""
+    """Return whether all `paths` name the module's own parameters, and its forward's code reads each of them."""
     return set(paths) <= module._parameters.keys() & _attributes_read(original_class(module))  # type: ignore[arg-type]
 
 
 def is_closed(cls: type[nn.Module]) -> bool:
-    """Whether a class's forward provably depends only on its arguments and its module's attributes.
+    """Return whether a class's forward provably depends only on its arguments and its module's attributes.
 
     Its graph for one kind of call is then complete. Modes, globals, class attributes and closures may change later, and
     any name not known to be constant or a tensor operation is treated as one of them.
@@ -170,12 +170,12 @@ def names_read(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def mentions_training(cls: type[nn.Module]) -> bool:
-    """Whether the code of a class's forward reads `training`."""
+    """Return whether the code of a class's forward reads `training`."""
     return "training" in _attributes_read(cls)  # type: ignore[arg-type]
 
 
 def mentions_autocast(cls: type[nn.Module]) -> bool:
-    """Whether the code of a class's forward checks for autocast."""
+    """Return whether the code of a class's forward checks for autocast."""
     return any("is_autocast" in name for name in _attributes_read(cls))  # type: ignore[arg-type]
 
 

@@ -77,7 +77,7 @@ def _frames(error: BaseException) -> list[tuple[FrameType, int]]:
 
 
 def _outside(frame: FrameType) -> bool:
-    """Whether a frame is the model's own code, not torch's or ours."""
+    """Return whether a frame is the model's own code, not torch's or ours."""
     name = str(frame.f_globals.get("__name__", ""))
     return not (name.startswith("torch.") or name == "torch" or name.startswith("sparsify."))
 
@@ -114,6 +114,6 @@ def wrap_innermost(error: BaseException, wrapped: Wrapped) -> bool:
 
 
 def _reads_parameters(callee: FrameType) -> bool:
-    """Whether a function got a module that owns parameters: as one node it would hide that it reads them."""
+    """Return whether a function got a module that owns parameters: as one node it would hide that it reads them."""
     given = [callee.f_locals.get(name) for name in callee.f_code.co_varnames[: callee.f_code.co_argcount]]
     return any(isinstance(value, nn.Module) and value._parameters for value in given)
