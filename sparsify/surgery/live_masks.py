@@ -40,7 +40,7 @@ def mask_in_forward(module: nn.Module, name: str) -> Tensor:
 
 
 def make_masks_bool(state_dict: dict[str, Any], keys: Iterable[str]) -> None:
-    """Convert the masks at `keys` of a state dict to bool, in place. Raises SparsifyError for values but 0 and 1."""
+    """Convert the masks at `keys` of a state dict to bool, in place. Raises SparsifyError for other values."""
     made = {key: _as_bool(state_dict[key], key) for key in keys if isinstance(state_dict.get(key), Tensor)}
     state_dict.update(made)
 

@@ -156,7 +156,7 @@ def computes_from(module: nn.Module, source: str) -> bool:
 
 
 def formed_since(module: nn.Module, name: str) -> bool:
-    """Return whether the module's masked parameter `name` has been parametrized since the conversion."""
+    """Return whether the module's masked parameter `name` was parametrized after the conversion."""
     if name in module._parameters or name not in module.__dict__.get("masked_names", ()):
         return False
     return name in _lists(module) or any(hook.name == name for hook in _hooks(module))

@@ -193,7 +193,7 @@ class Coupling:
         self.offer(result, together.values())
 
     def matched(self, operands: Sequence[tuple[Sequence[Tensor], Sequence[int]]]) -> list[Tensor]:
-        """Return the axes of operands, (axes, shape) each, combined entry by entry; pin those that not all follow."""
+        """Return the axes of `operands`, (axes, shape) each, combined entry by entry; pin those that one lacks."""
         given = [axis for axes, _ in operands for axis in axes]
         for axes, shape in operands:
             # A dimension has to keep its size if an operand has its full size but no axis along it.

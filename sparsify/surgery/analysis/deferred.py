@@ -94,7 +94,7 @@ def _resolve_joint(numbers: UnionFind, deferred: Deferred) -> None:
 
 
 def _follow_one(numbers: UnionFind, found: np.ndarray[Any, Any]) -> bool:
-    """Join the entries of each slice along the dimension that an axis is to follow; return whether any were apart."""
+    """Join the entries of each slice along the dimension that an axis follows; return whether any sets were joined."""
     d = max(range(found.ndim), key=lambda d: (_channels(found, d), d))
     lowest = found.min(axis=tuple(i for i in range(found.ndim) if i != d), keepdims=True)
     apart = bool((lowest != found).any())

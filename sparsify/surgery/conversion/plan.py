@@ -131,7 +131,7 @@ def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: Convers
 
 
 def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan: ConversionPlan) -> None:
-    """Leave dense the parameters that a forward reads from modules other than its submodules, or not as attributes."""
+    """Leave dense the parameters that a forward reads from outside its module, or not as attributes of modules."""
     for node in graph.nodes:
         value = original.__dict__.get(node.target) if node.op == "get_attr" else None
         if isinstance(value, nn.Parameter):

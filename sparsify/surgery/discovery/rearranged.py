@@ -179,7 +179,7 @@ def _sizes(name: str, given: Any, rest: list[Any]) -> list[Any]:
 
 
 def _layout(placed: list[Tensor], letters: str, groups: int) -> Layout | None:
-    """Return a parameter's layout, given one tensor per dimension with its coordinates as they lie in the operand."""
+    """Return a parameter's layout; `placed` holds, per dimension, its coordinates rearranged into the operand."""
     dimensions: dict[str, list[int]] = {letter: [] for letter in "moik"}
     for dimension, values in enumerate(placed):
         found = {letter for place, letter in enumerate(letters) if _varies(values, place)}

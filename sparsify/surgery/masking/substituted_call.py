@@ -135,7 +135,7 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
             parameter = getattr(owner, name)
             weight = found[path] = ops.mask_weight(parameter, mask_in_forward(owner, name))
             if type(weight) is Tensor and not torch.compiler.is_compiling():
-                weight.__dict__.update(parameter.__dict__)  # what others have noted on it
+                weight.__dict__.update(parameter.__dict__)  # attributes that other code set on it
     return found
 
 

@@ -21,7 +21,7 @@ def _couple_convolution(coupling: Coupling, op: Op) -> None:
     result = op.results[0]
     numbers = coupling.numbers
     inputs, outputs = (0, 1) if transposed else (1, 0)
-    if groups > 1:  # a kernel that is the same for every channel, spread to as many as there are
+    if groups > 1:  # one kernel for all channels, expanded to their number
         coupling.claim(weight, [0])
     own = {varying(axis)[0]: axis for axis in coupling.of(weight) if len(varying(axis)) == 1}
     if any(len(varying(axis)) > 1 for axis in coupling.of(weight)):

@@ -58,7 +58,7 @@ def _set_all(live: Liveness, op: Op, flags: list[Tensor]) -> None:
 
 
 def _couple_along(coupling: Coupling, op: Op) -> None:
-    """Couple a softmax or cumulative sum: every entry depends on the number of the others."""
+    """Couple a softmax or cumulative sum, whose entries depend on how many there are along its dimensions."""
     value = op.inputs[0]
     left = coupling.depend(value, dims_of(op, value))
     for result in op.results:

@@ -1,4 +1,4 @@
-"""How far rounding alone moves a model's outputs: if it moves them far, a difference says nothing about a cut."""
+"""How far rounding alone moves a model's outputs: if far, a difference in outputs does not show that a cut is wrong."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _UNITS = 4  # units in the last place by which two orders of a sum easily differ
 def moved_by_rounding(wide: nn.Module, example_input: Any, unit: float) -> float:
     """Return the largest relative error of a float64 model's outputs if each sum in it is off by a few `unit`.
 
-    Two passes are compared with the exact one, off in opposite directions, so that of two equal values each is once the
-    larger. The error is infinite if the outputs have other shapes, and 0 if a pass raises.
+    Two passes, off in opposite directions, are compared with the exact one, so that each of two equal values is the
+    larger one once. The error is infinite if the outputs have other shapes, and 0 if a pass raises.
     """
     try:
         with all_double():
