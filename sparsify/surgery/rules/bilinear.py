@@ -1,4 +1,4 @@
-"""The rule of bilinear layers: a product of three tensors, summed over some of the dimensions that they meet in."""
+"""The rule of bilinear layers: a broadcast product of three tensors, summed over some dimensions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _spread(form: Tensor, lacking: list[int]) -> Tensor:
-    """Return the form of a factor with the dimensions that it lacks, of size 1."""
+    """Return the form of a factor with dimensions of size 1 inserted where it lacks them."""
     for d in sorted(lacking):
         form = form.unsqueeze(d)
     return form
@@ -26,7 +26,7 @@ def _without(form: Tensor, dims: list[int]) -> Tensor:
 
 
 def _couple_trilinear(coupling: Coupling, op: Op) -> None:
-    """Couple the factors where they meet; entries that are summed over go from all of them alike."""
+    """Couple the factors along common dimensions; summed entries are removed from all factors together."""
     summed = op.args[6]
     met = []
     for value, lacking in zip(op.args[:3], op.args[3:6], strict=True):
