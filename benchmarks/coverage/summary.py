@@ -26,8 +26,7 @@ time is converted on the meta device, where there are no bits to compare. Row by
 
 COLUMNS = (
     "model,parameters,weights,masked,live,unused,keys_kept,same_bits_eval,same_bits_train,leaks,bits,input,"
-    "conversion,cause,units,parameters_after,multiply_adds_left,difference,form,shrink,shrink_cause,"
-    "zeros_parameters_after,zeros_multiply_adds_left,zeros_difference,zeros_shrink"
+    "conversion,cause,units,parameters_after,multiply_adds_left,difference,form,shrink,shrink_cause"
 ).split(",")
 
 
@@ -74,7 +73,6 @@ def csv_row(row: Row) -> Row:
 
 def shrink_columns(row: Row) -> Row:
     """Return the columns of the shrinking; `parameters_after` is told only of models that keep their outputs."""
-    zeros = shrink_columns(row["zeros"]) if "zeros" in row else {}
     return {
         "units": row.get("units", ""),
         "parameters_after": row.get("after", ""),
@@ -83,7 +81,6 @@ def shrink_columns(row: Row) -> Row:
         "form": row.get("form", ""),
         "shrink": row["verdict"],
         "shrink_cause": "; ".join(shrink_causes(row)),
-        **{f"zeros_{name}": value for name, value in zeros.items() if f"zeros_{name}" in COLUMNS},
     }
 
 
