@@ -37,7 +37,7 @@ def make_sheet(run: Run, layers: Layers, cells: Sequence[Cell] = ()) -> Sheet:
     notes = [] if run.bench else [f"Not timed yet: sparsify bench {run.folder}"]
     if layers.dead:
         dead = f"{layers.dead:,} of {layers.channels:,} channels are dead"
-        notes.append(f"{dead}: sparsify export {run.folder} --shrink takes out those that masks make so")
+        notes.append(f"{dead}: sparsify export {run.folder} --shrink removes those that masks make dead")
     table = Table(("", "dense", "sparse", ""), tuple(rows))
     return Sheet(_sentence(run, layers), table, tuple([*_about_times(run), *notes]))
 
