@@ -1,4 +1,4 @@
-"""What the public functions take: an argument of another type is one line that names it. Needs no torch."""
+"""Type checks of the public functions' arguments, with one-line errors. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ _WORDS |= {Callable: "a function", Sequence: "a list", Iterable: "a list of text
 
 
 def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Let a function raise SparsifyError, one line, unless the named arguments are of these types.
+    """Return a decorator that makes a function raise SparsifyError unless the named arguments have these types.
 
-    Each is a type, or a tuple of them. `Iterable` stands for names: one text, or several. True and False are no
-    numbers here, and bytes are no list. Where inference mode is on the function runs outside it.
+    Each kind is a type or a tuple of types. `Iterable` stands for names: one str, or several. Bools do not count as
+    numbers, and bytes not as a list. The function runs outside inference mode, unless `model` was made in it.
     """
 
     def mark(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Return `function` with the check before it."""
         parameters = signature(function)
         name = function.__qualname__.removesuffix(".__init__")
 
@@ -48,7 +49,7 @@ def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
 
 def _out_of_inference_mode(model: Any) -> AbstractContextManager[Any]:
-    """Leave inference mode, as what is made in it can never be trained, unless the model was made in it itself."""
+    """Return a context that leaves inference mode, whose tensors cannot be trained, unless `model` was made in it."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.is_inference_mode_enabled():
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Parameters that modules have come to share since the conversion: their masks must still be one."""
+"""Checks that parameters tied after the conversion have the same mask in every module that holds them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ADVICE = "tie weights before the conversion, or"
 
 
 def refuse_new_ties(model: nn.Module, where: str) -> None:
-    """Raise SparsifyError, which begins with `where`, for a masked parameter with a second mask or a dense use.
+    """Raise SparsifyError, which begins with `where`, for a masked parameter with different masks or a dense use.
 
-    `convert` makes none: something has assigned one module's parameter to another since.
+    `convert` never leaves such a parameter: one module's parameter was assigned to another module afterwards.
     """
     masked = one_mask_each(model, where)
     for path, module in named_modules(model):
@@ -26,20 +26,20 @@ def refuse_new_ties(model: nn.Module, where: str) -> None:
         for name, parameter in held.items():
             if id(parameter) in masked and name not in names_of_masked(module):
                 raise SparsifyError(
-                    f"{where}: {full_name(path, name)} is the masked parameter {masked[id(parameter)].name} since the "
-                    f"conversion, and has no mask: {_ADVICE} give each a parameter of its own"
+                    f"{where}: {full_name(path, name)} was tied to {masked[id(parameter)].name} after the conversion, "
+                    f"and has no mask: {_ADVICE} give each a parameter of its own"
                 )
 
 
 def one_mask_each(model: nn.Module, where: str) -> dict[int, MaskedWeight]:
-    """Return the masked parameters by id, each as it is first named; SparsifyError for one with masks that differ."""
+    """Return the masked parameters by id, under their first name. Raises SparsifyError for one with different masks."""
     first: dict[int, MaskedWeight] = {}
     for weight in all_masked_parameters(model):
         one = first.setdefault(id(weight.parameter), weight)
         if one.mask is weight.mask or one.mask.is_meta or torch.equal(one.mask, weight.mask):
             continue
         raise SparsifyError(
-            f"{where}: {one.name} and {weight.name} are one parameter since the conversion, with masks that differ: "
-            f"{_ADVICE} give both one mask: set_masks(model, {{'{one.name}': mask}})"
+            f"{where}: {one.name} and {weight.name} were tied after the conversion, and their masks differ: "
+            f"{_ADVICE} give both the same mask with set_masks(model, {{'{one.name}': mask}})"
         )
     return first

@@ -1,4 +1,4 @@
-"""Shallow copies of modules; bound methods that a module keeps in its attributes are the copy's there."""
+"""Shallow copies of modules, in which bound methods among the attributes are rebound to the copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NOT_OURS = frozenset({*nn.Module().__dict__, "forward"})
 
 
 def with_attributes(cls: type[nn.Module], module: nn.Module) -> nn.Module:
-    """Return a new object of the class `cls` with the attributes of `module`."""
+    """Return a new object of class `cls` with the attributes of `module`, slots included."""
     copied: nn.Module = cls.__new__(cls)
     copied.__dict__.update(module.__dict__)
     for name in _slots(cls):
@@ -38,20 +38,20 @@ _slots._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def bound_attributes(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the attributes that hold the module or methods of it: alone, in containers, in partials."""
+    """Return the names of attributes that hold the module or its bound methods, also inside containers and partials."""
     others = [(name, value) for name, value in module.__dict__.items() if name not in _NOT_OURS]
     return tuple(name for name, value in others if rebound(value, module, _OTHER) is not value)
 
 
 def bind_to(copied: nn.Module, module: nn.Module, names: tuple[str, ...]) -> None:
-    """Give `copied` the attributes `names` of `module` with the methods in them bound to the copy, in place."""
+    """Rebind the methods of `module` in the attributes `names` of `copied` to `copied`, in place."""
     for name in names:
         if name in copied.__dict__:
             copied.__dict__[name] = rebound(copied.__dict__[name], module, copied)
 
 
 def rebound(value: Any, module: nn.Module, copied: nn.Module, depth: int = 3) -> Any:
-    """Return `value` with `copied` in the place of `module`, as the owner of methods too; itself if it is not there."""
+    """Return `value` with `module`, also as owner of bound methods, replaced by `copied`; itself if it has none."""
     if value is module:
         return copied
     if isinstance(value, MethodType):

@@ -1,4 +1,4 @@
-"""Sparsities and amounts, exactly as they were meant. Needs no torch."""
+"""Sparsities and amounts as exact numbers. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pydantic_core import PydanticCustomError
 
 # Short, and with an exponent of three digits at most: '1e-999999999' has a billion digits as a fraction.
 _WRITTEN = re.compile(r"[^eE]{1,100}([eE][+-]?\d{1,3})?")
-_MOST = 2**20  # the largest denominator that a float is taken for
+_MOST = 2**20  # the largest denominator of a float's fraction
 
 
 def exact(number: float | Fraction) -> Fraction:
-    """Return what a sparsity was meant to be: a Fraction as it is, of a float the nearest with a denominator to 2^20.
+    """Return a sparsity as a Fraction: that of a float is the nearest one with a denominator up to 2^20.
 
-    So the float 0.29, which is a little less, is 29/100, and 1 / 3 is a third.
+    The float 0.29, which is a little less than that, becomes 29/100, and the float 1 / 3 a third.
     """
     return number if isinstance(number, Fraction) else Fraction(float(number)).limit_denominator(_MOST)
 
@@ -38,7 +38,7 @@ def _of_number(number: Any) -> float | Fraction | None:
 
 
 def _fraction_removed(value: Any) -> float | Fraction:
-    """Return a sparsity as it is kept: a float as it was given, all else as a Fraction."""
+    """Return a validated sparsity: a float as it is, everything else as a Fraction."""
     found: float | Fraction | None = None
     if value is None:
         raise PydanticCustomError("missing", "missing key")
@@ -61,7 +61,7 @@ def _fraction_removed(value: Any) -> float | Fraction:
 
 
 def _of_hundred(value: Any) -> str:
-    """Return what a value means as per cent, "" if it is none."""
+    """Return the fraction that a percentage means, "" for anything else."""
     written = str(value).strip()
     if isinstance(value, bool) or not _WRITTEN.fullmatch(written):
         return ""
@@ -85,7 +85,7 @@ def _whole(value: Any) -> int:
 
 _SCHEMA = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": r"^\d+(/|\.)\d+$"}]}
 
-# What a pydantic model writes for a field that holds a sparsity, which stays as it was written, or an amount.
+# Annotations of pydantic fields for a sparsity, which stays as it was given, and an amount.
 Sparsity = Annotated[
     float | Fraction,
     PlainValidator(_fraction_removed),

@@ -1,4 +1,4 @@
-"""What all figures share: Altair, which is imported when the first figure is made, colours, and writing to a file."""
+"""Shared by all figures: Altair, which is imported with the first figure, colours, and writing to a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCALE = 2  # pixels of a PNG for each of the figure's
 
 
 def check_installed(what: str) -> None:
-    """Raise SparsifyError, with the command that installs it, unless figures can be made; `what` begins the line."""
+    """Raise SparsifyError, which begins with `what`, with the install command unless the packages for figures exist."""
     if missing := [name.replace("_", "-") for name in _NEEDED if find_spec(name) is None]:
         raise SparsifyError(f"{what} needs {' and '.join(missing)}: pip install 'sparsify-torch[report]'")
 
@@ -43,13 +43,13 @@ def converter() -> Any:
 
 
 def chart(rows: Iterable[Mapping[str, Any]]) -> Figure:
-    """Return a chart of `rows` without a mark; its width follows the page's."""
+    """Return a chart of `rows` without a mark, as wide as its container."""
     alt = altair()
     return alt.Chart(alt.Data(values=[dict(row) for row in rows])).properties(width="container")
 
 
 def config(colour: str = "currentColor", background: str = "transparent") -> dict[str, Any]:
-    """Return how all figures look; with `currentColor` text and lines take the colour of the page around them."""
+    """Return the style of all figures; with `currentColor`, text and lines take the colour of the surrounding page."""
     text = {"labelColor": colour, "titleColor": colour, "labelFontSize": 11, "titleFontSize": 12}
     axis = {"gridColor": colour, "gridOpacity": 0.15, "domainColor": colour, "domainOpacity": 0.5}
     ticks = {"tickColor": colour, "tickOpacity": 0.5, "labelLimit": 150, "titleFontWeight": "normal"}
@@ -65,10 +65,10 @@ def config(colour: str = "currentColor", background: str = "transparent") -> dic
 
 
 def spec(figure: Figure) -> dict[str, Any]:
-    """Return a figure as Vega-Lite, without the settings of one theme."""
+    """Return a figure as Vega-Lite, without theme settings."""
     found: dict[str, Any] = figure.to_dict()
     found.pop("config", None)
-    # As wide as its place; its height follows from its rows.
+    # The width is that of the container, the height follows from the rows.
     return {**found, "autosize": {"type": "fit-x", "contains": "padding"}}
 
 

@@ -1,4 +1,4 @@
-"""write(): one self-contained HTML file about one run or several."""
+"""write(): one self-contained HTML file about one or several runs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def write(
     *,
     figures: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
-    """Write a report of a run's folder, or of several, to the HTML file `out`; return what was written.
+    """Write a report about one or several run folders to the HTML file `out`; return the paths of all written files.
 
-    The file needs nothing else: no network, no other file. With `figures`, a folder, each figure is written there as
-    .svg and .png as well. Of runs of one recipe with different seeds the first is told in full, all are compared.
-    Raises SparsifyError, one line, where there is no run, or one that is not finished, lacks its metrics or is damaged;
-    for runs that cannot be compared; where `out` cannot be written or the extra `sparsify-torch[report]` is missing.
+    The file is self-contained: it needs no network and no other file. `figures` is a folder to which each figure is
+    also written as .svg and .png. All runs are compared; of runs of one recipe with different seeds, only the first is
+    shown in full. Raises SparsifyError, one line, if a run does not exist or is unfinished, damaged or without metrics,
+    if runs cannot be compared, and if `out` cannot be written or the extra `sparsify-torch[report]` is missing.
     """
     paths = [runs] if isinstance(runs, PATH) else list(runs)
     if not paths:
@@ -96,7 +96,7 @@ def _html(page: Page) -> str:
 
 
 def _json(value: Any) -> str:
-    """Return JSON that may stand between script tags."""
+    """Return JSON that is safe between script tags."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -74,6 +74,7 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
         return types.void(*given, types.boolean, types.boolean, real, real), generate
 
     def generate(context, builder, signature, args):
+        """Emit the LLVM code: a loop over j whose sums are phi nodes, one for each vector."""
         x, offsets, weights, begin, end, biases, out, residual, size, in_row, out_row, resumes, adds, low, high = args
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..kernels.opcodes import Opcode
+from ..kernels.opcodes import Binary, Opcode
 from ..kernels.planes import Planes
 from ..kernels.simd import TILE
 from .aten_graph import shape_of
-from .builder import Lowering, Rule, arguments, first_result
-from .elementwise import Affine, affine
+from .builder import Lowering, arguments, first_result
+from .elementwise import Affine, affine, binary
 from .epilogue import after_each_other, fuse_epilogue, norm
 from .ir import Buffer, Instruction
 from .packed_rows import (
@@ -150,17 +150,13 @@ def _by_channel(lowering: Lowering, node: fx.Node, source: Buffer, change: Affin
     return weighted(lowering, node, source, rows, source.planes, source.last)
 
 
-def with_constants(otherwise: Rule | None = None) -> Rule:
-    """Return the rule of a sum, product or the like with constants, and `otherwise` where none of its inputs is one."""
-
-    def rule(lowering: Lowering, node: fx.Node) -> bool:
-        for source in arguments(node)[:2]:
-            held = lowering.buffers.get(source) if isinstance(source, fx.Node) else None
-            if held is not None and (change := affine(lowering, node, source, held)) is not None:
-                return _by_channel(lowering, node, held, change)
-        return otherwise is not None and otherwise(lowering, node)
-
-    return rule
+def arithmetic(how: Binary | None, lowering: Lowering, node: fx.Node) -> bool:
+    """A sum, product or the like with constants; of two activations, `binary` of `how` if that is given."""
+    for source in arguments(node)[:2]:
+        held = lowering.buffers.get(source) if isinstance(source, fx.Node) else None
+        if held is not None and (change := affine(lowering, node, source, held)) is not None:
+            return _by_channel(lowering, node, held, change)
+    return how is not None and binary(how, lowering, node)
 
 
 def layer_norm(lowering: Lowering, node: fx.Node) -> bool:

@@ -19,7 +19,7 @@ except ImportError:  # not on Windows
 
 NAME = ".lock"
 _HELD = frozenset({errno.EACCES, errno.EAGAIN})
-_here: set[Path] = set()  # the system's lock is a process's: it does not part two runs of one
+_here: set[Path] = set()  # the system's lock belongs to a process: it does not keep two runs of one process apart
 
 
 class Lock:
@@ -51,7 +51,7 @@ class Lock:
         os.close(self._descriptor)
 
     def check(self) -> None:
-        """Raise RunError if the folder is no longer where it was: nothing more can be written to the run."""
+        """Raise RunError if the folder was moved, removed or replaced."""
         if not self._is_there():
             raise RunError(f"{self._folder}: the run's folder was moved, removed or replaced while it was written")
 
@@ -113,7 +113,7 @@ def _text() -> str:
 
 
 def _may_live(text: str) -> bool:
-    """Return whether the writer that a lock's text names may still run; of another host's that cannot be told."""
+    """Return whether the process named in a lock may still run; True for one on another host."""
     words = text.replace(",", "").split()
     if len(words) < 4 or not words[1].isdigit():
         return False
