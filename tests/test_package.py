@@ -51,7 +51,7 @@ ALLOWED: Graph = {
         "validation",
     },
     "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities", "transformers_models"},
-    "runtime": {"arguments", "calls", "errors", "relative_error", "surgery", "formats"},
+    "runtime": {"arguments", "calls", "errors", "ops", "preserve", "relative_error", "surgery", "formats"},
     "export": {
         "transformers_models",
         "arguments",

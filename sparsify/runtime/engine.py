@@ -7,6 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,14 +16,16 @@ from torch import nn
 from ..calls import Inputs as Call
 from ..calls import run as run_call
 from ..errors import EngineWarning
+from ..ops import is_transformed
 from .call_inputs import Inputs, Shapes, images_in, shown, taken_apart, unusable
 from .call_outputs import outputs_apart
+from .engine_text import told
 from .kernel_errors import Fault, by_reason
 from .program.assemble import Array
-from .program.describe import text
 from .program.plan import Plan, alone, execute, make_plan, memory
 from .signal_safe import untorn
 from .thread_pool import Workers
+from .trial_calls import kept_state, trial_calls
 from .tuning import cache
 from .tuning.search import TORCH, Strategy, autotune, candidates, check
 
@@ -37,7 +40,7 @@ class Engine:
     make another program when they come first. Several threads may call it; one after the other has its turn. What a
     signal handler raises in the middle of a call, Ctrl-C among it, ends that call alone. A copy, a pickled one and the
     engine in a child process have threads of their own; a handler or a hook that calls the engine in the middle of its
-    thread's call is answered by torch.
+    thread's call is answered by torch, as is one that torch.compile, torch.jit.trace or torch.func looks into.
     """
 
     def __init__(self, model: nn.Module, threads: int, tune: bool) -> None:
@@ -73,6 +76,8 @@ class Engine:
         self._born()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_transformed():  # or the outputs would be constants to what looks on, without a gradient or a batch
+            return self.model(*args, **kwargs)
         # Torch's own context managers are Python, in the middle of which a signal handler may raise.
         gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         try:
@@ -117,15 +122,19 @@ class Engine:
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
         found += [*([self.note] if self.note else []), *sorted(self._left)]
         found += [f"{name}: left to PyTorch as its kernel failed: {why}" for name, why in self._failed.items()]
-        for key, strategy in list(self.strategies.items()):
-            found.append(f"input {shown(key)}: {strategy}{f': {strategy.why}' if strategy.why else ''}")
-            found += [f"  {1e3 * seconds:9.2f} ms  {name}" for name, seconds in strategy.seconds.items()]
-            plan = self._shown.get(key)
-            if plan is not None and strategy.kind != "torch":
-                found.append(text(plan, self.model, strategy.dense))
-        return "\n".join(found)
+        strategies = list(self.strategies.items())
+        return "\n".join([*found, *(told(k, one, self._shown.get(k), self.model) for k, one in strategies)])
 
     def _choose(self, inputs: Inputs) -> Strategy:
+        """Return the strategy for these inputs, found by calls that leave the model as it was."""
+        with trial_calls(self.model):
+            state = kept_state(self.model, lambda: outputs_apart(run_call(self.model, inputs.call()))[0])
+            if not state:
+                return self._fastest(inputs)
+        self._tell(inputs, [Fault(str(TORCH), state, raised=True)], alone=True)
+        return replace(TORCH, why=state)
+
+    def _fastest(self, inputs: Inputs) -> Strategy:
         def run(strategy: Strategy) -> list[Any]:
             return outputs_apart(self._run(strategy, inputs))[0]
 
@@ -207,7 +216,7 @@ class Engine:
         if key not in self._plans:
 
             def work() -> Plan:
-                with torch.no_grad():
+                with torch.no_grad(), trial_calls(self.model):
                     return make_plan(
                         self.model, inputs.tensors, inputs.call, lambda node: node.name not in strategy.dense
                     )

@@ -220,18 +220,23 @@ def make_plain(module: nn.Module, name: str, weight: nn.Parameter) -> None:
         del held[name]
         # The class is shared with other copies of the module, whose properties stay.
         object.__setattr__(module, "__class__", type(module).__bases__[0])
-        if len(held):
-            parametrize._inject_new_class(module)
-            for other in held:
-                parametrize._inject_property(module, other)
-        else:
+        if not len(held):
             del module._modules["parametrizations"]
+        read_computed(module)
     else:
         hook = next(hook for hook in _hooks(module) if hook.name == name)
         remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
         remove(module, name)
         module._parameters.pop(name, None)
     put_parameter(module, name, weight)
+
+
+def read_computed(module: nn.Module) -> None:
+    """Let a module whose class does not know of its parametrizations read what they compute."""
+    if any(not hasattr(type(module), name) for name in _lists(module)):
+        parametrize._inject_new_class(module)
+        for name in _lists(module):
+            parametrize._inject_property(module, name)
 
 
 def graph_free(model: nn.Module) -> dict[int, Tensor]:
