@@ -1,4 +1,4 @@
-"""What the public functions take: an argument of another type is one line that names it. Needs no torch."""
+"""Type checks of public functions' arguments, with errors of one line that name the argument. Needs no torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _WORDS |= {Callable: "a function", Sequence: "a list", Iterable: "a list of text
 
 
 def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Let a function raise SparsifyError, one line, unless the named arguments are of these types.
+    """Return a decorator: the function raises SparsifyError, one line, unless the named arguments have these types.
 
-    Each is a type, or a tuple of them. `Iterable` stands for names: one text, or several. True and False are no
-    numbers here, and bytes are no list.
+    Each is a type, or a tuple of them. `Iterable` means names: a string, or several. Booleans do not count as
+    numbers, nor bytes as a list.
     """
 
     def mark(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        """Return `function` with the check before it."""
+        """Return `function` with the check before its call."""
         parameters = signature(function)
         name = function.__qualname__.removesuffix(".__init__")
 

@@ -55,7 +55,7 @@ class ResNet(nn.Module):
 class VGG(nn.Module):
     """VGG-19 with batch norm and two hidden linear layers of 512 units. Simonyan and Zisserman 2015, configuration E.
 
-    Every layer but the last is followed by batch norm, which is why none of them has a bias. Takes images
+    Every layer but the last is followed by batch norm and so has no bias. Takes images
     (batch x channels x height x width) of at least 32x32 pixels, returns scores (batch x classes).
     """
 

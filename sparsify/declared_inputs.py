@@ -1,4 +1,4 @@
-"""Inputs that a model of transformers says it takes: random tokens, images or sound of the sizes it declares."""
+"""Inputs that a transformers model declares: random tokens, images or audio of the sizes in its configuration."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from .calls import Inputs
 
-_TOKENS = 12  # positions of an example: few, and more than a patch or a window of a model that has such
-_SAMPLES = 4000  # a quarter of a second of sound at 16 kHz
+_TOKENS = 12  # positions of an example: few, and more than a patch or a window of models with those
+_SAMPLES = 4000  # samples: a quarter of a second at 16 kHz
 
 
 def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = None) -> Inputs | None:
-    """Return a batch of `count` random inputs, the same ones every time, as keyword arguments; None for other models.
+    """Return a batch of `count` random inputs with a fixed seed, as keyword arguments; None for other models.
 
-    `image_size` stands in place of the configuration's own. Decoders get tokens beside what their encoder takes, and
-    models of images and texts both.
+    `image_size` overrides the configuration's own. Decoders get tokens in addition to their encoder's inputs; models of
+    images and text get both.
     """
     config: Any = getattr(model, "config", None)
     main = getattr(model, "main_input_name", None)
@@ -46,7 +46,7 @@ def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = No
     if getattr(config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = tokens()
     if found and "use_cache" in inspect.signature(model.forward).parameters:
-        # Keys and values would be outputs, which keep their sizes: no head could be removed.
+        # Keys and values would be outputs, whose sizes are fixed: no head could be removed.
         return Inputs(**found, use_cache=False)
     return Inputs(**found) if found else None
 

@@ -1,4 +1,4 @@
-"""What is told of one masked weight, by `summary` and by reports. Needs no torch."""
+"""LayerSummary: one row of `summary` and of reports. Needs no torch."""
 
 from __future__ import annotations
 

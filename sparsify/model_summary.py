@@ -1,4 +1,4 @@
-"""summary(): how sparse a model is, layer by layer, what it costs and how large its file will be."""
+"""summary(): a model's sparsity layer by layer, its multiply-adds and the size of its file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .tables import text_table
 
 @dataclass(frozen=True)
 class Summary:
-    """The masked weights and the whole of a model.
+    """A model's masked weights and its totals.
 
     `parameters` counts the entries of all parameters, `kept_parameters` those that no mask removes. `multiply_adds`
     are those of one forward pass on the example, and None without one; in `kept_multiply_adds` each module with masks
-    counts with the kept share of its weights, others in full. `uncounted` names operations that are in neither.
+    counts by its fraction of kept weights, others in full. `uncounted` names operations in neither.
     `dense_bytes` is the size of the dense tensors, `file_bytes` that of the tensors in a sparse file, without its
     header.
     """
@@ -47,7 +47,7 @@ class Summary:
         return 1 - sum(layer.kept for layer in self.layers) / size if size else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as numbers, strings, lists and dicts, as JSON has them; sparsities included."""
+        """Return all fields and the sparsities as numbers, strings, lists and dicts, as in JSON."""
         layers = [asdict(one) | {"shape": list(one.shape), "sparsity": one.sparsity} for one in self.layers]
         return asdict(self) | {"layers": layers, "uncounted": list(self.uncounted), "sparsity": self.sparsity}
 
@@ -77,10 +77,10 @@ def _of(what: str, kept: int, size: int) -> str:
 
 @takes(model=nn.Module)
 def summary(model: nn.Module, example_input: Any = None) -> Summary:
-    """Return how sparse `model` is: layer by layer and as a whole, with its file's size; print it to see a table.
+    """Return the sparsity of `model`, layer by layer and in total, and its file's size; print it to see a table.
 
     With an example input, as `analyse` takes it, the model is run once to count multiply-adds, dense and kept. `model`
-    is not changed. Raises SparsifyError for what cannot be stored, and passes on errors of the model's forward.
+    is not changed. Raises SparsifyError for tensors that cannot be stored, and errors of the model's forward.
     """
     state, weights = collect(model), masked_weights(model)
     costs, uncounted = (None, ()) if example_input is None else _costs(model, example_input)

@@ -1,7 +1,6 @@
 """Models by name: "timm:resnet50", "torchvision:vgg11_bn", "transformers:gpt2", "cifar:resnet32" -> nn.Module.
 
-Names are read from the sources of timm and torchvision, so that a name is checked in a fraction of the seconds that
-importing them takes.
+Names are read from the sources of timm and torchvision: importing them takes seconds.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from .errors import RunError, SparsifyError, nearest, one_line, unknown
 if TYPE_CHECKING:
     from torch import nn
 
-# Kept here as well as in cifar.py, which imports torch; a test holds them equal.
+# Also in cifar.py, which imports torch; a test checks that they are equal.
 CIFAR_NAMES = ("resnet20", "resnet32", "resnet56", "vgg19_bn")
-# A recipe's name for a module or a data set that was handed over in Python, followed by its class.
+# A recipe's name for a module or a data set passed in Python, followed by its class.
 FROM_PYTHON = "python:"
-# timm fetches these itself, architecture included: nothing to look up before.
+# timm fetches these itself, architecture included: there is nothing to look up first.
 TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
-# What constructors raise for arguments that they were not made for.
+# What constructors raise for arguments that they do not support.
 _REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError, LookupError, AttributeError, ArithmeticError)
 
 
 def list_models(pattern: str | None = None) -> list[str]:
     """Return the names that `build_model` takes, sorted, with their prefixes, without importing torch.
 
-    Those of transformers are the hub's and folders': they are not listed.
+    transformers' names are the hub's and folders, and not listed.
     `pattern` is a glob over the name with or without its prefix ("*resnet*", "timm:vgg*"); one without wildcards
     finds the names that contain it.
     """
@@ -51,7 +50,7 @@ def list_models(pattern: str | None = None) -> list[str]:
 
 
 def check_model_name(name: str, *, where: str = "") -> None:
-    """Raise SparsifyError with the nearest guess unless `build_model` knows `name`; imports no torch."""
+    """Raise SparsifyError with the closest match unless `build_model` knows `name`; imports no torch."""
     prefix, colon, rest = name.partition(":")
     start = f"{where}: " if where else ""
     if name.startswith(FROM_PYTHON):
@@ -137,7 +136,7 @@ def _build_torchvision(name: str, pretrained: bool, arguments: Mapping[str, Any]
     # Without this, detectors and segmentation models fetch the weights of their backbone.
     defaults: dict[str, Any] = {"weights_backbone": None} if "weights_backbone" in signature(builder).parameters else {}
     if name in ("googlenet", "inception_v3"):
-        # The published initialisation, which these two announce to drop unless it is asked for. Their published
+        # The published initialisation: without this, these two warn that they will drop it. Their published
         # weights expect their own normalisation of the input.
         defaults |= {"init_weights": True, "transform_input": pretrained}
     model = _called(f"torchvision:{name}", builder, {**defaults, **arguments})

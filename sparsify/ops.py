@@ -1,7 +1,7 @@
 """The masked operations: what a converted model calls in place of conv and linear.
 
 Each takes the raw weight and its mask (None: there is none) and works on `where(mask, weight, 0)`: a removed entry is
-+0.0 whatever lies underneath (NaN included), and its gradient is exactly zero. Under `torch.fx` each is one node, never
++0.0 whatever its raw value (NaN included), and its gradient is exactly zero. Under `torch.fx` each is one node, never
 a baked constant.
 """
 
@@ -21,16 +21,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .processes.shards import is_sharded, whole
 
 _INTEGER_LIKE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 19  # elements: the chunk of the mask, widened to the weight's size, stays in the second-level cache
-_REUSED_FROM = 1 << 20  # bytes: above this the C library may return memory to the system when it is freed
+_CHUNK = 1 << 19  # elements: a chunk of the mask, widened to the weight's type, stays in the second-level cache
+_REUSED_FROM = 1 << 20  # bytes: above this the C library may return freed memory to the system
 
-# Free memory for large effective weights on the CPU, by mask. A freed tensor of this size goes back to the system, and
-# the next one of the same size is paid for page by page, which costs more than the masking itself.
+# Memory for large effective weights on the CPU, reused by mask. The system takes a freed tensor of this size back, and
+# the page faults of the next one cost more than the masking itself.
 _SCRATCH: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return `where(mask, weight, 0)`, of any shape that both have; the gradient of a removed entry is exactly zero."""
+    """Return `where(mask, weight, 0)`, both of one shape; the gradient of a removed entry is exactly zero."""
     if isinstance(weight, Proxy) or isinstance(mask, Proxy):
         return _node(mask_weight, weight, mask)
     mask = _whole(mask, weight)
@@ -38,7 +38,7 @@ def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def mask_in_its_layout(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return `mask_weight(weight, mask)` with the strides of `weight`, and a gradient with those that arrive."""
+    """Return `mask_weight(weight, mask)` with the strides of `weight`, and a gradient with the incoming one's."""
     mask = _whole(mask, weight)
     if is_transformed():
         return torch.where(_laid_out(mask, weight), weight, 0)
@@ -46,7 +46,7 @@ def mask_in_its_layout(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def _laid_out(mask: Tensor, values: Tensor) -> Tensor:
-    """Return a mask with the order of dimensions in memory that `values` has."""
+    """Return a mask with the memory layout of `values`."""
     order = sorted(range(values.dim()), key=values.stride, reverse=True)
     back = sorted(range(len(order)), key=order.__getitem__)
     return mask.permute(order).contiguous().permute(back)
@@ -96,7 +96,7 @@ masked_conv_transpose1d = _masked_convolution(F.conv_transpose1d, "masked_conv_t
 masked_conv_transpose2d = _masked_convolution(F.conv_transpose2d, "masked_conv_transpose2d")
 masked_conv_transpose3d = _masked_convolution(F.conv_transpose3d, "masked_conv_transpose3d")
 
-# The dense operation -> its masked form. The rewriting of traced forwards is driven by this table.
+# The dense operation -> its masked form. Traced forwards are rewritten by this table.
 MASKED: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.linear: masked_linear,
     F.conv1d: masked_conv1d,
@@ -120,7 +120,7 @@ def _node(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return the effective weight for an operation that reads it once and keeps nothing else of it."""
+    """Return the effective weight for an operation that reads it once and saves nothing else of it."""
     mask = _whole(mask, weight)
     plain = (
         type(weight) is nn.Parameter
@@ -135,10 +135,10 @@ def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def _requiring_grad_like(weight: Tensor, masked: Tensor) -> Tensor:
-    """Return `masked`, which requires a gradient if the weight does, even where none is recorded.
+    """Return `masked`, requiring a gradient if the weight does, even under no_grad.
 
-    torch's linear chooses its kernel by that, under no_grad as well, and by whether the weight is a view, and other
-    kernels give other bits.
+    torch's linear chooses its kernel by that, even under no_grad, and by whether the weight is a view; other kernels
+    give other bits.
     """
     if type(masked) is Tensor and weight.requires_grad and not masked.requires_grad and not is_transformed():
         return masked.detach().requires_grad_()
@@ -146,23 +146,23 @@ def _requiring_grad_like(weight: Tensor, masked: Tensor) -> Tensor:
 
 
 def _whole(mask: Tensor, weight: Tensor) -> Tensor:
-    """Return the mask of a weight that fully_shard has gathered, gathered too."""
+    """Return the whole mask of a weight that fully_shard has gathered."""
     if torch.compiler.is_compiling() or not is_sharded(mask) or is_sharded(weight):
         return mask
     return whole(mask)
 
 
 def is_transformed() -> bool:
-    """Return whether a compiler, a trace or a transform of functorch looks at what is computed."""
+    """Return whether a compiler, a tracer or a functorch transform is active."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing or torch._C._are_functorch_transforms_active()
 
 
 class _MaskOperand(torch.autograd.Function):
-    """`where(mask, weight, 0)` on the CPU at the speed of memory, which torch.where and its gradient do not reach.
+    """`where(mask, weight, 0)` on the CPU at memory bandwidth, which torch.where and its gradient do not reach.
 
-    Only for the direct operand of a conv or linear: their weight gradient is a fresh tensor that nobody else holds,
-    so it may be masked in place.
+    Only for the direct operand of a conv or linear: their weight gradient is a new tensor without other references, so
+    it may be masked in place.
     """
 
     @staticmethod
@@ -189,13 +189,13 @@ def _same_dense_layout(values: Tensor, mask: Tensor) -> bool:
 def _bitwise_masked(values: Tensor, mask: Tensor, *, out: Tensor) -> Tensor:
     """Write `where(mask, values, 0)` to `out`; all three have one dense layout.
 
-    The bits of the values, taken as integers, are multiplied with 0 or 1: exact, whatever they stand for.
+    The values' bits, viewed as integers, are multiplied by 0 or 1: exact for every value.
     """
     integer = _INTEGER_LIKE[values.dtype.itemsize]
     count = values.numel()
     source = values.detach().as_strided((count,), (1,)).view(integer)
     target = out.detach().as_strided((count,), (1,)).view(integer)
-    keep = mask.as_strided((count,), (1,))  # its bytes may be any: a bool that is copied is 0 or 1
+    keep = mask.as_strided((count,), (1,))  # any byte may be True: a copy of a bool is 0 or 1
     widened = torch.empty(min(count, _CHUNK), dtype=integer, device=values.device)
     for start in range(0, count, _CHUNK):
         end = min(count, start + _CHUNK)
@@ -215,6 +215,6 @@ def _uninitialised_like(weight: Tensor, mask: Tensor) -> Tensor:
         memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     part = memory[start : start + size]
-    # The tensor keeps `part` alive, and so does a graph that saved it: after the last of them the memory is free.
+    # The tensor and any graph that saved it keep `part` alive: after the last of them the memory is free.
     weakref.finalize(part, pool.append, memory).atexit = False
     return torch.from_numpy(part).view(weight.dtype).as_strided(weight.shape, weight.stride())

@@ -1,4 +1,4 @@
-"""How far two masks of one model agree: layer by layer, and as a whole beside what chance would give."""
+"""How far two masks of one model agree: by layer and in total, and what random masks would give."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Masks: TypeAlias = "Mapping[str, Tensor]"
 
 @dataclass(frozen=True)
 class LayerOverlap:
-    """What two masks of one weight keep: `one` and `other` count each mask's entries, `both` those of both."""
+    """Entries kept by two masks of one weight: by `one`, by the `other`, by `both`."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,14 +41,14 @@ class LayerOverlap:
         return prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON has it."""
+        """Return all fields as in JSON."""
         return asdict(self) | {"shape": list(self.shape), "either": self.either, "iou": self.iou}
 
 
 def overlap_by_layer(one: Masks, other: Masks, *, names: tuple[str, str] = ("one", "other")) -> list[LayerOverlap]:
     """Return the overlap of each weight's masks, in the order of `one`.
 
-    Raises SparsifyError, with `names` in it, for masks of different models.
+    Raises SparsifyError, which includes `names`, for masks of different models.
     """
     for first, second, (here, there) in ((one, other, names), (other, one, names[::-1])):
         if missing := [name for name in first if name not in second]:
@@ -70,13 +70,13 @@ def total(rows: Sequence[LayerOverlap]) -> LayerOverlap:
 
 
 def iou(one: Masks, other: Masks) -> float:
-    """Return intersection over union of two masks of all layers."""
+    """Return the intersection over union of two masks over all layers."""
     both = sum(int((one[name] & other[name]).sum()) for name in one)
     return both / max(1, sum(int((one[name] | other[name]).sum()) for name in one))
 
 
 def iou_by_chance(one: Masks, other: Masks) -> float:
-    """Return what two random masks of the same sizes in every layer share on average, by the mean of each count."""
+    """Return the intersection over union, of mean counts, of random masks that keep as many entries per layer."""
     both = sum(int(one[name].sum()) * int(other[name].sum()) / max(1, one[name].numel()) for name in one)
     return both / max(1, sum(int(one[name].sum()) + int(other[name].sum()) for name in one) - both)
 

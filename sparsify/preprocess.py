@@ -1,4 +1,4 @@
-"""How an image file becomes a model's input, as data: written with a model, read where it is used. Needs no torch."""
+"""Preprocessing of image files as data: written with a model, read where the model is used. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import SparsifyError, nearest_file, one_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# The key of a file's `extra`, and what the file beside it is called: NAME.preprocess.json.
+# The key in a file's `extra`, and the name of the file beside a model's: NAME.preprocess.json.
 KEY = "preprocess"
 _INTERPOLATION = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 _MODES = {"L": 1, "RGB": 3}
@@ -25,10 +25,10 @@ _MODES = {"L": 1, "RGB": 3}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image, in order; docs/export.md does it in ten lines.
+    """From an image to an input, step by step; docs/export.md does the same in ten lines.
 
-    It is converted to `mode` ("L" or "RGB"), its shorter side resized to `resize` pixels by `interpolation`, the middle
-    `crop` (height, width) cut out, divided by 255, and each channel normalised by `mean` and `std`. A model that takes
+    The image is converted to `mode` ("L" or "RGB"), its shorter side resized to `resize` pixels by `interpolation`, the
+    middle `crop` (height, width) cut out, divided by 255, and each channel normalised by `mean` and `std`. A model with
     other `channels` gets a grey image repeated, or the mean of colours. `classes` names the outputs, () if unknown.
     """
 
@@ -42,7 +42,7 @@ class Preprocessing:
     classes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON; `from_dict` reads it."""
+        """Return the fields as plain JSON; `from_dict` reads them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def inputs(self, paths: Sequence[str | Path]) -> NDArray[np.float32]:
@@ -60,7 +60,7 @@ class Preprocessing:
             size = (self.resize, other) if width <= height else (other, self.resize)
             image = image.resize(size, Resampling(_INTERPOLATION[self.interpolation]))
         top, left = (round((have - want) / 2) for have, want in zip(image.size[::-1], self.crop, strict=True))
-        # What lies outside of the image is black.
+        # Outside of the image is black.
         image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         values: NDArray[Any] = np.asarray(image, np.float32).reshape(*self.crop, -1) / np.float32(255)
         mean, std = (np.asarray(given, np.float32) for given in (self.mean, self.std))
@@ -72,7 +72,7 @@ class Preprocessing:
 
 
 def from_dict(given: Mapping[str, Any], where: str) -> Preprocessing:
-    """Return what `to_dict` gave; SparsifyError, which `where` begins, for anything else."""
+    """Return what `to_dict` wrote as preprocessing; raises SparsifyError, with `where`, for anything else."""
     try:
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
@@ -90,17 +90,17 @@ def from_dict(given: Mapping[str, Any], where: str) -> Preprocessing:
     except (TypeError, AttributeError):
         sound = False
     if not sound:
-        raise SparsifyError(f"{where}: does not say how an image becomes an input (its keys: docs/export.md)")
+        raise SparsifyError(f"{where}: does not describe a preprocessing (its keys: docs/export.md)")
     return found
 
 
 def beside(path: str | PathLike[str]) -> Path:
-    """Return the path of the preprocessing beside a model's file: model.preprocess.json for model.onnx."""
+    """Return the path of a model's preprocessing: model.preprocess.json for model.onnx."""
     return Path(path).with_suffix(f".{KEY}.json")
 
 
 def read(path: str | Path) -> Preprocessing:
-    """Return the preprocessing in a file that was written beside a model's; SparsifyError if it holds none."""
+    """Return the preprocessing in a file beside a model's; raises SparsifyError if it holds none."""
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -113,8 +113,8 @@ def read(path: str | Path) -> Preprocessing:
 def to_mode(image: Image, mode: str) -> Image:
     """Return an image as mode "L" (grey) or "RGB": 16 bits scaled to 8, transparency dropped.
 
-    Pillow alone cuts what is above 255 off, so that images of 16 bits become white. Raises ValueError for pixels of 32
-    bits, whose range of values is not known.
+    Pillow clips at 255, so that images of 16 bits become white. Raises ValueError for pixels of 32 bits, whose range of
+    values is not known.
     """
     from PIL.Image import fromarray
 

@@ -1,4 +1,4 @@
-"""How fractions, sizes and counts are written where a person reads them. Sparsity is per cent here and nowhere else."""
+"""Fractions, sizes and counts as text. Sparsity is a percentage here and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction as per cent with as many digits as still say something: 90 %, 99.95 %, 99.9988 %."""
+    """Return a fraction as a percentage with as many digits as are significant: 90 %, 99.95 %, 99.9988 %."""
     value = 100 * fraction
     for digits in (1, 2, 3, 4, 5):
         text = f"{value:.{digits}f}"

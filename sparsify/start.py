@@ -1,4 +1,4 @@
-"""Starting from a checkpoint of any kind: weights, masks and cuts into a model that was just built."""
+"""Starting from a checkpoint of any kind: weights, masks and removed channels into a model that was just built."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .weights import LoadReport, drop_prefix, load_state, read_weights, split_ma
 
 @dataclass(frozen=True)
 class Start:
-    """What a checkpoint holds: a state dict, masks by parameter name, and what was cut out of its model.
+    """A checkpoint's content: a state dict, masks by parameter name, and what was removed from its model.
 
-    `also` names the masked parameters that are no weights. `metadata` is what a file of ours says.
+    `also` names masked parameters that are not weights. `metadata` is that of a file of this library.
     """
 
     path: str
@@ -37,10 +37,10 @@ class Start:
     metadata: Metadata = field(default_factory=Metadata)
 
     def into(self, model: nn.Module) -> LoadReport:
-        """Put all of it into a plain `model`, just built, in place, and return what was loaded.
+        """Load it all into a plain `model`, just built, in place, and return what was loaded.
 
         A head for another number of classes keeps its values, and no mask. Raises SparsifyError with the keys if the
-        weights do not fit; the model may be cut then.
+        weights do not fit; the model may have been shrunk by then.
         """
         if self.cuts is not None:
             try:
@@ -60,7 +60,7 @@ class Start:
 
 
 def read_start(source: str | os.PathLike[str]) -> Start:
-    """Return what the checkpoint `source` holds, read without running anything in it.
+    """Return the content of the checkpoint `source`; no code in it is executed.
 
     `source` is a file (sparse, shrunk, safetensors, or of torch with tensors only), a run's folder, one in the layout
     of the hub, or "hf:OWNER/NAME". Masks of torch.nn.utils.prune (`weight_orig`, `weight_mask`) are masks.

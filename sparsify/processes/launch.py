@@ -1,4 +1,4 @@
-"""How this process was started, told by the environment: alone, or by a launcher of several. Needs no torch."""
+"""How this process was started, read from the environment: alone, or by a launcher of several. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ADVICE = "start with torchrun --nproc-per-node N -m sparsify.cli train RECIPE, 
 class Launch:
     """The number of this process (from 0), how many there are, and its number on this machine.
 
-    `restarts` is how often torchrun has started them anew, `agent` names the torchrun of this machine, "" without one.
+    `restarts` is how often torchrun has restarted them; `agent` names this machine's torchrun, "" without one.
     """
 
     rank: int = 0
@@ -30,8 +30,8 @@ class Launch:
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     """Return how this process was started.
 
-    Raises SparsifyError, one line, for the variables of a launcher without the rest of them: each process would then
-    train by itself.
+    Raises SparsifyError, one line, if some of a launcher's variables are missing: each process would then train by
+    itself.
     """
     given = os.environ if environment is None else environment
     missing = [name for name in _LAUNCHED if not given.get(name)]
@@ -72,7 +72,7 @@ def _refusal(problem: str) -> SparsifyError:
 
 
 def check_accelerate(precision: str, environment: Mapping[str, str] | None = None) -> None:
-    """Raise SparsifyError for what `accelerate launch` was asked for, and a recipe does not do."""
+    """Raise SparsifyError for options of `accelerate launch` that a recipe does not support."""
     given = os.environ if environment is None else environment
     for variable, name in (
         ("ACCELERATE_USE_FSDP", "FSDP"),

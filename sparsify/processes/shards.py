@@ -24,7 +24,7 @@ def local(tensor: Any) -> Tensor:
 
 
 def whole(tensor: Any) -> Tensor:
-    """Return a tensor as one process has it; of a sharded one all processes have to ask for it at once."""
+    """Return a tensor with all its parts; every process must call this for a sharded one."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
 
 
@@ -34,14 +34,14 @@ def group_of_shards(tensor: Any) -> Group:
 
 
 def group_of_copies(tensor: Any) -> Group:
-    """Return the processes that hold the same part of a tensor, None where this one alone has it."""
+    """Return the processes that hold the same part of a tensor, None if only this one does."""
     if not is_sharded(tensor) or tensor.device_mesh.ndim == 1:
         return None
     return tensor.device_mesh.get_group(1 - _cut(tensor))
 
 
 def group_of_mesh(tensor: Any) -> Group:
-    """Return all processes over which a sharded tensor lies."""
+    """Return all processes of a sharded tensor's mesh."""
     return group_of_shards(tensor) if tensor.device_mesh.ndim == 1 else distributed.group.WORLD
 
 
@@ -51,7 +51,7 @@ def _cut(tensor: Any) -> int:
 
 
 def count(mask: Tensor) -> int:
-    """Return how many entries of a mask are True, of all parts together."""
+    """Return how many entries of a mask are True over all parts."""
     own = int(local(mask).count_nonzero())
     group = group_of_shards(mask)
     if group is None:
@@ -62,9 +62,9 @@ def count(mask: Tensor) -> int:
 
 
 def check_by_rows(name: str, tensor: Any) -> None:
-    """Raise SparsifyError, naming the weight, if it is cut in another way than along its first dimension, once.
+    """Raise SparsifyError, naming the weight, unless it is sharded once, along its first dimension.
 
-    Beside the cut there may be copies, on a mesh of two dimensions over all processes.
+    The parts may have copies, on a mesh of two dimensions over all processes.
     """
     from torch.distributed.tensor import Replicate, Shard
 
@@ -96,7 +96,7 @@ def like(tensor: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
 
 
 def copy_into(target: Tensor, values: Tensor) -> Tensor:
-    """Copy `values` into `target`, in place, whichever of them is sharded, and return it."""
+    """Copy `values` into `target`, in place, whichever of them is sharded, and return `target`."""
     with torch.no_grad():
         if is_sharded(target):
             local(target).copy_(local(values) if is_sharded(values) else part_of(target, values))
@@ -106,7 +106,7 @@ def copy_into(target: Tensor, values: Tensor) -> Tensor:
 
 
 def part_of(tensor: Tensor, values: Tensor) -> Tensor:
-    """Return of whole `values` the part that this process holds of `tensor`, a copy."""
+    """Return a copy of the part of whole `values` that this process holds of `tensor`."""
     mesh, cut = tensor.device_mesh, _cut(tensor)  # type: ignore[attr-defined]
     rank, size = mesh.get_local_rank(cut), mesh.size(cut)
     parts = torch.chunk(values, size, 0)

@@ -1,4 +1,4 @@
-"""What `sparsify bench` measured of a run, kept in the run's folder. Needs no torch."""
+"""The results of `sparsify bench` in a run's folder. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BENCH = "bench.json"
 
 @dataclass(frozen=True)
 class Timing:
-    """One runtime's seconds for one pass: median, lower and upper quartile."""
+    """One runtime's seconds for a forward pass: median, lower and upper quartile."""
 
     name: str
     median: float
@@ -25,7 +25,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What one `sparsify bench` measured: the shape of the input, threads, processor, versions, when, the runtimes."""
+    """One `sparsify bench`: input shape, threads, processor, versions, date, and the runtimes' timings."""
 
     shape: tuple[int, ...]
     threads: int
@@ -36,12 +36,12 @@ class BenchResult:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What a later result must share to take this one's place."""
+        """What a later result must share to replace this one."""
         return (self.shape, self.threads, self.processor)
 
 
 def read_bench_results(folder: Path) -> tuple[BenchResult, ...]:
-    """Return the results in a run's folder, none if it was never timed; SparsifyError for a damaged file."""
+    """Return the results in a run's folder, () if it was never timed; raises SparsifyError for a damaged file."""
     path = folder / BENCH
     if not path.exists():
         return ()

@@ -1,6 +1,6 @@
-"""A saved model's layers: what its masks remove, what they cost in a forward pass, how many of their channels are dead.
+"""A saved model's layers: sparsity, multiply-adds of a forward pass, and dead channels.
 
-Multiply-adds and dead channels need the model itself; where it cannot be built, a line says why and they are left out.
+Multiply-adds and dead channels need the model itself; if it cannot be built, a note says why and they are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Layer(LayerSummary):
     """One masked weight with its output channels, and how many of them are dead.
 
-    What needs the model is None where that cannot be built.
+    Fields that need the model are None if it cannot be built.
     """
 
     channels: int | None = None
@@ -33,9 +33,9 @@ class Layer(LayerSummary):
 
 @dataclass(frozen=True)
 class Layers:
-    """The masked weights of a model in its order, and totals of the whole model.
+    """A model's masked weights, in order, and totals of the whole model.
 
-    `notes` has a line for whatever is left out, and why.
+    `notes` has a line for everything left out, with the reason.
     """
 
     layers: tuple[Layer, ...]
@@ -47,12 +47,12 @@ class Layers:
 
     @property
     def channels(self) -> int:
-        """Output channels of the layers whose channels are known."""
+        """Output channels of all layers whose channels are known."""
         return sum(layer.channels or 0 for layer in self.layers)
 
     @property
     def dead(self) -> int:
-        """Those of them that are dead."""
+        """The dead ones among `channels`."""
         return sum(layer.dead or 0 for layer in self.layers)
 
 
@@ -74,7 +74,7 @@ def _built(run: Run) -> tuple[nn.Module, Tensor]:
     if not spec or spec.startswith(FROM_PYTHON):
         raise SparsifyError(f"the model is {spec or 'not named'}, which only Python can build")
     if not shape:
-        raise SparsifyError("the file does not tell the shape of an input")
+        raise SparsifyError("the file does not give the shape of an input")
     import torch
 
     from ..export.save import load
@@ -87,7 +87,7 @@ def _built(run: Run) -> tuple[nn.Module, Tensor]:
 def _with_costs(
     stored: tuple[Layer, ...], model: nn.Module, example: Any, cut: int, before: Sequence[int] | None
 ) -> Layers:
-    """Return layers with what they cost; `cut` numbers are gone, and with them multiply-adds if `before` tells them."""
+    """Return layers with their costs; `cut` parameters were shrunk away, and multiply-adds too if `before` is known."""
     from ..model_summary import summary
     from ..surgery.channels import analyse
 
@@ -109,7 +109,7 @@ def _with_costs(
 
 
 def _channels(name: str, channels: Channels) -> tuple[int | None, int | None]:
-    """Return how many channels a weight produces, and how many of them have no influence on the outputs."""
+    """Return how many channels a weight produces, and how many of them do not influence the outputs."""
     dimension = channels.produced.get(name)
     groups = channels.labels.get(name, {}).get(dimension) if dimension is not None else None
     if groups is None:

@@ -14,7 +14,7 @@ _ROW = 30
 def accuracy_over_sparsity(cells: Sequence[Cell]) -> Figure:
     """Return mean test accuracies over sparsity, a line for each series with bars of one standard deviation.
 
-    A point for each seed stands behind; a dense model is a dashed line.
+    Each seed is a point behind the line; a dense model is a dashed line.
     """
     alt = altair()
     pruned, dense = [cell for cell in cells if cell.sparsity], [cell for cell in cells if not cell.sparsity]
@@ -57,7 +57,7 @@ def accuracy_over_sparsity(cells: Sequence[Cell]) -> Figure:
 def paired_differences(cells: Sequence[Cell]) -> Figure | None:
     """Return each cell's mean difference from the first over paired seeds, with 95 % confidence intervals, in points.
 
-    None where nothing is paired.
+    None if no seeds are paired.
     """
     alt = altair()
     rows = [

@@ -1,4 +1,4 @@
-"""What a model takes: bytes on the disk beside the limit, and seconds of a pass beside PyTorch's."""
+"""A model's costs: bytes on disk against the limit, and seconds of a forward pass against PyTorch's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _ENGINE, _SHRUNK = "sparsify engine", "shrunk"
 
 
 def limit_of(file: FileSummary) -> int:
-    """Return the bytes that a model's tensors take at least: masked weights at their limit, the others as they are."""
+    """Return a lower bound of the bytes of a model's tensors: masked weights at their limit, others in full."""
     others = sum(row.bytes_stored for row in file.rows if row.kept is None)
     return file.bytes_limit + others
 
 
 def sizes(file: FileSummary) -> Figure:
-    """Return bars: the dense model, the file, and the least that any encoding of these masks and values takes."""
+    """Return bars: the dense model, the file, and the lower bound of any encoding of these masks and values."""
     alt = altair()
     rows = [
         {"what": "dense", "bytes": file.bytes_original},
@@ -34,7 +34,7 @@ def sizes(file: FileSummary) -> Figure:
 
 
 def latency(result: BenchResult) -> Figure:
-    """Return bars: the median milliseconds of a pass of each runtime, with lines from quartile to quartile."""
+    """Return bars: each runtime's median milliseconds of a forward pass, with lines from quartile to quartile."""
     alt = altair()
     rows = [
         {

@@ -15,7 +15,7 @@ _MOST_POINTS = 2000
 
 
 def accuracy(run: Run) -> Figure:
-    """Return training and test accuracy over steps, the sparsity behind them, and a line at each cycle's end."""
+    """Return training and test accuracy over steps with the sparsity behind, and a line at each cycle's end."""
     alt = altair()
     rows = [
         *_series(run, "accuracy", "training accuracy"),
@@ -50,7 +50,7 @@ def loss(run: Run) -> Figure:
 
 
 def schedule_points(run: Run) -> list[dict[str, float]]:
-    """Return step and sparsity wherever the recipe changes it; as recorded where the plan cannot be known."""
+    """Return the steps and sparsities at which the recipe changes it, or the recorded ones if the plan is unknown."""
     last = int(run.records[-1]["step"])
     updates = [update for update in _updates(run) if update.sparsity is not None and update.step <= last]
     planned = [(update.step, 0.0 if update.event == "reset" else float(update.sparsity or 0)) for update in updates]
@@ -66,7 +66,7 @@ def schedule_points(run: Run) -> list[dict[str, float]]:
 
 
 def cycle_ends(run: Run) -> list[int]:
-    """Return the steps at which all weights come back, or the union of the masks begins."""
+    """Return the steps at which all weights return, or the union of the masks begins."""
     return sorted({update.step for update in _updates(run) if update.step and update.event in ("reset", "union")})
 
 
@@ -78,7 +78,7 @@ def _updates(run: Run) -> list[Update]:
     try:
         return update_plan(run.recipe.prune, total, per_epoch)
     except SparsifyError:
-        return []  # a length in epochs where only steps are known: the records tell the sparsity
+        return []  # the length is in epochs and only steps are known: use the recorded sparsities
 
 
 def _cycles(run: Run, x: Any) -> Iterator[Figure]:

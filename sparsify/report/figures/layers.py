@@ -7,8 +7,8 @@ from typing import Any
 from ..layer_records import Layers
 from .charts import BLUE, Figure, altair, chart
 
-MOST = 40  # bars; the layers with the most parameters
-_STEP = 16  # pixels of a bar
+MOST = 40  # the most bars; layers with the most parameters come first
+_STEP = 16  # a bar's height in pixels
 _GONE = "rgba(138, 143, 152, 0.4)"
 
 
@@ -28,7 +28,7 @@ def layer_parameters(layers: Layers) -> Figure:
 
 
 def layer_multiply_adds(layers: Layers) -> Figure | None:
-    """Return a bar for each layer's multiply-adds, kept and removed; None where they are not known."""
+    """Return a bar for each layer's multiply-adds, kept and removed; None if they are not known."""
     known = [
         (layer.name, layer.kept_multiply_adds, layer.multiply_adds)
         for layer in _shown(layers)

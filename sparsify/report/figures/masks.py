@@ -10,13 +10,13 @@ from ...overlap import LayerOverlap, Masks, iou, overlap_by_layer
 from ..run_records import Run
 from .charts import BLUE, Figure, altair, chart
 
-MOST = 60  # layers of a heat map
+MOST = 60  # the most layers of a heat map
 _CELL = 42
 _ROW = 16
 
 
 def cycle_masks(run: Run) -> dict[int, Masks]:
-    """Return the masks at the ends of a run's cycles by the cycle's number."""
+    """Return the masks at the end of each cycle of a run, by the cycle's number."""
     from ...formats.model.masks import load_masks
 
     return {number: load_masks(path) for number, path in run.masks.items()}
@@ -39,7 +39,7 @@ def cycle_overlap(masks: Mapping[int, Masks]) -> Figure:
 
 
 def layer_overlap(masks: Mapping[int, Masks]) -> Figure:
-    """Return a heat map: intersection over union of each layer's masks in cycles that follow each other."""
+    """Return a heat map: intersection over union of each layer's masks in consecutive cycles."""
     rows: list[dict[str, Any]] = []
     for one, other in pairwise(masks):
         found = overlap_by_layer(masks[one], masks[other])[:MOST]
