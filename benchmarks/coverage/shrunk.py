@@ -1,4 +1,4 @@
-"""What is checked of one model's units: how many there are, and that without half of them it computes the same."""
+"""Checks of one model's units: their number, and that its outputs do not change when half of them are removed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def check_shrink(model: str, dead: Dead = "masks") -> Row:
 
 
 def check_shrunk(network: nn.Module, given: tuple[Any, ...], made: Any, dead: Dead = "masks") -> Row:
-    """Do what `check_shrink` says with a model at hand."""
+    """Make the checks of `check_shrink` on a given model."""
     row: Row = {"input": str(made), "dead": dead, "parameters": _count(network), "problems": []}
     stage = "analyse"
     network.eval()

@@ -1,4 +1,4 @@
-"""Where the engine's time goes: each instruction of a network by itself, on one thread, against the machine's limits.
+"""The engine's time per instruction of a network, on one thread, against the machine's limits.
 
     python -m benchmarks.runtime.layers [--network cifar:vgg19_bn] [--images 16] [--sparsity 0.9]
 
@@ -30,7 +30,7 @@ from ..record import environment, record
 from .contenders import images, network
 
 ROUNDS = 12
-LEAST = 2e-4  # seconds: shorter ones are counted together
+LEAST = 2e-4  # seconds: shorter ones share one row
 
 
 def main() -> None:
