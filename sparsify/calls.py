@@ -18,9 +18,9 @@ _KINDS = "a tensor, a tuple of positional arguments, a dict of keyword arguments
 class Inputs:
     """The arguments of one call of a model: `Inputs(x, mask=mask)` means `model(x, mask=mask)`.
 
-    A tensor, a tuple (positional arguments) or a dict (keyword arguments) does for simpler calls; `Inputs` is for both
-    kinds together, and for one argument that is itself a tuple or a dict, `Inputs(batch)`. Immutable, but for the
-    tensors' values.
+    Use it where a tensor, a tuple (positional arguments) or a dict (keyword arguments) is not enough: for both kinds of
+    arguments together, or for one argument that is itself a tuple or a dict, `Inputs(batch)`. Its two attributes cannot
+    be reassigned.
     """
 
     __slots__ = ("args", "kwargs")
@@ -46,7 +46,7 @@ def _restored(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Inputs:
     return Inputs(*args, **kwargs)
 
 
-# So that torch.utils._pytree maps over these tensors too.
+# So that pytree functions reach the tensors of an example.
 pytree.register_pytree_node(
     Inputs,
     lambda inputs: ([inputs.args, dict(inputs.kwargs)], None),
@@ -59,7 +59,7 @@ def inputs_of(example_input: Any, where: str, model: nn.Module | None = None) ->
     """Return the call that an example describes: a tuple is positional arguments, a dict keyword arguments.
 
     Anything else, including a list, is one argument. Raises SparsifyError, one line that begins with `where` and shows
-    the right call, for a dict whose keys are not names and for arguments that the `forward` of `model` does not take.
+    the right call, for a dict whose keys are not strings and for arguments that `model.forward` does not take.
     """
     if isinstance(example_input, Inputs):
         inputs = example_input
@@ -119,12 +119,12 @@ def _takes(signature: inspect.Signature, *args: Any) -> bool:
 
 
 def run(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """Return the model's output."""
+    """Return `model(*inputs.args, **inputs.kwargs)`."""
     return model(*inputs.args, **inputs.kwargs)
 
 
 def tensors_in(outputs: Any, _within: tuple[int, ...] = ()) -> list[Tensor]:
-    """Return the tensors in a model's output: in containers, data classes and plain objects, nested."""
+    """Return the tensors in a model's output, from inside containers, dataclasses and plain objects."""
     leaves = []
     for leaf in pytree.tree_leaves(outputs):
         within = (*_within, id(leaf))
@@ -140,7 +140,7 @@ def tensors_in(outputs: Any, _within: tuple[int, ...] = ()) -> list[Tensor]:
 
 
 def plain(outputs: Any) -> Any:
-    """Return a model's output as dicts, lists and tuples, for exported programs, which cannot hold its classes."""
+    """Return a model's output as dicts, lists and tuples, which an exported program can hold without the classes."""
     if outputs is None or isinstance(outputs, (Tensor, bool, int, float, str)):
         return outputs
     if isinstance(outputs, Mapping):
@@ -153,5 +153,5 @@ def plain(outputs: Any) -> Any:
         return {one.name: plain(getattr(outputs, one.name)) for one in fields(outputs)}
     if not hasattr(outputs, "__dict__"):
         return outputs
-    # The lengths, types and devices in a cache of keys and values, for example, are no output.
+    # An object such as a key-value cache also stores lengths, dtypes and devices, which are not outputs.
     return {key: plain(value) for key, value in vars(outputs).items() if tensors_in(value)}

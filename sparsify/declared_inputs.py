@@ -1,4 +1,4 @@
-"""Inputs that a transformers model declares: random tokens, images or audio of the sizes in its configuration."""
+"""Random inputs (tokens, images, sound) of the sizes that a transformers model declares in its configuration."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from .calls import Inputs
 
-_TOKENS = 12  # positions of an example: few, and more than a patch or a window of models with those
-_SAMPLES = 4000  # samples: a quarter of a second at 16 kHz
+_TOKENS = 12  # positions: few, but more than a model's patch or window
+_SAMPLES = 4000  # a quarter of a second of sound at 16 kHz
 
 
 def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = None) -> Inputs | None:
-    """Return a batch of `count` random inputs with a fixed seed, as keyword arguments; None for other models.
+    """Return a batch of `count` random inputs (from a fixed seed) as keyword arguments, None for other models.
 
-    `image_size` overrides the configuration's own. Decoders get tokens in addition to their encoder's inputs; models of
-    images and text get both.
+    `image_size` overrides that of the configuration. An encoder-decoder also gets decoder tokens, and a vision-language
+    model both images and tokens.
     """
     config: Any = getattr(model, "config", None)
     main = getattr(model, "main_input_name", None)
@@ -46,7 +46,7 @@ def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = No
     if getattr(config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = tokens()
     if found and "use_cache" in inspect.signature(model.forward).parameters:
-        # Keys and values would be outputs, whose sizes are fixed: no head could be removed.
+        # Cached keys and values would be outputs, whose sizes must stay, so that no head could be removed.
         return Inputs(**found, use_cache=False)
     return Inputs(**found) if found else None
 

@@ -8,28 +8,28 @@ from pathlib import Path
 
 
 class SparsifyError(Exception):
-    """A user's mistake: one line with the place, what was given, what is allowed and the closest match.
+    """A user's mistake, in one line: where it is, what was given, what is allowed and the nearest guess.
 
-    `exit_code` is the command line's exit code.
+    `exit_code` is the exit status of the command line.
     """
 
     exit_code = 2
 
 
 class RunError(SparsifyError):
-    """A run that could not continue for reasons outside of the call: a full disk, a deleted folder."""
+    """A valid request that could not be carried out: a full disk, a deleted folder, a failed download."""
 
     exit_code = 1
 
 
 class Diverged(RunError):
-    """A training run whose loss or weights became NaN or infinite; its last finite checkpoint is kept."""
+    """A training run whose loss or weights became NaN or infinite; its last sound checkpoint is kept."""
 
 
 class ElsewhereError(RunError):
-    """Another process of the same training run failed; `exit_code` is that process's.
+    """Another process of the same training run failed; `exit_code` is that process's exit status.
 
-    `told`: that process prints the reason itself.
+    `told`: the other process reports the reason itself, so the command line prints nothing.
     """
 
     def __init__(self, message: str, exit_code: int = 1, *, told: bool = True) -> None:
@@ -38,27 +38,27 @@ class ElsewhereError(RunError):
 
 
 class RunStopped(Exception):
-    """A run that stopped on request: its checkpoint is written, and it can be resumed."""
+    """A run stopped on request, after it wrote a checkpoint from which it can resume."""
 
 
 class RunWarning(UserWarning):
-    """A run continues, but something was damaged or cut short, or its bits may change."""
+    """A problem that does not stop a run: a damaged or truncated file, something that may change its bits."""
 
 
 class EngineWarning(UserWarning):
-    """An engine leaves an operation to PyTorch that it has kernels for; the line gives operation and reason."""
+    """The engine runs an operation in PyTorch although it has a kernel for it; the message says which and why."""
 
 
 class MaskWarning(UserWarning):
-    """An operation ignores masks; the line names it and says what to do instead."""
+    """An operation ignores masks; the message says which one, and what to do instead."""
 
 
 class CacheWarning(UserWarning):
-    """A cached file is damaged or cannot be written: its content is computed again. The line says where and why."""
+    """A cache file is damaged or cannot be written; its content is computed again, the message says where and why."""
 
 
 def one_line(error: object, most: int = 300) -> str:
-    """Return an error's message on one line, cut to `most` characters; its type's name if it has no message."""
+    """Return an error's message on one line, cut to `most` characters; the name of its type if the message is empty."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
@@ -76,7 +76,10 @@ def nearest(given: str, allowed: Iterable[str]) -> str | None:
 
 
 def nearest_file(given: Path, pattern: str) -> Path | None:
-    """Return the file matching `pattern` with the closest name, in the folder of `given` or the closest to it."""
+    """Return the file that matches `pattern` and is named most like `given`, None if no name is close.
+
+    It is looked for in the folder of `given`, or, if there is none, in the folder beside it with the closest name.
+    """
     folder = given.parent
     if not folder.is_dir():
         guess = nearest(folder.name, [path.name for path in folder.parent.glob("*/")])
@@ -86,7 +89,7 @@ def nearest_file(given: Path, pattern: str) -> Path | None:
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Return "; did you mean 'WORD'?" with the allowed word closest to `given`, "" if nothing is close."""
+    """Return "; did you mean 'WORD'?" with the allowed word closest to `given`, or "" if nothing is close."""
     guess = nearest(given, allowed)
     return f"; did you mean '{guess}'?" if guess else ""
 
@@ -95,7 +98,7 @@ def unknown(what: str, given: str, allowed: Iterable[str], *, where: str = "") -
     """Return the error for a name that is not among `allowed`.
 
     `what` names the kind of thing ("criterion"), `where` the place it was written ("recipe.yaml:12, prune.criterion").
-    Short lists are shown whole; of long ones only the closest match.
+    The error names the nearest guess, and the whole list if it has at most 12 names.
     """
     choices = sorted(allowed)
     hint = did_you_mean(given, choices)

@@ -1,4 +1,4 @@
-"""Modes and random states, restored after a model runs for something other than training."""
+"""Context managers that restore modes and random states after a model ran for something other than training."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def seed_cpu(number: int) -> None:
 
 @contextmanager
 def keep_random_states(device: torch.device | None = None, *, cuda: bool = False) -> Iterator[None]:
-    """Restore the random states of Python, NumPy, torch on the CPU and `device`, if another, on exit.
+    """Restore the random states of Python, NumPy, torch on the CPU and, if it is not the CPU, `device` at the end.
 
-    With `cuda`, those of all CUDA devices in use instead of `device`.
+    With `cuda`, restore those of all CUDA devices instead of `device`, if CUDA is initialised.
     """
     state = cpu_random_state()
     kind, devices = "cuda", list[Any]()
@@ -55,7 +55,7 @@ def keep_random_states(device: torch.device | None = None, *, cuda: bool = False
 
 @contextmanager
 def keep_modes(model: nn.Module) -> Iterator[None]:
-    """Restore every module's own mode (train or eval) on exit: a user may keep some in eval mode while training."""
+    """Restore each module's own mode at the end: a user may keep some modules in eval mode while training."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Tables as plain text, for printing from Python."""
+"""Plain-text tables for output in Python."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
 
 
 def layer_lines(layers: Iterable[tuple[str, Sequence[int], int]]) -> list[str]:
-    """Return a table (layer, shape, kept, sparsity) of layers given as name, shape and number of kept entries."""
+    """Return the lines of a table (layer, shape, kept, sparsity) of layers given as (name, shape, kept entries)."""
     rows = []
     for name, shape, kept in layers:
         sparsity = 1 - kept / prod(shape) if prod(shape) else 0.0

@@ -1,8 +1,8 @@
 """Models of transformers by name: "transformers:NAME_OR_FOLDER[:AUTOCLASS]" -> nn.Module, without remote code.
 
-A name is one of the Hugging Face hub ("gpt2", "google/vit-base-patch16-224"); a folder holds config.json, and needs no
-network. AUTOCLASS is one of transformers' ("AutoModelForCausalLM"); without it the class is the one that the
-configuration names, else AutoModel. transformers is imported when a model is built, not before.
+A name is one of the Hugging Face hub ("gpt2", "google/vit-base-patch16-224"); a folder holds config.json and needs no
+network. AUTOCLASS is one of transformers' ("AutoModelForCausalLM"); without it the configuration names the class, or
+AutoModel is used. transformers is imported only when a model is built.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "transformers"
-CONFIG = "config"  # the argument that replaces a configuration's file: saved files contain it
+CONFIG = "config"  # the argument that replaces config.json; files written by sparsify contain it
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-_ATTENTION = ("eager", "sdpa")  # anything else may name a kernel that is downloaded from the hub
-# Keys by which a configuration may download code or weights, and the values allowed.
+_ATTENTION = ("eager", "sdpa")  # anything else may name a kernel to download from the hub
+# Keys with which a configuration can cause code or weights to be downloaded, and their allowed values.
 _FETCHING: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "use_pretrained_backbone": (None, False),
@@ -41,20 +41,20 @@ _DROPPED = ("auto_map", "name_or_path", "_name_or_path", "transformers_version")
 
 
 def parts(rest: str) -> tuple[str, str | None]:
-    """Return the name or folder, and the class or None, of the text after "transformers:"."""
+    """Return (name or folder, class or None) of the text after "transformers:"."""
     name, colon, last = rest.rpartition(":")
     return (name, last) if colon and "/" not in last and not Path(rest).is_dir() else (rest, None)
 
 
 def is_folder(name: str) -> bool:
-    """Whether a name means a local folder: it begins like a path, or such a folder exists."""
+    """Return whether a name means a local folder: it starts like a path, or such a folder exists."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).is_dir()
 
 
 def check_name(rest: str, *, where: str = "", configured: bool = False) -> None:
-    """Raise SparsifyError with the closest match unless a model may have this name; does not import transformers.
+    """Raise SparsifyError with the nearest guess unless this can be a model's name; does not import transformers.
 
-    With a given configuration (`configured`) the folder need not exist.
+    `configured`: the configuration is given, so a folder need not exist.
     """
     start = f"{where}: " if where else ""
     if find_spec(PREFIX) is None:
@@ -78,9 +78,9 @@ def check_name(rest: str, *, where: str = "", configured: bool = False) -> None:
 
 
 def build(rest: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
-    """Return the model, in training mode, with the published weights if `pretrained`, else freshly initialised.
+    """Return the model, in training mode, with the published weights if `pretrained`, else with fresh ones.
 
-    `arguments` override the configuration; "config" (a dict) replaces it, and nothing is looked up.
+    `arguments` change the configuration; "config" (a dict) replaces it, and then nothing is looked up.
     """
     name, auto = parts(rest)
     spec = f"{PREFIX}:{rest}"
@@ -103,7 +103,7 @@ _NO_REMOTE = {"trust_remote_code": False}
 
 
 def configuration(rest: str, arguments: Mapping[str, Any]) -> Any:
-    """Return the configuration (a PreTrainedConfig) of a name with `arguments`."""
+    """Return the configuration (a PreTrainedConfig) of a name with the changes in `arguments`."""
     from transformers import CONFIG_MAPPING
 
     spec, name = f"{PREFIX}:{rest}", parts(rest)[0]
@@ -130,21 +130,21 @@ def configuration(rest: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def portable(rest: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with the whole configuration, from which the model can be built anywhere."""
+    """Return arguments that contain the whole configuration, so that the model can be built anywhere."""
     config = configuration(rest, arguments)
     table: dict[str, Any] = json.loads(json.dumps(config.to_diff_dict()))
     return {CONFIG: {key: value for key, value in table.items() if key not in _DROPPED}}
 
 
 def check_configuration(where: str, table: Any) -> None:
-    """Raise SparsifyError for a configuration that would download code or weights."""
+    """Raise SparsifyError for a configuration that would cause code or weights to be downloaded."""
     for key, value in _items(table):
         if key in _FETCHING and value not in _FETCHING[key]:
             raise SparsifyError(f"{where}: {key} {value!r} in its configuration would be fetched; it is not built")
 
 
 def has_weights(folder: str) -> bool:
-    """Whether a folder holds weights that transformers would load."""
+    """Return whether a folder holds weights that transformers would load."""
     return any(any(Path(folder).expanduser().glob(pattern)) for pattern in _WEIGHTS)
 
 
@@ -206,7 +206,7 @@ def _auto_classes() -> frozenset[str]:
 
 
 def _near_folder(name: str) -> str:
-    """Return "; did you mean ...?" with a folder beside the named one that holds a configuration."""
+    """Return "; did you mean ...?" with the nearest folder with a config.json next to the named one, or ""."""
     path = Path(name).expanduser()
     beside = {one.parent.name: str(one.parent) for one in sorted(path.parent.glob("*/config.json"))}
     guess = nearest(path.name, beside)

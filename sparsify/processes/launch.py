@@ -1,4 +1,4 @@
-"""How this process was started, read from the environment: alone, or by a launcher of several. Needs no torch."""
+"""How this process was started, according to its environment: alone, or by a launcher. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _ADVICE = "start with torchrun --nproc-per-node N -m sparsify.cli train RECIPE, 
 
 @dataclass(frozen=True)
 class Launch:
-    """The number of this process (from 0), how many there are, and its number on this machine.
+    """The rank of this process, the number of processes, and its rank on this machine.
 
-    `restarts` is how often torchrun has restarted them; `agent` names this machine's torchrun, "" without one.
+    `restarts` is how often torchrun has restarted the processes, `agent` identifies the torchrun of this machine, "" if
+    there is none.
     """
 
     rank: int = 0
@@ -30,7 +31,7 @@ class Launch:
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     """Return how this process was started.
 
-    Raises SparsifyError, one line, if some of a launcher's variables are missing: each process would then train by
+    Raises SparsifyError, one line, if only some of a launcher's variables are set: each process would then train by
     itself.
     """
     given = os.environ if environment is None else environment
@@ -52,7 +53,7 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
 
 
 def _agent(given: Mapping[str, str]) -> str:
-    # FOLDER/attempt_N/RANK/error.json, in a folder that each torchrun makes for itself under a random name.
+    # FOLDER/attempt_N/RANK/error.json; every torchrun creates its own FOLDER with a random name.
     return os.path.dirname(os.path.dirname(os.path.dirname(given.get("TORCHELASTIC_ERROR_FILE", ""))))
 
 
@@ -72,7 +73,7 @@ def _refusal(problem: str) -> SparsifyError:
 
 
 def check_accelerate(precision: str, environment: Mapping[str, str] | None = None) -> None:
-    """Raise SparsifyError for options of `accelerate launch` that a recipe does not support."""
+    """Raise SparsifyError for settings of `accelerate launch` that a recipe does not support."""
     given = os.environ if environment is None else environment
     for variable, name in (
         ("ACCELERATE_USE_FSDP", "FSDP"),

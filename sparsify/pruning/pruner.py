@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..arguments import takes
 from ..processes.ranks import group_of
 from ..surgery.channels import Channels
-from ..surgery.masks import MaskedWeight, kept_of, masked_parameters
+from ..surgery.masks import MaskedWeight, kept_of
+from ..surgery.new_ties import refuse_new_ties
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
 from ..surgery.sharding import reshard, shard_masks
@@ -27,7 +28,7 @@ from .mask_update import set_all, union_of
 from .report import PruningReport, SparsityWarning
 from .same_masks import check_same
 from .schedules import Update, update_plan
-from .selection.prunable_weights import copy_to_aliases
+from .selection.prunable_weights import copy_to_aliases, weights_named
 from .settings.prune import Pruning, parse_pruning
 from .state import PrunerState, settings_text
 
@@ -83,6 +84,7 @@ class Pruner:
         """
         self.model, self._group = unwrap(model), group_of(model)
         model, shards = self.model, shard_masks(self.model)
+        refuse_new_ties(model, "Pruner")
         self.pruning = parse_pruning(pruning)
         self.total_steps, self.steps_per_epoch = times = total_steps, steps_per_epoch
         self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, *times))
@@ -173,6 +175,7 @@ class Pruner:
         Warns (ScheduleWarning) if updates are still due, and after more steps than were planned.
         """
         warn_of_schedule(self.model, stacklevel=2)
+        self._weights()
         return pruning_report(self.model, self.pruning, self.parts, self._state.removed_before)
 
     def _note_progress(self) -> None:
@@ -203,8 +206,7 @@ class Pruner:
 
     def _weights(self) -> dict[str, MaskedWeight]:
         # Looked up each time: `.to(device)` and some ways of loading replace the masks.
-        weights = masked_parameters(self.model)
-        return {name: weights[name] for name in self.names}
+        return weights_named(self.model, self.names)
 
     def _is_due(self) -> bool:
         return not self.finished and self.plan[self._state.done].step <= self.position

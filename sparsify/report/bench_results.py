@@ -1,4 +1,4 @@
-"""The results of `sparsify bench` in a run's folder. Needs no torch."""
+"""The results of `sparsify bench` for a run, stored in the run's folder. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BENCH = "bench.json"
 
 @dataclass(frozen=True)
 class Timing:
-    """One runtime's seconds for a forward pass: median, lower and upper quartile."""
+    """The seconds of one forward pass in one runtime: median, lower and upper quartile."""
 
     name: str
     median: float
@@ -25,7 +25,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One `sparsify bench`: input shape, threads, processor, versions, date, and the runtimes' timings."""
+    """One result of `sparsify bench`: input shape, threads, processor, versions, date, and runtimes' timings."""
 
     shape: tuple[int, ...]
     threads: int
@@ -36,7 +36,7 @@ class BenchResult:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What a later result must share to replace this one."""
+        """The key under which a later result replaces this one: (shape, threads, processor)."""
         return (self.shape, self.threads, self.processor)
 
 
@@ -59,7 +59,7 @@ def read_bench_results(folder: Path) -> tuple[BenchResult, ...]:
 
 
 def add_bench_result(folder: Path, result: BenchResult) -> None:
-    """Add a result to a run's folder; an older one of the same input, threads and processor is replaced."""
+    """Add a result to a run's folder; it replaces an older one of the same input shape, threads and processor."""
     others = [one for one in read_bench_results(folder) if one.key != result.key]
     text = json.dumps([asdict(one) for one in [*others, result]], indent=1)
     atomic_write(folder / BENCH, text.encode() + b"\n")

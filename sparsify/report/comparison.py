@@ -1,4 +1,4 @@
-"""Several runs compared: those of one recipe with different seeds are averaged. Needs no torch."""
+"""Comparison of several runs: runs of one recipe with different seeds become one mean. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _SHOWN = 3  # the most keys in a label
 class Cell:
     """The runs of one recipe, a label that distinguishes it, and final test accuracy and loss by seed.
 
-    `series` is the label without the sparsity; `sparsity` is the mean fraction of the masked weights that is removed,
-    `bytes` the mean size of the files, `reached` the mean and deviation of the accuracies, `against` the paired
-    differences from the first cell, None for the first and if no seed is in both.
+    `series` is the label without the sparsity; `sparsity` is the mean removed fraction of the masked weights, `bytes`
+    the mean file size, `reached` the mean and deviation of the accuracies, `against` the paired differences from the
+    first cell, None for the first cell itself and if there is no common seed.
     """
 
     runs: tuple[Run, ...]
@@ -40,14 +40,14 @@ class Cell:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds, sorted."""
+        """The seeds in ascending order."""
         return sorted(self.accuracy)
 
 
 def compare(runs: Sequence[Run]) -> list[Cell]:
-    """Return the runs' recipes as cells; the others are paired with the first, a dense one if there is one.
+    """Return one cell per recipe of the runs; the others are compared with the first, a dense one if there is one.
 
-    Raises SparsifyError for runs of different data, whose accuracies cannot be compared, for runs without a test
+    Raises SparsifyError for runs on different data, whose accuracies cannot be compared, for runs without a test
     accuracy, and for two runs of one recipe and seed.
     """
     leaves = [flat_recipe(run.recipe) for run in runs]
@@ -110,9 +110,9 @@ def _cell(group: Sequence[Run], label: str, series: str, first: Mapping[int, flo
 
 
 def _labels(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return a label of each recipe: its name, and the keys in which those of one name differ.
+    """Return (label, series) of each recipe: its name, and the keys in which recipes of that name differ.
 
-    Second, the same labels without the sparsity.
+    The series is the label without the sparsity.
     """
     names = {tree[_NAME] for tree in trees if not _is_dense(tree)}
     found = []
@@ -130,7 +130,7 @@ def _labels(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys in which recipes differ, except the seed, the name and keys that change no result."""
+    """Return the keys in which recipes differ, except the seed, the name and keys that do not affect results."""
     keys = sorted({key for tree in trees for key in tree} - {*FREE, _SEED, _NAME})
     return [key for key in keys if len({str(tree.get(key)) for tree in trees}) > 1]
 
@@ -148,7 +148,7 @@ def _is_dense(tree: Mapping[str, Any]) -> bool:
 
 
 def _short(key: str, others: Sequence[str]) -> str:
-    """Return the shortest end of a key that no other key shares."""
+    """Return the shortest end of a dotted key that no other key shares."""
     parts = key.split(".")
     for length in range(1, len(parts)):
         end = ".".join(parts[-length:])

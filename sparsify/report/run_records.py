@@ -23,9 +23,9 @@ Row = Mapping[str, Any]
 class Run:
     """A finished run.
 
-    `records` are the lines of metrics.jsonl; `conditions` the hardware and versions of each start (empty for runs of
-    versions that did not write it); `file` the saved model's tensors; `masks` the mask files at the ends of cycles, by
-    the cycle's number; `bench` the results of `sparsify bench`.
+    `records` are those of metrics.jsonl in order, `conditions` the hardware and versions of each start (empty for runs
+    of versions that did not store them), `file` the saved model's tensors, `masks` the mask files at the ends of the
+    cycles by the cycle's number, `bench` the results of `sparsify bench`.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The seed of all random numbers."""
+        """The seed of the run."""
         return self.recipe.train.seed
 
     @property
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def sparsity(self) -> float:
-        """The fraction removed of the masked weights, 0 for a dense model; for a shrunk one, of all its parameters."""
+        """The removed fraction of the masked weights, 0 for a dense model; of all parameters if the model was cut."""
         file = self.file
         if file.entries < file.original_entries:
             return 1 - (file.entries - (file.masked_entries - file.kept)) / file.original_entries
@@ -57,14 +57,14 @@ class Run:
 
     @property
     def shrunk(self) -> Row:
-        """What training shrank away ("multiply_adds" before and after, and more), {} if nothing."""
+        """The record of a shrink during training ("multiply_adds" before and after, and more), {} if there was none."""
         return next((record["shrunk"] for record in self.records if record.get("shrunk")), {})
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
     """Return the finished run in `folder`.
 
-    Raises SparsifyError, one line, if there is none, or it is not finished, lacks its metrics or is damaged.
+    Raises SparsifyError, one line, if there is no run or if it is unfinished, damaged or without metrics.
     """
     path = Path(folder)
     folders.check_run(path)
@@ -105,7 +105,7 @@ def _masks(folder: Path) -> dict[int, Path]:
 
 
 def _json(path: Path, kind: type) -> Any:
-    """Return the content of a JSON file, None if there is none."""
+    """Return the content of a JSON file, None if it does not exist."""
     if not path.exists():
         return None
     with folders.one_line(path.parent):

@@ -1,4 +1,4 @@
-"""The modules of a model with their paths, found many times faster than by nested generators."""
+"""The modules of a model with their paths, many times faster than nn.Module's nested generators."""
 
 from __future__ import annotations
 

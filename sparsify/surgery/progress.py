@@ -1,4 +1,4 @@
-"""The progress of a model's pruning schedule, to warn if the model is saved or reported on before its end."""
+"""The progress of a model's pruning schedule, for the warning if the model is saved or reported on before its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ScheduleWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps counted and planned, the step of the last update, and updates done and planned."""
+    """A pruner's progress: `position` of `total_steps` steps, `done` of `updates` updates, the last at step `last`."""
 
     position: int
     total_steps: int
@@ -27,7 +27,7 @@ class Progress:
 
     @property
     def warning(self) -> str:
-        """The text of a warning, or nothing; nothing before the first step."""
+        """The text of the warning, or "" if none is due; always "" before the first step."""
         if self.position > self.total_steps:
             return (
                 f"pruner.step() was called {self.position:,} times, total_steps is {self.total_steps:,}: it counts "
@@ -45,12 +45,12 @@ _PROGRESS: WeakKeyDictionary[nn.Module, Progress] = WeakKeyDictionary()
 
 
 def note_progress(model: nn.Module, progress: Progress) -> None:
-    """Store the progress of the present pruner of `model`."""
+    """Store the progress of the current pruner of `model`."""
     _PROGRESS[unwrap(model)] = progress
 
 
 def warn_of_schedule(model: nn.Module, *, stacklevel: int) -> None:
-    """Give a ScheduleWarning if the schedule of the model's last pruner was cut short or overrun."""
+    """Emit a ScheduleWarning if the schedule of the model's last pruner was cut short or overrun."""
     progress = _PROGRESS.get(unwrap(model))
     if progress is not None and progress.warning:
         warnings.warn(progress.warning, ScheduleWarning, stacklevel=stacklevel + 1)

@@ -1,1 +1,1 @@
-"""Many runs of one recipe: the product of varied values and seeds, in a queue that may be killed and restarted."""
+"""Many runs of one recipe: the product of varied values and seeds, in a queue that survives a kill."""

@@ -1,4 +1,4 @@
-"""What a sweep varies: `prune.sparsity=[0.9, 0.95]` and seeds become runs, each a recipe in a folder of its own."""
+"""The runs of a sweep: `prune.sparsity=[0.9, 0.95]` and seeds become runs, each a recipe in its own folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Varied:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: what distinguishes it, its recipe and its folder."""
+    """One run of a sweep: a name made of its varied values, its recipe and its folder."""
 
     name: str
     recipe: Recipe
@@ -54,7 +54,7 @@ def parse_varied(text: str) -> Varied:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Return the seeds of "3" (1, 2, 3) or of "1,5,7"; raises SparsifyError for anything else."""
+    """Return the seeds of "3" (1, 2, 3) or "1,5,7"; raises SparsifyError for anything else."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() for part in parts):
         raise SparsifyError(f"--seeds {text}: a number of seeds (3 means 1, 2 and 3), or the seeds themselves: 1,5,7")
@@ -67,7 +67,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def sweep_runs(
     path: str | Path, varied: Sequence[Varied], seeds: Sequence[int], folder: Path, overrides: Sequence[str] = ()
 ) -> list[SweepRun]:
-    """Return the runs of the product, seed by seed, so that pairs can be compared early.
+    """Return the runs of the product, ordered by seed, so that pairs can be compared early.
 
     Raises SparsifyError for a mistake in any recipe.
     """
@@ -89,7 +89,7 @@ def _short(key: str, value: str) -> str:
 
 
 def _folder_name(name: str) -> str:
-    """Return a folder's name that is unique to these values, whatever characters they contain."""
+    """Return a folder name that is unique for `name`, whatever characters its values contain."""
     plain = re.sub(r"[^\w.=+-]+", "_", name, flags=re.ASCII)
     if plain == name and len(name) <= _LONGEST:
         return name
@@ -97,7 +97,7 @@ def _folder_name(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as plain JSON; YAML reads fractions such as 1/3 as strings."""
+    """Return a value as JSON-serialisable types; fractions such as 1/3 are already text in YAML."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,7 @@
-"""One run of a queue, in its own process: python -m sparsify.sweep.worker RECIPE FOLDER THREADS
+"""One run of a queue in its own process: python -m sparsify.sweep.worker RECIPE FOLDER THREADS
 
-Resumes from the folder's checkpoint if there is one, ends when the queue does, and writes a checkpoint on SIGTERM.
+It resumes from the folder's checkpoint if there is one, ends when the queue ends, and writes a checkpoint when it is
+asked to stop (SIGTERM).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..training.run.train import TrainResult, train
 def run_to_end(
     recipe: Recipe, folder: Path, threads: int, on_record: Callable[[Record], None] | None = None
 ) -> TrainResult:
-    """Train, or resume the run in `folder`, and return the result; the process ends when its parent does.
+    """Train, or resume the run in `folder`, and return the result; the process ends when its parent ends.
 
     Raises RunStopped, after a checkpoint, when the process gets SIGTERM.
     """
@@ -50,7 +51,7 @@ def _end_with_the_queue() -> None:
 
 
 def main(work: Callable[[Recipe, Path, int], object] = run_to_end) -> None:
-    """Call `work` with the recipe, folder and threads of the command line; a mistake is one line and exit code 1."""
+    """Call `work` with the recipe, folder and threads of the command line; a mistake exits with one line and code 1."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         work(read_recipe(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

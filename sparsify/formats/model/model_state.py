@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from ...errors import SparsifyError, listed
 from ...quantities import sizes
 from ...surgery.masks import all_masked_parameters, all_masked_weights, is_computed
+from ...surgery.new_ties import one_mask_each
 from ...surgery.shrink.attributes import new_attributes
 from ...surgery.shrink.cuts import Cuts, checked, cuts_of, every_tensor
 from ..file.cuts_text import cuts_text, read_cuts
@@ -33,7 +34,11 @@ class ModelState:
 
 
 def collect(model: nn.Module) -> ModelState:
-    """Return the state of `model` for a file, without copying. Raises SparsifyError for an entry that is no tensor."""
+    """Return the state of `model` for a file, without copying.
+
+    Raises SparsifyError for an entry that is no tensor, and for a parameter with two masks that differ.
+    """
+    one_mask_each(model, "save")
     masked = {weight.name: weight for weight in all_masked_parameters(model)}
     hidden = {f"{name}_mask" for name in masked}
     first: dict[int, str] = {}

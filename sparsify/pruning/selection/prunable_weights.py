@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, listed
 from ...processes.shards import local
 from ...surgery.ignore_patterns import class_names, ignored_names
-from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
+from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters, masked_weights
 from ...surgery.parametrized import computed_names
 from ...surgery.tracing.bytecode_scan import CONV_AND_LINEAR
 
@@ -64,6 +64,18 @@ def maskable_weights(model: nn.Module) -> list[str]:
         if read == "weight" and isinstance(layer, CONV_AND_LINEAR) and parameter.shape == layer.weight.shape:
             maskable.append(path)
     return maskable
+
+
+def weights_named(model: nn.Module, names: Iterable[str]) -> dict[str, MaskedWeight]:
+    """Return the masked weights and parameters of these names; SparsifyError for those that have no mask any more."""
+    present = masked_parameters(model)
+    gone = [name for name in names if name not in present]
+    if gone:
+        raise SparsifyError(
+            f"Pruner: the model has no masked weight {listed(gone)} any more, which this pruner prunes: "
+            "convert the changed model, and make a new pruner for it"
+        )
+    return {name: present[name] for name in names}
 
 
 def copy_to_aliases(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What all figures share: Altair (imported for the first figure), colours, and writing to a file."""
+"""Shared by all figures: Altair, which is imported with the first figure, colours, and writing to a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCALE = 2  # PNG pixels per pixel of the figure
 
 
 def check_installed(what: str) -> None:
-    """Raise SparsifyError with the install command unless figures can be made; the line begins with `what`."""
+    """Raise SparsifyError, which begins with `what`, with the install command unless the packages for figures exist."""
     if missing := [name.replace("_", "-") for name in _NEEDED if find_spec(name) is None]:
         raise SparsifyError(f"{what} needs {' and '.join(missing)}: pip install 'sparsify-torch[report]'")
 
@@ -43,13 +43,13 @@ def converter() -> Any:
 
 
 def chart(rows: Iterable[Mapping[str, Any]]) -> Figure:
-    """Return a chart of `rows`, without a mark, as wide as the page."""
+    """Return a chart of `rows` without a mark, as wide as its container."""
     alt = altair()
     return alt.Chart(alt.Data(values=[dict(row) for row in rows])).properties(width="container")
 
 
 def config(colour: str = "currentColor", background: str = "transparent") -> dict[str, Any]:
-    """Return the settings of all figures; `currentColor` gives text and lines the colour of the page."""
+    """Return the style of all figures; with `currentColor`, text and lines take the colour of the surrounding page."""
     text = {"labelColor": colour, "titleColor": colour, "labelFontSize": 11, "titleFontSize": 12}
     axis = {"gridColor": colour, "gridOpacity": 0.15, "domainColor": colour, "domainOpacity": 0.5}
     ticks = {"tickColor": colour, "tickOpacity": 0.5, "labelLimit": 150, "titleFontWeight": "normal"}
@@ -65,10 +65,10 @@ def config(colour: str = "currentColor", background: str = "transparent") -> dic
 
 
 def spec(figure: Figure) -> dict[str, Any]:
-    """Return a figure as Vega-Lite, without the settings of a theme."""
+    """Return a figure as Vega-Lite, without theme settings."""
     found: dict[str, Any] = figure.to_dict()
     found.pop("config", None)
-    # As wide as its container; its height follows from its rows.
+    # The width is that of the container, the height follows from the rows.
     return {**found, "autosize": {"type": "fit-x", "contains": "padding"}}
 
 

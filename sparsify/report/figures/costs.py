@@ -1,4 +1,4 @@
-"""A model's costs: bytes on disk against the limit, and seconds of a forward pass against PyTorch's."""
+"""Figures of a model's costs: bytes on disk next to the limit, and seconds of a pass next to PyTorch's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _ENGINE, _SHRUNK = "sparsify engine", "shrunk"
 
 
 def limit_of(file: FileSummary) -> int:
-    """Return a lower bound of the bytes of a model's tensors: masked weights at their limit, others in full."""
+    """Return the least bytes for a model's tensors: masked weights at their limit, other tensors as stored."""
     others = sum(row.bytes_stored for row in file.rows if row.kept is None)
     return file.bytes_limit + others
 
 
 def sizes(file: FileSummary) -> Figure:
-    """Return bars: the dense model, the file, and the lower bound of any encoding of these masks and values."""
+    """Return bars for the dense model, the file, and the information limit of its masks and values."""
     alt = altair()
     rows = [
         {"what": "dense", "bytes": file.bytes_original},
@@ -34,7 +34,7 @@ def sizes(file: FileSummary) -> Figure:
 
 
 def latency(result: BenchResult) -> Figure:
-    """Return bars: each runtime's median milliseconds of a forward pass, with lines from quartile to quartile."""
+    """Return bars with each runtime's median milliseconds per pass, and lines from quartile to quartile."""
     alt = altair()
     rows = [
         {

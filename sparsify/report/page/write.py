@@ -1,4 +1,4 @@
-"""write(): one self-contained HTML file about one run or several."""
+"""write(): one self-contained HTML file about one or several runs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def write(
     *,
     figures: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
-    """Write a report of one or several run folders to the HTML file `out`; return the paths of all files written.
+    """Write a report about one or several run folders to the HTML file `out`; return the paths of all written files.
 
-    The file is self-contained: it needs no network and no other file. `figures` is a folder for each figure as .svg and
-    .png. Of the runs of one recipe with different seeds, the first is shown in full and all are compared.
-    Raises SparsifyError, one line, for a folder without a finished, complete and undamaged run, for runs that cannot be
-    compared, if `out` cannot be written, and if the extra `sparsify-torch[report]` is missing.
+    The file is self-contained: it needs no network and no other file. `figures` is a folder to which each figure is
+    also written as .svg and .png. All runs are compared; of runs of one recipe with different seeds, only the first is
+    shown in full. Raises SparsifyError, one line, if a run does not exist or is unfinished, damaged or without metrics,
+    if runs cannot be compared, and if `out` cannot be written or the extra `sparsify-torch[report]` is missing.
     """
     paths = [runs] if isinstance(runs, PATH) else list(runs)
     if not paths:
