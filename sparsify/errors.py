@@ -1,4 +1,4 @@
-"""The errors a user can cause, and the nearest-guess wording they share."""
+"""Errors and warnings for users, and their shared did-you-mean wording."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def one_line(error: object, most: int = 300) -> str:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Return the first `most` names and how many more there are: "a, b and 3 more"."""
+    """Return the first `most` names and the number of others: "a, b and 3 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
