@@ -131,7 +131,7 @@ class Engine:
             state = kept_state(self.model, lambda: flatten_outputs(run_call(self.model, inputs.call()))[0])
             if not state:
                 return self._fastest(inputs)
-        self._tell(inputs, [Fault(str(TORCH), state, raised=True)], alone=True)
+        self._report(inputs, [Fault(str(TORCH), state, raised=True)], alone=True)
         return replace(TORCH, why=state)
 
     def _fastest(self, inputs: Inputs) -> Strategy:
