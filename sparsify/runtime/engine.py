@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +18,7 @@ from ..ops import is_transformed
 from .call_inputs import Inputs, Shapes, flattened, images_in, shown, unusable
 from .call_outputs import flatten_outputs
 from .engine_text import told
+from .forks import reset_in_child
 from .kernel_errors import Fault, by_reason
 from .program.assemble import Array
 from .program.plan import Plan, alone, execute, make_plan, memory
@@ -53,9 +52,9 @@ class Engine:
         self._tune = tune
         self._left: set[str] = set()  # lines on inputs left to PyTorch and strategies not used
         self._failed: dict[str, str] = {}  # operations whose kernels failed: why
-        self._reset_process_state()
+        self.reset_process_state()
 
-    def _reset_process_state(self) -> None:
+    def reset_process_state(self) -> None:
         """Reset what belongs to one process; it is created when first needed."""
         self._plans: dict[tuple[Shapes, frozenset[str]], Plan] = {}
         self._shown: dict[Shapes, Plan] = {}
@@ -63,7 +62,7 @@ class Engine:
         self._workers: Workers | None = None
         self._lock = threading.Lock()
         self._owner = 0
-        _ENGINES.add(self)
+        reset_in_child(self)
 
     def __getstate__(self) -> dict[str, Any]:
         mine = ("_plans", "_shown", "_buffers", "_workers", "_lock", "_owner")
@@ -73,7 +72,7 @@ class Engine:
         self.__dict__.update(state)
         # The machine and the version may differ: strategies are checked before use.
         self.known, self.strategies = {**self.known, **self.strategies}, {}
-        self._reset_process_state()
+        self.reset_process_state()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_transformed():  # a tracer or transform would see the outputs as constants, without gradient or batch
@@ -243,17 +242,3 @@ class Engine:
 
     def _warn(self, line: str) -> None:
         warnings.warn(f"engine of {type(self.model).__name__}: {line}", EngineWarning, stacklevel=2)
-
-
-_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _in_child() -> None:
-    """Reset every engine after a fork; PyTorch, whose threads are gone too, gets a single one."""
-    torch.set_num_threads(1)
-    for engine in list(_ENGINES):
-        engine._reset_process_state()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

@@ -142,7 +142,7 @@ def test_a_name_that_contains_checkpoint_recomputes_nothing() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x, self.w - self.w.mean(1, keepdim=True)) * (1 if self.checkpoint_path else 2)
 
-    assert convert(Loaded()).masked == ("w",)
+    assert list(convert(Loaded()).masked) == ["w"]
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
