@@ -12,7 +12,7 @@ from typing import Any
 from ..record import Row, environment, record
 
 TABLE = Path(__file__).parent / "coverage.csv"
-_SHOWN = 12  # models named of those that share a cause
+_SHOWN = 12  # the most models named for a cause
 
 INTRODUCTION = """
 Every model of timm and every torchvision model that is not quantized, with random weights (scales, biases and
@@ -91,7 +91,7 @@ def share(row: Row) -> float:
 
 
 def shrink_causes(row: Row) -> list[str]:
-    """Return what went wrong, and the first reason for which dead units stayed."""
+    """Return what went wrong, and the first reason why dead units stayed."""
     return [*row["problems"], *row.get("barrier", [])[:1], *row.get("kept", [])[:1]]
 
 
@@ -100,7 +100,7 @@ def _known(value: bool | None) -> str | bool:
 
 
 def causes(row: Row) -> list[str]:
-    """Return why a model's conversion does not hold in full: problems, or what could not be compared."""
+    """Return why a model's conversion does not hold: problems, or what could not be compared."""
     if row["verdict"] == "holds":
         return []
     limit = [row["bits"]] if row.get("bits", "").startswith("meta") else []
@@ -155,7 +155,7 @@ def conversion_lines(rows: Mapping[str, Row]) -> list[str]:
 
 
 def all_live(row: Row) -> bool:
-    """Whether every mask has an effect on the output, but for weights that the forward does not use."""
+    """Whether every mask has an effect on the output, except weights that the forward does not use."""
     return "live" in row and row["live"] + row["unused"] == row["masked"]
 
 

@@ -1,4 +1,4 @@
-"""Models of the field, each in a small configuration with random weights: what works, and what does not.
+"""Widely used models, each in a small configuration with random weights: what works, and what does not.
 
     python -m benchmarks.coverage.wild [--only 'transformers *'] [--redo '*Mamba*'] [--jobs 2] [--seconds 120]
     python -m benchmarks.coverage.wild --summary      # the section of results.md

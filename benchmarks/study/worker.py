@@ -1,6 +1,6 @@
-"""One run of a study, in a process of its own: python -m benchmarks.study.worker RECIPE FOLDER THREADS
+"""One run of a study, in its own process: python -m benchmarks.study.worker RECIPE FOLDER THREADS
 
-Started by the queue. Goes on from the folder's checkpoint if there is one, and ends when the queue does.
+Started by the queue; resumes from the folder's checkpoint if there is one, and ends when the queue does.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def work(recipe: Recipe, folder: Path, threads: int) -> None:
     measures = _measures(folder, result.report)
     measures |= {"processor_seconds": spent + time.process_time(), "device": _device(recipe.train.device, threads)}
     atomic_write(folder / RESULT, json.dumps(measures).encode())
-    shutil.rmtree(folder / Path(folders.LAST).parent)  # done with; masks, weights and log stay
+    shutil.rmtree(folder / Path(folders.LAST).parent)  # no longer needed; masks, weights and log stay
 
 
 def _measures(folder: Path, report: PruningReport | None) -> dict[str, Any]:
-    """Return what a row tells of a run: at its end, at the final sparsity; and the study's way, the best epoch's."""
+    """Return a run's measures for its row: at its end, at the final sparsity, and of its best epoch."""
     epochs = [json.loads(line) for line in (folder / folders.METRICS).read_text().splitlines()]
     tested = [record for record in epochs if "test_accuracy" in record]
     last, best = tested[-1], max(tested, key=lambda record: record["test_accuracy"])

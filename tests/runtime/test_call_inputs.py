@@ -10,12 +10,13 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 import sparsify
 from sparsify.calls import Inputs
 from sparsify.errors import EngineWarning
+from sparsify.relative_error import relative_error
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
 from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.lowering import rules
 from sparsify.runtime.lowering.ir import Instruction
-from sparsify.runtime.tuning.search import TORCH, difference
+from sparsify.runtime.tuning.search import TORCH
 
 
 class Steps(nn.Module):
@@ -67,7 +68,7 @@ def kernels_of(engine: Engine) -> set[Opcode]:
 def check(engine: Engine, model: nn.Module, *args: object) -> None:
     with torch.no_grad():
         wanted = model(*args)
-    assert difference([engine(*args)], [wanted]) <= 1e-5
+    assert relative_error([engine(*args)], [wanted]) <= 1e-5
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -177,10 +178,10 @@ def test_defaults_set_later_change_nothing() -> None:
         assert "default dtype float64" in str(engine)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert difference([found], [wanted]) <= 1e-5
+    assert relative_error([found], [wanted]) <= 1e-5
     with torch.device("meta"):
         found = engine(x)
-    assert difference([found], [wanted]) <= 1e-5
+    assert relative_error([found], [wanted]) <= 1e-5
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -194,7 +195,7 @@ def test_autocast_changes_nothing(first: bool) -> None:
     with torch.no_grad():
         wanted = model(x)
     for found in (inside, engine(x)):
-        assert difference([found], [wanted]) <= 1e-5
+        assert relative_error([found], [wanted]) <= 1e-5
     assert next(iter(engine.strategies.values())).kind != "torch"
 
 
