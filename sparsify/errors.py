@@ -70,9 +70,10 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed word closest to `given`, or None if nothing is close."""
-    matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    """Return the allowed word closest to `given`, whatever its case, or None if nothing is close."""
+    words = {word.casefold(): word for word in reversed(list(allowed))}  # of two spellings the first
+    matches = get_close_matches(given.casefold(), words, n=1, cutoff=0.6)
+    return words[matches[0]] if matches else None
 
 
 def nearest_file(given: Path, pattern: str) -> Path | None:

@@ -98,7 +98,7 @@ def _written_path(detail: Any, tree: Any) -> Keys:
         if isinstance(node, Mapping) and key in node or isinstance(node, list | tuple) and isinstance(key, int):
             node = node[key]
             path.append(key)
-    if detail["type"] == "missing":
+    if detail["type"] == "missing" and path[-1:] != [last]:
         path.append(last)
     return tuple(path)
 
@@ -139,8 +139,9 @@ def _describe_unknown(path: Keys, model: type[BaseModel], tree: Any) -> str:
         return f"belongs to another name than '{tag}' (known: {', '.join(allowed)})"
     if nearest(key, allowed) is None:
         here = ".".join(map(str, path))
-        elsewhere = [dotted for dotted in _all_keys(model) if dotted != here and dotted.rsplit(".", 1)[-1] == key]
-        if elsewhere:
+        found = dict.fromkeys(_all_keys(model))
+        elsewhere = [dotted for dotted in found if dotted != here and dotted.rsplit(".", 1)[-1] == key]
+        if 0 < len(elsewhere) < 4:
             return f"unknown key; did you mean {' or '.join(map(repr, elsewhere))}?"
     return _with_guess("unknown key", key, allowed)
 

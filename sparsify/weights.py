@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -185,7 +186,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             if metadata.get("format") == "sparsify":
                 raise SparsifyError(
                     f"{path}: a sparse file, not plain weights; read it with sparsify.load, or make it plain with: "
-                    f"sparsify export {path} --format dense --out FILE"
+                    f"sparsify export {quote(str(path))} --format dense --out FILE"
                 )
             if metadata.get("format") == "sparsify-masks":
                 raise SparsifyError(f"{path}: masks alone, without weights; to put them on a model: convert --masks")
@@ -210,7 +211,7 @@ def _read_torch(path: Path) -> Any:
         # timm and many scripts store their command line with the weights; a Namespace is a plain record.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             # A plain pickle is refused or read like any other file; torch warns first.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            warnings.filterwarnings("ignore", message="Detected pickle protocol|'torch.load' received a zip file")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's message advises how to run the code anyway.

@@ -174,13 +174,14 @@ class Pruner:
 
         Warns (ScheduleWarning) if updates are still due, and after more steps than were planned.
         """
-        warn_of_schedule(self.model, stacklevel=2)
+        warn_of_schedule(self.model, stacklevel=2, weights=self.names)
         self._weights()
         return pruning_report(self.model, self.pruning, self.parts, self._state.removed_before)
 
     def _note_progress(self) -> None:
         last = self.plan[-1].step if self.plan else 0
-        note_progress(self.model, Progress(self.position, self.total_steps, last, self._state.done, len(self.plan)))
+        progress = Progress(self.position, self.total_steps, last, self._state.done, len(self.plan))
+        note_progress(self.model, self.names, progress)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state from which `load_state_dict` continues to the same bits; masks are in the model's state.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..calls import Inputs as Call
@@ -88,6 +88,8 @@ def unusable(inputs: Inputs) -> str:
     others = [leaf for place, leaf in enumerate(inputs.leaves) if place not in inputs.places]
     if any(type(leaf) not in _PLAIN for leaf in others) or not all(_usable(x) for x in tensors):
         return f"input of {_kinds([*tensors, *others])}: PyTorch: kernels are for float32 on the CPU"
+    if torch._C._len_torch_dispatch_stack():
+        return "calls within a TorchDispatchMode: PyTorch: it does not see what kernels do"
     if torch.get_default_dtype() != torch.float32:
         return f"default dtype {torch.get_default_dtype()}: PyTorch: kernels are for float32".replace("torch.", "")
     return ""
@@ -95,12 +97,13 @@ def unusable(inputs: Inputs) -> str:
 
 def _usable(x: Tensor) -> bool:
     right = x.dtype == torch.float32 or x.dtype in _WHOLE
-    return right and x.device.type == "cpu" and x.layout == torch.strided
+    return right and type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.layout == torch.strided
 
 
 def _kinds(values: Sequence[Any]) -> str:
     """Return the types and devices of inputs as text: "float16 on cuda:0"."""
-    kinds = [f"{x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__ for x in values]
+    tensors = (Tensor, nn.Parameter)
+    kinds = [f"{x.dtype} on {x.device}" if type(x) in tensors else type(x).__name__ for x in values]
     return ", ".join(dict.fromkeys(kinds)).replace("torch.", "")
 
 

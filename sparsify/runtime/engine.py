@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
-import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,14 +14,17 @@ from torch import nn
 from ..calls import Inputs as Call
 from ..calls import run as run_call
 from ..errors import EngineWarning
+from ..ops import is_transformed
 from .call_inputs import Inputs, Shapes, flattened, images_in, shown, unusable
 from .call_outputs import flatten_outputs
+from .engine_text import told
+from .forks import reset_in_child
 from .kernel_errors import Fault, by_reason
 from .program.assemble import Array
-from .program.describe import text
 from .program.plan import Plan, alone, execute, make_plan, memory
 from .signal_safe import untorn
 from .thread_pool import Workers
+from .trial_calls import kept_state, trial_calls
 from .tuning import cache
 from .tuning.search import TORCH, Strategy, autotune, candidates, check
 
@@ -36,7 +38,8 @@ class Engine:
     and bool tensors on the CPU; PyTorch runs calls with others. The first call with another input shape compiles
     another program. Several threads may call it; calls run one after the other. An exception of a signal handler during
     a call, e.g. of Ctrl-C, ends that call only. Copies, also pickled ones, and the engine in a child process have their
-    own threads; if a handler or a hook calls the engine during a call of the same thread, PyTorch runs that call.
+    own threads; if a handler or a hook calls the engine during a call of the same thread, PyTorch runs that call, as
+    it does within torch.compile, torch.jit.trace and torch.func.
     """
 
     def __init__(self, model: nn.Module, threads: int, tune: bool) -> None:
@@ -49,9 +52,9 @@ class Engine:
         self._tune = tune
         self._left: set[str] = set()  # lines on inputs left to PyTorch and strategies not used
         self._failed: dict[str, str] = {}  # operations whose kernels failed: why
-        self._reset_process_state()
+        self.reset_process_state()
 
-    def _reset_process_state(self) -> None:
+    def reset_process_state(self) -> None:
         """Reset what belongs to one process; it is created when first needed."""
         self._plans: dict[tuple[Shapes, frozenset[str]], Plan] = {}
         self._shown: dict[Shapes, Plan] = {}
@@ -59,7 +62,7 @@ class Engine:
         self._workers: Workers | None = None
         self._lock = threading.Lock()
         self._owner = 0
-        _ENGINES.add(self)
+        reset_in_child(self)
 
     def __getstate__(self) -> dict[str, Any]:
         mine = ("_plans", "_shown", "_buffers", "_workers", "_lock", "_owner")
@@ -69,9 +72,11 @@ class Engine:
         self.__dict__.update(state)
         # The machine and the version may differ: strategies are checked before use.
         self.known, self.strategies = {**self.known, **self.strategies}, {}
-        self._reset_process_state()
+        self.reset_process_state()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_transformed():  # a tracer or transform would see the outputs as constants, without gradient or batch
+            return self.model(*args, **kwargs)
         # Torch's context managers are written in Python, so that a signal handler may raise within them.
         gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         try:
@@ -116,15 +121,19 @@ class Engine:
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
         found += [*([self.note] if self.note else []), *sorted(self._left)]
         found += [f"{name}: left to PyTorch as its kernel failed: {why}" for name, why in self._failed.items()]
-        for key, strategy in list(self.strategies.items()):
-            found.append(f"input {shown(key)}: {strategy}{f': {strategy.why}' if strategy.why else ''}")
-            found += [f"  {1e3 * seconds:9.2f} ms  {name}" for name, seconds in strategy.seconds.items()]
-            plan = self._shown.get(key)
-            if plan is not None and strategy.kind != "torch":
-                found.append(text(plan, self.model, strategy.dense))
-        return "\n".join(found)
+        strategies = list(self.strategies.items())
+        return "\n".join([*found, *(told(k, one, self._shown.get(k), self.model) for k, one in strategies)])
 
     def _choose(self, inputs: Inputs) -> Strategy:
+        """Return the strategy for these inputs, found by calls that leave the model as it was."""
+        with trial_calls(self.model):
+            state = kept_state(self.model, lambda: flatten_outputs(run_call(self.model, inputs.call()))[0])
+            if not state:
+                return self._fastest(inputs)
+        self._report(inputs, [Fault(str(TORCH), state, raised=True)], alone=True)
+        return replace(TORCH, why=state)
+
+    def _fastest(self, inputs: Inputs) -> Strategy:
         def run(strategy: Strategy) -> list[Any]:
             return flatten_outputs(self._run(strategy, inputs))[0]
 
@@ -206,7 +215,7 @@ class Engine:
         if key not in self._plans:
 
             def work() -> Plan:
-                with torch.no_grad():
+                with torch.no_grad(), trial_calls(self.model):
                     return make_plan(
                         self.model, inputs.tensors, inputs.call, lambda node: node.name not in strategy.dense
                     )
@@ -233,17 +242,3 @@ class Engine:
 
     def _warn(self, line: str) -> None:
         warnings.warn(f"engine of {type(self.model).__name__}: {line}", EngineWarning, stacklevel=2)
-
-
-_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _in_child() -> None:
-    """Reset every engine after a fork; PyTorch, whose threads are gone too, gets a single one."""
-    torch.set_num_threads(1)
-    for engine in list(_ENGINES):
-        engine._reset_process_state()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

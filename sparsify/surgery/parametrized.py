@@ -144,7 +144,7 @@ def _of_list(name: str, one: ParametrizationList) -> Parametrized:
         return Parametrized(name, one, "", names, f"its parametrization fails: {type(error).__name__}")
     alike = [key for key in names if one._parameters[key].shape == shape]  # type: ignore[union-attr]
     if not alike:
-        return Parametrized(name, one, "", names, "parametrized by parameters of other shapes: a mask has no place")
+        return Parametrized(name, one, "", names, "parametrized by parameters none of which has its shape")
     return Parametrized(name, one, alike[-1], tuple(key for key in names if key != alike[-1]))
 
 
@@ -220,18 +220,23 @@ def make_plain(module: nn.Module, name: str, weight: nn.Parameter) -> None:
         del held[name]
         # The class is shared with other copies of the module, whose properties stay.
         object.__setattr__(module, "__class__", type(module).__bases__[0])
-        if len(held):
-            parametrize._inject_new_class(module)
-            for other in held:
-                parametrize._inject_property(module, other)
-        else:
+        if not len(held):
             del module._modules["parametrizations"]
+        read_computed(module)
     else:
         hook = next(hook for hook in _hooks(module) if hook.name == name)
         remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
         remove(module, name)
         module._parameters.pop(name, None)
     put_parameter(module, name, weight)
+
+
+def read_computed(module: nn.Module) -> None:
+    """Let a module whose class does not know of its parametrizations read what they compute."""
+    if any(not hasattr(type(module), name) for name in _lists(module)):
+        parametrize._inject_new_class(module)
+        for name in _lists(module):
+            parametrize._inject_property(module, name)
 
 
 def graph_free(model: nn.Module) -> dict[int, Tensor]:

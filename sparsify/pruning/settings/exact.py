@@ -24,11 +24,17 @@ def exact(number: float | Fraction) -> Fraction:
     return number if isinstance(number, Fraction) else Fraction(float(number)).limit_denominator(_MOST)
 
 
-def _simplest(number: Any) -> Fraction:
-    """Return the fraction of the smallest denominator, in powers of two, that is `number` in its narrow float type."""
-    value = Fraction(float(number))
+def _of_number(number: Any) -> float | Fraction | None:
+    """Return what a number of NumPy's or torch's means, None if it is neither whole nor real.
+
+    Of a narrow float type it is the fraction of the smallest denominator, in powers of two, that is this number there.
+    """
+    if "float" not in str(number.dtype):
+        return float(number) if "int" in str(number.dtype) else None
+    again = number.new_tensor if hasattr(number, "new_tensor") else number.dtype.type
+    value = Fraction(number.item())
     tried = (value.limit_denominator(2**power) for power in range(1, 21))
-    return next((one for one in tried if type(number)(float(one)) == number), value)
+    return next((one for one in tried if again(float(one)).item() == number.item()), value)
 
 
 def _fraction_removed(value: Any) -> float | Fraction:
@@ -43,9 +49,9 @@ def _fraction_removed(value: Any) -> float | Fraction:
             found = value
         elif isinstance(value, str | Decimal) and _WRITTEN.fullmatch(str(value)):
             found = Fraction(value)
-        elif hasattr(value, "dtype") and not getattr(value, "shape", None) and value.dtype.kind == "f":
-            found = _simplest(value)  # NumPy's float32 and float16
-    except (ValueError, ZeroDivisionError, OverflowError, AttributeError):
+        elif hasattr(value, "dtype") and not getattr(value, "shape", None):
+            found = _of_number(value)
+    except (ValueError, ZeroDivisionError, OverflowError, AttributeError, RuntimeError):  # the last of a tensor on meta
         found = None
     if found is None or not 0 <= found <= 1:
         meant = _of_hundred(value)

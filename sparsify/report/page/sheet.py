@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 
 from ...quantities import byte_count, percent
 from ..bench_results import BenchResult, Timing
@@ -34,10 +35,10 @@ def make_sheet(run: Run, layers: Layers, cells: Sequence[Cell] = ()) -> Sheet:
             torch, engine = pair
             faster = _times(torch.median / engine.median, "as fast")
             rows.append(plain_row("time of a pass", milliseconds(torch.median), milliseconds(engine.median), faster))
-    notes = [] if run.bench else [f"Not timed yet: sparsify bench {run.folder}"]
+    notes = [] if run.bench else [f"Not timed yet: sparsify bench {quote(str(run.folder))}"]
     if layers.dead:
         dead = f"{layers.dead:,} of {layers.channels:,} channels are dead"
-        notes.append(f"{dead}: sparsify export {run.folder} --shrink takes out those that masks make so")
+        notes.append(f"{dead}: sparsify export {quote(str(run.folder))} --shrink removes those that masks make dead")
     table = Table(("", "dense", "sparse", ""), tuple(rows))
     return Sheet(_sentence(run, layers), table, tuple([*_about_times(run), *notes]))
 

@@ -60,7 +60,7 @@ def _page(runs: Sequence[Run]) -> Page:
         parts.append(run_part(run, layers[run.folder], f"run-{number}", folded=len(in_full) > 1))
     names = ", ".join(dict.fromkeys(run.recipe.name for run in runs))
     subtitle = f"{len(runs)} runs of {len(cells)} recipes" if cells else str(runs[0].folder)
-    more = "" if len(in_full) == len(runs) else " Of each recipe the run of one seed is shown in full."
+    more = "" if len(in_full) == len(runs) else " Of each recipe one seed's run is shown in full."
     from ... import __version__
 
     return Page(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ...arguments import takes
+from ...errors import SparsifyError
 from ..copies import deep_copy
 from ..discovery.weight_uses import computed_operands
 from ..full_name import full_name
@@ -52,6 +53,7 @@ def fold(model: nn.Module) -> nn.Module:
             copies[id(parameter)] = type(parameter)(effective, parameter.requires_grad)
     folded = plain_copy(model, copies)
     modules = dict(folded.named_modules(remove_duplicate=False))
+    _put(modules, {w.name: copies[id(w.parameter)] for w in all_masked_parameters(model) if id(w.parameter) in copies})
     apart = {name for name, module in model.named_modules() if module.__dict__.get("computed_apart", False)}
     for path, weights in computed.items():
         folded = _replace(folded, path, _with_weights(modules[path], weights, apart=path in apart))
@@ -68,6 +70,15 @@ def fold(model: nn.Module) -> nn.Module:
             ", ".join(names),
         )
     return folded
+
+
+def _put(modules: Mapping[str, nn.Module], folded: Mapping[str, nn.Parameter]) -> None:
+    """Give the copied modules the folded parameters, which a `__deepcopy__` of the user's leaves out."""
+    for name, parameter in folded.items():
+        path, _, own = name.rpartition(".")
+        if path not in modules or own not in modules[path]._parameters:
+            raise SparsifyError(f"fold: a copy of the model has no {name}: one of its classes copies itself otherwise")
+        modules[path]._parameters[own] = parameter
 
 
 def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.Module:

@@ -23,7 +23,7 @@ _WEIGHTS_OF = {
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), (2, 3)),
 }
 
-
+STORED = ("operand", "source")  # values of `Use.how` for which the mask goes on the stored weight
 PART = "part of the weight computed with {}"
 SHAPE_ONLY = "only its shape is read"
 _ALSO = "part of a computed weight, and also used in another way"
@@ -168,6 +168,9 @@ def _reconcile(found: Found, source: fx.Node, path: str, use: Use | None) -> Use
     dense_owner = name == "weight" and isinstance(owner, CONV_AND_LINEAR)
     if readers and (dense_owner or any(_convolves(user) or source in _weights_of(user) for user in readers)):
         return Use("source")
+    below = [str(user.target) for user in readers if user.op == "call_module"]
+    if below:
+        return Use("unmasked", f"given as an argument to {below[0]}, where no mask is put on arguments")
     return Use("unmasked", "not the weight of a conv or linear operation" if readers else SHAPE_ONLY)
 
 

@@ -20,7 +20,7 @@ from ... import ops
 from ..averages import keep_masks_in_averages
 from ..live_masks import bool_mask, make_masks_bool, mask_in_forward
 from ..masks import all_masked_parameters, names_of_masked
-from ..parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
+from ..parametrized import mask_in_hooks, masked_parametrization, read_computed, unmask_in_hooks
 from .computed_weights import computed_weight
 from .given_weights import Given, given_class
 from .passed_over import PassedOver, warn_of_masks_left_out, warn_of_save_pretrained
@@ -245,3 +245,4 @@ def detach_masks(module: nn.Module) -> None:
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
         object.__setattr__(module, "__class__", module.original_class)
+        read_computed(module)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -100,6 +101,21 @@ def test_a_file_cut_short_or_continued_anywhere_is_noticed(whole: bytes, tmp_pat
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "not a safetensors file" in refused(tmp_path / "a", content)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("my net.pt", "; if torch saved it: sparsify convert {quoted} --model SPEC --out FILE.safetensors"),
+        ("net.CKPT", "; if torch saved it: sparsify convert {quoted} --model SPEC --out FILE.safetensors"),
+        ("net.onnx", "; take the run or the file that it was exported from"),
+        ("net", ""),
+    ],
+)
+def test_a_file_of_another_kind_is_answered_with_the_way_on(tmp_path: Path, name: str, hint: str) -> None:
+    path = tmp_path / name
+    said = refused(path, b"PK\x03\x04" + bytes(100))
+    assert said == f"{path}: not a safetensors file{hint.format(quoted=shlex.quote(str(path)))}"
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

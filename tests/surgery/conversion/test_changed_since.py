@@ -226,3 +226,73 @@ def test_torch_jit_script_is_refused(make: Callable[[], nn.Module]) -> None:
     convert(model)
     with pytest.raises(SparsifyError, match=r"torch\.jit\.script takes no masked \w+: give it sparsify\.fold\(model\)"):
         torch.jit.script(model)  # type: ignore[no-untyped-call]
+
+
+def test_a_bias_may_be_parametrized_since() -> None:
+    model = pruned()
+    parametrize.register_parametrization(model[0], "bias", nn.Tanh())
+    expected = model(X)
+    folded = fold(model)
+    assert torch.equal(folded(X), expected) and not get_masks(folded)
+    assert verify(model, X).ok
+    parametrize.remove_parametrizations(folded[0], "bias")  # type: ignore[index, arg-type]
+    assert torch.equal(folded(X), expected)
+
+
+class CopiedByHand(nn.Module):
+    """Copies itself by building another one, which takes its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+    def __deepcopy__(self, memo: Any) -> "CopiedByHand":
+        made = CopiedByHand()
+        made.load_state_dict({name: value for name, value in self.state_dict().items() if "mask" not in name})
+        return made
+
+
+class CopiedInPart(CopiedByHand):
+    def __deepcopy__(self, memo: Any) -> Any:
+        return nn.Identity()
+
+
+def test_a_model_that_copies_itself_is_folded_all_the_same() -> None:
+    for model in (CopiedByHand(), nn.Sequential(CopiedByHand(), nn.ReLU())):
+        convert(model)
+        Pruner(model, {"sparsity": 0.5, "schedule": "one_shot"}, 1).start()
+        assert torch.equal(fold(model)(X), model(X))
+    model = CopiedInPart()
+    convert(model)
+    with pytest.raises(SparsifyError, match=r"fold: a copy of the model has no layer\.weight"):
+        fold(model)
+
+
+def test_the_reason_for_a_weight_that_a_hook_computes_or_a_child_is_given() -> None:
+    layer = nn.Linear(8, 8)
+    raw = layer.weight
+    del layer._parameters["weight"]
+    layer.raw, layer.weight = raw, raw.data  # type: ignore[assignment]
+    layer.register_forward_pre_hook(lambda module, _: setattr(module, "weight", module.raw / 2))
+    report = convert(nn.Sequential(layer, Giving()))
+    assert "the forward of Linear does not read it" in report.skipped["0.raw"]
+    assert report.skipped["1.w"] == "given as an argument to product, where no mask is put on arguments"
+
+
+class Product(nn.Module):
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        return F.linear(x, w)
+
+
+class Giving(nn.Module):
+    """Gives its weight to a child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.product = nn.Parameter(torch.randn(4, 8)), Product()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.w)  # type: ignore[no-any-return]
