@@ -25,7 +25,7 @@ from .surgery.unwrap import COUNTERS, wrapper_prefix
 # Where training scripts put the weights within a checkpoint; averaged ones first, as timm does when it loads them.
 _CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
 _SLACK = 1_000_000
-_MOST_TENSORS = 200_000  # the key in files of this library
+_MOST_TENSORS = 200_000  # the same limit as for files of this library
 
 
 @dataclass(frozen=True)

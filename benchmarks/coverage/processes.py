@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -94,6 +95,8 @@ def work_through(
 
     `rest` may return more work for a row, whose row is then yielded instead.
     """
+    gc.collect()
+    gc.freeze()  # or collections in the forked processes would copy the memory that they share
     waiting = [(model, work(model), False) for model in reversed(models)]
     running: list[tuple[Child, bool]] = []
     while waiting or running:

@@ -30,12 +30,13 @@ def work(recipe: Recipe, folder: Path, threads: int) -> None:
         return  # finished, but the queue was killed before it wrote the row
     # Float32 means float32: convolutions on a GPU would take the ten-bit mantissas of TF32.
     torch.backends.cudnn.allow_tf32 = False
-    spent = _read_json(folder / _PROCESSOR_SECONDS) or 0.0
+    earlier = folder / _PROCESSOR_SECONDS
+    spent = json.loads(earlier.read_text()) if earlier.exists() else 0.0
 
     def note(record: Record) -> None:
         if folder.exists():
             seconds = spent + time.process_time()
-            atomic_write(folder / _PROCESSOR_SECONDS, json.dumps(seconds).encode())
+            atomic_write(earlier, json.dumps(seconds).encode())
 
     result = worker.run_to_end(recipe, folder, threads, note)
     measures = _measures(folder, result.report)
@@ -67,10 +68,6 @@ def _device(name: str, threads: int) -> str:
     from sparsify.hardware import processor
 
     return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-import sparsify
 from sparsify.calls import Inputs
 from sparsify.errors import EngineWarning
 from sparsify.relative_error import relative_error
@@ -17,6 +16,7 @@ from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.lowering import rules
 from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.tuning.search import TORCH
+from tests.random_masks import randomly_masked
 
 
 class Steps(nn.Module):
@@ -275,10 +275,7 @@ def test_a_strategy_that_torch_won_in_the_absence_of_failures_is_kept(
 
 def test_a_masked_denoiser_runs_its_convolutions_sparse() -> None:
     torch.manual_seed(0)
-    model = Steps().eval()
-    sparsify.convert(model)
-    masks = {name: torch.rand(mask.shape) < 0.1 for name, mask in sparsify.get_masks(model).items()}
-    sparsify.set_masks(model, masks)
+    model = randomly_masked(Steps().eval(), 0.1)
     x, t = torch.randn(1, 3, 8, 8), torch.tensor([3])
     engine = compile(model, (x, t), threads=1, tune=False)
     assert "sparse kernel" in str(engine) and "embedding" in str(engine)

@@ -209,14 +209,11 @@ def upsampling(lowering: Lowering, node: fx.Node) -> bool:
     if source is None or shape is None or shape[2] % source.planes.height or shape[3] % source.planes.width:
         return False
     rows, columns = shape[2] // source.planes.height, shape[3] // source.planes.width
-    scales = [one for one in _flat(arguments(node)[2:]) if one is not None]
+    given = ([one] if not isinstance(one, list | tuple) else one for one in arguments(node)[2:])
+    scales = [scale for one in given for scale in one if scale is not None]
     if scales and scales != [rows, columns]:
         return False
     planes = lowering.image_planes(shape)
     factors = {"KERNEL_Y": rows, "KERNEL_X": columns}
     number = lowering.emit(Opcode.UPSAMPLE, node, planes, source, numbers=factors)
     return lowering.bind(node, number, planes)
-
-
-def _flat(values: Any) -> list[Any]:
-    return [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]

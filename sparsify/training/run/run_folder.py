@@ -167,5 +167,5 @@ def check_same(folder: Path, given: Recipe) -> None:
     if different := differences(text, given):
         free = ", ".join(FREE)
         raise SparsifyError(
-            f"{folder}: holds a run of another recipe: {different}; a run goes on with its own (only {free} may change)"
+            f"{folder}: holds a run of another recipe: {different}; a run resumes with its own (only {free} may change)"
         )
