@@ -785,7 +785,7 @@ def the_logarithm_of_a_sigmoid_of_zeros_is_a_constant() -> Case:
 def channels_padded_with_their_other_end_go() -> Case:
     around = conv(3, 3, 3, padding=1, groups=3, padding_mode="circular")
     first, last = conv(2, 3), conv(3, 2)
-    model = Forward(lambda m, x: m.last(m.around(F.pad(m.first(x), (-1, 2), "circular"))), first=first, last=last)
+    model = Forward(lambda m, x: m.last(m.around(F.pad(m.first(x), (-1, 2, 0, 1), "circular"))), first=first, last=last)
     model.around = around
     return model, image(), {"first.weight": ("abc",), "around.weight": ("abc",), "last.weight": ("", "abc")}
 
