@@ -30,7 +30,7 @@ class _WithFormats(click.Command):
 
 @click.command("export", cls=_WithFormats)
 @click.argument("source", metavar="RUN|FILE|hf:OWNER/NAME")
-@click.option("--out", required=True, metavar="PATH", help="Where the file, or a format's folder, goes.")
+@click.option("--out", required=True, metavar="PATH", help="File to write, or folder for a format that is one.")
 @click.option(
     "--format",
     "layout",
@@ -116,7 +116,7 @@ def _spelled(option: str) -> str:
 
 
 def _dimensions(text: str) -> dict[int, str]:
-    """Return the name of each dimension in "0:batch,2:height"; one without a name is called by its number."""
+    """Return the name of each dimension in "0:batch,2:height"; one without a name is named by its number."""
     found = {}
     for part in text.split(",") if text else ():
         number, _, name = part.strip().partition(":")

@@ -19,7 +19,7 @@ from .sheet import milliseconds
 
 
 def run_part(run: Run, layers: Layers, place: str, *, folded: bool = False) -> Part:
-    """Return everything about a run; `place` begins the ids of its figures."""
+    """Return the part about one run; `place` is the prefix of its figures' ids."""
     blocks = [_about(run), _curves(run, place), _layers(layers, place), _masks(run, place), _file(run, place)]
     blocks += _latency(run, place)
     recipe = (run.folder / folders.RECIPE).read_text(encoding="utf-8")
