@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import click
 from sparsify.errors import RunError, SparsifyError
 
 from .paths import saved_model
-from .start_model import usual_size
+from .start_model import image_shape, usual_size
 from .view.show import count, percent, print_table, say
 from .view.shrinking import example_inputs, sizes_of
 
@@ -122,7 +121,7 @@ def _from_file(path: str, image_size: int | None) -> tuple[nn.Module, tuple[int,
     if image_size is None and (shape or declared_inputs(model, 1) is not None):
         return model, shape
     channels, size = (shape[0], shape[-1]) if len(shape) == 3 else (3, usual_size(model, about.spec or ""))
-    return model, _images(model, (channels, size), image_size)
+    return model, image_shape(model, (channels, size), image_size)
 
 
 def _pruning(sparsity: str) -> Pruning:
@@ -144,7 +143,7 @@ def _fresh(spec: str, pruning: Pruning, image_size: int | None) -> tuple[nn.Modu
     torch.manual_seed(1)
     model = sparsify.build_model(spec).eval()
     tokens = image_size is None and declared_inputs(model, 1) is not None
-    shape = () if tokens else _images(model, (3, usual_size(model, spec)), image_size)
+    shape = () if tokens else image_shape(model, (3, usual_size(model, spec)), image_size)
     sparsify.convert(model, ignore=["first", "last"])
     sparsify.Pruner(model, pruning, total_steps=0).start()
     say(
@@ -152,16 +151,6 @@ def _fresh(spec: str, pruning: Pruning, image_size: int | None) -> tuple[nn.Modu
         "removed by magnitude, the first and the last left dense"
     )
     return sparsify.fold(model).eval(), shape
-
-
-def _images(model: nn.Module, own: tuple[int, int], image_size: int | None) -> tuple[int, int, int]:
-    from sparsify.training.data.input_size import input_for
-
-    try:
-        channels, size = input_for(model, own, image_size=image_size)
-    except SparsifyError as error:
-        raise SparsifyError(re.sub(r"^data\.image_size:", "--image-size:", str(error))) from None
-    return channels, size, size
 
 
 def _only_one(inputs: Inputs) -> Tensor:

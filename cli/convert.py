@@ -67,10 +67,16 @@ if TYPE_CHECKING:
 )
 @click.option("--only", multiple=True, help="Prune only this weight or module, named as for --ignore; repeatable.")
 @click.option(
-    "--num-classes", type=int, help="Size of the model's head.  [default: the checkpoint's or the model's own]"
+    "--num-classes",
+    type=click.IntRange(min=1),
+    help="Size of the model's head.  [default: the checkpoint's or the model's own]",
 )
 @click.option("--pretrained", is_flag=True, help="Start from the published weights of the model's library.")
-@click.option("--image-size", type=int, help="Image size for the verification, in pixels.  [default: the model's own]")
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    help="Image size for the verification, in pixels.  [default: the model's own]",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of random scores and of fresh weights.")
 @click.option("--out", metavar="FILE", required=True, help="File to write the masked model to.")
 def command(

@@ -107,7 +107,7 @@ def command(
     about = {name: getattr(known.metadata, name) for name in keys}
     written = write(model, out, layout, about, options)
     say(written_line(out, written.size, known.bytes_original, model), *written.notes)
-    if layout == "onnx" and "preprocess" in known.metadata.extra:
+    if layout == "onnx" and out.lower().endswith(".onnx") and "preprocess" in known.metadata.extra:
         say("next:", f"  sparsify predict {quote(out)} IMAGE...")
 
 

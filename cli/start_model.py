@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
+
+from sparsify.errors import SparsifyError
 
 from .view.report import loaded_lines
 from .view.show import say
@@ -51,12 +54,21 @@ def _hint(spec: str) -> str:
 def input_shape(model: nn.Module, spec: str, image_size: int | None) -> tuple[int, ...]:
     """Return the shape of an image as the model takes it, () if it takes anything but one image."""
     from sparsify.declared_inputs import declared_inputs
-    from sparsify.training.data.input_size import input_for
 
     declared = declared_inputs(model, 1, image_size=image_size)
     if declared is not None:
         return tuple(declared.kwargs["pixel_values"].shape[1:]) if set(declared.kwargs) == {"pixel_values"} else ()
-    channels, size = input_for(model, (3, usual_size(model, spec)), image_size=image_size)
+    return image_shape(model, (3, usual_size(model, spec)), image_size)
+
+
+def image_shape(model: nn.Module, own: tuple[int, int], image_size: int | None) -> tuple[int, int, int]:
+    """Return the shape of an image of `image_size`, or else of its `own` channels and size, as the model takes it."""
+    from sparsify.training.data.input_size import input_for
+
+    try:
+        channels, size = input_for(model, own, image_size=image_size)
+    except SparsifyError as error:
+        raise SparsifyError(re.sub(r"^data\.image_size:", "--image-size:", str(error))) from None
     return channels, size, size
 
 

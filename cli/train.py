@@ -77,6 +77,8 @@ def command(
     """
     launch = read_launch()
     try:
+        if out == "":
+            raise SparsifyError("train: --out is given, and empty")
         merged, folder = _recipe_and_folder(resume, recipe, out, overrides, plugin, overwrite, short)
         if full and not dry_run:
             raise SparsifyError("train: --full belongs to --dry-run")

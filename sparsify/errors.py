@@ -85,7 +85,7 @@ def nearest_file(given: Path, pattern: str) -> Path | None:
     if not folder.is_dir():
         guess = nearest(folder.name, [path.name for path in folder.parent.glob("*/")])
         folder = folder.parent / guess if guess else folder
-    guess = nearest(given.name, [path.name for path in folder.glob(pattern)])
+    guess = nearest(given.name, [path.name for path in folder.glob(pattern) if path.exists()])
     return folder / guess if guess else None
 
 

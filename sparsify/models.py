@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import transformers_models
 from .arguments import PATH, takes
 from .errors import RunError, SparsifyError, nearest, one_line, unknown
+from .hub_log import quiet_hub
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,7 +165,8 @@ def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return fetch()
+        with quiet_hub():
+            return fetch()
     except (OSError, HTTPException, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise RunError(f"{name}: its published weights cannot be fetched: {one_line(error)}") from error
 

@@ -133,6 +133,8 @@ def _opened(path: str | Path, mode: str) -> Image:
     from PIL.Image import DecompressionBombError
     from PIL.Image import open as open_image
 
+    if Path(path).exists() and not Path(path).is_file():  # to open a pipe would wait for its writer
+        raise SparsifyError(f"{path}: {'a folder' if Path(path).is_dir() else 'no regular file'}, not an image")
     try:
         with open_image(path) as image:
             image.load()

@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 import warnings
@@ -181,14 +182,18 @@ def test_what_a_model_refuses_is_one_line(name: str, options: dict[str, object],
 
 
 @pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:squeezenet1_1"])
-def test_published_weights_out_of_reach_are_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_out_of_reach_are_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
+        logging.getLogger("huggingface_hub").warning("Retrying in 1s [Retry 1/5].")
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     with pytest.raises(RunError, match=f"^{name}: its published weights cannot be fetched: no network$"):
         build_model(name, num_classes=4, pretrained=True)
+    assert caplog.text == ""
 
 
 def test_published_weights_of_torchvision_are_loaded_but_for_another_head(monkeypatch: pytest.MonkeyPatch) -> None:

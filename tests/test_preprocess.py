@@ -1,6 +1,7 @@
 """How images become inputs outside of training: the same as in it."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,17 @@ def test_every_kind_of_png_is_seen_as_it_is_in_training_and_outside(kind: str, t
     if how.resize == 32:
         assert np.abs(outside[0] - expected).max() < 1e-6
     assert np.abs(images.numpy() - outside[0]).max() < 1e-6
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    kinds = {"pipe": "no regular file, not an image", "folder": "a folder, not an image", "link": "no such image"}
+    for name, kind in kinds.items():
+        with pytest.raises(SparsifyError) as caught:
+            HOW.inputs([tmp_path / name])
+        assert str(caught.value) == f"{tmp_path / name}: {kind}"
 
 
 def test_pixels_of_an_unknown_range_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..errors import SparsifyError, did_you_mean
+from ..errors import SparsifyError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,8 +74,8 @@ def _fits(pattern: str, key: tuple[str | int, ...]) -> Callable[[str], bool]:
         return lambda name: _matches(name, plain)
     try:
         expression = re.compile(pattern.removeprefix("re:"))
-    except re.error as error:
-        raise PatternError(key, f"'{pattern}' is not a regular expression: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise PatternError(key, f"'{one_line(pattern)}' is not a regular expression: {one_line(error)}") from None
     return lambda name: any(expression.fullmatch(one) for one in (name, name.rpartition(".")[0]))
 
 

@@ -262,3 +262,11 @@ def test_a_masked_file_is_shrunk_on_the_way_out(sparsify: Run, tmp_path: Path) -
         if name in cut.state_dict() and weight.dim() == 4 and name != "conv1.weight":
             assert cut.state_dict()[name].shape[1] % 4 == 0
     assert library.get_masks(cut)
+
+
+def test_a_size_that_a_model_refuses_is_told_by_its_option(tmp_path: Path, sparsify: Callable[..., Outcome]) -> None:
+    model = ["--model", "timm:test_vit", "--image-size", "50"]
+    for command in (["convert", *model, "--out", tmp_path / "a.safetensors"], ["bench", *model]):
+        code, _, err = sparsify(*command)
+        assert code == 2 and err.startswith("sparsify: --image-size: the model takes no image of 50 pixels")
+    assert not any(tmp_path.iterdir())

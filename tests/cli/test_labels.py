@@ -1,4 +1,5 @@
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def test_names_of_a_table_go_with_the_run_and_its_exports(
     assert {one["class"] for one in found["classes"]} == {"cat", "dog", "owl"}
     assert sparsify("export", "run", "--format", "dense", "--out", "dense.safetensors").code == 0
     assert read(beside("dense.safetensors")).classes == ("cat", "dog", "owl")
+    assert sparsify("export", "run", "--out", "hub/").code == 0
+    assert json.loads(Path("hub/config.json").read_text())["label_names"] == ["cat", "dog", "owl"]
+    code, out, err = sparsify("eval", "run", "--device", "cpu")
+    assert (code, err) == (0, "")
+    for part in ("train", "test"):
+        table = Path(part, "labels.csv")
+        table.write_text(table.read_text().replace("owl", "bat"))
+    with warnings.catch_warnings(action="always"):
+        code, out, err = sparsify("eval", "run", "--device", "cpu")
+    assert (
+        code == 0 and err.count("\n") == 1 and err.startswith("sparsify: warning: run/model.safetensors: its classes ")
+    )
+    assert err.endswith("0 is 'cat', and 'bat' in the data and 2 more\n")
     Path("test/labels.csv").write_text("file,label\n0.png,eel\n")
     code, out, err = sparsify("eval", "run", "--device", "cpu")
     assert (code, out, err.count("\n")) == (2, "", 1) and "no training image has the label 'eel'" in err

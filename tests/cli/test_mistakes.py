@@ -94,6 +94,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "convert onto a folder": (["convert", "--model", "timm:resnet18", "--out", "tests"], ["cannot write tests"]),
     "convert a folder": (["convert", "tests", "--model", "timm:resnet18", "--out", "x"], ["tests: a folder without"]),
     "a key in capitals": (["train", RECIPE, "--set", "DATA.limit=3"], ["DATA: unknown key; did you mean 'data'?"]),
+    "an empty folder's name": (["train", RECIPE, "--out", ""], ["train: --out is given, and empty"]),
+    "convert to no classes": (
+        ["convert", "--model", "cifar:resnet20", "--num-classes", "0", "--out", "x"],
+        ["--num-classes", "0 is not in the range x>=1"],
+    ),
     "eval nothing": (["eval", "missing.safetensors"], ["no such file or run"]),
     "convert without model": (["convert", "weights.pt", "--out", "x"], ["--model"]),
     "convert a model": (["convert", "--model", "timm:resnt18", "--out", "x"], ["did you mean 'timm:resnet18'"]),

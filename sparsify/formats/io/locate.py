@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 from pathlib import Path
 from shlex import quote
 
 from ...errors import RunError, SparsifyError, one_line
+from ...hub_log import quiet_hub
 
 # The usual name of a model's file in its folder.
 MODEL_FILE = "model.safetensors"
@@ -53,19 +53,14 @@ def _fetched(source: str, meant: str) -> Path:
         raise SparsifyError(f"{source}: a model on the hub is written hf:OWNER/NAME or hf:OWNER/NAME@REVISION{hint}")
     from huggingface_hub import hf_hub_download
 
-    # Every retry would print a line; the error below reports the outcome.
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        return Path(hf_hub_download(found[1], MODEL_FILE, revision=found[2], library_name="sparsify"))
+        with quiet_hub():
+            return Path(hf_hub_download(found[1], MODEL_FILE, revision=found[2], library_name="sparsify"))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(f"{source}: no space left on the disk for the hub's cache") from error
         # The hub's HTTP library, and so its exceptions, differ from version to version.
         raise SparsifyError(f"{source}: {_reason(error, found[2])}") from error
-    finally:
-        logger.setLevel(level)
 
 
 def _reason(error: Exception, revision: str | None) -> str:

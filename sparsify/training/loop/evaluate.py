@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...datasets import may_be_fetched
-from ...errors import SparsifyError
+from ...errors import RunWarning, SparsifyError, listed
 from ...export.save import inspect_file, load
 from ...formats.file.metadata import Metadata
+from ...preprocess import KEY
 from ...preserve import keep_modes
 from ...processes.launch import read_launch
 from ...processes.ranks import ALONE, Ranks
@@ -114,7 +116,21 @@ def evaluate_file(
     assert found.test is not None, "every set that is known by name has test images"
     with dead_workers():
         result = evaluate(plain, found.test, device=accelerator.device, num_classes=found.num_classes)
+    _warn_of_other_classes(about, path, found)
     return result, found
+
+
+def _warn_of_other_classes(about: Metadata, path: str | PathLike[str], data: Data) -> None:
+    """Warn if a file and a data set name the same classes otherwise, or in another order: indices were compared."""
+    told = about.extra.get(KEY)
+    known = told.get("classes") if isinstance(told, Mapping) else None
+    if not isinstance(known, list) or data.preprocessing is None:
+        return
+    pairs = list(enumerate(zip(known, data.preprocessing.classes, strict=False)))
+    others = [f"{index} is '{name}', and '{theirs}' in the data" for index, (name, theirs) in pairs if name != theirs]
+    if others:
+        text = f"{path}: its classes are not those of {data.name}, and the accuracy is of their numbers: "
+        warnings.warn(text + listed(others, 1), RunWarning, stacklevel=3)
 
 
 def _data_settings(about: Metadata, path: str | PathLike[str], name: str | None, folder: str | None) -> DataSettings:

@@ -53,13 +53,13 @@ def known_device(name: str) -> str:
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
-EVERY = r"^[1-9]\d*(it|ep|s|min|h)$"
+EVERY = r"^[1-9][0-9]{0,8}(it|ep|s|min|h)$"
 
 
 def known_interval(text: str) -> str:
     """Return `text` if it is a number of steps, epochs or time; raises ValueError, in one line, if not."""
     if not re.fullmatch(EVERY, text):
-        raise ValueError(f"'{text}' is no interval; it is written like 500it, 2ep, 30s, 10min or 1h")
+        raise ValueError(f"'{text:.60}' is no interval; it is written like 500it, 2ep, 30s, 10min or 1h")
     return text
 
 
