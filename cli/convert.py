@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,5 +208,6 @@ def _write(model: nn.Module, spec: str, about: dict[str, Any], seed: int, out: s
     sparsify.save(model, out, spec=spec, seeds={"convert": seed}, **about)
     say(file_line(inspect_file(out)), "next:")
     if "input_shape" in about["extra"]:  # what `train` has data for
-        say(f"  sparsify train recipes/dense.yaml --model {spec} --data NAME --set model.checkpoint={out}")
-    say(f"  sparsify bench {out}")
+        words = ["train", "recipes/dense.yaml", "--model", spec, "--data", "NAME", "--set", f"model.checkpoint={out}"]
+        say(f"  sparsify {shlex.join(words)}")
+    say(f"  sparsify bench {shlex.quote(out)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -107,7 +108,7 @@ def command(
     written = write(model, out, layout, about, options)
     say(written_line(out, written.size, known.bytes_original, model), *written.notes)
     if layout == "onnx" and "preprocess" in known.metadata.extra:
-        say("next:", f"  sparsify predict {out} IMAGE...")
+        say("next:", f"  sparsify predict {quote(out)} IMAGE...")
 
 
 def _spelled(option: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from sparsify.errors import ElsewhereError, SparsifyError, did_you_mean
 from sparsify.namesake import warn_of_namesake
 
 from .loading import announce_torch
+from .output import lasting_output
 
 INTERRUPTED = 130
 
@@ -87,7 +87,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     Exit codes: 0 success, 1 the run failed, 2 a user's mistake, 130 stopped by Ctrl-C, 128 + N by signal N.
     """
     warnings.showwarning = _show_warning
-    announce_torch()
+    with lasting_output():
+        announce_torch()
+        _run(args)
+    sys.exit(0)
+
+
+def _run(args: Sequence[str] | None) -> None:
     try:
         sparsify.main(args, prog_name="sparsify", standalone_mode=False)
         sys.stdout.flush()
@@ -97,22 +103,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         _leave(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        sys.exit(0)
     except click.ClickException as error:
         _leave(error.format_message(), 2)
     except Stopped as stopped:
         _leave(str(stopped), stopped.code)
     except (click.Abort, KeyboardInterrupt):
         _leave("stopped", INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (`| head`) has gone. Python would complain again when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _leave(f"no space left on the disk{f' for {error.filename}' if error.filename else ''}", 1)
-    sys.exit(0)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -121,4 +121,4 @@ def _show(runs: list[SweepRun], folder: Path) -> None:
         say(f"no figure: {error}")
         return
     write_figure(cells, figure)
-    say(f"{figure}: accuracy over sparsity", f"next: sparsify report {folder}/*/")
+    say(f"{figure}: accuracy over sparsity", f"next: sparsify report {shlex.quote(str(folder))}/*/")

@@ -202,7 +202,7 @@ def _resumed(
     fixed += ["--out"] * bool(out) + ["--overwrite"] * overwrite
     if recipe is not None or fixed:
         extra = ", ".join(dict.fromkeys(fixed)) or f"the recipe {recipe}"
-        raise SparsifyError(f"train: --resume goes on with the run's own recipe and folder; leave out {extra}")
+        raise SparsifyError(f"train: --resume uses the run's own recipe and folder; leave out {extra}")
     free = [name for name in _FREE_ON_RESUME if short[name] is not None]
     given = [f"{_SHORT[name]}={json.dumps(short[name])}" for name in free]
     return stored_recipe(Path(run), [*given, *overrides], plugin=as_plugin(plugin))

@@ -30,7 +30,7 @@ def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """
 
     def mark(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        """Return `function` with the check before it."""
+        """Return `function` with the check before its call."""
         parameters = signature(function)
         name = function.__qualname__.removesuffix(".__init__")
 

@@ -1,4 +1,4 @@
-"""A call of a model: its arguments, as an example gives them, and the tensors in what it returns."""
+"""A call of a model: its arguments, read from an example, and the tensors in its output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = "a tensor, a tuple of positional arguments, a dict of keyword arguments
 
 
 class Inputs:
-    """The arguments of one call of a model: `Inputs(x, mask=mask)` stands for `model(x, mask=mask)`.
+    """The arguments of one call of a model: `Inputs(x, mask=mask)` means `model(x, mask=mask)`.
 
     Use it where a tensor, a tuple (positional arguments) or a dict (keyword arguments) is not enough: for both kinds of
     arguments together, or for one argument that is itself a tuple or a dict, `Inputs(batch)`. Its two attributes cannot
@@ -57,7 +57,7 @@ pytree.register_pytree_node(
 
 
 def inputs_of(example_input: Any, where: str, model: nn.Module | None = None) -> Inputs:
-    """Return the call that an example stands for: a tuple is positional arguments, a dict keyword arguments.
+    """Return the call that an example describes: a tuple is positional arguments, a dict keyword arguments.
 
     Anything else, including a list, is one argument. Raises SparsifyError, one line that begins with `where` and shows
     the right call, for a dict whose keys are not strings and for arguments that `model.forward` does not take.
@@ -91,7 +91,7 @@ def inputs_of(example_input: Any, where: str, model: nn.Module | None = None) ->
 def _signature(model: nn.Module) -> inspect.Signature | None:
     try:
         return inspect.signature(model.forward)
-    except (TypeError, ValueError):  # written in C, say: the call itself will show
+    except (TypeError, ValueError):  # written in C, for example: the call itself will show
         return None
 
 

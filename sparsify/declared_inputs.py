@@ -25,7 +25,7 @@ def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = No
     if not hasattr(config, "model_type") or not isinstance(main, str):
         return None
     generator = torch.Generator().manual_seed(0)
-    text, image = (_part(config, name) for name in ("text_config", "vision_config"))
+    text, image = (getattr(config, name, None) or config for name in ("text_config", "vision_config"))
 
     def tokens() -> Tensor:
         return torch.randint(2, max(3, text.vocab_size), (count, _TOKENS), generator=generator)
@@ -49,10 +49,6 @@ def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = No
         # Cached keys and values would be outputs, whose sizes must stay, so that no head could be removed.
         return Inputs(**found, use_cache=False)
     return Inputs(**found) if found else None
-
-
-def _part(config: Any, name: str) -> Any:
-    return getattr(config, name, None) or config
 
 
 def _pair(size: Any) -> tuple[int, int]:

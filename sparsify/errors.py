@@ -1,4 +1,4 @@
-"""The errors a user can cause, and the nearest-guess wording they share."""
+"""Errors and warnings for users, and their shared did-you-mean wording."""
 
 from __future__ import annotations
 
@@ -64,15 +64,16 @@ def one_line(error: object, most: int = 300) -> str:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Return the first `most` names and how many more there are: "a, b and 3 more"."""
+    """Return the first `most` names and the number of others: "a, b and 3 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed word closest to `given`, or None if nothing is close."""
-    matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    """Return the allowed word closest to `given`, whatever its case, or None if nothing is close."""
+    words = {word.casefold(): word for word in reversed(list(allowed))}  # of two spellings the first
+    matches = get_close_matches(given.casefold(), words, n=1, cutoff=0.6)
+    return words[matches[0]] if matches else None
 
 
 def nearest_file(given: Path, pattern: str) -> Path | None:

@@ -22,7 +22,7 @@ from .errors import RunError, SparsifyError, nearest, one_line, unknown
 if TYPE_CHECKING:
     from torch import nn
 
-# Kept here as well as in cifar.py, which imports torch; a test holds them equal.
+# Also in cifar.py, which imports torch; a test checks that they are equal.
 CIFAR_NAMES = ("resnet20", "resnet32", "resnet56", "vgg19_bn")
 # How a recipe names a module or a data set that was passed from Python: this prefix, then its class.
 FROM_PYTHON = "python:"

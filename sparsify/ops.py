@@ -21,8 +21,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .processes.shards import is_sharded, whole
 
 _INTEGER_LIKE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 19  # elements: the chunk of the mask, widened to the weight's size, stays in the second-level cache
-_REUSED_FROM = 1 << 20  # bytes: above this the C library may return memory to the system when it is freed
+_CHUNK = 1 << 19  # elements: a chunk of the mask, widened to the weight's type, stays in the second-level cache
+_REUSED_FROM = 1 << 20  # bytes: above this the C library may return freed memory to the system
 
 # Free memory for large effective weights on the CPU, by mask. The C library returns a freed tensor of this size to the
 # system, and the page faults of the next allocation cost more than the masking itself.

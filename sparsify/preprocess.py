@@ -90,7 +90,7 @@ def from_dict(given: Mapping[str, Any], where: str) -> Preprocessing:
     except (TypeError, AttributeError):
         sound = False
     if not sound:
-        raise SparsifyError(f"{where}: does not say how an image becomes an input (its keys: docs/export.md)")
+        raise SparsifyError(f"{where}: does not describe a preprocessing (its keys: docs/export.md)")
     return found
 
 

@@ -86,7 +86,7 @@ def build(rest: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Modul
     spec = f"{PREFIX}:{rest}"
     config = configuration(rest, arguments)
     if pretrained and is_folder(name) and not has_weights(name):
-        said = f"{spec}: the folder holds no weights; they are fresh, as the model initialises them"
+        said = f"{spec}: the folder holds no weights; the model keeps its fresh initialisation"
         warnings.warn(said, RunWarning, stacklevel=2)
         pretrained = False
     kind = _class_of(config, auto)

@@ -12,7 +12,6 @@ out the next time.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import warnings
 from collections.abc import Callable
@@ -129,8 +128,6 @@ def main() -> None:
     (given.folder / ".gitignore").write_text("*\n")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
     if given.summary:
         summarise(rows(given.folder / "conversion.jsonl"), rows(SHRUNK))
     elif given.part == "conversion":

@@ -1,4 +1,4 @@
-"""What is checked of one model's units: how many there are, and that without half of them it computes the same."""
+"""Checks of one model's units: their number, and that its outputs do not change when half of them are removed."""
 
 from __future__ import annotations
 

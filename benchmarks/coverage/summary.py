@@ -12,7 +12,7 @@ from typing import Any
 from ..record import Row, environment, record
 
 TABLE = Path(__file__).parent / "coverage.csv"
-_SHOWN = 12  # models named of those that share a cause
+_SHOWN = 12  # the most models named for a cause
 
 INTRODUCTION = """
 Every model of timm and every torchvision model that is not quantized, with random weights (scales, biases and
@@ -26,8 +26,7 @@ time is converted on the meta device, where there are no bits to compare. Row by
 
 COLUMNS = (
     "model,parameters,weights,masked,live,unused,keys_kept,same_bits_eval,same_bits_train,leaks,bits,input,"
-    "conversion,cause,units,parameters_after,multiply_adds_left,difference,form,shrink,shrink_cause,"
-    "zeros_parameters_after,zeros_multiply_adds_left,zeros_difference,zeros_shrink"
+    "conversion,cause,units,parameters_after,multiply_adds_left,difference,form,shrink,shrink_cause"
 ).split(",")
 
 
@@ -74,7 +73,6 @@ def csv_row(row: Row) -> Row:
 
 def shrink_columns(row: Row) -> Row:
     """Return the columns of the shrinking; `parameters_after` is told only of models that keep their outputs."""
-    zeros = shrink_columns(row["zeros"]) if "zeros" in row else {}
     return {
         "units": row.get("units", ""),
         "parameters_after": row.get("after", ""),
@@ -83,7 +81,6 @@ def shrink_columns(row: Row) -> Row:
         "form": row.get("form", ""),
         "shrink": row["verdict"],
         "shrink_cause": "; ".join(shrink_causes(row)),
-        **{f"zeros_{name}": value for name, value in zeros.items() if f"zeros_{name}" in COLUMNS},
     }
 
 
@@ -94,7 +91,7 @@ def share(row: Row) -> float:
 
 
 def shrink_causes(row: Row) -> list[str]:
-    """Return what went wrong, and the first reason for which dead units stayed."""
+    """Return what went wrong, and the first reason why dead units stayed."""
     return [*row["problems"], *row.get("barrier", [])[:1], *row.get("kept", [])[:1]]
 
 
@@ -103,7 +100,7 @@ def _known(value: bool | None) -> str | bool:
 
 
 def causes(row: Row) -> list[str]:
-    """Return why a model's conversion does not hold in full: problems, or what could not be compared."""
+    """Return why a model's conversion does not hold: problems, or what could not be compared."""
     if row["verdict"] == "holds":
         return []
     limit = [row["bits"]] if row.get("bits", "").startswith("meta") else []
@@ -158,7 +155,7 @@ def conversion_lines(rows: Mapping[str, Row]) -> list[str]:
 
 
 def all_live(row: Row) -> bool:
-    """Whether every mask has an effect on the output, but for weights that the forward does not use."""
+    """Whether every mask has an effect on the output, except weights that the forward does not use."""
     return "live" in row and row["live"] + row["unused"] == row["masked"]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from statistics import quantiles
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def keep(source: str, shape: Sequence[int], threads: int, seconds: Mapping[str, 
         add_bench_result(folder, result)
     except SparsifyError as error:
         return [f"not kept for reports: {error}"]
-    return [f"{folder / BENCH}: kept for sparsify report {folder}"]
+    return [f"{folder / BENCH}: kept for sparsify report {quote(str(folder))}"]
 
 
 def without_dead(path: str, x: Tensor) -> tuple[nn.Module | None, str]:

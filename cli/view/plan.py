@@ -83,7 +83,7 @@ def rehearsal_lines(found: Rehearsal, recipe: Recipe) -> list[str]:
             "" if recipe.prune is None or recipe.prune.granularity.name != "unit" else ", more than once it is shrunk"
         )
         lines.append(f"its file: about {byte_count(found.bytes_file)}{about} (dense {byte_count(found.bytes_dense)})")
-    return lines + [f"not looked at: {line}" for line in found.left_out]
+    return lines + [f"not checked: {line}" for line in found.left_out]
 
 
 def _what(prune: Pruning) -> str:

@@ -40,7 +40,7 @@ class Screen:
             TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(min_width=7)),
             TextColumn("{task.fields[state]}", table_column=Column(min_width=53, no_wrap=True)),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.is_dumb_terminal,
         )
         self._task: TaskID | None = None
         self._total_steps = 0

@@ -83,12 +83,12 @@ def layer_table(layers: Iterable[Layer], more: Sequence[str] = ()) -> Table:
 
 
 def say(*lines: str) -> None:
-    """Print lines; on a terminal they are wrapped to its width, with a hanging indent."""
+    """Print lines; on a terminal they are wrapped to its width, with a hanging indent, but commands stay whole."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line in lines:
         indent = " " * (len(line) - len(line.lstrip()) + 2)
         wrapped = textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) if width else []
-        click.echo("\n".join(wrapped) if wrapped else line)
+        click.echo("\n".join(wrapped) if wrapped and not line.startswith("  sparsify ") else line)
 
 
 def print_table(table: Table) -> None:

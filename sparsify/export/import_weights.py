@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,7 @@ def _tensors(path: Path) -> dict[str, _Stored]:
     for file in _files(path):
         header = read_header(file)
         if header.metadata.get("format") == "sparsify":
-            dense = f"sparsify export {file} --format dense --out FILE"
+            dense = f"sparsify export {quote(str(file))} --format dense --out FILE"
             raise SparsifyError(f"{file}: sparsify's own; make it dense with: {dense}")
         try:
             wanted = checksums(header)

@@ -69,7 +69,7 @@ def _are_not(missing: list[str]) -> str:
 
 
 def _refusal(problem: str) -> SparsifyError:
-    return SparsifyError(f"environment: {problem}: no launcher of several processes has set it; {_ADVICE}")
+    return SparsifyError(f"environment: {problem}: not set by a launcher such as torchrun; {_ADVICE}")
 
 
 def check_accelerate(precision: str, environment: Mapping[str, str] | None = None) -> None:

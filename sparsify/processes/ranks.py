@@ -74,14 +74,14 @@ def together(group: Group) -> Iterator[None]:
     error: Exception | None = None
     try:
         yield
-    except Exception as caught:  # noqa: BLE001 - raised below, on every process
+    except Exception as caught:  # noqa: BLE001 - raised below, in every process
         error = caught
     if group is None:
         if error is not None:
             raise error
         return
-    told = None if error is None else (one_line(error, 1000), _code(error))
-    found = [(rank, *one) for rank, one in enumerate(gather(told, group)) if one is not None]
+    failure = None if error is None else (one_line(error, 1000), _code(error))
+    found = [(rank, *one) for rank, one in enumerate(gather(failure, group)) if one is not None]
     if not found:
         return
     rank, text, code = found[0]

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import SparsifyError
 from ..processes.ranks import gather, group_of
+from ..surgery.analysis.liveness import own_surroundings
 from ..surgery.channels import Channels, analyse
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
@@ -61,10 +62,12 @@ def _build(
     if settings.name == "unit" and (channels is not None or example_input is not None):
         if channels is None:
             heads = settings.heads or "whole"
-            channels = analyse(fold(model), example_input, heads=heads, rules=rules, examples=examples)
+            channels = analyse(model, example_input, heads=heads, rules=rules, examples=examples)
         per = _per(model, pruning, example_input, channels)
         of = None if pruning.of in (None, "units") else _budget(model, str(pruning.of), channels)
-        return GroupCandidates(learn_groups(model, channels, names), scope, settings.aggregate or "mean", per, of)
+        with own_surroundings():
+            groups = learn_groups(model, channels, names)
+        return GroupCandidates(groups, scope, settings.aggregate or "mean", per, of)
     needing: dict[str, str | None] = {
         "criterion.per": pruning.criterion.per,
         "of": None if settings.name == "weight" else pruning.of,

@@ -16,7 +16,7 @@ from .statistics import Difference, Mean, difference, mean_of
 _SEED, _NAME, _DENSE = "train.seed", "name", "dense"
 _SPARSITY = "prune.sparsity"
 _SAME = ("data.name", "data.test_split", "data.limit", "data.num_classes")
-_SHOWN = 3  # keys in a label
+_SHOWN = 3  # the most keys in a label
 
 
 @dataclass(frozen=True)

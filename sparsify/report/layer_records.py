@@ -33,7 +33,7 @@ class Layer(LayerSummary):
 
 @dataclass(frozen=True)
 class Layers:
-    """The masked weights of a model in its order, and totals of the whole model.
+    """A model's masked weights, in order, and totals of the whole model.
 
     `notes` says what is left out, and why.
     """
@@ -74,7 +74,7 @@ def _built(run: Run) -> tuple[nn.Module, Tensor]:
     if not spec or spec.startswith(FROM_PYTHON):
         raise SparsifyError(f"the model is {spec or 'not named'}, which only Python can build")
     if not shape:
-        raise SparsifyError("the file does not tell the shape of an input")
+        raise SparsifyError("the file does not give the shape of an input")
     import torch
 
     from ..export.save import load

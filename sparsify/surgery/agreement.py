@@ -46,7 +46,7 @@ def agreed(one: Channels, other: Channels, what: str) -> Channels:
         return {d: numbers for d, numbers in renumbered.items() if bool((numbers >= 0).any())}
 
     labels = {name: found for name, sides in one.labels.items() if (found := left(sides))}
-    barrier = f"{int((~same).sum())} units stay: for {what} other channels go together, or matter"
+    barrier = f"{int((~same).sum())} units stay: for {what} the groups differ, or are not dead"
     return replace(
         one,
         labels=labels,

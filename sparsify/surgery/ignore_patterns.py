@@ -75,7 +75,7 @@ def _fits(pattern: str, key: tuple[str | int, ...]) -> Callable[[str], bool]:
     try:
         expression = re.compile(pattern.removeprefix("re:"))
     except re.error as error:
-        raise PatternError(key, f"'{pattern}' is no regular expression: {error}") from None
+        raise PatternError(key, f"'{pattern}' is not a regular expression: {error}") from None
     return lambda name: any(expression.fullmatch(one) for one in (name, name.rpartition(".")[0]))
 
 

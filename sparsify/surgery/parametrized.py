@@ -144,7 +144,7 @@ def _of_list(name: str, one: ParametrizationList) -> Parametrized:
         return Parametrized(name, one, "", names, f"its parametrization fails: {type(error).__name__}")
     alike = [key for key in names if one._parameters[key].shape == shape]  # type: ignore[union-attr]
     if not alike:
-        return Parametrized(name, one, "", names, "parametrized by parameters of other shapes: a mask has no place")
+        return Parametrized(name, one, "", names, "parametrized by parameters none of which has its shape")
     return Parametrized(name, one, alike[-1], tuple(key for key in names if key != alike[-1]))
 
 

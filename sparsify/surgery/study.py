@@ -17,7 +17,7 @@ from .analysis.coupling import Coupling, Heads
 from .analysis.group_ids import group_ids, labels_of, only, produced_dims
 from .analysis.group_liveness import alive_groups, first_spoiling_ops, killable_groups, note_failures, pruned_groups
 from .analysis.kept_constants import kept_constants
-from .analysis.liveness import Liveness
+from .analysis.liveness import Liveness, own_surroundings
 from .analysis.mac_counts import uncounted
 from .analysis.reasons import reasons
 from .channel_groups import Channels, Operation
@@ -63,7 +63,19 @@ def study(
     remove (bool, True = keep, by the first name of their parameter), whatever the other entries learn. Grouped
     convolutions in `by_group` lose whole groups; without `killable`, so do those that lose more that way.
     """
-    rules = rules or Rules()
+    with own_surroundings():
+        return _study(recording, killable, heads, dead, masks, rules or Rules(), by_group)
+
+
+def _study(
+    recording: Recording,
+    killable: bool,
+    heads: Heads,
+    dead: Dead,
+    masks: Mapping[str, Tensor] | None,
+    rules: Rules,
+    by_group: Container[Op],
+) -> Study:
     coupling = Coupling(recording, rules.couple, heads, by_group)
     sinks = bias_sinks(recording)
     liveness = partial(Liveness, recording, rules.flow, sinks)
@@ -81,7 +93,7 @@ def study(
         pruned &= ~alive
     whole = dead_by_group(live, coupling.grouped) if live is not None and not killable and not by_group else None
     if whole:
-        return study(recording, killable=False, heads=heads, dead=dead, masks=masks, rules=rules, by_group=whole)
+        return _study(recording, False, heads, dead, masks, rules, whole)
     stays = reasons(coupling, ids, lambda: first_spoiling_ops(recording, liveness, coupling)) if killable else ()
     channels = _channels(recording, coupling, ids, produced, ~alive, stays)
     if live is None:

@@ -131,12 +131,12 @@ def _stop(active: Sequence[Started]) -> None:
 def _finish(started: Started, finished: Callable[[Job], str | None], say: Callable[[str], None]) -> list[Job]:
     """Report the result of a job that ended; return the job in a list if it failed, else []."""
     job, code = started.job, started.process.returncode
-    said = finished(job) if code == 0 else None
-    if said is None:
+    result = finished(job) if code == 0 else None
+    if result is None:
         lines = job.log.read_text(errors="replace").strip().splitlines() or ["nothing in its log"]
         say(f"{_clock()} FAILED {job.name} (exit {code}): {lines[-1]}; see {job.log}")
         return [job]
-    say(f"{_clock()} finished {job.name}: {said}")
+    say(f"{_clock()} finished {job.name}: {result}")
     return []
 
 

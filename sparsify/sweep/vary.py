@@ -20,7 +20,7 @@ _LONGEST = 120  # characters of a folder's name
 
 @dataclass(frozen=True)
 class Varied:
-    """A key of the recipe and the values that it takes, as YAML."""
+    """A key of the recipe and the values that it takes, as in YAML."""
 
     key: str
     values: tuple[str, ...]
@@ -69,7 +69,7 @@ def sweep_runs(
 ) -> list[SweepRun]:
     """Return the runs of the product, ordered by seed, so that pairs can be compared early.
 
-    Raises SparsifyError for a mistake in any of their recipes.
+    Raises SparsifyError for a mistake in any recipe.
     """
     keys = [one.key for one in varied]
     if repeated := [key for key in keys if keys.count(key) > 1]:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,11 +108,11 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         start = file.read(8)
         size = int.from_bytes(start, "little")
         if len(start) < 8 or size > _MAX_HEADER:
-            raise SparsifyError(f"{os.fspath(path)}: not a safetensors file")
+            raise SparsifyError(f"{os.fspath(path)}: {_other_kind(path)}")
         # A file truncated within its header still starts like one.
         if size > length - 8:
             begins = file.read(1) in (b"{", b"")
-            raise SparsifyError(f"{os.fspath(path)}: {'truncated' if begins else 'not a safetensors file'}")
+            raise SparsifyError(f"{os.fspath(path)}: {'truncated' if begins else _other_kind(path)}")
         raw = file.read(size)
     if raw.count(b'"data_offsets"') > _MOST_TENSORS or raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:
         raise SparsifyError(f"{os.fspath(path)}: its header is no model's: more than {_MOST_TENSORS:,} tensors")
@@ -129,6 +130,16 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         blank, found = _SEAL.subn(_BLANK, raw)
         sealed = found == 1 and f"{zlib.crc32(blank):08x}" == metadata["header_crc32"]
     return Header(entries, metadata, 8 + size, sealed)
+
+
+def _other_kind(path: str | os.PathLike[str]) -> str:
+    """Return that a file is not safetensors, and what to do with one of the kind that its name says."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in (".bin", ".ckpt", ".pt", ".pth"):
+        name = shlex.quote(os.fspath(path))
+        return f"not a safetensors file; if torch saved it: sparsify convert {name} --model SPEC --out FILE.safetensors"
+    exported = suffix in (".onnx", ".pt2")
+    return f"not a safetensors file{'; take the run or the file that it was exported from' if exported else ''}"
 
 
 def read_part(file: BufferedReader, header: Header, name: str, checksum: str | None) -> Array:

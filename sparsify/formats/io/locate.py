@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from shlex import quote
 
 from ...errors import RunError, SparsifyError, one_line
 
@@ -40,7 +41,7 @@ def model_file(source: str | os.PathLike[str]) -> Path:
     if (path / MODEL_FILE).is_file():
         return path / MODEL_FILE
     if (path / "recipe.yaml").is_file():
-        raise SparsifyError(f"{path}: the run is not finished; go on with: sparsify train --resume {path}")
+        raise SparsifyError(f"{path}: the run is not finished; go on with: sparsify train --resume {quote(str(path))}")
     raise SparsifyError(f"{path}: a folder without a run or a model in it: no {MODEL_FILE}")
 
 

@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 from ...errors import SparsifyError
 from ...formats.io.atomic import atomic_write, check_writable
 
-Figure: TypeAlias = Any  # altair.Chart, or one of its kinds
+Figure: TypeAlias = Any  # altair.Chart, LayerChart, ...
 KINDS = (".png", ".svg")
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#3b82c4", "#e07b39", "#3a9d6b", "#9a6fc4", "#c94f6d", "#8a8f98"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 _NEEDED = ("altair", "vl_convert")
 _FONT = "system-ui, sans-serif"
-_SCALE = 2  # pixels of a PNG for each of the figure's
+_SCALE = 2  # PNG pixels per pixel of the figure
 
 
 def check_installed(what: str) -> None:
@@ -35,7 +35,7 @@ def altair() -> Any:
 
 
 def converter() -> Any:
-    """Return the module vl_convert, which turns Vega-Lite into pictures without a browser."""
+    """Return the module vl_convert, which renders Vega-Lite without a browser."""
     check_installed("a figure")
     import vl_convert
 

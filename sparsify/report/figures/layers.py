@@ -7,8 +7,8 @@ from typing import Any
 from ..layer_records import Layers
 from .charts import BLUE, Figure, altair, chart
 
-MOST = 40  # bars; the layers with the most parameters
-_STEP = 16  # pixels of a bar
+MOST = 40  # the most bars; layers with the most parameters come first
+_STEP = 16  # a bar's height in pixels
 _GONE = "rgba(138, 143, 152, 0.4)"
 
 

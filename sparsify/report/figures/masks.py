@@ -10,7 +10,7 @@ from ...overlap import LayerOverlap, Masks, iou, overlap_by_layer
 from ..run_records import Run
 from .charts import BLUE, Figure, altair, chart
 
-MOST = 60  # layers of a heat map
+MOST = 60  # the most layers of a heat map
 _CELL = 42
 _ROW = 16
 

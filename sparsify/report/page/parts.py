@@ -18,7 +18,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column is a heading of each row."""
+    """A table whose first column holds the rows' headings."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[TableCell, ...], ...]
@@ -27,7 +27,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with its place on the page."""
+    """A figure with its id and title on the page."""
 
     id: str
     title: str

@@ -52,15 +52,15 @@ def write(
 
 def _page(runs: Sequence[Run]) -> Page:
     cells = compare(runs) if len(runs) > 1 else []
-    told = [cell.runs[0] for cell in cells] or list(runs)
-    layers = {run.folder: read_layers(run) for run in told}
-    shown = next((run for run in told if run.sparsity), told[0])
+    in_full = [cell.runs[0] for cell in cells] or list(runs)
+    layers = {run.folder: read_layers(run) for run in in_full}
+    shown = next((run for run in in_full if run.sparsity), in_full[0])
     parts = [comparison_part(cells)] if cells else []
-    for number, run in enumerate(told, start=1):
-        parts.append(run_part(run, layers[run.folder], f"run-{number}", folded=len(told) > 1))
+    for number, run in enumerate(in_full, start=1):
+        parts.append(run_part(run, layers[run.folder], f"run-{number}", folded=len(in_full) > 1))
     names = ", ".join(dict.fromkeys(run.recipe.name for run in runs))
     subtitle = f"{len(runs)} runs of {len(cells)} recipes" if cells else str(runs[0].folder)
-    more = "" if len(told) == len(runs) else " Of each recipe the run of one seed is told in full."
+    more = "" if len(in_full) == len(runs) else " Of each recipe one seed's run is shown in full."
     from ... import __version__
 
     return Page(

@@ -31,7 +31,7 @@ def clamp(lowering: Lowering, node: fx.Node) -> bool:
 def emit_binary(
     lowering: Lowering, node: fx.Node, last: fx.Node, source: Buffer, other: Buffer | None = None, **fields: Any
 ) -> bool:
-    """Emit the BINARY that makes the value of `last` of the pixels that `node` reads, and of another buffer's."""
+    """Emit the BINARY that computes the value of `last` from the pixels that `node` reads, and from another buffer."""
     apart = other is None or lowering.root(other.number)[0] != lowering.root(source.number)[0]
     into = source.number if apart and lowering.reusable(node, source) else -1
     sources = (source,) if other is None else (source, other)
@@ -40,7 +40,7 @@ def emit_binary(
 
 
 def clamped(lowering: Lowering, node: fx.Node) -> tuple[fx.Node, tuple[float, float]]:
-    """Return the clamp that follows a node, which is then done, and its scalars; the node itself if none follows."""
+    """Return the clamp that follows a node and its scalars, or the node itself; a fused node is marked done."""
     user = lowering.only_user(node)
     scalars = CLAMPS[user.target](*arguments(user)[1:]) if user is not None and user.target in CLAMPS else None
     if user is None or scalars is None:
@@ -67,7 +67,7 @@ def binary(how: Binary, lowering: Lowering, node: fx.Node) -> bool:
 
 
 def scaled(lowering: Lowering, node: fx.Node, one: fx.Node, two: fx.Node) -> bool:
-    """A product with a number for each plane and image, and a sum with the planes behind it."""
+    """A product with a number for each plane and image, with a following sum of planes fused in."""
     if shape_of(node) != shape_of(one):
         one, two = two, one
     shape, factors = shape_of(one), shape_of(two)
@@ -113,7 +113,7 @@ def activation(name: str, parameter: float, lowering: Lowering, node: fx.Node) -
 
 
 def _number(node: fx.Node, source: fx.Node) -> float | None:
-    """Return the number that an operation multiplies its source by, None if it does something else."""
+    """Return the number by which an operation multiplies its source, None for any other operation."""
     args = arguments(node)
     if node.target is not aten.mul.Tensor or args[0] is not source or not isinstance(args[1], int | float):
         return None
@@ -121,7 +121,7 @@ def _number(node: fx.Node, source: fx.Node) -> float | None:
 
 
 def affine(lowering: Lowering, node: fx.Node, source: fx.Node, buffer: Buffer) -> Affine | None:
-    """Return what a sum, difference, product or quotient with constants makes of each channel; None if it is none."""
+    """Return scale and shift per channel of a sum, difference, product or quotient with constants; None for others."""
     if node.target not in AFFINE or shape_of(node) != buffer.shape or set(node.kwargs) - {"alpha"}:
         return None
     one, two = arguments(node)[:2]
@@ -133,7 +133,7 @@ def affine(lowering: Lowering, node: fx.Node, source: fx.Node, buffer: Buffer) -
 
 
 def _per_channel(lowering: Lowering, value: Any, buffer: Buffer) -> Tensor | None:
-    """Return a constant as one number for each channel, None if it is none or differs within one."""
+    """Return a constant as one number for each channel, None if it is not constant or varies within a channel."""
     count = buffer.planes.channels
     if isinstance(value, fx.Node):
         value = lowering.constants.get(value)

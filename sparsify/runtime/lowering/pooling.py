@@ -57,7 +57,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def mean(lowering: Lowering, node: fx.Node) -> bool:
-    """Write a mean over the pixels of each plane; other dimensions are left to torch."""
+    """A mean over the pixels of each plane; other dimensions are left to PyTorch."""
     source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
     if source is None or shape is None or not source.begins_with_channels or node.kwargs:
         return False
@@ -70,7 +70,7 @@ def mean(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def adaptive(lowering: Lowering, node: fx.Node) -> bool:
-    """Means of windows whose number divides the image."""
+    """Adaptive average pooling to sizes that divide the image's."""
     source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
     if source is None or shape is None or view(lowering, node):
         return source is not None and shape is not None

@@ -8,7 +8,7 @@ in SynFlow (Tanaka et al. 2020), a positive linear operation replaces every oper
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,13 +25,15 @@ Flow: TypeAlias = "Callable[[Liveness, Op], None]"
 
 
 @contextmanager
-def _plain_float32() -> Iterator[None]:
-    """Compute in float32 and outside of dispatch modes, whatever the default dtype and active modes are."""
+def own_surroundings() -> Iterator[None]:
+    """Compute in float32 on the CPU, outside of dispatch modes and autocast, whatever the defaults and modes are."""
     before = torch.get_default_dtype()
+    on_cpu = torch.empty(0).device.type == "cpu"
     torch.set_default_dtype(torch.float32)
     try:
-        with _disable_current_modes():
-            yield
+        with torch.autocast("cpu", enabled=False), _disable_current_modes():
+            with nullcontext() if on_cpu else torch.device("cpu"):  # a mode, which every operation pays for
+                yield
     finally:
         torch.set_default_dtype(before)
 
@@ -84,7 +86,7 @@ class Liveness:
         self.failures: dict[Op, str] = {}
         self.bias_sinks = sinks
         self.constant_channels: dict[Op, Tensor] = {}  # bias sink -> bool [channels]: its constant input channels
-        with torch.enable_grad(), _plain_float32():
+        with torch.enable_grad():
             for op in recording.ops:
                 self.visit(op)
             self.roots += [self.of(value) for value in recording.outputs]

@@ -138,7 +138,7 @@ def _unmasked_pruned(pruned: list[Pruned], weights: list[Owner], plan: Conversio
     extra = [one for one in pruned if (id(one.module), one.name) not in masked]
     for one in extra:
         where = (id(one.module), one.name)
-        reason = plan.blocked.get(where, "") or ("" if where in plan.reached else "no forward is seen to read it")
+        reason = plan.blocked.get(where, "") or ("" if where in plan.reached else "no forward was found to read it")
         if reason:
             raise cannot_take_over(one, reason)
     if extra:

@@ -76,7 +76,7 @@ def read_by_held_functions(module: nn.Module, where: str) -> dict[int, str]:
         return {}
     return {
         id(module.get_submodule(child)._parameters[name]): (
-            f"the function {function}, which {where} holds, reads it: no mask can enter there"
+            f"the function {function}, which {where} holds, reads it: masks cannot be applied there"
         )
         for (child, name), function in read_by_functions(module).items()
     }

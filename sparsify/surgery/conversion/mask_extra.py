@@ -99,6 +99,6 @@ def _refuse_unreached(wanted: dict[str, _Place], plan: ConversionPlan) -> None:
     for name, place in wanted.items():
         reason = plan.blocked.get(place.key, "")
         if not reason and id(place.parameter) not in reached:
-            reason = "no forward of the model is seen to read it"
+            reason = "no forward of the model was found to read it"
         if reason:
             raise SparsifyError(f"mask_also: {name} cannot be masked: {reason}")

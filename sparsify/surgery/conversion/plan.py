@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from ..discovery.chosen_weights import add_chosen
-from ..discovery.weight_uses import PART, SHAPE_ONLY, Use, parameter_uses
+from ..discovery.weight_uses import PART, SHAPE_ONLY, STORED, Use, parameter_uses
 from ..full_name import full_name
 from ..masking.given_weights import Given
 from ..masking.masked_classes import Masked, is_direct
@@ -32,7 +32,6 @@ from .foreign_changes import read_by_held_functions, read_by_replaced, replaced_
 _RECOMPUTED = Use(
     "unmasked", "computed in a forward that uses activation checkpointing, which computes it again unmasked"
 )
-_STORED = ("operand", "source")  # uses in which the mask goes on the stored weight
 
 
 def weight_owners(model: nn.Module, plan: ConversionPlan) -> dict[str, tuple[nn.Module, str]]:
@@ -140,8 +139,8 @@ def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan
         if isinstance(value, nn.Parameter):
             where = plan.names[id(module)] or type(module).__name__
             own = any(value is parameter for parameter in module._parameters.values())
-            how = "from a closure, a list or another object" if own else "although it is not below"
-            plan.outside[id(value)] = f"{where} reads it {how}: no mask can enter there"
+            how = "from a closure, a list or another object" if own else "although it belongs to another module"
+            plan.outside[id(value)] = f"{where} reads it {how}: masks cannot be applied there"
 
 
 def _unread(module: nn.Module, name: str, failure: str) -> str:
@@ -149,7 +148,7 @@ def _unread(module: nn.Module, name: str, failure: str) -> str:
     if not mentions_own(module, [name]):
         return "not read by the forward"
     followed = f"that can be traced ({failure})" if failure else "that was traced"
-    return f"its module's forward names it, and no call {followed} reads it"
+    return f"its module's forward mentions it, but no call {followed} reads it"
 
 
 def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
@@ -159,7 +158,7 @@ def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
     """
     for path, use in parameter_uses(module, graph).items():
         before = uses.get(path)
-        if before is None or before.how == "unmasked" or (use.how == "computed" and before.how in _STORED):
+        if before is None or before.how == "unmasked" or (use.how == "computed" and before.how in STORED):
             uses[path] = use
 
 
@@ -182,11 +181,11 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
     for graph in partial_graphs(original):
         _add_uses(uses, original, graph)
         _leave_outside(module, original, graph, plan)
-        if not below and all(name in uses and uses[name].how in _STORED for name in own):
+        if not below and all(name in uses and uses[name].how in STORED for name in own):
             break
     add_chosen(module, uses)
     computed = _leave_computed_below(module, uses, plan)
-    paths = [path for path, use in uses.items() if use.how in _STORED]
+    paths = [path for path, use in uses.items() if use.how in STORED]
     for name in own:
         use = uses.get(name)
         plan.reasons[id(module), name] = (
@@ -213,5 +212,5 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
     name = plan.names[id(module)] or type(module).__name__
     plan.notes.append(
         f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "
-        "unless it normalises them (verify tells)"
+        "unless it normalises them (check with sparsify.verify)"
     )

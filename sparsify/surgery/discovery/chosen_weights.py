@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .weight_uses import Use
-
-_STORED = ("operand", "source")
+from .weight_uses import STORED, Use
 
 
 def add_chosen(module: nn.Module, uses: dict[str, Use]) -> None:
@@ -14,7 +12,7 @@ def add_chosen(module: nn.Module, uses: dict[str, Use]) -> None:
     for path, use in list(uses.items()):
         owner_path, _, name = path.rpartition(".")
         owner = module.get_submodule(owner_path)
-        if use.how not in _STORED or not isinstance(owner, (nn.ParameterList, nn.ParameterDict)):
+        if use.how not in STORED or not isinstance(owner, (nn.ParameterList, nn.ParameterDict)):
             continue
         dimensions = owner._parameters[name].dim()  # type: ignore[union-attr]
         for other, parameter in owner._parameters.items():

@@ -23,7 +23,7 @@ _WEIGHTS_OF = {
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), (2, 3)),
 }
 
-
+STORED = ("operand", "source")  # values of `Use.how` for which the mask goes on the stored weight
 PART = "part of the weight computed with {}"
 SHAPE_ONLY = "only its shape is read"
 _ALSO = "part of a computed weight, and also used in another way"

@@ -179,7 +179,7 @@ class OpRecorder(TorchDispatchMode):
             args = tuple(given)
         else:
             return
-        if len(tensors) != 1 or max(sizes, default=1) == 1:
+        if len(tensors) != 1 or max(sizes, default=1) == 1 or tensors[0].is_meta:
             return
         drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
         kind, held = (Noise, torch.ones_like(tensors[0])) if drawn else (Filled, tensors[0].detach())

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...errors import SparsifyError
 from ..module_walk import named_modules
 from ..side_effects import changed_buffers, unchanged
 from ..tracing.announced import announced_as_traced
@@ -31,8 +32,10 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
     `results`, if given, receives copies of every operation's results. Otherwise activations are computed only if the
     forward reads their values. A forward that branches on values is recorded again as under torch.export, and that
     recording is returned if it branches in fewer modules and reads the same parameters. The model is not changed.
-    Raises whatever its forward raises.
+    Raises SparsifyError for tensors of the model that hold no values or were made in inference mode, and whatever its
+    forward raises.
     """
+    _check_tensors(model)
     found = _recorded(model, example_input, results)
     if not found.branches:
         return found
@@ -47,6 +50,14 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
     if results is not None:
         results[:] = again or []
     return traced
+
+
+def _check_tensors(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise SparsifyError(f"{name} is on the meta device: an analysis of channels reads the values it lacks")
+        if tensor.is_inference() and isinstance(tensor, nn.Parameter):
+            raise SparsifyError(f"{name} was made in inference mode, in which no channels are seen: copy it outside")
 
 
 def _paths(recording: Recording) -> set[str]:

@@ -76,7 +76,7 @@ def checked_rules(where: str, rules: Mapping[str, Rule] | None) -> Rules:
     for name, rule in (rules or {}).items():
         if not isinstance(rule, Rule) or not all(map(callable, rule)):
             raise SparsifyError(
-                f"{where}: rules['{name}'] is no Rule of two functions, but of type {type(rule).__name__}"
+                f"{where}: rules['{name}'] is not a Rule of two functions, but of type {type(rule).__name__}"
             )
         found[name.removeprefix("aten::")] = rule
     return Rules(found)

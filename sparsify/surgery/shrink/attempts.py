@@ -112,7 +112,7 @@ class Attempts:
         more = differs & ~self.pinned & self.found.channels.dead.numpy()
         self.pinned |= differs
         if more.any():
-            self.reasons.append(f"{int(more.sum())} dead groups stay: for {what} other channels go together, or matter")
+            self.reasons.append(f"{int(more.sum())} dead groups stay: for {what} the groups differ, or are not dead")
 
     def _cut(self, removed: np.ndarray[Any, Any]) -> tuple[str, str]:
         """Cut the model and check it; undo a wrong cut. Return (problem, its module), ("", "") if the cut is right."""

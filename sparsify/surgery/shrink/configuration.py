@@ -24,7 +24,7 @@ from .other_inputs import outputs
 
 Sizes: TypeAlias = frozenset[tuple[str, int, int, int]]  # name, dimension, size that is built, size that is wanted
 _MOST = 60  # configurations to build
-_STAYS = "no configuration builds it; the cuts in its file tell"
+_STAYS = "no configuration builds it; its file stores the cuts"
 
 
 def follow_configurations(model: nn.Module, example_input: Any) -> str:

@@ -38,7 +38,7 @@ def cut_state(state: Mapping[str, Any], cuts: Cuts) -> dict[str, Any]:
     prefix = wrapper_prefix(state)
     axes = _axes_by_name("cut_state", {key.removeprefix(prefix): value for key, value in state.items()}, cuts)
     if cuts.removed and not axes:
-        raise SparsifyError("cut_state: the state has none of the tensors that were cut; it is of another model")
+        raise SparsifyError("cut_state: the state has none of the tensors that were cut; it belongs to another model")
     result: dict[str, Any] = OrderedDict()
     made: dict[Any, Tensor] = {}
     for key, value in state.items():

@@ -18,6 +18,7 @@ from ..side_effects import changed_buffers, unchanged
 
 # Rank of the input -> sets of dimensions to resize together; all sets are tried in order.
 _ALONG: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3),), 5: ((2, 3, 4),)}
+_NOT_WATCHED = "not watched"  # stands for comparisons of sizes that equal those of no other call
 _RATES = ("p", "drop_prob")  # attributes of dropout and drop path
 
 
@@ -173,4 +174,4 @@ def watched_outputs(model: nn.Module, example_input: Any) -> tuple[list[Tensor],
         with watch:
             return outputs(model, example_input), watch.asked
     except Exception:  # noqa: BLE001 - its own, or because it accepts only plain integers
-        return outputs(model, example_input), {"": [("not to be told", object())]}
+        return outputs(model, example_input), {"": [(_NOT_WATCHED, object())]}

@@ -50,7 +50,9 @@ class ShrinkReport:
         if self.seconds is not None and self.difference is not None:
             lines.append(_line("forward pass", *(f"{1000 * t:.1f} ms" for t in self.seconds), _ratio(self.seconds)))
             double, single = self.difference
-            lines.append(f"  the outputs differ by {double:.0e} of the largest in float64, {single:.0e} in float32")
+            lines.append(
+                f"  the outputs differ by {double:.0e} of the largest in float64, {single:.0e} in its own precision"
+            )
             others = f", and for {', '.join(self.proved)}" if self.proved else "; no other batch or size was taken"
             lines.append(f"  compared for the example{others}")
             if self.training not in ("", "equal"):
@@ -59,7 +61,7 @@ class ShrinkReport:
             lines.append(f"  {self.configuration}")
         if self.bound:
             more = f" and {len(self.bound) - 3} more" if len(self.bound) > 3 else ""
-            lines.append(f"  bound to these sizes: {', '.join(self.bound[:3])}{more} may do something else for others")
+            lines.append(f"  bound to these sizes: {', '.join(self.bound[:3])}{more} may behave differently for others")
         lines += [f"  not counted: multiply-adds of {operation}" for operation in self.uncounted]
         return "\n".join([*lines, *(f"  kept: {reason}" for reason in self.kept)])
 

@@ -32,7 +32,7 @@ from .report import ShrinkReport
 
 __all__ = ["ShrinkReport", "shrink"]
 
-_NO_MASKS = "everything: no mask of this model removes anything; dead='zeros' also takes what is zero as it is now"
+_NO_MASKS = "everything: no mask of this model removes anything; dead='zeros' also removes channels that are zero now"
 
 
 @takes(model=nn.Module, round_to=(Integral, NoneType), verify=bool, rules=(Mapping, NoneType), examples=(list, tuple))

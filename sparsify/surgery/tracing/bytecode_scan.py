@@ -162,6 +162,9 @@ _MODES = frozenset(
     is_compiling is_exporting get_num_threads backends compiler cuda __class__ __dict__""".split()
 )
 
+# Functions of torch.utils.checkpoint, of timm and of transformers.
+_CHECKPOINTING = frozenset({"checkpoint", "checkpoint_sequential", "checkpoint_seq", "_gradient_checkpointing_func"})
+
 
 def names_read(function: Callable[..., Any]) -> frozenset[str]:
     """Return the attribute names that a Python function reads; empty for a function without bytecode."""
@@ -181,7 +184,7 @@ def mentions_autocast(cls: type[nn.Module]) -> bool:
 
 def recomputes(cls: type[nn.Module]) -> bool:
     """Return whether the forward of `cls` mentions activation checkpointing, which runs parts of the forward again."""
-    return any("checkpoint" in name for name in _attributes_read(cls))  # type: ignore[arg-type]
+    return not _CHECKPOINTING.isdisjoint(_attributes_read(cls))  # type: ignore[arg-type]
 
 
 @cache

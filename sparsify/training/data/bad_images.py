@@ -80,7 +80,7 @@ def dead_workers() -> Iterator[None]:
             raise
         raise RunError(
             "data.workers: a process that reads images has died or was killed (for lack of memory?); "
-            "fewer data.workers may help, a run goes on with --resume"
+            "fewer data.workers may help; --resume continues the run"
         ) from error
 
 

@@ -177,7 +177,7 @@ def _with_plugin(tree: dict[str, Any], source: Source, plugin: Plugin | None) ->
     if kept.get("sha256", plugin.sha256) != plugin.sha256:
         raise SparsifyError(
             f"{source.where(('plugin', 'sha256'))}: it was made with another plugin: {kept.get('name')} of SHA-256 "
-            f"{str(kept['sha256']):.12}..., and {plugin.name} has {plugin.sha256:.12}...; a run goes on with its own"
+            f"{str(kept['sha256']):.12}..., and {plugin.name} has {plugin.sha256:.12}...; a run resumes with its own"
         )
     if given is None or kept:
         tree["plugin"] = {"name": plugin.name, "sha256": plugin.sha256}

@@ -39,7 +39,8 @@ class Lock:
             raise SparsifyError(f"{self._folder}: this process is writing the run in it already")
         self._descriptor = self._locked()
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, _text().encode(), 0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since},\n".encode(), 0)
         _here.add(self._key)
         return self
 
@@ -106,10 +107,6 @@ def check_free(folder: Path) -> None:
     if (folder / NAME).exists():
         with Lock(folder):
             pass
-
-
-def _text() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},\n"
 
 
 def _may_live(text: str) -> bool:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from ...errors import SparsifyError
 from ...formats.io.atomic import atomic_write, is_temporary
@@ -106,7 +107,7 @@ def _check_place(folder: Path, *, overwrite: bool) -> None:
             raise SparsifyError(f"{folder}: holds other files and no run; choose another folder with --out")
     if not overwrite:
         raise SparsifyError(
-            f"{folder}: already holds a run; go on with --resume {folder}, or give --overwrite or --out"
+            f"{folder}: already holds a run; go on with --resume {quote(str(folder))}, or give --overwrite or --out"
         )
 
 
@@ -166,5 +167,5 @@ def check_same(folder: Path, given: Recipe) -> None:
     if different := differences(text, given):
         free = ", ".join(FREE)
         raise SparsifyError(
-            f"{folder}: holds a run of another recipe: {different}; a run goes on with its own (only {free} may change)"
+            f"{folder}: holds a run of another recipe: {different}; a run resumes with its own (only {free} may change)"
         )

@@ -59,10 +59,10 @@ def restore(prepared: Prepared, state: Mapping[str, Any], folder: Path) -> None:
     """
     training = prepared.training
     if different := differences(state.get("recipe"), prepared.recipe):
-        raise SparsifyError(f"{folder}: its checkpoint is of another recipe: {different}; a run goes on with its own")
+        raise SparsifyError(f"{folder}: its checkpoint is of another recipe: {different}; a run resumes with its own")
     here = conditions(training.accelerator.device, training.ranks.size)
     if (changed := changes(state.get("conditions", {}), here)) and training.ranks.first:
-        text = f"{folder}: goes on with {', '.join(changed)}: its bits may not be those of a run without a break"
+        text = f"{folder}: resumes with {', '.join(changed)}: its bits may differ from those of an uninterrupted run"
         warnings.warn(text, RunWarning, stacklevel=2)
     if state.get("shrunk"):
         set_masks(training.model, state["masks"])

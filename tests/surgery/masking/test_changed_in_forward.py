@@ -133,6 +133,18 @@ class Recomputed(nn.Module):
         return self.head(checkpoint(self.inner, x, use_reentrant=self.reentrant))  # type: ignore[no-any-return]
 
 
+def test_a_name_that_contains_checkpoint_recomputes_nothing() -> None:
+    class Loaded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.checkpoint_path = nn.Parameter(torch.randn(5, 6)), "last.pt"
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.w - self.w.mean(1, keepdim=True)) * (1 if self.checkpoint_path else 2)
+
+    assert list(convert(Loaded()).masked) == ["w"]
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("computes", [False, True])
