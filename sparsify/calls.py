@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -116,6 +117,25 @@ def _takes(signature: inspect.Signature, *args: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+@contextmanager
+def explained(inputs: Inputs, where: str) -> Iterator[None]:
+    """Raise SparsifyError, one line that begins with `where`, for an error in the block if `inputs` hold no tensor.
+
+    Models that take text or numbers run there; if one fails, an array of NumPy, say, was given in place of a tensor.
+    """
+    try:
+        yield
+    except Exception as error:
+        given = [*inputs.args, *inputs.kwargs.values()]
+        if isinstance(error, SparsifyError) or not given or tensors_in(given):
+            raise
+        kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in given))
+        raise SparsifyError(
+            f"{where}: the forward fails on the example_input, which holds no tensor ({kinds}): "
+            f"{' '.join(str(error).split())}; give {_KINDS}"
+        ) from error
 
 
 def run(model: Callable[..., Any], inputs: Inputs) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..arguments import PATH, takes
-from ..calls import inputs_of, run
+from ..calls import explained, inputs_of, run
 from ..errors import SparsifyError
 from ..formats.model.load import load
 from ..surgery.conversion.fold import fold
@@ -82,7 +82,8 @@ def _started(model: nn.Module, example_input: Any, threads: int, tune: bool, fil
     engine = Engine(fold(model).eval().requires_grad_(False), threads, tune)
     if file is not None and file.strategy is not None:
         engine.known[file.shapes] = file.strategy
-    run(engine, inputs)
+    with explained(inputs, "compile"):
+        run(engine, inputs)
     if file is not None:
         wrong = file.strategy is not None and engine.strategies.get(file.shapes, file.strategy) != file.strategy
         unfit = "it does not give the model's outputs" if wrong else file.unfit

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from torch import nn
 
 from ..arguments import takes
-from ..calls import inputs_of
+from ..calls import explained, inputs_of
 from ..errors import unknown
 from .agreement import agreed
 from .analysis.coupling import Heads
@@ -54,7 +54,10 @@ def analyse(
     if any(True for _ in all_masked_parameters(model)):
         model = fold(model)
     own = checked_rules("analyse", rules)
-    channels = study(record(model, inputs_of(example_input, "analyse", model)), heads=heads, rules=own).channels
+    inputs = inputs_of(example_input, "analyse", model)
+    with explained(inputs, "analyse"):
+        recording = record(model, inputs)
+    channels = study(recording, heads=heads, rules=own).channels
     for number, other in enumerate(examples):
         found = study(record(model, inputs_of(other, "analyse", model)), heads=heads, rules=own).channels
         channels = agreed(channels, found, f"example {number + 2}")

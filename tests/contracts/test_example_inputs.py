@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,35 @@ def test_an_example_that_does_not_fit_is_one_line_with_the_right_call(taker: str
         SparsifyError, match=r"^[^\n]* does not fit forward\([^\n]*(Inputs|tuple\(example_input\))[^\n]*$"
     ):
         TAKERS[taker](converted(kind), wrong)
+
+
+NO_TENSORS = [np.zeros((3, 8), np.float32), [[1.0] * 8], "text", 3, {"x": None, "mask": None}, (None, 1), object()]
+
+
+@pytest.mark.parametrize("wrong", NO_TENSORS, ids=lambda wrong: type(wrong).__name__)
+@pytest.mark.parametrize("taker", ["verify", "analyse", "shrink", "compile", "units"])
+def test_what_holds_no_tensor_is_one_line_with_the_right_call(taker: str, wrong: Any) -> None:
+    kind: Any = ByPosition if isinstance(wrong, (dict, tuple)) else OneDict
+    with pytest.raises(
+        SparsifyError,
+        match=r"^\w+: the forward fails on the example_input, which holds no tensor \(.*\): .*; give a tensor",
+    ):
+        TAKERS[taker](converted(kind), wrong)
+
+
+class Asked(Layers):
+    """Takes numbers, and fails for reasons of its own."""
+
+    def forward(self, rows: int = 1, *, fails: Tensor | None = None) -> Tensor:
+        if fails is not None:
+            raise ValueError("of its own")
+        return self.layers(torch.ones(rows, 8))
+
+
+def test_a_model_may_take_numbers_and_fail_on_tensors() -> None:
+    assert sparsify.verify(converted(Asked), 3).ok and sparsify.analyse(converted(Asked), 3).operations
+    with pytest.raises(ValueError, match="of its own"):
+        sparsify.analyse(converted(Asked), {"fails": torch.ones(1)})
 
 
 @pytest.mark.parametrize("call", CALLS)

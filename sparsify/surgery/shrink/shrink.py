@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...arguments import takes
-from ...calls import inputs_of
+from ...calls import explained, inputs_of
 from ...errors import SparsifyError
 from ..analysis.coupling import Heads
 from ..analysis.mac_counts import multiply_adds
@@ -70,7 +70,8 @@ def shrink(
     examples = [inputs_of(other, "shrink: examples", model) for other in examples]
     small = fold(model).eval()
     own = checked_rules("shrink", rules)
-    recording = record(small, example_input)
+    with explained(example_input, "shrink"):
+        recording = record(small, example_input)
     masks = removing_masks(model, recording)
 
     def study_of(recording: Recording) -> Study:

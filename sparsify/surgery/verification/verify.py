@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...arguments import takes
-from ...calls import Inputs, inputs_of
+from ...calls import Inputs, explained, inputs_of
 from ...errors import listed
 from ...preserve import keep_random_states
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
@@ -119,7 +119,7 @@ def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = Non
     inputs = inputs_of(args, "verify")
     inputs = inputs_of(Inputs(*inputs.args, **inputs.kwargs, **(kwargs or {})), "verify", model)
     ones = {id(w.mask): torch.ones_like(w.mask) for w in all_masked_parameters(model)}
-    with keep_random_states(cuda=True):
+    with keep_random_states(cuda=True), explained(inputs, "verify"):
         return _verify(Runs(model, inputs.args, dict(inputs.kwargs), ones))
 
 
