@@ -155,6 +155,8 @@ class LocalTracer(fx.Tracer):
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     """Return `value` with `function` applied to what is not a tuple, list or dict."""
+    if type(value) is list or type(value) is tuple:
+        return type(value)([map_leaves(item, function) for item in value])
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_leaves(item, function) for item in value))
     if isinstance(value, (tuple, list)):
