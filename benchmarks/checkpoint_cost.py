@@ -1,4 +1,4 @@
-"""`python -m benchmarks.checkpoint_cost`: what writing a checkpoint costs, as a share of training at one a minute."""
+"""`python -m benchmarks.checkpoint_cost`: the cost of checkpoints, as a share of training with one per minute."""
 
 from __future__ import annotations
 

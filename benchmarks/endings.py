@@ -1,4 +1,4 @@
-"""Ways in which a training process ends before its time, for `benchmarks.kills`."""
+"""Ways to interrupt a training process, for `benchmarks.kills`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-# Killed at any moment, or within the writing of a file; asked to stop; the disk full from some write on.
+# Killed at any moment, or while a file is written; stopped by a signal; the disk full from some write on.
 WAYS = ("kill -9", "kill -9 in writing", *SIGNALS, "disk full")
-_CALLS = ("write", "fsync", "replace", "unlink")  # of os, of which the writing of a file is made
+_CALLS = ("write", "fsync", "replace", "unlink")  # functions of os that write a file
 
 
 def end_a_run(arguments: Sequence[str], err: Path, way: str, moments: random.Random, took: float, calls: int) -> str:
-    """Run `sparsify` until it is ended in one of `WAYS`; return "ended", "finished" before that, or what went wrong.
+    """Run `sparsify` until one of `WAYS` ends it; return "ended", "finished" (before that), or what went wrong.
 
-    `took` and `calls` are the processor seconds and the calls of a whole run, below which the moment is drawn. Standard
+    The moment is drawn below `took`, the processor seconds of a whole run, or `calls`, its number of calls. Standard
     error goes to `err`.
     """
     if way in ("kill -9 in writing", "disk full"):
@@ -38,7 +38,7 @@ def end_a_run(arguments: Sequence[str], err: Path, way: str, moments: random.Ran
     if way == "disk full":
         right = process.exitcode == 1 and told.count("\n") == 1 and "no space left" in told
     elif way in SIGNALS:
-        # Before the command has started, a signal ends Python in its own way.
+        # Until the command has started, Python handles the signal.
         number = getattr(signal, way)
         right = process.exitcode in (128 + number, -number) or (not told.startswith("sparsify") and way == "SIGINT")
     else:
@@ -47,7 +47,7 @@ def end_a_run(arguments: Sequence[str], err: Path, way: str, moments: random.Ran
 
 
 def _send(process: BaseProcess, number: int, after: float) -> None:
-    """Send a signal once a process has computed for so many seconds: by the clock, other work would count too."""
+    """Send a signal after so many processor seconds of a process: wall-clock time would include other work."""
     while process.exitcode is None and processor_seconds(process) < after:
         process.join(0.01)
     if process.exitcode is None and process.pid is not None:
@@ -55,7 +55,7 @@ def _send(process: BaseProcess, number: int, after: float) -> None:
 
 
 def processor_seconds(process: BaseProcess) -> float:
-    """Return how long a process of this machine (Linux) has computed."""
+    """Return the processor seconds of a process on this machine (Linux)."""
     try:
         words = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -64,7 +64,7 @@ def processor_seconds(process: BaseProcess) -> float:
 
 
 def start(arguments: Sequence[str], err: Path, ending: tuple[str, int] = ("", 0)) -> BaseProcess:
-    """Start `sparsify` in a process that has imported it; `ending` is a way and the number of the call it comes at."""
+    """Start `sparsify` in a process that has imported it; `ending` is a way and the number of the call to end at."""
     process = CONTEXT.Process(target=_train, args=(list(arguments), str(err), *ending))
     process.start()
     return process
@@ -77,7 +77,7 @@ def _train(arguments: Sequence[str], err: str, way: str, number: int) -> None:
 
     for descriptor, file in ((1, os.devnull), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    for name in SIGNALS:  # deaf to some of these where the benchmark runs in the background
+    for name in SIGNALS:  # some are ignored if the benchmark runs in the background
         signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
     torch.set_num_threads(1)
     _count_calls(way, number, Path(f"{err}.calls"))
@@ -85,7 +85,7 @@ def _train(arguments: Sequence[str], err: str, way: str, number: int) -> None:
 
 
 def _count_calls(way: str, number: int, file: Path) -> None:
-    """Count the calls of `_CALLS`: the one of that number meets its end; without a way, `file` keeps how many."""
+    """Count calls of `_CALLS` and end the process at that number; without a way, write the count to `file`."""
     done = 0
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,11 +1,11 @@
-"""Read mutated files for some seconds: anything but SparsifyError, or a state that holds together, is a failure.
+"""Read mutated files for some seconds: each must raise SparsifyError or give a consistent state.
 
     python -m benchmarks.fuzz_format SECONDS [--seed 0] [--atheris]
 
-The files hold a weight of every encoding. Half of the mutations come with good checksums, so that they get past these:
+The files hold a weight of every encoding. Half of the mutations have matching checksums, to get past their check:
 bytes of streams and values, and the header's shapes, offsets, encodings and counts. A mutation without them must be
-refused. `--atheris` has that library choose the mutations of half the time by the code that they reach; without it all
-are random. A failure leaves fuzz-failure.safetensors behind. The counts become a section of results.md.
+refused. With `--atheris` that library chooses the mutations of half the time by code coverage; without it all are
+random. A failure leaves fuzz-failure.safetensors behind. The counts become a section of results.md.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def valid_file(folder: Path) -> bytes:
 
 
 def check(path: Path, whole: bytes, content: bytes, good: bool) -> bool:
-    """Read a file and return whether it was accepted. Raises whatever is wrong with that."""
+    """Read a file and return whether it was accepted. Raises an error for an inconsistent state."""
     path.write_bytes(content)
     tracemalloc.start()
     try:
@@ -94,15 +94,15 @@ def check(path: Path, whole: bytes, content: bytes, good: bool) -> bool:
             assert masks[row.name].shape == state[row.name].shape, row
             assert int(masks[row.name].sum()) == row.kept, row
             if row.encoding != "raw":
-                # The bits, so that a NaN or a negative zero under the mask would show.
+                # Compare bits: a NaN or a negative zero under the mask must show.
                 removed = state[row.name][~masks[row.name]].contiguous()
                 assert not removed.view(torch.uint8).any(), row
     return True
 
 
 def target(folder: Path) -> tuple[Callable[[bytes], None], Counts]:
-    """Return the function that turns bytes into a mutation and reads it, and what it counts: refused, accepted."""
-    whole, counts = valid_file(folder), RawArray("q", 2)  # of a forked process too
+    """Return a function that reads the mutation drawn from bytes, and its counts: refused, accepted."""
+    whole, counts = valid_file(folder), RawArray("q", 2)  # shared with a forked process
     assert check(folder / "a", whole, whole, True)
 
     def one_input(data: bytes) -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--atheris", action="store_true")
     given = parser.parse_args()
-    torch.set_num_threads(1)  # a pool of threads does not come along to the forked process, which would wait for it
+    torch.set_num_threads(1)  # a thread pool does not survive a fork: the child would wait for it
     with tempfile.TemporaryDirectory() as folder:
         one_input, counts = target(Path(folder))
         seconds, found = given.seconds / (2 if given.atheris else 1), []
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def _guided(one_input: Callable[[bytes], None], folder: Path, seconds: float, generator: random.Random) -> None:
-    """Let atheris choose the bytes, in a process of its own, since it ends the one that it runs in."""
+    """Let atheris choose the bytes, in a forked process, since it ends its process."""
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
@@ -153,7 +153,7 @@ def _guided(one_input: Callable[[bytes], None], folder: Path, seconds: float, ge
         for function in vars(sys.modules[name]).values():
             if isinstance(function, FunctionType) and function.__module__ == name:
                 atheris.instrument_func(function)
-    corpus = folder / "corpus"  # it would begin with inputs of a few bytes, whose decisions are nearly all alike
+    corpus = folder / "corpus"  # else it begins with inputs of a few bytes, whose mutations are nearly all the same
     corpus.mkdir()
     for number in range(32):
         (corpus / str(number)).write_bytes(generator.randbytes(80))
@@ -167,7 +167,7 @@ def _line(what: str, counts: Counts) -> str:
 
 
 def body(found: Sequence[str], seed: int) -> str:
-    """Return the section of results.md; one fault would have ended the program before it."""
+    """Return the section of results.md; any failure would have ended the program before."""
     lines = [
         environment("torch", threads=1),
         "",

@@ -1,9 +1,9 @@
-"""Read mutated recipes, checkpoints and masks: anything but SparsifyError, or what holds together, is a failure.
+"""Read mutated recipes, checkpoints and masks: each must raise SparsifyError or give a consistent result.
 
     python -m benchmarks.fuzz_input SECONDS [--seed 0]
 
-The seconds are shared out; `benchmarks.fuzz_format` does the same with files of models. Half of the mutations of files
-come with good checksums. A failure leaves fuzz-failure behind, and ends the program.
+The three share the seconds; `benchmarks.fuzz_format` does the same with files of models. Half of the mutations of
+files have matching checksums. A failure leaves fuzz-failure behind, and ends the program.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Target = Callable[[Bytes], bool]
 
 
 def recipes(folder: Path) -> Target:
-    """Return the reading of a shipped recipe with some of its lines and values changed."""
+    """Return a function that reads a shipped recipe with some lines and values changed."""
     texts = [path.read_text() for path in sorted(RECIPES.rglob("*.yaml"))]
     path = folder / "recipe.yaml"
 
@@ -79,7 +79,7 @@ def recipes(folder: Path) -> Target:
 
 
 def checkpoints(folder: Path) -> Target:
-    """Return the reading of a changed checkpoint."""
+    """Return a function that reads a changed checkpoint."""
     path = folder / "checkpoint"
     tensors = [torch.randn(3, 4), torch.zeros(0), torch.ones(5, dtype=torch.bool), torch.arange(7)]
     state = {"step": 3, "list": tensors, "deep": {"a": (1, 2.5, None), 4: {"x": torch.float16}}, "text": "é"}
@@ -112,7 +112,7 @@ def checkpoints(folder: Path) -> Target:
 
 
 def masks(folder: Path) -> Target:
-    """Return the loading of changed masks into a model, which stays as it was where they are refused."""
+    """Return a function that loads changed masks into a model, which must not change if they are refused."""
     model, path = valid_model(), folder / "masks"
     sparsify.save(model, path, format="masks")
     whole, before = path.read_bytes(), get_masks(model)
@@ -134,7 +134,7 @@ def masks(folder: Path) -> Target:
 
 
 def fuzz(name: str, one_input: Target, seconds: float, generator: random.Random) -> str:
-    """Read mutations for so many seconds and return how many there were, of which how many were accepted."""
+    """Read mutations for so many seconds; return a line with the numbers refused and accepted."""
     counts, until = {True: 0, False: 0}, time.monotonic() + seconds
     while time.monotonic() < until:
         data, begun = generator.randbytes(160), time.process_time()
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def body(found: Sequence[str], seconds: float, seed: int) -> str:
-    """Return the section of results.md; one fault would have ended the program before it."""
+    """Return the section of results.md; any failure would have ended the program before."""
     lines = [
         environment("torch", threads=1),
         "",

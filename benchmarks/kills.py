@@ -1,9 +1,9 @@
-"""`python -m benchmarks.kills`: the shipped recipes ended again and again, and the bits that they come to.
+"""`python -m benchmarks.kills`: the shipped recipes interrupted again and again, and the bits of their results.
 
 A run is ended up to five times, each time in a way drawn from `endings.WAYS`: killed at a random moment of the time
 that it computes, or at a random call within the writing of a file; asked to stop by one of four signals; or met by a
-disk that is full from a random write on. Each time it then goes on with `--resume` (or starts again where no recipe was
-written yet). What it comes to is compared with a run left alone.
+disk that is full from a random write on. Each time it is then resumed with `--resume` (or started again if no recipe
+was written yet). Its result is compared with that of a run left alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Whole(NamedTuple):
 
 @dataclass
 class Outcome:
-    """One recipe: how often it was ended in which way and state, in how many runs, and what went wrong."""
+    """One recipe: its number of runs, how often each way ended it in each state, and what went wrong."""
 
     ways: Counter[str] = field(default_factory=Counter)
     places: Counter[str] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ class Outcome:
 @click.option("--seed", default=0, help="Of the moments at which runs are ended.")
 @click.option("--seconds", default=3600.0, help="No further run is started after so long.")
 def main(count: int, seed: int, seconds: float) -> None:
-    """End runs of the shipped recipes before their time and write what came of it to results.md."""
+    """Interrupt runs of the shipped recipes and write the outcome to results.md."""
     CONTEXT.set_forkserver_preload(["cli.train", "cli.view.progress", "sparsify.training.run.train", "timm.optim"])
     moments, end = random.Random(seed), time.monotonic() + seconds
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -112,7 +112,7 @@ def _end_a_run(name: str, whole: Whole, moments: random.Random, endings: int, ou
 
 
 def _left(folder: Path) -> float:
-    """Return the share of a run that is about left, its start included."""
+    """Return about which share of a run is left, including its start."""
     last = folder / "checkpoints" / "last.safetensors"
     done = read_step(last) if last.exists() else 0
     return 1 - 0.8 * (done or 0) / _STEPS
@@ -129,7 +129,7 @@ def _arguments(name: str) -> list[str]:
 
 
 def _place(folder: Path) -> str:
-    """Return how far a killed run had come."""
+    """Return the state that a killed run had reached."""
     if not (folder / "recipe.yaml").exists():
         return "before the recipe"
     if any(folder.rglob(".*.tmp")) or any(folder.rglob("*.new")):
@@ -150,7 +150,7 @@ def _equal(one: Path, other: Path) -> bool:
 
 
 def _records(folder: Path) -> list[dict[str, object]]:
-    """Return a run's records without what the clock tells."""
+    """Return a run's records without times."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for one in records:
         for part in (one, one.get("shrunk", {})):

@@ -40,7 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def docstrings(folder: Path) -> Iterator[str]:
-    """Yield the docstrings in the modules that lie in a folder, in the order of their names."""
+    """Yield the docstrings of the modules in a folder, by name."""
     for file in sorted(folder.glob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -49,7 +49,7 @@ def docstrings(folder: Path) -> Iterator[str]:
 
 
 def characters(size: int = SIZE) -> Tensor:
-    """Return the text as whole numbers below 96: printable ASCII, a line's end among it."""
+    """Return the text as integers below 96: printable ASCII and the newline."""
     text = "\n\n".join(docstrings(Path(sysconfig.get_path("stdlib"))))
     codes = np.frombuffer(text.encode("ascii", "ignore")[:size], dtype=np.uint8).astype(np.int64)
     return torch.from_numpy(np.where(codes == 10, 95, np.clip(codes - 32, 0, 94)))
@@ -85,13 +85,13 @@ def build(seed: int, width: int = 96, layers: int = 3) -> Logits:
 
 
 def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the next character over windows [batch, length + 1], in nats."""
+    """Return the mean cross-entropy, in nats, of the next character over windows [batch, length + 1]."""
     logits = model(windows[:, :-1])
     return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 def train(model: nn.Module, text: Tensor, steps: int, seed: int, batch: int = 12) -> None:
-    """Train with AdamW, the learning rate rising for a tenth of the steps and falling to zero."""
+    """Train with AdamW, with a learning rate that rises for a tenth of the steps and falls to zero."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
@@ -135,7 +135,7 @@ def measure(seed: int, text: Tensor, steps: int) -> tuple[dict[str, float], nn.M
 
 
 def export(model: nn.Module, folder: Path) -> list[str]:
-    """Write the model as a program and as ONNX; return a line for each on its size and how far its outputs are off."""
+    """Write the model as a program and as ONNX; return a line for each with its size and the error of its outputs."""
     tokens = torch.arange(2 * CONTEXT).reshape(2, CONTEXT) % 96
     with torch.no_grad():
         wanted = model.eval()(tokens)
@@ -149,7 +149,7 @@ def export(model: nn.Module, folder: Path) -> list[str]:
 
 
 def _off(path: Path, tokens: Tensor, wanted: Tensor) -> float:
-    """Return max |difference| / max |wanted| of what an exported file computes."""
+    """Return max |difference| / max |wanted| of an exported file's outputs."""
     if path.suffix == ".pt2":
         got = torch.export.load(path).module()(tokens)
     else:

@@ -1,4 +1,4 @@
-"""Mutations of model files, chosen by bytes: of streams, values, and the header's shapes, offsets and encodings."""
+"""Mutations of model files, drawn from bytes: of streams, values, and the header's shapes, offsets and encodings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZES = (0, 1, 2, 7, 8, 9, 31, 255, 256, 2**20, 2**31, 2**40, 2**59, 2**63, -1)
 
 
 class Bytes:
-    """Decisions, drawn from some bytes; zeros follow when they are used up."""
+    """Random choices drawn from bytes; zeros when they are used up."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.position = data, 0
@@ -29,7 +29,7 @@ class Bytes:
 
 
 def mutated(whole: bytes, draw: Bytes) -> tuple[bytes, bool]:
-    """Return a mutation of a file, and whether its checksums are good."""
+    """Return a mutation of a file, and whether its checksums match."""
     start = 8 + int.from_bytes(whole[:8], "little")
     if draw.number(2):
         content = bytearray(whole)
@@ -66,7 +66,7 @@ def _change_shape(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
 
 
 def _change_entry(header: dict[str, Any], data: bytearray, draw: Bytes) -> None:
-    """Lengthen or shorten a stored tensor, moving all that follow, or write nonsense into its description."""
+    """Lengthen or shorten a stored tensor, moving all that follow, or write nonsense into its header entry."""
     name = draw.one_of([name for name in header if name != "__metadata__"])
     if draw.number(3) == 0:
         header[name][draw.one_of(("dtype", "shape", "data_offsets"))] = draw.one_of(("U8", [3], [0, 8], None, "F64"))
@@ -93,7 +93,7 @@ def _range(entry: dict[str, Any]) -> list[int]:
 
 
 def sealed(header: dict[str, Any], data: bytes) -> bytes:
-    """Return a file of that header and data with good checksums."""
+    """Return a file of that header and data with matching checksums."""
     ranges = {name: _range(entry) for name, entry in header.items() if name != "__metadata__"}
     sums = [f"{zlib.crc32(data[slice(*ranges[name])]):08x}" for name in sorted(ranges)]
     header["__metadata__"] |= {"crc32": " ".join(sums), "header_crc32": "00000000"}

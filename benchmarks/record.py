@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def environment(*packages: str, threads: int | None = None) -> str:
-    """Return one line that says when, on what hardware and with which versions something was measured."""
+    """Return one line with the date, hardware and versions of a measurement."""
     cores = f"{os.cpu_count()} cores" + (f", {threads} threads" if threads else "")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return f"{date.today().isoformat()}; {processor()}, {cores}; Python {platform.python_version()}, {versions}."
@@ -33,8 +33,8 @@ def seconds(values: Sequence[float]) -> str:
 
 
 def record(section: str, body: str, results: Path | None = None) -> None:
-    """Put `body` under the heading `section` of results.md, in the place of what stood there; other sections stay."""
-    results = results or RESULTS  # when called, so that tests can put another file in its place
+    """Replace the section of results.md under the heading `section` by `body`; other sections stay."""
+    results = results or RESULTS  # read at the call, so that tests can replace it
     text = results.read_text() if results.exists() else TITLE
     entry = f"## {section}\n\n{body.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(section)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
@@ -46,6 +46,6 @@ def record(section: str, body: str, results: Path | None = None) -> None:
 
 
 def rows(file: Path) -> dict[str, Row]:
-    """Return the rows of a file of JSON lines by model; of two for one model the later counts."""
+    """Return the rows of a JSON-lines file by model, the last of each."""
     lines = file.read_text().splitlines() if file.exists() else []
     return {row["model"]: row for row in map(json.loads, lines)}

@@ -1,10 +1,9 @@
-"""Global magnitude selection over the 143.7 M weights of timm's vgg19_bn, beside torch.nn.utils.prune.
+"""Global magnitude selection over the 143.7 M weights of timm's vgg19_bn, against torch.nn.utils.prune.
 
     python -m benchmarks.selection [--rounds 3] [--threads 2]
 
-Each measurement runs in a process of its own, the two alternated, so that the peak memory is its own as well. The peer
-takes about half a minute and 9 GB a round. Ours is measured on the second and later selections of a model too, which is
-what a ramp of many updates pays.
+Each measurement runs in its own process, for its own peak memory, the two alternating. The peer takes about half a
+minute and 9 GB per round. Ours also measures later selections of a model, which are most of a ramp's updates.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def _peak() -> int:
 
 
 def run(worker: str, threads: int) -> dict[str, Any]:
-    """Return what one worker measured, in a process of its own."""
+    """Return one worker's measurements, made in its own process."""
     command = [sys.executable, "-m", "benchmarks.selection", "--worker", worker, "--threads", str(threads)]
     answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return answer

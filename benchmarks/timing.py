@@ -1,4 +1,4 @@
-"""Times of several that take turns, so that whatever else the machine does meets all of them."""
+"""Alternating timings of several functions, so that other load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def clock() -> float:
-    """Return a time in seconds: of the processor where there is one thread, which others at work leave as it is."""
+    """Return a time in seconds: with one thread processor time, which other processes do not change."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
@@ -20,7 +20,7 @@ def kind_of_time() -> str:
 
 
 def alternate(timed: Mapping[str, Callable[[], float]], rounds: int, times: int = 1) -> dict[str, list[float]]:
-    """Return for each the seconds of every round, the median of `times` calls; every other round goes backwards."""
+    """Return each function's seconds by round, the median of `times` calls; every other round goes backwards."""
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for index in range(rounds):
         for name in list(timed) if index % 2 == 0 else list(timed)[::-1]:
@@ -29,7 +29,7 @@ def alternate(timed: Mapping[str, Callable[[], float]], rounds: int, times: int 
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return the lower and the upper quartile, of one value itself."""
+    """Return the lower and upper quartiles; of one value, the value."""
     if len(values) == 1:
         return values[0], values[0]
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -37,7 +37,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def figures(seconds: Sequence[float], dense: Sequence[float]) -> str:
-    """Return cells: median and quartiles in milliseconds, then how many times as fast as the dense model it is."""
+    """Return cells: median and quartiles in milliseconds, then the speedup over the dense model."""
     ratios = [whole / one for whole, one in zip(dense, seconds, strict=True)]
     (low, high), (least, most) = quartiles(seconds), quartiles(ratios)
     times = f"{1e3 * median(seconds):.4g} | {1e3 * low:.4g} to {1e3 * high:.4g}"

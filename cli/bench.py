@@ -11,6 +11,7 @@ import click
 from sparsify.errors import RunError, SparsifyError
 
 from .paths import saved_model
+from .start_model import usual_size
 from .view.show import count, percent, print_table, say
 from .view.shrinking import example_inputs, sizes_of
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sparsify.pruning.settings.prune import Pruning
     from sparsify.runtime.engine import Engine
 
-_USUAL_SIZE = 32
 _CHARTS = (".pdf", ".png", ".svg")
 
 
@@ -70,9 +70,9 @@ def command(
 ) -> None:
     """Time a model on sparsify's engine, and on PyTorch and ONNX Runtime beside it.
 
-    All take turns in one process, on the same images of noise and the same number of threads. The weights are a file's,
-    or with --model fresh ones, pruned by magnitude layer by layer, the first and the last left dense. Where channels of
-    a file's model are dead, the model without them is timed too. What is timed of a RUN is kept in it, for reports.
+    All take turns in one process, on the same random images and the same number of threads. The weights are those of a
+    file or, with --model, fresh ones, pruned by magnitude layer by layer except the first and the last. If channels of
+    a file's model are dead, the model without them is timed too. Timings of a RUN are kept in it, for reports.
     """
     if (source is None) == (spec is None):
         raise SparsifyError("bench: give either a RUN or FILE, or --model SPEC")
@@ -99,7 +99,7 @@ def command(
 
 
 def _check_chart(plot: str) -> None:
-    """Raise SparsifyError unless a chart can be drawn and written there."""
+    """Raise SparsifyError unless a chart can be drawn and written to `plot`."""
     from sparsify.formats.io.atomic import check_writable
 
     if not plot.lower().endswith(_CHARTS):
@@ -121,7 +121,7 @@ def _from_file(path: str, image_size: int | None) -> tuple[nn.Module, tuple[int,
     shape = tuple(about.extra.get("input_shape") or ())
     if image_size is None and (shape or declared_inputs(model, 1) is not None):
         return model, shape
-    channels, size = (shape[0], shape[-1]) if len(shape) == 3 else (3, _size(model, about.spec or ""))
+    channels, size = (shape[0], shape[-1]) if len(shape) == 3 else (3, usual_size(model, about.spec or ""))
     return model, _images(model, (channels, size), image_size)
 
 
@@ -144,7 +144,7 @@ def _fresh(spec: str, pruning: Pruning, image_size: int | None) -> tuple[nn.Modu
     torch.manual_seed(1)
     model = sparsify.build_model(spec).eval()
     tokens = image_size is None and declared_inputs(model, 1) is not None
-    shape = () if tokens else _images(model, (3, _size(model, spec)), image_size)
+    shape = () if tokens else _images(model, (3, usual_size(model, spec)), image_size)
     sparsify.convert(model, ignore=["first", "last"])
     sparsify.Pruner(model, pruning, total_steps=0).start()
     say(
@@ -152,13 +152,6 @@ def _fresh(spec: str, pruning: Pruning, image_size: int | None) -> tuple[nn.Modu
         "removed by magnitude, the first and the last left dense"
     )
     return sparsify.fold(model).eval(), shape
-
-
-def _size(model: nn.Module, spec: str) -> int:
-    """Return the size of the images that a model was made for; torchvision's do not say it themselves."""
-    from sparsify.training.data.input_size import declared_size
-
-    return declared_size(model) or (224 if spec.startswith("torchvision:") else _USUAL_SIZE)
 
 
 def _images(model: nn.Module, own: tuple[int, int], image_size: int | None) -> tuple[int, int, int]:
@@ -172,7 +165,7 @@ def _images(model: nn.Module, own: tuple[int, int], image_size: int | None) -> t
 
 
 def _only_one(inputs: Inputs) -> Tensor:
-    """Return the one tensor that a model takes."""
+    """Return the tensor of a model's only input; SparsifyError if it takes several."""
     tensors: list[Tensor] = [one for one in (*inputs.args, *inputs.kwargs.values()) if hasattr(one, "shape")]
     if len(tensors) > 1:
         raise SparsifyError(
@@ -217,7 +210,7 @@ def _bench(
 
 
 def _show_steps(engine: Engine, x: Tensor, plan: bool, plot: str | None) -> None:
-    """Print how the engine runs each layer, with `plan` how long that takes, and draw the slowest into `plot`."""
+    """Print how the engine runs each layer, with `plan` also its time; with `plot` draw the slowest layers."""
     from .view.bench_steps import plan_lines, step_table, timed_steps
 
     (strategy,) = engine.strategies.values()

@@ -11,12 +11,12 @@ from .view.show import print_table, say
 
 @click.command("compare")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--csv", "rows", metavar="FILE", help="Write a row for each run, too.")
+@click.option("--csv", "rows", metavar="FILE", help="Also write a row for each run.")
 @click.option("--figure", metavar="FILE", help="Draw accuracy over sparsity: .svg or .png.")
 def command(runs: tuple[str, ...], rows: str | None, figure: str | None) -> None:
     """Compare finished runs: mean and standard deviation over seeds, paired differences, sizes.
 
-    Runs of one recipe with different seeds become one line; a dense one, or the first, is what others are paired with.
+    Runs of one recipe with different seeds become one line; the others are compared with a dense recipe, or the first.
     """
     from sparsify.report.comparison import compare
     from sparsify.report.run_records import read_run

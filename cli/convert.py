@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import click
 from click.core import ParameterSource
 
 from sparsify.errors import RunError, SparsifyError
+from sparsify.formats.io.atomic import check_writable
+from sparsify.models import check_model_name
 from sparsify.pruning.settings.sections import CRITERION_ROWS
 
 from .paths import saved_model
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     "--model", metavar="SPEC", required=True, help="timm:NAME, torchvision:NAME, cifar:NAME or transformers:NAME."
 )
 @click.option("--sparsity", help="Fraction removed, as 0.9 or 1/3.  [default: 0, or what 2:4 comes to]")
-@click.option("--amount", type=int, help="In place of --sparsity: how many are removed in each group of the scope.")
+@click.option("--amount", type=int, help="Instead of --sparsity: how many are removed in each group of the scope.")
 @click.option("--scope", help="global, layer, filter or erk.  [default: global; layer for unit and 2:4]")
 @click.option("--criterion", default="magnitude", show_default=True, help=_CRITERIA)
 @click.option(
@@ -47,9 +50,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--aggregate",
-    help="With --granularity unit: how its entries make a unit's score: mean, sum, max or l2.  [default: mean]",
+    help="With --granularity unit: a unit's score is the mean, sum, max or l2 of its entries.  [default: mean]",
 )
-@click.option("--masks", metavar="RUN|FILE", help="Take the masks of this run or file, in place of pruning.")
+@click.option("--masks", metavar="RUN|FILE", help="Use the masks of this run or file instead of pruning.")
 @click.option("--shrink", is_flag=True, help="Remove channels that cannot influence the output, and verify it.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")
 @click.option(
@@ -62,16 +65,14 @@ if TYPE_CHECKING:
     multiple=True,
     help="A weight or module left dense: name, glob, re:EXPRESSION, class (Linear), first or last; repeatable.",
 )
-@click.option(
-    "--only", multiple=True, help="A weight or module that is pruned, written likewise, and no other; repeatable."
-)
+@click.option("--only", multiple=True, help="Prune only this weight or module, named as for --ignore; repeatable.")
 @click.option(
     "--num-classes", type=int, help="Size of the model's head.  [default: the checkpoint's or the model's own]"
 )
-@click.option("--pretrained", is_flag=True, help="Start from the weights that the model's library publishes.")
+@click.option("--pretrained", is_flag=True, help="Start from the published weights of the model's library.")
 @click.option("--image-size", type=int, help="Image size for the verification, in pixels.  [default: the model's own]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of random scores and of fresh weights.")
-@click.option("--out", metavar="FILE", required=True, help="Where the masked model goes.")
+@click.option("--out", metavar="FILE", required=True, help="File to write the masked model to.")
 def command(
     checkpoint: str | None,
     model: str,
@@ -93,19 +94,16 @@ def command(
     seed: int,
     out: str,
 ) -> None:
-    """Put masks on a model, prune it in one shot (or take given masks) and save it.
+    """Put masks on a model, prune it in one shot (or use given masks) and save it.
 
     The weights come from CHECKPOINT (safetensors, or a torch file of tensors: plain, wrapped or EMA; also a folder with
     model.safetensors, or hf:OWNER/NAME), from the model's library with --pretrained, or are fresh. The conversion is
     verified before anything is written.
 
-    What is printed counts the weights by how their masks enter: direct, the layer calls a masked operation in place of
-    the dense one; substituted, the forward runs as it was written and reads the masked weight; computed, the forward
-    computes the weight that it uses (weight standardisation), and what is computed is masked.
+    The output counts the weights by how they are masked: direct, the layer calls a masked operation instead of the
+    dense one; substituted, the module's own forward reads the masked weight; computed, the forward computes the weight
+    that it uses (weight standardisation), and the result is masked.
     """
-    from sparsify.formats.io.atomic import check_writable
-    from sparsify.models import check_model_name
-
     check_model_name(model, where="--model")
     if checkpoint is not None and pretrained:
         raise SparsifyError("convert: either a CHECKPOINT or --pretrained, not both")
@@ -132,7 +130,7 @@ def _pruning(
     only: Sequence[str],
     aggregate: str | None,
 ) -> Pruning:
-    """Return the settings that the options come to."""
+    """Return the pruning settings of the options."""
     from sparsify.pruning.settings.prune import parse_pruning
 
     # Units of different layers are hard to compare by their weights: one layer would lose nearly all.
@@ -156,7 +154,7 @@ def _pruning(
 
 
 def _refuse_beside_masks() -> None:
-    """Raise SparsifyError if an option was given that --masks leaves nothing to say."""
+    """Raise SparsifyError if --masks was combined with an option that chooses masks."""
     context = click.get_current_context()
     for name in ("sparsity", "amount", "scope", "criterion", "granularity", "aggregate", "ignore", "only"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
@@ -172,7 +170,7 @@ def _convert(
     image_size: int | None,
     seed: int,
 ) -> tuple[nn.Module, dict[str, Any], tuple[int, ...]]:
-    """Return the masked model, what a file says of it ("arguments", "extra") and the shape of its input."""
+    """Return the masked model, the metadata of its file ("arguments", "extra") and the shape of its input."""
     import torch
 
     import sparsify
@@ -210,5 +208,6 @@ def _write(model: nn.Module, spec: str, about: dict[str, Any], seed: int, out: s
     sparsify.save(model, out, spec=spec, seeds={"convert": seed}, **about)
     say(file_line(inspect_file(out)), "next:")
     if "input_shape" in about["extra"]:  # what `train` has data for
-        say(f"  sparsify train recipes/dense.yaml --model {spec} --data NAME --set model.checkpoint={out}")
-    say(f"  sparsify bench {out}")
+        words = ["train", "recipes/dense.yaml", "--model", spec, "--data", "NAME", "--set", f"model.checkpoint={out}"]
+        say(f"  sparsify {shlex.join(words)}")
+    say(f"  sparsify bench {shlex.quote(out)}")

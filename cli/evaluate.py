@@ -11,7 +11,7 @@ from .view.show import percent, say
 @click.command("eval")
 @click.argument("source", metavar="RUN|FILE|hf:OWNER/NAME")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the one the model was trained on]")
-@click.option("--data-dir", metavar="DIR", help="Folder that holds the data, or into which they are downloaded.")
+@click.option("--data-dir", metavar="DIR", help="Folder of the data, to which they are downloaded if missing.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 def command(source: str, data: str | None, data_dir: str | None, device: str) -> None:
     """Measure top-1 accuracy and loss of a saved model on the test images of a data set."""

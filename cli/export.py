@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,7 +30,7 @@ class _WithFormats(click.Command):
 
 @click.command("export", cls=_WithFormats)
 @click.argument("source", metavar="RUN|FILE|hf:OWNER/NAME")
-@click.option("--out", required=True, metavar="PATH", help="Where the file, or a format's folder, goes.")
+@click.option("--out", required=True, metavar="PATH", help="File to write, or folder for a format that is one.")
 @click.option(
     "--format",
     "layout",
@@ -107,7 +108,7 @@ def command(
     written = write(model, out, layout, about, options)
     say(written_line(out, written.size, known.bytes_original, model), *written.notes)
     if layout == "onnx" and "preprocess" in known.metadata.extra:
-        say("next:", f"  sparsify predict {out} IMAGE...")
+        say("next:", f"  sparsify predict {quote(out)} IMAGE...")
 
 
 def _spelled(option: str) -> str:
@@ -115,7 +116,7 @@ def _spelled(option: str) -> str:
 
 
 def _dimensions(text: str) -> dict[int, str]:
-    """Return the name of each dimension in "0:batch,2:height"; one without a name is called by its number."""
+    """Return the name of each dimension in "0:batch,2:height"; one without a name is named by its number."""
     found = {}
     for part in text.split(",") if text else ():
         number, _, name = part.strip().partition(":")

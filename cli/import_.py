@@ -9,12 +9,12 @@ from .view.show import byte_count, count, percent, say
 
 @click.command("import")
 @click.argument("source", metavar="FILE|FOLDER")
-@click.option("--out", required=True, metavar="FILE", help="Where the dense safetensors file goes.")
+@click.option("--out", required=True, metavar="FILE", help="Dense safetensors file to write.")
 def command(source: str, out: str) -> None:
-    """Make sparse weights of compressed-tensors dense, for any reader of safetensors.
+    """Convert sparse weights of compressed-tensors to dense ones, for any reader of safetensors.
 
-    It takes the sparse-bitmask and sparse-24-bitmask weights of all its releases: a file, or a folder with one or with
-    shards. Today's libraries load random weights from these without an error.
+    Reads the sparse-bitmask and sparse-24-bitmask weights of all releases: a file, or a folder with a file or shards.
+    Current libraries load random weights from these without an error.
     """
     from sparsify.export.import_weights import import_weights
 

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("source", metavar="[RUN|FILE|hf:OWNER/NAME]", required=False)
-@click.option("--model", metavar="SPEC", help="Show this model as it would be masked, instead of a file.")
+@click.option("--model", metavar="SPEC", help="Show this model with its masks, instead of a file.")
 @click.option("--graph", is_flag=True, help="Print the model's torch.fx graph instead of the table.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def command(source: str | None, model: str | None, graph: bool, as_json: bool) -> None:
-    """Show what a file, a run or a named model holds, layer by layer."""
+    """Show the contents of a file, a run or a named model, layer by layer."""
     if (source is None) == (model is None):
         raise SparsifyError("inspect: give either a RUN or FILE, or --model SPEC")
     if graph and as_json:
@@ -68,9 +68,9 @@ def _print_file(source: str, as_json: bool) -> None:
         click.echo(json.dumps(asdict(summary), indent=2))
         return
     own = [row for row in summary.rows if not row.is_alias]
-    told = [row for row in own if row.kept is not None or row.original is not None or row.added]
+    changed = [row for row in own if row.kept is not None or row.original is not None or row.added]
     say(*_file_lines(summary))
-    layers = [Layer(row.name, row.shape, row.kept, row.original, _encoding(row)) for row in told or summary.rows]
+    layers = [Layer(row.name, row.shape, row.kept, row.original, _encoding(row)) for row in changed or summary.rows]
     headings = ("encoding", "bits/limit")
     tables = [
         layer_table([replace(layer, more=layer.more[:shown]) for layer in layers], headings[:shown])
@@ -80,7 +80,7 @@ def _print_file(source: str, as_json: bool) -> None:
 
 
 def _encoding(row: TensorRow) -> tuple[str, str]:
-    """Return how a tensor is stored, and the bits that each entry takes beside those it would take at least."""
+    """Return a tensor's encoding, and its bits per entry over the least possible."""
     size = math.prod(row.shape)
     if row.bytes_limit is None or not size:
         return row.encoding, "-"

@@ -1,4 +1,4 @@
-"""Saying what takes so long before a command can begin: PyTorch takes seconds to import."""
+"""A notice on the terminal while PyTorch is imported, which takes seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 
 class _Announcer:
-    """A finder of modules that finds nothing, and says so when PyTorch is looked for."""
+    """An import hook that finds nothing and prints the notice when PyTorch is imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -23,6 +23,6 @@ class _Announcer:
 
 
 def announce_torch() -> None:
-    """Say on a terminal when this process begins to import PyTorch, unless it has."""
+    """Print a notice on a terminal when this process starts to import PyTorch."""
     if sys.stderr.isatty() and "torch" not in sys.modules:
         sys.meta_path.insert(0, _Announcer())

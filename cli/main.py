@@ -1,9 +1,8 @@
-"""The command group, and what every failure looks like: one line and an exit code, or a traceback if it is our bug."""
+"""The command group, and its failures: one line and an exit code, or a traceback for a bug of ours."""
 
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,16 +16,17 @@ from sparsify.errors import ElsewhereError, SparsifyError, did_you_mean
 from sparsify.namesake import warn_of_namesake
 
 from .loading import announce_torch
+from .output import lasting_output
 
 INTERRUPTED = 130
 
 # name -> the module that holds it and its one-line help; a module is imported when its command runs or shows its help.
 _COMMANDS = {
-    "train": ("train", "Train and prune a model as a recipe says."),
+    "train": ("train", "Train and prune a model by a recipe."),
     "convert": ("convert", "Put masks on a model or checkpoint, pruned in one shot."),
     "export": ("export", "Write a trained model to a small file."),
-    "import": ("import_", "Make others' sparse files dense."),
-    "inspect": ("inspect", "Show what a file or a model holds, layer by layer."),
+    "import": ("import_", "Convert sparse files of compressed-tensors to dense ones."),
+    "inspect": ("inspect", "Show the contents of a file or a model, layer by layer."),
     "eval": ("evaluate", "Measure a saved model's accuracy."),
     "predict": ("predict", "Classify image files with a saved or exported model."),
     "bench": ("bench", "Time a model on the sparse engine, and on PyTorch beside it."),
@@ -40,7 +40,7 @@ _COMMANDS = {
 
 
 class Stopped(Exception):
-    """The user pressed Ctrl-C, or a signal came; the message says how to go on, and `code` what to exit with."""
+    """Stopped by Ctrl-C or another signal; the message says how to resume, `code` is the exit code."""
 
     def __init__(self, message: str, code: int = INTERRUPTED) -> None:
         super().__init__(message)
@@ -84,10 +84,16 @@ def sparsify() -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
-    0 done, 1 the run failed, 2 a mistake in what was asked, 130 stopped by Ctrl-C, 128 + N by signal N.
+    Exit codes: 0 success, 1 the run failed, 2 a user's mistake, 130 stopped by Ctrl-C, 128 + N by signal N.
     """
     warnings.showwarning = _show_warning
-    announce_torch()
+    with lasting_output():
+        announce_torch()
+        _run(args)
+    sys.exit(0)
+
+
+def _run(args: Sequence[str] | None) -> None:
     try:
         sparsify.main(args, prog_name="sparsify", standalone_mode=False)
         sys.stdout.flush()
@@ -97,22 +103,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         _leave(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        sys.exit(0)
     except click.ClickException as error:
         _leave(error.format_message(), 2)
     except Stopped as stopped:
         _leave(str(stopped), stopped.code)
     except (click.Abort, KeyboardInterrupt):
         _leave("stopped", INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (`| head`) has gone. Python would complain again when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _leave(f"no space left on the disk{f' for {error.filename}' if error.filename else ''}", 1)
-    sys.exit(0)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

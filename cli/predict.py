@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsify.errors import SparsifyError
+from sparsify.errors import SparsifyError, one_line
 
 from .paths import saved_model
 from .view.show import percent, say
@@ -32,10 +32,10 @@ _BATCH = 64
 @click.option(
     "--preprocess",
     metavar="FILE",
-    help="How an image becomes an input.  [default: what the file says, or NAME.preprocess.json beside it]",
+    help="Preprocessing of the images.  [default: that of the file, or NAME.preprocess.json beside it]",
 )
 @click.option(
-    "--engine", is_flag=True, help="Run a sparse file on the sparse engine, as an engine file is in any case."
+    "--engine", is_flag=True, help="Run a sparse file on the sparse engine; an engine file always runs there."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: for each image its file, classes and probabilities.")
 def command(
@@ -43,8 +43,8 @@ def command(
 ) -> None:
     """Classify image files: print the most probable classes of each.
 
-    The model is that of a run or a sparse file, run by PyTorch, of an engine file, run by the sparse engine, or of an
-    ONNX file, run by ONNX Runtime. Images are resized, cropped and normalised as the model's test images were.
+    PyTorch runs the model of a run or a sparse file, the sparse engine that of an engine file, and ONNX Runtime an ONNX
+    file. Images are resized, cropped and normalised like the model's test images.
     """
     path = saved_model(source)
     onnx = path.suffix.lower() == ".onnx"
@@ -65,7 +65,7 @@ def command(
 
 
 def _best(image: str, scores: NDArray[np.float32], how: Preprocessing, top: int) -> dict[str, Any]:
-    """Return the classes of an image by falling probability (softmax of its scores)."""
+    """Return the classes of an image by decreasing probability (softmax of its scores)."""
     import numpy as np
 
     exponents = np.exp(scores.astype(np.float64) - scores.max())
@@ -84,7 +84,7 @@ def _scores(path: Path, run: Run, how: Preprocessing, images: Sequence[str]) -> 
         raise
     except Exception as error:  # a model may be anything, and ONNX Runtime has errors of its own
         size = "x".join(map(str, inputs.shape[1:]))
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         text = f"{path}: the model does not take images of {size}, as they are preprocessed: {reason}"
         raise SparsifyError(text) from error
     if scores.ndim != 2 or len(scores) != len(images):
@@ -139,7 +139,7 @@ def _onnx(path: Path) -> tuple[Run, Any]:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime has errors of its own for each kind of damage
-        raise SparsifyError(f"{path}: ONNX Runtime cannot read it: {' '.join(str(error).split())[:200]}") from None
+        raise SparsifyError(f"{path}: ONNX Runtime cannot read it: {one_line(error, 200)}") from None
     found = session.get_inputs()
     if len(found) != 1 or len(found[0].shape) != 4:
         shapes = ", ".join(f"{one.name} {list(one.shape)}" for one in found) or "nothing"

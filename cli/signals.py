@@ -1,4 +1,4 @@
-"""Signals that ask a training run to stop: it ends its step, writes a checkpoint, and leaves with the signal's code."""
+"""Signals that stop a training run: it ends its step, writes a checkpoint, and exits with the signal's code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Signals:
-    """Takes the signals that ask a run to stop, while a `with` block lasts.
+    """Handles the signals that stop a run, within a `with` block.
 
-    Before `gentle` is set the first one raises KeyboardInterrupt; from then on it is only noted, for the run to see
-    (`asked`). A second one ends the process at once. A signal that was ignored before (`nohup`, a shell's background)
-    stays ignored. `code` is the exit code of the signal that came, 130 without one.
+    The first one raises KeyboardInterrupt or, once `gentle` is set, is only recorded for the run (`asked`). A second
+    one ends the process at once. A signal that was ignored before (`nohup`, a shell's background) stays ignored. `code`
+    is the exit code of the signal received, 130 without one.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class Signals:
 
     @property
     def code(self) -> int:
-        """The exit code that the signal asks for."""
+        """The exit code for the signal received."""
         return 128 + (self._received or signal.SIGINT)
 
     def asked(self) -> bool:
-        """Return whether a signal has come."""
+        """Return whether a signal was received."""
         return self._received is not None
 
     def __enter__(self) -> Signals:
@@ -56,7 +56,7 @@ class Signals:
             raise KeyboardInterrupt
 
     def _leave_terminal(self) -> None:
-        """Write no more to a terminal that is gone: that would fail, and the run with it."""
+        """Redirect output from a closed terminal: writing to it would fail, and the run with it."""
         for descriptor in self._terminals:
             if not os.isatty(descriptor):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

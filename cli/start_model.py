@@ -1,4 +1,4 @@
-"""The model that `sparsify convert` starts from: built by its name, with a checkpoint's weights, and what it takes."""
+"""The model that `sparsify convert` starts from, built by name with a checkpoint's weights, and its input shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def build(
     checkpoint: str | None, spec: str, num_classes: int | None, pretrained: bool
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None]:
-    """Return the plain or masked model, its arguments, and how images become its inputs, None if that is not known."""
+    """Return the plain or masked model, its arguments, and its preprocessing as a dict, None if that is not known."""
     from sparsify.models import build_model
     from sparsify.start import read_start
 
@@ -40,7 +40,7 @@ def build(
 
 
 def _hint(spec: str) -> str:
-    """Return what to add where a folder holds weights that were not asked for."""
+    """Return a hint if the folder of a transformers model holds weights that --pretrained would load, else ""."""
     from sparsify.transformers_models import PREFIX, has_weights, is_folder, parts
 
     name = parts(spec.removeprefix(f"{PREFIX}:"))[0]
@@ -49,16 +49,19 @@ def _hint(spec: str) -> str:
 
 
 def input_shape(model: nn.Module, spec: str, image_size: int | None) -> tuple[int, ...]:
-    """Return the shape of an image as the model takes it, () if it takes something else or more.
-
-    torchvision's models do not say their size themselves.
-    """
+    """Return the shape of an image as the model takes it, () if it takes anything but one image."""
     from sparsify.declared_inputs import declared_inputs
-    from sparsify.training.data.input_size import declared_size, input_for
+    from sparsify.training.data.input_size import input_for
 
     declared = declared_inputs(model, 1, image_size=image_size)
     if declared is not None:
         return tuple(declared.kwargs["pixel_values"].shape[1:]) if set(declared.kwargs) == {"pixel_values"} else ()
-    usual = 224 if spec.startswith("torchvision:") else 32
-    channels, size = input_for(model, (3, declared_size(model) or usual), image_size=image_size)
+    channels, size = input_for(model, (3, usual_size(model, spec)), image_size=image_size)
     return channels, size, size
+
+
+def usual_size(model: nn.Module, spec: str) -> int:
+    """Return the image size that a model was made for; torchvision's do not declare it."""
+    from sparsify.training.data.input_size import declared_size
+
+    return declared_size(model) or (224 if spec.startswith("torchvision:") else 32)

@@ -23,15 +23,11 @@ _COUNT = click.IntRange(min=1)
 
 @click.command("sweep")
 @click.argument("recipe")
-@click.option("--vary", metavar="KEY=[VALUE,...]", multiple=True, help="A key and its values; repeatable: the product.")
-@click.option("--seeds", metavar="N|S1,S2", default="3", show_default=True, help="So many seeds, or these.")
+@click.option("--vary", metavar="KEY=[VALUE,...]", multiple=True, help="A key and its values; repeatable.")
+@click.option("--seeds", metavar="N|S1,S2", default="3", show_default=True, help="Number of seeds, or a list of them.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key in all runs; repeatable.")
-@click.option(
-    "--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Runs side by side."
-)
-@click.option(
-    "--threads", metavar="N", type=click.IntRange(min=1), help="Threads of each run.  [default: cores / jobs]"
-)
+@click.option("--jobs", metavar="N", type=_COUNT, default=1, show_default=True, help="Runs in parallel.")
+@click.option("--threads", metavar="N", type=_COUNT, help="Threads of each run.  [default: cores / jobs]")
 @click.option("--out", metavar="DIR", help="Folder of the runs' folders.  [default: runs/sweep-RECIPE]")
 @click.option("--list", "as_list", is_flag=True, help="Print the command of each run, for a job array; run nothing.")
 @click.option("--only", metavar="N", type=_COUNT, help="Run the N-th run alone, counted from 1.")
@@ -46,10 +42,10 @@ def command(
     as_list: bool,
     only: int | None,
 ) -> None:
-    """Run RECIPE with every combination of the values varied and every seed; then compare the runs.
+    """Run RECIPE with every combination of varied values and every seed; then compare the runs.
 
-    Finished runs never run again and a killed sweep goes on: give the same command. The folder gets sweep.csv and, with
-    the extra sparsify-torch[report], sweep.svg.
+    The same command resumes a killed sweep; finished runs are kept. The folder gets sweep.csv and, with the extra
+    sparsify-torch[report], sweep.svg.
     """
     from sparsify.sweep.vary import parse_seeds, parse_varied, sweep_runs
 
@@ -125,4 +121,4 @@ def _show(runs: list[SweepRun], folder: Path) -> None:
         say(f"no figure: {error}")
         return
     write_figure(cells, figure)
-    say(f"{figure}: accuracy over sparsity", f"next: sparsify report {folder}/*/")
+    say(f"{figure}: accuracy over sparsity", f"next: sparsify report {shlex.quote(str(folder))}/*/")

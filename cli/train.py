@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sparsify.training.recipe.read import Recipe
     from sparsify.training.run.prepare import Prepared
 
-# Option -> the recipe's key it is short for.
+# Option -> the key of the recipe that it sets.
 _SHORT = {
     "model": "model.name",
     "data": "data.name",
@@ -31,7 +31,7 @@ _SHORT = {
     "device": "train.device",
     "keep": "train.checkpoint.keep",
 }
-# A run that goes on is the same run: what changes its results is fixed.
+# A resumed run keeps everything that affects its results.
 _FREE_ON_RESUME = ("data_dir", "device", "keep")
 
 
@@ -39,7 +39,7 @@ _FREE_ON_RESUME = ("data_dir", "device", "keep")
 @click.argument("recipe", required=False)
 @click.option("--model", metavar="SPEC", help="timm:NAME, torchvision:NAME or cifar:NAME; see `sparsify models`.")
 @click.option("--data", metavar="NAME", help=f"{known_names()}.")
-@click.option("--data-dir", metavar="DIR", help="Folder that holds the data, or into which they are downloaded.")
+@click.option("--data-dir", metavar="DIR", help="Folder of the data, to which they are downloaded if missing.")
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
@@ -49,10 +49,12 @@ _FREE_ON_RESUME = ("data_dir", "device", "keep")
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key of the recipe; repeatable."
 )
 @click.option(
-    "--plugin", metavar="FILE", help="Python file that is executed; its criteria, schedules and data sets can be named."
+    "--plugin",
+    metavar="FILE",
+    help="Python file to execute: its criteria, schedules and data sets can be named.",
 )
-@click.option("--resume", metavar="RUN", help="Go on with the run in this folder from its last checkpoint.")
-@click.option("--keep", type=int, metavar="N", help="How many of the newest checkpoints stay, 2 at least.")
+@click.option("--resume", metavar="RUN", help="Resume the run in this folder from its last checkpoint.")
+@click.option("--keep", type=int, metavar="N", help="How many of the newest checkpoints to keep, at least 2.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 @click.option("--dry-run", is_flag=True, help="Build and verify the model, print it and the plan, and stop.")
 @click.option("--full", is_flag=True, help="With --dry-run: print every update, not a line for each cycle.")
@@ -69,7 +71,7 @@ def command(
     no_verify: bool,
     **short: str | int | None,
 ) -> None:
-    """Train and prune a model as RECIPE (a YAML file) says; write a run folder.
+    """Train and prune a model by RECIPE (a YAML file); write a run folder.
 
     Start with: sparsify train recipes/union_mask.yaml
     """
@@ -152,7 +154,7 @@ def _train(
                 stop=signals.asked,
             )
     except (KeyboardInterrupt, RunStopped):
-        # Before the start a run that --overwrite was to replace is still there: to go on would be to go on with that.
+        # Before the start, --resume would resume the run that --overwrite was to replace.
         begun = resume or screen.started
         if launch.rank:
             raise Stopped("", signals.code) from None
@@ -200,7 +202,7 @@ def _resumed(
     fixed += ["--out"] * bool(out) + ["--overwrite"] * overwrite
     if recipe is not None or fixed:
         extra = ", ".join(dict.fromkeys(fixed)) or f"the recipe {recipe}"
-        raise SparsifyError(f"train: --resume goes on with the run's own recipe and folder; leave out {extra}")
+        raise SparsifyError(f"train: --resume uses the run's own recipe and folder; leave out {extra}")
     free = [name for name in _FREE_ON_RESUME if short[name] is not None]
     given = [f"{_SHORT[name]}={json.dumps(short[name])}" for name in free]
     return stored_recipe(Path(run), [*given, *overrides], plugin=as_plugin(plugin))

@@ -1,9 +1,11 @@
-"""What the public functions take: an argument of another type is one line that names it. Needs no torch."""
+"""Type checks of the public functions' arguments, with one-line errors. Needs no torch."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from inspect import signature
 from numbers import Integral
@@ -21,13 +23,14 @@ _WORDS |= {Callable: "a function", Sequence: "a list", Iterable: "a list of text
 
 
 def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Let a function raise SparsifyError, one line, unless the named arguments are of these types.
+    """Return a decorator that makes a function raise SparsifyError unless the named arguments have these types.
 
-    Each is a type, or a tuple of them. `Iterable` stands for names: one text, or several. True and False are no
-    numbers here, and bytes are no list.
+    Each kind is a type or a tuple of types. `Iterable` stands for names: one str, or several. Bools do not count as
+    numbers, and bytes not as a list. The function runs outside inference mode, unless `model` was made in it.
     """
 
     def mark(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Return `function` with the check before its call."""
         parameters = signature(function)
         name = function.__qualname__.removesuffix(".__init__")
 
@@ -37,11 +40,21 @@ def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
             for key, kind in kinds.items():
                 if key in given and not _fits(given[key], kind if isinstance(kind, tuple) else (kind,)):
                     raise SparsifyError(f"{name}: {key} is {_shown(given[key])}; it takes {_listed(kind)}")
-            return function(*args, **kwargs)
+            with _out_of_inference_mode(given.get("model")):
+                return function(*args, **kwargs)
 
         return checked
 
     return mark
+
+
+def _out_of_inference_mode(model: Any) -> AbstractContextManager[Any]:
+    """Return a context that leaves inference mode, whose tensors cannot be trained, unless `model` was made in it."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    tensors = model.parameters() if hasattr(model, "parameters") else ()
+    return torch.inference_mode(any(tensor.is_inference() for tensor in tensors))  # type: ignore[no-any-return]
 
 
 def _fits(value: Any, kinds: tuple[Any, ...]) -> bool:

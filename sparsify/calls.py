@@ -1,4 +1,4 @@
-"""A call of a model: its arguments, as an example gives them, and the tensors in what it returns."""
+"""A call of a model: its arguments, read from an example, and the tensors in its output."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _KINDS = "a tensor, a tuple of positional arguments, a dict of keyword arguments
 
 
 class Inputs:
-    """The arguments of one call of a model: `Inputs(x, mask=mask)` stands for `model(x, mask=mask)`.
+    """The arguments of one call of a model: `Inputs(x, mask=mask)` means `model(x, mask=mask)`.
 
-    It says what a tensor, a tuple (positional arguments) or a dict (keyword arguments) cannot say: both kinds together,
-    and one argument that is itself a tuple or a dict, `Inputs(batch)`. Immutable, apart from what the tensors hold.
+    Use it where a tensor, a tuple (positional arguments) or a dict (keyword arguments) is not enough: for both kinds of
+    arguments together, or for one argument that is itself a tuple or a dict, `Inputs(batch)`. Its two attributes cannot
+    be reassigned.
     """
 
     __slots__ = ("args", "kwargs")
@@ -45,7 +46,7 @@ def _restored(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Inputs:
     return Inputs(*args, **kwargs)
 
 
-# So that what maps over an example's tensors maps over these.
+# So that pytree functions reach the tensors of an example.
 pytree.register_pytree_node(
     Inputs,
     lambda inputs: ([inputs.args, dict(inputs.kwargs)], None),
@@ -55,10 +56,10 @@ pytree.register_pytree_node(
 
 
 def inputs_of(example_input: Any, where: str, model: nn.Module | None = None) -> Inputs:
-    """Return the call that an example stands for: a tuple is positional arguments, a dict keyword arguments.
+    """Return the call that an example describes: a tuple is positional arguments, a dict keyword arguments.
 
-    Anything else, a list as well, is one argument. Raises SparsifyError, one line that begins with `where` and shows
-    the right call, for a dict whose keys are not names and for arguments that the `forward` of `model` does not take.
+    Anything else, including a list, is one argument. Raises SparsifyError, one line that begins with `where` and shows
+    the right call, for a dict whose keys are not strings and for arguments that `model.forward` does not take.
     """
     if isinstance(example_input, Inputs):
         inputs = example_input
@@ -89,7 +90,7 @@ def inputs_of(example_input: Any, where: str, model: nn.Module | None = None) ->
 def _signature(model: nn.Module) -> inspect.Signature | None:
     try:
         return inspect.signature(model.forward)
-    except (TypeError, ValueError):  # written in C, say: the call itself will show
+    except (TypeError, ValueError):  # written in C, for example: the call itself will show
         return None
 
 
@@ -118,12 +119,12 @@ def _takes(signature: inspect.Signature, *args: Any) -> bool:
 
 
 def run(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """Return what the call gives."""
+    """Return `model(*inputs.args, **inputs.kwargs)`."""
     return model(*inputs.args, **inputs.kwargs)
 
 
 def tensors_in(outputs: Any, _within: tuple[int, ...] = ()) -> list[Tensor]:
-    """Return the tensors in a model's output, whatever holds them: containers, data classes, plain objects."""
+    """Return the tensors in a model's output, from inside containers, dataclasses and plain objects."""
     leaves = []
     for leaf in pytree.tree_leaves(outputs):
         within = (*_within, id(leaf))
@@ -139,7 +140,7 @@ def tensors_in(outputs: Any, _within: tuple[int, ...] = ()) -> list[Tensor]:
 
 
 def plain(outputs: Any) -> Any:
-    """Return a model's output in dicts, lists and tuples, which a program can hold without the model's classes."""
+    """Return a model's output as dicts, lists and tuples, which an exported program can hold without the classes."""
     if outputs is None or isinstance(outputs, (Tensor, bool, int, float, str)):
         return outputs
     if isinstance(outputs, Mapping):
@@ -152,5 +153,5 @@ def plain(outputs: Any) -> Any:
         return {one.name: plain(getattr(outputs, one.name)) for one in fields(outputs)}
     if not hasattr(outputs, "__dict__"):
         return outputs
-    # Of a cache of keys and values, say, the lengths, types and devices that it notes down are no output.
+    # An object such as a key-value cache also stores lengths, dtypes and devices, which are not outputs.
     return {key: plain(value) for key, value in vars(outputs).items() if tensors_in(value)}

@@ -29,7 +29,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network of 6 * `blocks` + 2 layers. He et al. 2016, section 4.2; 1x1 shortcuts with batch norm.
+    """A residual network of 6 * `blocks` + 2 layers (He et al. 2016, section 4.2), with 1x1 shortcuts and batch norm.
 
     Takes images (batch x channels x height x width) of any size, returns scores (batch x classes).
     """
@@ -53,10 +53,10 @@ class ResNet(nn.Module):
 
 
 class VGG(nn.Module):
-    """VGG-19 with batch norm and two hidden linear layers of 512 units. Simonyan and Zisserman 2015, configuration E.
+    """VGG-19 (Simonyan and Zisserman 2015, configuration E) with batch norm and two hidden linear layers of 512 units.
 
-    Every layer but the last is followed by batch norm, which is why none of them has a bias. Takes images
-    (batch x channels x height x width) of at least 32x32 pixels, returns scores (batch x classes).
+    Batch norm follows every layer except the last, so these layers have no bias. Takes images (batch x channels x
+    height x width) of at least 32x32 pixels, returns scores (batch x classes).
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3) -> None:
@@ -83,12 +83,12 @@ class VGG(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The mean is over one position for 32x32 images and lets larger ones through.
+        # For 32x32 images the mean is over one position; it also allows larger images.
         return self.classifier(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 def initialise(model: nn.Module) -> None:
-    """Set convolution and linear weights Xavier-normal (Glorot and Bengio 2010) and their biases 0, in place."""
+    """Initialise conv and linear weights Xavier-normal (Glorot and Bengio 2010) and their biases to 0, in place."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_normal_(module.weight)

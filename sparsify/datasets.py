@@ -1,4 +1,4 @@
-"""The data sets that are known by name: one row each, from which every list of them follows. Needs no torch."""
+"""The data sets known by name, one row each; every list of them is made from these rows. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-# What timm decodes and normalises: a folder of image files, a set of the Hugging Face hub (or a folder that holds one),
-# and the prefixes of the readers of timm.data.
+# Prefixes of the data sets that timm decodes and normalises: a folder of image files, a data set of the Hugging Face
+# hub (or a folder that holds one), and the readers of timm.data.
 FOLDER = "folder:"
 HUB = "hf:"
 TIMM_READERS = ("torch/", "hfds/")
@@ -15,12 +15,12 @@ TIMM_READERS = ("torch/", "hfds/")
 
 @dataclass(frozen=True)
 class DataSet:
-    """A set of square images that fits in memory, with a fixed split.
+    """A data set of square images that fits in memory, with a fixed split.
 
-    `reader` is "module:function" below the package, the function (folder) -> (training images, test images) as
-    `training.data.resident.Images`. `image_size` is in pixels; `crop_padding` and `flip` are how a recipe varies
-    training images by default. Images are normalised by mean and standard deviation of the training pixels, which are
-    counted when they are read. `embedded`: the images come with the package. `white` is the largest value of a pixel.
+    `reader` is "module:function" in the package, a function (folder) -> (training images, test images) as
+    `training.data.resident.Images`. `image_size` is in pixels; `crop_padding` and `flip` are a recipe's default
+    augmentation. Images are normalised by mean and standard deviation of the training pixels, computed when they are
+    read. `embedded`: the images come with the package. `white` is the largest pixel value.
     """
 
     classes: int
@@ -35,9 +35,9 @@ class DataSet:
     white: int = 255
 
 
-# A further set is a row here and a function in training/data/readers.py.
+# To add a data set, add a row here and a function to training/data/readers.py.
 DATASETS = {
-    # A mirrored digit is another sign.
+    # No flip: a mirrored digit is another symbol.
     "digits": DataSet(10, 1, 8, 1500, 297, 1, False, "training.data.readers:digits", embedded=True, white=16),
     "cifar10": DataSet(10, 3, 32, 50_000, 10_000, 4, True, "training.data.readers:cifar10"),
     "cifar100": DataSet(100, 3, 32, 50_000, 10_000, 4, True, "training.data.readers:cifar100"),
@@ -45,13 +45,13 @@ DATASETS = {
 
 
 def known_names() -> str:
-    """Return all that names a data set, as a help text lists it: "digits (embedded), ..., or a name of timm.data"."""
+    """Return the names of data sets for a help text: "digits (embedded), ..., or a name of timm.data"."""
     names = [f"{name} (embedded)" if row.embedded else name for name, row in DATASETS.items()]
     return f"{', '.join(names)}, {FOLDER}PATH, {HUB}OWNER/NAME, or a name of timm.data"
 
 
 def default_of_each(what: Callable[[DataSet], object]) -> str:
-    """Return a default that depends on the set in words, the most common one first: "4 for cifar10, 1 for digits"."""
+    """Return a default that depends on the data set as text, the most common first: "4 for cifar10, 1 for digits"."""
     groups: dict[str, list[str]] = {}
     for name, row in DATASETS.items():
         groups.setdefault(str(what(row)).lower(), []).append(name)
@@ -60,10 +60,10 @@ def default_of_each(what: Callable[[DataSet], object]) -> str:
 
 
 def normalised_by_timm(name: str) -> bool:
-    """Return whether images of the set `name` are normalised as timm does; our own and a user's are not."""
+    """Return whether images of data set `name` are normalised as in timm; our own and the user's are not."""
     return name.startswith((FOLDER, HUB, *TIMM_READERS))
 
 
 def may_be_fetched(name: str) -> bool:
-    """Return whether images of the set `name` may come from a network; ours are fetched from where they always are."""
+    """Return whether data set `name` may be downloaded from a place that it names; ours come from fixed places."""
     return name.startswith(TIMM_READERS) or (name.startswith(HUB) and not Path(name.removeprefix(HUB)).is_dir())

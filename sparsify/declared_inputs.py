@@ -1,4 +1,4 @@
-"""Inputs that a model of transformers says it takes: random tokens, images or sound of the sizes it declares."""
+"""Random inputs (tokens, images, sound) of the sizes that a transformers model declares in its configuration."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from .calls import Inputs
 
-_TOKENS = 12  # positions of an example: few, and more than a patch or a window of a model that has such
+_TOKENS = 12  # positions: few, but more than a model's patch or window
 _SAMPLES = 4000  # a quarter of a second of sound at 16 kHz
 
 
 def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = None) -> Inputs | None:
-    """Return a batch of `count` random inputs, the same ones every time, as keyword arguments; None for other models.
+    """Return a batch of `count` random inputs (from a fixed seed) as keyword arguments, None for other models.
 
-    `image_size` stands in place of the configuration's own. Decoders get tokens beside what their encoder takes, and
-    models of images and texts both.
+    `image_size` overrides that of the configuration. An encoder-decoder also gets decoder tokens, and a vision-language
+    model both images and tokens.
     """
     config: Any = getattr(model, "config", None)
     main = getattr(model, "main_input_name", None)
     if not hasattr(config, "model_type") or not isinstance(main, str):
         return None
     generator = torch.Generator().manual_seed(0)
-    text, image = (_part(config, name) for name in ("text_config", "vision_config"))
+    text, image = (getattr(config, name, None) or config for name in ("text_config", "vision_config"))
 
     def tokens() -> Tensor:
         return torch.randint(2, max(3, text.vocab_size), (count, _TOKENS), generator=generator)
@@ -46,13 +46,9 @@ def declared_inputs(model: nn.Module, count: int, *, image_size: int | None = No
     if getattr(config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = tokens()
     if found and "use_cache" in inspect.signature(model.forward).parameters:
-        # Keys and values would be outputs, which keep their sizes: no head could be removed.
+        # Cached keys and values would be outputs, whose sizes must stay, so that no head could be removed.
         return Inputs(**found, use_cache=False)
     return Inputs(**found) if found else None
-
-
-def _part(config: Any, name: str) -> Any:
-    return getattr(config, name, None) or config
 
 
 def _pair(size: Any) -> tuple[int, int]:

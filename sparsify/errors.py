@@ -1,4 +1,4 @@
-"""The errors a user can cause, and the nearest-guess wording they share."""
+"""Errors and warnings for users, and their shared did-you-mean wording."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 
 
 class SparsifyError(Exception):
-    """A user's mistake: one line that says where, what was given, what is allowed and the nearest guess.
+    """A user's mistake, in one line: where it is, what was given, what is allowed and the nearest guess.
 
-    `exit_code` is what the command line ends with.
+    `exit_code` is the exit status of the command line.
     """
 
     exit_code = 2
 
 
 class RunError(SparsifyError):
-    """A run that could not go on although what was asked for was right: a full disk, a folder that is gone."""
+    """A valid request that could not be carried out: a full disk, a deleted folder, a failed download."""
 
     exit_code = 1
 
 
 class Diverged(RunError):
-    """A training whose loss or weights are no longer numbers; its last sound checkpoint stays."""
+    """A training run whose loss or weights became NaN or infinite; its last sound checkpoint is kept."""
 
 
 class ElsewhereError(RunError):
-    """Another of the processes that train together failed; `exit_code` is the one that it ends with.
+    """Another process of the same training run failed; `exit_code` is that process's exit status.
 
-    `told`: that process says why itself.
+    `told`: the other process reports the reason itself, so the command line prints nothing.
     """
 
     def __init__(self, message: str, exit_code: int = 1, *, told: bool = True) -> None:
@@ -38,45 +38,49 @@ class ElsewhereError(RunError):
 
 
 class RunStopped(Exception):
-    """A run that was asked to stop and did: its checkpoint is written, and it can go on."""
+    """A run stopped on request, after it wrote a checkpoint from which it can resume."""
 
 
 class RunWarning(UserWarning):
-    """Something about a run that goes on: what was damaged, cut, or may change its bits."""
+    """A problem that does not stop a run: a damaged or truncated file, something that may change its bits."""
 
 
 class EngineWarning(UserWarning):
-    """An engine leaves to PyTorch what it has kernels for: the line names the operation and the reason."""
+    """The engine runs an operation in PyTorch although it has a kernel for it; the message says which and why."""
 
 
 class MaskWarning(UserWarning):
-    """An operation passes masks over: the line says which, and what to do instead."""
+    """An operation ignores masks; the message says which one, and what to do instead."""
 
 
 class CacheWarning(UserWarning):
-    """Something kept on the disk is damaged, or cannot be kept: it is made anew, and the line says where and why."""
+    """A cache file is damaged or cannot be written; its content is computed again, the message says where and why."""
 
 
 def one_line(error: object, most: int = 300) -> str:
-    """Return what an error says on one line, cut to `most` characters; the name of its type if it says nothing."""
+    """Return an error's message on one line, cut to `most` characters; the name of its type if the message is empty."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Return the first `most` names and how many more there are: "a, b and 3 more"."""
+    """Return the first `most` names and the number of others: "a, b and 3 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed word closest to `given`, or None if nothing is close."""
-    matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    """Return the allowed word closest to `given`, whatever its case, or None if nothing is close."""
+    words = {word.casefold(): word for word in reversed(list(allowed))}  # of two spellings the first
+    matches = get_close_matches(given.casefold(), words, n=1, cutoff=0.6)
+    return words[matches[0]] if matches else None
 
 
 def nearest_file(given: Path, pattern: str) -> Path | None:
-    """Return the file of the closest name that fits `pattern`, in the folder of `given` or, without it, the closest."""
+    """Return the file that matches `pattern` and is named most like `given`, None if no name is close.
+
+    It is looked for in the folder of `given`, or, if there is none, in the folder beside it with the closest name.
+    """
     folder = given.parent
     if not folder.is_dir():
         guess = nearest(folder.name, [path.name for path in folder.parent.glob("*/")])
@@ -86,7 +90,7 @@ def nearest_file(given: Path, pattern: str) -> Path | None:
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Return "; did you mean 'WORD'?" with the allowed word closest to `given`, "" if nothing is close."""
+    """Return "; did you mean 'WORD'?" with the allowed word closest to `given`, or "" if nothing is close."""
     guess = nearest(given, allowed)
     return f"; did you mean '{guess}'?" if guess else ""
 
@@ -95,7 +99,7 @@ def unknown(what: str, given: str, allowed: Iterable[str], *, where: str = "") -
     """Return the error for a name that is not among `allowed`.
 
     `what` names the kind of thing ("criterion"), `where` the place it was written ("recipe.yaml:12, prune.criterion").
-    Short lists are shown whole; of long ones only the nearest guess is shown.
+    The error names the nearest guess, and the whole list if it has at most 12 names.
     """
     choices = sorted(allowed)
     hint = did_you_mean(given, choices)

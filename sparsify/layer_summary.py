@@ -1,4 +1,4 @@
-"""What is told of one masked weight, by `summary` and by reports. Needs no torch."""
+"""Sparsity and cost of one masked weight, as `summary` and reports show them. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import prod
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One masked weight: its shape, how many entries are kept, and the multiply-adds of its module, all and kept."""
+    """One masked weight: its shape, its kept entries, and its share of its module's multiply-adds, dense and kept."""
 
     name: str
     shape: tuple[int, ...]
@@ -18,10 +18,10 @@ class LayerSummary:
 
     @property
     def parameters(self) -> int:
-        """Entries of the weight."""
+        """The number of the weight's entries."""
         return prod(self.shape)
 
     @property
     def sparsity(self) -> float:
-        """The fraction removed."""
+        """The removed fraction of the entries."""
         return 1 - self.kept / self.parameters if self.parameters else 0.0

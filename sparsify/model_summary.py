@@ -1,4 +1,4 @@
-"""summary(): how sparse a model is, layer by layer, what it costs and how large its file will be."""
+"""summary(): sparsity by layer, parameters, multiply-adds and file size of a model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from .tables import text_table
 
 @dataclass(frozen=True)
 class Summary:
-    """The masked weights and the whole of a model.
+    """Sparsity and cost of a model: per masked weight in `layers`, and in total.
 
-    `parameters` counts the entries of all parameters, `kept_parameters` those that no mask removes. `multiply_adds`
-    are those of one forward pass on the example, and None without one; in `kept_multiply_adds` each module with masks
-    counts with the kept share of its weights, others in full. `uncounted` names operations that are in neither.
-    `dense_bytes` is the size of the dense tensors, `file_bytes` that of the tensors in a sparse file, without its
-    header.
+    `parameters` counts the entries of all parameters, `kept_parameters` those that no mask removes. `multiply_adds` is
+    the cost of one forward pass on the example, None without an example; `kept_multiply_adds` scales the cost of each
+    masked module by the kept share of its weights. `uncounted` names the operations that neither includes.
+    `dense_bytes` is the size of the dense tensors, `file_bytes` that of the tensors in a sparse file without header.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -42,12 +41,12 @@ class Summary:
 
     @property
     def sparsity(self) -> float:
-        """The fraction of the masked weights that is removed."""
+        """The removed fraction of the masked weights' entries."""
         size = sum(prod(layer.shape) for layer in self.layers)
         return 1 - sum(layer.kept for layer in self.layers) / size if size else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as numbers, strings, lists and dicts, as JSON has them; sparsities included."""
+        """Return all fields and the sparsities as JSON-serialisable values."""
         layers = [asdict(one) | {"shape": list(one.shape), "sparsity": one.sparsity} for one in self.layers]
         return asdict(self) | {"layers": layers, "uncounted": list(self.uncounted), "sparsity": self.sparsity}
 
@@ -77,10 +76,10 @@ def _of(what: str, kept: int, size: int) -> str:
 
 @takes(model=nn.Module)
 def summary(model: nn.Module, example_input: Any = None) -> Summary:
-    """Return how sparse `model` is: layer by layer and as a whole, with its file's size; print it to see a table.
+    """Return a `Summary` of `model`: sparsity by layer and in total, and the size of its file; print it for a table.
 
-    With an example input, as `analyse` takes it, the model is run once to count multiply-adds, dense and kept. `model`
-    is not changed. Raises SparsifyError for what cannot be stored, and passes on errors of the model's forward.
+    With `example_input`, as in `analyse`, the model runs once to count multiply-adds, dense and kept. `model` is not
+    changed. Raises SparsifyError for a state that a sparse file cannot hold, and whatever the forward raises.
     """
     state, weights = collect(model), masked_weights(model)
     costs, uncounted = (None, ()) if example_input is None else _costs(model, example_input)
@@ -108,7 +107,7 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
 
 
 def _costs(model: nn.Module, example_input: Any) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the multiply-adds of each module, and the operations that are not counted."""
+    """Return the multiply-adds by module path, and the operations that are not counted."""
     channels, costs = analyse(model, example_input), dict[str, int]()
     for operation in channels.operations:
         costs[operation.name] = costs.get(operation.name, 0) + operation.multiply_adds

@@ -1,7 +1,6 @@
 """Models by name: "timm:resnet50", "torchvision:vgg11_bn", "transformers:gpt2", "cifar:resnet32" -> nn.Module.
 
-Names are read from the sources of timm and torchvision, so that a name is checked in a fraction of the seconds that
-importing them takes.
+Names are read from the source files of timm and torchvision, since importing the packages takes seconds.
 """
 
 from __future__ import annotations
@@ -23,24 +22,23 @@ from .errors import RunError, SparsifyError, nearest, one_line, unknown
 if TYPE_CHECKING:
     from torch import nn
 
-# Kept here as well as in cifar.py, which imports torch; a test holds them equal.
+# Also in cifar.py, which imports torch; a test checks that they are equal.
 CIFAR_NAMES = ("resnet20", "resnet32", "resnet56", "vgg19_bn")
-# A recipe's name for a module or a data set that was handed over in Python, followed by its class.
+# How a recipe names a module or a data set that was passed from Python: this prefix, then its class.
 FROM_PYTHON = "python:"
-# timm fetches these itself, architecture included: nothing to look up before.
+# timm fetches these itself, with the architecture, so there is no name to check.
 TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
-# What constructors raise for arguments that they were not made for.
+# What constructors raise for unsuitable arguments.
 _REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError, LookupError, AttributeError, ArithmeticError)
 
 
 def list_models(pattern: str | None = None) -> list[str]:
-    """Return the names that `build_model` takes, sorted, with their prefixes, without importing torch.
+    """Return the names that `build_model` takes, sorted, with their prefixes; does not import torch.
 
-    Those of transformers are the hub's and folders': they are not listed.
-    `pattern` is a glob over the name with or without its prefix ("*resnet*", "timm:vgg*"); one without wildcards
-    finds the names that contain it.
+    Names of transformers (of the hub, or folders) are not listed. `pattern` is a glob over the name with or without its
+    prefix ("*resnet*", "timm:vgg*"); without wildcards it matches every name that contains it.
     """
     names = sorted(f"{prefix}:{name}" for prefix, known in _NAMES.items() for name in known())
     if pattern is None:
@@ -51,7 +49,7 @@ def list_models(pattern: str | None = None) -> list[str]:
 
 
 def check_model_name(name: str, *, where: str = "") -> None:
-    """Raise SparsifyError with the nearest guess unless `build_model` knows `name`; imports no torch."""
+    """Raise SparsifyError with the nearest guess unless `build_model` knows `name`; does not import torch."""
     prefix, colon, rest = name.partition(":")
     start = f"{where}: " if where else ""
     if name.startswith(FROM_PYTHON):
@@ -88,12 +86,12 @@ def build_model(
     checkpoint: str | Path | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """Return the model called `name`, in training mode, on the CPU.
+    """Return the model called `name` ("timm:resnet50", "cifar:resnet32"), in training mode, on the CPU.
 
-    `num_classes` is the size of its head (default: the library's own); `pretrained` starts from the weights its
-    library publishes, `checkpoint` from a file (see `weights.load_checkpoint`; a head of another size is left as
-    initialised). `arguments` go to its constructor. Raises SparsifyError for an unknown name, arguments that the
-    model refuses and a checkpoint that does not fit, RunError where published weights cannot be fetched.
+    `num_classes` is the size of its head (default: that of its library). `pretrained` loads the weights that its
+    library publishes, `checkpoint` those of a file (see `weights.load_checkpoint`; a head of another size stays as
+    initialised). `arguments` are passed to the constructor. Raises SparsifyError for an unknown name, arguments that
+    the constructor refuses and a checkpoint that does not fit, RunError if published weights cannot be fetched.
     """
     prefix, _, rest = name.partition(":")
     if prefix == transformers_models.PREFIX:
@@ -137,8 +135,8 @@ def _build_torchvision(name: str, pretrained: bool, arguments: Mapping[str, Any]
     # Without this, detectors and segmentation models fetch the weights of their backbone.
     defaults: dict[str, Any] = {"weights_backbone": None} if "weights_backbone" in signature(builder).parameters else {}
     if name in ("googlenet", "inception_v3"):
-        # The published initialisation, which these two announce to drop unless it is asked for. Their published
-        # weights expect their own normalisation of the input.
+        # Without init_weights these two warn that their default initialisation will change. Their published weights
+        # expect the model to normalise its input itself.
         defaults |= {"init_weights": True, "transform_input": pretrained}
     model = _called(f"torchvision:{name}", builder, {**defaults, **arguments})
     if pretrained:

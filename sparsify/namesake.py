@@ -1,4 +1,4 @@
-"""The other tool that is imported as `sparsify`, and what happens where both are installed."""
+"""A warning if the other package that is imported as `sparsify` is installed too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 @cache
 def warn_of_namesake() -> None:
-    """Warn, once in a process, if the package index's `sparsify` is installed beside this library."""
+    """Warn, once per process, if the package `sparsify` of the package index is installed besides this library."""
     try:
         other = distribution("sparsify")
     except PackageNotFoundError:

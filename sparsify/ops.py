@@ -1,8 +1,8 @@
-"""The masked operations: what a converted model calls in place of conv and linear.
+"""The masked operations that a converted model calls in place of conv and linear.
 
-Each takes the raw weight and its mask (None: there is none) and works on `where(mask, weight, 0)`: a removed entry is
-+0.0 whatever lies underneath (NaN included), and its gradient is exactly zero. Under `torch.fx` each is one node, never
-a baked constant.
+Each takes the raw weight and its mask (or None) and computes with `where(mask, weight, 0)`: a removed entry is +0.0
+whatever value is stored (even NaN), and its gradient is exactly zero. Under `torch.fx` each is one node, never a baked
+constant.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .processes.shards import is_sharded, whole
 
 _INTEGER_LIKE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 19  # elements: the chunk of the mask, widened to the weight's size, stays in the second-level cache
-_REUSED_FROM = 1 << 20  # bytes: above this the C library may return memory to the system when it is freed
+_CHUNK = 1 << 19  # elements: a chunk of the mask, widened to the weight's type, stays in the second-level cache
+_REUSED_FROM = 1 << 20  # bytes: above this the C library may return freed memory to the system
 
 
 class _Free(list[np.ndarray[Any, Any]]):
     """Free memory of one size, for as long as a mask refers to it."""
 
 
-# Free memory for large effective weights on the CPU, by mask, shared by all masks of one size. A freed tensor of this
-# size goes back to the system, and the next one is paid for page by page, which costs more than the masking itself.
+# Free memory for large effective weights on the CPU, by mask, shared by all masks of one size. The C library returns a
+# freed tensor of this size to the system, and the page faults of the next allocation cost more than the masking itself.
 _SCRATCH: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _FREE: weakref.WeakValueDictionary[int, _Free] = weakref.WeakValueDictionary()
 
 
 def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return `where(mask, weight, 0)`, of any shape that both have; the gradient of a removed entry is exactly zero."""
+    """Return `where(mask, weight, 0)` for tensors of equal shape; the gradient of a removed entry is exactly zero."""
     if isinstance(weight, Proxy) or isinstance(mask, Proxy):
         return _node(mask_weight, weight, mask)
     mask = _whole(mask, weight)
@@ -44,7 +44,7 @@ def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def mask_in_its_layout(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return `mask_weight(weight, mask)` with the strides of `weight`, and a gradient with those that arrive."""
+    """Return `mask_weight(weight, mask)` with the strides of `weight`; its gradient keeps the incoming strides."""
     mask = _whole(mask, weight)
     if is_transformed():
         return torch.where(_laid_out(mask, weight), weight, 0)
@@ -52,7 +52,7 @@ def mask_in_its_layout(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def _laid_out(mask: Tensor, values: Tensor) -> Tensor:
-    """Return a mask with the order of dimensions in memory that `values` has."""
+    """Return the mask laid out in memory with the dimension order of `values`."""
     order = sorted(range(values.dim()), key=values.stride, reverse=True)
     back = sorted(range(len(order)), key=order.__getitem__)
     return mask.permute(order).contiguous().permute(back)
@@ -102,7 +102,7 @@ masked_conv_transpose1d = _masked_convolution(F.conv_transpose1d, "masked_conv_t
 masked_conv_transpose2d = _masked_convolution(F.conv_transpose2d, "masked_conv_transpose2d")
 masked_conv_transpose3d = _masked_convolution(F.conv_transpose3d, "masked_conv_transpose3d")
 
-# The dense operation -> its masked form. The rewriting of traced forwards is driven by this table.
+# The dense operation -> its masked form.
 MASKED: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.linear: masked_linear,
     F.conv1d: masked_conv1d,
@@ -126,7 +126,7 @@ def _node(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return the effective weight for an operation that reads it once and keeps nothing else of it."""
+    """Return the effective weight for a conv or linear operation that is its only reader."""
     mask = _whole(mask, weight)
     plain = (
         type(weight) is nn.Parameter
@@ -141,10 +141,10 @@ def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def _requiring_grad_like(weight: Tensor, masked: Tensor) -> Tensor:
-    """Return `masked`, which requires a gradient if the weight does, even where none is recorded.
+    """Return `masked` with the weight's `requires_grad`, even under no_grad.
 
-    torch's linear chooses its kernel by that, under no_grad as well, and by whether the weight is a view, and other
-    kernels give other bits.
+    torch's linear selects its kernel by `requires_grad`, under no_grad too, and by whether the weight is a view, and
+    another kernel gives other bits.
     """
     if type(masked) is Tensor and weight.requires_grad and not masked.requires_grad and not is_transformed():
         return masked.detach().requires_grad_()
@@ -152,23 +152,23 @@ def _requiring_grad_like(weight: Tensor, masked: Tensor) -> Tensor:
 
 
 def _whole(mask: Tensor, weight: Tensor) -> Tensor:
-    """Return the mask of a weight that fully_shard has gathered, gathered too."""
+    """Return the mask, gathered from all processes if it is sharded and `fully_shard` has gathered the weight."""
     if torch.compiler.is_compiling() or not is_sharded(mask) or is_sharded(weight):
         return mask
     return whole(mask)
 
 
 def is_transformed() -> bool:
-    """Return whether a compiler, a trace or a transform of functorch looks at what is computed."""
+    """Return whether torch.compile, torch.jit.trace or a functorch transform is active."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing or torch._C._are_functorch_transforms_active()
 
 
 class _MaskOperand(torch.autograd.Function):
-    """`where(mask, weight, 0)` on the CPU at the speed of memory, which torch.where and its gradient do not reach.
+    """`where(mask, weight, 0)` on the CPU at memory bandwidth, which torch.where and its gradient do not reach.
 
-    Only for the direct operand of a conv or linear: their weight gradient is a fresh tensor that nobody else holds,
-    so it may be masked in place.
+    Only for the direct operand of a conv or linear: their weight gradient is a new tensor without other references, so
+    it may be masked in place.
     """
 
     @staticmethod
@@ -194,15 +194,15 @@ def same_dense_layout(values: Tensor, mask: Tensor) -> bool:
 
 
 def _bitwise_masked(values: Tensor, mask: Tensor, *, out: Tensor) -> Tensor:
-    """Write `where(mask, values, 0)` to `out`; all three have one dense layout.
+    """Write `where(mask, values, 0)` to `out` and return it; all three have the same dense layout.
 
-    The bits of the values, taken as integers, are multiplied with 0 or 1: exact, whatever they stand for.
+    The values' bits, read as integers, are multiplied by 0 or 1, which is exact for NaN and infinity as well.
     """
     integer = _INTEGER_LIKE[values.dtype.itemsize]
     count = values.numel()
     source = values.detach().as_strided((count,), (1,)).view(integer)
     target = out.detach().as_strided((count,), (1,)).view(integer)
-    keep = mask.as_strided((count,), (1,))  # its bytes may be any: a bool that is copied is 0 or 1
+    keep = mask.as_strided((count,), (1,))  # may hold other bytes than 0 and 1; copying a bool gives 0 or 1
     widened = torch.empty(min(count, _CHUNK), dtype=integer, device=values.device)
     for start in range(0, count, _CHUNK):
         end = min(count, start + _CHUNK)
@@ -223,6 +223,6 @@ def _uninitialised_like(weight: Tensor, mask: Tensor) -> Tensor:
         memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     part = memory[start : start + size]
-    # The tensor keeps `part` alive, and so does a graph that saved it: after the last of them the memory is free.
+    # The tensor, and a graph that saved it, keep `part` alive; when the last reference goes, the memory is free again.
     weakref.finalize(part, pool.append, memory).atexit = False
     return torch.from_numpy(part).view(weight.dtype).as_strided(weight.shape, weight.stride())

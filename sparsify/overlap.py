@@ -1,4 +1,4 @@
-"""How far two masks of one model agree: layer by layer, and as a whole beside what chance would give."""
+"""The overlap of two masks of one model, by layer and in total, and the overlap expected by chance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Masks: TypeAlias = "Mapping[str, Tensor]"
 
 @dataclass(frozen=True)
 class LayerOverlap:
-    """What two masks of one weight keep: `one` and `other` count each mask's entries, `both` those of both."""
+    """The overlap of two masks of one weight: entries kept by `one`, by the `other`, and by `both`."""
 
     name: str
     shape: tuple[int, ...]
@@ -27,7 +27,7 @@ class LayerOverlap:
 
     @property
     def either(self) -> int:
-        """Entries that at least one of the masks keeps."""
+        """The number of entries that at least one mask keeps."""
         return self.one + self.other - self.both
 
     @property
@@ -37,18 +37,18 @@ class LayerOverlap:
 
     @property
     def entries(self) -> int:
-        """Entries of the weight."""
+        """The number of the weight's entries."""
         return prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON has it."""
+        """Return all fields as JSON-serialisable values."""
         return asdict(self) | {"shape": list(self.shape), "either": self.either, "iou": self.iou}
 
 
 def overlap_by_layer(one: Masks, other: Masks, *, names: tuple[str, str] = ("one", "other")) -> list[LayerOverlap]:
     """Return the overlap of each weight's masks, in the order of `one`.
 
-    Raises SparsifyError, with `names` in it, for masks of different models.
+    Raises SparsifyError, which contains `names`, for masks of different models.
     """
     for first, second, (here, there) in ((one, other, names), (other, one, names[::-1])):
         if missing := [name for name in first if name not in second]:
@@ -70,19 +70,19 @@ def total(rows: Sequence[LayerOverlap]) -> LayerOverlap:
 
 
 def iou(one: Masks, other: Masks) -> float:
-    """Return intersection over union of two masks of all layers."""
+    """Return the intersection over union of two models' masks over all layers together."""
     both = sum(int((one[name] & other[name]).sum()) for name in one)
     return both / max(1, sum(int((one[name] | other[name]).sum()) for name in one))
 
 
 def iou_by_chance(one: Masks, other: Masks) -> float:
-    """Return what two random masks of the same sizes in every layer share on average, by the mean of each count."""
+    """Return the IoU of random masks with the same counts in every layer, from the expected size of each overlap."""
     both = sum(int(one[name].sum()) * int(other[name].sum()) / max(1, one[name].numel()) for name in one)
     return both / max(1, sum(int(one[name].sum()) + int(other[name].sum()) for name in one) - both)
 
 
 def union_of(masks: Sequence[Masks]) -> dict[str, Tensor]:
-    """Return the union of the masks of some cycles."""
+    """Return the union of several models' masks, by name."""
     union = {name: mask.clone() for name, mask in masks[0].items()}
     for more in masks[1:]:
         for name, mask in more.items():

@@ -1,4 +1,4 @@
-"""How an image file becomes a model's input, as data: written with a model, read where it is used. Needs no torch."""
+"""How an image file becomes a model's input, as data that is stored with a model. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import SparsifyError, nearest_file, one_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# The key of a file's `extra`, and what the file beside it is called: NAME.preprocess.json.
+# The key in a file's `extra`, and part of the name of the file next to it: NAME.preprocess.json.
 KEY = "preprocess"
 _INTERPOLATION = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 _MODES = {"L": 1, "RGB": 3}
@@ -25,11 +25,11 @@ _MODES = {"L": 1, "RGB": 3}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image, in order; docs/export.md does it in ten lines.
+    """The preprocessing of an image; docs/export.md does it in ten lines.
 
-    It is converted to `mode` ("L" or "RGB"), its shorter side resized to `resize` pixels by `interpolation`, the middle
-    `crop` (height, width) cut out, divided by 255, and each channel normalised by `mean` and `std`. A model that takes
-    other `channels` gets a grey image repeated, or the mean of colours. `classes` names the outputs, () if unknown.
+    In order: convert to `mode` ("L" or "RGB"), resize the shorter side to `resize` pixels by `interpolation`, cut out
+    the central `crop` (height, width), divide by 255, normalise each channel by `mean` and `std`. A model with other
+    `channels` gets a grey image repeated, or the mean of the colours. `classes` names the outputs, () if unknown.
     """
 
     mode: str
@@ -42,11 +42,11 @@ class Preprocessing:
     classes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON; `from_dict` reads it."""
+        """Return the fields as JSON-serialisable values for `from_dict`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def inputs(self, paths: Sequence[str | Path]) -> NDArray[np.float32]:
-        """Return the images in the files as a batch, float32 (count x channels x height x width)."""
+        """Return the preprocessed images of the files as a batch, float32 (count x channels x height x width)."""
         return np.stack([self._input(path) for path in paths])
 
     def _input(self, path: str | Path) -> NDArray[np.float32]:
@@ -60,7 +60,7 @@ class Preprocessing:
             size = (self.resize, other) if width <= height else (other, self.resize)
             image = image.resize(size, Resampling(_INTERPOLATION[self.interpolation]))
         top, left = (round((have - want) / 2) for have, want in zip(image.size[::-1], self.crop, strict=True))
-        # What lies outside of the image is black.
+        # Pixels outside the image are black.
         image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         values: NDArray[Any] = np.asarray(image, np.float32).reshape(*self.crop, -1) / np.float32(255)
         mean, std = (np.asarray(given, np.float32) for given in (self.mean, self.std))
@@ -72,7 +72,7 @@ class Preprocessing:
 
 
 def from_dict(given: Mapping[str, Any], where: str) -> Preprocessing:
-    """Return what `to_dict` gave; SparsifyError, which `where` begins, for anything else."""
+    """Return the Preprocessing of a `to_dict` result; raises SparsifyError, which begins with `where`, for others."""
     try:
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
@@ -90,17 +90,17 @@ def from_dict(given: Mapping[str, Any], where: str) -> Preprocessing:
     except (TypeError, AttributeError):
         sound = False
     if not sound:
-        raise SparsifyError(f"{where}: does not say how an image becomes an input (its keys: docs/export.md)")
+        raise SparsifyError(f"{where}: does not describe a preprocessing (its keys: docs/export.md)")
     return found
 
 
 def beside(path: str | PathLike[str]) -> Path:
-    """Return the path of the preprocessing beside a model's file: model.preprocess.json for model.onnx."""
+    """Return the path of the preprocessing file next to a model's file: model.preprocess.json for model.onnx."""
     return Path(path).with_suffix(f".{KEY}.json")
 
 
 def read(path: str | Path) -> Preprocessing:
-    """Return the preprocessing in a file that was written beside a model's; SparsifyError if it holds none."""
+    """Return the preprocessing in a file that was written next to a model's; raises SparsifyError if it has none."""
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -111,10 +111,10 @@ def read(path: str | Path) -> Preprocessing:
 
 
 def to_mode(image: Image, mode: str) -> Image:
-    """Return an image as mode "L" (grey) or "RGB": 16 bits scaled to 8, transparency dropped.
+    """Return an image as mode "L" (grey) or "RGB", with 16 bits scaled to 8 and transparency dropped.
 
-    Pillow alone cuts what is above 255 off, so that images of 16 bits become white. Raises ValueError for pixels of 32
-    bits, whose range of values is not known.
+    Pillow alone clips values at 255, which makes 16-bit images white. Raises ValueError for 32-bit pixels, whose range
+    of values is unknown.
     """
     from PIL.Image import fromarray
 
@@ -124,7 +124,7 @@ def to_mode(image: Image, mode: str) -> Image:
         kind = "whole numbers" if image.mode == "I" else "floating-point numbers"
         raise ValueError(f"its pixels are {kind} of 32 bits, of an unknown range; save it with 8 or 16 bits")
     elif "transparency" in image.info:
-        image = image.convert("RGBA")  # or Pillow warns of each
+        image = image.convert("RGBA")  # else Pillow warns about each image
     return image if image.mode == mode else image.convert("RGB").convert(mode)
 
 

@@ -1,4 +1,4 @@
-"""What is put back after a model was run for something else than training: modes and random states."""
+"""Context managers that restore modes and random states after a model ran for something other than training."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def seed_cpu(number: int) -> None:
 
 @contextmanager
 def keep_random_states(device: torch.device | None = None, *, cuda: bool = False) -> Iterator[None]:
-    """Put the random states of Python, NumPy, torch on the CPU and, if it is another, `device` back at the end.
+    """Restore the random states of Python, NumPy, torch on the CPU and, if it is not the CPU, `device` at the end.
 
-    With `cuda` those of all CUDA devices in use instead.
+    With `cuda`, restore those of all CUDA devices instead of `device`, if CUDA is initialised.
     """
     state = cpu_random_state()
     kind, devices = "cuda", list[Any]()
@@ -55,7 +55,7 @@ def keep_random_states(device: torch.device | None = None, *, cuda: bool = False
 
 @contextmanager
 def keep_modes(model: nn.Module) -> Iterator[None]:
-    """Put every module's own mode (train or eval) back at the end: a user may keep some in eval mode while training."""
+    """Restore each module's own mode at the end: a user may keep some modules in eval mode while training."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""How fractions, sizes and counts are written where a person reads them. Sparsity is per cent here and nowhere else."""
+"""Fractions, sizes and counts as text for people. Only here is sparsity given in per cent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction as per cent with as many digits as still say something: 90 %, 99.95 %, 99.9988 %."""
+    """Return a fraction in per cent with enough digits to differ from 0 and 100 %: 90.0 %, 99.9 %, 99.9988 %."""
     value = 100 * fraction
     for digits in (1, 2, 3, 4, 5):
         text = f"{value:.{digits}f}"
@@ -26,7 +26,7 @@ def byte_count(size: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number of things: 1 epoch, 2,000 epochs."""
+    """Return a number with its noun: 1 epoch, 2,000 epochs."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -1,4 +1,4 @@
-"""How far outputs are from those expected, with one meaning of NaN and infinity everywhere."""
+"""The relative error of outputs, which treats NaN and infinity the same way everywhere."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Attention masks write minus infinity as the most negative number of a type: such entries are no measure of the others.
+# Attention masks write minus infinity as the most negative number of a dtype; such entries must not set the scale.
 _AS_INFINITE = 1e30
 
 
 def relative_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
-    """Return max |found - expected| / max |expected| of the pair of tensors where that is largest.
+    """Return the largest max |found - expected| / max |expected| of all pairs of tensors.
 
-    Entries that are equal, or NaN in both, agree; where only one is NaN or infinite the error is infinite. Infinite
-    entries, and those beyond 1e30, do not count in max |expected|. The error is also infinite for tensors of another
-    shape or type, for integers or other values that are not equal, and where `expected` is all zeros and `found` not.
+    Entries that are equal, or NaN in both, agree; if only one of the two is NaN or infinite, the error is infinite.
+    max |expected| is taken over entries below 1e30. The error is also infinite for tensors of another shape or dtype,
+    for integers or other values that are not equal, and if `expected` is all zeros and `found` is not.
     """
     if len(found) != len(expected):
         return float("inf")

@@ -1,4 +1,4 @@
-"""Starting from a checkpoint of any kind: weights, masks and cuts into a model that was just built."""
+"""Start from a checkpoint of any kind: load its weights, masks and cuts into a freshly built model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .weights import LoadReport, drop_prefix, load_state, read_weights, split_ma
 
 @dataclass(frozen=True)
 class Start:
-    """What a checkpoint holds: a state dict, masks by parameter name, and what was cut out of its model.
+    """The content of a checkpoint: a state dict, masks by parameter name, and the cuts of its model.
 
-    `also` names the masked parameters that are no weights. `metadata` is what a file of ours says.
+    `also` names the masked extra parameters (`mask_also`). `metadata` is that of a file written by sparsify.
     """
 
     path: str
@@ -37,10 +37,10 @@ class Start:
     metadata: Metadata = field(default_factory=Metadata)
 
     def into(self, model: nn.Module) -> LoadReport:
-        """Put all of it into a plain `model`, just built, in place, and return what was loaded.
+        """Load the content into a plain, freshly built `model`, in place, and return a report.
 
-        A head for another number of classes keeps its values, and no mask. Raises SparsifyError with the keys if the
-        weights do not fit; the model may be cut then.
+        A head for another number of classes keeps its own values and gets no mask. Raises SparsifyError with the keys
+        if the weights do not fit; the model may have been cut then.
         """
         if self.cuts is not None:
             try:
@@ -60,11 +60,11 @@ class Start:
 
 
 def read_start(source: str | os.PathLike[str]) -> Start:
-    """Return what the checkpoint `source` holds, read without running anything in it.
+    """Return the content of the checkpoint `source`, read without executing code from it.
 
-    `source` is a file (sparse, shrunk, safetensors, or of torch with tensors only), a run's folder, one in the layout
-    of the hub, or "hf:OWNER/NAME". Masks of torch.nn.utils.prune (`weight_orig`, `weight_mask`) are masks.
-    Raises SparsifyError, one line, for anything else.
+    `source` is a file (sparse, shrunk, safetensors, or a torch file with tensors only), the folder of a run or of the
+    hub, or "hf:OWNER/NAME". Masks of torch.nn.utils.prune (`weight_orig`, `weight_mask`) are read as masks. Raises
+    SparsifyError, one line, for anything else.
     """
     path = model_file(source)
     if path.suffix == ".safetensors" and path.is_file() and os.access(path, os.R_OK):

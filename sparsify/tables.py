@@ -1,4 +1,4 @@
-"""Tables as plain text, for what is printed from Python."""
+"""Plain-text tables for output in Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .quantities import percent, sizes
 
 
 def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; the first two columns are aligned at their left, the others at their right."""
+    """Return the lines of a table; the first two columns are left-aligned, the others right-aligned."""
     cells = [list(headings), *(list(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -22,7 +22,7 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
 
 
 def layer_lines(layers: Iterable[tuple[str, Sequence[int], int]]) -> list[str]:
-    """Return the table layer, shape, kept, sparsity of layers: name, shape and how many entries are kept."""
+    """Return the lines of a table (layer, shape, kept, sparsity) of layers given as (name, shape, kept entries)."""
     rows = []
     for name, shape, kept in layers:
         sparsity = 1 - kept / prod(shape) if prod(shape) else 0.0

@@ -1,8 +1,8 @@
 """Models of transformers by name: "transformers:NAME_OR_FOLDER[:AUTOCLASS]" -> nn.Module, without remote code.
 
-A name is one of the Hugging Face hub ("gpt2", "google/vit-base-patch16-224"); a folder holds config.json, and needs no
-network. AUTOCLASS is one of transformers' ("AutoModelForCausalLM"); without it the class is the one that the
-configuration names, else AutoModel. transformers is imported when a model is built, not before.
+A name is one of the Hugging Face hub ("gpt2", "google/vit-base-patch16-224"); a folder holds config.json and needs no
+network. AUTOCLASS is one of transformers' ("AutoModelForCausalLM"); without it the configuration names the class, or
+AutoModel is used. transformers is imported only when a model is built.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "transformers"
-CONFIG = "config"  # the argument that stands for a configuration's file: a file of ours carries it
+CONFIG = "config"  # the argument that replaces config.json; files written by sparsify contain it
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-_ATTENTION = ("eager", "sdpa")  # anything else may name a kernel that is fetched from the hub
-# Keys by which a configuration has code or weights fetched, and what they may hold.
+_ATTENTION = ("eager", "sdpa")  # anything else may name a kernel to download from the hub
+# Keys with which a configuration can cause code or weights to be downloaded, and their allowed values.
 _FETCHING: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "use_pretrained_backbone": (None, False),
@@ -41,20 +41,20 @@ _DROPPED = ("auto_map", "name_or_path", "_name_or_path", "transformers_version")
 
 
 def parts(rest: str) -> tuple[str, str | None]:
-    """Return the name or folder and the class, None if there is none, of what follows "transformers:"."""
+    """Return (name or folder, class or None) of the text after "transformers:"."""
     name, colon, last = rest.rpartition(":")
     return (name, last) if colon and "/" not in last and not Path(rest).is_dir() else (rest, None)
 
 
 def is_folder(name: str) -> bool:
-    """Whether a name means a folder here: it begins as a path does, or such a folder exists."""
+    """Return whether a name means a local folder: it starts like a path, or such a folder exists."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).is_dir()
 
 
 def check_name(rest: str, *, where: str = "", configured: bool = False) -> None:
-    """Raise SparsifyError with the nearest guess unless a model may have this name; imports no transformers.
+    """Raise SparsifyError with the nearest guess unless this can be a model's name; does not import transformers.
 
-    One whose configuration is given (`configured`) needs no folder to be there.
+    `configured`: the configuration is given, so a folder need not exist.
     """
     start = f"{where}: " if where else ""
     if find_spec(PREFIX) is None:
@@ -78,15 +78,15 @@ def check_name(rest: str, *, where: str = "", configured: bool = False) -> None:
 
 
 def build(rest: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
-    """Return the model, in training mode, with the weights that its name has if `pretrained`, else fresh ones.
+    """Return the model, in training mode, with the published weights if `pretrained`, else with fresh ones.
 
-    `arguments` change the configuration; "config" (a dict) stands in its place, and nothing is looked up then.
+    `arguments` change the configuration; "config" (a dict) replaces it, and then nothing is looked up.
     """
     name, auto = parts(rest)
     spec = f"{PREFIX}:{rest}"
     config = configuration(rest, arguments)
     if pretrained and is_folder(name) and not has_weights(name):
-        said = f"{spec}: the folder holds no weights; they are fresh, as the model initialises them"
+        said = f"{spec}: the folder holds no weights; the model keeps its fresh initialisation"
         warnings.warn(said, RunWarning, stacklevel=2)
         pretrained = False
     kind = _class_of(config, auto)
@@ -103,7 +103,7 @@ _NO_REMOTE = {"trust_remote_code": False}
 
 
 def configuration(rest: str, arguments: Mapping[str, Any]) -> Any:
-    """Return the configuration (a PreTrainedConfig) that a name and `arguments` come to."""
+    """Return the configuration (a PreTrainedConfig) of a name with the changes in `arguments`."""
     from transformers import CONFIG_MAPPING
 
     spec, name = f"{PREFIX}:{rest}", parts(rest)[0]
@@ -130,21 +130,21 @@ def configuration(rest: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def portable(rest: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with which the model can be built anywhere: they hold the whole configuration."""
+    """Return arguments that contain the whole configuration, so that the model can be built anywhere."""
     config = configuration(rest, arguments)
     table: dict[str, Any] = json.loads(json.dumps(config.to_diff_dict()))
     return {CONFIG: {key: value for key, value in table.items() if key not in _DROPPED}}
 
 
 def check_configuration(where: str, table: Any) -> None:
-    """Raise SparsifyError for a configuration that would have code or weights fetched."""
+    """Raise SparsifyError for a configuration that would cause code or weights to be downloaded."""
     for key, value in _items(table):
         if key in _FETCHING and value not in _FETCHING[key]:
             raise SparsifyError(f"{where}: {key} {value!r} in its configuration would be fetched; it is not built")
 
 
 def has_weights(folder: str) -> bool:
-    """Whether a folder holds weights that transformers would load."""
+    """Return whether a folder holds weights that transformers would load."""
     return any(any(Path(folder).expanduser().glob(pattern)) for pattern in _WEIGHTS)
 
 
@@ -206,7 +206,7 @@ def _auto_classes() -> frozenset[str]:
 
 
 def _near_folder(name: str) -> str:
-    """Return "; did you mean ...?" with the folder of a configuration beside the one that was named."""
+    """Return "; did you mean ...?" with the nearest folder with a config.json next to the named one, or ""."""
     path = Path(name).expanduser()
     beside = {one.parent.name: str(one.parent) for one in sorted(path.parent.glob("*/config.json"))}
     guess = nearest(path.name, beside)

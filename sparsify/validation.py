@@ -1,4 +1,4 @@
-"""Validation errors of settings -> one line: where, which key, what was given, what is allowed, the nearest guess."""
+"""Validation errors of settings as one line: place, key, what was given, what is allowed, the closest match."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Keys = tuple[str | int, ...]
 
 
 class Source:
-    """Where each key of settings was written: a file's lines, or the override that set it; `joint` precedes a key."""
+    """Where each key of settings was set: a line of a file, or an override; `joint` precedes a key."""
 
     def __init__(self, name: str, lines: Mapping[Keys, int], *, joint: str = ": ") -> None:
         self.name, self._joint = name, joint
@@ -22,14 +22,14 @@ class Source:
         self._overrides: dict[Keys, str] = {}
 
     def mark(self, path: Keys, override: str, *, only_new: bool = False) -> None:
-        """Note that `override` wrote `path`; `only_new` leaves a path that the file wrote with the file."""
+        """Record that `override` set `path`; with `only_new`, unless the file did."""
         if only_new and (path in self._lines or path in self._overrides):
             return
         self._lines = {key: line for key, line in self._lines.items() if key[: len(path)] != path}
         self._overrides[path] = override
 
     def where(self, path: Keys) -> str:
-        """Return "file:line: a.b.c" for a path, by the nearest of its parents that was written somewhere."""
+        """Return "file:line: a.b.c" for a path, by its nearest parent that was set."""
         dotted = ".".join(map(str, path))
         for length in range(len(path), -1, -1):
             if path[:length] in self._overrides:
@@ -55,10 +55,10 @@ def first_problem(error: ValidationError, model: type[BaseModel], tree: Any, sou
     """
     problems: dict[Keys, list[Any]] = {}
     details = error.errors(include_url=False)
-    # A recipe cannot hold a function: where one is allowed from Python, that is no help.
+    # A recipe cannot hold a function: naming one that Python may pass would not help.
     for detail in [one for one in details if one["type"] != "callable_type"] or details:
         problems.setdefault(_written_path(detail, tree), []).append(detail)
-    # A missing key was written nowhere, and is often explained by an unknown one.
+    # A missing key has no place, and an unknown key often explains it.
     path = min(problems, key=lambda path: (problems[path][0]["type"] == "missing", source.order(path)))
     text = _describe(path, problems[path], model, tree)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -66,9 +66,9 @@ def first_problem(error: ValidationError, model: type[BaseModel], tree: Any, sou
 
 
 def known_keys(model: type[BaseModel], path: Keys, tag: Any = None) -> list[str]:
-    """Return the keys that may stand at `path` below `model`, [] if none; `tag` is the `name` given there, if any."""
+    """Return the keys allowed at `path` below `model`, [] if none; `tag` is the `name` given there, if any."""
     models: list[type[BaseModel]] = [model]
-    for key in (one for one in path if isinstance(one, str)):  # not places in lists
+    for key in (one for one in path if isinstance(one, str)):  # without indices of lists
         models = [
             found for one in models if key in one.model_fields for found in _models_in(one.model_fields[key].annotation)
         ]
@@ -90,7 +90,7 @@ def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
 
 
 def _written_path(detail: Any, tree: Any) -> Keys:
-    """Return an error's location as it was written, without pydantic's names of the union's members it tried."""
+    """Return an error's location as the user wrote it, without pydantic's names of union members."""
     path: list[str | int] = []
     node = tree
     *parents, last = detail["loc"] or ("",)
@@ -98,7 +98,7 @@ def _written_path(detail: Any, tree: Any) -> Keys:
         if isinstance(node, Mapping) and key in node or isinstance(node, list | tuple) and isinstance(key, int):
             node = node[key]
             path.append(key)
-    if detail["type"] == "missing":
+    if detail["type"] == "missing" and path[-1:] != [last]:
         path.append(last)
     return tuple(path)
 
@@ -139,8 +139,9 @@ def _describe_unknown(path: Keys, model: type[BaseModel], tree: Any) -> str:
         return f"belongs to another name than '{tag}' (known: {', '.join(allowed)})"
     if nearest(key, allowed) is None:
         here = ".".join(map(str, path))
-        elsewhere = [dotted for dotted in _all_keys(model) if dotted != here and dotted.rsplit(".", 1)[-1] == key]
-        if elsewhere:
+        found = dict.fromkeys(_all_keys(model))
+        elsewhere = [dotted for dotted in found if dotted != here and dotted.rsplit(".", 1)[-1] == key]
+        if 0 < len(elsewhere) < 4:
             return f"unknown key; did you mean {' or '.join(map(repr, elsewhere))}?"
     return _with_guess("unknown key", key, allowed)
 
@@ -167,13 +168,13 @@ def _describe_value(details: list[Any], given: Any) -> str:
     text = "; or ".join(wanted)
     expected = str(details[0].get("ctx", {}).get("expected", ""))
     hint = did_you_mean(given, re.findall(r"'([^']*)'", expected)) if isinstance(given, str) else ""
-    # What a check of ours says names the value itself; a section is too much to repeat.
-    told = (
+    # Messages of our own checks name the value already; a section is too long to repeat.
+    complete = (
         isinstance(given, Mapping)
         or _repr(given) in text
         and any(detail["type"] == "value_error" for detail in details)
     )
-    return f"{text}{hint}" if told else f"{text}; given {_show(given)}{hint}"
+    return f"{text}{hint}" if complete else f"{text}; given {_show(given)}{hint}"
 
 
 def _show(value: Any) -> str:
@@ -184,7 +185,7 @@ def _show(value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Return `text` on one line; what was given may go on for ever, and is then cut short in the middle."""
+    """Return `text` on one line, cut in the middle if it is long."""
     line = " ".join(text.split())
     return line if len(line) <= 1000 else f"{line[:300]} ... {line[-300:]}"
 

@@ -1,4 +1,4 @@
-"""Weights from files and state dicts into a model: strictly, except for a head of another size, which is named."""
+"""Load weights from files and state dicts: strictly, except for a head of another size, which is reported."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -24,15 +25,15 @@ from .surgery.unwrap import COUNTERS, wrapper_prefix
 # Where training scripts put the weights within a checkpoint; averaged ones first, as timm does when it loads them.
 _CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
 _SLACK = 1_000_000
-_MOST_TENSORS = 200_000  # as in the files of this library
+_MOST_TENSORS = 200_000  # the same limit as for files of this library
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded: state-dict keys that were `loaded`, a head's that were `reinitialised`, a file's `ignored` ones.
+    """What was loaded: state-dict keys `loaded`, a head's keys `reinitialised`, a file's other keys `ignored`.
 
-    `source` tells which part of a checkpoint the weights came from, "" for a plain one; `prefix` what its keys begin
-    with beyond the model's; `masks` on how many parameters masks came with them.
+    `source` names the part of a checkpoint that held the weights, "" for a plain one; `prefix` is the prefix removed
+    from its keys; `masks` counts the parameters with masks.
     """
 
     loaded: list[str]
@@ -65,9 +66,9 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "state dict") -> LoadReport:
     """Load `state` into `model` in place and return what was loaded; `source` names it in errors.
 
-    Every key has to be there with its shape, except that masks may be missing (they stay) and that a head for another
-    number of classes keeps the values it has: all entries that differ do so in their first dimension only, by one and
-    the same ratio. Raises SparsifyError that lists the keys that do not fit; the model is unchanged then.
+    Every key must be present with its shape, except that masks may be missing (they stay) and that a head for another
+    number of classes keeps its values: the tensors that differ do so only in their first dimension, by the same
+    ratio. Raises SparsifyError that lists the keys that do not fit; the model is unchanged then.
     """
     own = model.state_dict()
     masks = {f"{weight.name}_mask" for weight in all_masked_parameters(model)}
@@ -88,7 +89,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "
 
 
 def drop_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Return `state` without what all its keys begin with ("model.", "net."), if they are those of `own` then."""
+    """Return `state` without a prefix of all its keys ("model.", "net.") if the rest are those of `own`."""
     found = _likely_prefix(state, own)
     if found is None or not all(key.startswith(found[0]) for key in state):
         return dict(state), ""
@@ -98,7 +99,7 @@ def drop_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple
 def split_masks(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return weights and masks (bool, by weight) of a state dict with `NAME_mask` beside NAME or NAME_orig.
 
-    So a masked model's own keys are written, and those of torch.nn.utils.prune. Values other than 0 and 1 are no mask.
+    Masked models write the former, torch.nn.utils.prune the latter. Values other than 0 and 1 are no mask.
     """
     masks: dict[str, Tensor] = {}
     left = dict(state)
@@ -119,7 +120,7 @@ def split_masks(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
 
 
 def _likely_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, int] | None:
-    """Return the words that most of the keys in `state` carry before those of `own`, and how many do; None if few."""
+    """Return the prefix that most keys of `state` have before those of `own`, and how many do; None if few."""
     first = next(iter(own), "")
     prefixes = {key.removesuffix(first) for key in state if first and key.endswith(f".{first}")}
     counts = {prefix: sum(f"{prefix}{key}" in state for key in own) for prefix in prefixes}
@@ -128,7 +129,7 @@ def _likely_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tu
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:
-    """Return the state dict in a file, which part of the file it was, and the keys beside it that were ignored.
+    """Return the state dict in a file, the part of the file that held it, and the other keys, ignored.
 
     Wrappers' prefixes are removed. Raises SparsifyError if the file is missing, damaged or holds no state dict.
     """
@@ -136,7 +137,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:
     if not path.is_file():
         raise SparsifyError(f"{path}: no such checkpoint")
     if not os.access(path, os.R_OK):
-        # The libraries would call it missing or damaged.
+        # The libraries would report it as missing or damaged.
         raise SparsifyError(f"{path}: may not be read (permission denied)")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     found, source = _unwrapped(content)
@@ -167,7 +168,7 @@ def _unwrapped(content: Any) -> tuple[Mapping[str, Any] | None, str]:
 def _is_head(pairs: list[tuple[Tensor, Tensor]]) -> bool:
     """Return whether tensors differ only as heads for another number of classes do.
 
-    A layer inside a network that had another width would change the second dimension of the layer behind it.
+    A hidden layer of another width would also change the second dimension of the next layer.
     """
     ratios = {
         (given.shape[0] / own.shape[0] if given.ndim and given.shape[1:] == own.shape[1:] else None)
@@ -185,7 +186,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             if metadata.get("format") == "sparsify":
                 raise SparsifyError(
                     f"{path}: a sparse file, not plain weights; read it with sparsify.load, or make it plain with: "
-                    f"sparsify export {path} --format dense --out FILE"
+                    f"sparsify export {quote(str(path))} --format dense --out FILE"
                 )
             if metadata.get("format") == "sparsify-masks":
                 raise SparsifyError(f"{path}: masks alone, without weights; to put them on a model: convert --masks")
@@ -207,13 +208,13 @@ def _is_cut(path: Path) -> bool:
 def _read_torch(path: Path) -> Any:
     _check_unpacked(path)
     try:
-        # timm and many scripts store their command line beside the weights; a Namespace is a plain record.
+        # timm and many scripts store their command line with the weights; a Namespace is a plain record.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            # A plain pickle is refused or read as any other file is; torch warns first.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # A plain pickle is refused or read like any other file; torch warns first.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol|'torch.load' received a zip file")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own words advise how to run the code all the same.
+        # torch's message advises how to run the code anyway.
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""
         raise SparsifyError(
@@ -226,13 +227,13 @@ def _read_torch(path: Path) -> Any:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Raise SparsifyError for an archive whose content is larger than the file: torch compresses nothing."""
+    """Raise SparsifyError for an archive whose content is larger than the file: torch never compresses."""
     try:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return  # torch tells what is wrong with it
+        return  # torch reports what is wrong with it
     if size > 2 * path.stat().st_size + _SLACK:
         raise SparsifyError(f"{path}: refused: a compressed archive of {size:,} bytes; torch.save compresses nothing")

@@ -15,6 +15,7 @@ import sparsify
 from cli import main
 from sparsify import preprocess
 from sparsify.export.registry import FORMATS
+from tests.random_masks import randomly_masked
 
 TEXT = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
 
@@ -30,9 +31,7 @@ def blocks(language: str) -> list[str]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which all commands of the page were run, those of tools that are missing aside."""
     folder = tmp_path_factory.mktemp("export")
-    model = sparsify.build_model("timm:test_resnet", num_classes=10).eval()
-    sparsify.convert(model)
-    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.2 for name, mask in sparsify.get_masks(model).items()})
+    model = randomly_masked(sparsify.build_model("timm:test_resnet", num_classes=10).eval(), 0.2)
     (folder / "runs" / "a").mkdir(parents=True)
     sparsify.save(
         model,

@@ -51,7 +51,7 @@ ALLOWED: Graph = {
         "validation",
     },
     "formats": {"arguments", "errors", "ops", "preserve", "surgery", "models", "quantities", "transformers_models"},
-    "runtime": {"arguments", "calls", "errors", "relative_error", "surgery", "formats"},
+    "runtime": {"arguments", "calls", "errors", "ops", "preserve", "relative_error", "surgery", "formats"},
     "export": {
         "transformers_models",
         "arguments",
@@ -210,6 +210,8 @@ def test_every_package_is_installed() -> None:
 def test_errors_know_their_exit_code_and_the_nearest_word() -> None:
     assert (SparsifyError.exit_code, RunError.exit_code) == (2, 1)
     assert nearest("magnitud", ["magnitude", "random"]) == "magnitude"
+    assert nearest("MODEL", ["train", "model"]) == "model"  # people hold down shift
+    assert nearest("fc.weight", ["FC.weight", "fc.weight"]) == "FC.weight"
     assert nearest("zzz", ["magnitude"]) is None
     message = str(unknown("criterion", "randm", ["random", "magnitude"], where="recipe.yaml:3"))
     assert message == "recipe.yaml:3: unknown criterion 'randm'; did you mean 'random'? (known: magnitude, random)"

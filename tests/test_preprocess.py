@@ -80,7 +80,7 @@ def test_it_comes_back_from_json(tmp_path: Path) -> None:
     [{"mode": "CMYK"}, {"resize": 0}, {"crop": [32]}, {"mean": [0.5]}, {"interpolation": "best"}, {"size": 3}],
 )
 def test_what_is_no_preprocessing_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(SparsifyError, match="a file: does not say how an image becomes an input"):
+    with pytest.raises(SparsifyError, match="a file: does not describe a preprocessing"):
         from_dict({**HOW.to_dict(), **change}, "a file")
 
 

@@ -52,5 +52,5 @@ def test_rules_may_import_the_indicator_by_its_former_name() -> None:
 
 
 def test_what_is_no_rule_is_refused(shown: dict[str, Any]) -> None:
-    with pytest.raises(sparsify.SparsifyError, match=r"analyse: rules\['mylib::halved'\] is no Rule"):
+    with pytest.raises(sparsify.SparsifyError, match=r"analyse: rules\['mylib::halved'\] is not a Rule"):
         sparsify.analyse(shown["model"], shown["example"], rules={"mylib::halved": "relu"})  # type: ignore[dict-item]

@@ -139,7 +139,7 @@ def test_weights_of_a_folder_are_taken_if_asked_for_and_said_if_there_are_none(
     transformers: Any, tmp_path: Path
 ) -> None:
     place = folder(tmp_path, "tiny", BERT)
-    with pytest.warns(RunWarning, match="the folder holds no weights; they are fresh"):
+    with pytest.warns(RunWarning, match="the folder holds no weights; the model keeps its fresh initialisation"):
         build_model(f"transformers:{place}", pretrained=True)
     source = build_model(f"transformers:{place}")
     source.save_pretrained(place)

@@ -1,6 +1,7 @@
 import argparse
 import os
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sparsify.errors import SparsifyError
 from sparsify.export.save import save
 from sparsify.models import build_model
 from sparsify.surgery.shrink.cuts import Cuts, apply_cuts
-from sparsify.weights import load_checkpoint, load_state
+from sparsify.weights import load_checkpoint, load_state, read_weights
 
 
 def network(classes: int = 3, width: int = 4) -> nn.Sequential:
@@ -127,6 +128,13 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
             load_checkpoint(network(), tmp_path / name)
         assert "\n" not in str(caught.value)
     assert not mark.exists()
+
+
+def test_a_traced_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # of torch, that tracing is deprecated
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "traced.pt")
+    with pytest.raises(SparsifyError, match=r"traced.pt: not a torch file.*TorchScript"):  # and no warning beside it
+        read_weights(tmp_path / "traced.pt")
 
 
 def test_whole_model_in_a_file_is_refused_with_what_to_do(tmp_path: Path) -> None:

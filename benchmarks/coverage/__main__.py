@@ -1,16 +1,17 @@
 """Which models of timm and torchvision convert, and which shrink: every one is built, converted and proved.
 
     python -m benchmarks.coverage --part conversion [--only 'timm:resnet*'] [--redo '*swin*'] [--jobs 2]
-    python -m benchmarks.coverage --summary            # coverage.csv and the section of results.md
+    python -m benchmarks.coverage --part shrink [--only 'torchvision:*']
+    python -m benchmarks.coverage --summary            # coverage.csv and the sections of results.md
 
-Each model has a process of its own, with one thread, a limit of memory and one of time. The rows are appended to
-FOLDER/conversion.jsonl and FOLDER/shrink.jsonl as they are made; models that have one are left out the next time.
+Each model has a process of its own, with one thread, a limit of memory and one of time. The rows are appended as they
+are made, to FOLDER/conversion.jsonl and to shrunk.jsonl, which is part of the repository; models that have one are left
+out the next time.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import warnings
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from .shrunk import MODELS, check_shrink
 from .summary import summarise
 
 FOLDER = Path(__file__).parent / "rows"
+SHRUNK = Path(__file__).parent / "shrunk.jsonl"
 GOOD = ("holds", "part", "shrinks")
 TOO_LARGE = "too many parameters to be run"
 
@@ -71,15 +73,14 @@ def convert_all(given: argparse.Namespace) -> None:
 
 
 def shrink_all(given: argparse.Namespace) -> None:
-    """Append the rows that FOLDER/shrink.jsonl, or with `--dead zeros` FOLDER/shrink_zeros.jsonl, has not yet."""
+    """Append the rows that `SHRUNK` has not yet, of the smallest models first."""
     counted = sizes(given.folder)
     models = sorted(MODELS, key=lambda model: counted[model][1])
-    file = given.folder / ("shrink.jsonl" if given.dead == "masks" else "shrink_zeros.jsonl")
 
     def work(model: str) -> Work:
-        return lambda: check_shrink(model, given.dead)
+        return lambda: check_shrink(model)
 
-    append(given, file, models, work, lambda model, row: None, lambda row: False)
+    append(given, SHRUNK, models, work, lambda model, row: None, lambda row: False)
 
 
 def append(
@@ -113,11 +114,10 @@ def main() -> None:
         prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", choices=["conversion", "shrink"], default="conversion")
-    parser.add_argument("--dead", choices=["masks", "zeros"], default="masks", help="what a shrink takes")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="models to look at: a glob over zoo:name")
     parser.add_argument("--redo", default="", metavar="PATTERN", help="models to look at again")
     parser.add_argument("--redo-failed", action="store_true", help="look again at all that failed")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the rows are")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the rows of conversions are")
     parser.add_argument("--largest", type=float, default=4e8, help="parameters of a model that is run with values")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--memory", type=float, default=8, help="GB for one model")
@@ -128,10 +128,8 @@ def main() -> None:
     (given.folder / ".gitignore").write_text("*\n")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
     if given.summary:
-        summarise(rows(given.folder / "conversion.jsonl"), rows(given.folder / "shrink.jsonl"))
+        summarise(rows(given.folder / "conversion.jsonl"), rows(SHRUNK))
     elif given.part == "conversion":
         convert_all(given)
     else:

@@ -1,4 +1,4 @@
-"""What is checked of one model's conversion, on an example input."""
+"""Checks of one model's conversion, on an example input."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def check_converted(network: nn.Module, given: tuple[Any, ...], made: Try | str)
     }
     row["notes"] += proof.notes
     row["problems"] += proof.problems[:5]
-    for mode in before:  # by another way than verify's, which makes the plain model from the converted one
+    for mode in before:  # unlike verify, which makes the plain model from the converted one
         row["same_as_before"] = row.get("same_as_before", []) + [_same(before[mode], after[mode])]
         if row["same_as_before"][-1] is False and row[mode] is not None:
             row["problems"].append(f"{mode}: the output is not the one before the conversion")
-    # Arguments that no call gives are said of nearly every attention; what the example runs is compared whole.
+    # Nearly every attention has notes on arguments that no call passes; the example's outputs are compared in full.
     noted = [note for note in row["notes"] if not note.startswith("not compared with arguments that the example")]
     complete = row["eval"] and row["train"] and not noted
     row["verdict"] = "fails" if row["problems"] else "holds" if complete else "part"
@@ -171,6 +171,6 @@ def _same(first: list[Tensor] | None, second: list[Tensor] | None) -> bool | Non
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return an error as "Type: first words", not longer than a table bears."""
+    """Return an error as "Type: first words", short enough for a table."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:240]}"

@@ -1,4 +1,4 @@
-"""What is checked of the conversion of a model that is too large to be run: all that needs no values."""
+"""Checks of the conversion of a model that is too large to run: those that need no values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_on_meta(model: str, reason: str) -> Row:
 
 
 def first_that_runs_on_meta(model: str) -> tuple[nn.Module, Try]:
-    """Return a model without values, made in the first way in which it runs; if in none, in the last."""
+    """Return a model on the meta device, built in the first way in which it runs, else in the last."""
     ways = list(tries(model))
     for made in ways:
         try:

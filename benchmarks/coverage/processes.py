@@ -1,7 +1,8 @@
-"""Work on many models, each in a process of its own, within limits of memory and time."""
+"""Work on many models, each in its own process with limits of memory and time."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -22,7 +23,7 @@ Work = Callable[[], Row]
 
 @dataclass
 class Child:
-    """A process that works on one model, and the pipe that its row comes through."""
+    """A process that works on one model, and the pipe for its row."""
 
     model: str
     pid: int
@@ -32,7 +33,7 @@ class Child:
 
 
 def start(model: str, work: Work, memory: int) -> Child:
-    """Fork a process that does `work` within `memory` bytes more than are mapped now and sends its row."""
+    """Fork a process that does `work`, with at most `memory` more bytes mapped than now, and sends its row."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     pid = os.fork()
@@ -90,10 +91,12 @@ def work_through(
     memory: float,
     seconds: float,
 ) -> Iterator[tuple[str, Row]]:
-    """Yield (model, row) as they are done, `jobs` at once, each within `memory` GB and `seconds`.
+    """Yield (model, row) as they finish, `jobs` at once, each within `memory` GB and `seconds`.
 
-    `rest` may give a second piece of work for a row, which then yields the row that counts.
+    `rest` may return more work for a row, whose row is then yielded instead.
     """
+    gc.collect()
+    gc.freeze()  # or collections in the forked processes would copy the memory that they share
     waiting = [(model, work(model), False) for model in reversed(models)]
     running: list[tuple[Child, bool]] = []
     while waiting or running:

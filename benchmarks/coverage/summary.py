@@ -1,4 +1,4 @@
-"""coverage.csv and the section of results.md, made of the rows that the coverage benchmark has collected."""
+"""coverage.csv and the sections of results.md, made of the rows that the coverage benchmark has collected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ..record import Row, environment, record
 
 TABLE = Path(__file__).parent / "coverage.csv"
-_SHOWN = 12  # models named of those that share a cause
+_SHOWN = 12  # the most models named for a cause
 
 INTRODUCTION = """
 Every model of timm and every torchvision model that is not quantized, with random weights (scales, biases and
@@ -31,19 +31,29 @@ COLUMNS = (
 
 
 def summarise(conversion: Mapping[str, Row], shrink: Mapping[str, Row]) -> None:
-    """Write coverage.csv and the section of results.md."""
+    """Write coverage.csv and the sections of results.md; what there are no rows for stays as it was."""
+    table = stored()
+    for model, row in conversion.items():
+        table[model] = table.get(model, {}) | csv_row(row)
+    for model, row in shrink.items():
+        table[model] = table.get(model, {"model": model, "parameters": row["parameters"]}) | shrink_columns(row)
     with TABLE.open("w", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        for model, row in sorted(conversion.items()):
-            table.writerow(csv_row(row) | (shrink_columns(shrink[model]) if model in shrink else {}))
-    body = "\n".join(
-        [environment("torch", "timm", "torchvision", threads=1), INTRODUCTION, *conversion_lines(conversion)]
-    )
+        written = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        written.writeheader()
+        written.writerows(table[model] for model in sorted(table))
+    measured = environment("torch", "timm", "torchvision", threads=1)
+    if conversion:
+        record("coverage", "\n".join([measured, INTRODUCTION, *conversion_lines(conversion)]))
     if shrink:
-        body += "\n" + "\n".join(shrink_lines(shrink))
-    record("coverage", body)
-    print(body)
+        record("coverage --part shrink", "\n".join([measured, "", *shrink_lines(shrink)]))
+
+
+def stored() -> dict[str, Row]:
+    """Return the rows of coverage.csv by model; none if it is not there."""
+    if not TABLE.exists():
+        return {}
+    with TABLE.open(newline="") as file:
+        return {row["model"]: row for row in csv.DictReader(file)}
 
 
 def csv_row(row: Row) -> Row:
@@ -81,7 +91,7 @@ def share(row: Row) -> float:
 
 
 def shrink_causes(row: Row) -> list[str]:
-    """Return what went wrong, and the first reason for which dead units stayed."""
+    """Return what went wrong, and the first reason why dead units stayed."""
     return [*row["problems"], *row.get("barrier", [])[:1], *row.get("kept", [])[:1]]
 
 
@@ -90,7 +100,7 @@ def _known(value: bool | None) -> str | bool:
 
 
 def causes(row: Row) -> list[str]:
-    """Return why a model's conversion does not hold in full: problems, or what could not be compared."""
+    """Return why a model's conversion does not hold: problems, or what could not be compared."""
     if row["verdict"] == "holds":
         return []
     limit = [row["bits"]] if row.get("bits", "").startswith("meta") else []
@@ -145,7 +155,7 @@ def conversion_lines(rows: Mapping[str, Row]) -> list[str]:
 
 
 def all_live(row: Row) -> bool:
-    """Whether every mask has an effect on the output, but for weights that the forward does not use."""
+    """Whether every mask has an effect on the output, except weights that the forward does not use."""
     return "live" in row and row["live"] + row["unused"] == row["masked"]
 
 
@@ -169,18 +179,22 @@ def _listed(title: str, found: Mapping[str, list[str]]) -> list[str]:
 
 
 def shrink_lines(rows: Mapping[str, Row]) -> list[str]:
-    """Return what was shrunk, family by family, and every miss with its cause."""
-    lines = [
-        "Half of the units of every layer pruned by magnitude, the classifier left alone, then shrunk. A model counts",
-        "if at least 5 % of its parameters go, its outputs equal the pruned model's within 1e-9 of the largest in",
-        "double precision, and it trains.",
-        "",
-        "| shrink | timm | torchvision |",
-        "|---|---|---|",
-    ]
+    """Return what was shrunk, zoo by zoo and with either word for `dead`, and every miss with its cause."""
+    by_word = {"masks": rows, "zeros": {model: row | row.get("zeros", {}) for model, row in rows.items()}}
     zoos = {
-        zoo: [row for row in rows.values() if row["model"].startswith(f"{zoo}:")] for zoo in ("timm", "torchvision")
+        f"{zoo}, {word}": [row for row in some.values() if row["model"].startswith(f"{zoo}:")]
+        for zoo in ("timm", "torchvision")
+        for word, some in by_word.items()
     }
+    lines = [
+        "Half of the units of every layer pruned by magnitude, the classifier left alone, then shrunk with `dead`",
+        "masks and with zeros. A model counts if at least 5 % of its parameters go, its outputs equal the pruned",
+        "model's within 1e-9 of the largest in double precision, for another batch and other values, and it trains.",
+        "The rows are in [shrunk.jsonl](coverage/shrunk.jsonl).",
+        "",
+        f"| shrink | {' | '.join(zoos)} |",
+        "|---|---|---|---|---|",
+    ]
     for what, test in (
         ("models", lambda row: True),
         ("shrink", lambda row: row["verdict"] == "shrinks"),
@@ -193,5 +207,8 @@ def shrink_lines(rows: Mapping[str, Row]) -> list[str]:
     ):
         shrunk = [[left(row) for row in some if row["verdict"] == "shrinks"] for some in zoos.values()]
         lines.append(f"| {what} | " + " | ".join(f"{fmean(values):.0%}" if values else "" for values in shrunk) + " |")
-    missed = {model: shrink_causes(row) for model, row in rows.items() if row["verdict"] != "shrinks"}
-    return [*lines, "", *_listed("Not shrunk", missed)]
+    lines.append("")
+    for word, some in by_word.items():
+        missed = {model: shrink_causes(row) for model, row in some.items() if row["verdict"] != "shrinks"}
+        lines += _listed(f"Not shrunk, {word}", missed)
+    return lines

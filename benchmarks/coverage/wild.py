@@ -1,4 +1,4 @@
-"""Models of the field, each in a small configuration with random weights: what works, and what does not.
+"""Widely used models, each in a small configuration with random weights: what works, and what does not.
 
     python -m benchmarks.coverage.wild [--only 'transformers *'] [--redo '*Mamba*'] [--jobs 2] [--seconds 120]
     python -m benchmarks.coverage.wild --summary      # the section of results.md
@@ -10,7 +10,6 @@ of it has `--seconds`. Rows are appended to FOLDER/wild.jsonl; models that have 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import warnings
@@ -78,8 +77,6 @@ def main() -> None:
             print(f"{package}: not installed", flush=True)
         else:
             import_module(package)  # once, not in each process
-    gc.collect()
-    gc.freeze()
     limits = {"jobs": given.jobs, "memory": given.memory, "seconds": len(STAGES) * given.seconds}
     for name, row in work_through(
         names, lambda name: partial(check, name, given.seconds, stages), lambda name, row: None, **limits

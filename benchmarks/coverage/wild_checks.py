@@ -1,4 +1,4 @@
-"""What the `wild` table says of one model: stage by stage "ok" or the reason, and figures."""
+"""One model's row of the `wild` table: "ok" or the reason by stage, and figures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FREE = ("Embedding", "ignored")
 
 
 class _Gap(Exception):
-    """What does not hold, in words."""
+    """A failed check, in words."""
 
 
 def check(name: str, seconds: float, wanted: Collection[str] = STAGES) -> Row:

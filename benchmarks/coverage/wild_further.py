@@ -1,4 +1,4 @@
-"""Further models of the `wild` table: architectures that share, gate, route or reshape in ways of their own."""
+"""Further models of the `wild` table, of transformers, diffusers and peft: they share, gate, route or reshape."""
 
 from __future__ import annotations
 
@@ -167,37 +167,6 @@ def _controlnet() -> Wild:
     return Wild(model, given(1, 16), given(2, 32))
 
 
-def _video() -> Wild:
-    model = import_module("torchvision.models.video").mc3_18(weights=None, num_classes=4)
-    return Wild(model, Inputs(noise(1, 3, 4, 32, 32)), Inputs(noise(2, 3, 6, 48, 48)))
-
-
-def _naflex() -> Wild:
-    model = import_module("timm").create_model(
-        "naflexvit_base_patch16_gap", embed_dim=32, depth=2, num_heads=4, patch_size=8, num_classes=4
-    )
-    return _images(model, 32, 48)
-
-
-class _Captions(nn.Module):
-    """A decoder of torch.nn over image features, its mask causal."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerDecoderLayer(32, 4, 64, batch_first=True, norm_first=True, activation="gelu")
-        self.embed, self.decoder = nn.Embedding(96, 32), nn.TransformerDecoder(layer, 2, nn.LayerNorm(32))
-        self.head = nn.Linear(32, 96)
-
-    def forward(self, ids: Tensor, memory: Tensor) -> Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], dtype=memory.dtype)
-        out: Tensor = self.head(self.decoder(self.embed(ids), memory, tgt_mask=mask, tgt_is_causal=True))
-        return out
-
-
-def _captions() -> Wild:
-    return Wild(_Captions(), Inputs(tokens(1, 7), noise(1, 5, 32)), Inputs(tokens(2, 9), noise(2, 6, 32)))
-
-
 class _Sentence(nn.Module):
     """Sentence vectors: the mean over tokens that are no padding, projected and of length one."""
 
@@ -222,27 +191,6 @@ def _sentence() -> Wild:
     return Wild(_Sentence(), given(1, 12), given(3, 17))
 
 
-def _lightning() -> Wild:
-    lightning = import_module("lightning.pytorch")
-
-    class Classifier(lightning.LightningModule):  # type: ignore[name-defined, misc]
-        """A network in a module of Lightning, with a loss and a table beside it."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.save_hyperparameters({"classes": 4})
-            self.net = nn.Sequential(
-                nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-            )
-            self.head, self.loss = nn.Linear(16, 4), nn.CrossEntropyLoss(weight=torch.ones(4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.head(self.net(x))
-            return out
-
-    return _images(Classifier(), 16, 24)
-
-
 def _adapters(**settings: Any) -> Builder:
     def build() -> Wild:
         peft, transformers = import_module("peft"), import_module("transformers")
@@ -264,11 +212,7 @@ FURTHER: dict[str, Builder] = {
     "diffusers SD3": _sd3,
     "diffusers Flux": _flux,
     "diffusers ControlNet": _controlnet,
-    "torchvision mc3_18": _video,
-    "timm NaFlexViT": _naflex,
-    "torch.nn TransformerDecoder": _captions,
     "transformers BERT, pooled": _sentence,
-    "lightning module": _lightning,
     "peft DoRA": _adapters(r=4, use_dora=True, target_modules=["q_proj", "down_proj"]),
     "peft IA3": _adapters(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
 }

@@ -1,7 +1,7 @@
-"""Small configurations, with random weights, of models that people train: what the table of `wild` is about.
+"""Small configurations, with random weights, of models that people train, for the `wild` table.
 
 Each is a function that returns a model, an example input, and one of another batch and, where the model takes one, of
-another size. Nothing is fetched.
+another size. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Builder = Callable[[], Wild]
 
 
 def noise(*shape: int) -> Tensor:
-    """Return normal noise, the same for a shape every time."""
+    """Return normal noise, always the same for a shape."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def tokens(batch: int, length: int, vocabulary: int = 90) -> Tensor:
-    """Return token numbers, the same for a shape every time."""
+    """Return token ids, always the same for a shape."""
     return torch.randint(3, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
 
 

@@ -1,4 +1,4 @@
-"""More models of the `wild` table: torchvision's detectors and RAFT, MONAI, graphs, open_clip, sequences."""
+"""More models of the `wild` table: of torchvision, timm, MONAI, torch_geometric, open_clip, Lightning and torch.nn."""
 
 from __future__ import annotations
 
@@ -108,6 +108,58 @@ def _packed(kind: Any) -> Builder:
     )
 
 
+def _video() -> Wild:
+    model = import_module("torchvision.models.video").mc3_18(weights=None, num_classes=4)
+    return Wild(model, Inputs(noise(1, 3, 4, 32, 32)), Inputs(noise(2, 3, 6, 48, 48)))
+
+
+def _naflex() -> Wild:
+    model = import_module("timm").create_model(
+        "naflexvit_base_patch16_gap", embed_dim=32, depth=2, num_heads=4, patch_size=8, num_classes=4
+    )
+    return _images(model, 32, 48)
+
+
+class _Captions(nn.Module):
+    """A decoder of torch.nn over image features, its mask causal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerDecoderLayer(32, 4, 64, batch_first=True, norm_first=True, activation="gelu")
+        self.embed, self.decoder = nn.Embedding(96, 32), nn.TransformerDecoder(layer, 2, nn.LayerNorm(32))
+        self.head = nn.Linear(32, 96)
+
+    def forward(self, ids: Tensor, memory: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], dtype=memory.dtype)
+        out: Tensor = self.head(self.decoder(self.embed(ids), memory, tgt_mask=mask, tgt_is_causal=True))
+        return out
+
+
+def _captions() -> Wild:
+    return Wild(_Captions(), Inputs(tokens(1, 7), noise(1, 5, 32)), Inputs(tokens(2, 9), noise(2, 6, 32)))
+
+
+def _lightning() -> Wild:
+    lightning = import_module("lightning.pytorch")
+
+    class Classifier(lightning.LightningModule):  # type: ignore[name-defined, misc]
+        """A network in a module of Lightning, with a loss and a table beside it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters({"classes": 4})
+            self.net = nn.Sequential(
+                nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            )
+            self.head, self.loss = nn.Linear(16, 4), nn.CrossEntropyLoss(weight=torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.net(x))
+            return out
+
+    return _images(Classifier(), 16, 24)
+
+
 _NO_BACKBONE = dict(weights_backbone=None, num_classes=4)
 ALL: dict[str, Builder] = {
     **BUILDERS,
@@ -129,5 +181,9 @@ ALL: dict[str, Builder] = {
     "torch.nn Transformer": _transformer,
     "torch.nn LSTM, packed": _packed(nn.LSTM),
     "torch.nn GRU, packed": _packed(nn.GRU),
+    "torchvision mc3_18": _video,
+    "timm NaFlexViT": _naflex,
+    "torch.nn TransformerDecoder": _captions,
+    "lightning module": _lightning,
     **FURTHER,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.processes`: writes the section *processes* of results.md, in some ten minutes on two cores."""
+"""`python -m benchmarks.processes`: writes the section *processes* of results.md, in about ten minutes on two cores."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def main(kept: str | None) -> None:
 
 
 def _measured(folder: Path, size: int, kept: Path) -> list[dict[str, Any]]:
-    """Return what each process of a launch of `size` found, which is kept in `kept`."""
+    """Return the result of each process of a launch of `size`, cached in `kept`."""
     files = [kept / f"{size}-{rank}.pt" for rank in range(size)]
     if not all(file.exists() for file in files):
         _end(_start(_torchrun(size), "benchmarks.processes.worker", [str(folder)]))
@@ -70,7 +70,7 @@ def _measured(folder: Path, size: int, kept: Path) -> list[dict[str, Any]]:
 
 
 def _kills(folder: Path) -> list[str]:
-    """Return a table: runs of two processes that were killed and went on, held against one left alone."""
+    """Return a table: runs of two processes, killed and resumed, against one left alone."""
     _end(_start(_torchrun(2), "benchmarks.processes.killed", ["none", *_TRAIN, "--out", str(folder / "whole")]))
     lines = [
         "| killed (`kill -9`), of two processes | all had ended after | last record | resumed |",
@@ -91,7 +91,7 @@ def _kills(folder: Path) -> list[str]:
 
 
 def _dead_since(process: subprocess.Popen[bytes], run: Path) -> float:
-    """Return when the run's files were last written, by the monotonic clock: about when a process was killed."""
+    """Return when the run's files were last written, by the monotonic clock: about when its process was killed."""
     process.wait()
     newest = max(path.stat().st_mtime for path in run.rglob("*") if path.is_file())
     return time.monotonic() - (time.time() - newest)

@@ -1,4 +1,4 @@
-"""Memory and traffic of masks on one of many processes, from formulas, and what was measured beside them."""
+"""Memory and traffic of masks in one of many processes, by formula, against measurements."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _MIB = 1 << 20
 
 
 def histogram_bytes(dtype_bytes: int = 4) -> int:
-    """Return the bytes that a process hands to all-reduces in one exact selection: counts of 8 bytes, 2^16 at once.
+    """Return the bytes that a process passes to all-reduces in one exact selection: 2^16 counts of 8 bytes each time.
 
-    Besides the histograms, one for every 16 bits of a score, two numbers.
+    The histograms, one for every 16 bits of a score, and two numbers.
     """
     return dtype_bytes * 8 // 16 * (1 << 16) * 8 + 16
 
@@ -28,7 +28,7 @@ def wire(payload: float, ranks: int) -> float:
 
 
 def check_lines(found: dict[int, list[dict[str, Any]]]) -> list[str]:
-    """Return a table of formulas beside what the processes of each launch counted, with `cifar:vgg19_bn`."""
+    """Return a table of formulas against the counts of each launch's processes, with `cifar:vgg19_bn`."""
     lines = [
         "Formulas beside what was counted, for a process, with `cifar:vgg19_bn`: P parameters, E of them with masks,",
         "on N processes.",
@@ -64,7 +64,7 @@ def check_lines(found: dict[int, list[dict[str, Any]]]) -> list[str]:
 
 
 def past_this_machine() -> list[str]:
-    """Return a table for a model of 7 B parameters, all with masks, under fully_shard; nothing of it was run."""
+    """Return a table for a model of 7 B parameters, all with masks, under fully_shard; computed, not run."""
     p = _PARAMETERS
     rows = [
         ("mask, resident", [p / n for n in _RANKS]),

@@ -29,7 +29,7 @@ def _kill_at(owner: Any, name: str, number: int) -> None:
 
 
 def main() -> None:
-    """Run the command line with the arguments after the first, which says what is killed."""
+    """Run the command line with the arguments after the first, which names the place."""
     kind, *arguments = sys.argv[1:]
     rank = int(os.environ["RANK"])
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The small network that is trained, its prunings, and what becomes of masks where weights are equal."""
+"""The small network to train, its prunings, and a comparison of masks from equal weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PRUNINGS: dict[str, dict[str, Any]] = {
     "union": {**_LINEAR, "schedule": {"name": "cyclic", "cycles": 3}, "after_cycles": "union", "scope": "filter"},
 }
 LR = 0.05
-SCORED = 4  # batches that snip takes
+SCORED = 4  # batches that snip uses
 
 Batch = tuple[Tensor, Tensor]
 
 
 def network(name: str = "") -> nn.Module:
-    """Return a network without batch norm for the digits, for the pruning of that name."""
+    """Return a network without batch norm for the digits, for the pruning `name`."""
     torch.manual_seed(0)
     act = nn.GELU if "GELU" in name else nn.ReLU
     layers = [nn.Conv2d(1, 16, 3), nn.GroupNorm(4, 16), act(), nn.Conv2d(16, 16, 3), act()]
@@ -39,12 +39,12 @@ def network(name: str = "") -> nn.Module:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Return the type of numbers that the pruning of that name is computed in."""
+    """Return the dtype that the pruning `name` is computed in."""
     return torch.float64 if "float64" in name else torch.float32
 
 
 def trained(model: nn.Module, batches: list[Batch]) -> Iterator[Tensor]:
-    """Train, a step for each batch, and yield its loss after it: the pruner's step is the caller's."""
+    """Train one step per batch and yield its loss; the caller makes the pruner's step."""
     optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9, nesterov=True)
     for inputs, classes in batches:
         loss = F.cross_entropy(model(inputs), classes)
@@ -57,7 +57,7 @@ def trained(model: nn.Module, batches: list[Batch]) -> Iterator[Tensor]:
 def at_equal_weights(
     batches: list[Batch], own: list[Batch], join: Callable[[nn.Module], nn.Module]
 ) -> dict[str, float]:
-    """Return how the masks that all processes find by snip differ from one process's, of the same weights and batches.
+    """Return how the snip masks of all processes differ from one process's, from the same weights and batches.
 
     `batches` are whole, `own` this process's parts of them; `join` returns a model as all processes hold it. One
     process trains, and at each of its "updates" all take over weights and masks before they make theirs. "entries"
@@ -69,7 +69,7 @@ def at_equal_weights(
         sparsify.convert(model)
     joined = join(shared)
     one, all_of_them = sparsify.Pruner(alone, settings, steps), sparsify.Pruner(joined, settings, steps)
-    one._group = None  # the others do the same, each by itself
+    one._group = None  # the others do the same, each on its own
     one.start(batches[:SCORED], F.cross_entropy)
     all_of_them.start(own[:SCORED], F.cross_entropy)
     found = {"updates": 0.0, "entries": 0.0, "farthest": 0.0}

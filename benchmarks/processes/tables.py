@@ -1,4 +1,4 @@
-"""Tables of trainings in several processes held against one's, and of what masks cost in a step."""
+"""Tables of training in several processes against one, and of the costs of masks in a step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def same_lines(found: Found) -> list[str]:
 
 
 def _equal_weights_lines(found: Found) -> list[str]:
-    """Return a table of the masks of single updates by snip that begin with equal weights, and what the tables say."""
+    """Return a table of masks of single snip updates from equal weights, and a summary of the tables."""
     several = [size for size in found if size > 1]
     lines = [
         "The masks of each update by snip, ReLU and float32, all processes beginning it with the weights and masks of "
@@ -76,7 +76,7 @@ def _hash(masks: dict[str, torch.Tensor]) -> str:
 
 
 def cost_lines(found: Found) -> list[str]:
-    """Return a table of what hashes and selections cost beside a step."""
+    """Return a table of the costs of hashes and selections against a step."""
     lines = [
         "`cifar:vgg19_bn`, 128 images shared out, one thread a process: seconds of the processor, and the share of one "
         "step if an update came after every step (a recipe's come after 100).",

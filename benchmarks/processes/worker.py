@@ -1,4 +1,4 @@
-"""What each process of a launch does: trainings of a small network, and what masks cost with a large one."""
+"""The work of each process of a launch: training runs of a small network, and the costs of masks with a large one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STEPS = _EPOCHS * 12
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """Return the recipe of a pruning by name."""
+    """Return the recipe of the pruning with this name."""
     optimizer = {"name": "sgd", "lr": LR, "momentum": 0.9}
     train = {"epochs": _EPOCHS, "seed": 1, "log_every": 3, "device": "cpu", "optimizer": optimizer}
     data = {"name": "digits", "batch_size": _BATCH}
@@ -90,7 +90,7 @@ def _under_fsdp(own: list[Batch]) -> dict[str, Any]:
 
 @contextmanager
 def _payloads() -> Iterator[Counter[str]]:
-    """Count the bytes that this process hands to all-reduces and gathers of objects."""
+    """Count the bytes that this process passes to all-reduces and gathers of objects."""
     counted: Counter[str] = Counter()
     reduce, gather = distributed.all_reduce, distributed.all_gather_object
 
@@ -121,7 +121,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _costs(folder: Path) -> dict[str, Any]:
-    """Return what hashes and a sharded selection of VGG-19 cost here, beside a training step of a batch's part."""
+    """Return the costs of hashes and a sharded selection of VGG-19, and of a training step on this process's images."""
     size = distributed.get_world_size()
     model = sparsify.build_model("cifar:vgg19_bn", num_classes=100)
     sparsify.convert(model)
@@ -141,7 +141,7 @@ def _costs(folder: Path) -> dict[str, Any]:
     found |= {"hash bytes": counted["reduced"], "weights": len(weights)}
     settings = {"sparsity": 0.9, "scope": "global", "schedule": "constant", "every": "1it"}
     pruner = sparsify.Pruner(model, settings, 1000)
-    pruner._group = None  # without the hash, which was measured
+    pruner._group = None  # without the hash, which is measured by itself
     pruner.start()
     found["selection whole"] = _seconds(pruner.step)
     del pruner
@@ -163,7 +163,7 @@ def _costs(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write what this launch found to the folder that is given."""
+    """Write this launch's results to the folder in the arguments."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     folder, size, rank = Path(sys.argv[1]), os.environ["WORLD_SIZE"], int(os.environ["RANK"])

@@ -5,8 +5,8 @@
 
 `table` writes runtime.csv and a section of results.md; `peak` one that sets the table's arithmetic rates beside the
 machine's; `scaling` times one network at many sparsities and batches, for a section and scaling.svg. All three
-in that order unless --part names one. PYTHON is the interpreter of an environment with deepsparse 1.8, which needs one
-of its own (`pip install deepsparse==1.8.0` in Python 3.8 to 3.11). The scaling needs matplotlib.
+run, in that order, unless --part names one. PYTHON is the interpreter of an environment with deepsparse 1.8, which
+needs its own (`pip install deepsparse==1.8.0` in Python 3.8 to 3.11). The scaling needs matplotlib.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _scaling(rounds: int) -> None:
 
 
 def measure(cells: Iterable[Cell], rounds: int, deepsparse: str | None) -> list[dict[str, Any]]:
-    """Return a row for each cell: what it is, and each contender's seconds, the median and the quartiles."""
+    """Return a row for each cell: its settings, and each contender's seconds, median and quartiles."""
     rows = []
     for cell in cells:
         with contenders(cell, deepsparse) as (turns, about):

@@ -1,4 +1,4 @@
-"""The networks of the runtime benchmark, and everything that runs them: in turns, each alone while it is timed."""
+"""The networks of the runtime benchmark and the runtimes compared: in turns, each alone while it is timed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ import sparsify
 from ..timing import alternate
 
 LAYOUTS = ("torch, contiguous", "torch, channels last")
-TURN = 0.2  # seconds of one turn, at least one pass
-MOST = 100  # passes of one turn
-PAUSE = 0.1  # seconds: threads of the one before may still wait busily for more work
+TURN = 0.2  # seconds of a turn, of at least one pass
+MOST = 100  # passes of a turn
+PAUSE = 0.1  # seconds: threads of the previous runtime may still spin
 CLOSE = 1e-4  # of the largest output
 
 Turn = Callable[[int], list[float]]  # passes -> seconds of each
@@ -46,7 +46,7 @@ class Cell:
 
 
 def network(spec: str, sparsity: float) -> nn.Module:
-    """Return a plain model of random weights, that fraction of each layer's zero but the first's and last's.
+    """Return a plain model of random weights, with that fraction of zeros in each layer but the first and last.
 
     Scales, shifts and statistics of batch norms are moved off 1 and 0.
     """
@@ -63,14 +63,14 @@ def network(spec: str, sparsity: float) -> nn.Module:
     sparsify.convert(model, ignore=["first", "last"])
     settings = {"criterion": "magnitude", "scope": "layer", "sparsity": sparsity}
     with warnings.catch_warnings():
-        # Whole filters may go at 98 %.
+        # At 98 % whole filters may be zero.
         warnings.simplefilter("ignore")
         sparsify.Pruner(model, settings, total_steps=0).start()
     return sparsify.fold(model).eval().requires_grad_(False)
 
 
 def images(spec: str, batch: int) -> Tensor:
-    """Return images of noise, of the size that a network is made for."""
+    """Return images of noise of a network's input size."""
     size = 32 if spec.startswith("cifar:") else 224
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -94,7 +94,7 @@ def multiply_adds(model: nn.Module, x: Tensor) -> tuple[int, int]:
 
 
 def turn_of(run: Callable[[], Any]) -> Turn:
-    """Return a function that makes passes in this process, the first one not counted."""
+    """Return a function that times passes in this process, except the first."""
 
     def turn(passes: int) -> list[float]:
         found = []
@@ -109,7 +109,7 @@ def turn_of(run: Callable[[], Any]) -> Turn:
 
 @contextmanager
 def contenders(cell: Cell, deepsparse: str | None) -> Iterator[tuple[dict[str, Turn], dict[str, Any]]]:
-    """Yield the turns of everything that runs a cell, and what is known of it. All outputs are PyTorch's, or it fails.
+    """Yield the turns of each runtime for a cell, and facts about the cell; raises RuntimeError if outputs differ.
 
     The engine and PyTorch run the module, the others one ONNX file of it, whose batch norms are folded.
     """
@@ -119,7 +119,7 @@ def contenders(cell: Cell, deepsparse: str | None) -> Iterator[tuple[dict[str, T
     with torch.no_grad(), ExitStack() as stack:
         expected = model(x)
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        # Of the strategies to run it the fastest now, not the one that was once.
+        # Tune again: a cached strategy may no longer be the fastest.
         stack.enter_context(mock.patch.dict(os.environ, {"SPARSIFY_CACHE": str(folder)}))
         engine = sparsify.compile(model, x, threads=cell.threads)
         same("the engine", engine(x), expected)
@@ -139,7 +139,7 @@ def contenders(cell: Cell, deepsparse: str | None) -> Iterator[tuple[dict[str, T
 
 
 def same(who: str, found: Tensor, expected: Tensor) -> None:
-    """Raise RuntimeError unless these outputs are PyTorch's."""
+    """Raise RuntimeError unless these outputs equal PyTorch's."""
     apart = float((found - expected).abs().max() / expected.abs().max())
     if not apart <= CLOSE:
         raise RuntimeError(f"{who}: the outputs differ by {apart:.1e} of the largest")
@@ -153,7 +153,7 @@ def export(model: nn.Module, x: Tensor, path: Path) -> None:
 
 
 def onnxruntime_turn(path: Path, x: Tensor, expected: Tensor, threads: int) -> Turn:
-    """Return the turn of ONNX Runtime on that many threads."""
+    """Return ONNX Runtime's turn on that many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -166,10 +166,10 @@ def onnxruntime_turn(path: Path, x: Tensor, expected: Tensor, threads: int) -> T
 
 @contextmanager
 def deepsparse_turn(python: str, folder: Path, x: Tensor, expected: Tensor, threads: int) -> Iterator[Turn]:
-    """Yield the turn of DeepSparse, in a process of its own that waits while it has none."""
+    """Yield DeepSparse's turn, in its own process, which waits between turns."""
     np.save(folder / "x.npy", x.numpy())
     files = [str(folder / name) for name in ("model.onnx", "x.npy", "y.npy")]
-    # Isolated: the scripts beside that one are no packages of its environment.
+    # Isolated: its environment must not import the scripts beside that file.
     command = [python, "-I", str(Path(__file__).with_name("deepsparse_process.py")), *files, str(len(x)), str(threads)]
     told = {**os.environ, "NM_DISABLE_TELEMETRY": "1"}
     with (
@@ -199,7 +199,7 @@ def deepsparse_turn(python: str, folder: Path, x: Tensor, expected: Tensor, thre
 
 
 def take_turns(turns: Mapping[str, Turn], rounds: int) -> dict[str, list[float]]:
-    """Return for each the median seconds of every turn, of which the first pass does not count."""
+    """Return the median seconds of every turn for each, without a turn's first pass."""
     passes = {name: max(1, min(MOST, int(TURN / min(turn(2))))) for name, turn in turns.items()}
 
     def one(name: str) -> float:

@@ -1,4 +1,4 @@
-"""One network in DeepSparse, in a process of its own: Python of DeepSparse's environment runs this file.
+"""One network in DeepSparse, in its own process, run by the Python of DeepSparse's environment.
 
     python deepsparse_process.py MODEL.onnx INPUT.npy OUTPUT.npy BATCH THREADS
 

@@ -1,4 +1,4 @@
-"""Where the engine's time goes: each instruction of a network by itself, on one thread, against the machine's limits.
+"""The engine's time per instruction of a network, on one thread, against the machine's limits.
 
     python -m benchmarks.runtime.layers [--network cifar:vgg19_bn] [--images 16] [--sparsity 0.9]
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import sparsify
-from sparsify.runtime.call_inputs import taken_apart
+from sparsify.runtime.call_inputs import flattened
 from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.lowering.packed_rows import reads_of
@@ -30,7 +30,7 @@ from ..record import environment, record
 from .contenders import images, network
 
 ROUNDS = 12
-LEAST = 2e-4  # seconds: shorter ones are counted together
+LEAST = 2e-4  # seconds: shorter ones share one row
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     model, x = network(given.network, given.sparsity), images(given.network, given.images)
-    call = taken_apart(sparsify.Inputs(x))
+    call = flattened(sparsify.Inputs(x))
     plan = make_plan(model, call.tensors, call.call)
     seconds = timed(plan, [x, torch.empty(model(x).shape)])
     rows = [row(one, s) for one, s in zip(plan.instructions, seconds, strict=True) if isinstance(one, Instruction)]

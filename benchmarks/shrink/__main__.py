@@ -13,7 +13,6 @@ appended to FOLDER/models.jsonl as they are made, and models that have one are l
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import warnings
 from fnmatch import fnmatchcase
@@ -41,8 +40,6 @@ def compare_models(given: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     # What is imported on first use is no part of the work: every process starts with it.
     models.compare(*models.tiny(), rounds=1, seconds=60)
-    gc.collect()
-    gc.freeze()
 
     def work(model: str) -> Work:
         return lambda: models.compare_model(model, rounds=given.rounds, seconds=given.seconds)

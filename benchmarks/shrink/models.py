@@ -31,7 +31,7 @@ _IMAGE = 224
 
 
 class TooLongError(BaseException):
-    """A side did not finish in its time. No Exception, so that no side takes it for one of its own."""
+    """A side ran out of time. Not an Exception, so that neither side catches it."""
 
 
 def compare_model(model: str, *, rounds: int, seconds: float) -> Row:
@@ -44,7 +44,7 @@ def compare_model(model: str, *, rounds: int, seconds: float) -> Row:
 
 
 def own_input(model: str) -> Try:
-    """Return the way to build a model as published, with images of 224 pixels, or those of its configuration."""
+    """Return a function that builds a model as published, with images of 224 pixels, or those of its configuration."""
     ways = [made for made in tries(model) if not _SIZE_OPTIONS & set(made.options)]
     usual = [made for made in ways if made.shape[-1] == _IMAGE]
     return Try({}, (usual or ways)[-1].shape)
@@ -136,7 +136,7 @@ def attempt(
     times: list[dict[str, float]],
     seconds: float,
 ) -> Row:
-    """Let one side work on a model of its own, add to `times` and return the model, or the problem."""
+    """Let one side work on its own copy, add to `times` and return the model, or the problem."""
     try:
         with at_most(seconds):
             small, parts = side(network, given, ignored)

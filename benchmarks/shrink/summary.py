@@ -1,4 +1,4 @@
-"""What the rows of the models that were shrunk say, as shrink.csv and a section of results.md."""
+"""shrink.csv and a section of results.md, from the rows of shrunk models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def side(row: Row, name: str) -> Row:
 
 
 def line(row: Row) -> str:
-    """Return a row in one line, for a person who waits."""
+    """Return a row as one line, to show progress."""
     parts = []
     for name in ("ours", "peer"):
         one = side(row, name)

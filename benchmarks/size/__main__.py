@@ -3,8 +3,8 @@
     python -m benchmarks.size [--rounds 5] [--networks cifar:vgg19_bn ...] [--sparsities 0.5 0.8 ...]
 
 The networks have random weights, pruned by magnitude. Every file holds everything that its network's state has; a
-weight that an encoding cannot tell takes the file's smallest. Needs the package zstandard. All rows go to size.csv, the
-summary to results.md.
+weight that an encoding cannot represent takes the file's smallest. Needs the package zstandard. All rows go to
+size.csv, the summary to results.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WIDTHS = {"float32": 4, "float16": 2}
 
 
 def main() -> None:
-    """Measure what was asked for and write it down."""
+    """Measure the networks and write the results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,7 +111,7 @@ def measure(model: nn.Module, dtype: str, rounds: int) -> dict[str, Any]:
 
 
 def forced(encoding: str) -> Callable[..., Choice]:
-    """Return a function in the place of `choose` that takes this encoding wherever it can tell the mask."""
+    """Return a replacement for `choose` that takes this encoding wherever it can represent the mask."""
 
     def take(name: str, mask: Array, shape: Shape, width: int, *, raw: bool = False) -> Choice:
         row = ENCODINGS[encoding]
@@ -137,7 +137,7 @@ def compressed_tensors_bytes(mask: Array, width: int) -> int:
 
 
 def escapes_bytes(mask: Array, width: int) -> int:
-    """Return the bytes of gaps in b bits each, the highest number an escape that goes that far; b the best for it."""
+    """Return the bytes of gaps of b bits, of which the highest is an escape, for the best b."""
     positions = np.concatenate(list(ones(mask.reshape(-1))))
     gaps = np.diff(positions, prepend=-1) - 1
     codes = [bits * int((1 + gaps // ((1 << bits) - 1)).sum()) for bits in range(1, 9)]
@@ -153,7 +153,7 @@ def zipped(content: bytes) -> int:
 
 
 def seconds(function: Callable[[], object], rounds: int) -> float:
-    """Return the median processor time of some calls: of this process, kernel included, waiting for a disk not."""
+    """Return the median processor time of some calls: user and system time, without waiting for a disk."""
     times = []
     for _ in range(rounds):
         started = time.process_time()

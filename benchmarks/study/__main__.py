@@ -1,7 +1,7 @@
 """Runs a study and writes its section of results.md: python -m benchmarks.study cifar100_small.yaml --jobs 2
 
 Run it from the root of the repository. Finished runs are rows of benchmarks/study/runs.csv and never run again; a
-queue that was killed goes on from the checkpoints of its runs. See benchmarks/study/README.md.
+killed queue resumes its runs from their checkpoints. See benchmarks/study/README.md.
 """
 
 from __future__ import annotations

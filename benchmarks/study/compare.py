@@ -1,4 +1,4 @@
-"""What the rows of a study say: which mean a row is part of, and its values by seed."""
+"""Rows of a study: the mean that each belongs to, and its values by seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Cell = tuple[str, str, str]  # model, method, sparsity as in the file, "" for de
 
 
 def cell_of(row: Row) -> Cell:
-    """Return which mean a row is part of."""
+    """Return the cell that a row belongs to."""
     return (row["model"], row["method"], row["sparsity"])
 
 

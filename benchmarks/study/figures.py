@@ -26,7 +26,7 @@ def _over_sparsity(study: Study, rows: Sequence[Row], path: Path) -> Path:
     for (axis,), model in zip(axes, study.models, strict=True):
         for place, method in enumerate(study.methods):
             found = [(s, mean_of(values(rows, (model, method, str(s)), "final_accuracy"))) for s in study.sparsities]
-            # A little aside, so that error bars do not hide each other.
+            # Shifted slightly, so that error bars do not hide each other.
             points = [(100 * s + 0.06 * (place - len(study.methods) / 2), m) for s, m in found if m]
             if points:
                 heights = [100 * m.mean for _, m in points]
@@ -74,7 +74,7 @@ def _figure(rows: int, columns: int) -> tuple[Any, Any]:
 def _write(figure: Any, path: Path) -> Path:
     import matplotlib
 
-    # The same file for the same rows.
+    # The same rows give the same file.
     with matplotlib.rc_context({"svg.hashsalt": path.name}):
         figure.savefig(path, metadata={"Date": None})
     return path

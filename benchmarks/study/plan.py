@@ -25,7 +25,7 @@ class Part:
 
 
 def parts_of(study: Study) -> list[Part]:
-    """Return the parts of a study in the order in which they first come up."""
+    """Return the parts of a study in the order of their first runs."""
     found: dict[tuple[str, str], list[Run]] = {}
     for run in study.runs:
         found.setdefault((run.model, _how(run)), []).append(run)

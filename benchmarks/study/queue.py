@@ -1,4 +1,4 @@
-"""The queue of a study: runs side by side, each in a process and a folder of its own; a row for each finished one."""
+"""The queue of a study: parallel runs, each in its own process and folder; a row for each finished one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def work(
 ) -> list[Run]:
     """Run what is not finished, `jobs` at a time with `threads` threads each; return the runs that failed.
 
-    `folder` holds a folder of each run. When the queue is killed its runs end with it; started again, it goes on from
-    their last checkpoints. Raises SparsifyError if another queue works in the folder.
+    `folder` holds a folder of each run. When the queue is killed its runs end with it; started again, it resumes
+    them from their last checkpoints. Raises SparsifyError if another queue works in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     waiting = pending(study, rows)
@@ -37,7 +37,7 @@ def work(
     found = {run.name: run for run in waiting}
 
     def finished(job: Job) -> str | None:
-        """Write the row of a run that ended well."""
+        """Write the row of a run that succeeded."""
         run = found[job.name]
         place = folder_of(run, folder)
         if not (place / RESULT).exists():
@@ -52,7 +52,7 @@ def work(
 
 
 def folder_of(run: Run, folder: Path) -> Path:
-    """Return where a run works; one of another recipe has another place."""
+    """Return a run's folder, which depends on its recipe."""
     return folder / f"{run.name}-{run.hash}"
 
 

@@ -17,7 +17,7 @@ from .verdict import conclusion
 
 
 def rows_of(study: Study, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of a study as its file is now."""
+    """Return a study's rows that belong to its current file."""
     keys = {run.key for run in study.runs}
     return [row for row in rows if key_of(row) in keys]
 

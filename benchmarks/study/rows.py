@@ -43,12 +43,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def key_of(row: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what a row is found by: `Run.key`."""
+    """Return a row's key, as `Run.key`."""
     return (row["study"], row["model"], row["method"], row["recipe"], row["seed"])
 
 
 def add_rows(path: Path, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows to a CSV file, which is replaced whole, so that no row is ever half there."""
+    """Add rows to a CSV file, which is replaced whole, so that it never holds half a row."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -57,7 +57,7 @@ def add_rows(path: Path, columns: tuple[str, ...], rows: Iterable[Mapping[str, A
 
 
 def take_rows(path: Path, columns: tuple[str, ...], other: Path) -> None:
-    """Add the rows of another file whose runs have none yet in `path`."""
+    """Add the rows of another file for runs without one in `path`."""
     known = {key_of(row) for row in read_rows(path)}
     new = [row for row in read_rows(other) if key_of(row) not in known]
     if new:
@@ -65,12 +65,12 @@ def take_rows(path: Path, columns: tuple[str, ...], other: Path) -> None:
 
 
 def beside(runs: Path, name: str) -> Path:
-    """Return the file of that name that belongs to a file of runs: curves.csv to runs.csv."""
+    """Return the file of that name beside a file of runs: curves.csv for runs.csv."""
     return runs.with_name(runs.name.replace("runs", name))
 
 
 def write_finished(runs: Path, run: Run, folder: Path, measures: Mapping[str, Any]) -> None:
-    """Add a finished run's epochs, then the run, which makes it finished; what a killed queue left is written anew."""
+    """Add a finished run's epochs, then the run, which marks it finished; rows of a killed queue are replaced."""
     about = _about(run)
     path = beside(runs, "curves")
     if run.key not in {key_of(row) for row in read_rows(path)}:

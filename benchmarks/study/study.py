@@ -23,7 +23,7 @@ _STEPS = re.compile(r"(\d+)it")
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a study; `sparsity` is None for dense training, `hash` tells its recipe but for the seed."""
+    """One training of a study; `sparsity` is None for dense training, `hash` identifies its recipe without the seed."""
 
     study: str
     model: str
@@ -36,18 +36,18 @@ class Run:
 
     @property
     def name(self) -> str:
-        """How the run is called in logs: what tells it from the study's others."""
+        """The run's name in logs, unique in the study."""
         return "-".join(str(part) for part in (self.model, self.method, self.sparsity, self.seed) if part is not None)
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What a row of runs.csv is found by."""
+        """The key of a row of runs.csv."""
         return (self.study, self.model, self.method, self.hash, str(self.seed))
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's file says, and its runs in the order in which the queue takes them.
+    """A study's file, and its runs in the queue's order.
 
     `unions` and `baselines` are the methods of the conclusion, each union against the better baseline; `gradual`
     is the method whose final masks are looked for in unions.
@@ -139,7 +139,7 @@ def _runs(tree: Mapping[str, Any], epochs: int, budget: float, free: dict[str, A
 
 
 def _recipe(tree: Mapping[str, Any], section: Any, overlay: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """Return common settings, over them the method's recipe file if it names one, over that its own settings."""
+    """Return common settings, overridden by the method's recipe file, if named, and its own settings."""
     merged = dict(tree.get("common") or {})
     if "recipe" in overlay:
         file = ROOT / overlay["recipe"].format(model=model)
@@ -149,7 +149,7 @@ def _recipe(tree: Mapping[str, Any], section: Any, overlay: Mapping[str, Any], m
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `over` laid upon it, section by section; a section of another name takes the whole place."""
+    """Return `base` overridden by `over`, section by section; a section of another name replaces the whole."""
     merged: dict[str, Any] = dict(base)
     for key, value in over.items():
         before: Any = merged.get(key)
@@ -172,9 +172,9 @@ def _scaled(value: Any, factor: float) -> Any:
 
 
 def _hash(tree: Mapping[str, Any]) -> str:
-    """Return twelve hex digits of what was written of a recipe: keys that a later version adds do not change it.
+    """Return twelve hex digits of a recipe's keys as written: keys that a later version adds do not change it.
 
-    The seed and where it computes and where its data lie are no part of it.
+    The seed, the device and the folder of the data do not count.
     """
     train = {key: value for key, value in tree["train"].items() if key not in ("seed", "device")}
     data = {key: value for key, value in tree["data"].items() if key not in ("dir", "workers")}

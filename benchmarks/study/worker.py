@@ -1,6 +1,6 @@
-"""One run of a study, in a process of its own: python -m benchmarks.study.worker RECIPE FOLDER THREADS
+"""One run of a study, in its own process: python -m benchmarks.study.worker RECIPE FOLDER THREADS
 
-Started by the queue. Goes on from the folder's checkpoint if there is one, and ends when the queue does.
+Started by the queue; resumes from the folder's checkpoint if there is one, and ends when the queue does.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ def work(recipe: Recipe, folder: Path, threads: int) -> None:
         return  # finished, but the queue was killed before it wrote the row
     # Float32 means float32: convolutions on a GPU would take the ten-bit mantissas of TF32.
     torch.backends.cudnn.allow_tf32 = False
-    spent = _read_json(folder / _PROCESSOR_SECONDS) or 0.0
+    earlier = folder / _PROCESSOR_SECONDS
+    spent = json.loads(earlier.read_text()) if earlier.exists() else 0.0
 
     def note(record: Record) -> None:
         if folder.exists():
             seconds = spent + time.process_time()
-            atomic_write(folder / _PROCESSOR_SECONDS, json.dumps(seconds).encode())
+            atomic_write(earlier, json.dumps(seconds).encode())
 
     result = worker.run_to_end(recipe, folder, threads, note)
     measures = _measures(folder, result.report)
     measures |= {"processor_seconds": spent + time.process_time(), "device": _device(recipe.train.device, threads)}
     atomic_write(folder / RESULT, json.dumps(measures).encode())
-    shutil.rmtree(folder / Path(folders.LAST).parent)  # done with; masks, weights and log stay
+    shutil.rmtree(folder / Path(folders.LAST).parent)  # no longer needed; masks, weights and log stay
 
 
 def _measures(folder: Path, report: PruningReport | None) -> dict[str, Any]:
-    """Return what a row tells of a run: at its end, at the final sparsity; and the study's way, the best epoch's."""
+    """Return a run's measures for its row: at its end, at the final sparsity, and of its best epoch."""
     epochs = [json.loads(line) for line in (folder / folders.METRICS).read_text().splitlines()]
     tested = [record for record in epochs if "test_accuracy" in record]
     last, best = tested[-1], max(tested, key=lambda record: record["test_accuracy"])
@@ -67,10 +68,6 @@ def _device(name: str, threads: int) -> str:
     from sparsify.hardware import processor
 
     return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `sparsify bench` leaves in a run's folder for reports, and the model without its dead channels."""
+"""What `sparsify bench` stores in a run's folder for reports, and the model without its dead channels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from statistics import quantiles
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ _VERSIONS = {"sparsify": "sparsify-torch", "torch": "torch", "onnxruntime": "onn
 
 
 def keep(source: str, shape: Sequence[int], threads: int, seconds: Mapping[str, Sequence[float]]) -> list[str]:
-    """Keep what was timed of a run in its folder; return a line that says so, or why not, none for other sources."""
+    """Store the timings of a run in its folder; return a line that says so, or why not, and none for other sources."""
     folder = Path(source)
     if not (folder / RECIPE).is_file():
         return []
@@ -33,22 +34,21 @@ def keep(source: str, shape: Sequence[int], threads: int, seconds: Mapping[str, 
         processor=processor(),
         versions={name: version(_VERSIONS[name]) for name in names},
         date=time.strftime("%Y-%m-%d %H:%M:%S"),
-        timings=tuple(_timing(name, own) for name, own in seconds.items()),
+        timings=tuple(
+            Timing(name, middle, low, high)
+            for name, own in seconds.items()
+            for low, middle, high in [quantiles(own, n=4, method="inclusive")]
+        ),
     )
     try:
         add_bench_result(folder, result)
     except SparsifyError as error:
         return [f"not kept for reports: {error}"]
-    return [f"{folder / BENCH}: kept for sparsify report {folder}"]
-
-
-def _timing(name: str, seconds: Sequence[float]) -> Timing:
-    low, middle, high = quantiles(seconds, n=4, method="inclusive")
-    return Timing(name, middle, low, high)
+    return [f"{folder / BENCH}: kept for sparsify report {quote(str(folder))}"]
 
 
 def without_dead(path: str, x: Tensor) -> tuple[nn.Module | None, str]:
-    """Return a file's model without its dead channels, None where none is dead or it cannot be cut, and why not."""
+    """Return a file's model without its dead channels and "", or None and the reason."""
     import sparsify
 
     model = sparsify.load(path)

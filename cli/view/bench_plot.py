@@ -15,7 +15,7 @@ from sparsify.formats.io.atomic import atomic_write
 from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.program.describe import lines
 
-from .bench_steps import Timed, is_told, kind, least, one_thread, part_and_plan
+from .bench_steps import Timed, has_line, kind, least, one_thread, part_and_plan
 
 if TYPE_CHECKING:
     from sparsify.runtime.engine import Engine
@@ -29,7 +29,7 @@ _LONGEST = 34  # characters of a layer's name
 
 @dataclass(frozen=True)
 class Bar:
-    """A layer's seconds on the engine and in PyTorch, and the kind of step that takes most of the engine's."""
+    """A layer's seconds on the engine and in PyTorch, and the kind of its slowest step on the engine."""
 
     name: str
     engine: float
@@ -40,7 +40,7 @@ class Bar:
 def bars(engine: Engine, x: Tensor, strategy: Strategy, steps: Sequence[Timed]) -> list[Bar]:
     """Return the slowest layers of timed steps, slowest first, with PyTorch's time for the same operations.
 
-    What the engine does along with a layer (a norm, a sum, an activation) counts with that layer in PyTorch as well.
+    Operations that the engine fuses into a layer (a norm, a sum, an activation) count with that layer in PyTorch too.
     """
     seconds: dict[str, float] = {}
     longest: dict[str, Timed] = {}
@@ -55,13 +55,13 @@ def bars(engine: Engine, x: Tensor, strategy: Strategy, steps: Sequence[Timed]) 
 
 
 def _torch_seconds(engine: Engine, x: Tensor, strategy: Strategy, wanted: Collection[str]) -> dict[str, float]:
-    """Return PyTorch's least seconds for the operations of each layer, one by one on one thread."""
+    """Return PyTorch's shortest time for the operations of each layer in seconds, one by one on one thread."""
     part, plan = part_and_plan(engine, x, strategy)
-    told = [step for step in plan.instructions if is_told(step)]
+    listed = [step for step in plan.instructions if has_line(step)]
     names = [line.name for line in lines(plan, engine.model, strategy.dense)]
     layer_of = {
         step.name if isinstance(step, Instruction) else step.node.name: name
-        for step, name in zip(told, names, strict=True)
+        for step, name in zip(listed, names, strict=True)
     }
     values: dict[fx.Node, Any] = dict(zip(plan.inputs, [part], strict=True))
     found: dict[str, float] = {}
@@ -85,7 +85,7 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, 
 
 
 def draw(shown: Sequence[Bar], all_seconds: float, title: str, path: str) -> None:
-    """Write a chart with two bars for each layer; `all_seconds` is what all steps take on the engine."""
+    """Write a chart with two bars for each layer; `all_seconds` is the time of all steps on the engine."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -112,5 +112,5 @@ def draw(shown: Sequence[Bar], all_seconds: float, title: str, path: str) -> Non
 
 
 def _label(name: str) -> str:
-    """Return a layer's name, its end where it is long: that is what tells layers apart."""
+    """Return a layer's name, shortened to its end, in which layers differ."""
     return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"

@@ -20,22 +20,24 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from .show import plain_table
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sparsify.runtime.engine import Engine
 
 ENGINE, TORCH, LAST = "sparsify engine", "torch, contiguous", "torch, channels last"
-SHRUNK = "shrunk"  # the same two layouts of PyTorch, without the channels that are dead
+SHRUNK = "shrunk"  # the same two layouts of PyTorch, without dead channels
 TURN = 0.05  # seconds of one turn, at least one pass
 MOST = 50  # passes of one turn
-WIDE = 0.2  # of the median: quartiles farther apart than that are told of
-PAUSE = 0.05  # seconds: threads of the one before may still be waiting busily for more work
+WIDE = 0.2  # of the median: a larger distance of the quartiles is reported
+PAUSE = 0.05  # seconds: threads of the runtime before may still be busy-waiting
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """One of those timed; `run` makes one pass, `seconds` is how long it took to get ready."""
+    """A runtime to time: `run` is one forward pass, `seconds` the time that its preparation took."""
 
     name: str
     run: Callable[[], object]
@@ -45,7 +47,7 @@ class Runtime:
 def ready(
     model: nn.Module, x: Tensor, threads: int, skip: Sequence[str], small: nn.Module | None = None
 ) -> tuple[Engine, tuple[Runtime, ...], tuple[str, ...]]:
-    """Return the engine, everything that can run this plain model here, and a line for whatever cannot, and why.
+    """Return the engine, all runtimes that can run this plain model here, and for each other a line with the reason.
 
     `small` is the model without its dead channels, if there is one; PyTorch runs it in both layouts.
     """
@@ -67,10 +69,10 @@ def ready(
         started = time.perf_counter()
         try:
             with _doing(f"getting {name} ready"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # those of other tools are about what they do inside
+                warnings.simplefilter("ignore")  # other tools warn of their internals
                 run = make(one, x, threads)
                 run()
-        except Exception as error:  # noqa: BLE001 - whatever another runtime cannot do is one line about it
+        except Exception as error:  # noqa: BLE001 - whatever another runtime cannot do becomes one line
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             notes.append(f"{name}: does not run here: {lines[0][:200]}")
         else:
@@ -80,14 +82,14 @@ def ready(
 
 @contextmanager
 def _doing(what: str) -> Iterator[None]:
-    """Say on a terminal what takes so long."""
+    """Show `what` on a terminal while the block runs."""
     with Console(stderr=True).status(f"{what} …"):
         yield
 
 
 @contextmanager
 def _nothing_remembered() -> Iterator[None]:
-    """Have every strategy timed anew, so that there is something to show."""
+    """Use an empty cache, so that every strategy is timed."""
     before = os.environ.get("SPARSIFY_CACHE")
     with TemporaryDirectory() as folder:
         os.environ["SPARSIFY_CACHE"] = folder
@@ -155,14 +157,14 @@ _OTHERS: dict[str, Callable[[nn.Module, Tensor, int], Callable[[], object]]] = {
 
 
 def alternated(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of one pass in every round: the median of a turn. Every other round goes backwards."""
+    """Return the seconds of one pass in each round, the median of a turn. Every other round is in reverse order."""
     passes = {name: max(1, min(MOST, int(TURN / _seconds(run)))) for name, run in runs.items()}
     found: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds):
         for name in list(runs) if index % 2 == 0 else list(runs)[::-1]:
             time.sleep(PAUSE)
             if passes[name] > 1:
-                runs[name]()  # the caches hold what the one before it left there
+                runs[name]()  # fills the caches after the runtime before
             found[name].append(median(_seconds(runs[name]) for _ in range(passes[name])))
     return found
 
@@ -175,10 +177,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 def result_table(runtimes: Sequence[Runtime], seconds: Mapping[str, Sequence[float]], images: int) -> Table:
     """Return the table of medians and quartiles; `x torch` is how many times as fast as torch's better layout."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("runtime", no_wrap=True)
-    for heading in ("ms", "quartiles", "images/s", "x torch", "ready in"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = plain_table("runtime", "ms", "quartiles", "images/s", "x torch", "ready in")
     layouts = [name for name in (TORCH, LAST) if name in seconds]
     best = min(layouts, key=lambda name: median(seconds[name]), default=None)
     for runtime in runtimes:
@@ -194,7 +193,7 @@ def result_table(runtimes: Sequence[Runtime], seconds: Mapping[str, Sequence[flo
 
 
 def spread_lines(seconds: Mapping[str, Sequence[float]]) -> list[str]:
-    """Return a line for each whose quartiles are so far apart that its median says little."""
+    """Return a line for each runtime whose quartiles are so far apart that its median means little."""
     lines = []
     for name, own in seconds.items():
         low, middle, high = quantiles(own, n=4, method="inclusive")
@@ -207,5 +206,5 @@ def spread_lines(seconds: Mapping[str, Sequence[float]]) -> list[str]:
 
 
 def figures(milliseconds: float) -> str:
-    """Return a number with three figures or more, none behind the point that mean nothing."""
+    """Return a number with three significant figures, or all before the point."""
     return f"{milliseconds:,.{2 if milliseconds < 10 else 1 if milliseconds < 100 else 0}f}"

@@ -1,4 +1,4 @@
-"""How long each step of an engine's plan takes, as a table and as a chart."""
+"""Timing of each step of an engine's plan, and its table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparsify.runtime.program.describe import Line, lines
 from sparsify.runtime.program.plan import Plan, alone, arrays_of, contiguous, make_plan, memory
 
 from .bench_runtimes import figures
-from .show import percent
+from .show import percent, plain_table
 
 if TYPE_CHECKING:
     from sparsify.runtime.engine import Engine
@@ -34,27 +34,26 @@ KINDS = ("sparse kernel", "dense kernel", "torch", "other kernels")
 
 @dataclass(frozen=True)
 class Timed:
-    """A step, or several alike that follow each other, and the least seconds that it takes."""
+    """A step, or consecutive equal steps, and its shortest time in seconds."""
 
     line: Line
     seconds: float
 
 
 def plan_lines(strategy: Strategy) -> list[str]:
-    """Return which strategy the engine chose for a shape, and how long each one took."""
+    """Return lines with the strategy that the engine chose for a shape, and the time of each one it tried."""
     found = [f"engine: {strategy}{f': {strategy.why}' if strategy.why else ''}"]
     return [*found, *(f"  {figures(1e3 * seconds):>9} ms  {name}" for name, seconds in strategy.seconds.items())]
 
 
 def timed_steps(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[int, list[Timed]]:
-    """Return how many images one thread works on at once, and the steps of that with the time of one thread."""
+    """Return how many images one thread works on at once, and the steps for them with their time on one thread."""
     part, plan = part_and_plan(engine, x, strategy)
     with one_thread():
         seconds = _seconds_of_steps(plan, [part])
-    # The plan tells of no operation without a value.
-    told = [one for one, step in zip(seconds, plan.instructions, strict=True) if is_told(step)]
+    listed = [one for one, step in zip(seconds, plan.instructions, strict=True) if has_line(step)]
     found: list[Timed] = []
-    for line, one in zip(lines(plan, engine.model, strategy.dense), told, strict=True):
+    for line, one in zip(lines(plan, engine.model, strategy.dense), listed, strict=True):
         if found and (found[-1].line.name, found[-1].line.how) == (line.name, line.how):
             found[-1] = Timed(line, found[-1].seconds + one)
         else:
@@ -63,19 +62,16 @@ def timed_steps(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[int, lis
 
 
 def part_and_plan(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[Tensor, Plan]:
-    """Return the images that one thread works on at once, and the plan of that."""
+    """Return the images that one thread works on at once, and the plan for them."""
     part = x[: strategy.images] if strategy.kind == "chunks" else x
     with torch.no_grad():
-        native = partial(_is_native, strategy.dense)
-        return part, make_plan(engine.model, [part], lambda tensors: Inputs(*tensors), native)
+        return part, make_plan(
+            engine.model, [part], lambda tensors: Inputs(*tensors), lambda node: node.name not in strategy.dense
+        )
 
 
-def _is_native(dense: frozenset[str], node: fx.Node) -> bool:
-    return node.name not in dense
-
-
-def is_told(step: Instruction | Call) -> bool:
-    """Return whether the plan's lines tell of a step: they do not of one without a value."""
+def has_line(step: Instruction | Call) -> bool:
+    """Return whether the plan has a line for a step: operations without a value have none."""
     return isinstance(step, Instruction) or step.node.meta.get("val") is not None
 
 
@@ -92,7 +88,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
-    """Return the least seconds of every step, each repeated by itself on what the steps before it have made."""
+    """Return the shortest time of every step in seconds, each repeated by itself on the values of the steps before."""
     values: dict[fx.Node, Any] = dict(zip(plan.inputs, inputs, strict=True))
     buffers = memory(plan.program.floats)
     found: list[float] = []
@@ -117,7 +113,7 @@ def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
 
 
 def least(work: Callable[[], object]) -> float:
-    """Return the least seconds that `work` takes."""
+    """Return the shortest time of `work` in seconds."""
     times: list[float] = []
     while len(times) < _LEAST or len(times) < _MOST and sum(times) < ENOUGH:
         started = time.perf_counter()
@@ -127,12 +123,8 @@ def least(work: Callable[[], object]) -> float:
 
 
 def step_table(steps: Sequence[Timed]) -> Table:
-    """Return the table of steps in order: what comes out, the weights kept, the time, and how it runs."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("step", overflow="fold", ratio=3)
-    for heading in ("output", "kept", "ms"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("how", ratio=4)
+    """Return the table of steps in order: output, weights kept, time, and how each runs."""
+    table = plain_table("step", "output", "kept", "ms", last="how")
     for step in steps:
         line = step.line
         kept = percent(line.kept / line.entries) if line.entries else ""
@@ -142,5 +134,5 @@ def step_table(steps: Sequence[Timed]) -> Table:
 
 
 def kind(how: str) -> str:
-    """Return which of the kinds of steps in the chart's legend a step is of."""
+    """Return the kind of a step in the chart's legend."""
     return next((name for name in KINDS if how.startswith(name)), "other kernels")

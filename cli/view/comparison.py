@@ -1,4 +1,4 @@
-"""How a comparison of runs looks: a table on the screen, a row for each run in a CSV file, a figure."""
+"""A comparison of runs as a table on the screen, a CSV file with a row for each run, and a figure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def comparison_table(cells: Sequence[Cell]) -> Table:
 
 
 def comparison_lines(cells: Sequence[Cell]) -> list[str]:
-    """Return what the numbers of the table are."""
+    """Return lines that explain the numbers of the table."""
     lines = ["accuracy at the end: mean ± standard deviation over seeds"]
     if len(cells) > 1:
         first = cells[0].label
@@ -53,7 +53,7 @@ def write_rows(cells: Sequence[Cell], path: Path) -> None:
 
 
 def check_figure(path: str) -> None:
-    """Raise SparsifyError unless a figure can be drawn and written there."""
+    """Raise SparsifyError unless a figure can be drawn and written to `path`."""
     from sparsify.report.figures.charts import KINDS, check_installed
 
     if Path(path).suffix.lower() not in KINDS:

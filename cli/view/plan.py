@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sparsify.training.recipe.read import Recipe
     from sparsify.training.run.rehearse import Rehearsal
 
-_LONG = 60  # updates beyond which they are told by cycle
+_LONG = 60  # plans with more updates are shown by cycle
 _EACH = {"global": "in all", "layer": "in each layer", "filter": "in each filter"}
 _WORDS = {
     "update": "prune",
@@ -32,7 +32,7 @@ _WORDS = {
 def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None:
     """Print the model, the steps, the learning rate, and the updates with their sparsity: long plans by cycle.
 
-    The model is built, converted and verified as for a run, so that what a run would refuse is refused here.
+    The model is built, converted and verified as for a run, so that errors of a run show here.
     """
     planned = plan_training(recipe)
     lr = planned.lr
@@ -68,7 +68,7 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
 
 
 def rehearsal_lines(found: Rehearsal, recipe: Recipe) -> list[str]:
-    """Return what the model has and costs, what its file takes, and what a look at it left out."""
+    """Return lines on the model's parameters and cost, the size of its file, and what was not tried."""
     work = "" if found.multiply_adds is None else f", {found.multiply_adds:,} multiply-adds for an image"
     lines = [f"{count(found.parameters, 'parameter')}{work}"]
     prepared = found.prepared
@@ -83,11 +83,11 @@ def rehearsal_lines(found: Rehearsal, recipe: Recipe) -> list[str]:
             "" if recipe.prune is None or recipe.prune.granularity.name != "unit" else ", more than once it is shrunk"
         )
         lines.append(f"its file: about {byte_count(found.bytes_file)}{about} (dense {byte_count(found.bytes_dense)})")
-    return lines + [f"not looked at: {line}" for line in found.left_out]
+    return lines + [f"not checked: {line}" for line in found.left_out]
 
 
 def _what(prune: Pruning) -> str:
-    """Return how much is removed, by what, and over which set."""
+    """Return how much is removed, by which criterion, and over which scope."""
     what = f"{percent(float(prune.target))} {_of(prune)}"
     if prune.amount is not None:
         what = f"{prune.amount:,} {prune.granularity.choices} {_EACH[prune.scope]}"
@@ -115,17 +115,22 @@ def _name(criterion: CriterionSettings) -> str:
 
 
 def _cycles_table(planned: TrainingPlan, amount: int | None) -> Table:
-    """Return a row for each cycle: its steps, how many updates it has, and the sparsity it goes from and to."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("cycle", "steps", "updates", "sparsity" if amount is None else "removed"):
-        table.add_column(title, justify="right")
-    table.add_column("what")
+    """Return a row for each cycle: its steps, its number of updates, and its first and last sparsity."""
+    table = _table("cycle", "steps", "updates", "sparsity" if amount is None else "removed")
     for cycle, group in groupby(planned.updates, key=lambda update: update.cycle):
         updates = list(group)
         first, last = (_due(update, amount) for update in (updates[0], updates[-1]))
         words = dict.fromkeys(_WORDS[update.event] for update in updates)
         steps = f"{updates[0].step:,} - {updates[-1].step:,}"
         table.add_row(str(cycle), steps, f"{len(updates):,}", f"{first} - {last}", "; ".join(words))
+    return table
+
+
+def _table(*numbers: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in numbers:
+        table.add_column(title, justify="right")
+    table.add_column("what")
     return table
 
 
@@ -136,10 +141,7 @@ def _due(update: Update, amount: int | None) -> str:
 
 
 def _updates_table(planned: TrainingPlan, amount: int | None) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("step", "epoch", "cycle", "sparsity" if amount is None else "removed", "learning rate"):
-        table.add_column(title, justify="right")
-    table.add_column("what")
+    table = _table("step", "epoch", "cycle", "sparsity" if amount is None else "removed", "learning rate")
     for update in planned.updates:
         lr = planned.lr(max(update.step - 1, 0))  # of the step just taken
         epoch = f"{update.step / planned.steps_per_epoch:.1f}"

@@ -1,4 +1,4 @@
-"""What `sparsify train` shows: what is about to run, how far it is, and what came out."""
+"""The screen of `sparsify train`: the run before it starts, its progress, and its result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LONG_SECONDS = 30.0
 class Screen:
     """Shows one training run: a progress bar on a terminal, plain lines elsewhere. A context manager.
 
-    A `silent` one shows nothing: another process shows the run.
+    A `silent` one shows nothing: another process does.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -40,7 +40,7 @@ class Screen:
             TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(min_width=7)),
             TextColumn("{task.fields[state]}", table_column=Column(min_width=53, no_wrap=True)),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.is_dumb_terminal,
         )
         self._task: TaskID | None = None
         self._total_steps = 0
@@ -49,7 +49,7 @@ class Screen:
         self._shown_at = float("-inf")
         self.started = False
         self._began_at = 0, 0.0  # steps and seconds of a run before this process
-        self._told = False
+        self._estimated = False
 
     def __enter__(self) -> Screen:
         return self
@@ -58,7 +58,7 @@ class Screen:
         self._bar.stop()
 
     def start(self, prepared: Prepared, folder: Path) -> None:
-        """Show what is about to run."""
+        """Show the run before its first step."""
         self.started = True
         if self._silent:
             return
@@ -87,13 +87,13 @@ class Screen:
             state += f"  test {percent(self._test_accuracy)}"
         state += f"  sparsity {percent(record['sparsity'])}"
         epoch = f"epoch {record['epoch']}/{self._epochs}"
-        if not self._told and self._done(record):  # a record that was still to come says nothing of the speed
-            self._told = True
+        if not self._estimated and self._done(record):  # a record of the resumed step says nothing about the speed
+            self._estimated = True
             say(f"about {duration(self._left(record))} to go, by the first {count(self._done(record), 'step')}")
             sys.stdout.flush()
         if not self._bar.disable:
             assert self._task is not None
-            if "test_accuracy" in record:  # the bar goes on below the epochs that are over
+            if "test_accuracy" in record:  # finished epochs stay above the bar
                 self._bar.console.print(f"{epoch}  {state}", highlight=False, markup=False)
             self._bar.update(self._task, completed=record["step"], description=epoch, state=state)
             return
@@ -111,12 +111,12 @@ class Screen:
         return int(record["step"]) - self._began_at[0]
 
     def _left(self, record: Mapping[str, Any]) -> float:
-        """Return the seconds that are left if the steps go on taking what they took here, evaluations included."""
+        """Return the seconds left at the mean time of a step so far, evaluations included."""
         seconds = record["seconds"] - self._began_at[1]
         return float(seconds / max(1, self._done(record)) * (self._total_steps - record["step"]))
 
     def finish(self, result: TrainResult) -> None:
-        """Show what came out of the run and what to do next."""
+        """Show the result of the run and what to do next."""
         self._bar.stop()
         if not self._silent:
             show_result(result)

@@ -1,4 +1,4 @@
-"""What was converted, verified and pruned, in lines and a table."""
+"""Lines and a table on what was converted, verified and pruned."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from sparsify.weights import LoadReport
 
 
-# What a recipe's `data` says of which images there are and how large; the rest is how they train.
+# The keys of a recipe's `data` that choose the images and their size; the others are about training.
 _OF_THE_IMAGES = ("dir", "image_size", "train_split", "test_split", "label", "skip_bad", "num_classes")
-# How a mask enters (`ConversionReport.masked`) -> what that means.
+# How a weight is masked (`ConversionReport.masked`) -> what that means.
 _HOW = {
     "direct": "the layer calls a masked operation in place of the dense one",
-    "substituted": "the forward, as it was written, reads the masked weight",
-    "computed": "the forward computes the weight that it uses, and what is computed is masked",
+    "substituted": "the module's own forward reads the masked weight",
+    "computed": "the forward computes the weight that it uses, and the result is masked",
 }
 
 
 def conversion_lines(report: ConversionReport) -> list[str]:
-    """Return what got masks and, with its reason, every weight that did not."""
+    """Return the number of masked weights by kind and, with its reason, every weight that has no mask."""
     from sparsify.surgery.masks import masked_weights
 
     entries = sum(weight.parameter.numel() for weight in masked_weights(report.model).values())
@@ -52,7 +52,7 @@ def conversion_lines(report: ConversionReport) -> list[str]:
 
 
 def masks_line(model: nn.Module, path: str | Path) -> str:
-    """Return what the masks that `model` took from a file are on, and what they remove."""
+    """Return how many weights the masks from a file are on, and how much they remove."""
     from sparsify.surgery.masks import get_masks, kept_of, masked_weights
 
     weights = masked_weights(model)
@@ -64,7 +64,7 @@ def masks_line(model: nn.Module, path: str | Path) -> str:
 
 
 def loaded_lines(loaded: LoadReport, source: str, model: nn.Module) -> list[str]:
-    """Return what came from a checkpoint into `model`, and what did not."""
+    """Return what was loaded from a checkpoint into `model`, and what was not."""
     behind = f", behind '{loaded.prefix}'" if loaded.prefix else ""
     lines = [f"weights: {count(len(loaded.loaded), 'tensor')} from {source}{behind}"]
     if loaded.reinitialised:
@@ -75,7 +75,7 @@ def loaded_lines(loaded: LoadReport, source: str, model: nn.Module) -> list[str]
 
 
 def average_lines(recipe: Recipe) -> list[str]:
-    """Return which weights are tested and saved, where these are not simply the model's."""
+    """Return a line on the moving average that is tested and saved, if there is one."""
     ema = recipe.train.ema
     if ema is None:
         return []
@@ -84,7 +84,7 @@ def average_lines(recipe: Recipe) -> list[str]:
 
 
 def start_lines(prepared: Prepared, folder: Path) -> list[str]:
-    """Return what is about to run: model, data, processes, weights loaded, masks, verification, folder."""
+    """Return the lines before the first step: model, data, processes, weights loaded, masks, verification, folder."""
     from sparsify.training.run.split import processes_lines
 
     training, name = prepared.training, prepared.spec or type(prepared.training.model).__name__
@@ -108,7 +108,7 @@ def start_lines(prepared: Prepared, folder: Path) -> list[str]:
 
 
 def show_result(result: TrainResult) -> None:
-    """Print the per-layer table, what was reached, the file's size next to the dense one, and what to do next."""
+    """Print the per-layer table, the results, the file's size next to the dense one, and what to do next."""
     from sparsify.formats.file.inspection import inspect_file
 
     saved = inspect_file(result.folder / "model.safetensors")
@@ -129,7 +129,7 @@ def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
 
 
 def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:
-    """Return the commands that go on from a run: none for what it has done, and none that it has no use for."""
+    """Return the next commands that are useful for this run."""
     folder, known = shlex.quote(str(result.folder)), saved.metadata.extra.get("preprocess")
     recipe = parse_yaml(saved.metadata.recipe or "", saved.path).value
     lines = [f"sparsify bench {folder}"]
@@ -147,7 +147,7 @@ def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:
 
 
 def _prune_line(spec: str, recipe: Mapping[str, Any], folder: Path) -> str:
-    """Return the command that prunes the model of a dense run, on the images and in the size that it was trained in."""
+    """Return the command that prunes the model of a dense run, on the images and the image size of its training."""
     from sparsify.training.recipe.settings import DataSettings, ModelSettings
 
     words = ["--model", spec, "--data", recipe["data"]["name"], "--set", f"model.checkpoint={folder}"]
@@ -161,12 +161,12 @@ def _prune_line(spec: str, recipe: Mapping[str, Any], folder: Path) -> str:
 
 
 def file_line(saved: FileSummary) -> str:
-    """Return the size of a file next to the one of its dense model, before anything was cut out of that."""
+    """Return the size of a file next to that of its dense model before a shrink."""
     return _size_line(saved.path, saved.sparsity, saved.bytes_file, saved.bytes_original)
 
 
 def written_line(path: str, size: int, dense: int, model: nn.Module) -> str:
-    """Return the same of anything that was written of `model`: `size` bytes, `dense` ones as it was before."""
+    """Return the same for any export of `model`: `size` bytes, `dense` bytes of the dense model before a shrink."""
     from sparsify.surgery.masks import kept_of, masked_weights
 
     kept, total = kept_of(masked_weights(model).values())

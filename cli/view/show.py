@@ -1,4 +1,4 @@
-"""How tables and lines look on the screen."""
+"""Printing lines and tables."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from sparsify.quantities import sizes
 class Layer:
     """A row of the per-layer table; `kept` is None for a tensor without a mask.
 
-    `original` is the shape before the model was cut, None where nothing was cut. `more` has the cells of the further
-    columns that the table was asked for.
+    `original` is the shape before a shrink, None for a tensor that was not cut. `more` has the cells of additional
+    columns.
     """
 
     name: str
@@ -46,19 +46,21 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def plain_table(first: str, *numbers: str) -> Table:
-    """Return an empty table without lines: a column that folds to fit the console, and columns of numbers."""
+def plain_table(first: str, *numbers: str, last: str = "") -> Table:
+    """Return an empty table without lines: a text column that folds, columns of numbers, and a text column `last`."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(first, overflow="fold")
+    table.add_column(first, overflow="fold", ratio=3 if last else None)
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
+    if last:
+        table.add_column(last, ratio=4)
     return table
 
 
 def layer_table(layers: Iterable[Layer], more: Sequence[str] = ()) -> Table:
     """Return the table layer, shape, kept, sparsity, and `more` columns; it folds long names to fit the console.
 
-    Where a tensor was cut, a column tells the shape that it had before.
+    If a tensor was cut, a column has its shape before.
     """
     layers = list(layers)
     cut = any(layer.original is not None for layer in layers)
@@ -81,12 +83,12 @@ def layer_table(layers: Iterable[Layer], more: Sequence[str] = ()) -> Table:
 
 
 def say(*lines: str) -> None:
-    """Print lines, on a terminal broken between words to its width, continued with an indent."""
+    """Print lines; on a terminal they are wrapped to its width, with a hanging indent, but commands stay whole."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line in lines:
         indent = " " * (len(line) - len(line.lstrip()) + 2)
         wrapped = textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) if width else []
-        click.echo("\n".join(wrapped) if wrapped else line)
+        click.echo("\n".join(wrapped) if wrapped and not line.startswith("  sparsify ") else line)
 
 
 def print_table(table: Table) -> None:
@@ -95,7 +97,7 @@ def print_table(table: Table) -> None:
 
 
 def fits(table: Table) -> bool:
-    """Return whether a table is printed without a line that is folded or cut."""
+    """Return whether a table fits the console without folded or cut lines."""
     console = _console()
     return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
 

@@ -1,4 +1,4 @@
-"""Taking dead channels out of a model, for the commands that write one."""
+"""Removing dead channels of a model, for the commands that write one."""
 
 from __future__ import annotations
 
@@ -9,44 +9,41 @@ from sparsify.errors import SparsifyError
 from .show import say
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from sparsify.calls import Inputs
     from sparsify.surgery.channels import Dead
 
 
-def random_images(count: int, shape: tuple[int, ...]) -> Tensor:
-    """Return images of normal noise, the same ones every time."""
+def example_inputs(model: nn.Module, count: int, shape: tuple[int, ...]) -> Inputs:
+    """Return random inputs of a model, the same every time: those that its configuration declares, else images."""
     import torch
 
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def example_inputs(model: nn.Module, count: int, shape: tuple[int, ...]) -> Inputs:
-    """Return random inputs of a model: those that its configuration tells of, else images of this shape."""
     from sparsify.calls import Inputs
     from sparsify.declared_inputs import declared_inputs
 
     declared = declared_inputs(model, count, image_size=shape[-1] if shape else None)
-    return Inputs(random_images(count, shape)) if declared is None else declared
+    if declared is not None:
+        return declared
+    return Inputs(torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)))
 
 
 def sizes_of(inputs: Inputs) -> str:
-    """Return the sizes of one input of a batch, with names where a call has some."""
+    """Return the sizes of one example of a batch as text, with the names of keyword arguments."""
     named = {name: one for name, one in inputs.kwargs.items() if hasattr(one, "shape")}
     parts = ["x".join(map(str, one.shape[1:])) for one in inputs.args]
     return ", ".join([*parts, *(f"{name} {'x'.join(map(str, one.shape[1:]))}" for name, one in named.items())])
 
 
 def check_options(command: str, shrink: bool, **given: object) -> None:
-    """Raise SparsifyError for an option that only says how to shrink, where nothing is to be shrunk."""
+    """Raise SparsifyError if an option of --shrink was given without it."""
     for name, value in given.items():
         if value is not None and not shrink:
             raise SparsifyError(f"{command}: --{name.replace('_', '-')} belongs to --shrink")
 
 
 def shrunk(model: nn.Module, input_shape: tuple[int, ...], round_to: int | None, dead: Dead) -> nn.Module:
-    """Return the smaller model, with those masks that still remove something, and say what went."""
+    """Return the smaller model, with those masks that still remove something, and print what was removed."""
     from sparsify.surgery.shrink.remask import mask_again
     from sparsify.surgery.shrink.shrink import shrink
 

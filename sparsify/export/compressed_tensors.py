@@ -1,4 +1,4 @@
-"""The folder that compressed-tensors reads: sparse-bitmask weights in safetensors, and a config.json. Needs it not."""
+"""Export to the folder that compressed-tensors reads: sparse-bitmask weights and a config.json. Does not import it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..formats.types import Array, Shape
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import kept_of, masked_weights
 
-# The release whose layout this is; later ones dropped the sparse formats.
+# The release with this layout; later ones dropped the sparse formats.
 VERSION = "0.14.0.1"
 SUFFIXES = (".shape", ".compressed", ".bitmask", ".row_offsets")
 
@@ -30,9 +30,9 @@ SUFFIXES = (".shape", ".compressed", ".bitmask", ".row_offsets")
 def write_compressed_tensors(request: ExportRequest) -> ExportResult:
     """Write the folder: each masked `L.weight` as `L.compressed`, `L.bitmask`, `L.shape`, the rest as it is.
 
-    Weights of other names are stored dense, with their zeros, and noted: the format knows no others. `L.row_offsets`
-    is there, since the reader asks for it, and empty, since it does not use it. Raises SparsifyError for tensors whose
-    names the reader would take for parts of a weight.
+    The format has no other names: masked weights of other names are stored dense, with their zeros, and noted.
+    `L.row_offsets`, which the reader requires and does not use, is empty. Raises SparsifyError for tensors whose names
+    the reader would take for parts of a weight.
     """
     parts, modules, left = _parts(request)
     text = metadata_text(request.metadata, {}, {})
@@ -46,11 +46,11 @@ def write_compressed_tensors(request: ExportRequest) -> ExportResult:
 
 
 def _parts(request: ExportRequest) -> tuple[list[Part], list[str], list[str]]:
-    """Return what is stored, the modules whose weights are compressed, and the masked weights that cannot be."""
+    """Return the tensors to store, the modules whose weights are compressed, and the masked weights stored dense."""
     state = collect(request.model)
     masked = (state.masks.keys() | {alias for alias, name in state.aliases.items() if name in state.masks}) - state.also
     if state.raw:
-        # The forward computes with something else than these values: only folding can put the zeros in.
+        # The forward computes its weights from these values: only folding can put the zeros in.
         state = collect(fold(request.model))
     parts: list[Part] = []
     modules, left = [], []
@@ -81,7 +81,7 @@ def _compressed(module: str, part: Part) -> list[Part]:
 
 def _kept(content: Callable[[], Array]) -> Array:
     bits = content()
-    kept: Array = bits[bits != 0]  # as bits: a negative zero that is kept stays one
+    kept: Array = bits[bits != 0]  # compared as bits, so that kept negative zeros stay
     return kept
 
 
@@ -90,7 +90,7 @@ def _bitmask(content: Callable[[], Array], shape: Shape) -> Array:
 
 
 def _config(model: nn.Module, modules: list[str]) -> str:
-    """Return config.json: the model's own, if it is one of transformers', and how its weights are stored."""
+    """Return config.json: the configuration of a transformers model, and the sparsity configuration."""
     own: Any = getattr(model, "config", None)
     config: dict[str, Any] = json.loads(own.to_json_string()) if hasattr(own, "to_json_string") else {}
     kept, size = kept_of(masked_weights(model).values())

@@ -1,4 +1,4 @@
-"""A sparse file that holds the fastest strategy for its model, so that an engine of it needs no tuning."""
+"""A sparse file with the fastest strategy for its model, so that an engine built from it needs no tuning."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .program import case_of
 
 
 def write_engine(request: ExportRequest) -> ExportResult:
-    """Write what `write_sparse` does, with the strategy that is the fastest here for inputs like the example.
+    """Write the file of `write_sparse` with the strategy that is the fastest here for inputs like the example.
 
-    It is found by timing as `compile` does, or known from before. Raises SparsifyError for a model that does not take
-    the example, and for one with no strategy to choose: the engine leaves to PyTorch whatever is not float32.
+    The strategy is found by timing, as in `compile`, or taken from the cache. Raises SparsifyError for a model that
+    does not take the example, and for inputs that are not float32, which the engine leaves to PyTorch.
     """
     plain = fold(request.model).cpu().eval()
     example = example_of(request, plain).inputs
@@ -44,7 +44,7 @@ def write_engine(request: ExportRequest) -> ExportResult:
 
 @contextlib.contextmanager
 def _of_torch(threads: int) -> Iterator[None]:
-    """Let PyTorch have as many threads as the engine that it is compared with."""
+    """Set PyTorch's number of threads to that of the engine it is compared with, within the block."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(max(1, threads))

@@ -1,4 +1,4 @@
-"""What a program is exported from: an example call, the dimensions that may vary, and calls of other sizes."""
+"""The example call of an export: the dimensions that may vary, and calls with other sizes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BATCH = "batch"
 
 @dataclass(frozen=True)
 class Example:
-    """A call on the CPU in the model's types. Of each leaf of its arguments, in order: its path, and its free sizes.
+    """A call on the CPU in the model's types, with path and free dimensions of each leaf of its arguments, in order.
 
-    `free` maps dimension -> name; dimensions of one name are of one size. `parameters` are the forward's, *args and
-    **kwargs written out as the call uses them.
+    `free` maps dimension -> name; dimensions of one name have one size. `parameters` are those of the forward, with
+    *args and **kwargs expanded as the call uses them.
     """
 
     inputs: Inputs
@@ -34,21 +34,21 @@ class Example:
 
     @property
     def leaves(self) -> list[Any]:
-        """Return tensors and all else that the arguments hold."""
+        """The leaves of the arguments: tensors and other values."""
         return pytree.tree_leaves(self.inputs)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Return the size of each free dimension here, by name, in order."""
+        """The size of each free dimension, by name, in order."""
         pairs = zip(self.leaves, self.free, strict=True)
         return {name: leaf.shape[d] for leaf, free in pairs for d, name in free.items()}
 
     def leads(self, name: str) -> bool:
-        """Return whether a name is of first dimensions only, as a batch is."""
+        """Return whether a name is only used for first dimensions, like a batch."""
         return all(d == 0 for free in self.free for d, other in free.items() if other == name)
 
     def resized(self, sizes: Mapping[str, int]) -> Inputs:
-        """Return a call with the entries again and again along free dimensions, floating ones a little different."""
+        """Return a call with other `sizes` of free dimensions: entries are repeated, floating ones also scaled."""
         leaves, structure = pytree.tree_flatten(self.inputs)
         for place, free in enumerate(self.free):
             for d, name in free.items():
@@ -58,14 +58,15 @@ class Example:
         return inputs
 
     def dynamic_shapes(self) -> dict[str, Any]:
-        """Return what torch.export wants to know of each argument's dimensions."""
+        """Return the `dynamic_shapes` argument of torch.export."""
         shapes = [{d: Dim.DYNAMIC for d in free} or None for free in self.free]
         found: dict[str, Any] = pytree.tree_unflatten(shapes, pytree.tree_structure(_arguments(self)))
         return found
 
     def shapes(self, names: Sequence[str] = ()) -> dict[str, list[int | str]]:
         """Return the shape of each tensor with names for free sizes, by `names` or its path."""
-        tensors = [(path, x, f) for path, x, f in zip(self.paths, self.leaves, self.free, strict=True) if _is_tensor(x)]
+        leaves = zip(self.paths, self.leaves, self.free, strict=True)
+        tensors = [(path, x, free) for path, x, free in leaves if isinstance(x, Tensor)]
         own = names if len(names) == len(tensors) else [path for path, _, _ in tensors]
         return {
             name: [free.get(d, size) for d, size in enumerate(tensor.shape)]
@@ -79,7 +80,7 @@ class Example:
 
 
 def example_of(request: ExportRequest, model: nn.Module) -> Example:
-    """Return the example of a request, sized for its `batch_size`, and which of its dimensions may vary.
+    """Return the example of a request, sized for its `batch_size`, with its free dimensions.
 
     Raises SparsifyError, one line, without an example, for one that the forward of `model` does not take, and for
     `dynamic_shapes` that do not fit it.
@@ -94,12 +95,12 @@ def example_of(request: ExportRequest, model: nn.Module) -> Example:
         return tensor.to(floating[0]) if floating and tensor.is_floating_point() else tensor
 
     bound = inspect.signature(model.forward).bind(*given.args, **given.kwargs)
-    parameters = tuple(_written_out(bound))
+    parameters = tuple(_expanded(bound))
     named = {one.name: given.kwargs[one.name] for one in parameters if one.name in given.kwargs}
     ordered = Inputs(*given.args, **named)
     example = Example(pytree.tree_map_only(Tensor, fitting, ordered), parameters, (), ())
     keyed = pytree.tree_flatten_with_path(_arguments(example))[0]
-    example = replace(example, paths=tuple(".".join(map(_step, path)) for path, _ in keyed))
+    example = replace(example, paths=tuple(".".join(str(_step(key)) for key in path) for path, _ in keyed))
     if request.dynamic_shapes is None:
         batch = _with_batch(example)
         size = request.batch_size
@@ -114,17 +115,13 @@ def example_of(request: ExportRequest, model: nn.Module) -> Example:
     return replace(example, inputs=_with_batch(example).resized({BATCH: request.batch_size}))
 
 
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
-
-
 def _arguments(example: Example) -> dict[str, Any]:
     """Return the arguments by the names of the parameters."""
     positional = [one.name for one in example.parameters[: len(example.inputs.args)]]
     return {**dict(zip(positional, example.inputs.args, strict=True)), **example.inputs.kwargs}
 
 
-def _written_out(bound: inspect.BoundArguments) -> Iterator[inspect.Parameter]:
+def _expanded(bound: inspect.BoundArguments) -> Iterator[inspect.Parameter]:
     """Yield the parameters that a call uses, with one for each of *args and of **kwargs."""
     for name, parameter in bound.signature.parameters.items():
         if name not in bound.arguments:
@@ -139,8 +136,8 @@ def _written_out(bound: inspect.BoundArguments) -> Iterator[inspect.Parameter]:
             yield parameter.replace(default=parameter.empty, annotation=parameter.empty)
 
 
-def _step(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "idx", key)))
+def _step(key: Any) -> Any:
+    return getattr(key, "key", getattr(key, "idx", key))
 
 
 def _along(tensor: Tensor, dimension: int, size: int) -> Tensor:
@@ -152,19 +149,19 @@ def _along(tensor: Tensor, dimension: int, size: int) -> Tensor:
 
 
 def _with_batch(example: Example) -> Example:
-    """Return the example with first dimensions free; SparsifyError if they are of several sizes, or of none."""
-    tensors = [leaf for leaf in example.leaves if _is_tensor(leaf) and leaf.dim()]
+    """Return the example with first dimensions free; SparsifyError if they differ in size, or are empty."""
+    tensors = [leaf for leaf in example.leaves if isinstance(leaf, Tensor) and leaf.dim()]
     if not tensors or not all(len(tensor) == len(tensors[0]) > 0 for tensor in tensors):
         raise SparsifyError(
             "save: the example_input must be tensors of one batch size, their first dimension; "
             "where they are others, name those that vary: dynamic_shapes={'ARGUMENT': {0: 'batch'}}, {} for none"
         )
-    free = ({0: BATCH} if _is_tensor(leaf) and leaf.dim() else {} for leaf in example.leaves)
+    free = ({0: BATCH} if isinstance(leaf, Tensor) and leaf.dim() else {} for leaf in example.leaves)
     return replace(example, free=tuple(free))
 
 
 def _free(given: Any, example: Example, paths: Sequence[Any]) -> Iterator[dict[int, str]]:
-    """Yield the free dimensions of each leaf, as `dynamic_shapes` says them."""
+    """Yield the free dimensions of each leaf according to `dynamic_shapes`."""
     names = list(_arguments(example))
     shapes = _by_name(given, names)
     for name in shapes:
@@ -173,18 +170,18 @@ def _free(given: Any, example: Example, paths: Sequence[Any]) -> Iterator[dict[i
     for path, text, leaf in zip(paths, example.paths, example.leaves, strict=True):
         shape: Any = shapes
         for key in path:
-            step = getattr(key, "key", getattr(key, "idx", None))
+            step = _step(key)
             if isinstance(shape, Mapping):
                 shape = shape.get(step)
             elif isinstance(shape, (list, tuple)) and isinstance(step, int) and step < len(shape):
                 shape = shape[step]
             elif shape is not None:
                 raise SparsifyError(f"save: dynamic_shapes: {text}: {shape!r} is not built as this argument is")
-        yield dict(_named(shape, text, leaf.dim() if _is_tensor(leaf) else 0))
+        yield dict(_named(shape, text, leaf.dim() if isinstance(leaf, Tensor) else 0))
 
 
 def _by_name(given: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Return `dynamic_shapes` as a dict by argument; of one argument its dimensions may be given alone."""
+    """Return `dynamic_shapes` as a dict by argument; for a single argument its dimensions suffice."""
     if isinstance(given, (list, tuple)) and len(given) == len(names):
         return dict(zip(names, given, strict=True))
     if not isinstance(given, Mapping):
@@ -222,7 +219,7 @@ def _named(shape: Any, path: str, dimensions: int) -> Iterator[tuple[int, str]]:
 
 
 def _check(example: Example) -> None:
-    """Raise SparsifyError where dimensions of one name are of several sizes, or of none."""
+    """Raise SparsifyError if dimensions of one name differ in size, or are empty."""
     sizes: dict[str, tuple[int, str]] = {}
     for leaf, path, free in zip(example.leaves, example.paths, example.free, strict=True):
         for d, name in free.items():

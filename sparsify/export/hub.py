@@ -1,4 +1,4 @@
-"""A folder as the Hugging Face hub has them: config.json, the sparse file and a model card (docs/hub.md)."""
+"""Export to a folder for the Hugging Face hub: config.json, the sparse file and a model card (docs/hub.md)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONFIG, CARD = "config.json", "README.md"
-# What timm says of a model itself, and of the images it was trained on.
+# Keys of timm's configuration about the model itself, and about the images it was trained on.
 _OF_THE_MODEL = ("fixed_input_size", "min_input_size", "pool_size", "first_conv", "classifier")
 _OF_ITS_IMAGES = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
 _SEAL = "<!-- written by sparsify, {} -->\n"
 
 
 def write_hub(request: ExportRequest) -> ExportResult:
-    """Write the folder, whole or not at all; an older one is replaced if nobody has changed anything in it since."""
-    # Brings torch in, which the check of a place needs not.
+    """Write the folder, whole or not at all; an older one is replaced if it is unchanged since it was written."""
+    # Imports torch, which checking a path does not need.
     from ..formats.model.write import write_sparse
 
     with atomic_folder(request.path, ours=is_as_written) as folder:
@@ -46,7 +46,7 @@ def write_hub(request: ExportRequest) -> ExportResult:
 
 
 def is_as_written(folder: Path) -> bool:
-    """Return whether `folder` holds what `write_hub` wrote, all of it, unchanged, and nothing else."""
+    """Return whether `folder` holds exactly what `write_hub` wrote, unchanged."""
     if {path.name for path in folder.iterdir()} != {CONFIG, CARD, MODEL_FILE}:
         return False
     try:
@@ -58,14 +58,14 @@ def is_as_written(folder: Path) -> bool:
 
 
 def _seal(text: bytes, config: bytes, model: Path) -> bytes:
-    """Return the card's last line: a checksum of all that the folder holds, by which it is known again."""
+    """Return the card's last line: a checksum of the folder, by which an unchanged folder is recognised."""
     # The checksum of the file's header covers those of its tensors.
     header = read_header(model).metadata.get("header_crc32", "")
     return _SEAL.format(f"{zlib.crc32(text + config + header.encode()):08x}").encode()
 
 
 def _config(model: nn.Module, saved: FileSummary) -> dict[str, Any]:
-    """Return what config.json says: as timm writes it for a model of timm, and under `sparsify` what `load` goes by."""
+    """Return the contents of config.json: timm's keys for a model of timm, and `sparsify` for `load`."""
     about = saved.metadata
     shape = about.extra.get("input_shape")
     classes = about.arguments.get("num_classes", getattr(model, "num_classes", None))

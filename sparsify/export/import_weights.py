@@ -1,4 +1,4 @@
-"""Import: the sparse weights of compressed-tensors, to a dense safetensors file. Needs no torch."""
+"""Import of the sparse weights of compressed-tensors into a dense safetensors file. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -34,16 +35,16 @@ from ..formats.types import Array, Shape
 
 _PART = re.compile(r"(.+)\.(shape|compressed|bitmask|row_offsets)")
 _NEEDED = {"shape", "compressed", "bitmask"}
-# What quantised weights are stored as; the layouts with these are not sparse ones, or not only.
+# Suffixes of quantised weights, whose layouts are not supported.
 _QUANTISED = (".weight_packed", ".weight_scale", ".scale_packed", ".weight_zero_point", ".weight_g_idx")
 _INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was made dense: the output's bytes, the names of the weights that were compressed, and all entries' number.
+    """The result of an import: the output's size in bytes and the names of the weights that were compressed.
 
-    `zeros` counts the zeros of the weights that were compressed, `entries` all their numbers.
+    `zeros` counts the zeros of these weights, `entries` all their entries.
     """
 
     size: int
@@ -74,12 +75,12 @@ class _Stored:
 
 @takes(source=PATH, out=PATH)
 def import_weights(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Imported:
-    """Write the sparse weights of `source` to the dense safetensors file `out` and return what was made dense.
+    """Write the sparse weights of `source` to the dense safetensors file `out` and return what was converted.
 
-    `source` is a safetensors file as compressed-tensors writes it (sparse-bitmask or sparse-24-bitmask, of releases
-    before 0.9.0 or later ones), or a folder with one, or with shards and their index. Other tensors are copied as they
-    are. One tensor is held at a time. Raises SparsifyError, one line, for a source that is missing, truncated or
-    inconsistent, that is quantised as well, or in which nothing is compressed; nothing is written then.
+    `source` is a safetensors file of compressed-tensors (sparse-bitmask or sparse-24-bitmask, of any release), or a
+    folder with one, or with shards and their index. Other tensors are copied as they are. Memory holds one tensor at a
+    time. Raises SparsifyError, one line, for a source that is missing, truncated, inconsistent or quantised, or in
+    which nothing is compressed; nothing is written then.
     """
     check_writable(out)
     path = Path(source)
@@ -111,13 +112,13 @@ def import_weights(source: str | os.PathLike[str], out: str | os.PathLike[str]) 
 
 
 def _weight(path: Path, name: str, pieces: Mapping[str, _Stored]) -> Part:
-    """Return a compressed weight as it is written: dense. SparsifyError where its pieces do not fit each other."""
+    """Return a compressed weight as a dense tensor to write. SparsifyError if its pieces do not fit each other."""
     missing = sorted(_NEEDED - pieces.keys())
     if missing:
         raise SparsifyError(f"{path}: {name} is incomplete: its {' and '.join(missing)} cannot be found")
     shape = _shape(pieces["shape"])
     values, mask = pieces["compressed"].entry, pieces["bitmask"].entry
-    # For 2:4 the values have a row for each of the weight's; their order is the same.
+    # For 2:4 the values are a matrix with one row for each row of the weight, in the same order.
     if not shape or mask.dtype != "U8" or mask.shape != (*shape[:-1], (shape[-1] + 7) // 8):
         raise SparsifyError(f"{path}: altered: {name}: its bitmask is of another shape than the weight")
     if math.prod(values.shape) > math.prod(shape):
@@ -154,7 +155,7 @@ def _tensors(path: Path) -> dict[str, _Stored]:
     for file in _files(path):
         header = read_header(file)
         if header.metadata.get("format") == "sparsify":
-            dense = f"sparsify export {file} --format dense --out FILE"
+            dense = f"sparsify export {quote(str(file))} --format dense --out FILE"
             raise SparsifyError(f"{file}: sparsify's own; make it dense with: {dense}")
         try:
             wanted = checksums(header)
@@ -190,7 +191,7 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SparsifyError(f"{index}: not an index of safetensors files (weight_map: name -> file)") from None
     for name in names:
-        # An index names files beside itself; whoever wrote it shall not have others read.
+        # An index may only name files beside itself, so that it cannot make others be read.
         if not isinstance(name, str) or not re.fullmatch(r"[^/\\:\0]*\.safetensors", name):
             raise SparsifyError(f"{index}: {name!r:.60} is no safetensors file beside it")
     missing = [name for name in names if not (index.parent / name).is_file()]

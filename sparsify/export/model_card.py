@@ -1,4 +1,4 @@
-"""The model card of a folder for the Hugging Face hub: Markdown under a YAML head, made from the sparse file alone."""
+"""The model card of a folder for the Hugging Face hub: Markdown with YAML front matter, from the sparse file alone."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def card(saved: FileSummary) -> str:
 
 
 def trained_on(about: Metadata) -> str | None:
-    """Return the name of the data set that a file's recipe names, None if it has none."""
+    """Return the name of the data set in a file's recipe, None if it has none."""
     name = _recipe_value(about, "data", "name")
     return name if isinstance(name, str) else None
 
 
 def _recipe_value(about: Metadata, section: str, key: str) -> Any:
-    """Return what the recipe says under a key of a section, None for nothing: it may be any text that a user gave."""
+    """Return the value of a key of a section of the recipe, which may be any text that a user gave; None for none."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -73,7 +73,7 @@ def _recipe_value(about: Metadata, section: str, key: str) -> Any:
 
 
 def _head(about: Metadata) -> str:
-    """Return the YAML at the card's head; a licence only where the weights go back to published ones that have one."""
+    """Return the card's YAML front matter; a licence only if the run started from published weights that have one."""
     from huggingface_hub import EvalResult, ModelCardData
 
     accuracy, data, origin = _accuracy(about), trained_on(about) or "unknown", _origin(about)
@@ -104,7 +104,7 @@ def _accuracy(about: Metadata) -> float | None:
 
 
 def _origin(about: Metadata) -> dict[str, str]:
-    """Return licence and name of the published weights from which the recipe started, as far as timm knows them."""
+    """Return licence and name of the published weights from which the run started, where timm has them."""
     spec = about.spec or ""
     if not spec.startswith("timm:") or not _recipe_value(about, "model", "pretrained"):
         return {}
@@ -142,7 +142,7 @@ def _figures(saved: FileSummary) -> Iterator[tuple[str, str]]:
 
 
 def _number(value: Any) -> str:
-    """Return a metric for a person: numbers to six digits, all else as JSON."""
+    """Return a metric as text: numbers with six digits, everything else as JSON."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return json.dumps(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""The folded model as an ONNX graph with its removed weights as plain zeros."""
+"""Export of the folded model as an ONNX graph; removed weights are zeros."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LIMIT = 2**31 - 2**20  # of a protocol buffer, with room for the graph
 
 
 def write_onnx(request: ExportRequest) -> ExportResult:
-    """Write an ONNX file of operator set 18 whose constants are the folded weights, in float32.
+    """Write an ONNX file of operator set 18 whose initializers are the folded weights, in float32.
 
-    The metadata are its metadata_props, `sparsify.spec` and so on. The graph is checked by ONNX's checker and, where
-    ONNX Runtime is installed, run: RunError unless its outputs are the masked model's. Raises SparsifyError for a model
-    that cannot be exported, or that is larger than the 2 GB of an ONNX file.
+    The metadata are in metadata_props, `sparsify.spec` and so on. The graph is checked by ONNX's checker and, if ONNX
+    Runtime is installed, run: RunError unless its outputs equal the masked model's. Raises SparsifyError for a model
+    that cannot be exported, or is larger than the 2 GB of an ONNX file.
     """
     needed = sum(tensor.numel() * 4 for tensor in request.model.state_dict().values() if torch.is_tensor(tensor))
     if needed > _LIMIT:
@@ -52,8 +52,8 @@ def _graph(exported: Exported, request: ExportRequest) -> bytes:
             raise SparsifyError(f"save: onnx cannot hold this model: {reason_of(error.__cause__ or error)}") from error
         shapes = exported.example.shapes([value.name for value in model.graph.input])
         _name_sizes(model, shapes)
-        for node in _nodes(model):
-            del node.metadata_props[:]  # where in the sources it came from
+        for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
+            del node.metadata_props[:]  # source locations
             node.doc_string = ""
         about = {**about_text(request.metadata), "sparsify.inputs": json.dumps(shapes)}
         for key, value in about.items():
@@ -70,18 +70,14 @@ def _translated(program: ExportedProgram) -> Any:
     try:
         done: Any = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception:  # noqa: BLE001 - tried again in another way
-        # The translation of fused attention knows not all its dimensions and strides; as plain products it goes.
+        # The translation of fused attention lacks some dimensions and strides; plain matrix products work.
         with sdpa_kernel(SDPBackend.MATH):
             done = torch.onnx.export(program.run_decompositions(), dynamo=True, opset_version=OPSET, verbose=False)
     return done.model_proto
 
 
-def _nodes(model: Any) -> list[Any]:
-    return [*model.graph.node, *(node for function in model.functions for node in function.node)]
-
-
 def _name_sizes(model: Any, shapes: Mapping[str, list[int | str]]) -> None:
-    """Call the sizes that are free by their names, for whom the graph is shown."""
+    """Replace the exporter's symbols of free dimensions by their names."""
     names = {
         dimension.dim_param: str(name)
         for value in model.graph.input

@@ -1,4 +1,4 @@
-"""A model's computation as torch.export sees it, folded, with what a written file has to give back."""
+"""The folded model as a program of torch.export, with the expected outputs that a written file is checked against."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ..surgery.conversion.fold import fold
 from ..surgery.copies import deep_copy
 from .example import Example, example_of
 
-# Of the largest output, as everywhere in sparsify; types of fewer bits round each operation more coarsely.
+# Relative to the largest output, as everywhere in sparsify; types with fewer bits round each operation more coarsely.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}
 _COARSE = 2e-2
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs, the outputs of the masked model in evaluation mode for them, and the free sizes ("batch=3")."""
+    """Inputs, the outputs of the masked model in eval mode for them, and the free sizes ("batch=3")."""
 
     inputs: Inputs
     outputs: tuple[Tensor, ...]
@@ -41,9 +41,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Exported:
-    """A folded model as a program in evaluation mode on the CPU, and the cases that a file of it is checked by.
+    """A folded model as a program in eval mode on the CPU, and the cases that its file is checked against.
 
-    `hint` names what in the model is known to compute something else in a program, and the way around it.
+    `hint` names a part of the model that is known to compute differently in a program, and a workaround.
     """
 
     program: ExportedProgram
@@ -55,9 +55,9 @@ class Exported:
 def export_folded(request: ExportRequest, dtype: torch.dtype | None = None) -> Exported:
     """Return the model of `request`, folded, as a program; floating tensors cast to `dtype` if one is given.
 
-    The dimensions that `dynamic_shapes` names may be of any size; without it the first of each tensor, the batch,
-    unless `batch_size` fixes it. `request` is not changed. Raises SparsifyError, one line, without an example input,
-    for a model that does not take it, or not with other sizes, and for one that torch.export does not take.
+    The dimensions in `dynamic_shapes` may have any size, by default the first of each tensor, the batch, unless
+    `batch_size` fixes it. `request` is not changed. Raises SparsifyError, one line, without an example input, for a
+    model that does not take it, or not in other sizes, and for one that torch.export does not take.
     """
     masked = deep_copy(request.model).cpu().eval()
     if dtype is not None:
@@ -71,7 +71,7 @@ def export_folded(request: ExportRequest, dtype: torch.dtype | None = None) -> E
 
 
 def _cases(model: nn.Module, example: Example) -> Iterator[Case]:
-    """Yield calls with the outputs of a model for them: for each free dimension with other sizes than are traced."""
+    """Yield calls with the model's outputs: for each free dimension, with sizes other than the traced ones."""
     traced = _traced(example)
     if not traced:
         yield case_of(model, example.inputs)
@@ -89,19 +89,19 @@ def _cases(model: nn.Module, example: Example) -> Iterator[Case]:
             if not example.leads(name):
                 break
         if not found:
-            case_of(model, example.inputs)  # which says so if it is not the size
+            case_of(model, example.inputs)  # raises if the size is not the reason
             raise SparsifyError(
                 f"{reason} (with another {name} than {example.sizes[name]}): leave it out of dynamic_shapes (--dynamic)"
             )
 
 
 def _traced(example: Example) -> dict[str, int]:
-    # Two of a batch, since torch.export takes a size of one for a constant.
+    # A batch of two, since torch.export treats a size of one as a constant.
     return {name: 2 if example.leads(name) else max(2, size) for name, size in example.sizes.items()}
 
 
 def _others(example: Example, name: str) -> tuple[int, ...]:
-    """Return other sizes to check by: both of a batch, and the first that the model takes of what else there is."""
+    """Return other sizes to check: both for a batch; for other dimensions the first that the model takes is used."""
     size = _traced(example)[name]
     longer = size + 32 if size >= 64 else 2 * size
     return (1, 3) if example.leads(name) else (longer, size + 1, size // 2, size - 1)
@@ -120,16 +120,16 @@ def case_of(model: nn.Module, inputs: Inputs, sizes: str = "") -> Case:
 def check_outputs(
     format: str, call: Callable[[Inputs], Sequence[Tensor]], cases: Sequence[Case], hint: str = ""
 ) -> str:
-    """Return how far the outputs are from the masked model's at most, as a fraction of the largest of them, in words.
+    """Return, as text, the largest relative error of the outputs against the masked model's.
 
-    Raises RunError where it is more than 1e-5 (2e-2 for types of 16 bits), or the outputs are others than the model's.
+    Raises RunError if it exceeds 1e-5 (2e-2 for 16-bit types), or if number or shapes of the outputs differ.
     """
     worst = 0.0
     for case in cases:
         where = f" with {case.sizes}" if case.sizes else ""
         try:
             found = tuple(call(case.inputs))
-        except Exception as error:  # noqa: BLE001 - whatever the other side raises, the file is of no use
+        except Exception as error:  # noqa: BLE001 - any exception means that the file cannot be used
             larger = "" if case.sizes in ("", "batch=1", "batch=3") else "; a larger example_input may free this size"
             raise SparsifyError(
                 f"save: {format}: what was made of the model does not run{where}: {reason_of(error)}{hint or larger}"
@@ -153,7 +153,7 @@ def check_outputs(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to ourselves what exporters print, log and warn of; their errors say what matters."""
+    """Suppress what exporters print, log and warn of within the block; their exceptions are enough."""
     before = logging.root.manager.disable
     silent = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
@@ -166,7 +166,7 @@ def quiet() -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an exporter's error says, in one line, without its advice."""
+    """Return an exporter's error in one line, without its advice."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
     specialised = [line for line in lines if "specialized it to be a constant" in line]
     text = specialised[0].partition(". If you")[0] if specialised else (lines[0] if lines else type(error).__name__)
@@ -174,14 +174,14 @@ def reason_of(error: BaseException) -> str:
 
 
 def fresh(inputs: Inputs) -> Inputs:
-    """Return the same call with copies of its tensors: torch.export would find the marks that it left on them."""
+    """Return the same call with copies of its tensors, without the marks that torch.export leaves on them."""
     copied: Inputs = pytree.tree_map_only(Tensor, torch.clone, inputs)
     return copied
 
 
 def _program(folded: nn.Module, example: Example, hint: str) -> ExportedProgram:
     inputs, names = example.resized(_traced(example)), ", ".join(example.sizes)
-    _write_out(folded, example)
+    _flatten_signature(folded, example)
     with quiet(), torch.no_grad():
         try:
             given = fresh(inputs)
@@ -192,29 +192,29 @@ def _program(folded: nn.Module, example: Example, hint: str) -> ExportedProgram:
             cause = error
         else:
             return _without_traces(program)
-        way = _way_around(reason)
+        advice = _workaround(reason)
         if names:
             with contextlib.suppress(Exception):
                 given = fresh(inputs)
                 torch.export.export(folded, given.args, dict(given.kwargs))
                 fixes = "a batch_size fixes it (--batch-size)" if names == "batch" else "dynamic_shapes={} fixes all"
-                reason, way = f"with {names} free ({reason})", f"; {fixes}"
-    raise SparsifyError(f"save: torch.export does not take this model: {reason}{hint or way}") from cause
+                reason, advice = f"with {names} free ({reason})", f"; {fixes}"
+    raise SparsifyError(f"save: torch.export does not take this model: {reason}{hint or advice}") from cause
 
 
-def _write_out(folded: nn.Module, example: Example) -> None:
-    """Give a model a forward with one parameter for each argument, and of plain outputs."""
+def _flatten_signature(folded: nn.Module, example: Example) -> None:
+    """Give a model a forward with one parameter for each argument, and with plain outputs."""
     forward = folded.forward
 
     @functools.wraps(forward)
-    def written_out(*args: Any, **kwargs: Any) -> Any:
+    def flattened(*args: Any, **kwargs: Any) -> Any:
         return plain(forward(*args, **kwargs))
 
-    written_out.__signature__ = inspect.Signature(list(example.parameters))  # type: ignore[attr-defined]
-    folded.forward = written_out
+    flattened.__signature__ = inspect.Signature(list(example.parameters))  # type: ignore[attr-defined]
+    folded.forward = flattened
 
 
-def _way_around(reason: str) -> str:
+def _workaround(reason: str) -> str:
     if any(word in reason for word in ("data-dependent", "guard on", "unbacked", ".item()", "nonzero")):
         return "; it looks at values of tensors: torch.where takes the place of such a branch"
     if "type must be tuple of ints" in reason:  # of the first state, whose size is the first of a packed sequence's
@@ -223,7 +223,7 @@ def _way_around(reason: str) -> str:
 
 
 def _hint(model: nn.Module) -> str:
-    """Return what is known to go wrong with a model in a program, and the way around it, "" for nothing."""
+    """Return a known problem of a model in a program, with a workaround, "" for none."""
     for name, module in model.named_modules():
         if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
             return (
@@ -234,7 +234,7 @@ def _hint(model: nn.Module) -> str:
 
 
 def _without_traces(program: ExportedProgram) -> ExportedProgram:
-    """Drop where in the user's sources each operation came from: other people's paths are nothing for a file."""
+    """Drop the stack traces of operations, so that a file contains no paths of the user's sources."""
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)

@@ -1,4 +1,4 @@
-"""The folded model as torch.export's .pt2 file, which PyTorch runs without the model's class."""
+"""Export of the folded model as a .pt2 file of torch.export, which PyTorch runs without the model's class."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .program import check_outputs, export_folded, quiet, reason_of
 
 
 def write_pt2(request: ExportRequest) -> ExportResult:
-    """Write what `torch.export.load(path).module()` runs: the folded model in evaluation mode, its types kept.
+    """Write the folded model in eval mode, in its own types; `torch.export.load(path).module()` runs it.
 
-    The metadata are extra files of the archive: `sparsify.spec` and so on, and as JSON `sparsify.inputs`, the shapes
-    that it takes, with names for free sizes. What was written is loaded again and run before it gets its name: RunError
-    unless its outputs are the masked model's.
+    The metadata are extra files of the archive: `sparsify.spec` and so on, and `sparsify.inputs`, the input shapes as
+    JSON with names for free sizes. The archive is loaded and run before it is written to `path`: RunError unless its
+    outputs equal the masked model's.
     """
     exported = export_folded(request)
     program = exported.program
-    # The example is not needed to load, and may be somebody's picture.
+    # The example is not needed to load, and may be private.
     program.example_inputs = None
     buffer = io.BytesIO()
     with quiet():
         try:
             about = {**about_text(request.metadata), "sparsify.inputs": json.dumps(exported.example.shapes())}
             torch.export.save(program, buffer, extra_files=about)
-        except Exception as error:  # noqa: BLE001 - what the program holds may be beyond what a file can
+        except Exception as error:  # noqa: BLE001 - a program may hold what a file cannot
             raise SparsifyError(f"save: pt2 cannot hold this model: {reason_of(error)}") from error
         buffer.seek(0)
         module = torch.export.load(buffer).module()

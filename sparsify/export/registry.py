@@ -1,4 +1,4 @@
-"""The formats that models are saved in, one row each. Needs no torch: a row names its writer, imported when used."""
+"""The registry of export formats, one row each. Needs no torch: a row names its writer, which is imported when used."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SPARSIFY = __name__.partition(".")[0]
 class Format(NamedTuple):
     """One format: its writer, one sentence of help, and which options of `ExportRequest` it takes.
 
-    `writer` is a function, or names one of ours, "export.pt2:write_pt2". It writes whole or not at all, and raises
-    SparsifyError for a model that the format cannot hold. `needs` are the modules it imports beside what sparsify
-    depends on, `install` what to install for them; `folder` tells that the path is a folder's, and `ours` names the
-    function that tells which older one may be replaced, beside an empty one. `trainable` tells whether what is written
-    may be trained on. `suffix` is what names of its files end in, "" for folders.
+    `writer` is a function or the name of one, "export.pt2:write_pt2". It writes whole or not at all, and raises
+    SparsifyError for a model that the format cannot hold. `needs` are the optional modules it imports, `install` the
+    packages with them. `folder`: the path is a folder, and `ours` names the function that returns whether an older,
+    non-empty one may be replaced. `trainable`: the result can be trained further. `suffix` is that of its files, "" for
+    folders.
     """
 
     writer: str | Callable[[ExportRequest], ExportResult]
@@ -38,20 +38,20 @@ class Format(NamedTuple):
     suffix: str = ".safetensors"
 
     def write(self, request: ExportRequest) -> ExportResult:
-        """Write a model, and return what was written."""
+        """Write a model and return the result."""
         written: ExportResult = (_named(self.writer) if isinstance(self.writer, str) else self.writer)(request)
         return written
 
     def may_replace(self, folder: Path) -> bool:
-        """Whether nothing is lost with an older folder that is not empty."""
+        """Return whether an older folder that is not empty may be replaced."""
         return bool(self.ours) and bool(_named(self.ours)(folder))
 
 
 def check_format(format: str, given: Iterable[str], *, where: str, spelled: Callable[[str], str] = str) -> Format:
     """Return the row of `format`; SparsifyError, one line, unless it is known and takes the options `given`.
 
-    The packages it needs must be installed as well. `where` begins the line, `spelled` writes an option as the user
-    would.
+    The packages it needs must be installed as well. `where` prefixes the line; `spelled` returns an option as the user
+    writes it.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS, where=where)
@@ -67,7 +67,7 @@ def check_format(format: str, given: Iterable[str], *, where: str, spelled: Call
 
 
 def check_place(row: Format, path: str | os.PathLike[str]) -> None:
-    """Raise SparsifyError if it is plain already that a format cannot be written to `path`; nothing is touched."""
+    """Raise SparsifyError if a format could not be written to `path`; nothing is touched."""
     if row.folder:
         check_folder(path, row.may_replace)
     else:
@@ -75,10 +75,10 @@ def check_place(row: Format, path: str | os.PathLike[str]) -> None:
 
 
 def format_of(path: str | os.PathLike[str], given: str | None, *, where: str) -> str:
-    """Return the format for a path: `given`, or else the first whose suffix the path has; hub for a folder.
+    """Return the format for a path: `given`, else the first with the path's suffix, hub for a folder, else sparse.
 
-    Without either it is sparse. Raises SparsifyError, one line, if the path's suffix is that of other formats than
-    `given`, or, without one, is nearly that of a format.
+    Raises SparsifyError, one line, if the path's suffix belongs to other formats than `given`, or, without one, nearly
+    matches that of a format.
     """
     suffix = Path(path).suffix.lower()
     fitting = [name for name, row in FORMATS.items() if row.suffix == suffix] if suffix else []
@@ -114,7 +114,7 @@ FORMATS: dict[str, Format] = {
     "sparse": Format("formats.model.write:write_sparse", "Masks and kept values in a small safetensors file.", _OWN),
     "engine": Format(
         "export.engine_file:write_engine",
-        "The sparse file with the way of running it that is the fastest here, for sparsify.compile.",
+        "The sparse file with the fastest strategy for this machine, for sparsify.compile.",
         _OWN | _RUN | {"threads"},
         trainable=False,
     ),
@@ -153,7 +153,7 @@ FORMATS: dict[str, Format] = {
     ),
     "compressed-tensors": Format(
         "export.compressed_tensors:write_compressed_tensors",
-        "Bitmasks and kept values in a folder that this library, up to 0.14, reads.",
+        "Bitmasks and kept values in a folder that compressed-tensors up to 0.14 reads.",
         frozenset({"dtype"}),
         folder=True,
         suffix="",

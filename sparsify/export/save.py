@@ -1,4 +1,4 @@
-"""save(): a model written in any of the formats of registry.py. formats/model/load.py reads them."""
+"""save(): write a model in any of the formats of registry.py; formats/model/load.py is the reader."""
 
 from __future__ import annotations
 
@@ -68,28 +68,27 @@ def save(
 ) -> int:
     """Write `model` to `path` and return the bytes written; an old file is replaced only by a whole new one.
 
-    - `format`: "sparse" stores a masked weight as its mask and kept values: masks and effective weights come back bit
-      for bit, values under a mask do not. "dense" stores the dense model's own names with removed entries as +0.0,
-      which any safetensors reader loads. "engine" is the sparse file with the fastest way to run it on this machine.
-      docs/export.md has the others (`registry.FORMATS`).
-    - `spec`, `arguments`: the model's name ("timm:resnet18") and what it was built with ({"num_classes": 10}), so that
+    - `format`: "sparse" stores a masked weight as its mask and kept values: masks and effective weights are restored
+      bit for bit, values under a mask are not. "dense" stores the dense model's own names with removed entries as +0.0,
+      for any safetensors reader. "engine" is the sparse file with the fastest strategy for this machine. docs/export.md
+      has the others (`registry.FORMATS`).
+    - `spec`, `arguments`: the model's name ("timm:resnet18") and constructor arguments ({"num_classes": 10}), so that
       `load` needs only the file.
-    - `recipe` (a Recipe, or text), `seeds`, `metrics`, `extra`: kept in the metadata. `extra["preprocess"]`
+    - `recipe` (a Recipe, or text), `seeds`, `metrics`, `extra`: stored in the metadata. `extra["preprocess"]`
       (`preprocess.Preprocessing.to_dict`) is also written beside the file, as NAME.preprocess.json.
-    - `cuts`: what was cut out of the model, for one that was cut elsewhere; a model that `shrink` returned knows it.
-    - `dtype`: "float16", "bfloat16", "float32" or torch's own: casts floating values, which rounds them.
+    - `cuts`: the cuts of a model that was shrunk elsewhere; models returned by `shrink` record theirs.
+    - `dtype`: "float16", "bfloat16", "float32" or a torch.dtype: casts floating values, which rounds them.
     - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`, for
-      formats that hold the model's computation.
-    - `dynamic_shapes`: which of its dimensions may have any size in the file, {"x": {0: "batch", 2: "height"}};
-      dimensions of one name have one size, {} fixes all. By default the first of each tensor, the batch.
-    - `batch_size`: fixes the batch; for "engine" the batch to tune for.
-    - `threads`: for "engine", the threads to tune for; by default torch's number.
+      formats that store the model's computation.
+    - `dynamic_shapes`: its dimensions that may vary, {"x": {0: "batch", 2: "height"}}; dimensions of one name have one
+      size, {} fixes all. By default the first of each tensor, the batch.
+    - `batch_size`: fixes the batch. With "engine", it and `threads` (default: torch's number) are tuned for.
 
-    Of a model that fully_shard has cut all processes call it, and the first writes.
-    Raises SparsifyError for an option that the format does not take, a model that it cannot hold and a path that cannot
-    be written, RunError for a full disk. Gives a ScheduleWarning if the model's pruner has not done its last update.
+    Every process of a model sharded by fully_shard calls it; the first one writes. Raises SparsifyError for an option
+    that the format does not take, a model that it cannot hold and a path that cannot be written, RunError for a full
+    disk. Warns (ScheduleWarning) if the model's pruner has updates left.
     """
-    warn_of_schedule(model, stacklevel=3)  # beyond the check of the arguments
+    warn_of_schedule(model, stacklevel=3)  # the caller of the decorated function
     about = {"spec": spec, "arguments": arguments, "recipe": recipe, "seeds": seeds, "metrics": metrics, "extra": extra}
     options: dict[str, Any] = {"dtype": dtype, "cuts": cuts, "example_input": example_input}
     options |= {"batch_size": batch_size, "threads": threads, "dynamic_shapes": dynamic_shapes}
@@ -103,7 +102,7 @@ def write(
     about: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> ExportResult:
-    """Do what `save` does, its arguments in tables, and return what was written."""
+    """As `save`, with its arguments in two mappings; return the size and the notes."""
     from .. import __version__
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -116,7 +115,7 @@ def write(
     if hasattr(known.get("recipe"), "to_yaml"):
         known["recipe"] = known["recipe"].to_yaml()
     known["arguments"] = {k: v for k, v in known.get("arguments", {}).items() if k not in NOT_ARGUMENTS}
-    if known.get("spec", "").startswith(f"{PREFIX}:"):  # the file needs no folder and no hub to be loaded
+    if known.get("spec", "").startswith(f"{PREFIX}:"):  # the configuration goes into the file
         known["arguments"] = portable(known["spec"].partition(":")[2], known["arguments"])
     metadata = Metadata(format=format, cast=given.get("dtype"), writer=__version__, **known)
     check_place(row, path)
@@ -134,7 +133,7 @@ def write(
 def _write_shards(
     model: nn.Module, path: str | os.PathLike[str], format: str, metadata: Metadata, given: Mapping[str, Any]
 ) -> ExportResult:
-    """Write a model that fully_shard has cut: all processes take part, the first writes."""
+    """Write a model sharded by fully_shard: all processes take part, the first writes."""
     if format not in _OF_SHARDS:
         raise SparsifyError(
             f"save: format '{format}' takes no model that fully_shard has cut (those are {', '.join(_OF_SHARDS)}); "

@@ -1,4 +1,4 @@
-"""What a writer of a format is given, and what it gives back. Needs no torch."""
+"""The argument and the result of a format's writer. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """A model to be written: unwrapped, with its metadata and the options its format takes (None: not given).
+    """A model to write: unwrapped, with its metadata and the options its format takes (None: not given).
 
     `dtype` names the type that floating values are cast to; `example_input` (a tensor, a tuple, a dict or
-    `sparsify.Inputs`) is what an exporter runs the model on; `dynamic_shapes` names the dimensions that may vary, the
-    batch unless given, which `batch_size` fixes. `threads` are those that the engine is tuned for.
+    `sparsify.Inputs`) is the input that an exporter runs the model on; `dynamic_shapes` names the dimensions that may
+    vary, by default the batch, which `batch_size` fixes. `threads` is the number that the engine is tuned for.
     """
 
     model: nn.Module
@@ -35,13 +35,13 @@ class ExportRequest:
 
 
 class ExportResult(NamedTuple):
-    """What a writer wrote: bytes on the disk, and what a user should know of it beside that, a line each."""
+    """The size of what was written, in bytes, and notes for the user, a line each."""
 
     size: int
     notes: tuple[str, ...] = ()
 
 
 def about_text(metadata: Metadata) -> dict[str, str]:
-    """Return the metadata as text by key (`sparsify.spec`, ...), for formats that have a place for some."""
+    """Return the metadata as text by key (`sparsify.spec`, ...), for formats with key-value metadata."""
     text = metadata_text(metadata, {}, {})
     return {f"sparsify.{key}": value for key, value in text.items() if key not in ("format", "version")}

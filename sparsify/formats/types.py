@@ -1,4 +1,4 @@
-"""Names of types that all of the formats' rooms use."""
+"""Type aliases of the format packages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Pruning in other trainers: Hugging Face's, Lightning's, and loops of one's own such as timm's.
+"""Pruning in other trainers: Hugging Face's, Lightning's, and custom loops such as timm's.
 
-The names below are imported when first used: `import sparsify` needs none of the trainers, and each only its own.
+The names below are imported when first used: `import sparsify` needs none of the trainers, and each name only its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A pruner's state within the state dict of its model, so that whatever stores the model stores it too.
+"""A pruner's state as an entry of its model's state dict, so that every checkpoint of the model holds it.
 
-Trainers keep `model.state_dict()` in their checkpoints and have no place for more. While a model is trained, one more
-entry, a tensor of bytes, holds the pruner's state; it is taken out again when a state dict is loaded.
+Trainers save `model.state_dict()` and offer no place for more. During training one more entry, a tensor of bytes, holds
+the pruner's state; loading a state dict removes it again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def from_bytes(stored: Tensor) -> dict[str, Any]:
 
 
 class CarriedState:
-    """Adds to the state dict of one model what `state` returns; `loaded` is what came with the last one loaded.
+    """Adds what `state` returns to the state dict of one model; `loaded` is the entry of the last one loaded.
 
-    Copies of the model carry nothing, but load state dicts with the entry. `remove` ends it.
+    Copies of the model add nothing, but load state dicts with the entry. `remove` takes the hooks off.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -49,7 +49,7 @@ class CarriedState:
         )
 
     def remove(self) -> None:
-        """Leave the model's state dict alone from now on."""
+        """Take the hooks off: the model's state dict is its own again."""
         for handle in self._handles:
             handle.remove()
 

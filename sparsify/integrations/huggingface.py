@@ -18,7 +18,7 @@ from .loop import LoopPruning, check_pruning
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Return the loss that a model of transformers computes of a batch with labels, on the model's device."""
+    """Return the loss that a transformers model computes for a batch with labels, on the model's device."""
     device = next(model.parameters()).device
     inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
     loss: Tensor = model(**inputs).loss
@@ -30,11 +30,11 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
 
     The model is converted when the trainer is made, unless it carries masks, and pruned after each optimiser step over
     as many steps as the trainer plans. The trainer's checkpoints carry the masks and the pruner's state, and
-    `resume_from_checkpoint` goes on from them. Until the last update no checkpoint counts as the best. At the end the
-    removed values are set to zero in the weights; a warning tells if the pruning was cut short.
+    `resume_from_checkpoint` continues from them. Until the last update no checkpoint counts as the best. At the end the
+    removed values are set to zero in the weights; a warning follows if the pruning was cut short.
     The trainer's records get "sparsity", with `per_layer` also "sparsity/<weight>"; those that go to `report_to` only
     after `attach(trainer)`. `pruning`, `example_input`, `batches`, `loss_fn` and `seed` are those of `LoopPruning`;
-    the loss is the model's own by default.
+    by default the loss is the model's own.
     """
 
     @takes(pruning=(Pruning, Mapping), seed=Integral, per_layer=bool)
@@ -48,7 +48,7 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
         loss_fn: Callable[..., Tensor] | None = None,
         seed: int = 0,
     ) -> None:
-        """Take the settings. Raises SparsifyError if they are wrong."""
+        """Check the settings. Raises SparsifyError if they are wrong."""
         self.pruning = check_pruning(pruning)
         self.per_layer = per_layer
         self.loop: LoopPruning | None = None
@@ -70,7 +70,7 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Plan the pruning, or go on with that of the checkpoint."""
+        """Plan the pruning, or continue the checkpoint's."""
         model: nn.Module = kwargs["model"]
         if state.global_step and not self._has(model):  # made by `model_init`, or the callback was added late
             raise SparsifyError(
@@ -92,7 +92,7 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
         pruner = loop.began()
         ended = pruner.finished
         loop.step()
-        if pruner.finished and not ended:  # what was best with fewer weights removed does not compare
+        if pruner.finished and not ended:  # a metric reached with fewer weights removed does not compare
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_log(
@@ -114,7 +114,7 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set what was removed to zero, and tell if it is less than was asked for."""
+        """Set the removed values to zero, and warn if updates were still due."""
         self._running().finish()
 
     def _has(self, model: nn.Module) -> bool:

@@ -29,10 +29,10 @@ class LightningCallback(Callback):  # type: ignore[misc]
     The module is converted in `setup`, before checkpoints are loaded, unless it carries masks, and pruned after each
     optimiser step, over as many steps as the trainer estimates or `total_steps` (with several optimisers the steps of
     all, as `trainer.global_step` counts). Checkpoints carry the masks and the
-    pruner's state, and `ckpt_path` goes on from them. At the end the removed values are set to zero in the weights; a
-    warning tells if the pruning was cut short, or a best checkpoint was written before its end.
-    The module logs "sparsity", with `per_layer` also "sparsity/<weight>". Averages (`WeightAveraging`) come after it in
-    the list of callbacks. `pruning`, `example_input`, `batches`, `loss_fn` and `seed` are those of `LoopPruning`.
+    pruner's state, and `ckpt_path` continues from them. At the end the removed values are set to zero in the weights; a
+    warning follows if the pruning was cut short, or a best checkpoint was written before its end.
+    The module logs "sparsity", with `per_layer` also "sparsity/<weight>". List averages (`WeightAveraging`) after it in
+    `callbacks`. `pruning`, `example_input`, `batches`, `loss_fn` and `seed` are those of `LoopPruning`.
     """
 
     @takes(pruning=(Pruning, Mapping), seed=Integral, per_layer=bool, total_steps=(Integral, NoneType))
@@ -47,7 +47,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         loss_fn: Callable[..., Tensor] | None = None,
         seed: int = 0,
     ) -> None:
-        """Take the settings. Raises SparsifyError if they are wrong."""
+        """Check the settings. Raises SparsifyError if they are wrong."""
         self.pruning = check_pruning(pruning)
         self.per_layer, self.total_steps = per_layer, total_steps
         self.loop: LoopPruning | None = None
@@ -62,7 +62,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
             self.loop = LoopPruning(pl_module, self.pruning, carry=False, **self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Plan the pruning, or go on with that of the checkpoint."""
+        """Plan the pruning, or continue the checkpoint's."""
         if len(trainer.optimizers) > 1 and self.total_steps is None:
             count = len(trainer.optimizers)
             raise SparsifyError(
@@ -80,7 +80,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Prune after an optimiser step, which not every batch ends with; log the sparsities."""
+        """Prune if the batch ended with an optimiser step, and log the sparsities."""
         loop = self._running()
         pruner = loop.began()
         ended = pruner.finished
@@ -91,7 +91,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         pl_module.log_dict(loop.metrics(per_layer=self.per_layer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set what was removed to zero, and tell if it is less than was asked for."""
+        """Set the removed values to zero, and warn if updates were still due."""
         self._running().finish()
         for kept in _monitored(trainer):
             if kept.best_model_path and kept.best_model_path == self._best_before.get(id(kept)):
@@ -103,7 +103,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         return {} if self.loop is None or self.loop.pruner is None else self.loop.pruner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the pruner's state from a checkpoint, to go on with it when training starts."""
+        """Keep the pruner's state from a checkpoint until training starts."""
         self._loaded = state_dict or None
 
     def _running(self) -> LoopPruning:

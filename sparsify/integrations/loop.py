@@ -1,4 +1,4 @@
-"""LoopPruning: what a training loop needs to prune, in four calls; the callbacks for trainers are made of it."""
+"""LoopPruning: pruning for a training loop, in four calls; the callbacks for trainers are built on it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from .carried_state import CarriedState
 class LoopPruning:
     """Prunes a model while a loop trains it; the loop's own checkpoints carry the masks and the pruner's state.
 
-    Make it before averages of the model and before its checkpoint is loaded; a plain model is converted (what
-    `pruning` ignores stays dense), a masked one is taken as it is. Then call `begin` before the first step, `step`
+    Create it before averages of the model and before its checkpoint is loaded; a plain model is converted (what
+    `pruning` ignores stays dense), a masked one is used unchanged. Then call `begin` before the first step, `step`
     after every optimiser step, and `finish` at the end. `pruning` is a recipe's prune section, as settings or a dict;
-    `example_input`, `batches` and `loss_fn` are those of `sparsify.Pruner`; `seed` that of its random numbers.
+    `example_input`, `batches` and `loss_fn` are those of `sparsify.Pruner`; `seed` seeds its random numbers.
     `model.state_dict()` has one entry more until `finish`: where it is loaded into the model before `begin`, the
-    pruning goes on from there. `carry=False` leaves that to the caller, who gives `begin` the `state`.
+    pruning continues from there. With `carry=False` the caller passes the `state` to `begin` instead.
     """
 
     @takes(model=nn.Module, pruning=(Pruning, Mapping), seed=Integral, carry=bool)
@@ -69,7 +69,7 @@ class LoopPruning:
     ) -> None:
         """Plan the pruning over `total_steps` optimiser steps and make the updates due before the first.
 
-        After `step` steps were done (None: as many as the loaded state says, if one was loaded) it goes on from the
+        After `step` steps (None: the number in the loaded state, if one was loaded) it continues from the
         state. Raises SparsifyError if there is none, or it is of other settings or another step, and after `finish`.
         """
         if self.ended:
@@ -108,7 +108,7 @@ class LoopPruning:
             self._updated()
 
     def finish(self) -> None:
-        """End the pruning: the values under the masks become zero, so that whatever saves the weights saves zeros.
+        """End the pruning: the values under the masks become zero, so that plain weights saved later hold zeros.
 
         Weights from which the forward computes others (weight standardisation) keep their values. Gives a
         ScheduleWarning if updates were still due, and a SparsityWarning if the model has since lost masks, as when an
@@ -146,14 +146,14 @@ class LoopPruning:
         return self.pruner
 
     def _updated(self) -> None:
-        """Note what the masks remove in the end."""
+        """Record what the masks remove after the last update."""
         self._metrics = None
         if self.began().finished:
             self._removed_at_end = _removed(self.model)
 
 
 def check_pruning(pruning: Pruning | Mapping[str, Any]) -> Pruning:
-    """Return the settings of a pruning that a foreign loop can do. Raises SparsifyError for others."""
+    """Return `pruning` as settings. Raises SparsifyError for a pruning that only `sparsify train` can do."""
     settings = parse_pruning(pruning)
     if settings.shrink:
         raise SparsifyError("pruning.shrink: a trainer's optimiser cannot follow; call sparsify.shrink after training")

@@ -1,1 +1,1 @@
-"""Several processes that train one model: how they were started, and what they tell each other."""
+"""Several processes that train one model: how they were started, and how they communicate."""

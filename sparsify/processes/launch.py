@@ -1,4 +1,4 @@
-"""How this process was started, told by the environment: alone, or by a launcher of several. Needs no torch."""
+"""How this process was started, according to its environment: alone, or by a launcher. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _ADVICE = "start with torchrun --nproc-per-node N -m sparsify.cli train RECIPE, 
 
 @dataclass(frozen=True)
 class Launch:
-    """The number of this process (from 0), how many there are, and its number on this machine.
+    """The rank of this process, the number of processes, and its rank on this machine.
 
-    `restarts` is how often torchrun has started them anew, `agent` names the torchrun of this machine, "" without one.
+    `restarts` is how often torchrun has restarted the processes, `agent` identifies the torchrun of this machine, "" if
+    there is none.
     """
 
     rank: int = 0
@@ -30,8 +31,8 @@ class Launch:
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     """Return how this process was started.
 
-    Raises SparsifyError, one line, for the variables of a launcher without the rest of them: each process would then
-    train by itself.
+    Raises SparsifyError, one line, if only some of a launcher's variables are set: each process would then train by
+    itself.
     """
     given = os.environ if environment is None else environment
     missing = [name for name in _LAUNCHED if not given.get(name)]
@@ -52,7 +53,7 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
 
 
 def _agent(given: Mapping[str, str]) -> str:
-    # FOLDER/attempt_N/RANK/error.json, in a folder that each torchrun makes for itself under a random name.
+    # FOLDER/attempt_N/RANK/error.json; every torchrun creates its own FOLDER with a random name.
     return os.path.dirname(os.path.dirname(os.path.dirname(given.get("TORCHELASTIC_ERROR_FILE", ""))))
 
 
@@ -68,11 +69,11 @@ def _are_not(missing: list[str]) -> str:
 
 
 def _refusal(problem: str) -> SparsifyError:
-    return SparsifyError(f"environment: {problem}: no launcher of several processes has set it; {_ADVICE}")
+    return SparsifyError(f"environment: {problem}: not set by a launcher such as torchrun; {_ADVICE}")
 
 
 def check_accelerate(precision: str, environment: Mapping[str, str] | None = None) -> None:
-    """Raise SparsifyError for what `accelerate launch` was asked for, and a recipe does not do."""
+    """Raise SparsifyError for settings of `accelerate launch` that a recipe does not support."""
     given = os.environ if environment is None else environment
     for variable, name in (
         ("ACCELERATE_USE_FSDP", "FSDP"),

@@ -1,4 +1,4 @@
-"""What processes that train one model tell each other: sums, decisions, errors."""
+"""Communication between the processes that train one model: sums, decisions, errors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, distributed, nn
 
 from ..errors import ElsewhereError, SparsifyError, one_line
 
-Group = Any  # a ProcessGroup of torch.distributed, None for a process alone
+Group = Any  # a ProcessGroup of torch.distributed, None for a single process
 
 
 def group_of(model: nn.Module) -> Group:
-    """Return the group of processes that train `model`, None if this one is alone.
+    """Return the process group that trains `model`, None for a single process.
 
-    It is that of DistributedDataParallel, else the default group of torch.distributed, if there is one.
+    It is that of DistributedDataParallel, else the default group of torch.distributed if it is initialised.
     """
     if not distributed.is_available() or not distributed.is_initialized():
         return None
@@ -35,7 +35,7 @@ def size_of(group: Group) -> int:
 
 
 def sum_over(tensors: Iterable[Tensor], group: Group) -> None:
-    """Replace each tensor by its sum over all processes, in place; they have the same bits on all of them."""
+    """Replace each tensor by its sum over all processes, in place; the result has the same bits on all of them."""
     if group is not None:
         for tensor in tensors:
             distributed.all_reduce(tensor, group=group)
@@ -56,7 +56,7 @@ def total(number: int, group: Group) -> int:
 
 
 def gather(value: Any, group: Group) -> list[Any]:
-    """Return the `value` of every process, in their order."""
+    """Return the `value` of every process, ordered by rank."""
     values: list[Any] = [value]
     if group is not None:
         values = [None] * size_of(group)
@@ -66,22 +66,22 @@ def gather(value: Any, group: Group) -> list[Any]:
 
 @contextmanager
 def together(group: Group) -> Iterator[None]:
-    """Let an error of the block on one process be raised on all: nobody waits for one that has left.
+    """Raise an error of the block on all processes, so that none waits for one that failed.
 
-    The first process that failed raises its own error, the others ElsewhereError with that text. Within the block
-    nothing may wait for another process.
+    The failed process with the lowest rank raises its own error, the others ElsewhereError with its text. Code in the
+    block must not wait for another process.
     """
     error: Exception | None = None
     try:
         yield
-    except Exception as caught:  # noqa: BLE001 - raised below, on every process
+    except Exception as caught:  # noqa: BLE001 - raised below, in every process
         error = caught
     if group is None:
         if error is not None:
             raise error
         return
-    told = None if error is None else (one_line(error, 1000), _code(error))
-    found = [(rank, *one) for rank, one in enumerate(gather(told, group)) if one is not None]
+    failure = None if error is None else (one_line(error, 1000), _code(error))
+    found = [(rank, *one) for rank, one in enumerate(gather(failure, group)) if one is not None]
     if not found:
         return
     rank, text, code = found[0]
@@ -95,7 +95,7 @@ _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|soc
 
 @contextmanager
 def others_lost(size: int) -> Iterator[None]:
-    """Raise ElsewhereError, one line, where one of `size` processes is waited for in vain: it has ended."""
+    """Raise ElsewhereError, one line, if the block waits in vain for another of `size` processes."""
     try:
         yield
     except RuntimeError as error:
@@ -114,9 +114,9 @@ def _code(error: Exception) -> int:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of one training: the number of this one, how many there are, its number on its machine.
+    """The processes of one training run: the rank of this one, their number, its rank on its machine.
 
-    `group` is one whose messages lie on the CPU, so that no device is waited for.
+    `group` sends messages in CPU memory, so that communication does not wait for a device.
     """
 
     rank: int = 0
@@ -126,7 +126,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -138,7 +138,7 @@ class Ranks:
         return tuple(map(bool, numbers.tolist()))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes, where the tensor is."""
+        """Return the sum of a tensor over all processes, on the tensor's device."""
         if self.group is None:
             return tensor
         whole = tensor.cpu()
@@ -147,7 +147,7 @@ class Ranks:
         return whole.to(tensor.device)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the `value` of every process, in their order."""
+        """Return the `value` of every process, ordered by rank."""
         return gather(value, self.group)
 
     def of_first(self, value: Any) -> Any:
@@ -158,11 +158,11 @@ class Ranks:
         return values[0]
 
     def together(self) -> Any:
-        """Return a context in which an error of one process is raised on all; see `together`."""
+        """Return a context manager that raises an error of one process on all; see `together`."""
         return together(self.group)
 
     def one_of(self, error: SparsifyError) -> SparsifyError:
-        """Return what to raise for an error that all processes meet alike: on all but the first ElsewhereError."""
+        """Return what to raise for an error that occurs on all processes: ElsewhereError except on the first."""
         return error if self.first else ElsewhereError(str(error), error.exit_code)
 
     def take_buffers(self, tensors: Iterable[Tensor]) -> None:
@@ -176,6 +176,6 @@ ALONE = Ranks()
 
 
 def joined_ranks(model: nn.Module) -> Ranks:
-    """Return the processes that train `model` in a loop of the user's."""
+    """Return the processes that train `model` in the user's own loop."""
     group = group_of(model)
     return ALONE if group is None else Ranks(distributed.get_rank(group), size_of(group), 0, group)

@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a part: the DTensors of torch's fully_shard."""
+"""Sharded tensors: the DTensors of torch's fully_shard."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from .ranks import Group
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether a tensor is a DTensor."""
-    module = sys.modules.get("torch.distributed.tensor")  # slow to import, and there is none before that
+    """Return whether a tensor is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import; without it there are no DTensors
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Any) -> Tensor:
-    """Return this process's part of a tensor, without a copy; of one that is not sharded, itself."""
+    """Return this process's shard of a tensor, without a copy; an unsharded tensor is returned as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
 
 
 def whole(tensor: Any) -> Tensor:
-    """Return a tensor as one process has it; of a sharded one all processes have to ask for it at once."""
+    """Return the full tensor; for a sharded tensor all processes must call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
 
 
 def group_of_shards(tensor: Any) -> Group:
-    """Return the processes that hold the parts of a tensor, None for one that is not sharded."""
+    """Return the process group over which a tensor is sharded, None if it is not."""
     return tensor.device_mesh.get_group(_cut(tensor)) if is_sharded(tensor) else None
 
 
 def group_of_copies(tensor: Any) -> Group:
-    """Return the processes that hold the same part of a tensor, None where this one alone has it."""
+    """Return the process group that holds the same shard of a tensor, None if no other process does."""
     if not is_sharded(tensor) or tensor.device_mesh.ndim == 1:
         return None
     return tensor.device_mesh.get_group(1 - _cut(tensor))
 
 
 def group_of_mesh(tensor: Any) -> Group:
-    """Return all processes over which a sharded tensor lies."""
+    """Return the process group of all processes of a sharded tensor's mesh."""
     return group_of_shards(tensor) if tensor.device_mesh.ndim == 1 else distributed.group.WORLD
 
 
 def _cut(tensor: Any) -> int:
-    """Return the dimension of the mesh along which a tensor is cut."""
+    """Return the mesh dimension along which a tensor is sharded."""
     return next(number for number, placement in enumerate(tensor.placements) if not placement.is_replicate())
 
 
 def count(mask: Tensor) -> int:
-    """Return how many entries of a mask are True, of all parts together."""
+    """Return the number of True entries of a mask, over all shards."""
     own = int(local(mask).count_nonzero())
     group = group_of_shards(mask)
     if group is None:
@@ -62,9 +62,9 @@ def count(mask: Tensor) -> int:
 
 
 def check_by_rows(name: str, tensor: Any) -> None:
-    """Raise SparsifyError, naming the weight, if it is cut in another way than along its first dimension, once.
+    """Raise SparsifyError, which names the weight, unless it is sharded once, along its first dimension.
 
-    Beside the cut there may be copies, on a mesh of two dimensions over all processes.
+    It may also be replicated, on a two-dimensional mesh over all processes.
     """
     from torch.distributed.tensor import Replicate, Shard
 
@@ -80,7 +80,7 @@ def check_by_rows(name: str, tensor: Any) -> None:
 
 
 def like(tensor: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
-    """Return `values`, this process's part, as a tensor of `shape` that is sharded as `tensor` is."""
+    """Return a tensor of `shape`, sharded like `tensor`, whose local shard is `values`."""
     from torch.distributed.tensor import DTensor
 
     stride = torch.empty(shape, device="meta").stride()
@@ -96,7 +96,7 @@ def like(tensor: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
 
 
 def copy_into(target: Tensor, values: Tensor) -> Tensor:
-    """Copy `values` into `target`, in place, whichever of them is sharded, and return it."""
+    """Copy `values` into `target`, in place, and return `target`; either may be sharded."""
     with torch.no_grad():
         if is_sharded(target):
             local(target).copy_(local(values) if is_sharded(values) else part_of(target, values))
@@ -106,7 +106,7 @@ def copy_into(target: Tensor, values: Tensor) -> Tensor:
 
 
 def part_of(tensor: Tensor, values: Tensor) -> Tensor:
-    """Return of whole `values` the part that this process holds of `tensor`, a copy."""
+    """Return a copy of the part of the full tensor `values` that corresponds to this process's shard of `tensor`."""
     mesh, cut = tensor.device_mesh, _cut(tensor)  # type: ignore[attr-defined]
     rank, size = mesh.get_local_rank(cut), mesh.size(cut)
     parts = torch.chunk(values, size, 0)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import SparsifyError
 from ..processes.ranks import gather, group_of
+from ..surgery.analysis.liveness import own_surroundings
 from ..surgery.channels import Channels, analyse
 from ..surgery.conversion.fold import fold
 from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
@@ -35,11 +36,11 @@ def build_candidates(
     rules: Mapping[str, Rule] | None = None,
     examples: Sequence[Any] = (),
 ) -> Candidates:
-    """Return the candidates of a pruning of the weights `names` of `model`: entries, rows, or groups of channels.
+    """Return the candidates for pruning the weights `names` of `model`: entries, rows, or groups of channels.
 
-    Units are groups of channels if there are `channels` or an `example_input` to find them with; every parameter that
-    produces them then gets a mask. Raises SparsifyError if nothing can be pruned, for settings that need groups without
-    these, and if an amount is larger than a group of the scope.
+    With `channels` or an `example_input`, units are groups of channels, and every parameter that produces them gets a
+    mask. Raises SparsifyError if nothing can be pruned, for settings that need groups without either, and if an amount
+    is larger than a group of the scope.
     """
     candidates = _build(model, pruning, names, example_input, channels, rules, examples)
     parameters = masked_parameters(model)
@@ -61,10 +62,12 @@ def _build(
     if settings.name == "unit" and (channels is not None or example_input is not None):
         if channels is None:
             heads = settings.heads or "whole"
-            channels = analyse(fold(model), example_input, heads=heads, rules=rules, examples=examples)
+            channels = analyse(model, example_input, heads=heads, rules=rules, examples=examples)
         per = _per(model, pruning, example_input, channels)
         of = None if pruning.of in (None, "units") else _budget(model, str(pruning.of), channels)
-        return GroupCandidates(learn_groups(model, channels, names), scope, settings.aggregate or "mean", per, of)
+        with own_surroundings():
+            groups = learn_groups(model, channels, names)
+        return GroupCandidates(groups, scope, settings.aggregate or "mean", per, of)
     needing: dict[str, str | None] = {
         "criterion.per": pruning.criterion.per,
         "of": None if settings.name == "weight" else pruning.of,
@@ -97,7 +100,7 @@ def _scope(pruning: Pruning) -> Scope:
 
 
 def _whole(model: nn.Module, pruning: Pruning, weights: Mapping[str, MaskedWeight]) -> int | None:
-    """Return of how many entries the sparsity is a fraction, where that is not those of the weights."""
+    """Return how many entries the sparsity is a fraction of, None for those of the weights."""
     if pruning.of != "parameters":
         return None
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -112,7 +115,7 @@ def _whole(model: nn.Module, pruning: Pruning, weights: Mapping[str, MaskedWeigh
 
 
 def _left_dense(weights: Mapping[str, MaskedWeight], m: int) -> list[str]:
-    """Return a line for the weights without a whole group, and one for each that has inputs left at the end."""
+    """Return a line for the weights with fewer than `m` inputs, and one for each with inputs left over at the end."""
     inputs = {name: along_inputs(weight.mask, layout(weight)).shape[2] for name, weight in weights.items()}
     short = [name for name, count in inputs.items() if count < m]
     if len(short) == len(inputs):

@@ -1,4 +1,4 @@
-"""From the present masks of a pruning to its report."""
+"""Building the report of a pruning from its masks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _part_report(model: nn.Module, pruning: Pruning, candidates: Candidates) -> 
 
 
 def _bounds_note(pruning: Pruning, members: Sequence[Member]) -> list[str]:
-    """Return what the layers reached, where each has a least or most sparsity."""
+    """Return a line with the lowest and highest sparsity of a layer, if layers have bounds."""
     reached = sorted((1 - float(one.mask.float().mean()), one.name) for one in members if one.size)
     if not reached or (pruning.least is None and pruning.most is None):
         return []
@@ -70,7 +70,7 @@ def _bounds_note(pruning: Pruning, members: Sequence[Member]) -> list[str]:
 
 
 def _together(reports: Sequence[PruningReport], parts: Sequence[Part]) -> PruningReport:
-    """Return one report on all parts, which it keeps as well."""
+    """Return one report on all parts, which contains theirs."""
     kinds = {report.of for report in reports}
     size = sum(report.size for report in reports)
     due, chosen, choices = (sum(getattr(one, key) for one in reports) for key in ("due", "chosen", "choices"))
@@ -100,9 +100,6 @@ def _layer(weight: MaskedWeight) -> LayerSparsity:
 
 
 def losses_of(model: nn.Module, parts: Sequence[Part]) -> list[str]:
-    """Return a line for what lost all its weights in each of `parts`, see `losses`."""
-    lines = []
-    for part in parts:
-        report = pruning_report(model, part.pruning, (part,))
-        lines += losses(report, filters=part.pruning.granularity.name != "unit")
-    return lines
+    """Return lines on layers and units of `parts` that lost all their weights, see `losses`."""
+    reports = ((part, pruning_report(model, part.pruning, (part,))) for part in parts)
+    return [line for part, one in reports for line in losses(one, filters=part.pruning.granularity.name != "unit")]

@@ -19,23 +19,23 @@ from .settings.prune import Pruning
 
 
 def round_targets(sparsity: Fraction, rounds: int) -> list[Fraction]:
-    """Return the sparsity after each round: the density falls by the same factor in each, exactly `sparsity` at last.
+    """Return the sparsity after each round: the density falls by a constant factor, the last one is exactly `sparsity`.
 
     Tanaka et al. 2020, algorithm 1, where the density after round k of n is rho^(-k/n).
     """
     density = float(1 - sparsity)
-    # Twelve decimals, so that counts do not hang on the last bit of a C library's power.
+    # Twelve decimals, so that counts do not depend on the last bit of a C library's pow.
     return [1 - Fraction(f"{density ** (k / rounds):.12f}") for k in range(1, rounds)] + [sparsity]
 
 
 def from_present(update: Update, first: Update, target: Fraction) -> Update:
-    """Return `update` with its progress from the masks at the start to `target`, as in a union's cycle.
+    """Return `update` as progress from the masks at the start to `target`, as in a union's cycle.
 
     The progress is that of the schedule since its update `first`.
     """
     assert update.sparsity is not None and first.sparsity is not None
-    way = target - first.sparsity
-    return replace(update, sparsity=None, progress=(update.sparsity - first.sparsity) / way if way else Fraction(1))
+    span = target - first.sparsity
+    return replace(update, sparsity=None, progress=(update.sparsity - first.sparsity) / span if span else Fraction(1))
 
 
 def set_all(masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None) -> None:
@@ -61,10 +61,10 @@ def update_masks(
     context: Context,
     union: Mapping[str, Tensor],
 ) -> float:
-    """Write the masks that `update` asks for, in place, and return the sparsity due from now on.
+    """Write the masks of `update`, in place, and return the sparsity due from now on.
 
     `union` holds the union of the saved masks by weight name; in its cycle only its members may be kept. Raises
-    SparsifyError for scores that are NaN or missing, when some masks may have been written already.
+    SparsifyError for scores that are NaN or missing; some masks may then be written already.
     """
     allowed = _allowed(update, pruning, weights, union)
     masks = {name: weight.mask for name, weight in weights.items()}

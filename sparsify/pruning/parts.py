@@ -1,4 +1,4 @@
-"""The parts of a pruning: the weights of each rule, and those of none, with their own settings and candidates."""
+"""The parts of a pruning: the weights of each rule, and all other weights, with their settings and candidates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .units.group_candidates import GroupCandidates
 class Part:
     """Weights that are pruned by one criterion, granularity, scope and sparsity.
 
-    `plan` has as many updates as every other part's, on the same steps; `match` is the rule's, empty without one.
+    The plans of all parts have the same number of updates, on the same steps; `match` is the rule's, () without one.
     """
 
     match: tuple[str, ...]
@@ -59,9 +59,9 @@ def make_parts(
     rules: Mapping[str, Rule] | None,
     examples: Sequence[Any],
 ) -> tuple[Part, ...]:
-    """Return the parts of a pruning of `model`, those of rules first; `times` are its total steps, and an epoch's.
+    """Return the parts of a pruning of `model`, those of rules first; `times` is (total_steps, steps_per_epoch).
 
-    Raises SparsifyError as `build_candidates` does, and for a rule that no weight is left for.
+    Raises SparsifyError as `build_candidates` does, and for a rule without a weight left to match.
     """
     parts = []
     for match, own, names in _settings(model, pruning):
@@ -80,12 +80,12 @@ def make_parts(
     return tuple(parts)
 
 
-# Criteria whose scores of a part are those of the whole, or whose gradients fully_shard sums.
+# Criteria that score each entry by itself, or whose gradients fully_shard sums.
 _ON_SHARDS = ("magnitude", "random", "snip", "movement")
 
 
 def check_shards(parts: Iterable[Part]) -> None:
-    """Raise SparsifyError for what does not work where each process holds a part of the weights."""
+    """Raise SparsifyError for settings that do not work on sharded weights."""
     for part in parts:
         pruning = part.pruning
         criterion, size = pruning.criterion, pruning.granularity.size
@@ -125,7 +125,7 @@ def _settings(model: nn.Module, pruning: Pruning) -> Iterator[tuple[tuple[str, .
 
 
 def sums_of(parts: Iterable[Part]) -> StepSums:
-    """Return the sums over steps that criteria of the parts need."""
+    """Return the sums over steps that criteria of `parts` need."""
     adding = [part for part in parts if part.adds_over_steps and any(update.step for update in part.plan)]
     return StepSums(name for part in adding for name in part.candidates.scored)
 
@@ -133,7 +133,7 @@ def sums_of(parts: Iterable[Part]) -> StepSums:
 def with_data(
     parts: Iterable[Part], batches: Iterable[Any] | None, loss_fn: Any, example_input: Any
 ) -> tuple[Iterable[Any] | None, Any]:
-    """Return the batches, an iterator that is needed as a list, and the example, from the first batch if it is needed.
+    """Return the batches (as a list if they are an iterator) and the example input, from the first batch if needed.
 
     Raises SparsifyError if a criterion needs data or an input and there is none.
     """
@@ -157,7 +157,7 @@ def update_parts(
     context: Context,
     union: Mapping[str, Tensor],
 ) -> float:
-    """Write the masks that the update of this index asks for in every part, and return the sparsity that is due."""
+    """Write the masks of update number `index` of every part, and return the sparsity due."""
     due, sizes = [], []
     for part in parts:
         own = {name: weights[name] for name in part.candidates.names}
@@ -171,7 +171,7 @@ def update_parts(
 
 
 def removed(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> float:
-    """Return the sparsity that the masks have at present."""
+    """Return the sparsity of the present masks."""
     if len(parts) == 1:
         return float(parts[0].candidates.removed({name: weight.mask for name, weight in weights.items()}))
     kept, size = kept_of(weights.values())
@@ -179,7 +179,7 @@ def removed(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> float
 
 
 def masks_to_keep(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) -> dict[str, Tensor]:
-    """Return copies of the masks of the parts whose ramp begins at them: not those that cycle, or want less removed."""
+    """Return copies of the present masks of parts whose ramp starts from them: not cyclical, no lower target."""
     kept = {}
     for part in parts:
         masks = {name: weights[name].mask for name in part.candidates.names}
@@ -190,7 +190,7 @@ def masks_to_keep(parts: Sequence[Part], weights: Mapping[str, MaskedWeight]) ->
 
 
 def check_present(parts: Sequence[Part], weights: Mapping[str, MaskedWeight], where: str) -> None:
-    """Raise SparsifyError, its line begun by `where`, if a part is to remove less than its masks remove already."""
+    """Raise SparsifyError, prefixed by `where`, if the target of a part is below what its masks already remove."""
     for part in parts:
         present = part.candidates.removed({name: weights[name].mask for name in part.candidates.names})
         target = part.pruning.target
@@ -203,17 +203,15 @@ def check_present(parts: Sequence[Part], weights: Mapping[str, MaskedWeight], wh
 
 
 def measured_prices(parts: Sequence[Part]) -> dict[str, Tensor]:
-    """Return the prices that were measured, under "prices": those of two pruners differ."""
+    """Return the measured prices under "prices", for the state: two pruners measure different ones."""
     candidates = parts[0].candidates
     measured = parts[0].pruning.criterion.per == "milliseconds"
     return {"prices": candidates.prices} if measured and isinstance(candidates, GroupCandidates) else {}
 
 
 def at_prices(parts: tuple[Part, ...], prices: Tensor) -> tuple[Part, ...]:
-    """Return the parts at other prices than those that were measured."""
+    """Return the parts with `prices` instead of measured ones."""
     candidates = parts[0].candidates
-    return (
-        (replace(parts[0], candidates=candidates.at_prices(prices)),)
-        if isinstance(candidates, GroupCandidates)
-        else parts
-    )
+    if not isinstance(candidates, GroupCandidates):
+        return parts
+    return (replace(parts[0], candidates=candidates.at_prices(prices)),)

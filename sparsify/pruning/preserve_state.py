@@ -1,4 +1,4 @@
-"""Running a model for its scores and leaving it as it was: values, buffers, flags and random states."""
+"""Context managers that restore a model after it ran for scores: buffers, flags and random states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def preserve_state(
 ) -> Iterator[None]:
     """Run the block with gradients for `parameters` and the model in the mode `training` (None: its own modes).
 
-    Afterwards buffers, masks apart, modes, `requires_grad` and random states are restored.
+    Afterwards modes, `requires_grad`, random states and all buffers but the masks are restored.
     """
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
@@ -50,7 +50,7 @@ def preserve_state(
 
 @contextmanager
 def preserve_state_and_gradients(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Do as `preserve_state`, in the model's own modes, and restore `.grad` too: for code that calls `backward()`."""
+    """As `preserve_state`, in the model's own modes, but also restore `.grad`: for code that calls `backward()`."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -1,4 +1,4 @@
-"""The pruner: criterion, granularity, scope and schedule, joined into masks that change while a model trains."""
+"""The pruner: applies criterion, granularity, scope and schedule to the masks of a model in training."""
 
 from __future__ import annotations
 
@@ -14,31 +14,21 @@ from torch import Tensor, nn
 from ..arguments import takes
 from ..processes.ranks import group_of
 from ..surgery.channels import Channels
-from ..surgery.masks import MaskedWeight, kept_of, masked_parameters
+from ..surgery.masks import MaskedWeight, kept_of
+from ..surgery.new_ties import refuse_new_ties
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
 from ..surgery.sharding import reshard, shard_masks
 from ..surgery.unwrap import unwrap
+from . import parts
 from .build_report import losses_of, pruning_report
 from .criteria.gradients import LossFunction, on_model_and_batch
 from .criteria.table import Context
 from .mask_update import set_all, union_of
-from .parts import (
-    at_prices,
-    check_present,
-    check_shards,
-    make_parts,
-    masks_to_keep,
-    measured_prices,
-    removed,
-    sums_of,
-    update_parts,
-    with_data,
-)
 from .report import PruningReport, SparsityWarning
 from .same_masks import check_same
 from .schedules import Update, update_plan
-from .selection.prunable_weights import copy_to_aliases
+from .selection.prunable_weights import copy_to_aliases, weights_named
 from .settings.prune import Pruning, parse_pruning
 from .state import PrunerState, settings_text
 
@@ -54,18 +44,17 @@ class Pruner:
 
     - `pruning`: the prune section of a recipe, as settings or a dict.
     - `total_steps`, `steps_per_epoch`: optimiser steps; the latter only for times in epochs.
-    - `generator`: seeds random scores by one number drawn from it; without it the seed is 0.
+    - `generator`: random scores are seeded by one number drawn from it, by default by 0.
     - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`. With
-      granularity unit it shows which channels are coupled: these are pruned together, biases and norms included.
-      Without it a unit is a row of one weight. Criteria such as synflow take its shape.
-    - `channels`, `rules`, `examples`: a result of `analyse` in place of the example, or further arguments for it.
+      granularity unit it is used to find coupled channels, which are pruned together, biases and norms included;
+      without it a unit is a row of one weight. Criteria such as synflow use its shape.
+    - `channels`: a result of `analyse` instead of the example. `rules`, `examples`: further arguments for `analyse`.
 
-    What masks remove before the start stays removed; a schedule without cycles then goes from the present sparsity, in
-    each group of the scope, to the target, unless the target is lower.
-
-    Where torch.distributed has several processes, all make a pruner and call it alike: their batches count together,
-    and masks are compared after every update. `model` may be in DistributedDataParallel, or cut by fully_shard: its
-    masks are cut alike, and what is not exact there is refused (docs/processes.md).
+    Weights that are masked before the start stay removed; a schedule without cycles then goes from the present
+    sparsity, in each group of the scope, to the target, unless the target is lower.
+    With torch.distributed, every process makes a pruner and makes the same calls: gradients are those of all batches
+    together, and masks are compared after every update. `model` may be wrapped in DistributedDataParallel or sharded by
+    fully_shard: masks are then sharded too, and settings that would not be exact are refused (docs/processes.md).
     """
 
     @takes(
@@ -89,23 +78,23 @@ class Pruner:
         rules: Mapping[str, Rule] | None = None,
         examples: Sequence[Any] = (),
     ) -> None:
-        """Plan the pruning of `model`, which `convert` has put masks on; no mask is changed yet.
+        """Plan the pruning of a converted `model`; no mask is changed yet.
 
         Raises SparsifyError for wrong settings, times that do not fit, or a model without masks.
         """
         self.model, self._group = unwrap(model), group_of(model)
         model, shards = self.model, shard_masks(self.model)
+        refuse_new_ties(model, "Pruner")
         self.pruning = parse_pruning(pruning)
-        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
-        self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, total_steps, steps_per_epoch))
-        times = (total_steps, steps_per_epoch)
-        self.parts = make_parts(model, self.pruning, times, example_input, channels, rules, examples)
+        self.total_steps, self.steps_per_epoch = times = total_steps, steps_per_epoch
+        self.plan: tuple[Update, ...] = tuple(update_plan(self.pruning, *times))
+        self.parts = parts.make_parts(model, self.pruning, times, example_input, channels, rules, examples)
         if shards is not None:
-            check_shards(self.parts)
+            parts.check_shards(self.parts)
             self._group = shards
         self.names = tuple(name for part in self.parts for name in part.candidates.names)
         self.position = 0
-        self._state = PrunerState(self.pruning.masked_weights, generator, self._group, sums_of(self.parts))
+        self._state = PrunerState(self.pruning.masked_weights, generator, self._group, parts.sums_of(self.parts))
         self._state.sums.watch(self._weights())
         self._ready = False  # `start` was called in this process
         self._batches: Iterable[Any] | None = None
@@ -131,15 +120,15 @@ class Pruner:
         return self._state.done == len(self.plan)
 
     def start(self, batches: Iterable[Any] | None = None, loss_fn: Callable[..., Tensor] | None = None) -> None:
-        """Make the updates due before the first step, and take the data that some criteria need.
+        """Apply the updates due before the first step, and set the data that some criteria need.
 
-        `batches` is iterated anew at every update (an iterator is stored as a list). `loss_fn(outputs, targets)`
-        returns the loss of a batch (inputs, targets), a tensor of one element; with parameters called `model` and
-        `batch`, or for batches that are no pairs, it gets these. After `load_state_dict` only the data are taken.
+        `batches` is iterated again at every update (an iterator is stored as a list). `loss_fn(outputs, targets)`
+        returns the loss of a batch (inputs, targets), a tensor of one element; if its parameters are called `model` and
+        `batch`, or if batches are not pairs, it is called with these. After `load_state_dict` only the data are set.
         Raises SparsifyError if the criterion needs data and there are none.
         """
         if not self.finished:
-            batches, self._example_input = with_data(self.parts, batches, loss_fn, self._example_input)
+            batches, self._example_input = parts.with_data(self.parts, batches, loss_fn, self._example_input)
         self._batches = batches
         self._loss_fn = None if loss_fn is None else on_model_and_batch(loss_fn)
         self._ready = True
@@ -148,9 +137,9 @@ class Pruner:
             state.started = True
             kept, entries = kept_of(self._watched)
             state.removed_before = entries - kept
-            state.sparsity = removed(self.parts, self._weights()) if state.removed_before else 0.0
+            state.sparsity = parts.removed(self.parts, self._weights()) if state.removed_before else 0.0
             if state.sparsity:  # a ramp to a higher sparsity begins at the present masks, and only adds to them
-                state.union = masks_to_keep(self.parts, self._weights())
+                state.union = parts.masks_to_keep(self.parts, self._weights())
             try:
                 self._apply_due_updates()
             except BaseException:
@@ -159,17 +148,17 @@ class Pruner:
 
     def check_present(self, *, where: str) -> None:
         """Raise SparsifyError, which begins with `where`, if the masks already remove more than the target."""
-        check_present(self.parts, self._weights(), where)
+        parts.check_present(self.parts, self._weights(), where)
 
     def step(self) -> None:
-        """Count one optimiser step and make the updates due after it. Call it right after `optimizer.step()`.
+        """Count one optimiser step and apply the updates due after it. Call it right after `optimizer.step()`.
 
-        Raises what the criterion and the loss raise; no mask is changed then, and the next call tries again.
+        Exceptions of the criterion and the loss pass through; masks are then unchanged, and the next call tries again.
         """
         if not self._ready:
             self.start()
         for weight in self._watched:
-            weight.mask  # noqa: B018 - something else may have put there what is no mask
+            weight.mask  # noqa: B018 - raises if other code replaced the mask
         self.position += 1
         reshard(self.model)
         if self._state.sums.names:
@@ -181,19 +170,21 @@ class Pruner:
             self._apply_due_updates()
 
     def report(self) -> PruningReport:
-        """Return the sparsity reached by the present masks, layer by layer, against the one requested.
+        """Return the sparsity reached by the present masks, layer by layer, and the one requested.
 
-        Gives a ScheduleWarning while steps are done and updates still due, and after more steps than were planned.
+        Warns (ScheduleWarning) if updates are still due, and after more steps than were planned.
         """
-        warn_of_schedule(self.model, stacklevel=2)
+        warn_of_schedule(self.model, stacklevel=2, weights=self.names)
+        self._weights()
         return pruning_report(self.model, self.pruning, self.parts, self._state.removed_before)
 
     def _note_progress(self) -> None:
         last = self.plan[-1].step if self.plan else 0
-        note_progress(self.model, Progress(self.position, self.total_steps, last, self._state.done, len(self.plan)))
+        progress = Progress(self.position, self.total_steps, last, self._state.done, len(self.plan))
+        note_progress(self.model, self.names, progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to continue to the same bits; the masks are in the model's state.
+        """Return the state from which `load_state_dict` continues to the same bits; masks are in the model's state.
 
         A flat dict of integers, floats, bools, strings and tensors, all copies.
         """
@@ -206,18 +197,17 @@ class Pruner:
         """
         found = self._state.load(state, self._own_entries(), self._weights())
         if "prices" in found:
-            self.parts = at_prices(self.parts, found["prices"].cpu())
+            self.parts = parts.at_prices(self.parts, found["prices"].cpu())
         self.position, self._ready = found["position"], False
         self._note_progress()
 
     def _own_entries(self) -> dict[str, Any]:
         settings = settings_text(self.pruning, self.total_steps, self.steps_per_epoch, self.names)
-        return {"settings": settings, "position": self.position, **measured_prices(self.parts)}
+        return {"settings": settings, "position": self.position, **parts.measured_prices(self.parts)}
 
     def _weights(self) -> dict[str, MaskedWeight]:
-        # Looked up each time: `.to(device)` and some ways of loading put new tensors in the place of the masks.
-        weights = masked_parameters(self.model)
-        return {name: weights[name] for name in self.names}
+        # Looked up each time: `.to(device)` and some ways of loading replace the masks.
+        return weights_named(self.model, self.names)
 
     def _is_due(self) -> bool:
         return not self.finished and self.plan[self._state.done].step <= self.position
@@ -245,7 +235,7 @@ class Pruner:
         masks = {name: weight.mask for name, weight in weights.items()}
         if update.event in ("reset", "union"):
             set_all(masks, self._state.union if update.event == "union" else None)
-            self._state.sparsity = removed(self.parts, weights) if update.event == "union" else 0.0
+            self._state.sparsity = parts.removed(self.parts, weights) if update.event == "union" else 0.0
         else:
             context = Context(
                 self.model,
@@ -258,6 +248,6 @@ class Pruner:
                 step_sums=self._state.sums.values,
                 group=self._group,
             )
-            self._state.sparsity = update_parts(self.parts, self._state.done, weights, context, self._state.union)
+            self._state.sparsity = parts.update_parts(self.parts, self._state.done, weights, context, self._state.union)
         if update.event == "save":
             self._state.union = union_of(self._state.union, masks)

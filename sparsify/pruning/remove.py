@@ -1,4 +1,4 @@
-"""remove(): take chosen units out of a model, with everything that is tied to them."""
+"""remove(): remove chosen units from a model, with everything that is coupled to them."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def remove(
 ) -> ShrinkReport:
     """Return a smaller plain model without the chosen output units, as the `model` of a report like that of `shrink`.
 
-    `units` maps layers, or weights, to the indices of their outputs: {"layer1.0.conv1": [2, 6, 9]}. With a unit goes
-    all that is tied to it: biases, norms, what reads it, and in residual networks the units of other layers that it is
-    added to; and what has no influence any more without it. The outputs are those of `model` with these units at zero,
-    compared unless `verify` is False; the other arguments are those of `shrink`. `model` is not changed: what its masks
-    remove is zero in the small model.
-    Raises SparsifyError, naming it, for a layer that the model does not have, an index out of range, and a unit that
-    cannot go, with the reason.
+    `units` maps layers, or weights, to the indices of their outputs: {"layer1.0.conv1": [2, 6, 9]}. A unit is removed
+    with all that is coupled to it: biases, norms, the inputs of its readers, in residual networks the units of other
+    layers that it is added to, and whatever no longer has influence. The outputs are those of `model` with these units
+    at zero, compared unless `verify` is False; the other arguments are those of `shrink`. `model` is not changed; its
+    masked weights are zero in the small model.
+    Raises SparsifyError, naming it, for an unknown layer, an index out of range, and a unit that cannot be removed,
+    with the reason.
     """
     work = fold(model)
     convert(work)
@@ -70,7 +70,7 @@ def remove(
 
 
 def _weight_of(model: nn.Module, channels: Channels, layer: str) -> tuple[str, int]:
-    """Return the weight that a layer's name stands for, and the dimension of its units."""
+    """Return the weight of a layer, and the dimension of its units."""
     weights = masked_weights(model)
     own = [name for name in weights if layer in (name, name.rpartition(".")[0])]
     if not own:

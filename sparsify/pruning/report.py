@@ -1,4 +1,4 @@
-"""The report of a pruning: sparsity reached against sparsity requested."""
+"""The report of a pruning: the sparsity reached and the one requested."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..tables import layer_lines
 
 
 class SparsityWarning(UserWarning):
-    """A pruning as requested has a result that is probably not wanted."""
+    """The requested pruning has a result that is probably not wanted."""
 
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """One weight: shape, number of entries and of removed ones, number of output units and the ones that lost all."""
+    """One weight: shape, entries, removed entries, output units, and the units that lost all their entries."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class LayerSparsity:
 
 @dataclass(frozen=True)
 class CoupledLayer:
-    """Weights whose units go together: their names, how many units they have that can go, and how many went."""
+    """Weights whose units are removed together: their names, the number of prunable units, and of removed ones."""
 
     weights: tuple[str, ...]
     units: int
@@ -45,15 +45,14 @@ class CoupledLayer:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """Reached sparsity against requested.
+    """The sparsity that a pruning reached and the one requested.
 
-    `requested` is the recipe's sparsity, `due` the sum over the scope's groups of what it comes to, each rounded down,
-    out of `choices`, all that could be removed: `kind` says what, entries, units or blocks. `chosen` of them are
-    removed. `parameters` counts the whole model's. `of` is what the sparsity is a fraction of, and `share` is gone of
-    that. `notes` says what stays and why. Where units span layers, `coupled` lists the layers that they span.
-    `removed_before` entries were removed when the pruning began. Where there are rules, `parts` holds for each of them
-    what it matches and a report on its weights, then one on the weights that no rule matches; `requested` is then the
-    mean by entries.
+    `requested` is the recipe's sparsity. Of `choices` candidates (`kind`: entries, units or blocks) `due` were to be
+    removed, the sum of the counts of the scope's groups, each rounded down, and `chosen` are removed. `parameters` is
+    the size of the whole model. The sparsity is a fraction of `of`; `share` is the fraction of that removed. `notes`
+    says what stays and why. If units span layers, `coupled` lists these layers. `removed_before` entries were removed
+    when the pruning began. With rules, `parts` holds the match of each and a report on its weights, then one on the
+    weights that no rule matches; `requested` is then the mean weighted by entries.
     """
 
     requested: float
@@ -76,12 +75,12 @@ class PruningReport:
 
     @property
     def removed(self) -> int:
-        """How many weights are removed."""
+        """The number of weights removed."""
         return sum(layer.removed for layer in self.layers)
 
     @property
     def size(self) -> int:
-        """How many weights could have been removed."""
+        """The number of weights pruned: all that could be removed."""
         return sum(layer.size for layer in self.layers)
 
     @property
@@ -120,7 +119,7 @@ def _some_units(layer: LayerSparsity) -> str:
 
 
 def sparsity_lines(report: PruningReport) -> list[str]:
-    """Return what a pruning came to, against what was asked for."""
+    """Return the lines that compare the sparsity reached with the one requested."""
     reached, requested = percent(report.reached), percent(report.requested)
     notes = [*_rule_lines(report), *(f"  note: {note}" for note in report.notes)]
     if report.of != "entries":
@@ -138,7 +137,7 @@ def sparsity_lines(report: PruningReport) -> list[str]:
 
 
 def _rule_lines(report: PruningReport) -> list[str]:
-    """Return a line for each rule and one for the weights without."""
+    """Return a line for each rule and one for the weights without a rule."""
     return [
         f"  {', '.join(match) or 'the rest'}: {one.chosen:,} of {one.choices:,} {one.of} removed, "
         f"{percent(one.reached)} of the weights, {percent(one.requested)} requested"
@@ -147,7 +146,7 @@ def _rule_lines(report: PruningReport) -> list[str]:
 
 
 def _before_lines(report: PruningReport) -> list[str]:
-    """Return what was removed when the pruning began, if anything was."""
+    """Return a line on what was removed before the pruning, if anything was."""
     if not report.removed_before:
         return []
     share = percent(report.removed_before / report.size) if report.size else "-"
@@ -155,7 +154,7 @@ def _before_lines(report: PruningReport) -> list[str]:
 
 
 def _choice_lines(report: PruningReport) -> list[str]:
-    """Return what pruning whole units or blocks came to."""
+    """Return the lines for units, blocks and costs."""
     of = "multiply-adds" if report.of == "flops" else report.of
     kind = "weights" if report.kind == "entries" else report.kind
     lines = [

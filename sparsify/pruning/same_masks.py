@@ -1,4 +1,4 @@
-"""One mask everywhere: what keeps and proves the masks of several processes equal."""
+"""Comparison of the masks of several processes, which must be equal."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def mask_hash(mask: Tensor) -> int:
 
 
 def packed_on_device(flat: Tensor) -> np.ndarray[Any, Any]:
-    """Return a flat mask eight entries to a byte, the first one lowest: an eighth is fetched from the device."""
+    """Return a flat mask packed eight entries to a byte, lowest bit first; packing happens on the mask's device."""
     whole = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).view(-1, 8)
     bits = whole * torch.tensor(_WEIGHTS, dtype=torch.uint8, device=flat.device)
     return bits.sum(1, dtype=torch.uint8).cpu().numpy()
 
 
 def check_same(weights: Mapping[str, MaskedWeight], position: int, done: int, group: Group) -> None:
-    """Raise SparsifyError, on every process, that names the first weight whose mask is not one on all of them.
+    """Raise SparsifyError on every process, naming the first weight whose mask differs between processes.
 
-    `position` and `done` are the steps and the updates that were made. Each process holds its own part of a sharded
-    mask: it is compared with the copies of that part, if there are any.
+    `position` and `done` are the steps and updates done. The part of a sharded mask that a process holds is compared
+    with the copies of that part, if there are any.
     """
     if group is None:
         return
@@ -68,7 +68,7 @@ def _compare(compared: Mapping[str, Tensor], position: int, done: int, group: Gr
 
 
 def _differing(numbers: Sequence[int], device: torch.device, group: Group) -> list[int]:
-    """Return the places where the numbers of the processes, equally many, differ."""
+    """Return the indices at which the numbers of the processes differ; [2] if their lengths differ."""
     own = torch.tensor(numbers, dtype=torch.int64)
     length = torch.tensor([len(numbers), ~len(numbers)], device=device)
     distributed.all_reduce(length, distributed.ReduceOp.MAX, group=group)
@@ -81,7 +81,7 @@ def _differing(numbers: Sequence[int], device: torch.device, group: Group) -> li
 
 
 def _device(group: Group) -> torch.device:
-    """Return where a tensor lies that the processes of a group exchange."""
+    """Return the device of tensors that the processes of a group can exchange."""
     if distributed.get_backend(group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

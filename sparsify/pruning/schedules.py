@@ -1,4 +1,4 @@
-"""When masks are updated, and to which sparsity: cycles and the plan of updates of a training. Needs no torch."""
+"""Cycles and the plan of mask updates of a training: when, and to which sparsity. Needs no torch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Update:
     """One change of the masks.
 
     `step`: after how many optimiser steps (0: before training). `sparsity`: the fraction removed from then on; None in
-    the union's cycle, where each scope group goes from its own union's sparsity to the target. `cycle`: from 1; a
-    schedule without cycles has one. `event`: "update" masks; "save" updates them and takes them into the union;
-    "reset" sets all to ones; "union" sets them to the union. `progress`: the part of the cycle gone, in [0, 1].
+    the union's cycle, where each group of the scope goes from its own union's sparsity to the target. `cycle`: from 1;
+    a schedule without cycles has one. `event`: "update" updates the masks; "save" also adds them to the union; "reset"
+    sets all to ones; "union" sets them to the union. `progress`: progress within the cycle, in [0, 1].
     """
 
     step: int
@@ -39,7 +39,7 @@ class Update:
 
 
 class Cycle(NamedTuple):
-    """A cycle between two steps, cut off at `end` if its `length` in steps is more; `elapsed`: cycles before it."""
+    """A cycle from step `begin` to `end`, cut off there if its `length` is larger; `elapsed`: cycles before it."""
 
     begin: int
     end: int
@@ -47,7 +47,7 @@ class Cycle(NamedTuple):
     elapsed: int
 
     def progress(self, step: int) -> Fraction:
-        """Return the part of the cycle gone by `step`, 1 at its end; of one without length, which is at its end, 1."""
+        """Return the progress within the cycle at `step`, 1 at its end and for a cycle of length 0."""
         return Fraction(step - self.begin, self.length) if self.length else Fraction(1)
 
 
@@ -139,10 +139,10 @@ def _updates(pruning: Pruning, parts: list[Cycle], every: int) -> Iterator[Updat
     cyclical, union = pruning.schedule.cyclical, pruning.after_cycles == "union"
     for number, cycle in enumerate(parts, 1):
         last = number == len(parts)
-        depends = union and last  # on the union, which nobody knows before training
+        depends = union and last  # on the union, which is not known before training
         if depends:
             yield Update(cycle.begin, None, number, "union", Fraction(0))
-        elif cyclical and not _continues_from_a_peak(pruning, cycle):
+        elif cyclical and not (pruning.schedule.ramp == "full" and cycle.elapsed % 2 == 1):  # that comes down again
             yield Update(cycle.begin, Fraction(0), number, "reset", Fraction(0))
         elif not cyclical and cycle.end > cycle.begin:
             yield Update(cycle.begin, schedule(Fraction(0)), number, "update", Fraction(0))
@@ -151,7 +151,7 @@ def _updates(pruning: Pruning, parts: list[Cycle], every: int) -> Iterator[Updat
             due = None if depends else schedule(cycle.elapsed + progress)
             yield Update(step, due, number, "update", progress)
         if cycle.end - cycle.begin < cycle.length:
-            continue  # cut off by the last cycle: it never reached the target, so it ends without an update
+            continue  # cut off by the last cycle before it reached the target: no update at its end
         due = None if depends else schedule(Fraction(cycle.elapsed + 1))
         peak = due == pruning.target
         if last and due is not None and not peak:
@@ -164,14 +164,15 @@ def _updates(pruning: Pruning, parts: list[Cycle], every: int) -> Iterator[Updat
 
 
 def _sparsity_of(pruning: Pruning) -> Callable[[Fraction], Fraction]:
-    """Return the schedule as a function of the progress alone.
+    """Return the schedule as a function from progress to sparsity.
 
-    A user's own is checked: it raises SparsifyError for what is no sparsity, and is exactly the target where it comes
-    within 1e-9 of it.
+    Values of a user's own schedule are checked: SparsifyError for one outside [0, 1], and exactly the target within
+    1e-9 of it.
     """
     settings = pruning.schedule
 
     def sparsity(progress: Fraction) -> Fraction:
+        """Return the sparsity at `progress`, in [0, 1]."""
         value = settings.curve(progress, pruning)
         if settings.function is None:
             return value  # type: ignore[no-any-return]
@@ -183,7 +184,3 @@ def _sparsity_of(pruning: Pruning) -> Callable[[Fraction], Fraction]:
         return pruning.target if abs(found - pruning.target) < _CLOSE else found
 
     return sparsity
-
-
-def _continues_from_a_peak(pruning: Pruning, cycle: Cycle) -> bool:
-    return pruning.schedule.ramp == "full" and cycle.elapsed % 2 == 1

@@ -1,4 +1,4 @@
-"""A pruner's state: what changes while it prunes, and its form in a checkpoint."""
+"""A pruner's mutable state, and its form in a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ VERSION = 1
 
 
 class CycleGenerator:
-    """A private CPU generator, rewound to the beginning of the cycle at every update, so that numbers are the same."""
+    """A private CPU generator that is reset to the start of the cycle at every update."""
 
     def __init__(self, source: torch.Generator | None, group: Group = None) -> None:
-        """Seed it with one number drawn from `source`, so that rewinding repeats none of its numbers; or with 0.
+        """Seed it with one number drawn from `source`, so that resetting repeats none of its numbers; or with 0.
 
-        Of a `group` of processes the first one's number seeds it on all.
+        In a `group` of processes all use the first one's number.
         """
         seed = 0 if source is None else int(torch.randint(2**62, (), generator=source, device=source.device))
         seed = gather(seed, group)[0]
@@ -37,29 +37,29 @@ class CycleGenerator:
         self._start, self._cycle = self.generator.get_state(), 0
 
     def rewound(self, cycle: int) -> torch.Generator:
-        """Return the generator as it was when `cycle` (from 1) was first asked for."""
+        """Return the generator in its state at the first call for `cycle` (from 1)."""
         if cycle != self._cycle:
             self._start, self._cycle = self.generator.get_state(), cycle
         self.generator.set_state(self._start)
         return self.generator
 
     def state(self) -> dict[str, Any]:
-        """Return its state, for `load`: the entries of a pruner's state that belong to it."""
+        """Return its entries of a pruner's state, for `load`."""
         states = {"generator": self.generator.get_state(), "cycle_generator": self._start}
         return {"cycle_drawn": self._cycle, **states}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Restore a `state`."""
         self.generator.set_state(state["generator"].cpu())
         self._start, self._cycle = state["cycle_generator"].cpu().clone(), state["cycle_drawn"]
 
 
 class PrunerState:
-    """How far a pruning is.
+    """The progress of a pruning.
 
-    `done` counts the updates of the plan, `sparsity` is the one due now, `removed_before` counts the entries that masks
-    removed when it began; `union` holds the masks of finished cycles by weight name, `sums` what criteria add
-    up over the steps.
+    `done` counts the updates done, `sparsity` is the one due now, `removed_before` counts the entries that were masked
+    at the start; `union` holds the union of the masks of finished cycles by weight name, `sums` the sums of criteria
+    over the steps.
     """
 
     def __init__(self, masked_weights: str, generator: torch.Generator | None, group: Group, sums: StepSums) -> None:
@@ -77,7 +77,7 @@ class PrunerState:
     def load(
         self, state: Mapping[str, Any], own: Mapping[str, Any], weights: Mapping[str, MaskedWeight]
     ) -> dict[str, Any]:
-        """Go on from what `as_dict` returned, with the pruner's present `own` entries; return the saved plain ones.
+        """Restore a state from `as_dict`, checked against the pruner's present `own` entries; return its plain entries.
 
         Raises SparsifyError, with nothing changed, for other settings or another model.
         """
@@ -103,7 +103,7 @@ class PrunerState:
 
     @contextmanager
     def all_or_nothing(self, weights: Mapping[str, MaskedWeight]) -> Iterator[None]:
-        """Restore masks and state if the block raises: a score is NaN, a criterion fails, someone interrupts."""
+        """Restore masks and state if the block raises, e.g. for a NaN score or an interrupt."""
         masks = {name: weight.mask.clone() for name, weight in weights.items()}
         before = self.done, self.sparsity, dict(self.union)
         drawn = self.random.state()
@@ -117,7 +117,7 @@ class PrunerState:
 
 
 def settings_text(pruning: Pruning, total_steps: int, steps_per_epoch: int | None, weights: Sequence[str]) -> str:
-    """Return as JSON what must be equal where a pruning goes on."""
+    """Return, as JSON, the settings that must be equal to continue a pruning."""
     times = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
     return json.dumps(pruning.model_dump(mode="json") | times | {"weights": weights})
 
@@ -131,11 +131,11 @@ def pack(plain: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -
 def unpack(
     state: Mapping[str, Any], plain: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Return the plain values and the groups of tensors of a state that `pack` made.
+    """Return the plain values and the groups of tensors of a state from `pack`.
 
-    `plain` and `groups` say what a state of this pruner holds: the names and types of its plain values, of which
-    "settings" must be equal, and for each group tensors of the right shapes; a group may also be absent as a whole.
-    Raises SparsifyError for anything missing, unknown, of another shape, or made by other settings.
+    `plain` and `groups` are a state of this pruner, against which it is checked: names and types of plain values, of
+    which "settings" must be equal, and shapes of tensors; a whole group may be absent. Raises SparsifyError for
+    anything missing, unknown, of another shape, or of other settings.
     """
     if state.get("version") != VERSION:
         raise SparsifyError(f"pruner state: version {state.get('version')!r}; this sparsify reads version {VERSION}")
@@ -161,7 +161,7 @@ def unpack(
 
 
 def _set(settings: Any) -> Any:
-    """Return settings without those that are None: a version that did not know them meant the same."""
+    """Return settings without those that are None, so that states from before a setting existed compare equal."""
     if not isinstance(settings, dict):
         return settings
     return {key: _set(value) for key, value in settings.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Reports: a run's folder as frozen records, figures of it, and one HTML page of one run or several.
+"""Reports: a run's folder as frozen records, figures, and one HTML page about one or several runs.
 
 The names below are imported when first used; figures need the extra `sparsify-torch[report]`.
 """

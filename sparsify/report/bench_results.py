@@ -1,4 +1,4 @@
-"""What `sparsify bench` measured of a run, kept in the run's folder. Needs no torch."""
+"""The results of `sparsify bench` for a run, stored in the run's folder. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BENCH = "bench.json"
 
 @dataclass(frozen=True)
 class Timing:
-    """One runtime's seconds for one pass: median, lower and upper quartile."""
+    """The seconds of one forward pass in one runtime: median, lower and upper quartile."""
 
     name: str
     median: float
@@ -25,7 +25,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What one `sparsify bench` measured: the shape of the input, threads, processor, versions, when, the runtimes."""
+    """One result of `sparsify bench`: input shape, threads, processor, versions, date, and runtimes' timings."""
 
     shape: tuple[int, ...]
     threads: int
@@ -36,12 +36,12 @@ class BenchResult:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What a later result must share to take this one's place."""
+        """The key under which a later result replaces this one: (shape, threads, processor)."""
         return (self.shape, self.threads, self.processor)
 
 
 def read_bench_results(folder: Path) -> tuple[BenchResult, ...]:
-    """Return the results in a run's folder, none if it was never timed; SparsifyError for a damaged file."""
+    """Return the results in a run's folder, () if it was never timed; raises SparsifyError for a damaged file."""
     path = folder / BENCH
     if not path.exists():
         return ()
@@ -59,7 +59,7 @@ def read_bench_results(folder: Path) -> tuple[BenchResult, ...]:
 
 
 def add_bench_result(folder: Path, result: BenchResult) -> None:
-    """Add a result to a run's folder; an older one of the same input, threads and processor is replaced."""
+    """Add a result to a run's folder; it replaces an older one of the same input shape, threads and processor."""
     others = [one for one in read_bench_results(folder) if one.key != result.key]
     text = json.dumps([asdict(one) for one in [*others, result]], indent=1)
     atomic_write(folder / BENCH, text.encode() + b"\n")

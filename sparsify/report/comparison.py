@@ -1,4 +1,4 @@
-"""Several runs side by side: those of one recipe and different seeds are one mean. Needs no torch."""
+"""Comparison of several runs: runs of one recipe with different seeds become one mean. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .statistics import Difference, Mean, difference, mean_of
 _SEED, _NAME, _DENSE = "train.seed", "name", "dense"
 _SPARSITY = "prune.sparsity"
 _SAME = ("data.name", "data.test_split", "data.limit", "data.num_classes")
-_SHOWN = 3  # keys in a label
+_SHOWN = 3  # the most keys in a label
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one recipe, what tells it from the others, and test accuracy and loss at the end by seed.
+    """The runs of one recipe, a label that distinguishes it, and final test accuracy and loss by seed.
 
-    `series` is the label without the sparsity; `sparsity` is the mean fraction of the masked weights that is removed,
-    `bytes` the mean size of the files, `reached` the mean and deviation of the accuracies, `against` the paired
-    differences from the first cell, None for that one and where no seed is in both.
+    `series` is the label without the sparsity; `sparsity` is the mean removed fraction of the masked weights, `bytes`
+    the mean file size, `reached` the mean and deviation of the accuracies, `against` the paired differences from the
+    first cell, None for the first cell itself and if there is no common seed.
     """
 
     runs: tuple[Run, ...]
@@ -40,14 +40,14 @@ class Cell:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds in order."""
+        """The seeds in ascending order."""
         return sorted(self.accuracy)
 
 
 def compare(runs: Sequence[Run]) -> list[Cell]:
-    """Return the runs' recipes as cells; the first, a dense one if there is one, is what others are paired with.
+    """Return one cell per recipe of the runs; the others are compared with the first, a dense one if there is one.
 
-    Raises SparsifyError for runs of different data, whose accuracies cannot be compared, for runs without a test
+    Raises SparsifyError for runs on different data, whose accuracies cannot be compared, for runs without a test
     accuracy, and for two runs of one recipe and seed.
     """
     leaves = [flat_recipe(run.recipe) for run in runs]
@@ -110,9 +110,9 @@ def _cell(group: Sequence[Run], label: str, series: str, first: Mapping[int, flo
 
 
 def _labels(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return what tells each recipe from the others: its name, and the keys in which those of one name differ.
+    """Return (label, series) of each recipe: its name, and the keys in which recipes of that name differ.
 
-    Also the same without the sparsity.
+    The series is the label without the sparsity.
     """
     names = {tree[_NAME] for tree in trees if not _is_dense(tree)}
     found = []
@@ -130,7 +130,7 @@ def _labels(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys in which recipes differ, but for the seed, the name and what changes no result."""
+    """Return the keys in which recipes differ, except the seed, the name and keys that do not affect results."""
     keys = sorted({key for tree in trees for key in tree} - {*FREE, _SEED, _NAME})
     return [key for key in keys if len({str(tree.get(key)) for tree in trees}) > 1]
 
@@ -148,7 +148,7 @@ def _is_dense(tree: Mapping[str, Any]) -> bool:
 
 
 def _short(key: str, others: Sequence[str]) -> str:
-    """Return the last part of a key, with those before it until no other key ends like it."""
+    """Return the shortest end of a dotted key that no other key shares."""
     parts = key.split(".")
     for length in range(1, len(parts)):
         end = ".".join(parts[-length:])

@@ -1,6 +1,6 @@
-"""A saved model's layers: what its masks remove, what they cost in a forward pass, how many of their channels are dead.
+"""A saved model's layers: their sparsity, their cost in a forward pass, and their dead channels.
 
-Multiply-adds and dead channels need the model itself; where it cannot be built, a line says why and they are left out.
+Multiply-adds and dead channels need the model; if it cannot be built, they are left out, and a note says why.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer(LayerSummary):
-    """One masked weight with its output channels, and how many of them are dead.
+    """One masked weight with the number of its output channels, and of its dead ones.
 
-    What needs the model is None where that cannot be built.
+    Values that need the model are None if it cannot be built.
     """
 
     channels: int | None = None
@@ -33,9 +33,9 @@ class Layer(LayerSummary):
 
 @dataclass(frozen=True)
 class Layers:
-    """The masked weights of a model in its order, and totals of the whole model.
+    """A model's masked weights, in order, and totals of the whole model.
 
-    `notes` has a line for whatever is left out, and why.
+    `notes` says what is left out, and why.
     """
 
     layers: tuple[Layer, ...]
@@ -47,17 +47,17 @@ class Layers:
 
     @property
     def channels(self) -> int:
-        """Output channels of the layers whose channels are known."""
+        """The number of output channels, over the layers for which it is known."""
         return sum(layer.channels or 0 for layer in self.layers)
 
     @property
     def dead(self) -> int:
-        """Those of them that are dead."""
+        """The number of dead output channels, over the layers for which it is known."""
         return sum(layer.dead or 0 for layer in self.layers)
 
 
 def read_layers(run: Run) -> Layers:
-    """Return the layers of a run's saved model, which is built and run once on zeros to count multiply-adds."""
+    """Return the layers of a run's saved model; the model is built and run once on zeros to count multiply-adds."""
     stored = tuple(Layer(row.name, tuple(row.shape), row.kept or 0) for row in run.file.masked_rows)
     removed = sum(layer.parameters - layer.kept for layer in stored)
     totals = (run.file.original_entries, run.file.entries - removed)
@@ -74,7 +74,7 @@ def _built(run: Run) -> tuple[nn.Module, Tensor]:
     if not spec or spec.startswith(FROM_PYTHON):
         raise SparsifyError(f"the model is {spec or 'not named'}, which only Python can build")
     if not shape:
-        raise SparsifyError("the file does not tell the shape of an input")
+        raise SparsifyError("the file does not give the shape of an input")
     import torch
 
     from ..export.save import load
@@ -87,7 +87,7 @@ def _built(run: Run) -> tuple[nn.Module, Tensor]:
 def _with_costs(
     stored: tuple[Layer, ...], model: nn.Module, example: Any, cut: int, before: Sequence[int] | None
 ) -> Layers:
-    """Return layers with what they cost; `cut` numbers are gone, and with them multiply-adds if `before` tells them."""
+    """Return the layers with costs; `cut` counts parameters that a shrink removed, `before` holds the old cost."""
     from ..model_summary import summary
     from ..surgery.channels import analyse
 
@@ -109,7 +109,7 @@ def _with_costs(
 
 
 def _channels(name: str, channels: Channels) -> tuple[int | None, int | None]:
-    """Return how many channels a weight produces, and how many of them have no influence on the outputs."""
+    """Return the number of channels that a weight produces, and of those that cannot affect the outputs."""
     dimension = channels.produced.get(name)
     groups = channels.labels.get(name, {}).get(dimension) if dimension is not None else None
     if groups is None:

@@ -23,9 +23,9 @@ Row = Mapping[str, Any]
 class Run:
     """A finished run.
 
-    `records` are those of metrics.jsonl in order, `conditions` what it ran on each time that it was started (empty for
-    runs of versions that did not write it), `file` the saved model's tensors, `masks` the files of the masks at the
-    ends of the cycles by the cycle's number, `bench` the results that `sparsify bench` left.
+    `records` are those of metrics.jsonl in order, `conditions` the hardware and versions of each start (empty for runs
+    of versions that did not store them), `file` the saved model's tensors, `masks` the mask files at the ends of the
+    cycles by the cycle's number, `bench` the results of `sparsify bench`.
     """
 
     folder: Path
@@ -38,18 +38,18 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The seed of everything random."""
+        """The seed of the run."""
         return self.recipe.train.seed
 
     @property
     def accuracy(self) -> float | None:
-        """The test accuracy at the end, at the final sparsity; None without test data."""
+        """The final test accuracy, at the final sparsity; None without test data."""
         value = self.records[-1].get("test_accuracy")
         return None if value is None else float(value)
 
     @property
     def sparsity(self) -> float:
-        """The fraction of the masked weights that is removed, 0 for a dense model; of a cut one, of all its numbers."""
+        """The removed fraction of the masked weights, 0 for a dense model; of all parameters if the model was cut."""
         file = self.file
         if file.entries < file.original_entries:
             return 1 - (file.entries - (file.masked_entries - file.kept)) / file.original_entries
@@ -57,14 +57,14 @@ class Run:
 
     @property
     def shrunk(self) -> Row:
-        """What was taken out of the model in training ("multiply_adds" before and after, and more), {} if nothing."""
+        """The record of a shrink during training ("multiply_adds" before and after, and more), {} if there was none."""
         return next((record["shrunk"] for record in self.records if record.get("shrunk")), {})
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
     """Return the finished run in `folder`.
 
-    Raises SparsifyError, one line, where there is no run, or one that is not finished, lacks its metrics or is damaged.
+    Raises SparsifyError, one line, if there is no run or if it is unfinished, damaged or without metrics.
     """
     path = Path(folder)
     folders.check_run(path)
@@ -105,7 +105,7 @@ def _masks(folder: Path) -> dict[int, Path]:
 
 
 def _json(path: Path, kind: type) -> Any:
-    """Return what a JSON file holds, None if there is none."""
+    """Return the content of a JSON file, None if it does not exist."""
     if not path.exists():
         return None
     with folders.one_line(path.parent):

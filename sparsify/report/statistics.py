@@ -14,7 +14,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean, standard deviation of the sample (None for one value) and number of some values."""
+    """The mean, sample standard deviation (None for one value) and number of some values."""
 
     mean: float
     deviation: float | None
@@ -23,7 +23,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of the paired differences, and the half width of its 95 % confidence interval (None for one pair)."""
+    """The mean of paired differences, the half width of its 95 % confidence interval (None for one pair), the count."""
 
     mean: float
     half_width: float | None
@@ -31,14 +31,14 @@ class Difference:
 
     @property
     def sign(self) -> int:
-        """1 or -1 if the interval lies above or below 0, otherwise 0: it cannot be told."""
+        """1 or -1 if the interval lies above or below 0; 0 if it contains 0 or is unknown."""
         if self.half_width is None or abs(self.mean) <= self.half_width:
             return 0
         return 1 if self.mean > 0 else -1
 
 
 def mean_of(found: Mapping[_Key, float]) -> Mean | None:
-    """Return the mean over seeds, None if there is none."""
+    """Return the mean over seeds, None without values."""
     if not found:
         return None
     numbers = list(found.values())
@@ -46,7 +46,7 @@ def mean_of(found: Mapping[_Key, float]) -> Mean | None:
 
 
 def difference(one: Mapping[_Key, float], other: Mapping[_Key, float]) -> Difference | None:
-    """Return one minus other over the seeds that both have, None if there is none.
+    """Return `one` minus `other` over their common seeds, None if there are none.
 
     The interval is Student's: mean +- t(0.975, n - 1) * s / sqrt(n), s the standard deviation of the differences.
     """
@@ -77,10 +77,7 @@ def difference_text(found: Difference | None) -> str:
 
 
 def two_sided_t(share: float, degrees: int) -> float:
-    """Return the t that a variable of Student's distribution stays within, either side of 0, with probability `share`.
-
-    `degrees` of freedom: 1 or more.
-    """
+    """Return the t with P(|T| <= t) = `share` for Student's distribution with `degrees` >= 1 degrees of freedom."""
     low, high = 0.0, math.pi / 2
     for _ in range(80):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Where sparsify keeps what takes long to find out."""
+"""The folder of sparsify's caches: compiled kernels and tuning results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """Return the folder: SPARSIFY_CACHE, or sparsify in the user's folder for caches."""
+    """Return the folder: SPARSIFY_CACHE, or sparsify in the user's cache folder."""
     given = os.environ.get("SPARSIFY_CACHE")
     if given:
         return Path(given)

@@ -1,4 +1,4 @@
-"""The arguments of a call taken apart: tensors, and the numbers, strings and containers around them."""
+"""The flattened arguments of a call: tensors, other leaves, and the containers around them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..calls import Inputs as Call
 
-# Of each leaf: the sizes of a float32 tensor, sizes and type of another, type and value of what is no tensor. Behind
-# them, if leaves are in containers, which.
+# For each leaf: the sizes of a float32 tensor, sizes and dtype of any other tensor, type and value of anything else.
+# If leaves are in containers, the structure follows.
 Shapes = tuple[tuple[int | str, ...], ...]
 _WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 _PLAIN = (bool, int, float, complex, str, type(None))
@@ -22,7 +22,7 @@ _PLAIN = (bool, int, float, complex, str, type(None))
 
 @dataclass(frozen=True)
 class Inputs:
-    """A call's tensors in order, where they come among its leaves, and its structure."""
+    """A call's tensors in order, their positions among its leaves, and its structure."""
 
     tensors: tuple[Tensor, ...]
     leaves: tuple[Any, ...]  # None in place of tensors
@@ -40,7 +40,7 @@ class Inputs:
 
     @property
     def key(self) -> Shapes:
-        """What a plan is made for: sizes and types of tensors, and all that is no tensor."""
+        """What a plan depends on: sizes and types of tensors, and all other leaves."""
         if self.flat and len(self.places) == len(self.leaves):
             return self.sizes
         found: list[tuple[int | str, ...]] = [(type(leaf).__name__, repr(leaf)) for leaf in self.leaves]
@@ -62,12 +62,12 @@ class Inputs:
         return call
 
     def part(self, begin: int, images: int) -> Inputs:
-        """Return the same of some images. Tensors without a first dimension are for all of them."""
+        """Return the inputs for `images` images from `begin` on; tensors without dimensions are shared."""
         return replace(self, tensors=tuple(x[begin : begin + images] if x.dim() else x for x in self.tensors))
 
 
-def taken_apart(call: Call) -> Inputs:
-    """Return a call taken apart."""
+def flattened(call: Call) -> Inputs:
+    """Return a call, flattened."""
     leaves, structure = pytree.tree_flatten(call)
     places = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
     rest = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
@@ -77,7 +77,7 @@ def taken_apart(call: Call) -> Inputs:
 
 
 def images_in(values: Sequence[Any]) -> int:
-    """Return the size of the first dimension that all values have alike, 1 if they have none."""
+    """Return the size of the first dimension if all values agree on it, else 1."""
     sizes = {len(value) if isinstance(value, Tensor) and value.dim() else 0 for value in values}
     return max(1, *sizes) if len(sizes) == 1 else 1
 
@@ -88,6 +88,8 @@ def unusable(inputs: Inputs) -> str:
     others = [leaf for place, leaf in enumerate(inputs.leaves) if place not in inputs.places]
     if any(type(leaf) not in _PLAIN for leaf in others) or not all(_usable(x) for x in tensors):
         return f"input of {_kinds([*tensors, *others])}: PyTorch: kernels are for float32 on the CPU"
+    if torch._C._len_torch_dispatch_stack():
+        return "calls within a TorchDispatchMode: PyTorch: it does not see what kernels do"
     if torch.get_default_dtype() != torch.float32:
         return f"default dtype {torch.get_default_dtype()}: PyTorch: kernels are for float32".replace("torch.", "")
     return ""
@@ -95,17 +97,18 @@ def unusable(inputs: Inputs) -> str:
 
 def _usable(x: Tensor) -> bool:
     right = x.dtype == torch.float32 or x.dtype in _WHOLE
-    return right and x.device.type == "cpu" and x.layout == torch.strided
+    return right and type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.layout == torch.strided
 
 
 def _kinds(values: Sequence[Any]) -> str:
-    """Return of which types inputs are, and where: "float16 on cuda:0"."""
-    kinds = [f"{x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__ for x in values]
+    """Return the types and devices of inputs as text: "float16 on cuda:0"."""
+    tensors = (Tensor, nn.Parameter)
+    kinds = [f"{x.dtype} on {x.device}" if type(x) in tensors else type(x).__name__ for x in values]
     return ", ".join(dict.fromkeys(kinds)).replace("torch.", "")
 
 
 def shown(key: Shapes) -> str:
-    """Return a key for a person: "2x3x32x32, 2 int64, int 3"."""
+    """Return a key as text: "2x3x32x32, 2 int64, int 3"."""
     return ", ".join(_shown(part) for part in key)
 
 

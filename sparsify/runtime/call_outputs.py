@@ -1,7 +1,7 @@
-"""A model's output taken apart: its tensors and numbers in a flat list, and how they are put together again.
+"""Flattening a model's output to a list of tensors and numbers, and rebuilding it.
 
-Containers are opened as torch's pytree knows them, and other objects (a language model's cache of keys and values) by
-their attributes.
+Containers are flattened by torch's pytree, other objects (a language model's cache of keys and values) by their
+attributes.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-# These hold what is no attribute of theirs.
+# Objects whose state is not in their attributes.
 _CLOSED = (Tensor, bool, int, float, complex, str, bytes, Mapping, list, tuple, Set)
 _FIXED = (torch.dtype, torch.device, torch.layout, type, type(None), enum.Enum)  # the same at every call
 
 
 @dataclass(frozen=True)
 class Outline:
-    """How an output is built round its leaves: `parts` has None for a leaf, else what is in its place."""
+    """The structure of an output around its leaves: `parts` has None for a leaf, else a constant or an object."""
 
     spec: Any
     parts: tuple[_Fixed | _Object | None, ...]
 
     def filled(self, leaves: Sequence[Any]) -> Any:
-        """Return the output with these leaves; objects in it are new ones."""
+        """Return the output with these leaves; objects in it are new instances."""
         return self._filled(iter(leaves))
 
     def _filled(self, leaves: Iterator[Any]) -> Any:
@@ -55,8 +55,8 @@ class _Object:
         return made
 
 
-def outputs_apart(outputs: Any) -> tuple[list[Any], Outline]:
-    """Return the leaves of an output, and its outline; what cannot be opened is a leaf."""
+def flatten_outputs(outputs: Any) -> tuple[list[Any], Outline]:
+    """Return the leaves of an output, and its outline; an object that cannot be flattened is a leaf."""
     given, spec = pytree.tree_flatten(outputs)
     leaves: list[Any] = []
     parts: list[_Fixed | _Object | None] = []
@@ -65,7 +65,7 @@ def outputs_apart(outputs: Any) -> tuple[list[Any], Outline]:
         if isinstance(leaf, _FIXED):
             parts.append(_Fixed(leaf))
         elif held is not None and not isinstance(leaf, _CLOSED):
-            inner, outline = outputs_apart(held)
+            inner, outline = flatten_outputs(held)
             leaves += inner
             parts.append(_Object(type(leaf), outline))
         else:

@@ -1,4 +1,4 @@
-"""compile(): a model, or a file of one, made an engine."""
+"""compile(): build an engine from a model or a file."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def compile(
 ) -> Engine:
     """Return an engine for a model (masked, folded, shrunk or any other) or a file, run once on `example_input`.
 
-    - `source`: the model, or what `load` takes: a file's path, a run or "hf:OWNER/NAME".
-    - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`. It
-      may be left out for a file that says what its model takes.
+    - `source`: the model, or any argument of `load`: a file's path, a run or "hf:OWNER/NAME".
+    - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`;
+      optional for a file that stores its model's input shape.
     - `model`: for a file that does not name its model, the one to load it into, in place.
-    - `threads`: by default torch's own number.
-    - `tune`: time every execution strategy for the example's shape, PyTorch's own among them, and keep the fastest
-      (autotuning). It is also kept on disk for the next engine of the same weights, in tuning.json of the folder
+    - `threads`: by default torch's number.
+    - `tune`: time every execution strategy for the example's shape, PyTorch's own among them, and use the fastest
+      (autotuning). The result is cached for the next engine of the same weights, in tuning.json of the folder
       SPARSIFY_CACHE (by default sparsify in the user's cache folder). Without it nothing is timed, and kernels are used
-      wherever there are some.
+      wherever they exist.
 
-    A file of `save(format="engine")` holds the strategy for its shape, so that nothing is timed. On another machine,
-    with other versions or another number of threads it is tuned anew, and the log and `print(engine)` say so.
+    A file of `save(format="engine")` stores the strategy for its shape, so that nothing is timed. On another machine,
+    with other versions or another number of threads it is tuned again, and the log and `print(engine)` say so.
 
-    Every strategy is compared with the model's outputs first and left out if they differ by more than 1e-5 of the
-    largest. One that fails is an EngineWarning and a line of `print(engine)`, as is an operation whose kernel fails.
-    A model on CUDA is run by PyTorch there, its linear weights that are 2:4 sparse by semi-structured kernels if their
-    type is float16 or bfloat16 (`to_semi_structured`), all others dense; `print(engine)` says which.
-    Raises SparsifyError for a model whose parameters have no values yet, for a number of threads below one, for what
-    `load` refuses, and where an example is needed.
+    Every strategy is first compared with the model's outputs and rejected if they differ by more than 1e-5 of the
+    largest. A strategy or a kernel that fails gives an EngineWarning and a line in `print(engine)`. PyTorch runs a
+    model on CUDA, with semi-structured kernels for linear weights that are 2:4 sparse and float16 or bfloat16
+    (`to_semi_structured`), all others dense; `print(engine)` lists them.
+    Raises SparsifyError for a model whose parameters have no values yet, for fewer than one thread, for anything that
+    `load` refuses, and if an example is needed.
     """
     count = torch.get_num_threads() if threads is None else threads
     if count < 1:

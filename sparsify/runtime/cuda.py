@@ -1,4 +1,4 @@
-"""On CUDA: PyTorch's own operations, those of 2:4 linear weights by its semi-structured kernels."""
+"""Models on CUDA: PyTorch runs them, linear layers with 2:4 weights by its semi-structured kernels."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch.utils import _pytree as pytree
 from ..calls import Inputs, run
 from ..relative_error import relative_error
 from ..surgery.conversion.fold import fold
+from .kernel_errors import one_line
 from .semi_structured import to_semi_structured
 
-COARSE = 2e-2  # of the largest output: kernels that add up 16 bits in another order
+COARSE = 2e-2  # of the largest output: kernels sum 16-bit numbers in another order
 
 
 def on_cuda(model: nn.Module) -> bool:
-    """Return whether a model's tensors are there, any of them."""
+    """Return whether any of a model's tensors is on CUDA."""
     return any(tensor.is_cuda for tensor in (*model.parameters(), *model.buffers()))
 
 
 def for_cuda(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, str]:
-    """Return a folded copy of `model` in evaluation mode for CUDA, and which of its weights run how, in lines.
+    """Return a folded copy of `model` in eval mode for CUDA, and lines on how its weights run.
 
-    Linear weights that are 2:4 sparse are torch's semi-structured tensors, if the outputs for `inputs` are those of the
-    dense weights within 2e-2 of the largest. All others run dense: single zeros save nothing there.
+    Linear weights that are 2:4 sparse become torch's semi-structured tensors, if the outputs for `inputs` agree with
+    those of the dense weights within 2e-2 of the largest. All others run dense: unstructured zeros save nothing there.
     """
     dense = fold(model).eval().requires_grad_(False)
     report = to_semi_structured(model)
@@ -35,8 +36,8 @@ def for_cuda(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, str]:
     try:
         apart = relative_error(_outputs(report.model.eval(), inputs), _outputs(dense, inputs))
         fault = "" if apart <= COARSE else f"the outputs differ by {apart:.1e} of the largest"
-    except Exception as error:  # noqa: BLE001 - whatever these tensors do not go through, dense ones do
-        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    except Exception as error:  # noqa: BLE001 - operations without support for these tensors; dense ones work
+        fault = one_line(error)
     if fault:
         return dense, f"{how}\n  none of them is used, all weights run dense: {fault}"
     return report.model, f"{how}\n  all other weights run dense"

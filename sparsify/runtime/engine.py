@@ -1,12 +1,11 @@
-"""The engine: a model as compiled programs, one for each shape of its inputs, run by several threads."""
+"""The engine: a model as compiled programs, one for each input shape, run by several threads."""
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
-import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,52 +14,55 @@ from torch import nn
 from ..calls import Inputs as Call
 from ..calls import run as run_call
 from ..errors import EngineWarning
-from .call_inputs import Inputs, Shapes, images_in, shown, taken_apart, unusable
-from .call_outputs import outputs_apart
+from ..ops import is_transformed
+from .call_inputs import Inputs, Shapes, flattened, images_in, shown, unusable
+from .call_outputs import flatten_outputs
+from .engine_text import told
+from .forks import reset_in_child
 from .kernel_errors import Fault, by_reason
 from .program.assemble import Array
-from .program.describe import text
 from .program.plan import Plan, alone, execute, make_plan, memory
 from .signal_safe import untorn
 from .thread_pool import Workers
+from .trial_calls import kept_state, trial_calls
 from .tuning import cache
 from .tuning.search import TORCH, Strategy, autotune, candidates, check
 
-_VALUES = 8  # of what is no tensor, with tensors of one size: each makes a program of its own
+_VALUES = 8  # programs for other values of non-tensor arguments, with tensors of one size
 
 
 class Engine:
-    """A compiled model. Calling it returns what the model returns in evaluation mode, without gradients or autocast.
+    """A compiled model. Calling it returns the model's output in eval mode, without gradients or autocast.
 
-    It holds a copy of the weights: what happens to the model later does not matter to it. Kernels are for what comes of
-    tensors of float32, integers and truth values on the CPU; calls with others go to torch. Inputs of another shape
-    make another program when they come first. Several threads may call it; one after the other has its turn. What a
-    signal handler raises in the middle of a call, Ctrl-C among it, ends that call alone. A copy, a pickled one and the
-    engine in a child process have threads of their own; a handler or a hook that calls the engine in the middle of its
-    thread's call is answered by torch.
+    It holds a copy of the weights, so that later changes of the model do not affect it. Kernels take float32, integer
+    and bool tensors on the CPU; PyTorch runs calls with others. The first call with another input shape compiles
+    another program. Several threads may call it; calls run one after the other. An exception of a signal handler during
+    a call, e.g. of Ctrl-C, ends that call only. Copies, also pickled ones, and the engine in a child process have their
+    own threads; if a handler or a hook calls the engine during a call of the same thread, PyTorch runs that call, as
+    it does within torch.compile, torch.jit.trace and torch.func.
     """
 
     def __init__(self, model: nn.Module, threads: int, tune: bool) -> None:
         self.model = model
         self.threads = threads
         self.strategies: dict[Shapes, Strategy] = {}
-        self.known: dict[Shapes, Strategy] = {}  # of a file: taken in place of what tuning finds, if they are right
+        self.known: dict[Shapes, Strategy] = {}  # of a file: used instead of tuning if their outputs are right
         self.note = ""
         self.uses_kernels = True
         self._tune = tune
-        self._left: set[str] = set()  # lines on what is torch's, or not used
+        self._left: set[str] = set()  # lines on inputs left to PyTorch and strategies not used
         self._failed: dict[str, str] = {}  # operations whose kernels failed: why
-        self._born()
+        self.reset_process_state()
 
-    def _born(self) -> None:
-        """Have what belongs to one process, all of it made when it is first needed."""
+    def reset_process_state(self) -> None:
+        """Reset what belongs to one process; it is created when first needed."""
         self._plans: dict[tuple[Shapes, frozenset[str]], Plan] = {}
         self._shown: dict[Shapes, Plan] = {}
         self._buffers: dict[int, Array] = {}
         self._workers: Workers | None = None
         self._lock = threading.Lock()
         self._owner = 0
-        _ENGINES.add(self)
+        reset_in_child(self)
 
     def __getstate__(self) -> dict[str, Any]:
         mine = ("_plans", "_shown", "_buffers", "_workers", "_lock", "_owner")
@@ -68,12 +70,14 @@ class Engine:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # Another machine may read it, and another version: what was found is checked first.
+        # The machine and the version may differ: strategies are checked before use.
         self.known, self.strategies = {**self.known, **self.strategies}, {}
-        self._born()
+        self.reset_process_state()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Torch's own context managers are Python, in the middle of which a signal handler may raise.
+        if is_transformed():  # a tracer or transform would see the outputs as constants, without gradient or batch
+            return self.model(*args, **kwargs)
+        # Torch's context managers are written in Python, so that a signal handler may raise within them.
         gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         try:
             torch._C._set_grad_enabled(False)
@@ -84,7 +88,7 @@ class Engine:
             torch.set_autocast_enabled("cpu", autocast)
 
     def _answer(self, call: Call) -> Any:
-        inputs = taken_apart(call)
+        inputs = flattened(call)
         reason = unusable(inputs)
         if reason:
             self._left.add(reason)
@@ -104,7 +108,7 @@ class Engine:
                 self._owner = 0
 
     def _too_many(self, inputs: Inputs) -> bool:
-        """Return whether programs for so many other values of what is no tensor were made that this gets none."""
+        """Return whether there are already _VALUES programs for other values of non-tensor arguments."""
         sizes = inputs.sizes
         if inputs.key == sizes or sum(set(sizes) <= set(key) and key != sizes for key in self.strategies) < _VALUES:
             return False
@@ -113,21 +117,25 @@ class Engine:
         return True
 
     def __str__(self) -> str:
-        """Return how each shape that came so far is run: strategy, seconds of those timed, instructions."""
+        """Return how each input shape so far runs: strategy, times of the strategies tried, instructions."""
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
         found += [*([self.note] if self.note else []), *sorted(self._left)]
         found += [f"{name}: left to PyTorch as its kernel failed: {why}" for name, why in self._failed.items()]
-        for key, strategy in list(self.strategies.items()):
-            found.append(f"input {shown(key)}: {strategy}{f': {strategy.why}' if strategy.why else ''}")
-            found += [f"  {1e3 * seconds:9.2f} ms  {name}" for name, seconds in strategy.seconds.items()]
-            plan = self._shown.get(key)
-            if plan is not None and strategy.kind != "torch":
-                found.append(text(plan, self.model, strategy.dense))
-        return "\n".join(found)
+        strategies = list(self.strategies.items())
+        return "\n".join([*found, *(told(k, one, self._shown.get(k), self.model) for k, one in strategies)])
 
     def _choose(self, inputs: Inputs) -> Strategy:
+        """Return the strategy for these inputs, found by calls that leave the model as it was."""
+        with trial_calls(self.model):
+            state = kept_state(self.model, lambda: flatten_outputs(run_call(self.model, inputs.call()))[0])
+            if not state:
+                return self._fastest(inputs)
+        self._report(inputs, [Fault(str(TORCH), state, raised=True)], alone=True)
+        return replace(TORCH, why=state)
+
+    def _fastest(self, inputs: Inputs) -> Strategy:
         def run(strategy: Strategy) -> list[Any]:
-            return outputs_apart(self._run(strategy, inputs))[0]
+            return flatten_outputs(self._run(strategy, inputs))[0]
 
         def plan(strategy: Strategy) -> Plan:
             return self._plan(strategy, inputs.part(0, strategy.images) if strategy.kind == "chunks" else inputs)
@@ -144,21 +152,21 @@ class Engine:
         single = bool(inputs.cut) and all(len(x) == 1 for x in inputs.cut)
         strategies = candidates(images, single, self.threads)
         strategy = autotune(run, plan, strategies, self._tune, faults)
-        self._tell(inputs, faults, alone=strategy.kind == "torch" and not strategy.seconds)
-        # What follows from a failure is no finding.
+        self._report(inputs, faults, alone=strategy.kind == "torch" and not strategy.seconds)
+        # A strategy chosen because of a failure is not cached.
         if strategy.seconds and not self._failed and not any(fault.ours for fault in faults):
             cache.keep(name, strategy)
         return strategy
 
-    def _tell(self, inputs: Inputs, faults: Sequence[Fault], alone: bool) -> None:
-        """Warn of what failed, once for each reason; PyTorch is `alone` if no other strategy is right."""
+    def _report(self, inputs: Inputs, faults: Sequence[Fault], alone: bool) -> None:
+        """Warn of failed strategies, once for each reason; `alone`: no strategy but PyTorch is right."""
         key = shown(inputs.key)
         for why, strategies in by_reason(faults, alone).items():
             self._warn(f"input {key} {'is left to PyTorch' if alone else f'is not run by {strategies}'}: {why}")
             self._left |= set() if alone else {f"input {key}: not used: {strategies}: {why}"}
 
     def _run(self, strategy: Strategy, inputs: Inputs) -> Any:
-        """Return the outputs for these inputs by one strategy."""
+        """Return the outputs for `inputs` by one strategy."""
         if strategy.kind == "torch":
             return run_call(self.model, inputs.call())
         if strategy.kind == "chunks":
@@ -168,7 +176,7 @@ class Engine:
         return plan.outline.filled(outputs)
 
     def _chunks(self, strategy: Strategy, inputs: Inputs) -> Any:
-        """Return the outputs, computed chunk by chunk: each thread takes the next one until there is none."""
+        """Return the outputs, computed in chunks of images: each thread takes the next chunk until none is left."""
         count, images = len(inputs.cut[0]), strategy.images
         begins = list(range(0, count, images))
         sizes = {min(images, count - begin): begin for begin in begins}
@@ -178,12 +186,12 @@ class Engine:
         left = list(range(len(begins)))[::-1]
 
         def task(thread: int) -> None:
-            """Take chunks until there is none left."""
+            """Compute chunks until none is left."""
             try:
                 while left:
                     try:
                         index = left.pop()
-                    except IndexError:  # another thread was there first
+                    except IndexError:  # another thread took the last one
                         return
                     begin = begins[index]
                     plan = plans[min(images, count - begin)]
@@ -198,16 +206,16 @@ class Engine:
         try:
             self._team().run(task)
         finally:
-            left.clear()  # nobody begins another one if this is the exit from an interrupt
+            left.clear()  # after an interrupt no thread starts another chunk
         return shown.outline.filled([torch.cat(parts) for parts in zip(*found, strict=True)])
 
     def _plan(self, strategy: Strategy, inputs: Inputs) -> Plan:
-        """Return the plan for inputs of these shapes, made when it is first asked for."""
+        """Return the plan for inputs of these shapes, made at the first call."""
         key = inputs.key, strategy.dense
         if key not in self._plans:
 
             def work() -> Plan:
-                with torch.no_grad():
+                with torch.no_grad(), trial_calls(self.model):
                     return make_plan(
                         self.model, inputs.tensors, inputs.call, lambda node: node.name not in strategy.dense
                     )
@@ -220,31 +228,17 @@ class Engine:
         return self._plans[key]
 
     def _memory(self, thread: int, plan: Plan) -> Array:
-        """Return a thread's own buffers, large enough for a plan."""
+        """Return a thread's buffers, large enough for a plan."""
         if thread not in self._buffers or len(self._buffers[thread]) < plan.program.floats:
             self._buffers[thread] = memory(plan.program.floats)
         return self._buffers[thread]
 
     def _team(self) -> Workers:
-        """Return the threads, new ones if any is gone."""
+        """Return the threads, new ones if any has ended."""
         if self._workers is None or not self._workers.alive:
-            # One that is left of the old ones may not be done with its buffers.
+            # A remaining old thread may still use its buffers.
             self._buffers, self._workers = {}, Workers(self.threads)
         return self._workers
 
     def _warn(self, line: str) -> None:
         warnings.warn(f"engine of {type(self.model).__name__}: {line}", EngineWarning, stacklevel=2)
-
-
-_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _in_child() -> None:
-    """Give every engine threads and buffers of this process; PyTorch, whose threads are gone as well, has one."""
-    torch.set_num_threads(1)
-    for engine in list(_ENGINES):
-        engine._born()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

@@ -1,4 +1,4 @@
-"""Failures that PyTorch makes up for: of one operation's kernel, of tracing, of an execution strategy."""
+"""Failures after which PyTorch runs instead: of an operation's kernel, of tracing, of an execution strategy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-PASSED = (AssertionError, Warning)  # never made up for: a broken invariant of ours, a warning that is an error
+PASSED = (AssertionError, Warning)  # never caught: a broken invariant of ours, a warning turned into an error
 
 
 class KernelError(RuntimeError):
-    """The kernel of an operation (a node's name) failed, or what makes its instructions; the reason is one line."""
+    """The kernel of an operation (a node's name), or its lowering, failed; the reason is one line."""
 
     def __init__(self, operation: str, error: BaseException) -> None:
         self.operation = operation
@@ -24,7 +24,7 @@ class TraceError(RuntimeError):
 
 @contextmanager
 def blamed_on(operation: str) -> Iterator[None]:
-    """Raise as a KernelError of this operation whatever fails inside."""
+    """Raise any exception in the block as a KernelError of this operation."""
     try:
         yield
     except PASSED:
@@ -37,8 +37,8 @@ def blamed_on(operation: str) -> Iterator[None]:
 class Fault:
     """Why an execution strategy is not used, one line.
 
-    `raised` tells that there was an error, and not only that one trace does not hold for other inputs, or that images
-    depend on each other. `ours` tells that it may be a bug of the engine: tracing is not to blame.
+    `raised`: there was an exception, and not only a forward that depends on values or images that depend on each other.
+    `ours`: it may be a bug of the engine, since tracing succeeded.
     """
 
     strategy: str
@@ -48,12 +48,12 @@ class Fault:
 
 
 def by_reason(faults: Sequence[Fault], alone: bool) -> dict[str, str]:
-    """Return the strategies of faults that are to be told, by their reason; all that was raised if PyTorch is alone."""
+    """Return the strategies of faults to report, by their reason; all that `raised` too if PyTorch is `alone`."""
     reasons = dict.fromkeys(fault.text for fault in faults if fault.ours or fault.raised and alone)
     return {why: " or ".join(dict.fromkeys(one.strategy for one in faults if one.text == why)) for why in reasons}
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says, with its type and its notes."""
+    """Return an error's type, message and notes on one line."""
     text = " ".join([str(error), *getattr(error, "__notes__", ())])
     return f"{type(error).__name__}: {' '.join(text.split())[:200]}"

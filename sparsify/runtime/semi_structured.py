@@ -1,4 +1,4 @@
-"""A 2:4 sparse model with its linear weights as torch's semi-structured tensors, which CUDA multiplies faster."""
+"""Conversion of 2:4 sparse linear weights to torch's semi-structured tensors, which are faster on CUDA."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 
 @dataclass(frozen=True)
 class SemiStructured:
-    """What `to_semi_structured` made: a plain `model`, the weights it `converted`, and why others were `skipped`.
+    """The result of `to_semi_structured`: a plain `model`, the weights `converted`, and those `skipped` with reasons.
 
-    The names are those of the weights with masks; of a model without any, those of its linear layers.
+    The names are those of the masked weights or, in a model without masks, of the linear layers' weights.
     """
 
     model: nn.Module
@@ -30,7 +30,7 @@ class SemiStructured:
     skipped: dict[str, str]
 
     def __str__(self) -> str:
-        """Return what was converted, and what was not with its reason, a line each."""
+        """Return a line with the number converted, and one for each skipped weight."""
         total = len(self.converted) + len(self.skipped)
         lines = [f"semi-structured: {len(self.converted)} of {total} weights"]
         return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.skipped.items())])
@@ -38,14 +38,13 @@ class SemiStructured:
 
 @takes(model=nn.Module)
 def to_semi_structured(model: nn.Module) -> SemiStructured:
-    """Return a folded copy of `model`, its linear weights that are 2:4 sparse as torch's semi-structured tensors.
+    """Return a folded copy of `model` with 2:4 sparse linear weights as torch's semi-structured tensors.
 
-    A model without masks, folded before, is looked through for linear weights whose zeros are so. 2:4 means at most
-    two values other than 0 in each four neighbours of a row, along the input features. torch takes float16, bfloat16
-    and int8 on CUDA, of sizes that are multiples of its blocks; what it does not take stays a dense weight with
-    zeros, and is named with the reason. Move and cast the model first: `model.half().cuda()`. The copy is for
-    inference: these weights have no gradients and no place in a safetensors file, for which `format="dense"` keeps
-    the zeros.
+    In a model without masks, e.g. a folded one, the zeros of linear weights are checked. 2:4 means at most two nonzero
+    values among each four neighbours of a row, along the input features. torch supports float16, bfloat16 and int8 on
+    CUDA, in sizes that are multiples of its blocks; other weights stay dense with zeros, and are listed with the
+    reason. Move and cast the model first: `model.half().cuda()`. The copy is for inference: these weights have no
+    gradients and cannot be stored in a safetensors file; save the model itself with `format="dense"`.
     """
     folded = fold(model)
     converted: list[str] = []
@@ -83,9 +82,9 @@ def is_two_of_four(weight: Tensor) -> bool:
 
 
 def _reason(weight: MaskedWeight, owner: nn.Module) -> str:
-    """Return why a weight cannot be converted, "" if it can as far as is known without torch's word."""
+    """Return why a weight cannot be converted, "" if torch may accept it."""
     kind = original_class(weight.module)
-    # A subclass may lend its weight to another module, as that of torch's attention does, which needs a plain one.
+    # Another module may use a subclass's weight, as torch's attention does, and needs a plain one.
     if kind is not nn.Linear or weight.parameter_name != "weight":
         return f"{kind.__name__}: only the weights of nn.Linear are multiplied so"
     values = owner.get_parameter("weight")
@@ -98,7 +97,7 @@ def _reason(weight: MaskedWeight, owner: nn.Module) -> str:
 
 @contextlib.contextmanager
 def _prototype() -> Iterator[None]:
-    """Let torch's announcement that these tensors are a prototype pass in silence."""
+    """Ignore torch's warning that these tensors are a prototype."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The PyTorch API of SparseSemiStructuredTensor", category=UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""Work that no signal handler can tear: Python runs handlers in the main thread, so another one does it."""
+"""Work that no signal handler can interrupt: Python runs handlers in the main thread, so another thread does it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _one_at_a_time = threading.RLock()
 
 
 def untorn(work: Callable[[], T]) -> T:
-    """Return what `work` returns, one work at a time in the process.
+    """Return the result of `work`; only one runs at a time in the process.
 
-    In the main thread another one does it, and what handlers raise meanwhile (Ctrl-C) is raised when it is done. It
-    has that thread's own modes of torch: gradients are on.
+    Called from the main thread, it runs in another thread, and an exception of a signal handler (Ctrl-C) is raised when
+    it is done. That thread has its own modes of torch: gradients are on.
     """
     if threading.current_thread() is not threading.main_thread():
         with _one_at_a_time:
@@ -24,6 +24,7 @@ def untorn(work: Callable[[], T]) -> T:
     done = threading.Event()
 
     def target() -> None:
+        """Run `work` and store its result or exception."""
         try:
             with _one_at_a_time:
                 found.append((True, work()))
@@ -59,7 +60,7 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # No child is born in the middle of a work, whose locks it would never see open.
+    # Forks wait for running work, whose locks would stay locked in the child.
     os.register_at_fork(
         before=lambda: _one_at_a_time.acquire(),
         after_in_parent=lambda: _one_at_a_time.release(),

@@ -1,4 +1,4 @@
-"""Threads that wait for work: compiled code runs in them at once, as it lets go of the interpreter's lock."""
+"""A thread pool for compiled code, which runs in parallel because it releases the GIL."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Task = Callable[[], object]
 
 
 class Workers:
-    """`count` threads, the caller's own among them. They end with the interpreter, or when this object goes.
+    """`count` threads, including the caller's. They end with the interpreter, or when this object is deleted.
 
-    One call of `run` or `split` at a time. Whatever a signal handler raises in the middle of one, the next is whole.
+    One call of `run` or `split` at a time. An exception of a signal handler during a call does not affect the next.
     """
 
     def __init__(self, count: int) -> None:
@@ -37,19 +37,18 @@ class Workers:
 
     @property
     def alive(self) -> bool:
-        """Whether all threads are there: none are in a child of fork."""
+        """Whether all threads are alive; in a forked child none is."""
         return all(thread.is_alive() for thread in self._threads)
 
     def run(self, task: Callable[[int], None]) -> None:
-        """Call task(0) .. task(count - 1), each in a thread, and wait for all. Raises the error of any.
+        """Call task(0) .. task(count - 1), each in a thread, and wait for all. Raises the exception of any.
 
-        What is raised while it waits goes to the caller at once; a task that is not done then is done before the
-        thread's next one.
+        An exception while waiting is raised at once; a task that is not done then ends before its thread's next one.
         """
-        # A queue for this call alone: nobody takes what a task that was left says for the end of a later one.
+        # A queue for this call only, so that an abandoned task is not taken for a later one.
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         for index, tasks in enumerate(self._tasks, 1):
-            tasks.put(partial(_tell, done, partial(task, index)))
+            tasks.put(partial(_report, done, partial(task, index)))
         error: BaseException | None = None
         try:
             task(0)
@@ -61,10 +60,10 @@ class Workers:
             raise error
 
     def split(self, arrays: Sequence[Array]) -> None:
-        """Go through the instructions of `interpreter.run`, whose arrays are given, all threads at once.
+        """Execute the instructions of `interpreter.run` with these arrays, on all threads at once.
 
-        Threads that had a job a moment ago take the next one without the interpreter, whose lock and whose waking of
-        threads take as long as a small network. The job itself is one call of compiled code.
+        Threads that had a job a moment ago poll for the next one without Python: the GIL and waking threads take as
+        long as a small network. The job itself is one call of compiled code.
         """
         enter = ready()
         self._job[: interpreter.JOB - 1] = numbers(arrays)
@@ -83,25 +82,25 @@ class Workers:
 
 
 def numbers(arrays: Sequence[Array]) -> list[int]:
-    """Return addresses and sizes of arrays, one after the other."""
+    """Return address and size of each array, in one list."""
     return [number for array in arrays for number in (array.ctypes.data, array.size)]
 
 
 def _start(tasks: Sequence[SimpleQueue[Task | None]], torch_threads: int) -> list[threading.Thread]:
-    """Return a thread for each queue, all of them ready."""
+    """Return a running thread for each queue."""
     ready: SimpleQueue[None] = SimpleQueue()
     threads = [threading.Thread(target=_work, args=(one, ready), daemon=True) for one in tasks]
     for thread in threads:
         thread.start()
         ready.get()
-    # What one thread sets is what threads that are yet to come begin with.
+    # A thread's setting becomes the default of later threads.
     torch.set_num_threads(torch_threads)
     return threads
 
 
 def _work(tasks: SimpleQueue[Task | None], ready: SimpleQueue[None]) -> None:
-    # torch's own pool in every one of these threads would be more threads than cores. The first look takes what others
-    # have set, and would do so later if there were none now.
+    # With torch's own pool in each of these threads there would be more threads than cores. The first call reads the
+    # process-wide setting, which would otherwise be applied later.
     torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -111,12 +110,12 @@ def _work(tasks: SimpleQueue[Task | None], ready: SimpleQueue[None]) -> None:
         if task is None:
             return
         task()
-        # Nothing of an engine is kept alive by a thread that waits.
+        # So that a waiting thread keeps no engine alive.
         del task
 
 
-def _tell(done: SimpleQueue[BaseException | None], task: Task) -> None:
-    """Do a task and say that it is done, with its error if it has one."""
+def _report(done: SimpleQueue[BaseException | None], task: Task) -> None:
+    """Run a task and put its exception, or None, into `done`."""
     try:
         task()
     except BaseException as error:  # noqa: BLE001 - the caller raises it

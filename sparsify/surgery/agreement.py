@@ -1,4 +1,4 @@
-"""Agreement of the channel groups of two passes of one model."""
+"""Agreement of the channel groups found in two passes of one model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def dead_by_group(live: Liveness, ops: Iterable[Op]) -> frozenset[Op]:
-    """Return the grouped convolutions with a larger share of dead whole groups than of positions dead in all groups."""
+    """Return the grouped convolutions that lose more by whole dead groups than by positions dead in all groups."""
     found = []
     for op in ops:
         result, groups = op.results[0], op.args[-1]
@@ -32,9 +32,9 @@ def dead_by_group(live: Liveness, ops: Iterable[Op]) -> frozenset[Op]:
 
 
 def agreed(one: Channels, other: Channels, what: str) -> Channels:
-    """Return the groups of `one` that `other`, a pass of another input, has as well; dead if dead in both.
+    """Return the groups of `one` that `other`, a pass of another input, has too; a group is dead if dead in both.
 
-    `what` names the other input in the barrier that reports how many are left out.
+    `what` names the other input in the barrier that reports how many groups are left out.
     """
     same = same_groups(replace(one, dead=torch.zeros_like(one.dead)), other)
     if same.all():
@@ -46,7 +46,7 @@ def agreed(one: Channels, other: Channels, what: str) -> Channels:
         return {d: numbers for d, numbers in renumbered.items() if bool((numbers >= 0).any())}
 
     labels = {name: found for name, sides in one.labels.items() if (found := left(sides))}
-    barrier = f"{int((~same).sum())} units stay: for {what} other channels go together, or matter"
+    barrier = f"{int((~same).sum())} units stay: for {what} the groups differ, or are not dead"
     return replace(
         one,
         labels=labels,
@@ -59,7 +59,7 @@ def agreed(one: Channels, other: Channels, what: str) -> Channels:
 
 
 def same_groups(one: Channels, other: Channels) -> np.ndarray[Any, Any]:
-    """Return for each group of `one`, bool [groups], whether `other` has the same one, dead if it is dead in `one`."""
+    """Return bool [groups]: whether `other` has the same group, and, if the group is dead in `one`, has it dead too."""
     lowest = np.full(one.groups + 1, np.iinfo(np.int64).max)
     highest = np.full(one.groups + 1, -1, dtype=np.int64)
     counts, other_counts = np.zeros(one.groups + 1, dtype=np.int64), np.zeros(other.groups + 1, dtype=np.int64)

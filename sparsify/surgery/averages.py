@@ -1,8 +1,8 @@
 """Averages of a model's weights: torch's AveragedModel and timm's ModelEma carry the masks of the live model.
 
-They would average masks like numbers, into the union of all past masks, or raise an error. Their updates are therefore
-wrapped when a masked model is first copied, as each average does: the masks are taken out of the buffers during an
-update and copied afterwards. Updates of models without masks are unchanged.
+On their own they would average masks like numbers, into the union of all past masks, or raise an error. Each of them
+copies the model first, so the first copy of a masked model wraps their update methods: an update runs with the masks
+taken out of the buffers, then the masks are copied. Updates of models without masks are unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WRAPPED = "sparsify_keeps_masks"
 
 
 def keep_masks_in_averages() -> None:
-    """Wrap the updates of the averaging classes that are imported by now, each once."""
+    """Wrap the update methods of the averaging classes imported so far; wrapped ones stay as they are."""
     for module, classes in _UPDATES.items():
         loaded = sys.modules.get(module)
         for class_name, names in classes.items():
@@ -40,6 +40,8 @@ def keep_masks_in_averages() -> None:
 
 
 def _keeping_masks(update: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `update` wrapped so that the average takes over the model's masks instead of averaging them."""
+
     @wraps(update)
     def updated(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         average, live = unwrap(self), unwrap(model)
@@ -61,7 +63,7 @@ def _keeping_masks(update: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _out_of_sight(*models: nn.Module) -> Iterator[None]:
-    """Take the masks of `models` out of their buffers in the block."""
+    """Remove the masks of `models` from their buffers inside the block."""
     seen = [module for model in models for module in model.modules() if names_of_masked(module)]
     buffers = [(module, module._buffers) for module in seen]
     try:

@@ -1,7 +1,7 @@
-"""Channels: which of a model's channels can only be removed together, and which can go now without any change.
+"""Channel groups: which of a model's channels can only be removed together, and which are dead.
 
-A *group* is a set of channels that live and die together: the rows of weights that produce them, the entries of biases
-and norms, the columns that read them. `analyse` finds the groups by recording one forward pass.
+A *group* is a set of coupled channels: the rows of the weights that produce them, their entries in biases and norms,
+and the columns that read them. `analyse` finds the groups by recording one forward pass.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def analyse(
     converted and is not changed.
 
     - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`.
-    - `heads`: "whole": in attention a group is a head; "size": it is one entry of the queries and keys, or of the
-      values, of every head. A model that lost such entries must not switch to fused attention afterwards.
-    - `rules`: rules by operation name ("mylib::gate"), used before the built-in ones.
-    - `examples`: further inputs. Groups that differ in a pass of one of them are left out, and a barrier says so.
+    - `heads`: "whole": in attention, a group is a head; "size": a group is one entry of every head, of the queries and
+      keys or of the values. A model that lost such entries must not switch to fused attention afterwards.
+    - `rules`: rules by operation name ("mylib::gate"), which take precedence over the built-in ones.
+    - `examples`: further inputs. Groups that differ for one of them are left out, and a barrier reports how many.
 
-    Raises SparsifyError for another word in `heads`, a value in `rules` that is no Rule and an input that the forward
-    does not take, and whatever the forward raises.
+    Raises SparsifyError for another value of `heads`, a value in `rules` that is not a Rule and an input that the
+    forward does not take, and whatever the forward raises.
     """
     check_heads("analyse", heads)
     if any(True for _ in all_masked_parameters(model)):

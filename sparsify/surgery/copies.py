@@ -1,4 +1,4 @@
-"""Deep copies of models with functions on the object, such as a forward that another library has set."""
+"""Deep copies of models that hold functions as attributes, such as a forward that another library has set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sharding import refuse_sharded
 def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     """Return a deep copy of `model`; `memo` maps ids of objects in the model to their replacements.
 
-    copy.deepcopy shares functions: a forward set on the object, whose closure holds the module or its former forward,
+    copy.deepcopy shares functions: a forward set as an attribute, whose closure holds the module or its former forward,
     would run the original module. Here such functions are rebound to the copied modules.
     """
     refuse_sharded(model, "copy", "fold, shrink, trace and compile it before fully_shard, or save it and load the file")
@@ -36,7 +36,7 @@ _ATOMS = (type(None), bool, int, float, str, type, torch.dtype, torch.device, to
 
 
 def _copied(module: Any, memo: dict[int, Any]) -> Any:
-    """Return copy.deepcopy(module, memo), found in a fraction of the time for modules that define no copy of theirs."""
+    """Return copy.deepcopy(module, memo), much faster for modules that do not customise copying."""
     if id(module) in memo:
         return memo[id(module)]
     if not isinstance(module, nn.Module) or not _is_copied_by_state(type(module)):  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def _copied(module: Any, memo: dict[int, Any]) -> Any:
 
 @cache
 def _is_copied_by_state(cls: Any) -> bool:
-    """Whether copy.deepcopy copies the attributes of a module one by one."""
+    """Return whether copy.deepcopy copies the attributes of a module one by one."""
     plain = all(
         getattr(cls, name) is getattr(nn.Module, name) for name in ("__reduce__", "__reduce_ex__", "__getstate__")
     )
@@ -69,7 +69,7 @@ def _is_copied_by_state(cls: Any) -> bool:
 
 
 def _rebound(value: Any, memo: dict[int, Any], seen: dict[int, Any]) -> Any:
-    """Return `value` with the modules that it holds replaced by their copies; itself if it holds none."""
+    """Return `value` with the modules it holds replaced by their copies, or `value` itself if it holds none."""
     if id(value) in seen:
         return seen[id(value)]
     seen[id(value)] = value

@@ -1,4 +1,4 @@
-"""Names in a model: those of a module's parts begin with the module's path."""
+"""Qualified names in a model: the module's path, a dot, and the name in the module."""
 
 from __future__ import annotations
 

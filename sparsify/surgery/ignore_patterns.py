@@ -1,4 +1,4 @@
-"""Ignore patterns: which weights a list of names, globs and keywords matches."""
+"""Ignore patterns: the weights that a list of names, globs and keywords matches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEYWORDS = ("first", "last")
-_EVERY = {"Module", "Masked", "object"}  # bases that say nothing of a module
+_EVERY = {"Module", "Masked", "object"}  # bases that every module has, or that conversion adds
 
 
 class PatternError(SparsifyError):
-    """A pattern that matches nothing: `keys` says where it was written below the section, `problem` what is wrong."""
+    """A wrong pattern, or one that matches nothing: `keys` is its place below the section, `problem` what is wrong."""
 
     def __init__(self, keys: tuple[str | int, ...], problem: str) -> None:
         named = keys[:-1] if isinstance(keys[-1], int) else keys
@@ -34,14 +34,15 @@ def ignored_names(
     classes: Mapping[str, Collection[str]] | None = None,
     key: tuple[str | int, ...] = ("ignore",),
 ) -> dict[str, str]:
-    """Return, for each of `names` that a pattern matches, that pattern.
+    """Return {name: the first pattern that matches it} for the matched ones among `names`.
 
     A pattern is a weight's name ("head.weight"), a module's name (all weights below it), a glob ("layer1.*"), a regular
-    expression ("re:.*attn.*", of a whole name of either), the name of a class ("Linear": all weights in such modules,
-    if nothing is called so), or the keyword "first" or "last" (of `names`, in order of registration). "name:last" is
-    the module that is called so, and likewise for any other name. `others` are names that exist but carry no mask: to
-    ignore them is right and has no effect. `aliases` holds second names, those of weights that are computed from
-    parameters, `classes` what `class_names` returns. Raises PatternError, at `key`, for a pattern that matches nothing.
+    expression ("re:.*attn.*", which must match the whole name of a weight or its module), the name of a class
+    ("Linear": all weights in such modules, unless a weight or module has that name), or the keyword "first" or "last"
+    (of `names`, in order of registration). "name:last" is the module named "last", and likewise for any other name.
+    `others` are names that exist but carry no mask: matching them is no error and has no effect. `aliases` maps
+    parameters to second names, those of the weights computed from them; `classes` is the result of `class_names`.
+    Raises PatternError, at `key`, for a pattern that matches nothing and for an invalid regular expression.
     """
     known, kinds = aliases or {}, classes or {}
     found: dict[str, str] = {}
@@ -67,21 +68,21 @@ def ignored_names(
 
 
 def _fits(pattern: str, key: tuple[str | int, ...]) -> Callable[[str], bool]:
-    """Return the test whether a pattern is that of a name."""
+    """Return a function that says whether `pattern` matches a name."""
     if not pattern.startswith("re:"):
         plain = pattern.removeprefix("name:")
         return lambda name: _matches(name, plain)
     try:
         expression = re.compile(pattern.removeprefix("re:"))
     except re.error as error:
-        raise PatternError(key, f"'{pattern}' is no regular expression: {error}") from None
+        raise PatternError(key, f"'{pattern}' is not a regular expression: {error}") from None
     return lambda name: any(expression.fullmatch(one) for one in (name, name.rpartition(".")[0]))
 
 
 def class_names(model: nn.Module) -> dict[str, set[str]]:
-    """Return for each parameter the names of the classes, and their bases, of the modules that it lies in.
+    """Return {parameter name: class names of the modules that contain it, bases included}.
 
-    Those of the model itself and of all modules do not count.
+    The class of the model itself, and bases that every module has, are left out.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     found = {}
@@ -93,7 +94,7 @@ def class_names(model: nn.Module) -> dict[str, set[str]]:
 
 
 def keyword_clashes(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
-    """Return a line for each keyword among the patterns that is also the name of a module with weights."""
+    """Return a note for each keyword among the patterns that is also the name of a module with weights."""
     given = [patterns] if isinstance(patterns, str) else list(patterns)
     return [
         f"ignore: '{word}' is the keyword, here {names[0 if word == 'first' else -1]}; the module of that name is "
@@ -104,10 +105,7 @@ def keyword_clashes(names: Sequence[str], patterns: Iterable[str]) -> list[str]:
 
 
 def is_adapter(name: str, module: nn.Module) -> bool:
-    """Whether a weight is one of a low-rank adapter, by its name as peft and others give it: it is trained, not pruned.
-
-    What carries a mask already is none.
-    """
+    """Return whether an unmasked weight belongs to a low-rank adapter (named as in peft), trained but not pruned."""
     parts = name.split(".")
     return any(part.startswith("lora_") for part in parts) and parts[-1] not in module.__dict__.get("masked_names", ())
 

@@ -1,4 +1,4 @@
-"""The live mask of one parameter as a forward uses it: bool, there, and of the weight's shape, or refused."""
+"""The live mask of one parameter, checked as a forward needs it: present, bool, and of the weight's shape."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..errors import SparsifyError
 
 
 def bool_mask(module: nn.Module, name: str) -> Tensor:
-    """Return the live mask of one of a module's parameters, as its forward uses it.
+    """Return the live mask of the module's parameter `name`, as its forward uses it.
 
-    A mask of numbers that are all 0 or 1 becomes bool again. Raises SparsifyError if it is gone, and for any other,
-    which averaging or loading with `assign=True` has left there.
+    A mask of numbers that are all 0 or 1 is converted back to bool in the module. Raises SparsifyError if the mask is
+    missing or holds other numbers, which averaging or loading with `assign=True` can leave there.
     """
     mask: Tensor | None = getattr(module, f"{name}_mask", None)
     if mask is None:
@@ -27,9 +27,11 @@ def bool_mask(module: nn.Module, name: str) -> Tensor:
 
 
 def mask_in_forward(module: nn.Module, name: str) -> Tensor:
-    """Return `bool_mask`; raises SparsifyError too if the weight has got another shape since the conversion."""
+    """Return `bool_mask(module, name)`; raises SparsifyError also if the weight has another shape than its mask."""
     mask, weight = bool_mask(module, name), module._parameters.get(name)
-    if weight is not None and not isinstance(mask, Proxy) and weight.shape != mask.shape:
+    if weight is None or isinstance(mask, Proxy) or torch._C._get_tracing_state():  # torch.jit has no numbers for sizes
+        return mask
+    if weight.shape != mask.shape:
         raise SparsifyError(
             f"{type(module).__name__}.{name} has shape {tuple(weight.shape)}, its mask {tuple(mask.shape)}: the weight "
             "was replaced after the conversion; fold the model, change it, and convert it again"
@@ -38,7 +40,7 @@ def mask_in_forward(module: nn.Module, name: str) -> Tensor:
 
 
 def make_masks_bool(state_dict: dict[str, Any], keys: Iterable[str]) -> None:
-    """Make the masks at `keys` of a state dict bool, in place. Raises SparsifyError for one with other values."""
+    """Convert the masks at `keys` of a state dict to bool, in place. Raises SparsifyError for other values."""
     made = {key: _as_bool(state_dict[key], key) for key in keys if isinstance(state_dict.get(key), Tensor)}
     state_dict.update(made)
 
@@ -57,7 +59,7 @@ def _as_bool(mask: Tensor, name: str) -> Tensor:
 
 
 def _true_or_false(mask: Tensor) -> Tensor:
-    """Return a bool mask whose every byte is 0 or 1: in a view of uint8 any other stands for True too."""
+    """Return the bool mask with every byte 0 or 1: a bool view of a uint8 tensor may hold other bytes for True."""
     if mask.is_meta or type(mask) not in (Tensor, nn.Parameter):
         return mask
     values = mask.view(torch.uint8)

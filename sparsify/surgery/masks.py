@@ -1,9 +1,9 @@
-"""The masks a model carries: where they are, reading them, setting them in place.
+"""The masks of a model: where they are stored, how to read them and set them in place.
 
 A mask is a bool buffer `<parameter>_mask` in the module that owns the parameter. The module lists its masked
-parameters, so that nothing is guessed from a buffer's name: the tuple `masked_names` has the weights that `convert`
-masked, which sparsities count; `masked_also` the extra parameters of `mask_also`; the dict `masked_layouts`, by
-parameter name, the layouts other than those of torch.nn's modules.
+parameters, so that no buffer is taken for a mask by its name: the tuple `masked_names` holds the weights that `convert`
+masked, which sparsities count; `masked_also` the extra parameters of `mask_also`; the dict `masked_layouts` maps
+parameter names to layouts that differ from those of torch.nn's modules.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .parametrized import computed_weight, computes_from, formed_since
 class Layout(NamedTuple):
     """The roles of a weight's dimensions: it is one matrix [outputs, inputs * kernel positions], or several.
 
-    There is a matrix for each index of the dimensions `matrices` (experts). With `groups`, those of a transposed
-    convolution, the first input dimension is cut in as many pieces, and each makes a matrix of its own.
+    There is one matrix for each index of the dimensions `matrices` (experts). `groups` is that of a transposed
+    convolution: the first input dimension is split into that many parts, each of which makes a matrix.
     """
 
     matrices: tuple[int, ...]
@@ -42,7 +42,7 @@ ROWS = Layout((), (0,), (1,))  # of a matrix
 
 
 class MaskedWeight(NamedTuple):
-    """One masked weight or parameter: its qualified name, the module that owns it and the parameter's name there."""
+    """A masked parameter: its qualified name, the module that owns it and its name in that module."""
 
     name: str
     module: nn.Module
@@ -50,7 +50,10 @@ class MaskedWeight(NamedTuple):
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The raw parameter, values under the mask included; SparsifyError if it was parametrized since it has one."""
+        """The stored parameter, with the values under the mask.
+
+        Raises SparsifyError if the parameter was parametrized after the conversion.
+        """
         if formed_since(self.module, self.parameter_name):
             raise SparsifyError(
                 f"{self.name} was parametrized after the conversion, and its mask does not follow: take the "
@@ -65,13 +68,13 @@ class MaskedWeight(NamedTuple):
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class that a module had before it was converted; of a plain module, its class."""
+    """Return the class that a module had before it was converted; for a plain module, its class."""
     cls = type(module)  # not `__class__`, which a wrapper may take from the module that it wraps
     return getattr(cls, "original_class", cls)
 
 
 def names_of_masked(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of one module's own masked parameters: weights, then extra parameters."""
+    """Return the names of the masked parameters that one module owns: weights, then extra parameters."""
     own = module.__dict__
     return (*own.get("masked_names", ()), *own.get("masked_also", ()))
 
@@ -84,16 +87,16 @@ def all_masked_weights(model: nn.Module) -> Iterator[MaskedWeight]:
 
 
 def all_masked_parameters(model: nn.Module) -> Iterator[MaskedWeight]:
-    """Yield every masked weight and every extra parameter with a mask, as `all_masked_weights` does."""
+    """Yield every masked weight and masked extra parameter, under each of its names."""
     for prefix, module in named_modules(model, remove_duplicate=False):
         for name in names_of_masked(module):
             yield MaskedWeight(full_name(prefix, name), module, name)
 
 
 def masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
-    """Return the masked weights by name in `state_dict` order, a shared parameter under its first name only.
+    """Return the weights that `convert` masked, by name in `state_dict` order; shared ones under their first name only.
 
-    They are what `convert` masked. `masked_parameters` returns those of `mask_also` as well.
+    `masked_parameters` also returns the parameters of `mask_also`.
     """
     return _first_names(all_masked_weights(model))
 
@@ -114,14 +117,14 @@ def _first_names(weights: Iterator[MaskedWeight]) -> dict[str, MaskedWeight]:
 
 
 def kept_of(weights: Iterable[MaskedWeight]) -> tuple[int, int]:
-    """Return how many entries the masks of `weights` keep, and how many they have."""
+    """Return (kept entries, all entries) of the masks of `weights`."""
     masks = [weight.mask for weight in weights]
     return sum(map(count, masks)), sum(mask.numel() for mask in masks)
 
 
 @takes(model=nn.Module)
 def get_masks(model: nn.Module) -> dict[str, Tensor]:
-    """Return all live masks by parameter name: bool tensors, True = keep. Copy them before changing anything."""
+    """Return the model's masks by parameter name: bool tensors, True = keep. Clone a mask before changing it."""
     return {name: weight.mask for name, weight in masked_parameters(model).items()}
 
 
@@ -129,8 +132,8 @@ def get_masks(model: nn.Module) -> dict[str, Tensor]:
 def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Set masks in place by parameter name; parameters that are not named keep theirs.
 
-    `masks` maps names to tensors shaped like their parameter; bool, or numbers that are exactly 0 or 1. All names are
-    checked before any mask is changed. Raises SparsifyError for an unknown name, a wrong shape or other values.
+    `masks` maps names to tensors shaped like their parameter, bool or numbers that are exactly 0 or 1. Raises
+    SparsifyError for an unknown name, a wrong shape or other values, before any mask is changed.
     """
     weights = {weight.name: weight for weight in all_masked_parameters(model)}
     for name, mask in masks.items():
@@ -159,7 +162,7 @@ def layout(weight: MaskedWeight) -> Layout:
 
 
 def usual_layout(module: nn.Module, dimensions: int) -> Layout:
-    """Return the layout that a weight of so many dimensions has in torch.nn's modules, `module` being of its kind."""
+    """Return the layout that torch.nn gives a weight with this number of dimensions in a module like `module`."""
     kernel = tuple(range(2, dimensions))
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and kernel:
         return Layout((), (1,), (0,), kernel, module.groups)
@@ -169,13 +172,13 @@ def usual_layout(module: nn.Module, dimensions: int) -> Layout:
 
 
 def alike(one: Layout, other: Layout, shape: torch.Size) -> bool:
-    """Whether two layouts give the same matrices for a weight of this shape: the role of a size-1 dimension is free."""
+    """Return whether two layouts give the same matrices for this shape; dimensions of size 1 are not compared."""
     larger = [tuple(tuple(d for d in dimensions if shape[d] > 1) for dimensions in each[:4]) for each in (one, other)]
     return larger[0] == larger[1] and one.groups == other.groups
 
 
 def matrix_shapes(shape: torch.Size, layout: Layout) -> tuple[torch.Size, ...]:
-    """Return for each matrix of a weight how many outputs and inputs it has, and its kernel sizes."""
+    """Return the shape (outputs, inputs, *kernel) of each matrix of a weight of `shape`."""
     outputs, inputs, count = (
         prod(shape[d] for d in dimensions) for dimensions in (layout.outputs, layout.inputs, layout.matrices)
     )
@@ -183,17 +186,17 @@ def matrix_shapes(shape: torch.Size, layout: Layout) -> tuple[torch.Size, ...]:
 
 
 def is_computed(weight: MaskedWeight) -> bool:
-    """Whether the weight that is used is computed from the parameter (weight standardisation, parametrizations)."""
+    """Return whether the forward computes its weight from the parameter (weight standardisation, parametrizations)."""
     name, module = weight.parameter_name, weight.module
     return name in getattr(module, "computed_weights", ()) or computes_from(module, name)
 
 
 def effective_weight(weight: MaskedWeight) -> Tensor:
-    """Return, detached, what the masked operation multiplies with when its mask is all ones, shaped like the parameter.
+    """Return the detached weight that the operation uses under an all-ones mask, shaped like the parameter.
 
-    For nearly every weight that is the parameter itself (not a copy: do not change it). Where the module computes its
-    weight (weight standardisation, the sum of parameters) it is the computed one, on which criteria score; what is
-    drawn for it is the same each time, and no random state changes.
+    For most weights this is the parameter itself, not a copy: do not change it. If the module computes its weight
+    (weight standardisation, a sum of parameters), it is the computed weight, which criteria score. Random numbers drawn
+    on the way are the same each time, and no random state changes.
     """
     if not is_computed(weight):
         return weight.parameter.detach()

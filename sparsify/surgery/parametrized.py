@@ -1,8 +1,7 @@
-"""Parametrized weights: computed from parameters by torch.nn.utils.parametrize, or by the hooks that came before it.
+"""Weights computed from parameters by torch.nn.utils.parametrize or by its older hooks (weight and spectral norm).
 
-The mask is applied to the computed weight. It is a buffer beside the one of these parameters that has the weight's
-shape: beside `original` or `original1` in the ParametrizationList, beside `weight_v` (weight norm) or `weight_orig`
-(spectral norm) in the module.
+The mask applies to the computed weight. It is stored beside the parameter that has the weight's shape: `original` or
+`original1` in the ParametrizationList, `weight_v` (weight norm) or `weight_orig` (spectral norm) in the module.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ from .torch_prune import put_parameter
 
 @dataclass(frozen=True, eq=False)
 class Parametrized:
-    """One parametrized weight: its name in the module's forward, and the parameters it is computed from.
+    """One parametrized weight: its name in the module's forward, and the parameters that it is computed from.
 
-    `owner` owns them; `source` is the one with the weight's shape, "" if there is none; `reason` says why.
+    The module `owner` owns these parameters. `source` is the one with the weight's shape, `others` are the rest. If
+    `source` is "", the weight cannot be masked, and `reason` says why.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Parametrized:
 
 
 class MaskedWeightNorm(WeightNorm):
-    """The hook of torch.nn.utils.weight_norm on a converted module: what it computes is masked."""
+    """The hook of torch.nn.utils.weight_norm on a converted module; it masks the weight that it computes."""
 
     def compute_weight(self, module: nn.Module) -> Any:
         """Return the effective weight."""
@@ -51,7 +51,7 @@ class MaskedWeightNorm(WeightNorm):
 
 
 class MaskedSpectralNorm(SpectralNorm):
-    """The hook of torch.nn.utils.spectral_norm on a converted module: what it computes is masked."""
+    """The hook of torch.nn.utils.spectral_norm on a converted module; it masks the weight that it computes."""
 
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
         """Return the effective weight."""
@@ -70,7 +70,7 @@ def _masked(module: nn.Module, source: str, computed: Tensor) -> Tensor:
     if source not in module.__dict__.get("masked_names", ()):
         return computed
     mask: Tensor = module._buffers[f"{source}_mask"]  # type: ignore[assignment]
-    # Other strides make other kernels, which give other bits.
+    # Other strides would select other kernels, which give other bits.
     return ops.mask_weight(computed, mask) if computed.is_contiguous() else ops.mask_in_its_layout(computed, mask)
 
 
@@ -93,7 +93,7 @@ def masked_parametrization(original: type[nn.Module]) -> Callable[[Any], Tensor]
 
 
 def mask_in_hooks(module: nn.Module) -> None:
-    """Make the hooks that compute a masked weight apply its mask, in place."""
+    """Change the class of the hooks that compute a masked weight, in place, so that they apply the mask."""
     names = module.__dict__.get("masked_names", ())
     for hook in module._forward_pre_hooks.values():
         if type(hook) in _MASKED_HOOKS and _source_of(hook) in names:
@@ -144,19 +144,19 @@ def _of_list(name: str, one: ParametrizationList) -> Parametrized:
         return Parametrized(name, one, "", names, f"its parametrization fails: {type(error).__name__}")
     alike = [key for key in names if one._parameters[key].shape == shape]  # type: ignore[union-attr]
     if not alike:
-        return Parametrized(name, one, "", names, "parametrized by parameters of other shapes: a mask has no place")
+        return Parametrized(name, one, "", names, "parametrized by parameters none of which has its shape")
     return Parametrized(name, one, alike[-1], tuple(key for key in names if key != alike[-1]))
 
 
 def computes_from(module: nn.Module, source: str) -> bool:
-    """Whether a weight is computed from a module's parameter by a parametrization or an older norm."""
+    """Return whether a parametrization or an older norm hook computes a weight from the module's `source`."""
     if isinstance(module, ParametrizationList):
         return source in module._parameters
     return any(source == _source_of(hook) for hook in _hooks(module))
 
 
 def formed_since(module: nn.Module, name: str) -> bool:
-    """Whether a parametrization computes `name`, which was a parameter of the module when it got its mask."""
+    """Return whether the module's masked parameter `name` was parametrized after the conversion."""
     if name in module._parameters or name not in module.__dict__.get("masked_names", ()):
         return False
     return name in _lists(module) or any(hook.name == name for hook in _hooks(module))
@@ -164,7 +164,7 @@ def formed_since(module: nn.Module, name: str) -> bool:
 
 @torch.no_grad()
 def computed_weight(owner: nn.Module, source: str) -> Tensor:
-    """Return the weight computed from an owner's parameter `source` now, in eval mode, unmasked."""
+    """Return the current weight computed from the owner's parameter `source`, in eval mode, unmasked and detached."""
     if isinstance(owner, ParametrizationList):
         cls: Any = getattr(type(owner), "original_class", type(owner))
         with in_mode(owner, False), changed_buffers(owner, []), torch.random.fork_rng(devices=[]):
@@ -177,7 +177,7 @@ def computed_weight(owner: nn.Module, source: str) -> Tensor:
 
 
 def source_parameters(module: nn.Module) -> frozenset[str]:
-    """Return the names of a module's own parameters that a weight is computed from."""
+    """Return the names of a module's own parameters from which a weight is computed."""
     if isinstance(module, ParametrizationList):
         return frozenset(module._parameters)
     return frozenset(
@@ -189,7 +189,7 @@ def source_parameters(module: nn.Module) -> frozenset[str]:
 
 
 def computed_names(model: nn.Module) -> dict[str, str]:
-    """Return {name of a parameter that a weight is computed from: the weight's name in the forward}."""
+    """Return {parameter name: name in the forward of the weight that is computed from it}."""
     found: dict[str, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -214,18 +214,15 @@ def without_parametrizations(module: nn.Module) -> nn.Module:
 
 
 def make_plain(module: nn.Module, name: str, weight: nn.Parameter) -> None:
-    """Replace a plain module's parametrized weight `name` by the parameter `weight`, in place."""
+    """Replace the parametrized weight `name` of an unmasked module by the parameter `weight`, in place."""
     if name in _lists(module):
         held: Any = module._modules["parametrizations"]
         del held[name]
         # The class is shared with other copies of the module, whose properties stay.
         object.__setattr__(module, "__class__", type(module).__bases__[0])
-        if len(held):
-            parametrize._inject_new_class(module)
-            for other in held:
-                parametrize._inject_property(module, other)
-        else:
+        if not len(held):
             del module._modules["parametrizations"]
+        read_computed(module)
     else:
         hook = next(hook for hook in _hooks(module) if hook.name == name)
         remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
@@ -234,8 +231,16 @@ def make_plain(module: nn.Module, name: str, weight: nn.Parameter) -> None:
     put_parameter(module, name, weight)
 
 
+def read_computed(module: nn.Module) -> None:
+    """Let a module whose class does not know of its parametrizations read what they compute."""
+    if any(not hasattr(type(module), name) for name in _lists(module)):
+        parametrize._inject_new_class(module)
+        for name in _lists(module):
+            parametrize._inject_property(module, name)
+
+
 def graph_free(model: nn.Module) -> dict[int, Tensor]:
-    """Return a memo for deepcopy with copies of the tensors with a grad_fn that modules hold, which it refuses."""
+    """Return a deepcopy memo with copies of the non-leaf tensors that modules hold, which deepcopy refuses to copy."""
     held = [value for module in model.modules() for value in module.__dict__.values()]
     held += [item for value in held if isinstance(value, list) for item in value]
     tensors = [value for value in held if isinstance(value, Tensor) and value.grad_fn is not None]

@@ -13,7 +13,7 @@ from .side_effects import attributes_of, put_back
 
 @contextmanager
 def all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Restore the model's modules if the block raises: attributes, parameters, hooks, classes."""
+    """Restore the attributes, parameters, hooks and classes of the model's modules if the block raises."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     saved = attributes_of(("", module) for module in modules)
     objects = [*modules, *(hook for module in modules for hook in module._forward_pre_hooks.values())]

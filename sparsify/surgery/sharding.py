@@ -1,4 +1,4 @@
-"""Models that torch's fully_shard has cut over several processes: their masks, and their whole state for a file."""
+"""Models sharded over several processes by torch's fully_shard: their masks, and their unsharded state for a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .masks import all_masked_parameters, is_computed, layout
 
 
 def sharded_name(model: nn.Module) -> str:
-    """Return the name of the first parameter of which each process holds a part, "" if there is none."""
+    """Return the name of the first sharded parameter, "" if there is none; reshards the model first."""
     reshard(model)
     for name, module in model.named_modules():
         found = next((own for own, parameter in module._parameters.items() if is_sharded(parameter)), None)
@@ -25,16 +25,16 @@ def sharded_name(model: nn.Module) -> str:
 
 
 def refuse_sharded(model: nn.Module, what: str, advice: str) -> None:
-    """Raise SparsifyError, which begins with `what`, if the model is sharded."""
+    """Raise SparsifyError, which begins with `what` and ends with `advice`, if the model is sharded."""
     if name := sharded_name(model):
         raise SparsifyError(f"{what}: the model is sharded by fully_shard ({name} is a DTensor); {advice}")
 
 
 def shard_masks(model: nn.Module) -> Any:
-    """Cut the masks of sharded weights as these are, in place; return the group of processes, None without any.
+    """Shard the masks like their weights, in place; return the process group, None if the model is not sharded.
 
-    Raises SparsifyError, naming the weight, for what is sharded in another way than along rows, and for a masked
-    parameter that is whole beside others that are sharded.
+    Raises SparsifyError, which names the weight, if a weight is not sharded along its rows (output units), if it is
+    computed in the forward, and if only some masked parameters are sharded.
     """
     if not sharded_name(model):
         return None
@@ -58,7 +58,7 @@ def shard_masks(model: nn.Module) -> Any:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let every module of a sharded model hold its part again: after a forward without a backward some hold all."""
+    """Reshard every module of a sharded model: after a forward without a backward some stay unsharded."""
     package = sys.modules.get("torch.distributed.fsdp")  # without it no model is sharded
     for module in model.modules() if package is not None else ():
         if isinstance(module, package.FSDPModule):  # type: ignore[union-attr]
@@ -67,9 +67,9 @@ def reshard(model: nn.Module) -> None:
 
 @contextmanager
 def whole_state(model: nn.Module, *, keep: bool) -> Iterator[None]:
-    """Have the whole parameters and buffers, on the CPU, in a sharded model during the block, where `keep` is set.
+    """Put unsharded parameters and buffers, on the CPU, into a sharded model during the block, if `keep` is set.
 
-    All processes call it at once; the others only take part, one tensor after the other.
+    All processes must enter it together: each tensor is gathered in turn, also on processes without `keep`.
     """
     changed: list[tuple[Any, str, Any]] = []
     seen: dict[int, Any] = {}
@@ -87,7 +87,7 @@ def whole_state(model: nn.Module, *, keep: bool) -> Iterator[None]:
 
 
 def _sharded_tensors(model: nn.Module) -> list[tuple[Any, str, Any]]:
-    """Return the parameters and buffers that are sharded: the dict that holds each, its name there and itself."""
+    """Return (dict that holds it, its name there, tensor) for each sharded parameter and buffer."""
     held: list[Any] = [held for module in model.modules() for held in (module._parameters, module._buffers)]
     return [(owned, name, tensor) for owned in held for name, tensor in owned.items() if is_sharded(tensor)]
 

@@ -1,4 +1,4 @@
-"""Side effects of a forward: detected while it is traced, and undone."""
+"""Detect the side effects of a forward while it is traced, and undo them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import nn
 
 from .module_walk import named_modules
 
-# Contexts that a graph does not record: the gradient mode, precision and hooks of an operation.
+# Contexts that an fx graph does not record: gradient mode, autocast and saved-tensor hooks.
 _CONTEXTS = (
-    (torch.autograd.grad_mode.set_grad_enabled, "__init__", "turns gradients on or off"),  # no_grad enters by it
+    (torch.autograd.grad_mode.set_grad_enabled, "__init__", "turns gradients on or off"),  # no_grad calls it
     (torch.inference_mode, "__enter__", "turns gradients on or off"),
     (torch.autocast, "__enter__", "uses torch.autocast"),
     (torch.autograd.graph.saved_tensors_hooks, "__enter__", "uses activation checkpointing"),
@@ -25,7 +25,7 @@ _CONTEXTS = (
 
 @contextmanager
 def changed_contexts(lost: list[str]) -> Iterator[None]:
-    """Add to `lost` the changes that the block makes to gradient mode, precision and hooks."""
+    """Append to `lost` each change that the block makes to gradient mode, autocast and saved-tensor hooks."""
     with ExitStack() as patches:
         for owner, method, what in _CONTEXTS:
             patches.enter_context(patch.object(owner, method, _noting(getattr(owner, method), what, lost)))
@@ -42,7 +42,7 @@ def _noting(method: Callable[..., Any], what: str, lost: list[str]) -> Callable[
 
 @contextmanager
 def drawn_numbers(lost: list[str]) -> Iterator[None]:
-    """Add to `lost` if the block draws random numbers on the CPU; the generators are restored."""
+    """Append to `lost` if the block draws random numbers on the CPU, and restore the generators."""
     before = _generators()
     state: Any = np.random.get_state(legacy=True)
     try:
@@ -62,7 +62,7 @@ def _generators() -> tuple[Any, ...]:
 
 @contextmanager
 def changed_buffers(module: nn.Module, lost: list[str]) -> Iterator[None]:
-    """Add to `lost` if the block changes values of the module's buffers; they are restored."""
+    """Append to `lost` for each buffer of the module that the block changes, and restore its values."""
     before = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]
     try:
         yield
@@ -76,7 +76,7 @@ def changed_buffers(module: nn.Module, lost: list[str]) -> Iterator[None]:
 
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Run the block with a module and all below it in train or eval mode; no change if the module is in it."""
+    """Run the block with a module and its submodules in train or eval mode; does nothing if the module is in it."""
     modes = [(below, below.training) for below in module.modules()] if module.training != training else []
     for below, _ in modes:
         below.training = training
@@ -97,7 +97,7 @@ class Attributes(NamedTuple):
 
 
 def attributes_of(modules: Iterable[tuple[str, nn.Module]]) -> list[Attributes]:
-    """Return the attributes of modules, by their paths, for `put_back`."""
+    """Return the attributes of (path, module) pairs, for `put_back`."""
     saved = []
     for path, module in modules:
         attributes = dict(module.__dict__)
@@ -107,7 +107,7 @@ def attributes_of(modules: Iterable[tuple[str, nn.Module]]) -> list[Attributes]:
 
 
 def put_back(saved: list[Attributes]) -> None:
-    """Restore the attributes of modules, and the contents of dicts, lists and sets."""
+    """Restore attributes from `attributes_of`, and the contents of dicts, lists and sets among them."""
     for _, module, attributes, containers in saved:
         module.__dict__.clear()
         module.__dict__.update(attributes)
@@ -122,7 +122,7 @@ def put_back(saved: list[Attributes]) -> None:
 def unchanged(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
     """Restore every module's attributes, and the dicts, lists and sets among them, when the block ends.
 
-    Yields a function that returns the names of the attributes that differ now.
+    Yields a function that returns the qualified names of the attributes changed so far.
     """
     saved = attributes_of(named_modules(model))
 
@@ -145,7 +145,7 @@ def _content(container: Any) -> list[Any]:
 
 
 def _same(container: Any, content: list[Any]) -> bool:
-    """Whether a dict, list or set holds the same objects as `content`."""
+    """Return whether a dict, list or set holds the same objects as `content`."""
     if not content or len(container) != len(content):
         return len(container) == len(content)
     if isinstance(container, dict):

@@ -1,4 +1,4 @@
-"""The whole channel analysis of one recording: groups, which of them are dead, and what constant channels hold."""
+"""The channel analysis of one recording: groups, dead groups, and the values of constant channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .analysis.coupling import Coupling, Heads
 from .analysis.group_ids import group_ids, labels_of, only, produced_dims
 from .analysis.group_liveness import alive_groups, first_spoiling_ops, killable_groups, note_failures, pruned_groups
 from .analysis.kept_constants import kept_constants
-from .analysis.liveness import Liveness
+from .analysis.liveness import Liveness, own_surroundings
 from .analysis.mac_counts import uncounted
 from .analysis.reasons import reasons
 from .channel_groups import Channels, Operation
@@ -29,12 +29,12 @@ Dead: TypeAlias = Literal["masks", "zeros"]
 
 @dataclass(frozen=True)
 class Study:
-    """What an analysis found on the way to its `channels`.
+    """The result of a channel analysis, `channels`, with its intermediate results.
 
     `ids` holds the group id of every channel number of `coupling` (-1 = never removed). `bias_sinks` are the operations
-    that can take constant channels into a bias; `constant` maps some of them to the channels entering them that hold
-    one nonzero value whatever the input (bool [channels]). `pruned`, bool [groups], marks the groups that are dead
-    because of masks, whatever parameters learn. `kept_constants` says where constant channels stay, and why.
+    whose bias can absorb constant channels; `constant` maps some of them to bool [channels], which marks the input
+    channels with one nonzero value for every input. `pruned`, bool [groups], marks the groups that masks make dead,
+    whatever the parameters learn. `kept_constants` says where constant channels stay, and why.
     """
 
     recording: Recording
@@ -57,13 +57,25 @@ def study(
     rules: Rules | None = None,
     by_group: Container[Op] = (),
 ) -> Study:
-    """Return the analysis of a recording; with `killable`, of the groups alone that zeros can make dead.
+    """Return the analysis of a recording; with `killable`, only of the groups that zeros can make dead.
 
-    `dead` "zeros": a group is dead by the values that parameters hold. "masks": by what `masks` remove (bool, True =
-    keep, by the first name of their parameter), whatever the other entries learn. Grouped convolutions in `by_group`
-    lose whole groups; without `killable` so do those with more dead groups than dead positions.
+    `dead` decides what makes a group dead: "zeros", the current values of parameters; "masks", the entries that `masks`
+    remove (bool, True = keep, by the first name of their parameter), whatever the other entries learn. Grouped
+    convolutions in `by_group` lose whole groups; without `killable`, so do those that lose more that way.
     """
-    rules = rules or Rules()
+    with own_surroundings():
+        return _study(recording, killable, heads, dead, masks, rules or Rules(), by_group)
+
+
+def _study(
+    recording: Recording,
+    killable: bool,
+    heads: Heads,
+    dead: Dead,
+    masks: Mapping[str, Tensor] | None,
+    rules: Rules,
+    by_group: Container[Op],
+) -> Study:
     coupling = Coupling(recording, rules.couple, heads, by_group)
     sinks = bias_sinks(recording)
     liveness = partial(Liveness, recording, rules.flow, sinks)
@@ -81,7 +93,7 @@ def study(
         pruned &= ~alive
     whole = dead_by_group(live, coupling.grouped) if live is not None and not killable and not by_group else None
     if whole:
-        return study(recording, killable=False, heads=heads, dead=dead, masks=masks, rules=rules, by_group=whole)
+        return _study(recording, False, heads, dead, masks, rules, whole)
     stays = reasons(coupling, ids, lambda: first_spoiling_ops(recording, liveness, coupling)) if killable else ()
     channels = _channels(recording, coupling, ids, produced, ~alive, stays)
     if live is None:

@@ -1,4 +1,4 @@
-"""sync_masks(): copy the masks of a live model to an average of it."""
+"""sync_masks(): copy the masks of the model that trains to an average of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .unwrap import unwrap
 def sync_masks(average: nn.Module, live: nn.Module) -> None:
     """Copy all masks of `live`, the model that trains, to `average`, an average of its weights, in place.
 
-    Wrappers (DistributedDataParallel, torch.compile) are looked through. Averages by torch.optim.swa_utils and timm
-    need no such call. Raises SparsifyError, with nothing changed, if the two models do not have the same masks.
+    Either may be wrapped (DistributedDataParallel, torch.compile). Averages of torch.optim.swa_utils and timm do this
+    themselves. Raises SparsifyError, with nothing changed, if the two models do not have masks on the same parameters.
     """
     inner, source = unwrap(average), unwrap(live)
     masks, own = get_masks(source), get_masks(inner)

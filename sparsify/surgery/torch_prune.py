@@ -1,4 +1,4 @@
-"""Masks of torch.nn.utils.prune: all are taken over, or refused with what to call first."""
+"""Take over the masks of torch.nn.utils.prune: all of them, or none, with an error that says what to call first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ORDER = (
 
 
 class Pruned(NamedTuple):
-    """One parameter that torch.nn.utils.prune has pruned: its qualified name, the module, its name there, its mask."""
+    """A parameter pruned by torch.nn.utils.prune: its qualified name, its module, its name there, its mask."""
 
     path: str
     module: nn.Module
@@ -29,21 +29,21 @@ class Pruned(NamedTuple):
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter, as torch.nn.utils.prune keeps it."""
+        """The unmasked parameter, which torch.nn.utils.prune stores as `<name>_orig`."""
         return self.module._parameters[f"{self.name}_orig"]  # type: ignore[return-value]
 
 
 def pruned_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Return {parameter name: mask} of this module's parameters pruned by torch.nn.utils.prune."""
+    """Return {parameter name: mask} of a module's own parameters pruned by torch.nn.utils.prune."""
     names = [h._tensor_name for h in module._forward_pre_hooks.values() if isinstance(h, BasePruningMethod)]
     return {name: module._buffers[f"{name}_mask"] for name in names}  # type: ignore[misc]
 
 
 def take_over(model: nn.Module) -> list[Pruned]:
-    """Undo torch.nn.utils.prune in a whole model, in place, and return what it had pruned, masks as bool.
+    """Undo torch.nn.utils.prune in a whole model, in place, and return the pruned parameters with bool masks.
 
-    The parameters stay the same objects, which an optimiser may hold. Raises SparsifyError, before anything is changed,
-    for a mask that cannot be taken over.
+    The parameters stay the same objects, since an optimiser may hold them. Raises SparsifyError, before anything is
+    changed, for a mask that cannot be taken over.
     """
     found = [
         Pruned(full_name(prefix, name), module, name, mask)
@@ -90,7 +90,7 @@ def _refused(model: nn.Module, found: list[Pruned]) -> tuple[Pruned, str] | None
 
 
 def _alias(path: str, others: set[str], model: nn.Module) -> bool:
-    """Whether a path leads to one of the others by another name of the module."""
+    """Return whether `path` names one of the parameters `others` through another name of the module."""
     prefix, _, name = path.rpartition(".")
     modules = dict(model.named_modules(remove_duplicate=False))
     owner = modules[prefix]
@@ -98,7 +98,7 @@ def _alias(path: str, others: set[str], model: nn.Module) -> bool:
 
 
 def _forms_a_weight(module: nn.Module, name: str) -> bool:
-    """Whether an older weight or spectral norm of torch.nn.utils computes a weight from the module's `name`."""
+    """Return whether an older norm hook of torch.nn.utils (weight or spectral) computes a weight from `name`."""
     for hook in module._forward_pre_hooks.values():
         formed = getattr(hook, "name", None)
         if hasattr(hook, "compute_weight") and name in (f"{formed}_g", f"{formed}_v", f"{formed}_orig", formed):
@@ -117,7 +117,7 @@ def _restore(one: Pruned) -> None:
 
 
 def put_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Make `parameter` the module's parameter `name` in place of a plain attribute, in the constructor's order."""
+    """Register `parameter` as the module's `name`, replacing a plain attribute, in the constructor's order."""
     module.__dict__.pop(name, None)
     module.register_parameter(name, parameter)
     order = getattr(module, "_flat_weights_names", _ORDER)

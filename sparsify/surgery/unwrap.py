@@ -1,4 +1,4 @@
-"""Unwrapping models: torch.compile, data parallel, averages."""
+"""Unwrap models from torch.compile, data parallelism and averages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TIMM = "timm.utils.model_ema"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile, (distributed) data parallel and averages; its names carry no prefix.
+    """Return the model inside torch.compile, (distributed) data parallelism and averages, however they are nested.
 
-    Averages are torch's AveragedModel and timm's ModelEma, of which the first version is no module.
+    Averages are torch's AveragedModel and the three versions of timm's ModelEma, the first of which is not a module.
     """
     inner = getattr(model, "_orig_mod", None)
     if isinstance(inner, nn.Module):
@@ -28,7 +28,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def wrapper_prefix(keys: Iterable[str]) -> str:
-    """Return the prefixes of wrappers that all keys of a state dict carry, one after the other, counters apart."""
+    """Return the wrapper prefix ("module._orig_mod.") that all keys of a state dict share, counters aside, or ""."""
     names = [key for key in keys if key not in COUNTERS]
     prefix = ""
     while more := next((one for one in _PREFIXES if names and all(n.startswith(prefix + one) for n in names)), None):

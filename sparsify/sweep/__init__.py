@@ -1,1 +1,1 @@
-"""Many runs of one recipe: the product of the values that are varied and of seeds, in a queue that can be killed."""
+"""Many runs of one recipe: the product of varied values and seeds, in a queue that survives a kill."""

@@ -1,4 +1,4 @@
-"""A queue of runs: several side by side, each in a process of its own, ended with the queue. Needs no torch."""
+"""A queue of runs: several at a time, each in its own process, which ends with the queue. Needs no torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 _POLL_SECONDS = 0.2
-_STOP_SECONDS = 60.0  # a run that is asked to stop may take them to write its checkpoint
+_STOP_SECONDS = 60.0  # that a run may take to write its checkpoint when it is asked to stop
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its name in what is said, the command that starts it or goes on with it, its log, where it works."""
+    """One run: its name in messages, the command that starts or resumes it, its log file, its working directory."""
 
     name: str
     command: tuple[str, ...]
@@ -50,11 +50,11 @@ def work(
     finished: Callable[[Job], str | None],
     say: Callable[[str], None] = print,
 ) -> list[Job]:
-    """Run `jobs` in order, `at_once` side by side with `threads` threads each; return those that failed.
+    """Run `jobs` in order, `at_once` at a time with `threads` threads each; return those that failed.
 
-    `finished` is called for a job that ended well and returns what to say of it, or None where it left no result, which
-    is a failure too. When the queue is killed its jobs end with it; when it is stopped they get time to write a
-    checkpoint. Raises SparsifyError if another queue holds the file `lock`.
+    `finished` is called for a job with exit code 0 and returns its result as text, or None if it left none, which is a
+    failure too. If the queue is killed, its jobs end too; if it is stopped, they get time to write a checkpoint. Raises
+    SparsifyError if another queue holds the file `lock`.
     """
     waiting, active, failed = list(jobs), list[Started](), list[Job]()
     with _only_queue(lock) as held:
@@ -75,7 +75,7 @@ def work(
 
 @contextmanager
 def _only_queue(path: Path) -> Iterator[int | None]:
-    """Yield the descriptor of a lock, which runs hold as well: they may outlive a killed queue by a moment."""
+    """Yield the descriptor of a lock that runs hold too, since they may outlive a killed queue for a moment."""
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,14 +109,14 @@ def _start(job: Job, threads: int, lock: int | None) -> Started:
             stdout=log,
             stderr=log,
             pass_fds=[] if lock is None else [lock],
-            # Ctrl-C reaches the queue alone, which asks its runs to stop.
+            # So that Ctrl-C reaches only the queue, which then asks its runs to stop.
             start_new_session=True,
         )
     return Started(job, process)
 
 
 def _stop(active: Sequence[Started]) -> None:
-    """Ask the runs to stop, and end those that do not."""
+    """Ask the runs to stop, then kill those that do not."""
     for started in active:
         started.process.send_signal(signal.SIGTERM)
     end = time.monotonic() + _STOP_SECONDS
@@ -129,14 +129,14 @@ def _stop(active: Sequence[Started]) -> None:
 
 
 def _finish(started: Started, finished: Callable[[Job], str | None], say: Callable[[str], None]) -> list[Job]:
-    """Say what a job that ended came to; return it if it failed."""
+    """Report the result of a job that ended; return the job in a list if it failed, else []."""
     job, code = started.job, started.process.returncode
-    said = finished(job) if code == 0 else None
-    if said is None:
+    result = finished(job) if code == 0 else None
+    if result is None:
         lines = job.log.read_text(errors="replace").strip().splitlines() or ["nothing in its log"]
         say(f"{_clock()} FAILED {job.name} (exit {code}): {lines[-1]}; see {job.log}")
         return [job]
-    say(f"{_clock()} finished {job.name}: {said}")
+    say(f"{_clock()} finished {job.name}: {result}")
     return []
 
 

@@ -1,4 +1,4 @@
-"""The runs of a sweep through the queue: what is finished never runs again, what was killed goes on. Needs no torch."""
+"""Run a sweep through the queue: finished runs do not run again, killed ones resume. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .vary import SweepRun
 
 
 def is_finished(run: SweepRun) -> bool:
-    """Return whether a run is finished; raises SparsifyError, naming the keys, if its folder has another recipe."""
+    """Return whether a run is finished; raises SparsifyError with the keys if its folder has another recipe."""
     if not (run.folder / folders.RECIPE).exists():
         return False
     folders.check_same(run.folder, run.recipe)
@@ -25,9 +25,9 @@ def is_finished(run: SweepRun) -> bool:
 def run_all(
     runs: Sequence[SweepRun], folder: Path, *, jobs: int = 1, threads: int = 1, say: Callable[[str], None] = print
 ) -> list[SweepRun]:
-    """Run what is not finished, `jobs` at a time with `threads` threads each; return the runs that failed.
+    """Run the unfinished runs, `jobs` at a time with `threads` threads each; return those that failed.
 
-    Queues of single runs, as in a job array, may work in one folder at once.
+    Several queues with one run each, as in a job array, may work in one folder at the same time.
     """
     waiting = [run for run in runs if not is_finished(run)]
     say(f"{folder}: {len(runs) - len(waiting)} of {len(runs)} runs are finished")
@@ -61,5 +61,5 @@ def _job(run: SweepRun, threads: int) -> Job:
 
 
 def beside(folder: Path, ending: str) -> Path:
-    """Return the file beside a run's folder that is called as it is, with `ending`."""
+    """Return the path next to a run's folder with the folder's name and `ending`."""
     return folder.with_name(folder.name + ending)

@@ -1,4 +1,4 @@
-"""What a sweep varies: `prune.sparsity=[0.9, 0.95]` and seeds become runs, each a recipe in a folder of its own."""
+"""The runs of a sweep: `prune.sparsity=[0.9, 0.95]` and seeds become runs, each a recipe in its own folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST = 120  # characters of a folder's name
 
 @dataclass(frozen=True)
 class Varied:
-    """A key of the recipe and the values that it takes, as YAML."""
+    """A key of the recipe and the values that it takes, as in YAML."""
 
     key: str
     values: tuple[str, ...]
@@ -28,7 +28,7 @@ class Varied:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: what tells it from the others, its recipe and where it works."""
+    """One run of a sweep: a name made of its varied values, its recipe and its folder."""
 
     name: str
     recipe: Recipe
@@ -36,7 +36,7 @@ class SweepRun:
 
 
 def parse_varied(text: str) -> Varied:
-    """Return what `KEY=[VALUE, ...]` varies; raises SparsifyError for anything else."""
+    """Return the key and values of `KEY=[VALUE, ...]`; raises SparsifyError for anything else."""
     key, equals, written = text.partition("=")
     key = key.strip()
     problem = f"--vary {text}: written KEY=[VALUE, ...], as prune.sparsity=[0.9,0.95]"
@@ -54,7 +54,7 @@ def parse_varied(text: str) -> Varied:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Return the seeds that "3" (1, 2, 3) or "1,5,7" names; raises SparsifyError for anything else."""
+    """Return the seeds of "3" (1, 2, 3) or "1,5,7"; raises SparsifyError for anything else."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() for part in parts):
         raise SparsifyError(f"--seeds {text}: a number of seeds (3 means 1, 2 and 3), or the seeds themselves: 1,5,7")
@@ -67,9 +67,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def sweep_runs(
     path: str | Path, varied: Sequence[Varied], seeds: Sequence[int], folder: Path, overrides: Sequence[str] = ()
 ) -> list[SweepRun]:
-    """Return the runs of the product, all of a seed before the next seed's, so that pairs can be compared early.
+    """Return the runs of the product, ordered by seed, so that pairs can be compared early.
 
-    Raises SparsifyError for a mistake in any of their recipes.
+    Raises SparsifyError for a mistake in any recipe.
     """
     keys = [one.key for one in varied]
     if repeated := [key for key in keys if keys.count(key) > 1]:
@@ -89,7 +89,7 @@ def _short(key: str, value: str) -> str:
 
 
 def _folder_name(name: str) -> str:
-    """Return a folder's name that tells runs apart whatever their values are made of."""
+    """Return a folder name that is unique for `name`, whatever characters its values contain."""
     plain = re.sub(r"[^\w.=+-]+", "_", name, flags=re.ASCII)
     if plain == name and len(name) <= _LONGEST:
         return name
@@ -97,7 +97,7 @@ def _folder_name(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; fractions such as 1/3 are text in YAML already."""
+    """Return a value as JSON-serialisable types; fractions such as 1/3 are already text in YAML."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""One run of a queue, in a process of its own: python -m sparsify.sweep.worker RECIPE FOLDER THREADS
+"""One run of a queue in its own process: python -m sparsify.sweep.worker RECIPE FOLDER THREADS
 
-Goes on from the folder's checkpoint if there is one, ends when the queue does, and writes a checkpoint when it is asked
-to stop (SIGTERM).
+It resumes from the folder's checkpoint if there is one, ends when the queue ends, and writes a checkpoint when it is
+asked to stop (SIGTERM).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..training.run.train import TrainResult, train
 def run_to_end(
     recipe: Recipe, folder: Path, threads: int, on_record: Callable[[Record], None] | None = None
 ) -> TrainResult:
-    """Train, or go on with the run in `folder`, and return the result; the process ends when its parent does.
+    """Train, or resume the run in `folder`, and return the result; the process ends when its parent ends.
 
     Raises RunStopped, after a checkpoint, when the process gets SIGTERM.
     """
@@ -51,7 +51,7 @@ def _end_with_the_queue() -> None:
 
 
 def main(work: Callable[[Recipe, Path, int], object] = run_to_end) -> None:
-    """Do `work` with the recipe, the folder and the threads of the command line; a mistake is one line, exit 1."""
+    """Call `work` with the recipe, folder and threads of the command line; a mistake exits with one line and code 1."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         work(read_recipe(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

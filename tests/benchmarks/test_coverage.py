@@ -167,7 +167,9 @@ def test_the_summary_counts_and_names_every_miss(written: Path) -> None:
     small = {"model": "timm:a", "verdict": "shrinks", "parameters": 9, "after": 3, "form": "own class", "problems": []}
     small |= {"multiply_adds": [100, 20]}
     rows = {row["model"]: row for row in (holds, fails, large)}
-    script("coverage.summary").summarise(rows, {"timm:a": small | {"difference": 0.0, "units": 5}})
+    small |= {"zeros": small | {"after": 2, "difference": 1e-12}}
+    script("coverage.summary").summarise(rows, {})
+    script("coverage.summary").summarise({}, {"timm:a": small | {"difference": 0.0, "units": 5}})
     text = (written / "results.md").read_text()
     for line in (
         "| models | 2 | 1 |",
@@ -178,13 +180,13 @@ def test_the_summary_counts_and_names_every_miss(written: Path) -> None:
         "| of these masked | 4 | 4 |",
         "- x.weight: its mask has no effect: timm:b (1)",
         "- meta: too large: torchvision:c (1)",
-        "| shrink | 1 | 0 |",
-        "| parameters left, mean of those | 33% |  |",
-        "| multiply-adds left, mean of those | 20% |  |",
+        "| shrink | 1 | 1 | 0 | 0 |",
+        "| parameters left, mean of those | 33% | 22% |  |  |",
+        "| multiply-adds left, mean of those | 20% | 20% |  |  |",
     ):
         assert line in text.splitlines()
     table = (written / "coverage.csv").read_text().splitlines()
-    assert table[1].startswith("timm:a,9,3,2,2,0,True,True,True,0,cpu,,holds,,5,3,0.2,0.0e+00,own class,shrinks,")
+    assert table[1] == "timm:a,9,3,2,2,0,True,True,True,0,cpu,,holds,,5,3,0.2,0.0e+00,own class,shrinks,"
     assert len(table) == 4
 
 
@@ -199,18 +201,19 @@ def test_models_of_the_zoos(model: str) -> None:
     assert row["verdict"] == "part" and row["live"] == row["masked"] == count and row["notes"] == []
 
 
+REPORTED: dict[str, Any] = {"kept": (), "pruned": 4, "proved": ("a batch of 3",), "bound": (), "training": "equal"}
+
+
 def without_removed_rows(model: nn.Sequential, given: Any, **_: Any) -> Any:
     plain = sparsify.fold(model)
     kept = plain[0].weight.abs().sum(1) > 0
     with torch.no_grad():
         plain[0].weight, plain[2].weight = (nn.Parameter(plain[0].weight[kept]), nn.Parameter(plain[2].weight[:, kept]))
-    return SimpleNamespace(model=plain, multiply_adds=(72, 36), kept=(), removed=4, pruned=4, uncounted=())
+    return SimpleNamespace(model=plain, multiply_adds=(72, 36), **REPORTED)
 
 
 def nothing(model: nn.Sequential, given: Any, **_: Any) -> Any:
-    return SimpleNamespace(
-        model=sparsify.fold(model), multiply_adds=(72, 72), kept=(), removed=4, pruned=4, uncounted=()
-    )
+    return SimpleNamespace(model=sparsify.fold(model), multiply_adds=(72, 72), **REPORTED)
 
 
 def with_other_outputs(model: nn.Sequential, given: Any, **_: Any) -> Any:
@@ -242,5 +245,6 @@ def test_a_shrunk_model_is_held_against_the_pruned_one(
     row = script("coverage.shrunk").check_shrunk(model, (torch.randn(2, 6),), "by hand")
     assert row["verdict"] == verdict and " ".join(row["problems"]).startswith(problem)
     assert (row["parameters"], row["units"], row["barriers"]) == (75, 8, 0)
+    assert row["zeros"]["verdict"] == verdict and row["zeros"]["problems"] == row["problems"]
     if verdict == "shrinks":
         assert row["after"] == 39 and row["form"] == "own class" and row["difference"] < 1e-12

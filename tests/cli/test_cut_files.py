@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import sparsify as library
 from sparsify.surgery.shrink.cuts import Cuts, apply_cuts, cuts_of
 from tests.cli.conftest import Outcome
+from tests.random_masks import randomly_masked
 
 Run = Callable[..., Outcome]
 GONE = (0, 3, 4, 30)
@@ -29,9 +30,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the file of a small network, four channels cut out, some weights masked."""
     torch.manual_seed(0)
     model = apply_cuts(library.build_model("timm:test_resnet", num_classes=10), CUTS)
-    library.convert(model, ignore=["layer2"])
-    masks = {name: torch.rand(mask.shape) < 0.5 for name, mask in library.get_masks(model).items()}
-    library.set_masks(model, masks)
+    randomly_masked(model, 0.5, ignore=["layer2"])
     path = tmp_path_factory.mktemp("cut") / "model.safetensors"
     library.save(model, path, spec="timm:test_resnet", arguments={"num_classes": 10})
     return path

@@ -11,6 +11,7 @@ import torch
 import sparsify as library
 from tests.cli.conftest import Outcome
 from tests.export.hub import hub_at
+from tests.random_masks import randomly_masked
 
 Run = Callable[..., Outcome]
 PAGE = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()
@@ -23,9 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.manual_seed(0)
     model = library.build_model("timm:test_resnet", num_classes=10)
     torch.save(model.state_dict(), "weights.pt")
-    library.convert(model, ignore=["last"])
-    masks = library.get_masks(model)
-    library.set_masks(model, {name: torch.rand(mask.shape) < 0.1 for name, mask in masks.items()})
+    randomly_masked(model, 0.1, ignore=["last"])
     Path("runs/a").mkdir(parents=True)
     about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}, "extra": {"input_shape": [3, 32, 32]}}
     recipe = "model: timm:test_resnet\ndata: {name: digits}\n"

@@ -93,6 +93,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "convert nowhere": (["convert", "--model", "timm:resnet18", "--out", "nowhere/x"], ["cannot write nowhere/x"]),
     "convert onto a folder": (["convert", "--model", "timm:resnet18", "--out", "tests"], ["cannot write tests"]),
     "convert a folder": (["convert", "tests", "--model", "timm:resnet18", "--out", "x"], ["tests: a folder without"]),
+    "a key in capitals": (["train", RECIPE, "--set", "DATA.limit=3"], ["DATA: unknown key; did you mean 'data'?"]),
     "eval nothing": (["eval", "missing.safetensors"], ["no such file or run"]),
     "convert without model": (["convert", "weights.pt", "--out", "x"], ["--model"]),
     "convert a model": (["convert", "--model", "timm:resnt18", "--out", "x"], ["did you mean 'timm:resnet18'"]),

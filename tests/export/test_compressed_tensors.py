@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.export.save import write
+from tests.random_masks import randomly_masked
 
 SHAPES = {"conv": (8, 4, 3, 3), "points": (6, 8, 1, 1), "fc": (5, 13)}
 
@@ -20,8 +21,7 @@ def network(dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
     model = nn.ModuleDict({"conv": nn.Conv2d(4, 8, 3), "points": nn.Conv2d(8, 6, 1), "fc": nn.Linear(13, 5)}).to(dtype)
     model["norm"] = nn.BatchNorm2d(8)
-    sparsify.convert(model, ignore=[])
-    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.3 for name, mask in sparsify.get_masks(model).items()})
+    randomly_masked(model, 0.3, ignore=[])
     with torch.no_grad():
         model["fc"].weight[0, :2] = torch.tensor([-0.0, float("nan")])
         model["fc"].weight_mask[0, :3] = True

@@ -11,6 +11,7 @@ import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.export.save import inspect_file, read_state
 from sparsify.runtime.tuning.cache import machine
+from tests.random_masks import randomly_masked
 
 
 class Net(nn.Module):
@@ -29,10 +30,7 @@ class Net(nn.Module):
 @pytest.fixture
 def masked() -> nn.Module:
     torch.manual_seed(0)
-    model = Net()
-    sparsify.convert(model)
-    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.3 for name, mask in sparsify.get_masks(model).items()})
-    return model
+    return randomly_masked(Net(), 0.3)
 
 
 def test_it_is_the_sparse_file_and_an_entry(masked: nn.Module, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sparsify.errors import RunError, SparsifyError
 from sparsify.export import program as exported
 from sparsify.export import registry
 from sparsify.export.save import write
+from tests.random_masks import randomly_masked
 
 FORMATS = ["pt2", "onnx"]
 
@@ -67,9 +68,7 @@ class Windows(nn.Module):
 
 def masked(model: nn.Module) -> nn.Module:
     torch.manual_seed(0)
-    sparsify.convert(model)
-    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.5 for name, mask in sparsify.get_masks(model).items()})
-    return model
+    return randomly_masked(model, 0.5)
 
 
 def needed(format: str) -> None:

@@ -17,6 +17,7 @@ from sparsify.export.save import inspect_file
 from sparsify.training.recipe.read import parse_recipe
 from tests.export.hub import hub_at
 from tests.formats.toys import holder
+from tests.random_masks import randomly_masked
 
 RECIPE = parse_recipe({"model": "timm:test_resnet", "data": "digits", "prune": {"sparsity": 0.9}})
 ABOUT = {
@@ -32,10 +33,7 @@ ABOUT = {
 def network() -> nn.Module:
     torch.manual_seed(0)
     model = sparsify.build_model("timm:test_resnet", num_classes=10, drop_rate=0.1)
-    sparsify.convert(model, ignore=["last"])
-    masks = sparsify.get_masks(model)
-    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.1 for name, mask in masks.items()})
-    return model.eval()
+    return randomly_masked(model, 0.1, ignore=["last"]).eval()
 
 
 def outputs(model: nn.Module) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.export.import_weights import import_weights
+from tests.random_masks import randomly_masked
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 DENSE = np.array([[1, 0, 0, 0, 0, 0, 0, 0, 0, -2], [0, 0, 0, 4, 0, 0, 0, 0, 0, 0]], np.float32)
@@ -39,10 +40,7 @@ def two_of_four(layer: str = "down.") -> Arrays:
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1))
-    sparsify.convert(model)
-    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.3 for name, mask in sparsify.get_masks(model).items()})
-    return model
+    return randomly_masked(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)), 0.3)
 
 
 REST: Arrays = {"fc.bias": np.array([0.5, -0.0], np.float32), "steps": np.array(7)}

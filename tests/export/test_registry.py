@@ -21,6 +21,7 @@ from sparsify.export.registry import FORMATS, Format, format_of
 from sparsify.formats.io.atomic import atomic_write
 from sparsify.formats.request import ExportRequest, ExportResult
 from tests.formats.toys import network
+from tests.random_masks import randomly_masked
 
 
 class Net(nn.Module):
@@ -44,9 +45,7 @@ def masked() -> nn.Module:
     torch.manual_seed(0)
     model = Net()
     model(torch.randn(8, 3, 16, 16))
-    sparsify.convert(model)
-    sparsify.set_masks(model, {name: torch.rand(mask.shape) < 0.3 for name, mask in sparsify.get_masks(model).items()})
-    return model
+    return randomly_masked(model, 0.3)
 
 
 def _filled(state: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from sparsify.pruning.settings.prune import parse_pruning
 
 pytestmark = pytest.mark.filterwarnings("ignore:filters lost all")
 ONE_SHOT = {"schedule": "one_shot"}
+LINEAR = {"sparsity": 0.5, "schedule": "linear"}
 
 
 def network() -> nn.Sequential:
@@ -263,6 +264,23 @@ def test_a_schedule_that_was_cut_short_or_overrun_is_told(tmp_path: Any) -> None
     del pruner
     with pytest.warns(ScheduleWarning, match=overrun):
         sparsify.save(model, tmp_path / "d.safetensors")
+
+
+def test_each_of_two_pruners_says_that_its_schedule_was_cut_short(tmp_path: Any) -> None:
+    model = network()
+    one, other = (Pruner(model, LINEAR | {"only": [name]}, 10) for name in ("0.weight", "3.weight"))
+    for pruner, steps in ((one, 4), (other, 10)):
+        for _ in range(steps):
+            pruner.step()
+    other.report()
+    cut = "cut short at step 4"
+    with pytest.warns(ScheduleWarning, match=cut):
+        one.report()
+    with pytest.warns(ScheduleWarning, match=cut):
+        save(model, tmp_path / "a.safetensors")
+    again = Pruner(model, {"sparsity": 0.5, "only": ["0.weight"], "schedule": "one_shot"}, 1)  # in the place of `one`
+    again.step()
+    save(model, tmp_path / "b.safetensors")
 
 
 class Named(nn.Module):

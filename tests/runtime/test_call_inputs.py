@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-import sparsify
 from sparsify.calls import Inputs
 from sparsify.errors import EngineWarning
+from sparsify.relative_error import relative_error
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
 from sparsify.runtime.kernels.opcodes import Opcode
 from sparsify.runtime.lowering import rules
 from sparsify.runtime.lowering.ir import Instruction
-from sparsify.runtime.tuning.search import TORCH, difference
+from sparsify.runtime.tuning.search import TORCH
+from tests.random_masks import randomly_masked
 
 
 class Steps(nn.Module):
@@ -67,7 +68,7 @@ def kernels_of(engine: Engine) -> set[Opcode]:
 def check(engine: Engine, model: nn.Module, *args: object) -> None:
     with torch.no_grad():
         wanted = model(*args)
-    assert difference([engine(*args)], [wanted]) <= 1e-5
+    assert relative_error([engine(*args)], [wanted]) <= 1e-5
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -177,10 +178,10 @@ def test_defaults_set_later_change_nothing() -> None:
         assert "default dtype float64" in str(engine)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert difference([found], [wanted]) <= 1e-5
+    assert relative_error([found], [wanted]) <= 1e-5
     with torch.device("meta"):
         found = engine(x)
-    assert difference([found], [wanted]) <= 1e-5
+    assert relative_error([found], [wanted]) <= 1e-5
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -194,7 +195,7 @@ def test_autocast_changes_nothing(first: bool) -> None:
     with torch.no_grad():
         wanted = model(x)
     for found in (inside, engine(x)):
-        assert difference([found], [wanted]) <= 1e-5
+        assert relative_error([found], [wanted]) <= 1e-5
     assert next(iter(engine.strategies.values())).kind != "torch"
 
 
@@ -274,10 +275,7 @@ def test_a_strategy_that_torch_won_in_the_absence_of_failures_is_kept(
 
 def test_a_masked_denoiser_runs_its_convolutions_sparse() -> None:
     torch.manual_seed(0)
-    model = Steps().eval()
-    sparsify.convert(model)
-    masks = {name: torch.rand(mask.shape) < 0.1 for name, mask in sparsify.get_masks(model).items()}
-    sparsify.set_masks(model, masks)
+    model = randomly_masked(Steps().eval(), 0.1)
     x, t = torch.randn(1, 3, 8, 8), torch.tensor([3])
     engine = compile(model, (x, t), threads=1, tune=False)
     assert "sparse kernel" in str(engine) and "embedding" in str(engine)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.runtime.call_outputs import outputs_apart
+from sparsify.runtime.call_outputs import flatten_outputs
 
 
 class Layer:
@@ -41,7 +41,7 @@ def test_output_comes_apart_and_together_again() -> None:
         "c": torch.float64,
         "d": None,
     }
-    leaves, outline = outputs_apart(given)
+    leaves, outline = flatten_outputs(given)
     assert [leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves] == [(2,), 3, (4,), 4]
     again = outline.filled([torch.full((2,), 7.0), 5, torch.full((4,), 8.0), 6])
     assert again["a"][0].tolist() == [7, 7] and again["a"][1] == 5 and again["c"] == torch.float64

@@ -18,6 +18,7 @@ from sparsify.runtime.compile import compile
 from sparsify.runtime.tuning import file_record as stored
 from sparsify.runtime.tuning import search as tuning
 from sparsify.runtime.tuning.search import Strategy
+from tests.random_masks import randomly_masked
 
 SHAPES = ((3, 2, 8, 8),)
 STRATEGY = Strategy("chunks", 2, frozenset({"convolution_1"}))
@@ -51,13 +52,6 @@ class Net(nn.Module):
         return y
 
 
-def pruned(model: nn.Module) -> nn.Module:
-    sparsify.convert(model)
-    masks = {name: torch.rand(mask.shape) < 0.4 for name, mask in sparsify.get_masks(model).items()}
-    sparsify.set_masks(model, masks)
-    return model.eval()
-
-
 def written(path: Path, model: nn.Module, engine: Mapping[str, Any], **about: Any) -> Path:
     """Write a model with this entry, whatever it says."""
     write_sparse(ExportRequest(model, path, Metadata(format="sparse", engine=engine, **about)))
@@ -71,7 +65,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 @pytest.fixture
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return pruned(Net())
+    return randomly_masked(Net(), 0.4).eval()
 
 
 @pytest.fixture
@@ -176,7 +170,7 @@ class Mixing(nn.Module):
 
 
 def test_a_strategy_that_is_wrong_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = pruned(Mixing())
+    model = randomly_masked(Mixing(), 0.4).eval()
     path = written(tmp_path / "m", model, stored.entry(SHAPES, 2, Strategy("chunks", 1)))
     engine = compile(path, model=Mixing(), threads=2)
     assert engine.strategies[SHAPES].seconds and engine.strategies[SHAPES].kind in ("torch", "split")
@@ -220,7 +214,7 @@ def test_an_entry_that_is_no_table_is_one_line(net: nn.Module, tmp_path: Path) -
 
 
 def test_a_file_without_a_strategy_is_compiled_for_one_image(tmp_path: Path) -> None:
-    model = pruned(sparsify.build_model("timm:test_resnet", num_classes=10))
+    model = randomly_masked(sparsify.build_model("timm:test_resnet", num_classes=10), 0.4).eval()
     about = {"spec": "timm:test_resnet", "arguments": {"num_classes": 10}}
     sparsify.save(model, tmp_path / "m.safetensors", **about, extra={"input_shape": [3, 32, 32]})
     x = torch.randn(1, 3, 32, 32)

@@ -61,26 +61,22 @@ def wrong(weight: Tensor) -> Tensor:
     return weight * 2
 
 
-def test_outputs_that_are_others_leave_all_weights_dense(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, wrong)
-    x = torch.randn(8, 64).half()
-    engine = sparsify.compile(model, x)
-    with torch.no_grad():
-        assert torch.equal(engine(x), sparsify.fold(model)(x))
-    assert "none of them is used, all weights run dense: the outputs differ by " in str(engine)
+def fitting_no_input(weight: Tensor) -> Tensor:
+    return weight[:, :-4]
 
 
-def test_a_weight_that_does_not_run_leaves_all_dense(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernels(weight: Tensor) -> Tensor:
-        return weight[:, :-4]  # which no input fits
-
+@pytest.mark.parametrize(
+    ("kernels", "reason"), [(wrong, "the outputs differ by "), (fitting_no_input, "RuntimeError: ")]
+)
+def test_kernels_that_fail_leave_all_weights_dense(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, kernels: Callable[[Tensor], Tensor], reason: str
+) -> None:
     pretend(monkeypatch, kernels)
     x = torch.randn(8, 64).half()
     engine = sparsify.compile(model, x)
     with torch.no_grad():
         assert torch.equal(engine(x), sparsify.fold(model)(x))
-    [line] = [line for line in str(engine).splitlines() if "none of them is used" in line]
-    assert ": RuntimeError: " in line
+    assert f"none of them is used, all weights run dense: {reason}" in str(engine)
 
 
 def test_what_torch_refuses_runs_dense_and_is_named(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_a_pattern_matches_what_it_says(pattern: str, converted: bool) -> None:
         ("haed", "ignore: 'haed' matches no weight of the model; did you mean 'head'?"),
         ("Conv2D", "did you mean 'Conv2d'?"),
         ("name:Linear.1", "did you mean 'Linear.0'?"),
-        ("re:(", "ignore: 're:(' is no regular expression: "),
+        ("re:(", "ignore: 're:(' is not a regular expression: "),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_answered_with_a_near_name(pattern: str, message: str) -> None:

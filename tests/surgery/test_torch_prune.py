@@ -207,7 +207,7 @@ def behind_a_norm() -> nn.Module:
     [
         (tied, "0.weight cannot be taken over: 1.weight is the same parameter without this mask"),
         (with_other_values, "0.weight cannot be taken over: it holds values other than 0 and 1"),
-        (unread, "0.spare cannot be taken over: no forward is seen to read it"),
+        (unread, "0.spare cannot be taken over: no forward was found to read it"),
         (inside_a_parametrization, "another weight is computed from this parameter"),
         (behind_a_norm, "another weight is computed from this parameter"),
     ],

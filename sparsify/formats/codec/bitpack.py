@@ -1,4 +1,4 @@
-"""Packed bits: masks, eight entries to a byte, and numbers as planes, one row of packed bits for each binary digit."""
+"""Bit packing: masks, eight entries to a byte, and numbers as bit planes, one row of packed bits for each digit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..types import Array, Shape
 
 _BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
-# Entries worked on at once: what is held beside the tensor stays small, and in the processor's cache. At most 2^16.
+# Entries in a block, at most 2^16, so that temporaries stay small and in the processor's cache.
 BLOCK = 1 << 16
 
 
@@ -47,7 +47,7 @@ def to_planes(numbers: Array, digits: int) -> Array:
 
 
 def from_planes(planes: Array, begin: int, end: int, kind: type[np.unsignedinteger]) -> Array:
-    """Return the numbers `begin` to `end` of those that `to_planes` took apart, as unsigned integers of type `kind`."""
+    """Return the numbers `begin` to `end` of the planes from `to_planes`, as unsigned integers of type `kind`."""
     first, numbers = begin // 8, np.zeros(end - begin, kind)
     for digit, plane in enumerate(planes):
         bits = np.unpackbits(plane[first : packed_size((end,))], bitorder="little")
@@ -62,7 +62,7 @@ def check_planes(planes: Array, size: int) -> None:
 
 
 def ones(mask: Array) -> Iterator[Array]:
-    """Yield the positions that are set, ascending, block by block."""
+    """Yield the positions of set bits, ascending, block by block."""
     for begin in range(0, mask.size, BLOCK):
         yield np.flatnonzero(mask[begin : begin + BLOCK]) + begin
 
@@ -77,7 +77,7 @@ def gather(values: Array, mask: Array, kept: int) -> Array:
 
 
 def scatter(kept: Array, mask: Array) -> Array:
-    """Return what `gather` gathered from, with zeros where the mask is not set."""
+    """Return the inverse of `gather`: all values, zeros where the mask is not set."""
     values, done = np.zeros(mask.size, kept.dtype), 0
     for positions in ones(mask):
         values[positions] = kept[done : done + positions.size]

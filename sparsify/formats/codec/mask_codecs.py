@@ -14,7 +14,7 @@ from .bitpack import count, pack, packed_size, unpack
 from .n_of_m import decode_n_of_m, encode_n_of_m
 from .rice import decode_rice, encode_rice
 
-# A weight may have so many entries for each byte that is stored of it: a small file claims no large tensor.
+# The most entries of a weight for each stored byte, so that a small file cannot claim a large tensor.
 MOST_ENTRIES_A_BYTE = 2048
 
 
@@ -22,8 +22,8 @@ class MaskCodec(NamedTuple):
     """One mask codec.
 
     `encode`: mask and shape -> bytes, None for a mask that it cannot encode.
-    `decode`: bytes, shape and the number of kept entries (None: not known) -> mask; ValueError for bytes that no mask
-    of that shape and number has. It allocates nothing that the bytes do not account for.
+    `decode`: bytes, shape and the number of kept entries (None: unknown) -> mask; ValueError for bytes that encode no
+    mask of that shape and number, before it allocates more than the bytes account for.
     `size`: shape -> bytes, None if that depends on the mask.
     """
 
@@ -32,19 +32,11 @@ class MaskCodec(NamedTuple):
     size: Callable[[Shape], int | None]
 
 
-def _encode_all(mask: Array, _: Shape) -> Array | None:
-    return np.empty(0, np.uint8) if mask.all() else None
-
-
 def _decode_all(stream: Array, shape: Shape, kept: int | None) -> Array:
     size = math.prod(shape)
     if stream.size or kept not in (None, size):
         raise ValueError(f"it keeps all of {size} entries, {kept} are stored")
     return np.ones(size, np.bool_)
-
-
-def _encode_bitmask(mask: Array, _: Shape) -> Array:
-    return pack(mask)
 
 
 def _decode_bitmask(stream: Array, shape: Shape, kept: int | None) -> Array:
@@ -59,18 +51,18 @@ def _free(_: Shape) -> None:
     return None
 
 
-ALL = MaskCodec(_encode_all, _decode_all, lambda _: 0)
-BITMASK = MaskCodec(_encode_bitmask, _decode_bitmask, packed_size)
+ALL = MaskCodec(lambda mask, _: np.empty(0, np.uint8) if mask.all() else None, _decode_all, lambda _: 0)
+BITMASK = MaskCodec(lambda mask, _: pack(mask), _decode_bitmask, packed_size)
 RICE = MaskCodec(encode_rice, decode_rice, _free)
 N_OF_M = MaskCodec(encode_n_of_m, decode_n_of_m, _free)
-# In the order of the numbers by which `units` knows them.
+# In the order of their numbers in `units`.
 OF_UNITS = (ALL, BITMASK, RICE, N_OF_M)
 
 
 def encode_units(mask: Array, shape: Shape) -> Array | None:
     """Return an encoded mask: bitmasks of the rows and columns that keep anything, and the encoded mask of those.
 
-    None where all of them do, where nothing is kept and where so little would be stored that no reader believes it.
+    None if all of them do, if nothing is kept, and if the stream would be shorter than MOST_ENTRIES_A_BYTE allows.
     """
     if not shape or not mask.any():
         return None

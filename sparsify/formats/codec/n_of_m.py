@@ -1,6 +1,6 @@
 """Mask codec for n:m sparsity: n of each m neighbours along a dimension are kept (docs/format.md, `n:m`).
 
-Each group is encoded as the number of its pattern among the C(m, n) there are, in ceil(log2 C(m, n)) bits: 3 for 2:4.
+Each group is encoded as the number of its pattern among the C(m, n) possible, in ceil(log2 C(m, n)) bits: 3 for 2:4.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _grouped(mask: Array, shape: Shape, m: int, axis: int) -> Array:
 
 
 def _all_keep(groups: Array, n: int) -> bool:
-    # Most masks show in their first groups that they are none.
+    # Most other masks already differ in their first groups.
     return all(bool((part.sum(axis=2, dtype=np.uint8) == n).all()) for part in (groups[:1, :64], groups))
 
 
@@ -78,6 +78,6 @@ def _digits(n: int, m: int) -> int:
 
 
 def _patterns(n: int, m: int) -> Array:
-    """Return the numbers of m bits of which n are set, ascending; bit i stands for entry i of a group."""
+    """Return the numbers of m bits of which n are set, ascending; bit i is entry i of a group."""
     numbers = np.arange(1 << m)
     return np.flatnonzero(sum(numbers >> i & 1 for i in range(m)) == n).astype(np.uint16)

@@ -1,12 +1,12 @@
-"""Mask codec of Rice-coded deltas: the gaps between kept entries, with a parameter that suits the tensor.
+"""Mask codec of Rice-coded deltas: the gaps between kept entries, with a parameter chosen for the tensor.
 
 It is `delta` in docs/format.md.
 
 Rice, Plaunt 1971, Adaptive Variable-Length Coding; Golomb 1966, Run-Length Encodings: for entries that are kept
-independently of each other no other code that gives each gap its own bits is notably shorter. The low digits and the
-unary rest of the gaps are stored apart, so that either is read at once: with r_i the rest and l_i the low digits of gap
-i, the one that ends rest i stands at bit r_0 + ... + r_i + i, and entry i at ((r_0 + ... + r_i) << digits) +
-(l_0 + ... + l_i) + i.
+independently of each other, no other code that encodes gaps one by one is notably shorter. The low digits and the unary
+quotients of the gaps are stored separately, so that each is decoded in one vector operation: with r_i the quotient and
+l_i the low digits of gap i, the one that ends quotient i is bit r_0 + ... + r_i + i, and entry i is at
+((r_0 + ... + r_i) << digits) + (l_0 + ... + l_i) + i.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def encode_rice(mask: Array, _: Shape) -> Array | None:
     removed = 2 * kept > mask.size
     marked = ~mask if removed else mask
     total = (mask.size - kept if removed else kept) + 1
-    # Places within a block take two bytes each.
+    # Positions within a block fit two bytes.
     starts = range(0, mask.size, BLOCK)
     found = [np.flatnonzero(marked[start : start + BLOCK]).astype(np.uint16) for start in starts]
     low = _low(found, mask.size, total)
@@ -97,7 +97,7 @@ def _low(found: list[Array], size: int, total: int) -> Array:
 
 
 def _unary(found: list[Array], low: Array, digits: int, length: int) -> Array:
-    """Return the rests of the gaps, packed: that many zeros each, and a one."""
+    """Return the quotients of the gaps in unary, packed: that many zeros each, and a one."""
     unary, done, before = np.zeros(length, np.bool_), 0, 0
     for positions in _blocks(found):
         index = np.arange(done, done + positions.size)

@@ -1,7 +1,7 @@
-"""How one masked weight becomes stored tensors and comes back. Pure NumPy; docs/format.md specifies each encoding.
+"""Encodings of one masked weight as stored tensors. Pure NumPy; docs/format.md specifies each of them.
 
-Values are handled as the unsigned integers of their bits, flat, in C order; masks as flat bool arrays, True = keep.
-A new encoding is one more row of ENCODINGS; those that were released stay.
+Values are the unsigned integers of their bits, flat, in C order; masks are flat bool arrays, True = keep. A new
+encoding is one more row of ENCODINGS; released ones stay.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..types import Array, Shape
 from .bitpack import gather, scatter
 from .mask_codecs import ALL, BITMASK, N_OF_M, RICE, UNITS, MaskCodec
 
-# What a stored tensor adds to the header beside its name, shape and two offsets: 49 bytes of JSON, 9 of a checksum.
+# Bytes of a stored tensor in the header besides its name, shape and two offsets: 49 of JSON, 9 of a checksum.
 _HEADER_OF_TENSOR = 58
 
 
@@ -33,7 +33,7 @@ class Encoding(NamedTuple):
     since: int
 
     def layout(self, shape: Shape) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-        """Return what a file must show before anything is read: suffix -> (dtype, shape).
+        """Return the stored tensors of a weight: suffix -> (dtype, shape), for checks before anything is read.
 
         dtype "" is the weight's own, and a size of None is free.
         """
@@ -44,7 +44,7 @@ class Encoding(NamedTuple):
         return found
 
     def content(self, values: Array, mask: Array) -> Array:
-        """Return the values that are stored of a weight."""
+        """Return the stored values of a weight."""
         if self.values == "kept":
             return gather(values, mask, int(np.count_nonzero(mask)))
         return with_zeros(values, mask) if self.values == "effective" else values
@@ -73,7 +73,7 @@ ENCODINGS: dict[str, Encoding] = {
 
 
 class Choice(NamedTuple):
-    """How a weight is stored: a row of ENCODINGS, the weight's shape and the bytes of its encoded mask (None: none)."""
+    """The encoding of a weight: a row of ENCODINGS, the weight's shape and the bytes of its encoded mask, or None."""
 
     encoding: str
     shape: Shape
@@ -81,10 +81,10 @@ class Choice(NamedTuple):
 
 
 def choose(name: str, mask: Array, shape: Shape, width: int, *, raw: bool = False) -> Choice:
-    """Return the encoding that makes the smallest file of a weight with entries of `width` bytes.
+    """Return the encoding with the smallest size for a weight with entries of `width` bytes.
 
-    Each row of ENCODINGS is tried, and its part of the header counts, to within the digits of its offsets.
-    `raw` asks for the values under the mask as well.
+    Each row of ENCODINGS is tried; its part of the header counts, up to the number of digits of its offsets. With `raw`
+    the values under the mask are stored as well.
     """
     kept = int(np.count_nonzero(mask))
     rows = {encoding: row for encoding, row in ENCODINGS.items() if raw == (row.values == "all")}
@@ -105,5 +105,5 @@ def choose(name: str, mask: Array, shape: Shape, width: int, *, raw: bool = Fals
 
 
 def with_zeros(values: Array, mask: Array) -> Array:
-    """Return the effective weight: removed entries are +0.0. `values` itself where all are kept."""
+    """Return the effective weight: removed entries are +0.0. `values` itself if all are kept."""
     return values if mask.all() else np.where(mask, values, values.dtype.type(0))

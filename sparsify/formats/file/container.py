@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +19,16 @@ import numpy as np
 from ...errors import SparsifyError
 from ..types import Array, Shape
 
-# Bytes per element, by the container's name of the type. An element is handled as an unsigned integer of that width,
-# so that a NaN's payload or a negative zero cannot be lost on the way.
+# Bytes per element, by the container's name of the type. Elements are read as unsigned integers of that width, which
+# preserves NaN payloads and negative zeros.
 DTYPES: dict[str, int] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
-# Of a model's header a tensor takes some hundred bytes, and what was cut 16 MB at most. What a decoded one takes is
-# many times its length, the more so the more brackets there are.
+# A tensor takes some hundred bytes of a header, cuts at most 16 MB. The memory of a decoded header is many times its
+# length, and grows with the number of brackets.
 _MAX_HEADER = 40_000_000
 _MOST_BRACKETS = 2_000_000
 _MOST_TENSORS = 200_000
@@ -38,7 +39,7 @@ _BLANK = b'"header_crc32":"00000000"'
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored tensor: type, shape and where its bytes lie in the data that follow the header."""
+    """One stored tensor: type, shape and the offsets of its bytes in the data after the header."""
 
     dtype: str
     shape: Shape
@@ -48,7 +49,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself. `sealed`: None without a header checksum, else whether it agrees."""
+    """A file's header. `sealed`: whether it agrees with its checksum, None if it has none."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
@@ -58,7 +59,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor to be written; `content` is called when its elements are needed, and again when they are written."""
+    """One tensor to write; `content` returns its elements and is called twice: for the checksum, and for writing."""
 
     name: str
     dtype: str
@@ -74,8 +75,8 @@ class Part:
 def container_chunks(parts: Sequence[Part], metadata: Mapping[str, str]) -> Iterator[bytes | Array]:
     """Yield the bytes of a safetensors file: the header, then the tensors, wide types first so that all are aligned.
 
-    To the metadata are added `crc32`, the tensors' checksums in the order of their sorted names, and `header_crc32`.
-    At most one tensor's content is held at a time.
+    Added to the metadata are `crc32`, the tensors' checksums in the order of their sorted names, and `header_crc32`.
+    At most one tensor's content is in memory at a time.
     """
     ordered = sorted(parts, key=lambda part: -DTYPES[part.dtype])
     offsets, position = {}, 0
@@ -107,11 +108,11 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         start = file.read(8)
         size = int.from_bytes(start, "little")
         if len(start) < 8 or size > _MAX_HEADER:
-            raise SparsifyError(f"{os.fspath(path)}: not a safetensors file")
-        # A file cut short inside its header still begins like one.
+            raise SparsifyError(f"{os.fspath(path)}: {_other_kind(path)}")
+        # A file truncated within its header still starts like one.
         if size > length - 8:
             begins = file.read(1) in (b"{", b"")
-            raise SparsifyError(f"{os.fspath(path)}: {'truncated' if begins else 'not a safetensors file'}")
+            raise SparsifyError(f"{os.fspath(path)}: {'truncated' if begins else _other_kind(path)}")
         raw = file.read(size)
     if raw.count(b'"data_offsets"') > _MOST_TENSORS or raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:
         raise SparsifyError(f"{os.fspath(path)}: its header is no model's: more than {_MOST_TENSORS:,} tensors")
@@ -131,6 +132,16 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return Header(entries, metadata, 8 + size, sealed)
 
 
+def _other_kind(path: str | os.PathLike[str]) -> str:
+    """Return that a file is not safetensors, and what to do with one of the kind that its name says."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in (".bin", ".ckpt", ".pt", ".pth"):
+        name = shlex.quote(os.fspath(path))
+        return f"not a safetensors file; if torch saved it: sparsify convert {name} --model SPEC --out FILE.safetensors"
+    exported = suffix in (".onnx", ".pt2")
+    return f"not a safetensors file{'; take the run or the file that it was exported from' if exported else ''}"
+
+
 def read_part(file: BufferedReader, header: Header, name: str, checksum: str | None) -> Array:
     """Return a stored tensor's elements, flat, as unsigned integers of their width.
 
@@ -147,7 +158,7 @@ def read_part(file: BufferedReader, header: Header, name: str, checksum: str | N
 
 
 def open_file(path: str | os.PathLike[str]) -> BufferedReader:
-    """Return the file opened for reading bytes. Raises SparsifyError where that cannot be done."""
+    """Return the file opened for reading bytes. Raises SparsifyError if it cannot be opened."""
     try:
         return Path(path).open("rb")
     except OSError as error:
@@ -172,7 +183,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse(text: Any) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Return entries and metadata of a decoded header; ValueError says what is wrong with it."""
+    """Return entries and metadata of a decoded header; ValueError for an invalid one."""
     if not isinstance(text, dict):
         raise ValueError("its header is not a JSON object")
     metadata = text.pop("__metadata__", {})

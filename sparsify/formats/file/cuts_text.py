@@ -1,4 +1,4 @@
-"""What was cut out of a model, as text in a file's header, and back; docs/format.md specifies it. Needs no torch."""
+"""The cuts of a shrunk model as text in a file's header, and back; docs/format.md specifies it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .container import MAX_RANK
 if TYPE_CHECKING:
     from ...surgery.shrink.cuts import Cuts
 
-# An index takes some 40 bytes of memory, and a position one: a small header could be made to claim many.
+# An index takes some 40 bytes of memory, a position one: limits on what a small header can claim.
 MOST_INDICES, MOST_POSITIONS = 2**22, 2**26
 _KEYS = {"indices", "axes"}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Indices that were removed, as bits (index i is bit i mod 8 of byte i // 8), and where: name -> dimensions."""
+    """Removed indices, as bits (index i is bit i mod 8 of byte i // 8), and their axes: tensor name -> dimensions."""
 
     bits: Array
     axes: Mapping[str, tuple[int, ...]]
@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class StoredCuts:
-    """What was cut out of a model, as a file has it."""
+    """The cuts of a model as stored in a file."""
 
     groups: tuple[Group, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class StoredCuts:
         return bool(self.groups or self.attributes or self.added)
 
     def of(self, name: str) -> Iterator[tuple[int, Group]]:
-        """Yield the dimensions of a tensor that were cut, and what was removed there."""
+        """Yield each cut dimension of a tensor and the group removed there."""
         for group in self.groups:
             for dimension in group.axes.get(name, ()):
                 yield dimension, group
@@ -61,7 +61,7 @@ class StoredCuts:
     def original(self, name: str, shape: Shape) -> Shape | None:
         """Return the shape that a tensor had before it was cut to `shape`; None if it was not cut.
 
-        Raises ValueError if nothing of that shape can be left.
+        Raises ValueError if the cuts do not fit `shape`.
         """
         sizes = list(shape)
         for dimension, group in self.of(name):
@@ -74,7 +74,7 @@ class StoredCuts:
 
 
 def cuts_text(cuts: Cuts) -> str:
-    """Return the text that stands for `cuts`; the same for the same cuts, in whatever order they are listed."""
+    """Return `cuts` as text, which does not depend on the order in which they are listed."""
     sets: dict[tuple[int, ...], dict[str, list[int]]] = {}
     for name in sorted(cuts.removed):
         for dimension in sorted(cuts.removed[name]):
@@ -90,7 +90,7 @@ def cuts_text(cuts: Cuts) -> str:
 
 
 def read_cuts(text: str) -> StoredCuts:
-    """Return what a header says was cut. Raises ValueError for anything that `cuts_text` does not write."""
+    """Return the cuts in a header. Raises ValueError for anything that `cuts_text` does not write."""
     found = json.loads(text)
     if not isinstance(found, dict) or not {"removed"} <= set(found) <= {"removed", "attributes", "added"}:
         raise ValueError("its cuts are not removed indices, attributes and added tensors")
@@ -110,7 +110,7 @@ def read_cuts(text: str) -> StoredCuts:
 
 
 def cuts_from(stored: StoredCuts) -> Cuts:
-    """Return the same as `surgery.shrink.cuts.Cuts`."""
+    """Return `stored` as `surgery.shrink.cuts.Cuts`."""
     from ...surgery.shrink.cuts import Cuts
 
     removed: dict[str, dict[int, tuple[int, ...]]] = {}

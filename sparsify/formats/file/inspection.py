@@ -1,4 +1,4 @@
-"""What is in a file, read from its header and masks alone: no model is built, no torch is imported."""
+"""Inspecting a file by its header and masks alone: no model is built, no torch is imported."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ class TensorRow:
     """One tensor of the model. `kept` and `sparsity` (fraction removed) are None for a tensor without a mask.
 
     `encoding`: a name of `weight_encodings.ENCODINGS` for a masked weight, "plain" for any other tensor, "alias of
-    NAME" for a further name of a tensor stored once. `bytes_stored` counts values and mask, `bytes_dense` the same
-    tensor dense, `bytes_limit` is what no encoding goes below (`limit`), None for a tensor without a mask.
-    `original` is the shape that the tensor had before the model was cut, None if it was not cut; `added` tells that the
-    cut made it.
+    NAME" for another name of a stored tensor. `bytes_stored` counts values and mask, `bytes_dense` the tensor as dense,
+    `bytes_limit` is the lower bound of any encoding (`limit`), None for a tensor without a mask. `original` is the
+    shape before a shrink, None if the tensor was not cut; `added`: the shrink added the tensor.
     """
 
     name: str
@@ -40,7 +39,7 @@ class TensorRow:
 
     @property
     def is_alias(self) -> bool:
-        """Whether it is a further name of a tensor stored once."""
+        """Whether it is another name of a stored tensor."""
         return self.encoding.startswith("alias of ")
 
 
@@ -48,11 +47,11 @@ class TensorRow:
 class FileSummary:
     """A file's tensors in the model's order, its metadata, and totals.
 
-    `entries` and `masked_entries` count numbers, aliases once; `sparsity` is of the masked weights (None without any),
-    `bytes_file` the size on disk, `bytes_dense` that of the same tensors as they would be dense. Further parameters
-    with masks have rows, but do not count as masked here. `original_entries` counts the numbers before the model was
-    cut (`entries` if it was not), `attributes` are those that the cut changed. `bytes_masked` is what the masked
-    weights take in the file, headers aside, and `bytes_limit` what they would take at least.
+    `entries` and `masked_entries` count numbers, aliases once; `sparsity` is that of the masked weights (None without
+    any), `bytes_file` the size on disk, `bytes_dense` that of the same tensors stored dense. Masked parameters that are
+    not weights have rows, but do not count as masked here. `original_entries` counts the numbers before a shrink
+    (`entries` without one), `attributes` are those that the shrink changed. `bytes_masked` is the size of the masked
+    weights in the file without the header, and `bytes_limit` its lower bound.
     """
 
     path: str
@@ -71,7 +70,7 @@ class FileSummary:
 
     @property
     def bytes_original(self) -> int:
-        """The bytes of the dense tensors before the model was cut; those of biases that the cut added do not count."""
+        """The bytes of the dense tensors before a shrink, without biases that the shrink added."""
         sizes = [
             row.bytes_dense // max(1, math.prod(row.shape)) * math.prod(row.original or row.shape)
             for row in self.rows
@@ -86,7 +85,7 @@ class FileSummary:
 
 
 def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
-    """Return what is in the safetensors file at `path`, whoever wrote it.
+    """Return a summary of the safetensors file at `path`, of sparsify or any other writer.
 
     Reads the header and the masks, whose checksums are verified; values are not read. Raises SparsifyError for a file
     that is missing, truncated, altered or not safetensors.
@@ -103,7 +102,10 @@ def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
     total, left = sum(math.prod(rows[name].shape) for name in weights), sum(kept[name] for name in weights)
     rows = {name: _with_cuts(row, contents) for name, row in rows.items()}
     everything = tuple(rows.values())
-    aliases = tuple(_with_cuts(_alias(alias, rows[name]), contents) for alias, name in contents.aliases.items())
+    aliases = tuple(
+        _with_cuts(replace(rows[name], name=alias, encoding=f"alias of {name}", bytes_stored=0), contents)
+        for alias, name in contents.aliases.items()
+    )
     return FileSummary(
         path=os.fspath(path),
         metadata=contents.metadata,
@@ -122,10 +124,10 @@ def inspect_file(path: str | os.PathLike[str]) -> FileSummary:
 
 
 def limit(size: int, kept: int, width: int) -> float:
-    """Return the bytes that `size` entries take at least: `kept` of `width` bytes, and size * H(kept / size) bits.
+    """Return a lower bound on the bytes of `size` entries: `kept` of `width` bytes, and size * H(kept / size) bits.
 
-    H is the binary entropy: no code does with less where each entry is kept independently with the same probability
-    (Shannon 1948, A Mathematical Theory of Communication). Where the mask has a pattern, one may.
+    H is the binary entropy, the bound for entries that are kept independently with equal probability (Shannon 1948, A
+    Mathematical Theory of Communication). A mask with a pattern may take less.
     """
     shares = [share / size for share in (kept, size - kept) if share]
     return kept * width + size * sum(-share * math.log2(share) for share in shares) / 8
@@ -173,8 +175,3 @@ def _masked(name: str, entry: MaskedEntry, kept: int) -> TensorRow:
 def _with_cuts(row: TensorRow, contents: Contents) -> TensorRow:
     original = contents.cuts.original(row.name, row.shape)
     return replace(row, original=original or row.original, added=row.name in contents.cuts.added)
-
-
-def _alias(alias: str, row: TensorRow) -> TensorRow:
-    encoding = f"alias of {row.name}"
-    return replace(row, name=alias, encoding=encoding, bytes_stored=0)

@@ -1,4 +1,4 @@
-"""What is in a file of masks alone, read and checked: no model is built, no torch is imported (docs/masks.md)."""
+"""Reading files that hold masks alone: no model is built, no torch is imported (docs/masks.md)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from .metadata import Contents, Metadata, read_contents
 FORMAT = "sparsify-masks"
 SUFFIX = ".mask"
 
-
-# The ways in which the sparse format tells which entries it keeps, by the names of its encodings.
+# The mask codecs of the sparse format, by the names of its encodings.
 CODECS = {name: row.codec for name, row in ENCODINGS.items() if row.values == "kept"}
 
 
 @dataclass(frozen=True)
 class StoredMask:
-    """One mask of a file: the parameter's name and shape, how many entries it keeps, and how it is stored.
+    """One mask of a file: the parameter's name and shape, the number of entries kept, and the encoding.
 
-    `also`: the parameter is no weight that sparsities count.
+    `also`: the parameter is not a weight, and sparsities do not count it.
     """
 
     name: str
@@ -45,7 +44,7 @@ class StoredMask:
 
 
 def shortest(mask: Array, shape: Shape) -> tuple[str, Array]:
-    """Return the name of the codec that stores a mask, flat and bool, in the fewest bytes, and these bytes."""
+    """Return the name of the codec with the shortest encoding of a mask, flat and bool, and that encoding."""
     encoded = {name: codec.encode(mask, shape) for name, codec in CODECS.items()}
     found = {
         name: stream for name, stream in encoded.items() if stream is not None and _accounted(stream.size, mask.size)
@@ -55,13 +54,13 @@ def shortest(mask: Array, shape: Shape) -> tuple[str, Array]:
 
 
 def _accounted(stored: int, entries: int) -> bool:
-    """Return whether so many bytes may stand for so many entries: a reader allocates for what it is shown alone."""
+    """Return whether a reader accepts `stored` bytes for so many entries, for which it will allocate."""
     return entries <= MOST_ENTRIES_A_BYTE * stored
 
 
 @dataclass(frozen=True)
 class MaskSummary:
-    """A file of masks: what it holds, and what it says of the model that they come from.
+    """The contents of a file of masks, with the metadata of their model.
 
     `masked_entries` and `kept` count the entries of weights, `sparsity` is the fraction of them removed (None without
     any), `bytes_file` the size on disk.
@@ -82,7 +81,7 @@ def are_masks_alone(contents: Contents) -> bool:
 
 
 def inspect_masks(path: str | os.PathLike[str]) -> MaskSummary | None:
-    """Return what the file of masks at `path` says, None if it is a file of another kind.
+    """Return a summary of the file of masks at `path`, None for a file of another kind.
 
     The masks themselves are not read. Raises SparsifyError for a file that is missing, truncated or altered.
     """
@@ -114,7 +113,7 @@ def read_masks(path: str | os.PathLike[str], contents: Contents) -> dict[str, Ar
 
 
 def table_of(path: str | os.PathLike[str], contents: Contents) -> list[StoredMask]:
-    """Return the rows of a file of masks, held against the tensors that are stored."""
+    """Return the rows of a file of masks, checked against its stored tensors."""
     if not contents.header.sealed:
         raise SparsifyError(f"{os.fspath(path)}: altered: a file of masks without the checksum of its header")
     try:

@@ -1,4 +1,4 @@
-"""What a file says about its model: the typed form of the metadata, and the tables of masked weights and aliases."""
+"""Typed metadata of a file: its model, and the tables of masked weights and aliases."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..types import Shape
 from .container import Entry, Header, is_shape, read_header
 from .cuts_text import StoredCuts, read_cuts
 
-# A file is of the first version that can say what it says, so that an older reader reads what it can and refuses the
-# rest: 2 tells of cuts, 3 has more encodings.
+# A file gets the lowest version that has its features, so that older readers read what they can and refuse the rest:
+# 2 added cuts, 3 more encodings.
 VERSIONS = ("1", "2", "3")
 _TEXTS = ("spec", "recipe", "cast", "writer")
 _TABLES = ("arguments", "seeds", "metrics", "extra", "engine")
-# A file rebuilds the model it names, it never chooses what else is read or downloaded.
+# A file may name its model, but never what else is read or downloaded.
 NOT_ARGUMENTS = (
     "name",
     "model_name",
@@ -32,7 +32,7 @@ NOT_ARGUMENTS = (
     "pretrained_cfg_overlay",
     "cache_dir",
 )
-# Those of torchvision, which may be there if they ask for nothing.
+# Those of torchvision, which are allowed if they are None.
 FETCHING = ("weights", "weights_backbone", "pretrained_backbone")
 
 
@@ -40,10 +40,10 @@ FETCHING = ("weights", "weights_backbone", "pretrained_backbone")
 class Metadata:
     """A file's metadata.
 
-    `format`: "sparse" or "dense" as sparsify wrote it, "plain" for a safetensors file of another writer. `spec` names
-    the model ("timm:resnet18") that `arguments` complete; `recipe` is the merged recipe's YAML; `cast` is the type that
-    floating values were cast to on request; `writer` the version of sparsify that wrote the file. `engine` is the way
-    of running the model that was found to be the fastest where the file was written (`tuning.file_record`).
+    `format`: "sparse" or "dense" for files of sparsify, "plain" for a safetensors file of another writer. `spec` and
+    `arguments` build the model ("timm:resnet18"); `recipe` is the merged recipe's YAML; `cast` is the type that
+    floating values were cast to on request; `writer` the version of sparsify that wrote the file. `engine` is the
+    strategy that was the fastest where the file was written (`tuning.file_record`).
     """
 
     format: str = "plain"
@@ -60,9 +60,9 @@ class Metadata:
 
 @dataclass(frozen=True)
 class MaskedEntry:
-    """A masked weight in the file: its encoding, dtype and shape, and the stored tensors by suffix.
+    """A masked parameter in the file: its encoding, dtype and shape, and the stored tensors by suffix.
 
-    `also`: it is no weight that sparsities count, but a further parameter with a mask.
+    `also`: it is not a weight, and sparsities do not count it.
     """
 
     encoding: str
@@ -74,10 +74,10 @@ class MaskedEntry:
 
 @dataclass(frozen=True)
 class Contents:
-    """A file's header, read and checked: what it says, and which stored tensors make up which tensors of the model.
+    """A file's checked header: its metadata, and which stored tensors make up which tensors of the model.
 
-    `plain`: names of the tensors stored as they are; `aliases`: further name -> the name it is stored under; `cuts`:
-    what was cut out of the model, nothing for most.
+    `plain`: names of the tensors stored as they are; `aliases`: other name -> the stored name; `cuts`: the cuts of a
+    shrunk model.
     """
 
     header: Header
@@ -102,12 +102,12 @@ def metadata_text(
     cuts: str = "",
     also: Collection[str] = (),
 ) -> dict[str, str]:
-    """Return the metadata as the container holds them, text by key.
+    """Return the metadata for the container, text by key.
 
-    `masked`: how each masked weight is stored, `also`: those of them that are no weights; `cuts`: the text of what was
-    cut out of the model, "" for nothing.
+    `masked`: the encoding of each masked parameter, `also`: those that are not weights; `cuts`: the cuts as text, ""
+    for none.
     """
-    # Other tools read the dense file by its own keys, and some of them insist on this word.
+    # Other tools read the dense file, and some of them require "pt".
     text = {"format": "sparsify" if metadata.format == "sparse" else "pt", "version": _version(masked, cuts)}
     for key in _TEXTS:
         if getattr(metadata, key) is not None:
@@ -128,7 +128,7 @@ def metadata_text(
 
 
 def read_contents(path: str | os.PathLike[str]) -> Contents:
-    """Return what the file's header says, wholly checked before any tensor is read.
+    """Return the contents of a file's header, fully checked before any tensor is read.
 
     Raises SparsifyError, one line, for a file that is missing, truncated, altered, of a newer version or not
     safetensors.
@@ -223,7 +223,7 @@ def _table(text: Mapping[str, str], key: str) -> dict[str, Any]:
 
 
 def _json(key: str, value: Mapping[str, Any]) -> str:
-    """Return the JSON of what a caller passed; NumPy and torch scalars become plain numbers."""
+    """Return a caller's value as JSON; NumPy and torch scalars become plain numbers."""
     try:
         return json.dumps(value, separators=(",", ":"), allow_nan=False, default=lambda scalar: scalar.item())
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -27,11 +27,10 @@ _BAD_PATH = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOO
 def atomic_write(path: str | os.PathLike[str], chunks: Chunk | Iterable[Chunk]) -> int:
     """Write `chunks` (bytes, or an iterable of bytes, memoryviews or arrays) to `path`; return the bytes written.
 
-    The bytes go to a temporary name in the same folder, are flushed to the disk and renamed, so that a reader sees the
-    old file or the new one, never half of it. Whatever goes wrong, in the writing or in the iterable, the temporary
-    file is removed and an old file is left as it was. A symbolic link is followed and stays one; an old file's
-    permissions are kept. Raises SparsifyError where the folder does not exist or may not be written, RunError where
-    there is no space left.
+    The bytes go to a temporary file in the same folder, which is flushed to the disk and renamed, so that a reader sees
+    the old file or the new one, never half of it. On any error, in the writing or in the iterable, the temporary file
+    is removed and an old file stays as it was. A symbolic link is followed and kept; an old file's permissions are
+    kept. Raises SparsifyError if the folder does not exist or is not writable, RunError if there is no space left.
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
@@ -59,12 +58,12 @@ def atomic_write(path: str | os.PathLike[str], chunks: Chunk | Iterable[Chunk]) 
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether `path` is called as the temporary files of `atomic_write` are, which a kill leaves behind."""
+    """Return whether `path` has the name of a temporary file of `atomic_write`, as a killed process leaves one."""
     return re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name) is not None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise SparsifyError if it is plain already that `atomic_write` cannot write `path`; nothing is touched."""
+    """Raise SparsifyError if `atomic_write` could not write `path`; nothing is touched."""
     target = Path(os.path.realpath(path))
     with _os_errors(path, target):
         if not target.parent.is_dir():
@@ -106,7 +105,7 @@ def _write_all(descriptor: int, piece: Any) -> int:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the rename itself durable where the system can; the content is complete either way."""
+    """Flush the folder, where the system can, so that the rename is durable; the content is complete either way."""
     if os.name != "posix":
         return
     with contextlib.suppress(OSError):
@@ -119,7 +118,7 @@ def _flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _os_errors(path: str | os.PathLike[str], target: Path) -> Iterator[None]:
-    """Turn an OSError of ours into the one-line error that a user can act on."""
+    """Raise an OSError in the block as a one-line error that a user can act on."""
     try:
         yield
     except OSError as error:

@@ -16,7 +16,7 @@ Ours: TypeAlias = Callable[[Path], bool]
 
 
 def nothing_is_ours(_: Path) -> bool:
-    """Return False: no folder with anything in it may be replaced."""
+    """Return False: only empty folders may be replaced."""
     return False
 
 
@@ -24,8 +24,8 @@ def nothing_is_ours(_: Path) -> bool:
 def atomic_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) -> Iterator[Path]:
     """Yield a new, empty folder that becomes `path` when the block ends, and is removed if it raises.
 
-    `path` must not exist, be an empty folder, or one of which `ours` says that nothing is lost with it: what is in
-    another folder is nothing to be replaced. Raises SparsifyError as `check_folder` does.
+    `path` must not exist, or be a folder that is empty or may be replaced because `ours` returns True for it. Raises
+    SparsifyError as `check_folder` does.
     """
     check_folder(path, ours)
     target = Path(os.path.realpath(path))
@@ -35,7 +35,7 @@ def atomic_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) ->
     try:
         yield temporary
         if target.is_dir():
-            # Looked into once more where nobody writes to it any longer.
+            # Checked again after the rename, when nobody writes to it any longer.
             target.rename(old)
             _refuse_others(path, old, ours)
         temporary.rename(target)
@@ -48,7 +48,7 @@ def atomic_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) ->
 
 
 def check_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) -> None:
-    """Raise SparsifyError if it is plain already that a folder cannot be written at `path`; nothing is touched."""
+    """Raise SparsifyError if a folder could not be written at `path`; nothing is touched."""
     target, where = Path(os.path.realpath(path)), f"cannot write {os.fspath(path)}"
     if not target.parent.is_dir():
         raise SparsifyError(f"{where}: there is no folder {target.parent}")
@@ -61,7 +61,7 @@ def check_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) -> 
 
 
 def _refuse_others(path: str | os.PathLike[str], folder: Path, ours: Ours) -> None:
-    """Raise SparsifyError if something would be lost with `folder`, of which `path` is the name that was given."""
+    """Raise SparsifyError, which names `path`, unless `folder` may be replaced."""
     if any(folder.iterdir()) and not ours(folder):
         changed = "" if ours is nothing_is_ours else " (one as sparsify wrote it, without a change, would be replaced)"
         raise SparsifyError(f"cannot write {os.fspath(path)}: the folder exists and is not empty{changed}")

@@ -1,4 +1,4 @@
-"""Where a model's file comes from: a path, a folder that holds it, or a repository of the Hugging Face hub."""
+"""Locating a model's file: by path, in a folder, or in a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import logging
 import os
 import re
 from pathlib import Path
+from shlex import quote
 
 from ...errors import RunError, SparsifyError, one_line
 
-# What sparsify and others call the file of a model in its folder.
+# The usual name of a model's file in its folder.
 MODEL_FILE = "model.safetensors"
 HUB = "hf:"
 _REPOSITORY = re.compile(r"([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
-# How other tools write a repository; people paste these.
+# Spellings of other tools, which people paste.
 _ELSEWHERE = re.compile(r"(?:hf-hub:|hf_hub:|hf:/+|https?://(?:www\.)?huggingface\.co/)([^/\s]+/[^/\s]+).*")
 
 
@@ -24,12 +25,11 @@ def is_on_hub(source: str) -> bool:
 
 
 def model_file(source: str | os.PathLike[str]) -> Path:
-    """Return the path of the model's file that `source` leads to; a file's path is returned as it is.
+    """Return the path of the model's file at `source`; a file's path is returned as it is.
 
-    A folder (a run's, or one in the layout of the hub) leads to the `model.safetensors` in it; "hf:OWNER/NAME", with
-    or without "@REVISION", to that of a repository on the Hugging Face hub, which is fetched into the hub's cache
-    unless it is there. Raises SparsifyError, one line, for a folder without a model, and for whatever goes wrong on the
-    way from the hub.
+    For a folder (a run's, or one in the layout of the hub) it is the `model.safetensors` in it; for "hf:OWNER/NAME",
+    with or without "@REVISION", that of a repository on the Hugging Face hub, downloaded into the hub's cache if it is
+    not there. Raises SparsifyError, one line, for a folder without a model, and for any failure of the download.
     """
     if isinstance(source, str):
         meant = _ELSEWHERE.fullmatch(source)
@@ -41,19 +41,19 @@ def model_file(source: str | os.PathLike[str]) -> Path:
     if (path / MODEL_FILE).is_file():
         return path / MODEL_FILE
     if (path / "recipe.yaml").is_file():
-        raise SparsifyError(f"{path}: the run is not finished; go on with: sparsify train --resume {path}")
+        raise SparsifyError(f"{path}: the run is not finished; go on with: sparsify train --resume {quote(str(path))}")
     raise SparsifyError(f"{path}: a folder without a run or a model in it: no {MODEL_FILE}")
 
 
 def _fetched(source: str, meant: str) -> Path:
-    """Return the path in the hub's cache of the model's file of a repository, downloaded if need be."""
+    """Return the path of a repository's model file in the hub's cache, downloaded if it is not there."""
     found = _REPOSITORY.fullmatch(meant.removeprefix(HUB))
     if found is None or meant != source:
         hint = f"; did you mean '{meant}'?" if found else ""
         raise SparsifyError(f"{source}: a model on the hub is written hf:OWNER/NAME or hf:OWNER/NAME@REVISION{hint}")
     from huggingface_hub import hf_hub_download
 
-    # Every retry would be a line of its own; the error below says what came of them.
+    # Every retry would print a line; the error below reports the outcome.
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -62,14 +62,14 @@ def _fetched(source: str, meant: str) -> Path:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(f"{source}: no space left on the disk for the hub's cache") from error
-        # Which libraries the hub speaks through, and so what they raise, differs from version to version.
+        # The hub's HTTP library, and so its exceptions, differ from version to version.
         raise SparsifyError(f"{source}: {_reason(error, found[2])}") from error
     finally:
         logger.setLevel(level)
 
 
 def _reason(error: Exception, revision: str | None) -> str:
-    """Return in a few words why the hub did not give a file."""
+    """Return in a few words why a download from the hub failed."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

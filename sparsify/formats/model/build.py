@@ -1,4 +1,4 @@
-"""Building the model that a file names: a small file claims neither much memory nor much time."""
+"""Building the model that a file names, with limits, so that a small file cannot claim much memory or time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..file.metadata import FETCHING, NOT_ARGUMENTS, Contents
 from ..types import Shape
 from .model_state import check_fit
 
-# A model may make more on its way than what it ends with: heads that it replaces, tables that are not stored.
+# A model may create more tensors than it ends with: heads that it replaces, tables that are not stored.
 _TIMES, _MORE_ENTRIES, _MORE_TENSORS = 4, 2**24, 2000
 _LARGEST_NUMBER = 1_000_000
 
@@ -36,9 +36,9 @@ class _TooLarge(SparsifyError):
 def build_named(path: str | os.PathLike[str], contents: Contents) -> nn.Module:
     """Return the model that the file names, in training mode, on the CPU, with initial values.
 
-    It is built without memory first (on the device `meta`), and its tensors held against the file's. Raises
-    SparsifyError, one line, if the file names none, if its arguments would fetch or read something else, and for a
-    model of other tensors than the file's.
+    It is first built on the meta device, and its tensors compared with the file's. Raises SparsifyError, one line, if
+    the file names no model, if its arguments would download or read anything else, and if the model has other tensors
+    than the file.
     """
     where, spec = os.fspath(path), contents.metadata.spec
     if spec is None:
@@ -48,7 +48,7 @@ def build_named(path: str | os.PathLike[str], contents: Contents) -> nn.Module:
     if spec.startswith(f"{PREFIX}:"):
         _check_configuration(where, arguments)
     elif spec.count(":") > 1:
-        # timm would follow such a name to a repository or a folder: a file does not choose what is fetched.
+        # timm would follow such a name to a repository or a folder; a file must not choose what is downloaded.
         raise SparsifyError(f"{where}: the file's model, {spec!r}, is no name of a zoo's model")
     shapes = {name: shape for name, shape in contents.shapes.items() if name not in contents.cuts.added}
     shapes = {name: contents.cuts.original(name, shape) or shape for name, shape in shapes.items()}
@@ -61,7 +61,7 @@ def build_named(path: str | os.PathLike[str], contents: Contents) -> nn.Module:
 
 
 def _check_configuration(where: str, arguments: dict[str, Any]) -> None:
-    """Raise SparsifyError unless arguments hold a whole configuration, so that nothing else has to be read."""
+    """Raise SparsifyError unless the arguments contain a whole configuration, so that nothing else has to be read."""
     if not isinstance(arguments.get(CONFIG), dict):
         raise SparsifyError(
             f"{where}: the file does not hold its model's configuration; pass the model to load it into"
@@ -80,7 +80,7 @@ def _check_arguments(where: str, arguments: dict[str, Any]) -> None:
 
 def _integers(value: Any) -> Iterator[int]:
     if isinstance(value, dict | list):
-        # Lengths of sequences that a configuration allows are no sizes of tensors unless these are bounded as well.
+        # Maximum sequence lengths may be large without a tensor of that size; `_bounded` limits the tensors.
         for item in (v for k, v in value.items() if not k.startswith("max_")) if isinstance(value, dict) else value:
             yield from _integers(item)
     elif isinstance(value, int):
@@ -88,19 +88,19 @@ def _integers(value: Any) -> Iterator[int]:
 
 
 def _without_memory(spec: str, arguments: dict[str, Any]) -> nn.Module | None:
-    """Return the model on the device `meta`; None for one that cannot be built there, or not at all."""
+    """Return the model on the meta device; None if it cannot be built there."""
     try:
         with keep_random_states(), torch.device("meta"):
             return build_model(spec, **arguments)
     except _TooLarge:
         raise
-    except Exception:  # building it in earnest, which follows, tells what is wrong
+    except Exception:  # the build on the CPU, which follows, raises the error
         return None
 
 
 @contextmanager
 def _bounded(where: str, spec: str, shapes: dict[str, Shape]) -> Iterator[None]:
-    """Refuse models of far more entries or tensors than `shapes` have while they are still being built."""
+    """Raise SparsifyError while a model is being built with far more entries or tensors than `shapes` have."""
     most = _TIMES * sum(map(math.prod, shapes.values())) + _MORE_ENTRIES
     most_tensors = _TIMES * len(shapes) + _MORE_TENSORS
     thread, made = threading.get_ident(), [0, 0]

@@ -1,4 +1,4 @@
-"""Between torch tensors and the bits that a file holds."""
+"""Conversion between torch tensors and the bits in a file."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ CASTS: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.fl
 
 
 def stored_dtype(name: str, tensor: Tensor, to: str | None) -> str:
-    """Return the container's name of the type a tensor is stored in; `to` is the cast asked for, None for none.
+    """Return the container's name of the type a tensor is stored in; `to` is the type to cast to, or None.
 
     Floating values of 16 bits and more are cast, everything else is stored as it is. Raises SparsifyError for a tensor
-    that no file can hold.
+    that cannot be stored.
     """
     if tensor.is_meta or is_lazy(tensor):
         raise SparsifyError(f"save: {name} has no values yet (meta device or lazy module)")

@@ -1,4 +1,4 @@
-"""Loading a model from a file: the one it names, or one that was given."""
+"""Loading a file into the model that it names, or into a given one."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ from .read import FileState, read_file
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: bool = False) -> nn.Module:
     """Return the model with the tensors and masks of the file at `path`.
 
-    `path` may also be a folder with a `model.safetensors` (a run's, or one as on the hub) or "hf:OWNER/NAME", with or
-    without "@REVISION", a repository on the Hugging Face hub.
-    Without `model` the file must name its model, which is built and returned in evaluation mode. A given `model` is
-    loaded in place and keeps its dtypes and mode; a plain one is converted first, so that exactly what is masked in the
-    file carries masks, and one already converted keeps the masks it has (all ones where the file has none). Every
-    tensor must be there in its shape, and nothing else. A file without masks, of this library or another, is a plain
-    state dict.
-    `fold=True` returns a plain model with the masks multiplied in: `model` itself if it is plain, a new one if it
-    carries masks or computes its weights from those in the file.
-    Raises SparsifyError, one line, for a file that is missing, truncated, altered or that does not fit; the model's
-    tensors are then as they were. The file of a model that was cut cuts the model that is built, or a given one if it
-    is a fresh one of the class (in place; it must be plain); one that was cut before is only loaded.
+    - `path`: a file, a folder with a `model.safetensors` (a run's, or one in the layout of the hub) or "hf:OWNER/NAME",
+      with or without "@REVISION", a repository on the Hugging Face hub. A file without masks, of this library or
+      another, is a plain state dict.
+    - `model`: loaded in place; keeps its dtypes and mode. A plain model is converted first, so that exactly the file's
+      masked parameters carry masks; a converted one keeps its masks (all ones where the file has none). Without `model`
+      the file must name its model, which is built and returned in eval mode.
+    - `fold`: return a plain model with the masks multiplied in: `model` itself if it is plain, a new one if it carries
+      masks or computes its weights from the stored ones.
+
+    Names and shapes of all tensors must match. For the file of a shrunk model, a model that is built, or a plain one of
+    the original size, is shrunk first, in place; a model that already has the file's sizes is only loaded.
+    Raises SparsifyError, one line, for a file that is missing, truncated, altered or does not fit; the model's tensors
+    are then unchanged.
     """
     if model is not None:
         refuse_sharded(unwrap(model), "load", "load the file before it is cut")
@@ -74,10 +75,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, *, fold: 
 
 
 def _fill(where: str, model: nn.Module, found: FileState, contents: Contents, *, fold: bool) -> None:
-    """Copy what a file holds into a model of its names; a plain model gets the masks too, unless it is to be folded."""
+    """Copy a file's tensors into a model of the same names; a plain model gets masks too, unless it is to be folded."""
     masks = found.masks | {alias: found.masks[name] for alias, name in contents.aliases.items() if name in found.masks}
     if fold and not any(entry.encoding == "raw" for entry in contents.masked.values()):
-        masks = {}  # the effective weights are all that a plain model needs
+        masks = {}  # a plain model only needs the effective weights
     if masks:
         further = [name for name, entry in contents.masked.items() if entry.also]
         aliases = {alias for alias, name in contents.aliases.items() if name in further}
@@ -86,7 +87,7 @@ def _fill(where: str, model: nn.Module, found: FileState, contents: Contents, *,
 
 
 def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> Callable[[], None]:
-    """Cut a model as the file's was, unless its tensors have the sizes of the file already; return what undoes it."""
+    """Cut a model like the file's, unless its tensors already have the file's sizes; return the undo function."""
     if not contents.cuts:
         return lambda: None
     cuts, before = cuts_from(contents.cuts), cuts_of(model)
@@ -94,7 +95,7 @@ def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> 
     originals = {name: contents.cuts.original(name, shape) for name, shape in contents.shapes.items()}
     fresh = all(sizes.get(name) == shape for name, shape in originals.items() if shape is not None)
     if not fresh or before == cuts or any(name in sizes for name in cuts.added):
-        # Cut before: the file's words for it hold. Or of other sizes: the check of the names will tell.
+        # Cut before: the file's cuts are those. Or of other sizes: `check_names` will report them.
         model.__dict__["sparsify_cuts"] = cuts
         return partial(_remember, model, before)
     try:
@@ -104,15 +105,16 @@ def _cut(path: str | os.PathLike[str], model: nn.Module, contents: Contents) -> 
         raise SparsifyError(f"{os.fspath(path)}: the model cannot be cut as the file's was: {error}") from error
 
     def back() -> None:
+        """Undo the cut; the model was plain, so masks put on since are removed first."""
         for module in model.modules():
-            detach_masks(module)  # it was plain
+            detach_masks(module)
         undo()
 
     return back
 
 
 def _check_smaller(model: nn.Module, cuts: Cuts) -> None:
-    """Raise SparsifyError unless every attribute stays as large as it is or becomes smaller, as a cut has it."""
+    """Raise SparsifyError if the cuts would make an attribute larger."""
     for owner, name, value in new_attributes(model, cuts.attributes):
         if _largest(value) > _largest(getattr(owner, name)):
             raise SparsifyError(f"{type(owner).__name__}.{name} would become larger")
@@ -131,9 +133,9 @@ def _remember(model: nn.Module, cuts: Cuts | None) -> None:
 
 
 def ensure_masked(where: str, model: nn.Module, weights: Collection[str], further: Collection[str]) -> None:
-    """Have `weights` and `further` parameters carry masks: a plain model is converted so that nothing else does.
+    """Put masks on `weights` and `further` parameters; a plain model is converted so that only these carry masks.
 
-    Raises SparsifyError, which `where` begins, unless all of them carry masks then.
+    Raises SparsifyError, prefixed by `where`, if one of them cannot carry a mask.
     """
     skipped: Mapping[str, str] = {}
     if next(all_masked_parameters(model), None) is None:

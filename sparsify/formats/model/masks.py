@@ -1,11 +1,10 @@
-"""Masks without weights: a file of them, and back onto a model (docs/masks.md)."""
+"""Files of masks without weights, and putting them on a model (docs/masks.md)."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Collection, Mapping
-from functools import partial
 from types import NoneType
 from typing import Any
 
@@ -25,7 +24,6 @@ from ..file.metadata import Contents, metadata_text, read_contents
 from ..io.atomic import atomic_write
 from ..io.locate import model_file
 from ..request import ExportRequest, ExportResult
-from ..types import Array, Shape
 from .dtypes import bits, from_bits
 from .load import ensure_masked
 from .model_state import collect, text_of_cuts
@@ -33,7 +31,7 @@ from .read import read_file
 
 
 def write_masks(request: ExportRequest) -> ExportResult:
-    """Write the masks of a model, those on biases and norms too, and none of its weights."""
+    """Write the masks of a model, those on biases and norms too, without its weights."""
     if text_of_cuts(request.model, None):
         raise SparsifyError(
             "save: masks: the model was cut smaller, so that its masks fit no fresh model of its class; "
@@ -50,7 +48,7 @@ def write_masks(request: ExportRequest) -> ExportResult:
         table[name] = {"encoding": encoding, "shape": shape, "kept": int(np.count_nonzero(flat))}
         if name in state.also:
             table[name]["also"] = True
-        parts.append(Part(name + SUFFIX, "U8", stored.shape, partial(_itself, stored)))
+        parts.append(Part(name + SUFFIX, "U8", stored.shape, stored.view))
     names = (name for name, _ in request.model.named_parameters(remove_duplicate=False))
     tables = {"masks": table, "dense": [name for name in names if name not in table]}
     text = metadata_text(request.metadata, {}, {}) | {"format": FORMAT}
@@ -58,25 +56,22 @@ def write_masks(request: ExportRequest) -> ExportResult:
     return ExportResult(atomic_write(request.path, container_chunks(parts, text)))
 
 
-def _itself(stored: Array) -> Array:
-    return stored
-
-
 @takes(path=PATH, model=(nn.Module, NoneType))
 def load_masks(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor]:
     """Return the masks in a file by parameter name: bool tensors, True = keep; no weights are loaded.
 
-    `path` is a file of masks alone, a sparse file, a run's folder or "hf:OWNER/NAME". With a `model` they are put on
-    it, in place, and its weights stay as they are: a plain one is converted first, so that exactly what is masked in
-    the file carries masks. Names and shapes have to agree.
-    Raises SparsifyError, one line, for a file without masks or one that is damaged, and if a mask has no parameter in
-    the model, is of another shape or cannot be put on it; the model is then as it was.
+    `path` is a file of masks alone, a sparse file, a run's folder or "hf:OWNER/NAME". With a `model` the masks are put
+    on it, in place, and its weights stay as they are; a plain model is converted first, so that exactly the file's
+    masked parameters carry masks. Names and shapes must match.
+    Raises SparsifyError, one line, for a file that is damaged or has no masks, and for a mask without a parameter in
+    the model, of another shape, or on a parameter that cannot carry one; the model is then unchanged.
     """
     path = model_file(path)
     contents = read_contents(path)
     if are_masks_alone(contents):
         rows = {row.name: row for row in table_of(path, contents)}
-        masks = {name: _tensor(mask, rows[name].shape) for name, mask in read_masks(path, contents).items()}
+        arrays = read_masks(path, contents)
+        masks = {name: from_bits(mask.view(np.uint8), "BOOL", rows[name].shape) for name, mask in arrays.items()}
         also = {name for name, row in rows.items() if row.also}
         known = {*rows, *names_of_dense(path, contents)}
     else:
@@ -92,16 +87,12 @@ def load_masks(path: str | os.PathLike[str], model: nn.Module | None = None) -> 
     return masks
 
 
-def _tensor(mask: Array, shape: Shape) -> Tensor:
-    return from_bits(mask.view(np.uint8), "BOOL", shape)
-
-
 def _check(
     path: str, model: nn.Module, masks: Mapping[str, Tensor], known: Collection[str], contents: Contents
 ) -> None:
-    """Raise SparsifyError unless the model has the parameters of the masks' model, those with masks in their shapes.
+    """Raise SparsifyError unless the model has the parameters of the masks' model, masked ones in their shapes.
 
-    `known` names the tensors of that model. What carries a mask in the model needs one in the file.
+    `known` names the tensors of that model. Every masked parameter of the model needs a mask in the file.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     unknown = [name for name in masks if name not in parameters]
@@ -132,7 +123,7 @@ def _check(
 
 
 def _put(path: str, model: nn.Module, masks: Mapping[str, Tensor], also: Collection[str]) -> None:
-    """Put masks on a model that they were held against; it is as before if that fails."""
+    """Put checked masks on a model, which is unchanged if that fails."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     weights = {id(parameters[name]) for name in masks if name not in also}
     plain = next(all_masked_parameters(model), None) is None

@@ -1,4 +1,4 @@
-"""What of a model goes into a file, and how it gets back into a model."""
+"""Collecting a model's state for a file, and copying it back into a model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from ...errors import SparsifyError, listed
 from ...quantities import sizes
 from ...surgery.masks import all_masked_parameters, all_masked_weights, is_computed
+from ...surgery.new_ties import one_mask_each
 from ...surgery.shrink.attributes import new_attributes
 from ...surgery.shrink.cuts import Cuts, checked, cuts_of, every_tensor
 from ..file.cuts_text import cuts_text, read_cuts
@@ -21,8 +22,8 @@ from ..file.cuts_text import cuts_text, read_cuts
 class ModelState:
     """A model's tensors by name, each stored once.
 
-    `masks`: masked weight -> mask; `raw`: the masked weights whose values under the mask matter; `aliases`: further
-    name of a shared tensor -> its first name; `also`: the masked ones that are no weights, but further parameters.
+    `masks`: masked parameter -> mask; `raw`: the masked weights whose values under the mask matter; `aliases`: other
+    name of a shared tensor -> its first name; `also`: the masked parameters that are not weights.
     """
 
     tensors: Mapping[str, Tensor]
@@ -33,7 +34,11 @@ class ModelState:
 
 
 def collect(model: nn.Module) -> ModelState:
-    """Return what of `model` a file stores, without copying. Raises SparsifyError for a state that is not tensors."""
+    """Return the state of `model` for a file, without copying.
+
+    Raises SparsifyError for an entry that is no tensor, and for a parameter with two masks that differ.
+    """
+    one_mask_each(model, "save")
     masked = {weight.name: weight for weight in all_masked_parameters(model)}
     hidden = {f"{name}_mask" for name in masked}
     first: dict[int, str] = {}
@@ -65,10 +70,10 @@ def collect(model: nn.Module) -> ModelState:
 
 
 def text_of_cuts(model: nn.Module, cuts: Cuts | None) -> str:
-    """Return what a file says about `cuts` (None: those that the model remembers), "" if there is nothing to say.
+    """Return `cuts` (None: those recorded in the model) as text for a file, "" for none.
 
-    Of what the model remembers, tensors and attributes that it has no more are left out: a head that was replaced.
-    Raises SparsifyError if `cuts` does not fit the model.
+    Recorded cuts of tensors and attributes that the model no longer has, e.g. of a replaced head, are left out. Raises
+    SparsifyError if `cuts` does not fit the model.
     """
     known = cuts_of(model) if cuts is None else cuts
     if known is None:
@@ -136,7 +141,7 @@ def adopt_dtypes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def put(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Copy tensors and masks into a model whose names were checked; a masked weight without a mask there keeps all."""
+    """Copy tensors and masks into a model with checked names; a masked weight not in `masks` gets all ones."""
     live = {}
     for weight in all_masked_parameters(model):
         live[f"{weight.name}_mask"] = masks.get(weight.name, torch.ones((), dtype=torch.bool).expand(weight.mask.shape))

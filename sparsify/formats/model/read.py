@@ -1,4 +1,4 @@
-"""Reading what a file holds, checksums verified, without building a model."""
+"""Reading a file's tensors and masks, checksums verified, without building a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .dtypes import from_bits
 
 
 class FileState(NamedTuple):
-    """What a file holds: effective weights and all other tensors by name, masks by weight name, and the metadata.
+    """The contents of a file: effective weights and all other tensors by name, masks by weight name, and the metadata.
 
     A shared tensor is listed under each of its names, its mask under the first. For a masked weight from which the
     forward computes another (weight standardisation), `state` holds the raw weight.
@@ -30,16 +30,16 @@ class FileState(NamedTuple):
 
 
 def read_state(path: str | os.PathLike[str]) -> FileState:
-    """Return what the file at `path` holds, every checksum verified, without building a model.
+    """Return tensors, masks and metadata of the file at `path`, every checksum verified, without building a model.
 
-    At most the dense tensors and one stored tensor are held at a time. Raises SparsifyError, one line, for a file
-    that is missing, truncated, altered or not safetensors.
+    Memory holds at most the dense tensors and one stored tensor. Raises SparsifyError, one line, for a file that is
+    missing, truncated, altered or not safetensors.
     """
     return read_file(path)[0]
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[FileState, Contents]:
-    """Return what `read_state` does, and the file's header."""
+    """As `read_state`; return the file's header too."""
     contents = read_contents(path)
     wanted = checksums(contents.header)
     state: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""The stored tensors that a model's state becomes, each with a function that gives its content when it is written."""
+"""The stored tensors of a model's state, each with a function that returns its content when it is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Source: TypeAlias = Callable[[], Array]
 
 
 def encodings_of(state: ModelState, to: str | None) -> dict[str, Choice]:
-    """Return how each masked weight is stored, its mask's bytes included; `to` is the cast asked for."""
+    """Return the encoding of each masked weight, with its mask's bytes; `to` is the type to cast to, or None."""
     found = {}
     for name, mask in state.masks.items():
         tensor = state.tensors[name]
@@ -29,7 +29,7 @@ def encodings_of(state: ModelState, to: str | None) -> dict[str, Choice]:
 
 
 def sparse_parts(state: ModelState, encodings: Mapping[str, Choice], to: str | None) -> list[Part]:
-    """Return what the sparse format stores, in the model's order; each shared tensor once."""
+    """Return the tensors of the sparse format, in the model's order; each shared tensor once."""
     parts = []
     for name, tensor in state.tensors.items():
         dtype, shape = stored_dtype(name, tensor, to), tuple(tensor.shape)
@@ -40,7 +40,7 @@ def sparse_parts(state: ModelState, encodings: Mapping[str, Choice], to: str | N
         encoding = ENCODINGS[chosen.encoding]
         for suffix, (wanted, sizes) in encoding.layout(shape).items():
             if suffix == encoding.suffix and chosen.stream is not None:
-                parts.append(Part(name + suffix, wanted, chosen.stream.shape, partial(_itself, chosen.stream)))
+                parts.append(Part(name + suffix, wanted, chosen.stream.shape, chosen.stream.view))
             else:
                 known = tuple(_kept(mask) if size is None else size for size in sizes)
                 parts.append(
@@ -71,13 +71,9 @@ def _kept(mask: Tensor) -> int:
     return int(np.count_nonzero(_mask_bits(mask)))
 
 
-def _itself(stream: Array) -> Array:
-    return stream
-
-
 def _stored_values(encoding: Encoding, mask: Tensor, name: str, tensor: Tensor, dtype: str) -> Array:
     content = encoding.content(bits(tensor), _mask_bits(mask))
-    # A cast comes last: it is slow, and there is little left to cast.
+    # The cast comes last: it is slow, and few values are left.
     return stored_bits(name, from_bits(content, dtype_name(tensor), content.shape), dtype)
 
 

@@ -26,7 +26,7 @@ def write_dense(request: ExportRequest) -> ExportResult:
     state = collect(request.model)
     cut = text_of_cuts(request.model, request.cuts)
     if state.raw:
-        # The forward computes with something else than these values: only folding can put the zeros in.
+        # The forward computes its weights from these values: only folding can put the zeros in.
         state = collect(fold(request.model))
     parts, text = dense_parts(state, request.dtype), metadata_text(request.metadata, {}, {}, cut)
     return ExportResult(atomic_write(request.path, container_chunks(parts, text)))

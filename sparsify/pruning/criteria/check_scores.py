@@ -44,7 +44,7 @@ def score_tensors(
 
 
 def _averaged(scored: ScoredTensor, group: Group) -> ScoredTensor:
-    """Return the mean of the scores of all processes, of which each had its own data."""
+    """Return the mean of the scores of all processes, each of which used its own data."""
     scores = scored.scores.abs() if scored.absolute else scored.scores.clone()
     scores = scores.contiguous()
     average_over([scores], group)

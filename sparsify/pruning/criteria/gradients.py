@@ -1,4 +1,4 @@
-"""The gradient of a loss for the effective weights, with the model left as it was."""
+"""Gradients of a loss with respect to the effective weights; the model's state is restored."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LossFunction = Callable[[nn.Module, Any], Tensor]
 def on_model_and_batch(loss_fn: Callable[..., Tensor]) -> LossFunction:
     """Return `loss_fn` as a function of (model, batch).
 
-    It is one already if its first parameter is called `model`, `net` or `m` or its second `batch`, and for batches that
-    are no pairs. Any other is a loss of (outputs, targets), such as F.cross_entropy or nn.CrossEntropyLoss(), of
-    batches that are (inputs, targets).
+    It already is one if its first parameter is called `model`, `net` or `m` or its second `batch`, and if batches are
+    not pairs. Otherwise it is a loss of (outputs, targets), such as F.cross_entropy or nn.CrossEntropyLoss(), and
+    batches are (inputs, targets).
     """
     try:
         first, second = [*inspect.signature(loss_fn).parameters, "", ""][:2]
@@ -46,9 +46,9 @@ def on_model_and_batch(loss_fn: Callable[..., Tensor]) -> LossFunction:
 
 
 def with_first_input(batches: Iterable[Any]) -> tuple[Iterable[Any], Any]:
-    """Return the batches (an iterator as a list) and the input of the first: of a pair, its first part.
+    """Return the batches (an iterator as a list) and the input of the first one: the first part of a pair.
 
-    Random states are left as they were. Raises SparsifyError if there is no batch or its input is no tensor.
+    Random states are restored. Raises SparsifyError if there is no batch or its input is not a tensor.
     """
     batches = list(batches) if isinstance(batches, Iterator) else batches
     with keep_random_states():
@@ -63,7 +63,7 @@ def with_first_input(batches: Iterable[Any]) -> tuple[Iterable[Any], Any]:
 
 
 class Gradient(NamedTuple):
-    """dL/dw of one batch for the weight `name`, taken at `tensor`, its parameter or what a module computed from it."""
+    """dL/dw of one batch for the weight `name`; `tensor` is its parameter or a weight computed from that."""
 
     name: str
     tensor: Tensor
@@ -82,11 +82,11 @@ def summed_gradients(
 ) -> dict[str, Tensor]:
     """Return dL/dw summed over `batches` for each named effective weight, float32 or wider, shaped like it.
 
-    With `squared` the sum is of the squares of the batches' gradients. The model runs in train mode, or without
-    `training` in eval mode, under its present masks; an entry that is masked has gradient 0. Of a `group` of processes
-    the batches of one place count as one batch, its gradient the mean of theirs; all get the same bits. Weights,
-    gradients, buffers, training flags and random states are afterwards what they were. Raises SparsifyError if there
-    is no batch or a loss is no tensor of one element that depends on the weights.
+    With `squared`, the squares of the batches' gradients are summed. The model runs in train mode (eval mode if
+    `training` is False) under its present masks; masked entries have gradient 0. In a `group` of processes, the n-th
+    batches of all count as one batch, whose gradient is the mean of theirs; all processes get the same bits. Weights,
+    gradients, buffers, training flags and random states are restored. Raises SparsifyError if there is no batch, or if
+    a loss is not a tensor of one element that depends on the weights.
     """
     weights = named_weights(model, names)
     if any(is_sharded(weight.parameter) for weight in weights.values()):
@@ -118,9 +118,9 @@ def summed_gradients(
 def squared_of_samples(
     model: nn.Module, names: Iterable[str], batches: Iterable[Any], loss_fn: LossFunction, group: Group = None
 ) -> dict[str, Tensor]:
-    """Return the squared gradients of single samples summed over all of them, those of other processes too.
+    """Return the squared gradients of single samples, summed over the samples of all processes.
 
-    The model runs in eval mode, in which samples do not depend on each other; for the rest see `summed_gradients`.
+    The model runs in eval mode, where samples do not depend on each other; otherwise as `summed_gradients`.
     """
     with together(group):
         sums = summed_gradients(model, names, single_samples(batches), loss_fn, squared=True, training=False)
@@ -129,7 +129,7 @@ def squared_of_samples(
 
 
 def in_step(batches: Iterable[Any], group: Group) -> Iterator[Any]:
-    """Yield the batches; beside processes with more of them None, until none has another."""
+    """Yield the batches, then None while other processes still have some."""
     if group is None:
         yield from batches
         return
@@ -149,7 +149,7 @@ def add_gradients(
     batch: Any,
     loss_fn: LossFunction,
 ) -> None:
-    """Add the gradients of one batch to `sums`, in place; of None there are none."""
+    """Add the gradients of one batch to `sums`, in place; None adds nothing."""
     if batch is not None:
         for name, _, gradient in batch_gradients(model, weights, batch, loss_fn):
             sums[name].add_(gradient)
@@ -200,8 +200,8 @@ def batch_gradients(
 ) -> list[Gradient]:
     """Return the gradients of the loss of one batch for effective weights; a weight without influence has none.
 
-    A weight that a module computes more than once, where it is used, has one each time. With `create_graph` the values
-    can be differentiated once more. Raises SparsifyError for a loss that is no tensor of one element with a gradient.
+    A weight that a module computes several times has one gradient for each. With `create_graph` the values can be
+    differentiated again. Raises SparsifyError if the loss is not a tensor of one element with a gradient.
     """
     computed = {name for name, weight in weights.items() if is_computed(weight)}
     taps = _Taps(model, computed)
@@ -217,7 +217,7 @@ def batch_gradients(
     found = []
     for index, ((name, tensor), value) in enumerate(zip(places, values, strict=True)):
         raw = index < len(weights) and name in computed
-        # A computed weight that got a gradient went through a masked operation, where it was tapped.
+        # A computed weight with a gradient went through a masked operation, which _Taps recorded.
         assert value is None or not raw or name in tapped, f"{name}: gradient not found"
         if value is not None and not raw:
             found.append(Gradient(name, tensor, value))
@@ -230,7 +230,7 @@ def is_computed(weight: MaskedWeight) -> bool:
 
 
 class _Taps(TorchFunctionMode):
-    """Finds the effective weights that modules compute, where the mask is put on them."""
+    """Finds the effective weights that modules compute, at the operation that applies the mask."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class _Taps(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = self.names.get(id(args[0])) if func is torch.where and len(args) == 3 else None
         if name is not None and isinstance(args[1], Tensor) and args[1].requires_grad:
-            # A view of its own: what else the module does with the weight is no part of its gradient.
+            # A new view, so that other uses of the weight in the module do not count in its gradient.
             weight = args[1].view_as(args[1])
             self.found.append((name, weight))
             args = (args[0], weight, args[2])

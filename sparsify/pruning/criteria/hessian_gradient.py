@@ -1,4 +1,4 @@
-"""The Hessian of a loss times its gradient, for the effective weights, with the model left as it was."""
+"""The Hessian of a loss times its gradient, for the effective weights; the model's state is restored."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ def hessian_gradient_products(
 ) -> dict[str, Tensor]:
     """Return H g for each named effective weight, float32 or wider, shaped like it.
 
-    g is dL/dw and H the second derivative of the same loss, both summed over `batches`, over the named weights
+    g is dL/dw and H the second derivative of the same loss, both summed over `batches`, over all named weights
     together; the model's output is divided by `temperature` before the loss. Each batch is run twice, in train mode
-    under the present masks, with the same random numbers. A `group` counts as in `summed_gradients`. Everything is
-    afterwards what it was. Raises SparsifyError as `summed_gradients` does, and for an operation without a second
-    derivative.
+    under the present masks, with the same random numbers. For a `group` see `summed_gradients`. The model's state is
+    restored. Raises SparsifyError as `summed_gradients` does, and for an operation without a second derivative.
     """
     names, batches = list(names), list(batches)
     with _divided_output(model, temperature), _twice_differentiable(model):
@@ -67,7 +66,7 @@ def _differentiated(value: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None
 
 @contextmanager
 def _divided_output(model: nn.Module, temperature: float) -> Iterator[None]:
-    """Divide what the model returns by `temperature`."""
+    """Divide the model's output by `temperature` within the block."""
 
     def divide(module: nn.Module, inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
@@ -87,7 +86,7 @@ def _divided_output(model: nn.Module, temperature: float) -> Iterator[None]:
 
 @contextmanager
 def _twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Have attention and recurrent layers computed by kernels that have a second derivative."""
+    """Use kernels of attention and recurrent layers that have a second derivative."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):

@@ -1,4 +1,4 @@
-"""How large the inputs are that each weight is multiplied with, seen by hooks while the model runs."""
+"""Norms of the inputs that each weight is multiplied with, recorded by hooks while the model runs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 def input_norms(
     model: nn.Module, names: Iterable[str], batches: Iterable[Any], loss_fn: LossFunction, group: Group = None
 ) -> dict[str, Tensor]:
-    """Return for each entry the L2 norm, over all batches, of the inputs that it is multiplied with, float64.
+    """Return for each entry the L2 norm, over all batches, of the inputs it is multiplied with, float64.
 
-    The batches of all processes of a `group` count. Of a linear layer that is the norm of the input feature over all
-    rows that enter, of a convolution the norm over the positions that the kernel's entry meets; of a transposed
-    convolution the norm of the input channel; of a matrix that another forward multiplies with (Conv1D of transformers)
-    that of the feature over all rows. The model runs in eval mode under its present masks and is afterwards what it
-    was. Raises SparsifyError, naming it, for a weight whose inputs are not seen: one that is read by something else
-    than these, or by another forward as well, or whose layer does not run.
+    The batches of all processes of a `group` count. For a linear layer, and for a matrix that another forward
+    multiplies with (Conv1D of transformers), that is the norm of the input feature over all rows; for a convolution the
+    norm over the positions that the kernel's entry meets; for a transposed convolution the norm of the input channel.
+    The model runs in eval mode under its present masks; its state is restored. Raises SparsifyError, naming it, for a
+    weight whose inputs cannot be recorded: one that any other operation or another forward reads, or whose layer does
+    not run.
     """
     with together(group):
         sums = _squared_sums(model, set(names), batches, loss_fn)
@@ -79,7 +79,7 @@ def _squared_sums(
 
 
 class _OtherReaders(TorchFunctionMode):
-    """Notes the weights whose masks are put on outside of the forwards that own them."""
+    """Records the weights whose masks are applied outside of the forwards that own them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _OtherReaders(TorchFunctionMode):
         self._running: list[int] = []  # the masks of the modules that run
 
     def leave_out(self, module: nn.Module, mask: Tensor, name: str) -> list[Any]:
-        """Return hooks by which what a module itself reads does not count."""
+        """Return the handles of hooks that exclude what `module` itself reads."""
         self._names[id(mask)] = name
         return [
             module.register_forward_pre_hook(lambda *_: self._running.append(id(mask))),
@@ -120,7 +120,7 @@ def _adder(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any
 
 
 def _squares(module: Any, input: Tensor) -> Tensor:
-    """Return the sum of the squares of the inputs that each entry of a module's weight meets, shaped like it."""
+    """Return the sum of the squared inputs that each entry of a module's weight is multiplied with, shaped like it."""
     shape = module.weight.shape
     if isinstance(module, nn.Linear):
         return input.square().reshape(-1, shape[1]).sum(0).expand(shape)
@@ -134,7 +134,7 @@ def _squares(module: Any, input: Tensor) -> Tensor:
     if module.padding_mode != "zeros":
         input, padding = F.pad(input, module._reversed_padding_repeated_twice, module.padding_mode), 0
     squares = input.square().sum(0, keepdim=True)
-    # The gradient of a depthwise kernel, for a sum of outputs, adds what each of its entries meets.
+    # The gradient of the summed outputs for a depthwise kernel is, at each entry, the sum of its inputs.
     with torch.enable_grad():
         kernel = squares.new_zeros((shape[1] * module.groups, 1, *module.kernel_size), requires_grad=True)
         met = _CONV[dimensions](squares, kernel, None, module.stride, padding, module.dilation, kernel.shape[0])

@@ -1,4 +1,4 @@
-"""The inputs of matrices that forwards of their own multiply with, seen as the products are called."""
+"""The inputs of matrices that a module's own forward multiplies with, recorded as the products are called."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-# What computes `inputs @ matrix`, and where the two stand among its arguments.
+# Functions that compute `inputs @ matrix` -> the positions of the two among their arguments.
 _PRODUCTS = {
     **dict.fromkeys((torch.mm, torch.matmul, Tensor.mm, Tensor.matmul, Tensor.__matmul__), (0, 1)),
     **dict.fromkeys((torch.addmm, Tensor.addmm), (1, 2)),
 }
-_SAME = (Tensor.detach, Tensor.requires_grad_)  # what makes an effective weight ready for use
+_SAME = (Tensor.detach, Tensor.requires_grad_)  # functions that return the same effective weight
 
 
 class ProductInputs(TorchFunctionMode):
-    """Adds to `sums`, by name, the squares of the inputs that each entry of the watched matrices meets.
+    """Adds to `sums`, by name, the squared inputs that each entry of the watched matrices is multiplied with.
 
-    A matrix is known by its mask, as it is put on. `unseen` has the names of those that something else reads too.
+    A matrix is identified by its mask, when that is applied. `unseen` has the names of those with other readers too.
     """
 
     def __init__(self, sums: dict[str, Tensor]) -> None:
@@ -29,7 +29,7 @@ class ProductInputs(TorchFunctionMode):
         self.sums = sums
         self.unseen: dict[str, None] = {}
         self._names: dict[int, str] = {}  # by the id of the mask
-        self._effective: dict[int, tuple[str, Tensor]] = {}  # held, so that no id is given twice
+        self._effective: dict[int, tuple[str, Tensor]] = {}  # kept alive, so that ids stay unique
 
     def watch(self, mask: Tensor, name: str) -> None:
         """Watch the matrix with this mask."""
@@ -45,7 +45,7 @@ class ProductInputs(TorchFunctionMode):
         return result
 
     def forget(self) -> None:
-        """Let go of the effective weights of the pass that has ended."""
+        """Release the effective weights of the last forward pass."""
         self._effective.clear()
 
     def _look(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -65,7 +65,7 @@ class ProductInputs(TorchFunctionMode):
 
 
 def _inputs(func: Any, args: Any, kwargs: Any, matrix: Tensor) -> Tensor | None:
-    """Return what `matrix` is multiplied with, its last dimension along the sum; None if `func` is no such product."""
+    """Return the inputs that `matrix` is multiplied with, last dimension summed over; None for other functions."""
     first, second = (0, 1) if func is F.linear else _PRODUCTS.get(func, (0, 0))
     scaled = kwargs.keys() - {"bias", "out"}
     if second == 0 or len(args) <= second or args[second] is not matrix or scaled or matrix.dim() != 2:

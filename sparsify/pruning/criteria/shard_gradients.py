@@ -1,4 +1,4 @@
-"""The gradient of a loss for weights that fully_shard has cut over several processes: each gets that of its part."""
+"""Gradients for weights that fully_shard has cut over several processes: each process gets that of its part."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def gradients_of_shards(
     loss_fn: Callable[[nn.Module, Any], Tensor],
     group: Group,
 ) -> dict[str, Tensor]:
-    """Return dL/dw summed over `batches` for each weight, sharded as it is; see `gradients.summed_gradients`.
+    """Return dL/dw summed over `batches` for each weight, sharded like it; see `gradients.summed_gradients`.
 
-    Batches of one place count as one, its gradient the mean of all processes'. As every process takes part in every
-    forward, all have equally many.
+    The n-th batches of all processes count as one, whose gradient is the mean of theirs. As every process takes part in
+    every forward, all need the same number of batches.
     """
     with together(group):
         batches = list(batches)

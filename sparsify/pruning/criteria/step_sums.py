@@ -1,4 +1,4 @@
-"""Sums over the steps of a training: what an optimiser is about to use, seen right before each of its steps."""
+"""Sums over the steps of a training, from the gradients that an optimiser uses, read right before each of its steps."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .gradients import is_computed, zeros_like
 class StepSums:
     """-(w * dL/dw) of some weights, summed over the steps of their optimisers while `watch` is on.
 
-    Gradient and weight are those that the optimiser meets: of all batches and processes of the step, unscaled and
+    Gradient and weight are those that the optimiser uses: of all batches and processes of the step, unscaled and
     clipped if the training does so. `values` is empty before the first step, then float32 or wider by weight name. A
-    second call before `next_step` is the same step: optimisers that wrap another one call twice.
+    second call before `next_step` is ignored: optimisers that wrap another one call twice.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -32,9 +32,9 @@ class StepSums:
         self._stop: weakref.finalize[[], StepSums] | None = None
 
     def watch(self, weights: Mapping[str, MaskedWeight]) -> None:
-        """Add up from the next optimiser step on, until `close`, or until nobody holds these sums any more.
+        """Sum from the next optimiser step on, until `close` or until this object is deleted.
 
-        Raises SparsifyError for weights that are computed by a module from their parameter, whose gradient is another.
+        Raises SparsifyError for weights that a module computes from their parameter: the parameter's gradient differs.
         """
         self._weights = {name: weight for name, weight in weights.items() if name in self.names}
         whole = {name: weight for name, weight in self._weights.items() if not is_sharded(weight.parameter)}
@@ -55,13 +55,13 @@ class StepSums:
             self._stop = weakref.finalize(self, register_optimizer_step_pre_hook(before_step).remove)
 
     def next_step(self, weights: Mapping[str, MaskedWeight]) -> None:
-        """Say that a step is over; `weights` are those of the next one."""
+        """End a step; `weights` are those of the next one."""
         self._added.clear()
         if self._weights:
             self._weights = {name: weight for name, weight in weights.items() if name in self.names}
 
     def close(self) -> None:
-        """Add up no more."""
+        """Stop summing."""
         if self._stop is not None:
             self._stop()
         self._stop, self._weights = None, {}

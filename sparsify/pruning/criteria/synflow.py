@@ -1,4 +1,4 @@
-"""Synaptic flow: how much of what flows through a network of only positive weights passes through each of them."""
+"""Synaptic flow: each weight's share in the output of the network with all weights made positive."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def synaptic_flow(model: nn.Module, names: Iterable[str], example_input: Any) ->
     R is the sum of the outputs for one input of ones, shaped like `example_input` (tensors whose first dimension is the
     batch). The network runs under its present masks, in float64, in eval mode, and is made positive and linear: every
     parameter and buffer is replaced by its absolute value, every shift (a bias, a norm's shift and running mean) by
-    zero, and every norm only scales: by |weight|, batch norm by |weight| / sqrt(running_var + eps). Nothing of the
-    model is changed. Raises SparsifyError for inputs that are not numbers, and if R overflows.
+    zero, and every norm by a scaling: |weight|, for batch norm |weight| / sqrt(running_var + eps). The model is not
+    changed. Raises SparsifyError for inputs that are not floats, and if R overflows.
     """
     weights = masked_parameters(model)
     with preserve_state(model, [], training=False):
@@ -50,7 +50,7 @@ def _positive(tensor: Tensor) -> Tensor:
 
 
 def _positive_state(model: nn.Module, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what takes the place of the model's parameters and buffers of floats, by name."""
+    """Return the replacements of the model's floating-point parameters and buffers, by name."""
     state: dict[str, Tensor] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in leaves:
@@ -80,7 +80,7 @@ def _ones(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], dict[s
 
 
 class _PositiveLinear(TorchFunctionMode):
-    """Puts the positive weights in the place of those that are masked, and scaling in the place of norms."""
+    """Replaces masked weights by the positive ones, and norms by a scaling."""
 
     def __init__(self, model: nn.Module, weights: Mapping[str, MaskedWeight], leaves: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def _layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = No
     return _scaled(input, weight, input.dim() - len(normalized_shape))
 
 
-# Norms fix the size of what they return, whatever flows in: nothing would flow back through them.
+# A norm's output has a fixed scale whatever its input: no gradient would flow back through it.
 _SCALES: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,

@@ -1,4 +1,4 @@
-"""Scores of weights in their layer or unit: LAMP, distances between filters, the scales of norms."""
+"""Scores relative to a layer or unit: LAMP, distances between filters, the scales of norms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def layer_adaptive(weight: Tensor, mask: Tensor) -> Tensor:
 def summed_distances(model: nn.Module, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return for each entry the sum of Euclidean distances from its unit to the others of its matrix, float64.
 
-    What `masks` remove counts as 0; a unit that is gone has the score 0 and is no neighbour of others.
+    Entries that `masks` remove count as 0. A removed unit has score 0 and does not count as a neighbour.
     """
     scores = {}
     for name, weight in weights.items():
@@ -82,13 +82,13 @@ def norm_scales(model: nn.Module, names: Iterable[str], example_input: Any) -> d
 
 
 def _followed(model: nn.Module, example_input: Any) -> tuple[dict[str, list[nn.Module]], dict[int, list[Any]]]:
-    """Return the modules that own each weight, and by module id the norms that take its output as it is."""
+    """Return the modules that own each weight, and by module id the norms whose input is that module's output."""
     first: dict[int, MaskedWeight] = {}
     owners: dict[str, list[nn.Module]] = {}
     for weight in all_masked_weights(model):
         name = first.setdefault(id(weight.parameter), weight).name
         owners.setdefault(name, []).append(weight.module)
-    made: list[tuple[nn.Module, Any]] = []  # outputs are kept, so that no two have one id
+    made: list[tuple[nn.Module, Any]] = []  # outputs are kept alive, so that ids stay unique
     norms: dict[int, list[Any]] = {}
 
     def taken(norm: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A global selection in which every layer keeps within a least and a most sparsity."""
+"""Global selection with a lowest and a highest sparsity for every layer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .scopes import Counts, Scope
 
 @dataclass(frozen=True)
 class Bounds:
-    """The least and most sparsity of every layer; on the way to `target` the least is the same part of the way."""
+    """The lowest and highest sparsity of every layer; on a ramp to `target` the lowest grows in proportion."""
 
     least: Fraction
     most: Fraction
     target: Fraction
 
     def counts(self, sizes: Sequence[int], count: int) -> list[tuple[int, int]]:
-        """Return how many of each size go at least and at most, when `count` go in all."""
+        """Return how many of each size are removed at least and at most, when `count` are removed in all."""
         whole = self.target * sum(sizes)
         share = Fraction(1) if count >= int(whole) else Fraction(count) / whole
         lowest = [ceil(self.least * share * size) for size in sizes]
@@ -34,16 +34,16 @@ class Bounds:
 
 
 def bounded(scope: Scope, bounds: Bounds) -> Scope:
-    """Return a scope of one count for all weights, which goes from them within bounds."""
+    """Return a scope with one count for all weights, which is selected within `bounds`."""
     return replace(scope, select=partial(_select_within, bounds=bounds))
 
 
 def _select_within(
     tensors: Sequence[ScoredTensor], layouts: Sequence[Layout], counts: Counts, *, bounds: Bounds
 ) -> None:
-    """Write masks that remove what each must lose, then the lowest of what may go, of all together.
+    """Write masks that remove each weight's minimum, then the lowest scores of all together up to the maxima.
 
-    Where the most that may go is less than the count, that goes.
+    If the maxima allow less than the count, less is removed.
     """
     count, opened, forced = int(counts[0]), [], []
     outcomes = tensors

@@ -1,4 +1,4 @@
-"""Single weights of which as few go as make the tensors of the sparse file small enough."""
+"""Single weights as candidates, with a target in bytes of the sparse file: as few are removed as needed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .granularity import Granularity
 from .k_lowest import ScoredTensor
 from .scopes import Due, Scope
 
-_STEPS = 4096  # the number of weights that go is found to within this part of all
+_STEPS = 4096  # resolution of the search: the sparsity of the weights is a multiple of 1 / _STEPS
 
 
 class ByteCandidates(EntryCandidates):
     """Entries of weights; the sparsity is a fraction of the bytes of the model's dense tensors.
 
-    The tensors of the sparse file have at most what is left of these; its header comes on top. At every update some
-    ten selections are tried, and the masks of each encoded.
+    The tensors of the sparse file take at most the remaining fraction; its header comes on top. Every update tries a
+    dozen selections and encodes the masks of each.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ByteCandidates(EntryCandidates):
         return self.rest + sum(_encoded(name, masks[name], self.widths[name]) for name in self.names)
 
     def check(self, target: Fraction) -> None:
-        """Raise SparsifyError if what stays in any case is more than the target leaves."""
+        """Raise SparsifyError if the tensors that are not pruned take more than the target leaves."""
         if self.rest > (1 - target) * self.dense:
             most = int(Fraction(1000 * (self.dense - self.rest), self.dense)) / 1000
             raise SparsifyError(
@@ -55,17 +55,17 @@ class ByteCandidates(EntryCandidates):
         return 1 - Fraction(self.bytes_of(masks), max(1, self.dense))
 
     def due(self, masks: Masks, due: Due) -> int:
-        # As many as it takes: those that went, or, where they do not suffice, all that there are.
+        # As many as needed: those removed or, if they do not suffice, all.
         gone = sum(masks[name].numel() - int(masks[name].count_nonzero()) for name in self.names)
         return gone if self.removed(masks) >= due.sparsity else sum(masks[name].numel() for name in self.names)
 
     def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
-        """Write the masks of as many entries as bring the file to the sparsity that is due; return that sparsity."""
+        """Remove as many entries as bring the file to the sparsity due, in place; return that sparsity."""
         share = due.sparsity
         if due.start is not None:
             gone = self.removed(due.start)
             share = max(gone, gone + (due.sparsity - gone) * due.progress)
-        # What is allowed may be the mask, which is written again and again here.
+        # `allowed` may be the mask itself, which every try overwrites.
         kept = [replace(one, allowed=None if one.allowed is None else one.allowed.clone()) for one in tensors]
         least, most = 0, _STEPS
         while least < most:

@@ -39,7 +39,7 @@ class Candidates(Protocol):
         ...
 
     def removed(self, masks: Masks) -> Fraction:
-        """Return the fraction that `masks` remove, of what the sparsity counts."""
+        """Return the sparsity of `masks`, as a fraction of what the setting `of` counts."""
         ...
 
     def due(self, masks: Masks, due: Due) -> int:
@@ -47,14 +47,14 @@ class Candidates(Protocol):
         ...
 
     def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
-        """Write `masks`, in place, which keep nothing outside of `allowed` (None: all); return the fraction due."""
+        """Write `masks`, in place, which keep only entries in `allowed` (None: all); return the fraction due."""
         ...
 
 
 class EntryCandidates:
     """Entries, blocks or rows of single weights; `notes` says which stay and why.
 
-    The sparsity is a fraction of `whole` entries, by default of those that can be chosen.
+    The sparsity is a fraction of `whole` entries, by default of all candidates.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class EntryCandidates:
         self.names = self.scored = tuple(weights)
         self.granularity, self.scope, self.notes = granularity, scope, tuple(notes)
         self.layouts = {name: layout(weight) for name, weight in weights.items()}
-        # The layouts that a scope sees: a view of another shape is a matrix.
+        # The layouts that a scope uses: a view of another shape is a matrix.
         self.seen = [own if granularity.keeps_shape else ROWS for own in self.layouts.values()]
 
     def members(self, masks: Masks) -> list[Member]:
@@ -79,7 +79,7 @@ class EntryCandidates:
         ]
 
     def _view(self, mask: Tensor, own: Layout) -> Tensor:
-        """Return a mask as the granularity sees it, sharded if the mask is."""
+        """Return a mask with one entry per candidate of the granularity, sharded if the mask is."""
         if not is_sharded(mask):
             return self.granularity.mask(mask, own)
         shape = self.granularity.mask(torch.empty(mask.shape, dtype=torch.bool, device="meta"), own).shape
@@ -127,7 +127,7 @@ def count_of(count: int | Tensor) -> int:
 
 
 def _sum(counts: Counts, members: Sequence[Member]) -> int:
-    """Return the sum of counts; tensors of counts are of the rows that are here."""
+    """Return the sum of counts over all processes; tensors of counts are of this process's rows."""
     group = group_of_shards(members[0].mask) if members else None
     here = sum(count_of(one) for one in counts if isinstance(one, Tensor))
     return sum(one for one in counts if not isinstance(one, Tensor)) + total(here, group)

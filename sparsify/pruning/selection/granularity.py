@@ -1,6 +1,6 @@
 """What is kept or removed together: single weights, units (the rows of a weight), blocks, or n of m neighbours.
 
-A weight is a matrix here, [output units, inputs * kernel positions], whichever way its dimensions lie.
+A weight is treated as a matrix, [output units, inputs * kernel positions], whatever the order of its dimensions.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Size: TypeAlias = tuple[int, int]  # rows and columns of a block
 def rows(tensor: Tensor, layout: Layout) -> Tensor:
     """Return a weight's entries (or its mask's, or its scores') as one row per output unit, [units, entries].
 
-    A unit is an output channel or feature, a row of an attention or recurrent matrix, of each matrix by itself if the
-    weight holds several: experts, the groups of a transposed convolution. A view where strides allow it, else a copy.
+    A unit is an output channel or feature, or a row of an attention or recurrent matrix; a weight may hold several
+    matrices (experts, the groups of a transposed convolution). A view where strides allow it, else a copy.
     """
     entries, (units, width) = _in_order(tensor, layout)
     return entries.reshape(units, width)
 
 
 def set_rows(target: Tensor, values: Tensor, layout: Layout) -> None:
-    """Write `values`, in the form that `rows` returns, to the mask `target`, in place."""
+    """Write `values`, shaped as by `rows`, to the mask `target`, in place."""
     entries, _ = _in_order(target, layout)
     entries.copy_(values.reshape(entries.shape))
 
@@ -65,10 +65,9 @@ def _in_order(tensor: Tensor, layout: Layout) -> tuple[Tensor, Size]:
 def block_scores(scored: ScoredTensor, layout: Layout, size: Size) -> ScoredTensor:
     """Return the scores of a weight's blocks, [rows of blocks, columns of blocks]: the mean of their entries' scores.
 
-    Blocks are cut from the first row and column on, of each matrix of several (experts); the last of each are smaller
-    where sizes are no multiples. By the mean, so that they and layers of different widths can be compared. For
-    `magnitude` and blocks that are units, that is the order of their L1 norms, as in Li et al. 2017 (Pruning Filters
-    for Efficient ConvNets, section 3.1).
+    Blocks start at the first row and column of each matrix; the last ones are smaller where sizes are not multiples.
+    The mean makes these, and layers of different widths, comparable. For `magnitude` and blocks that are units the
+    order is that of their L1 norms, as in Li et al. 2017 (Pruning Filters for Efficient ConvNets, section 3.1).
     """
     # Entries that may not be kept count as zero.
     kept = scored.scores if scored.allowed is None else torch.where(scored.allowed, scored.scores, 0)
@@ -88,14 +87,14 @@ def block_scores(scored: ScoredTensor, layout: Layout, size: Size) -> ScoredTens
 
 
 def block_mask(mask: Tensor, layout: Layout, size: Size) -> Tensor:
-    """Return one entry per block of a weight's mask, as a matrix: whether anything of it is kept."""
+    """Return one entry per block of a weight's mask, as a matrix: whether any entry of it is kept."""
     matrices = _matrices(mask, layout)
     tiles = _tiles(matrices, *_extents(size, *matrices.shape[1:]))
     return tiles.any(4).any(2).flatten(0, 1)
 
 
 def keep_blocks(chosen: ScoredTensor, scored: ScoredTensor, layout: Layout, size: Size) -> None:
-    """Write the mask of `chosen`, one entry per block, to that of `scored`, the weight it was made from."""
+    """Write the mask of `chosen`, one entry per block, to the mask of `scored`, its weight, in place."""
     allowed = _matrices(torch.ones_like(scored.mask) if scored.allowed is None else scored.allowed, layout)
     count, height, width = allowed.shape
     down, across = _extents(size, height, width)
@@ -110,15 +109,12 @@ def _extents(size: Size, height: int, width: int) -> Size:
 
 
 def _lengths(length: int, step: int) -> Tensor:
-    """Return how long each piece of a length is, cut every `step`."""
+    """Return the lengths of the pieces of `length`, cut every `step`."""
     return (length - torch.arange(0, length, step)).clamp(max=step)
 
 
 def _tiles(matrix: Tensor, down: int, across: int) -> Tensor:
-    """Return a matrix, filled up with zeros, as [rows of blocks, rows of one, columns of blocks, columns of one].
-
-    Dimensions before the last two stay.
-    """
+    """Return a matrix, zero-padded, as [..., block rows, rows of a block, block columns, columns of a block]."""
     *before, height, width = matrix.shape
     missing = (0, -width % across, 0, -height % down)
     filled = F.pad(matrix, missing) if any(missing) else matrix
@@ -133,13 +129,13 @@ def along_inputs(tensor: Tensor, layout: Layout) -> Tensor:
 
 
 def groups_of(tensor: Tensor, layout: Layout, m: int) -> Tensor:
-    """Return the groups of m neighbours along the inputs, [groups, m]; what is left at the inputs' end is in none."""
+    """Return the groups of m neighbours along the inputs, [groups, m]; a remainder at the end is in no group."""
     entries = along_inputs(tensor, layout)
     return entries[:, :, : entries.shape[2] // m * m].reshape(-1, m)
 
 
 def group_view(scored: ScoredTensor, layout: Layout, m: int) -> ScoredTensor:
-    """Return the scores of a weight's groups of m neighbours, a row each."""
+    """Return the scores of a weight's groups of m neighbours, a row for each group."""
     scores = groups_of(scored.scores, layout, m)
     allowed = None if scored.allowed is None else groups_of(scored.allowed, layout, m)
     return ScoredTensor(scored.name, scores, torch.empty_like(scores, dtype=torch.bool), scored.absolute, allowed)
@@ -156,11 +152,11 @@ def keep_in_groups(chosen: ScoredTensor, scored: ScoredTensor, layout: Layout, m
 
 @dataclass(frozen=True)
 class Granularity:
-    """How a selection sees the entries of a weight.
+    """The candidates of a weight, between which a selection chooses.
 
-    `view` returns the scores to select from, one per candidate, `mask` a weight's mask in the same form, and `apply`
-    writes the selected mask (of its first argument) to the weight's own (of its second). Unless it `keeps_shape`, the
-    view is a matrix, whose rows a scope takes for the output units.
+    `view` returns their scores, `mask` a weight's mask in the same form, and `apply` writes the selected mask (of its
+    first argument) to the weight's own (of its second). Unless it `keeps_shape`, the view is a matrix, whose rows are
+    the output units of a scope.
     """
 
     view: Callable[[ScoredTensor, Layout], ScoredTensor]
@@ -179,7 +175,7 @@ def _groups(m: int) -> Granularity:
     return Granularity(partial(group_view, m=m), partial(groups_of, m=m), partial(keep_in_groups, m=m))
 
 
-# name -> function of the settings, which have checked that what it needs is there.
+# name -> function of the validated settings.
 GRANULARITIES: dict[str, Callable[[GranularitySettings], Granularity]] = {
     "weight": lambda _: Granularity(lambda scored, _: scored, lambda mask, _: mask, lambda *_: None, keeps_shape=True),
     "unit": lambda _: _blocks((1, sys.maxsize)),

@@ -3,8 +3,8 @@
 Scores are compared as integers made of their float bits, so every float dtype is exact and -0.0 equals 0.0. The
 threshold is found sixteen bits at a time from histograms; among entries equal to it the lower index goes first.
 
-On the CPU the integers are NumPy arrays, elsewhere tensors, written with the operators that both have: NumPy compares
-and selects integers up to ten times faster than torch does, and on one thread, so that a busy machine hurts less.
+On the CPU the integers are NumPy arrays, elsewhere tensors; the code uses operators that both have. NumPy compares and
+selects integers up to ten times faster than torch, and on one thread, so that a busy machine matters less.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Integers: TypeAlias = Any  # numpy.ndarray | Tensor
 class ScoredTensor:
     """The scores of one weight and the mask that a selection writes, all of one shape.
 
-    `absolute`: the scores are |scores|, which is then taken on the fly. `allowed`: the entries that may be kept, None
-    for all; it may be the mask itself. `name` is the weight's, for errors. With a `group` the tensors are the rows that
-    this process holds, after those of the processes before it.
+    `absolute`: the scores are |scores|, computed on the fly. `allowed`: the entries that may be kept, None for all; it
+    may be the mask itself. `name` is the weight's, for errors. With a `group` the tensors are the rows of this process,
+    which follow those of the processes before it.
     """
 
     name: str
@@ -55,7 +55,7 @@ def remove_lowest(tensors: Sequence[ScoredTensor], count: int) -> None:
     """Write masks that remove the `count` lowest-scored entries of all tensors together; ties go by tensor, then index.
 
     Entries that may not be kept are removed first, even if they are more than `count`. Raises SparsifyError for a NaN
-    score, naming the weight; no mask is changed then.
+    score, naming the weight, without changing a mask.
     """
     tensors = [_flat(scored) for scored in tensors]
     group = tensors[0].group if tensors else None
@@ -67,7 +67,7 @@ def remove_lowest(tensors: Sequence[ScoredTensor], count: int) -> None:
     count = max(count, least)
     if count <= 0 or count >= size:
         with together(group):
-            for _ in _keys(tensors, check=True) if tensors else ():  # a NaN is refused all the same
+            for _ in _keys(tensors, check=True) if tensors else ():  # refuses a NaN here too
                 pass
         for scored in tensors:
             scored.mask.fill_(count <= 0)
@@ -115,7 +115,7 @@ def _over_all(numbers: Any, tensors: Sequence[ScoredTensor]) -> Any:
 
 
 def _ties_of_each(tensors: Sequence[ScoredTensor], threshold: int, ties: int) -> dict[int, int]:
-    """Return by the id of each tensor how many of its entries equal to the threshold go, of the part that is here."""
+    """Return by tensor id how many of this process's entries equal to the threshold are removed."""
     equal = dict.fromkeys(map(id, tensors), 0)
     for scored, _, keys in _keys(tensors):
         equal[id(scored)] += int((keys == threshold).sum())
@@ -123,7 +123,7 @@ def _ties_of_each(tensors: Sequence[ScoredTensor], threshold: int, ties: int) ->
 
 
 def _histogram(digits: Integers, lowest: int) -> Integers:
-    """Return how often each of the 2^16 numbers from `lowest` on occurs."""
+    """Return the counts of the 2^16 numbers from `lowest` on."""
     if isinstance(digits, Tensor):
         return torch.bincount(digits.long() - lowest, minlength=2**_DIGIT).cpu().numpy()
     return np.bincount(digits.astype(np.int64) - lowest, minlength=2**_DIGIT)
@@ -133,7 +133,7 @@ def remove_lowest_in_rows(scored: ScoredTensor, counts: Tensor) -> None:
     """Write a mask that removes from each row of `scored`, a matrix, its own number of lowest-scored entries.
 
     `counts` holds one integer per row. Ties go by index; entries that may not be kept are removed first. Raises
-    SparsifyError for a NaN score, naming the weight; the mask may be changed in part then.
+    SparsifyError for a NaN score, naming the weight; the mask may then be partly changed.
     """
     rows, width = scored.mask.shape
     if width == 0:
@@ -150,7 +150,7 @@ def remove_lowest_in_rows(scored: ScoredTensor, counts: Tensor) -> None:
 
 
 def _keep_in_rows(keys: Integers, remove: Integers) -> Integers:
-    """Return what is kept of each row of `keys` when its `remove` lowest go, the first of equal ones first."""
+    """Return which entries of each row of `keys` stay when its `remove` lowest are removed, ties by index."""
     threshold = _row_thresholds(keys, remove)[:, None]
     keep, equal = keys > threshold, keys == threshold
     ties = remove - (keys < threshold).sum(1)
@@ -173,12 +173,12 @@ def _row_thresholds(keys: Integers, remove: Integers) -> Integers:
     rank = (remove.clip(1) - 1)[:, None]
     if isinstance(keys, Tensor):
         return keys.sort(dim=1).values.gather(1, rank)[:, 0]
-    # Not numpy.partition, which is ten times slower than sorting where many keys are equal, as those barred are.
+    # Not numpy.partition, which is ten times slower than sorting if many keys are equal, as barred entries are.
     return np.take_along_axis(np.sort(keys, axis=1), rank, 1)[:, 0]
 
 
 def _flat(scored: ScoredTensor) -> ScoredTensor:
-    """Return the tensor in one dimension if that needs no copy, so that chunks of any size can be cut."""
+    """Return the tensor flattened if that needs no copy, so that it can be cut into chunks of any size."""
     tensors = {"scores": scored.scores, "mask": scored.mask}
     if scored.allowed is not None:
         tensors["allowed"] = scored.allowed
@@ -188,7 +188,7 @@ def _flat(scored: ScoredTensor) -> ScoredTensor:
 
 
 def _keys(tensors: Sequence[ScoredTensor], *, check: bool = False) -> Iterator[tuple[ScoredTensor, slice, Tensor]]:
-    """Yield pieces of every tensor that fit the cache, as (tensor, slice of its first dimension, flat keys)."""
+    """Yield cache-sized chunks of every tensor, as (tensor, slice of its first dimension, flat keys)."""
     dtype = _common_dtype(tensors)
     for scored in tensors:
         if scored.scores.numel() == 0:
@@ -202,7 +202,7 @@ def _keys(tensors: Sequence[ScoredTensor], *, check: bool = False) -> Iterator[t
 
 
 def _chunk_keys(scored: ScoredTensor, chunk: slice, dtype: torch.dtype, *, check: bool = True) -> Integers:
-    """Return integers ordered as the scores are, equal where they are equal, lowest where nothing may be kept."""
+    """Return integers in the order of the scores, equal where these are, and the lowest where `allowed` is False."""
     values = scored.scores[chunk].reshape(-1).to(dtype)
     integer = _INTEGER[dtype.itemsize]
     limits = torch.iinfo(integer)

@@ -1,4 +1,4 @@
-"""The weights that a pruner works on, and the stored values of removed ones."""
+"""The weights that a pruner prunes, and the stored values of removed ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, listed
 from ...processes.shards import local
 from ...surgery.ignore_patterns import class_names, ignored_names
-from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_weights
+from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters, masked_weights
 from ...surgery.parametrized import computed_names
 from ...surgery.tracing.bytecode_scan import CONV_AND_LINEAR
 
@@ -20,10 +20,10 @@ _LOG = logging.getLogger("sparsify")
 
 
 def pruned_weights(model: nn.Module, ignore: Iterable[str], only: Iterable[str] = ()) -> list[str]:
-    """Return the names of the masked weights that `ignore` leaves, of `only` these if given, in `state_dict` order.
+    """Return the names of the masked weights in `only` (by default all) and not in `ignore`, in `state_dict` order.
 
-    "first" and "last" count weights that got no mask as well, so that it makes no difference whether a weight was
-    ignored when the model was converted. Raises SparsifyError if nothing is left.
+    "first" and "last" count weights without a mask too, so that it makes no difference whether a weight was ignored
+    when the model was converted. Raises SparsifyError if nothing is left.
     """
     masked = masked_weights(model)
     if not masked:
@@ -49,7 +49,7 @@ def matching_weights(model: nn.Module, patterns: Iterable[str], key: tuple[str |
 
 
 def maskable_weights(model: nn.Module) -> list[str]:
-    """Return the names of the weights that carry a mask or might, as those of convolutions and linear layers."""
+    """Return the names of the masked weights and of all weights of convolutions and linear layers."""
     seen = computed_names(model)
     maskable = []
     for path, parameter in model.named_parameters():
@@ -66,8 +66,20 @@ def maskable_weights(model: nn.Module) -> list[str]:
     return maskable
 
 
+def weights_named(model: nn.Module, names: Iterable[str]) -> dict[str, MaskedWeight]:
+    """Return the masked weights and parameters of these names; SparsifyError for those that have no mask any more."""
+    present = masked_parameters(model)
+    gone = [name for name in names if name not in present]
+    if gone:
+        raise SparsifyError(
+            f"Pruner: the model has no masked weight {listed(gone)} any more, which this pruner prunes: "
+            "convert the changed model, and make a new pruner for it"
+        )
+    return {name: present[name] for name in names}
+
+
 def copy_to_aliases(model: nn.Module) -> None:
-    """Give every module that shares a masked parameter the mask that the first of them has, in place."""
+    """Copy the mask of a shared parameter's first module to its other modules, in place."""
     first: dict[int, Tensor] = {}
     for weight in all_masked_parameters(model):
         mask = first.setdefault(id(weight.parameter), weight.mask)
@@ -79,7 +91,7 @@ class RemovedValues:
     """The stored values of removed weights by the setting `masked_weights`: zero, freeze or decay.
 
     `values` holds the frozen ones by weight name. If the module computes its weight from the stored one (weight
-    standardisation, parametrizations), zeros would change the entries that are kept, so that "zero" does as "decay".
+    standardisation, parametrizations), zeros would change the kept entries too, so "zero" is treated as "decay".
     """
 
     def __init__(self, setting: str) -> None:

@@ -1,4 +1,4 @@
-"""Over which set a sparsity holds: how many entries each group of a scope loses, and their selection."""
+"""Scopes: how many entries are removed from each group of weights, and their selection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Counts = list[int | Tensor]
 
 @dataclass(frozen=True)
 class Member:
-    """What a scope counts of a weight, or of a layer of several: a mask of what can be removed, one entry for each.
+    """A weight, or a coupled layer, in a scope: `mask` has one entry for each candidate that can be removed.
 
     `shapes` are those of the weights' matrices, [outputs, inputs, kernel sizes]; `layout` is that of a single weight.
     """
@@ -37,18 +37,18 @@ class Member:
 
     @property
     def density(self) -> Fraction:
-        """The Erdos-Renyi-Kernel density of its weights, up to a factor: the sum of their dimensions by their sizes."""
+        """The Erdos-Renyi-Kernel density of its weights, up to a factor: sum of dimensions / size."""
         size = sum(shape.numel() for shape in self.shapes)
         return Fraction(sum(map(sum, self.shapes)), size) if size else Fraction(0)
 
 
 @dataclass(frozen=True)
 class Due:
-    """How much is to be removed: `sparsity`, or, from `start`, a part of the way there.
+    """How much is to be removed: `sparsity` or, with `start`, an interpolation towards it.
 
-    `start` holds a mask by weight name, of the same kind as the members' masks; each group then goes linearly from
-    the sparsity that mask has in it to `sparsity`, `progress` in [0, 1] of the way. With an `amount` the sparsity is a
-    fraction of that number, which goes from each group.
+    `start` holds masks by weight name, of the same form as the members' masks; each group is then interpolated linearly
+    from its sparsity there to `sparsity`, at `progress` in [0, 1]. With an `amount` the sparsity is a fraction of that
+    number, which is removed from each group.
     """
 
     sparsity: Fraction
@@ -57,7 +57,7 @@ class Due:
     amount: int | None = None
 
     def count(self, size: int, removed: int = 0, sparsity: Fraction | None = None) -> int:
-        """Return how many of a group's `size` entries go; it had lost `removed` at the start. Rounded down."""
+        """Return how many of a group's `size` entries are removed, rounded down; `removed` were at the start."""
         target = (self.sparsity if sparsity is None else sparsity) * (size if self.amount is None else self.amount)
         if self.start is None:
             return int(target)
@@ -84,7 +84,7 @@ def layer_counts(members: Sequence[Member], due: Due) -> Counts:
 def filter_counts(members: Sequence[Member], due: Due) -> Counts:
     """Return for each weight a tensor with one count per output unit, all at the same sparsity.
 
-    Of a weight of which each process holds some rows, for these.
+    For a sharded weight, the counts of this process's rows.
     """
     counts: Counts = []
     for member in members:
@@ -101,10 +101,10 @@ def filter_counts(members: Sequence[Member], due: Due) -> Counts:
 
 
 def erk_counts(members: Sequence[Member], due: Due) -> Counts:
-    """Return one count per weight, at Erdos-Renyi-Kernel shares of the sparsity; at its end their sum is exact.
+    """Return one count per weight, at Erdos-Renyi-Kernel shares of the sparsity; at the target their sum is exact.
 
     A weight's density is proportional to the sum of its dimensions over their product (Evci et al. 2020, RigL,
-    section 3); a share above 1 is capped and the rest shared out anew; rounding goes by the largest remainder.
+    section 3); densities above 1 are capped and the rest is distributed again; rounding is by largest remainder.
     """
     sizes = [member.size for member in members]
     densities = [member.density for member in members]
@@ -161,7 +161,7 @@ def select_by_filter(tensors: Sequence[ScoredTensor], layouts: Sequence[Layout],
 
 
 def global_sizes(members: Sequence[Member]) -> list[tuple[str, int]]:
-    """Return the one group of all weights: what it is called, and how many entries it has."""
+    """Return the one group of all weights: its name and its number of entries."""
     return [("all weights together", sum(member.size for member in members))]
 
 
@@ -177,9 +177,9 @@ def filter_sizes(members: Sequence[Member]) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class Scope:
-    """How many entries go from each group of a scope, and the selection of that many in each.
+    """A scope: `counts` returns how many entries are removed from each group, `select` writes masks with these counts.
 
-    `select` takes the weights' parts, their layouts, and the counts; `sizes` names the groups.
+    `sizes` returns the name and size of each group.
     """
 
     counts: Callable[[Sequence[Member], Due], Counts]

@@ -1,4 +1,4 @@
-"""What a selection over the parts of several processes exchanges: histograms and counts, never scores."""
+"""What processes exchange for a selection over sharded weights: histograms and counts, never scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...processes.ranks import Group, gather
 
 
 def sum_numbers(numbers: Any, group: Group, device: torch.device) -> Any:
-    """Return the sum of a NumPy array of integers over all processes; of one alone, itself."""
+    """Return the sum of a NumPy array of integers over all processes; without a group, itself."""
     if group is None:
         return numbers
     on_device = torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)).to(device)
@@ -22,10 +22,9 @@ def sum_numbers(numbers: Any, group: Group, device: torch.device) -> Any:
 
 
 def ties_here(equal: Sequence[int], ties: int, group: Group) -> list[int]:
-    """Return how many of each tensor's entries equal to the threshold go here, when the first `ties` of all go.
+    """Return how many of this process's tied entries of each tensor are removed, when the first `ties` of all are.
 
-    `equal` says how many each has here. The order is by tensor, then by process, each of which has the rows after
-    those of the one before.
+    `equal` is the number of tied entries of each tensor here. The order is by tensor, then by process.
     """
     of_each = np.array(gather(list(equal), group), dtype=np.int64)
     before = of_each.sum(0).cumsum() - of_each.sum(0) + of_each[: distributed.get_rank(group)].sum(0)

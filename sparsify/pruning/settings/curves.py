@@ -1,8 +1,8 @@
-"""Schedules: functions from the progress of pruning to the sparsity that is due. Needs no torch.
+"""Schedules: functions from the progress of pruning to the sparsity due. Needs no torch.
 
 A schedule is any function `schedule(progress, pruning)` of a fraction in [0, 1], from `begin` to `end`, and of the
-prune section's settings, that returns the fraction removed, at progress 1 the target. One of the user's own is passed
-from Python, in the place of a name or as `function` among other keys:
+prune section's settings, that returns the fraction removed, at progress 1 the target. Pass your own from Python,
+instead of a name or as `function` among other keys:
 
     @curve(keys=("initial_sparsity",))
     def quadratic(progress, pruning):
@@ -33,7 +33,7 @@ _CYCLE_KEYS = ("cycles", "cycle_length")
 
 
 def curve(*, text: str = "", keys: tuple[str, ...] = (), cyclical: bool = False) -> Callable[[_Function], _Function]:
-    """Mark a schedule: which `keys` of the section it takes, whether it is cyclical, and its text in the help."""
+    """Return a decorator that sets the `keys` a schedule takes, whether it is cyclical, and its text in the help."""
 
     def mark(function: _Function) -> _Function:
         marks = {"text": text, "keys": keys + (_CYCLE_KEYS if cyclical else ()), "cyclical": cyclical}
@@ -80,7 +80,7 @@ def cyclic(progress: Fraction, pruning: Pruning) -> Fraction:
     part = progress - (number - 1)
     falling = pruning.schedule.ramp == "full" and number % 2 == 0
     sine = math.sin(math.pi / 2 * float(1 - part if falling else part))
-    # Twelve decimals: sin(pi/6) is then one half, and counts do not hang on the last bit of a C library's sine.
+    # Twelve decimals: sin(pi/6) is then one half, and counts do not depend on the last bit of a C library's sine.
     return pruning.target * Fraction(f"{sine:.12f}")
 
 
@@ -106,6 +106,6 @@ def is_cyclical(function: Callable[..., Any]) -> bool:
 
 
 def schedules_text() -> str:
-    """Return what the help says of the names: all of them, with their texts."""
+    """Return the names of all schedules with their texts, for the help."""
     texts = [getattr(function, "text", "") or name for name, function in SCHEDULES.items()]
     return f"{', '.join(texts[:-1])}, or {texts[-1]}"

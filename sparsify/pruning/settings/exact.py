@@ -1,4 +1,4 @@
-"""Sparsities and amounts, exactly as they were meant. Needs no torch."""
+"""Sparsities and amounts as exact numbers. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,26 +13,32 @@ from pydantic_core import PydanticCustomError
 
 # Short, and with an exponent of three digits at most: '1e-999999999' has a billion digits as a fraction.
 _WRITTEN = re.compile(r"[^eE]{1,100}([eE][+-]?\d{1,3})?")
-_MOST = 2**20  # the largest denominator that a float is taken for
+_MOST = 2**20  # the largest denominator of a float's fraction
 
 
 def exact(number: float | Fraction) -> Fraction:
-    """Return what a sparsity was meant to be: a Fraction as it is, of a float the nearest with a denominator to 2^20.
+    """Return a sparsity as a Fraction: that of a float is the nearest one with a denominator up to 2^20.
 
-    So the float 0.29, which is a little less, is 29/100, and 1 / 3 is a third.
+    The float 0.29, which is a little less than that, becomes 29/100, and the float 1 / 3 a third.
     """
     return number if isinstance(number, Fraction) else Fraction(float(number)).limit_denominator(_MOST)
 
 
-def _simplest(number: Any) -> Fraction:
-    """Return the fraction of the smallest denominator, in powers of two, that is `number` in its narrow float type."""
-    value = Fraction(float(number))
+def _of_number(number: Any) -> float | Fraction | None:
+    """Return what a number of NumPy's or torch's means, None if it is neither whole nor real.
+
+    Of a narrow float type it is the fraction of the smallest denominator, in powers of two, that is this number there.
+    """
+    if "float" not in str(number.dtype):
+        return float(number) if "int" in str(number.dtype) else None
+    again = number.new_tensor if hasattr(number, "new_tensor") else number.dtype.type
+    value = Fraction(number.item())
     tried = (value.limit_denominator(2**power) for power in range(1, 21))
-    return next((one for one in tried if type(number)(float(one)) == number), value)
+    return next((one for one in tried if again(float(one)).item() == number.item()), value)
 
 
 def _fraction_removed(value: Any) -> float | Fraction:
-    """Return a sparsity as it is kept: a float as it was given, all else as a Fraction."""
+    """Return a validated sparsity: a float as it is, everything else as a Fraction."""
     found: float | Fraction | None = None
     if value is None:
         raise PydanticCustomError("missing", "missing key")
@@ -43,9 +49,9 @@ def _fraction_removed(value: Any) -> float | Fraction:
             found = value
         elif isinstance(value, str | Decimal) and _WRITTEN.fullmatch(str(value)):
             found = Fraction(value)
-        elif hasattr(value, "dtype") and not getattr(value, "shape", None) and value.dtype.kind == "f":
-            found = _simplest(value)  # NumPy's float32 and float16
-    except (ValueError, ZeroDivisionError, OverflowError, AttributeError):
+        elif hasattr(value, "dtype") and not getattr(value, "shape", None):
+            found = _of_number(value)
+    except (ValueError, ZeroDivisionError, OverflowError, AttributeError, RuntimeError):  # the last of a tensor on meta
         found = None
     if found is None or not 0 <= found <= 1:
         meant = _of_hundred(value)
@@ -55,7 +61,7 @@ def _fraction_removed(value: Any) -> float | Fraction:
 
 
 def _of_hundred(value: Any) -> str:
-    """Return what a value means as per cent, "" if it is none."""
+    """Return the fraction that a percentage means, "" for anything else."""
     written = str(value).strip()
     if isinstance(value, bool) or not _WRITTEN.fullmatch(written):
         return ""
@@ -79,7 +85,7 @@ def _whole(value: Any) -> int:
 
 _SCHEMA = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": r"^\d+(/|\.)\d+$"}]}
 
-# What a pydantic model writes for a field that holds a sparsity, which stays as it was written, or an amount.
+# Annotations of pydantic fields for a sparsity, which stays as it was given, and an amount.
 Sparsity = Annotated[
     float | Fraction,
     PlainValidator(_fraction_removed),

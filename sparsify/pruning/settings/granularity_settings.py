@@ -30,8 +30,8 @@ def _rows_by_columns(value: Any) -> Any:
 class GranularitySettings(Named):
     """What is kept or removed together.
 
-    Besides the names of those that need nothing else there are the short forms 2:4 for {name: "n:m", n: 2, m: 4} and
-    4x1 for {name: block, size: [4, 1]}.
+    A name alone is allowed where nothing else is needed; short forms are 2:4 for {name: "n:m", n: 2, m: 4} and 4x1 for
+    {name: block, size: [4, 1]}.
     """
 
     name: Annotated[str, WithJsonSchema({"type": "string", "enum": list(GRANULARITY_NAMES)})]
@@ -87,7 +87,7 @@ class GranularitySettings(Named):
 
     @property
     def share(self) -> Fraction | None:
-        """The fraction that n:m removes of its groups; None for the others, which remove any."""
+        """The fraction that n:m removes of its groups; None for other granularities."""
         return None if self.n is None or self.m is None else 1 - Fraction(self.n, self.m)
 
     @property
@@ -99,7 +99,7 @@ class GranularitySettings(Named):
 
     @property
     def choices(self) -> str:
-        """What is kept or removed, and counted by a sparsity, in the plural."""
+        """The candidates that a sparsity counts: "entries", "units" or "blocks"."""
         return {"unit": "units", "block": "blocks"}.get(self.name, "entries")
 
     @classmethod

@@ -48,7 +48,7 @@ SYNFLOW_ROUNDS = 100  # as in the experiments of Tanaka et al. 2020
 
 
 def _sparsity_or_granularity(schema: dict[str, Any]) -> None:
-    """Let the JSON schema of the section take a granularity for the sparsity, as one may tell it."""
+    """Let the JSON schema accept a granularity instead of a sparsity, since n:m implies one."""
     schema["anyOf"] = [{"required": [key]} for key in ("sparsity", "amount", "granularity")]
 
 
@@ -110,7 +110,7 @@ class Pruning(Section):
             return {**value, "sparsity": None}
         try:
             share = GranularitySettings.model_validate(value["granularity"]).share
-        except ValidationError:  # is the mistake to tell, and no missing sparsity, which it might have told
+        except ValidationError:  # report this mistake, and not a missing sparsity, which n:m would have implied
             return {**value, "sparsity": 0}
         return {**value, "sparsity": None if share is None else float(share)}
 
@@ -212,7 +212,7 @@ class Pruning(Section):
                 raise ValueError(f"rules.{index} ({', '.join(rule.match)}): {problem}") from None
 
     def under(self, rule: WeightRule) -> Pruning:
-        """Return the settings for the weights of a rule: its own where it has some, else these."""
+        """Return the settings for the weights of a rule: its own, and these where it has none."""
         own = {key: value for key, value in rule if value is not None and key not in ("match", "ignore")}
         replaced = {"only", "rules", "ignore", "of"}
         if {"sparsity", "amount"} & own.keys() or (rule.granularity is not None and rule.granularity.share is not None):
@@ -224,7 +224,7 @@ class Pruning(Section):
 
     @property
     def target(self) -> Fraction:
-        """The fraction removed at the end, exactly: what was written, or what n:m comes to; 1 of an `amount`."""
+        """The exact fraction removed at the end: the sparsity, or that of n:m; 1 with an `amount`."""
         share = self.granularity.share
         if self.amount is not None:
             return Fraction(1)
@@ -232,7 +232,7 @@ class Pruning(Section):
 
     @property
     def rounds(self) -> int:
-        """In how many rounds of scoring and removing an update reaches its sparsity."""
+        """The number of rounds of scoring and removing in which an update reaches its sparsity."""
         if not self.schedule.at_once:
             return 1
         return self.criterion.rounds or (SYNFLOW_ROUNDS if self.criterion.name == "synflow" else 1)

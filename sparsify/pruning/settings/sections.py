@@ -29,7 +29,7 @@ decimal = exact  # its name in the first versions
 
 
 class CriterionRow(NamedTuple):
-    """What is known of a criterion without torch: its text in the help, whether it needs data, the keys it takes."""
+    """A criterion's properties without torch: its text in the help, whether it needs data, the keys it takes."""
 
     text: str
     needs_data: bool = False
@@ -37,7 +37,7 @@ class CriterionRow(NamedTuple):
     of_units: bool = False  # scores all entries of a unit alike
 
 
-# The names are written here as well as in the tables they select from, because those need torch; a test compares them.
+# The names are repeated here because the tables they select from need torch; a test compares them.
 CRITERION_ROWS = {
     "magnitude": CriterionRow("magnitude |w|"),
     "random": CriterionRow("random"),
@@ -103,7 +103,7 @@ class Named(Section):
 
 
 class _NamedOrFunction(Named):
-    """A section that is named, or for which a Python function of the user's own stands."""
+    """A section that has a name, or a user's Python function instead."""
 
     function: SkipJsonSchema[Callable[..., Any] | None] = Field(default=None, exclude=True, repr=False)
     """from Python: a function of the user's own; `name` is then free"""
@@ -148,7 +148,7 @@ class CriterionSettings(_NamedOrFunction):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What is set besides the name."""
+        """The settings besides the name."""
         return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
@@ -183,7 +183,7 @@ class Schedule(_NamedOrFunction):
 
     @property
     def cyclical(self) -> bool:
-        """Whether it goes in cycles."""
+        """Whether it is cyclical."""
         return is_cyclical(self.curve)
 
     @property

@@ -1,4 +1,4 @@
-"""What other tools call the names of a recipe, so that these are answered with ours. Needs no torch."""
+"""Names that other tools use, so that errors can suggest ours. Needs no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SYNONYMS: dict[str, dict[str, str]] = {
 
 
 def unknown_name(what: str, given: str, names: Iterable[str]) -> SparsifyError:
-    """Return the error for a name that is not among `names`, with the one that is meant if another tool's was given."""
+    """Return the error for a name that is not among `names`; for another tool's name it suggests ours."""
     meant = SYNONYMS.get(what, {}).get(given.lower().replace("-", "_").replace(" ", "_"))
     if meant is None:
         return unknown(what, given, names)

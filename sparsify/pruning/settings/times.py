@@ -24,7 +24,7 @@ class Time(NamedTuple):
 
 
 def parse_time(value: float | str) -> Time:
-    """Return what `value` means: a fraction of training in [0, 1], epochs as "20ep" or optimiser steps as "5000it".
+    """Return `value` parsed: a fraction of training in [0, 1], epochs as "20ep" or optimiser steps as "5000it".
 
     Raises ValueError for anything else.
     """
@@ -58,7 +58,7 @@ def _checked(value: Any) -> Any:
     return value
 
 
-# What a pydantic model writes for a field that holds a time; the value stays as it was written.
+# Annotation of a pydantic field for a time; the value stays as it was given.
 TimeValue = Annotated[
     float | str,
     BeforeValidator(_checked),

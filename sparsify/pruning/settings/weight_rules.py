@@ -1,4 +1,4 @@
-"""The rules of a prune section: what differs for some of the weights. Needs no torch."""
+"""The rules of a prune section: other settings for some of the weights. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sections import CriterionSettings, Names, ScopeName, Section
 
 
 class WeightRule(Section):
-    """What differs for the weights that it matches and no rule before it does."""
+    """Other settings for the weights that it matches and no rule before it does."""
 
     match: Annotated[Names, Field(min_length=1)]
     """the weights, written as in `ignore`"""

@@ -42,9 +42,9 @@ def parameters(model: nn.Module, channels: Channels) -> list[Term]:
 
 
 def at_prices(channels: Channels, prices: Mapping[str, float]) -> list[Term]:
-    """Return what every operation costs, of a price by operation name that operations of one name share.
+    """Return the cost of every operation from `prices` by operation name.
 
-    They share it in proportion to their multiply-adds; one without a price costs nothing.
+    Operations of one name share its price in proportion to their multiply-adds; one without a price costs nothing.
     """
     shared: dict[str, int] = {}
     for one in channels.operations:
@@ -59,12 +59,12 @@ def _flat(axes: Any) -> tuple[Tensor, ...]:
     return tuple(axis.reshape(-1) for axis in axes)
 
 
-# What a cost of a recipe counts -> its terms. Milliseconds are measured: see `forward_milliseconds`.
+# Cost in a recipe -> its terms. Milliseconds are measured: see `forward_milliseconds`.
 COSTS: dict[str, Callable[[nn.Module, Channels], list[Term]]] = {"flops": multiply_adds, "parameters": parameters}
 
 
 def total(terms: Sequence[Term], kept: Tensor) -> Fraction:
-    """Return the cost that is left with the groups in `kept`, bool [groups]; exact for whole amounts."""
+    """Return the cost with only the groups in `kept`, bool [groups]; exact for whole amounts."""
     with_rest = torch.cat([kept, kept.new_ones(1)])
     cost = Fraction(0)
     for amount, axes in terms:
@@ -74,9 +74,9 @@ def total(terms: Sequence[Term], kept: Tensor) -> Fraction:
 
 
 def savings(terms: Sequence[Term], kept: Tensor) -> Tensor:
-    """Return what the removal of each group saves where the others are as in `kept`, float64 [groups].
+    """Return what removing each group saves while the others are as in `kept`, float64 [groups].
 
-    It counts on both sides of a channel: in what produces it and in what reads it.
+    Savings count in the layers that produce a channel and in those that read it.
     """
     saved = torch.zeros(len(kept), dtype=torch.float64)
     for amount, axes in terms:
@@ -94,7 +94,7 @@ def savings(terms: Sequence[Term], kept: Tensor) -> Tensor:
 def forward_milliseconds(model: nn.Module, names: Sequence[str], example_input: Any) -> dict[str, float]:
     """Return the milliseconds that a forward pass spends in each named module, named ones inside it excluded.
 
-    The model runs in eval mode, once to warm up; of some runs after that the shortest time counts.
+    The model runs in eval mode, once to warm up and then three times; the shortest time counts.
     """
     clock = _Clock(model, set(names))
     inputs = inputs_of(example_input, "criterion", model)

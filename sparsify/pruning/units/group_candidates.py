@@ -21,10 +21,10 @@ from .groups import Groups
 
 @dataclass(frozen=True)
 class GroupCandidates:
-    """Groups of channels, scored by `aggregate`, divided by what their removal saves of the cost `per`, if given.
+    """Groups of channels, scored by `aggregate`, divided by the saving of the cost `per` if given.
 
     With `of` a sparsity is a fraction of that cost, else of the prunable groups. The best group of a coupled layer
-    always stays: without any the layer would cut the network in two.
+    always stays, so that no layer becomes empty.
     """
 
     groups: Groups
@@ -43,11 +43,11 @@ class GroupCandidates:
 
     @property
     def prices(self) -> Tensor:
-        """The amounts of the cost that scores are divided by, float64, one for each of its terms."""
+        """The amounts of the terms of the cost `per`, float64."""
         return torch.tensor([float(term.amount) for term in self.per or ()], dtype=torch.float64)
 
     def at_prices(self, prices: Tensor) -> GroupCandidates:
-        """Return the same candidates at other `prices`. Raises SparsifyError if these are of another model."""
+        """Return the candidates with other `prices`. Raises SparsifyError if these are of another model."""
         if len(prices) != len(self.per or ()):
             raise SparsifyError("pruner state: 'prices' fits no operations of this model")
         terms = zip(prices.tolist(), self.per or (), strict=True)
@@ -69,7 +69,7 @@ class GroupCandidates:
         kept = kept_groups(self.groups, masks)
         if self.of is None:
             return sum(map(count_of, self.scope.counts(self.members(masks), due)))
-        # As many as it takes: those that went, or, where they do not suffice, all that there are.
+        # As many as needed: those removed or, if they do not suffice, all.
         return int((~kept if self._removed(kept) >= due.sparsity else self.groups.prunable).sum())
 
     def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
@@ -113,7 +113,7 @@ class GroupCandidates:
         return ids[ids != best]
 
     def _share_due(self, due: Due) -> Fraction:
-        """Return the fraction of the cost to be removed by now, counted from what was removed at the start."""
+        """Return the fraction of the cost to be removed at this point, from what was removed at the start."""
         if due.start is None:
             return due.sparsity
         kept = torch.ones(self.groups.count, dtype=torch.bool)
@@ -123,11 +123,11 @@ class GroupCandidates:
         return max(gone, gone + (due.sparsity - gone) * due.progress)
 
     def _cheapest(self, scores: Tensor, allowed_groups: Tensor | None, removable: Tensor, share: Fraction) -> Tensor:
-        """Return which groups stay, bool [groups], if the fewest are removed, by score, that make up `share`."""
+        """Return which groups stay, bool [groups], if the fewest lowest-scored groups are removed that save `share`."""
         removable = removable.sort().values
         order = removable[scores[removable].sort(stable=True).indices]
         least = 0
-        if allowed_groups is not None:  # what may not stay goes first, and goes in any case
+        if allowed_groups is not None:  # groups that may not stay are removed first, in any case
             order = torch.cat([order[~allowed_groups[order]], order[allowed_groups[order]]])
             least = int((~allowed_groups[order]).sum())
 
@@ -137,7 +137,7 @@ class GroupCandidates:
             return kept
 
         most = len(order)
-        while least < most:  # the more go, the less is left
+        while least < most:  # bisection: the cost falls with the number removed
             middle = (least + most) // 2
             enough = self._removed(without(middle)) >= share
             least, most = (least, middle) if enough else (middle + 1, most)

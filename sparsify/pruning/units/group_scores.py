@@ -1,4 +1,4 @@
-"""From scores and masks of entries to those of groups of channels, and back to masks."""
+"""Scores and masks of groups of channels from those of entries, and back to masks of entries."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .groups import Groups
 
 
 def kept_groups(groups: Groups, masks: Mapping[str, Tensor]) -> Tensor:
-    """Return for each group whether `masks`, by parameter name, keep anything of what scores it, bool [groups]."""
+    """Return for each group whether `masks`, by parameter name, keep any entry that scores it, bool [groups]."""
     kept = torch.zeros(groups.count + 1, dtype=torch.int32)
     for one in groups.scored:
         units = one.over_units(masks[one.name])
-        # As bytes, for which torch finds the largest forty times faster than whether any is True.
+        # As bytes: torch's amax of bytes is forty times faster than its any of bools.
         any_kept = (units.view(torch.uint8).amax(1) if units.numel() else units.any(1)).to("cpu", torch.int32)
         kept.scatter_reduce_(0, one.labels % (groups.count + 1), any_kept, "amax")
     return kept[:-1].bool() | ~groups.prunable
@@ -26,7 +26,7 @@ def kept_groups(groups: Groups, masks: Mapping[str, Tensor]) -> Tensor:
 def keep_groups(
     groups: Groups, kept: Tensor, masks: Mapping[str, Tensor], allowed: Mapping[str, Tensor] | None
 ) -> None:
-    """Write masks, in place, that remove the groups not in `kept`, bool [groups], and what `allowed` does not keep."""
+    """Write masks, in place, that keep the groups in `kept`, bool [groups], within `allowed`."""
     with_rest = torch.cat([kept, kept.new_ones(1)])
     for one in groups.produced:
         mask = masks[one.name]
@@ -36,8 +36,8 @@ def keep_groups(
         mask.copy_((rows if allowed is None else allowed[one.name] & rows).expand_as(mask))
 
 
-# aggregate -> (what an index of a parameter comes to, how a group's indices are put together). The mean and the
-# maximum are of units' means, as rows are scored; the sum and the norm are over all entries.
+# aggregate -> (score of one index of a parameter, reduction over the indices of a group). The mean and the maximum are
+# those of the units' means, as for rows; the sum and the norm are over all entries.
 _AGGREGATES: dict[str, tuple[Callable[[Tensor, bool], Tensor], str]] = {
     "mean": (lambda entries, absolute: _sums(entries, absolute) / max(1, entries.shape[1]), "sum"),
     "sum": (lambda entries, absolute: _sums(entries, absolute), "sum"),
@@ -53,11 +53,11 @@ def _sums(entries: Tensor, absolute: bool) -> Tensor:
 
 
 def group_scores(groups: Groups, tensors: Sequence[ScoredTensor], aggregate: str, allowed: Tensor | None) -> Tensor:
-    """Return a score per group, float64 [groups], from the scored parts of its parameters.
+    """Return a score per group, float64 [groups], from the scores of its parameters.
 
-    `aggregate`: the mean or the maximum of the scores of its units, an index of a parameter each, which score the mean
-    of their entries; or the sum or the L2 norm over all entries. Groups that nothing scores have infinity. Raises
-    SparsifyError for a NaN score, naming the parameter, unless its group is not `allowed`.
+    `aggregate`: the mean or maximum over its units (indices of a parameter) of the mean of their entries, or the sum or
+    L2 norm over all entries. Groups without a score have infinity. Raises SparsifyError for a NaN score, naming the
+    parameter, unless its group is not `allowed`.
     """
     by_name = {scored.name: scored for scored in tensors}
     of_index, together = _AGGREGATES[aggregate]

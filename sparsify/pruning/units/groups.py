@@ -19,7 +19,7 @@ from ..selection.prunable_weights import maskable_weights
 
 @dataclass(frozen=True)
 class Produced:
-    """A parameter that produces groups: its name, the dimension they lie along, the group id of each index (or -1)."""
+    """A parameter that produces groups: its name, the dimension of the groups, the group id of each index (or -1)."""
 
     name: str
     dimension: int
@@ -34,7 +34,7 @@ class Produced:
 class Layer:
     """A coupled layer: weights that share groups, directly or through others, and its prunable groups, int64 ids.
 
-    `spare`: it has other groups, which stay. `shapes` are those of its weights' matrices.
+    `spare`: it also has groups that are not prunable. `shapes` are those of its weights' matrices.
     """
 
     weights: tuple[str, ...]
@@ -63,11 +63,11 @@ class Groups:
 
 
 def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> Groups:
-    """Return the groups of `model`, and put masks, in place, on all that produces them: biases, norms, tables.
+    """Return the groups of `model`, and put masks, in place, on all parameters that produce them, norms and biases too.
 
     `names` are the masked weights that may be pruned. A group stays if one of its weights may not be pruned or has no
-    mask; it is scored by its weights, or, without any, by the other parameters that produce it. Raises SparsifyError if
-    no group is left.
+    mask. It is scored by its weights or, if it has none, by its other parameters. Raises SparsifyError if no group is
+    left.
     """
     weights, others, kept = _producers(model, channels, set(names))
     prunable = torch.ones(channels.groups + 1, dtype=torch.bool)
@@ -99,9 +99,9 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
 def _producers(
     model: nn.Module, channels: Channels, wanted: set[str]
 ) -> tuple[dict[str, Produced], dict[str, Produced], dict[str, Tensor]]:
-    """Return the weights that produce groups, the other parameters that do, and {reason: groups that it keeps}.
+    """Return the weights that produce groups, the other parameters that do, and {reason: groups that must stay}.
 
-    The others get masks, in place.
+    The other parameters get masks, in place.
     """
     maskable = {id(model.get_parameter(name)) for name in maskable_weights(model)}
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -162,7 +162,7 @@ def _unweighed(found: Iterable[Produced], weighed: Tensor) -> list[Produced]:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[torch.Size, ...]]:
-    """Return the shapes of every parameter's matrices; of one that is no masked weight, its own."""
+    """Return the shapes of the matrices of every masked weight, and the shape of every other parameter."""
     shapes = {name: (parameter.shape,) for name, parameter in model.named_parameters(remove_duplicate=False)}
     found = {name: matrix_shapes(weight.mask.shape, layout(weight)) for name, weight in masked_weights(model).items()}
     return shapes | found

@@ -1,4 +1,4 @@
-"""What all figures share: Altair, which is imported when the first figure is made, colours, and writing to a file."""
+"""Shared by all figures: Altair, which is imported with the first figure, colours, and writing to a file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, TypeAlias
 from ...errors import SparsifyError
 from ...formats.io.atomic import atomic_write, check_writable
 
-Figure: TypeAlias = Any  # altair.Chart, or one of its kinds
+Figure: TypeAlias = Any  # altair.Chart, LayerChart, ...
 KINDS = (".png", ".svg")
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#3b82c4", "#e07b39", "#3a9d6b", "#9a6fc4", "#c94f6d", "#8a8f98"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 _NEEDED = ("altair", "vl_convert")
 _FONT = "system-ui, sans-serif"
-_SCALE = 2  # pixels of a PNG for each of the figure's
+_SCALE = 2  # PNG pixels per pixel of the figure
 
 
 def check_installed(what: str) -> None:
-    """Raise SparsifyError, with the command that installs it, unless figures can be made; `what` begins the line."""
+    """Raise SparsifyError, which begins with `what`, with the install command unless the packages for figures exist."""
     if missing := [name.replace("_", "-") for name in _NEEDED if find_spec(name) is None]:
         raise SparsifyError(f"{what} needs {' and '.join(missing)}: pip install 'sparsify-torch[report]'")
 
@@ -35,7 +35,7 @@ def altair() -> Any:
 
 
 def converter() -> Any:
-    """Return the module vl_convert, which turns Vega-Lite into pictures without a browser."""
+    """Return the module vl_convert, which renders Vega-Lite without a browser."""
     check_installed("a figure")
     import vl_convert
 
@@ -43,13 +43,13 @@ def converter() -> Any:
 
 
 def chart(rows: Iterable[Mapping[str, Any]]) -> Figure:
-    """Return a chart of `rows` without a mark; its width follows the page's."""
+    """Return a chart of `rows` without a mark, as wide as its container."""
     alt = altair()
     return alt.Chart(alt.Data(values=[dict(row) for row in rows])).properties(width="container")
 
 
 def config(colour: str = "currentColor", background: str = "transparent") -> dict[str, Any]:
-    """Return how all figures look; with `currentColor` text and lines take the colour of the page around them."""
+    """Return the style of all figures; with `currentColor`, text and lines take the colour of the surrounding page."""
     text = {"labelColor": colour, "titleColor": colour, "labelFontSize": 11, "titleFontSize": 12}
     axis = {"gridColor": colour, "gridOpacity": 0.15, "domainColor": colour, "domainOpacity": 0.5}
     ticks = {"tickColor": colour, "tickOpacity": 0.5, "labelLimit": 150, "titleFontWeight": "normal"}
@@ -65,10 +65,10 @@ def config(colour: str = "currentColor", background: str = "transparent") -> dic
 
 
 def spec(figure: Figure) -> dict[str, Any]:
-    """Return a figure as Vega-Lite, without the settings of one theme."""
+    """Return a figure as Vega-Lite, without theme settings."""
     found: dict[str, Any] = figure.to_dict()
     found.pop("config", None)
-    # As wide as its place; its height follows from its rows.
+    # The width is that of the container, the height follows from the rows.
     return {**found, "autosize": {"type": "fit-x", "contains": "padding"}}
 
 

@@ -12,9 +12,9 @@ _ROW = 30
 
 
 def accuracy_over_sparsity(cells: Sequence[Cell]) -> Figure:
-    """Return mean test accuracies over sparsity, a line for each series with bars of one standard deviation.
+    """Return mean test accuracies over sparsity, one line per series with bars of one standard deviation.
 
-    A point for each seed stands behind; a dense model is a dashed line.
+    Points in the background show the seeds; a dense model is a dashed line.
     """
     alt = altair()
     pruned, dense = [cell for cell in cells if cell.sparsity], [cell for cell in cells if not cell.sparsity]
@@ -57,7 +57,7 @@ def accuracy_over_sparsity(cells: Sequence[Cell]) -> Figure:
 def paired_differences(cells: Sequence[Cell]) -> Figure | None:
     """Return each cell's mean difference from the first over paired seeds, with 95 % confidence intervals, in points.
 
-    None where nothing is paired.
+    Returns None without pairs.
     """
     alt = altair()
     rows = [

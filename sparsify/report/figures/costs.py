@@ -1,4 +1,4 @@
-"""What a model takes: bytes on the disk beside the limit, and seconds of a pass beside PyTorch's."""
+"""Figures of a model's costs: bytes on disk next to the limit, and seconds of a pass next to PyTorch's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _ENGINE, _SHRUNK = "sparsify engine", "shrunk"
 
 
 def limit_of(file: FileSummary) -> int:
-    """Return the bytes that a model's tensors take at least: masked weights at their limit, the others as they are."""
+    """Return the least bytes for a model's tensors: masked weights at their limit, other tensors as stored."""
     others = sum(row.bytes_stored for row in file.rows if row.kept is None)
     return file.bytes_limit + others
 
 
 def sizes(file: FileSummary) -> Figure:
-    """Return bars: the dense model, the file, and the least that any encoding of these masks and values takes."""
+    """Return bars for the dense model, the file, and the information limit of its masks and values."""
     alt = altair()
     rows = [
         {"what": "dense", "bytes": file.bytes_original},
@@ -34,7 +34,7 @@ def sizes(file: FileSummary) -> Figure:
 
 
 def latency(result: BenchResult) -> Figure:
-    """Return bars: the median milliseconds of a pass of each runtime, with lines from quartile to quartile."""
+    """Return bars with each runtime's median milliseconds per pass, and lines from quartile to quartile."""
     alt = altair()
     rows = [
         {

@@ -1,4 +1,4 @@
-"""Accuracy and loss over steps, with the sparsity schedule and the cycles drawn in."""
+"""Figures of accuracy and loss over steps, with the sparsity schedule and the ends of cycles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_POINTS = 2000
 
 
 def accuracy(run: Run) -> Figure:
-    """Return training and test accuracy over steps, the sparsity behind them, and a line at each cycle's end."""
+    """Return training and test accuracy over steps, with the sparsity behind them and a line at each cycle's end."""
     alt = altair()
     rows = [
         *_series(run, "accuracy", "training accuracy"),
@@ -35,7 +35,7 @@ def accuracy(run: Run) -> Figure:
 
 
 def loss(run: Run) -> Figure:
-    """Return training and test loss over steps, and a line at each cycle's end."""
+    """Return training and test loss over steps, with a line at each cycle's end."""
     alt = altair()
     rows = [*_series(run, "loss", "training loss"), *_series(run, "test_loss", "test loss")]
     colour = alt.Color(
@@ -50,12 +50,12 @@ def loss(run: Run) -> Figure:
 
 
 def schedule_points(run: Run) -> list[dict[str, float]]:
-    """Return step and sparsity wherever the recipe changes it; as recorded where the plan cannot be known."""
+    """Return step and sparsity at every planned change, or as recorded if the plan is unknown."""
     last = int(run.records[-1]["step"])
     updates = [update for update in _updates(run) if update.sparsity is not None and update.step <= last]
     planned = [(update.step, 0.0 if update.event == "reset" else float(update.sparsity or 0)) for update in updates]
     recorded = [(int(record["step"]), float(record["sparsity"])) for record in run.records]
-    # In the last cycle after a union each group has a ramp of its own: their mean is what was recorded.
+    # After a union each group has its own ramp, so the last cycle shows the recorded mean.
     union = next((update.step for update in _updates(run) if update.event == "union"), last + 1)
     if planned:
         recorded = [point for point in recorded if point[0] >= union]
@@ -66,7 +66,7 @@ def schedule_points(run: Run) -> list[dict[str, float]]:
 
 
 def cycle_ends(run: Run) -> list[int]:
-    """Return the steps at which all weights come back, or the union of the masks begins."""
+    """Return the steps at which all weights come back or the union of the masks starts."""
     return sorted({update.step for update in _updates(run) if update.step and update.event in ("reset", "union")})
 
 
@@ -78,7 +78,7 @@ def _updates(run: Run) -> list[Update]:
     try:
         return update_plan(run.recipe.prune, total, per_epoch)
     except SparsifyError:
-        return []  # a length in epochs where only steps are known: the records tell the sparsity
+        return []  # lengths in epochs, but only steps are known: the records have the sparsity
 
 
 def _cycles(run: Run, x: Any) -> Iterator[Figure]:

@@ -1,4 +1,4 @@
-"""Bars for each layer: sparsity, parameters and multiply-adds, kept and removed."""
+"""Bar charts by layer: sparsity, parameters and multiply-adds, kept and removed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from ..layer_records import Layers
 from .charts import BLUE, Figure, altair, chart
 
-MOST = 40  # bars; the layers with the most parameters
-_STEP = 16  # pixels of a bar
+MOST = 40  # the most bars; layers with the most parameters come first
+_STEP = 16  # a bar's height in pixels
 _GONE = "rgba(138, 143, 152, 0.4)"
 
 
 def layer_sparsity(layers: Layers) -> Figure:
-    """Return a bar for each layer's sparsity."""
+    """Return a bar chart of the layers' sparsities."""
     alt = altair()
     rows = [{"layer": layer.name, "sparsity": layer.sparsity} for layer in _shown(layers)]
     x = alt.X("sparsity:Q", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]), title="removed")
@@ -23,12 +23,12 @@ def layer_sparsity(layers: Layers) -> Figure:
 
 
 def layer_parameters(layers: Layers) -> Figure:
-    """Return a bar for each layer's parameters, kept and removed."""
+    """Return a bar chart of the layers' parameters, kept and removed."""
     return _stacked([(layer.name, layer.kept, layer.parameters) for layer in _shown(layers)], "parameters")
 
 
 def layer_multiply_adds(layers: Layers) -> Figure | None:
-    """Return a bar for each layer's multiply-adds, kept and removed; None where they are not known."""
+    """Return a bar chart of the layers' multiply-adds, kept and removed; None if they are unknown."""
     known = [
         (layer.name, layer.kept_multiply_adds, layer.multiply_adds)
         for layer in _shown(layers)

@@ -1,4 +1,4 @@
-"""Heat maps of how far masks agree: between the cycles of a run, and layer by layer."""
+"""Figures of the overlap of masks: between the cycles of a run, and by layer."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ...overlap import LayerOverlap, Masks, iou, overlap_by_layer
 from ..run_records import Run
 from .charts import BLUE, Figure, altair, chart
 
-MOST = 60  # layers of a heat map
+MOST = 60  # the most layers of a heat map
 _CELL = 42
 _ROW = 16
 
 
 def cycle_masks(run: Run) -> dict[int, Masks]:
-    """Return the masks at the ends of a run's cycles by the cycle's number."""
+    """Return {cycle number: masks at the end of the cycle} of a run."""
     from ...formats.model.masks import load_masks
 
     return {number: load_masks(path) for number, path in run.masks.items()}
 
 
 def cycle_overlap(masks: Mapping[int, Masks]) -> Figure:
-    """Return a heat map: intersection over union of the masks of every two cycles."""
+    """Return a heat map of the intersection over union of the masks of every two cycles."""
     alt = altair()
     rows = [
         {"one": f"cycle {one}", "other": f"cycle {other}", "iou": iou(masks[one], masks[other])}
@@ -39,7 +39,7 @@ def cycle_overlap(masks: Mapping[int, Masks]) -> Figure:
 
 
 def layer_overlap(masks: Mapping[int, Masks]) -> Figure:
-    """Return a heat map: intersection over union of each layer's masks in cycles that follow each other."""
+    """Return a heat map of the intersection over union of each layer's masks in consecutive cycles."""
     rows: list[dict[str, Any]] = []
     for one, other in pairwise(masks):
         found = overlap_by_layer(masks[one], masks[other])[:MOST]
@@ -48,7 +48,7 @@ def layer_overlap(masks: Mapping[int, Masks]) -> Figure:
 
 
 def mask_difference(rows: Sequence[LayerOverlap]) -> Figure:
-    """Return bars: intersection over union of two models' masks in each layer, from `overlap_by_layer`."""
+    """Return a bar chart of the intersection over union of two models' masks by layer, from `overlap_by_layer`."""
     alt = altair()
     x = alt.X("iou:Q", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]), title="intersection over union")
     bars = chart([{"layer": row.name, "iou": row.iou} for row in rows]).mark_bar(color=BLUE)

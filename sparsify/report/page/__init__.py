@@ -1,1 +1,1 @@
-"""The HTML page: sections, tables and figures in one file that needs nothing else."""
+"""The HTML page: sections, tables and figures in one self-contained file."""

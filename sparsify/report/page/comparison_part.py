@@ -12,7 +12,7 @@ from .parts import Block, Drawn, Part, Table, TableCell
 
 
 def comparison_part(cells: Sequence[Cell]) -> Part:
-    """Return table and figures of the recipes of several runs."""
+    """Return the part with table and figures that compare the recipes of several runs."""
     headings = ("runs", "n", "sparsity", "test accuracy", f"against {cells[0].label}, points", "test loss", "file")
     figures = []
     if any(cell.sparsity for cell in cells):

@@ -1,4 +1,4 @@
-"""What a page is made of: parts with blocks of text, facts, figures and a table."""
+"""The structure of a page: parts with blocks of text, facts, figures and a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..figures.charts import Figure
 
 @dataclass(frozen=True)
 class TableCell:
-    """What a cell shows, and what it is sorted by."""
+    """A table cell: its text, and the value by which it is sorted."""
 
     text: str
     value: float | str = ""
@@ -18,7 +18,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column is a heading of each row."""
+    """A table whose first column holds the rows' headings."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[TableCell, ...], ...]
@@ -27,7 +27,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with its place on the page."""
+    """A figure with its id and title on the page."""
 
     id: str
     title: str
@@ -36,7 +36,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a part; whatever is empty is left out."""
+    """One block of a part; empty fields are left out."""
 
     title: str = ""
     text: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Part:
-    """A section of the page; `folded`: it is opened by a click."""
+    """A section of the page; `folded`: collapsed until it is clicked."""
 
     id: str
     title: str
@@ -59,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Dense against sparse, for a reader who knows neither word."""
+    """The summary of dense against sparse, for readers without background."""
 
     sentence: str
     table: Table
@@ -78,10 +78,10 @@ class Page:
 
 
 def plain_row(*cells: str) -> tuple[TableCell, ...]:
-    """Return a row that is not sorted by anything but its text."""
+    """Return a row whose cells are sorted by their text."""
     return tuple(TableCell(cell, cell) for cell in cells)
 
 
 def figures_of(parts: Sequence[Part]) -> list[Drawn]:
-    """Return all figures of some parts in order."""
+    """Return all figures of the parts, in order."""
     return [drawn for part in parts for block in part.blocks for drawn in block.figures]

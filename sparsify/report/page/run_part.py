@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from ...overlap import Masks, iou, iou_by_chance
 from ...quantities import byte_count, count, percent
@@ -18,7 +19,7 @@ from .sheet import milliseconds
 
 
 def run_part(run: Run, layers: Layers, place: str, *, folded: bool = False) -> Part:
-    """Return everything about a run; `place` begins the ids of its figures."""
+    """Return the part about one run; `place` is the prefix of its figures' ids."""
     blocks = [_about(run), _curves(run, place), _layers(layers, place), _masks(run, place), _file(run, place)]
     blocks += _latency(run, place)
     recipe = (run.folder / folders.RECIPE).read_text(encoding="utf-8")
@@ -143,7 +144,7 @@ def _file(run: Run, place: str) -> Block:
 
 def _latency(run: Run, place: str) -> list[Block]:
     if not run.bench:
-        return [Block("Time of a pass", (f"Not timed yet: sparsify bench {run.folder}",))]
+        return [Block("Time of a pass", (f"Not timed yet: sparsify bench {quote(str(run.folder))}",))]
     blocks: list[Block] = []
     for number, result in enumerate(run.bench, start=1):
         shape, threads = "x".join(map(str, result.shape)), count(result.threads, "thread")

@@ -1,8 +1,9 @@
-"""The sheet on top: what the sparse model has in place of the dense one."""
+"""The sheet at the top: the sparse model against the dense one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 
 from ...quantities import byte_count, percent
 from ..bench_results import BenchResult, Timing
@@ -16,7 +17,7 @@ _TORCH = "torch, c"  # contiguous or channels last
 
 
 def make_sheet(run: Run, layers: Layers, cells: Sequence[Cell] = ()) -> Sheet:
-    """Return the sheet of a run; `cells` are all recipes of the report, of which a dense one gives its accuracy."""
+    """Return a run's sheet; the dense accuracy comes from a dense recipe among `cells`, those of the report."""
     dense = next((cell for cell in cells if not cell.sparsity), None)
     own = next((cell for cell in cells if run in cell.runs), None)
     reached = _accuracy(own) if own else "-" if run.accuracy is None else percent(run.accuracy)
@@ -34,16 +35,16 @@ def make_sheet(run: Run, layers: Layers, cells: Sequence[Cell] = ()) -> Sheet:
             torch, engine = pair
             faster = _times(torch.median / engine.median, "as fast")
             rows.append(plain_row("time of a pass", milliseconds(torch.median), milliseconds(engine.median), faster))
-    notes = [] if run.bench else [f"Not timed yet: sparsify bench {run.folder}"]
+    notes = [] if run.bench else [f"Not timed yet: sparsify bench {quote(str(run.folder))}"]
     if layers.dead:
         dead = f"{layers.dead:,} of {layers.channels:,} channels are dead"
-        notes.append(f"{dead}: sparsify export {run.folder} --shrink takes out those that masks make so")
+        notes.append(f"{dead}: sparsify export {quote(str(run.folder))} --shrink removes those that masks make dead")
     table = Table(("", "dense", "sparse", ""), tuple(rows))
     return Sheet(_sentence(run, layers), table, tuple([*_about_times(run), *notes]))
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a time with three figures: 0.521 ms, 12.3 ms."""
+    """Return a time with three significant digits: 0.521 ms, 12.3 ms."""
     value = 1e3 * seconds
     return f"{value:.{3 if value < 1 else 2 if value < 10 else 1}f} ms"
 

@@ -1,4 +1,4 @@
-"""write(): one self-contained HTML file about one run or several."""
+"""write(): one self-contained HTML file about one or several runs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def write(
     *,
     figures: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
-    """Write a report of a run's folder, or of several, to the HTML file `out`; return what was written.
+    """Write a report about one or several run folders to the HTML file `out`; return the paths of all written files.
 
-    The file needs nothing else: no network, no other file. With `figures`, a folder, each figure is written there as
-    .svg and .png as well. Of runs of one recipe with different seeds the first is told in full, all are compared.
-    Raises SparsifyError, one line, where there is no run, or one that is not finished, lacks its metrics or is damaged;
-    for runs that cannot be compared; where `out` cannot be written or the extra `sparsify-torch[report]` is missing.
+    The file is self-contained: it needs no network and no other file. `figures` is a folder to which each figure is
+    also written as .svg and .png. All runs are compared; of runs of one recipe with different seeds, only the first is
+    shown in full. Raises SparsifyError, one line, if a run does not exist or is unfinished, damaged or without metrics,
+    if runs cannot be compared, and if `out` cannot be written or the extra `sparsify-torch[report]` is missing.
     """
     paths = [runs] if isinstance(runs, PATH) else list(runs)
     if not paths:
@@ -52,15 +52,15 @@ def write(
 
 def _page(runs: Sequence[Run]) -> Page:
     cells = compare(runs) if len(runs) > 1 else []
-    told = [cell.runs[0] for cell in cells] or list(runs)
-    layers = {run.folder: read_layers(run) for run in told}
-    shown = next((run for run in told if run.sparsity), told[0])
+    in_full = [cell.runs[0] for cell in cells] or list(runs)
+    layers = {run.folder: read_layers(run) for run in in_full}
+    shown = next((run for run in in_full if run.sparsity), in_full[0])
     parts = [comparison_part(cells)] if cells else []
-    for number, run in enumerate(told, start=1):
-        parts.append(run_part(run, layers[run.folder], f"run-{number}", folded=len(told) > 1))
+    for number, run in enumerate(in_full, start=1):
+        parts.append(run_part(run, layers[run.folder], f"run-{number}", folded=len(in_full) > 1))
     names = ", ".join(dict.fromkeys(run.recipe.name for run in runs))
     subtitle = f"{len(runs)} runs of {len(cells)} recipes" if cells else str(runs[0].folder)
-    more = "" if len(told) == len(runs) else " Of each recipe the run of one seed is told in full."
+    more = "" if len(in_full) == len(runs) else " Of each recipe one seed's run is shown in full."
     from ... import __version__
 
     return Page(
@@ -96,7 +96,7 @@ def _html(page: Page) -> str:
 
 
 def _json(value: Any) -> str:
-    """Return JSON that may stand between script tags."""
+    """Return JSON that is safe between script tags."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

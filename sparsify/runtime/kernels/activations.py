@@ -1,7 +1,7 @@
 """Activation functions in float32, in forms that LLVM vectorises: no calls, no branches.
 
-Each is within a few units in the last place of the true value, or of the largest term it is a difference of. NaN stays,
-and infinity gives what torch gives.
+Each is within a few units in the last place of the true value, or of the largest term of a difference. NaN propagates,
+and infinities give torch's results.
 """
 
 # mypy: ignore-errors
@@ -17,15 +17,15 @@ from .opcodes import Activation
 from .simd import half_power_of_two
 
 _f = np.float32
-_SHIFT = _f(1.5 * 2**23)  # added to a number, leaves it rounded in the last bits
-# ln 2 in two terms, the first with few bits, so that what is left of x is exact (Cody and Waite); as in Cephes.
+_SHIFT = _f(1.5 * 2**23)  # adding it rounds a number to an integer in the last bits
+# ln 2 in two terms, the first with few bits, so that the remainder of x is exact (Cody and Waite); as in Cephes.
 _PER_LN2, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)
 
 
 @njit(**FAST, inline="always")
 def _powers(x):
     """Return s and q with exp(x) = 2 * s * (1 + q), s a power of two. Polynomial of Cephes' expf."""
-    # 2 ** -127 is no number of full precision: 0; 2 ** 128 is infinity, by way of 2 * s.
+    # 2 ** -127 is subnormal and becomes 0; 2 ** 128 becomes infinity in 2 * s.
     x = _f(-87.5) if x < _f(-87.5) else x
     x = _f(89.5) if x > _f(89.5) else x
     shifted = x * _PER_LN2 + _SHIFT
@@ -68,7 +68,7 @@ def gelu(x, parameter):
     tail = tail * t + _f(-6.34846687e-1)
     tail = tail * t + _f(-1.28717512e-1)
     tail = _exp(tail * t - t)  # 1 - erf(t)
-    # Beyond this the tail is 0 in float32, and its polynomial is no more what it stands for.
+    # Beyond this the tail is 0 in float32, and the polynomial is no longer valid.
     tail = _f(0) if t > _f(10) else tail
     near = _f(-5.96761703e-4)
     near = near * s + _f(4.99119423e-3)
@@ -127,14 +127,14 @@ def elu(x, parameter):
 
 @njit(**FAST, inline="always")
 def mish(x, parameter):
-    """x * tanh(log(1 + exp(x))) with both functions written out; beyond 20 that is x."""
+    """x * tanh(log(1 + exp(x))) with both functions expanded; beyond 20 that is x."""
     e = _exp(_f(20) if x > _f(20) else x)
     e = e * (e + _f(2))
     return x * (e / (e + _f(2)))
 
 
 def _over(function):
-    """Return a loop that applies a function to neighbouring floats in place, times a factor."""
+    """Return a loop that applies a function to contiguous floats in place, times a factor."""
 
     @njit(**FAST)
     def loop(buffers, begin, count, parameter, factor):

@@ -52,7 +52,7 @@ def pad_crop(op, buffers, scalars, part, parts):
     low, high = share(op[at.CHANNELS], part, parts)
     batch, top, width = op[at.BATCH], op[at.PADDING_Y], op[at.IN_WIDTH] * op[at.BATCH]
     left = op[at.PADDING_X] * batch
-    # Of an output row: what comes before the input's pixels, and where they end.
+    # Within an output row: the length of the padding before the input's pixels, and the end of these.
     before, end = min(max(-left, 0), op[at.ROW]), min(max(width - left, 0), op[at.ROW])
     value = scalars[op[at.SCALARS]]
     for channel in range(low, high):
@@ -92,7 +92,7 @@ def upsample(op, buffers, part, parts):
 
 @njit(**FAST)
 def pack(op, buffers, addresses, part, parts):
-    """Write planes from images as torch has them, [image, channel, row, column] without gaps."""
+    """Write planes from a contiguous torch tensor, [image, channel, row, column]."""
     low, high = share(op[at.CHANNELS], part, parts)
     batch, height, width = op[at.BATCH], op[at.HEIGHT], op[at.ROW] // op[at.BATCH]
     image = op[at.CHANNELS] * height * width
@@ -112,7 +112,7 @@ def pack(op, buffers, addresses, part, parts):
 
 @njit(**FAST)
 def unpack(op, buffers, addresses, part, parts):
-    """Write images as torch has them, [image, channel, row, column] without gaps, from planes."""
+    """Write a contiguous torch tensor, [image, channel, row, column], from planes."""
     low, high = share(op[at.CHANNELS], part, parts)
     batch, height, width = op[at.BATCH], op[at.IN_HEIGHT], op[at.IN_WIDTH]
     image = op[at.CHANNELS] * height * width
@@ -131,11 +131,11 @@ def unpack(op, buffers, addresses, part, parts):
 
 @njit(**FAST)
 def pack_channels_last(op, buffers, addresses, part, parts):
-    """Write planes from a tensor [image, row, column, channel] without gaps."""
+    """Write planes from a contiguous tensor [image, row, column, channel]."""
     low, high = share(op[at.CHANNELS], part, parts)
     batch, height, width, count = op[at.BATCH], op[at.HEIGHT], op[at.ROW] // op[at.BATCH], op[at.CHANNELS]
     source = carray(floats_at(addresses[op[at.TENSOR]]), batch * height * width * count)
-    # As many channels at once as a line of the cache has of a pixel.
+    # As many channels at once as fit a cache line.
     for channel in range(low, high, TOGETHER):
         some = min(TOGETHER, high - channel)
         for r in range(height):
@@ -149,7 +149,7 @@ def pack_channels_last(op, buffers, addresses, part, parts):
 
 @njit(**FAST)
 def unpack_channels_last(op, buffers, addresses, part, parts):
-    """Write a tensor [image, row, column, channel] without gaps from planes."""
+    """Write a contiguous tensor [image, row, column, channel] from planes."""
     low, high = share(op[at.CHANNELS], part, parts)
     batch, height, width, count = op[at.BATCH], op[at.IN_HEIGHT], op[at.IN_WIDTH], op[at.CHANNELS]
     target = carray(floats_at(addresses[op[at.TENSOR]]), batch * height * width * count)

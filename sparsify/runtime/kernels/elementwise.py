@@ -14,15 +14,15 @@ from .opcodes import Binary
 from .opcodes import Column as at
 from .planes import ALIGNMENT
 
-BLOCK = 1024  # floats that stay in the first cache from one pass to the next
+BLOCK = 1024  # floats that stay in the L1 cache from one pass to the next
 
 
 @njit(**FAST)
 def runs_of(op, low, high, each):
-    """Return how many contiguous runs hold the pixels of planes low..high, and the first one's place and length.
+    """Return the number of contiguous runs with the pixels of planes low..high, and the first one's place and length.
 
-    A run is whole vectors: padding between rows, and what is beyond the last one. Planes without padding above are
-    one run together, unless `each` plane is to be one.
+    A run consists of whole vectors: it includes the padding between rows and after the last one. Planes without padding
+    above form one run together, unless `each` plane is to be one.
     """
     size, first = op[at.OUT_PLANE], op[at.FIRST]
     if first == 0 and not each:
@@ -31,12 +31,12 @@ def runs_of(op, low, high, each):
     return high - low, low * size + first, min(span, size - first)
 
 
-# Vector code needs to know that what is read is not what was just written: so each pass works in place, on a copy.
+# LLVM vectorises only if reads cannot alias earlier writes: so each pass works in place, on a copy.
 
 
 @njit(**FAST)
 def activation(op, buffers, scalars, part, parts):
-    """Write a function of each pixel, which may be where the pixel is."""
+    """Write a function of each pixel, in place or not."""
     low, high = share(op[at.CHANNELS], part, parts)
     count, begin, length = runs_of(op, low, high, False)
     parameter, factor = scalars[op[at.SCALARS]], scalars[op[at.SCALARS] + 1]
@@ -52,7 +52,7 @@ def activation(op, buffers, scalars, part, parts):
 
 @njit(**FAST, inline="always")
 def _join(buffers, begin, other, count, how):
-    """Replace `count` floats by their sums, differences or products with others."""
+    """Replace `count` floats by their sums, differences or products with those at `other`."""
     first, second = np.uint64(begin), np.uint64(other)
     if how == Binary.SUM:
         for i in range(np.uint64(count)):
@@ -83,9 +83,9 @@ def _clamp(buffers, begin, count, clamp_min, clamp_max):
 
 @njit(**FAST)
 def binary(op, buffers, scalars, part, parts):
-    """Write pixels, times a factor of their plane and image, joined with those of another buffer, clamped.
+    """Write pixels, times a factor of their plane and image, combined with another buffer, clamped; in place or not.
 
-    The output may be where the pixels are. Factors and the other buffer count if there are some.
+    Factors and the other buffer are optional.
     """
     low, high = share(op[at.CHANNELS], part, parts)
     batch, out, other, scales = op[at.BATCH], op[at.OUT], op[at.RESIDUAL], op[at.FACTORS] >= 0

@@ -1,4 +1,4 @@
-"""Memory that holds machine code, and whether this machine and system can run it."""
+"""Executable memory for machine code, and whether this machine and system can run it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 
 from .simd import WIDTH
 
-ACCUMULATORS = 31  # vectors of sums that generated code holds in registers; one more is for what it reads
+ACCUMULATORS = 31  # registers with sums in generated code; one more holds the input
 _ARCHITECTURES = ("x86_64", "amd64")
 
 
 class Executable:
-    """Machine code in pages of its own, which can be run and no longer written. They go with this object."""
+    """Machine code in pages of its own, executable and read-only, freed with this object."""
 
     def __init__(self, code: bytes) -> None:
         """Raises OSError if the system does not allow it."""
         self._pages = mmap.mmap(-1, max(len(code), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # Code of megabytes is more pages of the usual size than the processor keeps the addresses of.
+        # Megabytes of code need more pages of the usual size than the TLB has entries.
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a wish, which a kernel may not know
+            with contextlib.suppress(OSError):  # optional: a kernel may not support it
                 self._pages.madvise(mmap.MADV_HUGEPAGE)
         self._pages.write(code)
         view = np.frombuffer(self._pages, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The kernel of generated machine code: it goes through an output's vectors, and code does the sums of each."""
+"""The kernel that runs generated machine code: it loops over an output's vectors, and the code computes their sums."""
 
 # mypy: ignore-errors
 # Compiled by Numba, which types them itself.
@@ -20,7 +20,7 @@ _LINE = 64  # bytes
 
 @intrinsic
 def run_code(typing, address, x, out, values, residual, vectors):
-    """Call the code at an address (program/row_code.py) for that many neighbouring vectors."""
+    """Call the code at an address (program/row_code.py) for a number of contiguous vectors."""
     floats = types.CPointer(types.float32)
 
     def generate(context, builder, signature, args):
@@ -34,7 +34,7 @@ def run_code(typing, address, x, out, values, residual, vectors):
 
 @intrinsic
 def prefetch(typing, address):
-    """Ask for the cache line at an address, to the second cache, which code is fetched from too."""
+    """Prefetch the cache line at an address into the L2 cache, from which code is fetched too."""
 
     def generate(context, builder, signature, args):
         number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
@@ -49,9 +49,9 @@ def prefetch(typing, address):
 
 @njit(**_FAST)
 def convolve_generated(op, buffers, values, indptr, part, parts):
-    """Do what `convolve` does. A block of code is some output channels' sums over some input channels, for one vector.
+    """As `convolve`. A block of code computes sums of some output channels over some input channels, for one vector.
 
-    Threads share the vectors, or the groups of output channels where that is more even.
+    Threads share the vectors, or the groups of output channels if that is more even.
     """
     out, residual, size, count = op[at.OUT], op[at.RESIDUAL], op[at.OUT_PLANE], op[at.CHANNELS]
     lines, span, wide, groups, chunks = op[at.RUNS], op[at.RUN], op[at.TILE_WIDTH], op[at.GROUPS], op[at.CHUNKS]
@@ -59,7 +59,7 @@ def convolve_generated(op, buffers, values, indptr, part, parts):
     vectors = (span + WIDTH - 1) // WIDTH
     pieces = lines if lines > 1 else vectors
     line, last_line, begin, end, group, last_group = 0, lines, 0, vectors, 0, groups
-    # The largest share decides how long all take.
+    # The largest share determines the time of all.
     if ((pieces + parts - 1) // parts) * groups > ((groups + parts - 1) // parts) * pieces:
         group, last_group = share(groups, part, parts)
     elif lines > 1:
@@ -79,7 +79,7 @@ def convolve_generated(op, buffers, values, indptr, part, parts):
                 for chunk in range(chunks):
                     where = op[at.INDPTR] + 2 * (one * chunks + chunk)
                     code, entries = indptr[where], pointer(values, indptr[where + 1])
-                    # The processor fetches code from far away a line at a time, and waits for each.
+                    # Otherwise the processor would fetch code from memory line by line and wait for each.
                     for line_of_code in range(indptr[where + 2], indptr[where + 4], _LINE):
                         prefetch(line_of_code)
                     for r in range(row, min(row + rows, last_line)):

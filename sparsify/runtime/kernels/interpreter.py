@@ -1,7 +1,7 @@
-"""The interpreter of compiled programs: `run` goes through a table of instructions, as one of several threads.
+"""The interpreter of compiled programs: `run` executes a table of instructions, as one of several threads.
 
-A buffer holds *planes*: for each channel the pixels of the whole batch, image innermost, with padding of zeros that
-neighbouring rows share (planes.py). An instruction is a row of integers (opcodes.py); a thread does its part of the
+A buffer holds *planes*: for each channel the pixels of the whole batch, image innermost, with zero padding that
+neighbouring rows share (planes.py). An instruction is a row of integers (opcodes.py); each thread does its part of the
 work, `part` of `parts`, by channels.
 """
 
@@ -23,13 +23,13 @@ from .pooling import mean, pool
 from .simd import arrive, exchange, floats_at, give_way, longs_at, offsets_at, seen, swap_if
 from .sparse_conv import convolve, convolve_tiles, dot
 
-# Numbers that all threads see: jobs given, instructions ended, each on a cache line of its own; what each thread does.
+# Counters shared by all threads: jobs given, instructions ended, each on its own cache line; the state of each thread.
 GIVEN, ENDED, STATE = 0, 16, 32
 ASLEEP, AWAKE, BUSY = 0, 1, 2
 JOB = 17  # numbers in a job
-LOOKS = 1_000_000  # for a job, about a millisecond, before a thread goes to sleep, from which it wakes slowly
-WAKING = 100_000  # looks at whether a thread wakes, a few milliseconds, before a signal may come between
-PATIENCE = 4096  # looks at whether the other threads are done, before one of them may need this core
+LOOKS = 1_000_000  # polls for a job, about a millisecond, before a thread goes to sleep, from which it wakes slowly
+WAKING = 100_000  # polls for a thread to wake, a few milliseconds, before signal handlers may run
+PATIENCE = 4096  # polls for the other threads before this one yields its core
 
 
 @njit(**_FAST)
@@ -63,10 +63,9 @@ def _without_weights(op, buffers, scalars, addresses, part, parts):
 
 @njit(**_FAST)
 def run(table, buffers, offsets, values, indptr, biases, scalars, addresses, signals, base, part, parts):
-    """Go through all instructions, as `part` of `parts` threads that do so at once on the same buffers.
+    """Execute all instructions, as `part` of `parts` threads that do so at once on the same buffers.
 
-    Each one begins when all threads have ended the one before it (a barrier): `base` is how many ends the signals told
-    before.
+    A barrier separates instructions; `base` is the value of the ENDED counter before the first one.
     """
     for number in range(table.shape[0]):
         op = table[number]
@@ -94,9 +93,9 @@ def run(table, buffers, offsets, values, indptr, biases, scalars, addresses, sig
 
 @njit(**_FAST)
 def perform(signals, job, part, parts):
-    """Do a thread's part of a job: what `run` takes, addresses and sizes of the arrays one after the other, and `base`.
+    """Do a thread's part of a job: the arguments of `run`, as addresses and sizes of the arrays, and `base`.
 
-    It stays as it is until all threads have ended its last instruction.
+    The job must not change until all threads have ended its last instruction.
     """
     run(
         carray(longs_at(job[0]), (job[1] // COLUMNS, COLUMNS)),
@@ -116,7 +115,7 @@ def perform(signals, job, part, parts):
 
 @njit(**_FAST)
 def _claim(signals, parts, looks):
-    """Make all other threads busy and return True; False, and none is, if one sleeps for that many looks."""
+    """Set all other threads to BUSY and return True; False, with none BUSY, if one stays asleep for `looks` polls."""
     for part in range(1, parts):
         waits = 0
         while not swap_if(signals, STATE + part, AWAKE, BUSY):
@@ -132,13 +131,13 @@ def _claim(signals, parts, looks):
 
 @njit(**_FAST)
 def _next_job(signals, part, done):
-    """Wait for a job beyond those done and return True; False, and the thread is asleep, if none comes for a while."""
+    """Wait for a job beyond those done and return True; False, with the thread ASLEEP, if none comes for a while."""
     looks = 0
     while seen(signals, GIVEN) == done:
         looks += 1
         if looks % PATIENCE == 0:
             give_way()
-        # A thread that is busy waits for the job that is to come.
+        # A BUSY thread keeps waiting: its job is about to come.
         if looks >= LOOKS and swap_if(signals, STATE + part, AWAKE, ASLEEP):
             return False
     return True
@@ -146,10 +145,10 @@ def _next_job(signals, part, done):
 
 @njit(**_FAST)
 def enter(signals, job, part, parts, looks):
-    """Lead all threads through a job, as part 0, or do another part of every job until none comes for a while.
+    """As part 0, start a job and do its part; as another part, do that part of every job until none comes for a while.
 
-    Returns whether the job is done: it is not, and nothing has begun, if a thread is asleep for that many looks. A
-    whole job is one call, so that no signal handler, which Python runs between its own steps, can tear it.
+    Returns whether the job is done; it is not started if a thread stays asleep for `looks` polls. A whole job is one
+    call, so that no signal handler, which Python runs between bytecodes, can interrupt it.
     """
     done = seen(signals, GIVEN)  # while this thread is asleep, or has not given it yet, there is no job
     if part > 0:
@@ -157,7 +156,7 @@ def enter(signals, job, part, parts, looks):
     elif not _claim(signals, parts, looks):
         return False
     elif parts > 1:
-        # None of them reads the last job any more: all have ended its last instruction.
+        # No thread still reads the last job: all have ended its last instruction.
         job[16] = seen(signals, ENDED)
         arrive(signals, GIVEN)
     while part == 0 or _next_job(signals, part, done):

@@ -1,4 +1,4 @@
-"""The kernels' machine code: compiled once by a thread of its own, and kept on the disk with a checksum."""
+"""Compilation of the kernels, once, in a separate thread, and their cache on disk, with a checksum."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _DIGEST = 32  # bytes
 
 
 def fingerprint(where: Path = HERE) -> bytes:
-    """Return a digest of a folder's sources: the kernels, and the constants and code generation that they take in."""
+    """Return a digest of a folder's sources: the kernels with their constants and code generation."""
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in sorted(where.glob("*.py")))).digest()
 
 
 class KernelCache(NullCache):  # type: ignore[misc]
     """One file of compiled code: a checksum of the rest, the sources' fingerprint, and Numba's result, pickled.
 
-    Code of other sources is compiled anew and replaced. So is a file that is damaged, which is said. `said` takes
-    what has to be told, for the thread that waits.
+    Code of other sources, and a damaged file, are compiled again and replaced. `said` collects warnings for the thread
+    that waits.
     """
 
     def __init__(self, said: list[str]) -> None:
         self.said = said
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compile result that is kept for this processor, these versions and these sources, or None."""
+        """Return the cached compile result for this processor, these versions and these sources, or None."""
         target_context.refresh()
         for path in self._paths(target_context):
             try:
@@ -59,12 +59,12 @@ class KernelCache(NullCache):  # type: ignore[misc]
                     raise ValueError("its checksum is another")
                 if rest[:_DIGEST] == fingerprint():
                     return CompileResult._rebuild(target_context, *pickle.loads(rest[_DIGEST:]))
-            except Exception as error:  # noqa: BLE001 - whatever a damaged file makes of the unpickling
+            except Exception as error:  # noqa: BLE001 - unpickling a damaged file may raise anything
                 self._say(f"{path}: the kernels kept there are damaged ({error}), and are compiled anew")
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compile result in the first folder that takes it."""
+        """Write a compile result to the first writable folder."""
         from ...formats.io.atomic import atomic_write
 
         rest = fingerprint() + dumps(data._reduce())
@@ -79,7 +79,7 @@ class KernelCache(NullCache):  # type: ignore[misc]
         self._say(f"the compiled kernels cannot be kept, every process compiles them anew: {fault}")
 
     def _paths(self, target_context: Any) -> Iterator[Path]:
-        """Yield where the file may be: in NUMBA_CACHE_DIR if that is set, else beside the package, or the user's."""
+        """Yield the possible paths: in NUMBA_CACHE_DIR if set, else beside the package, then in the user's cache."""
         about = (*target_context.codegen().magic_tuple(), numba.__version__, llvmlite.__version__, sys.version, WIDTH)
         name = f"sparsify-kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.nbc"
         given = os.environ.get("NUMBA_CACHE_DIR")
@@ -90,7 +90,7 @@ class KernelCache(NullCache):  # type: ignore[misc]
 
 
 class _Compilation(threading.Thread):
-    """Compiles the kernels, or loads them. An interrupt of the thread that waits for it leaves it going."""
+    """Compiles the kernels, or loads them; continues if the thread that waits for it is interrupted."""
 
     def __init__(self) -> None:
         super().__init__(name="sparsify: compile kernels", daemon=True)
@@ -101,7 +101,7 @@ class _Compilation(threading.Thread):
         try:
             interpreter.enter._cache = KernelCache(self.said)
             interpreter.enter.compile(interpreter.SIGNATURE)
-        except BaseException as error:  # noqa: BLE001 - those that wait raise it
+        except BaseException as error:  # noqa: BLE001 - waiting threads raise it
             self.error = error
 
 
@@ -110,9 +110,9 @@ _running: _Compilation | None = None
 
 
 def ready() -> Callable[..., bool]:
-    """Return `interpreter.enter`, compiled when it is first asked for; what is wrong with the files is a CacheWarning.
+    """Return `interpreter.enter`, compiled at the first call; problems with cache files give a CacheWarning.
 
-    Raises what the compilation raised; the next call tries it again.
+    Exceptions of the compilation are raised; the next call tries again.
     """
     global _running
     if _running is None or _running.is_alive() or _running.error is not None or _running.said:
@@ -131,7 +131,7 @@ def ready() -> Callable[..., bool]:
 
 
 def _wait_for_no_compilation() -> None:
-    """Let no child be born while the compiler's locks are held."""
+    """Delay a fork while the compiler's locks are held."""
     if _running is not None and _running is not threading.current_thread():
         _running.join()
 

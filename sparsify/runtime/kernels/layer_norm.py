@@ -11,14 +11,14 @@ from numba import njit
 from .loops import FAST, fill, share
 from .opcodes import Column as at
 
-BLOCK = 64  # floats of each plane that are done before the next ones
+BLOCK = 64  # floats of each plane that are processed together
 
 
 @njit(**FAST)
 def layer_norm(op, buffers, values, indptr, biases, scalars, part, parts):
-    """Write pixels with mean 0 and variance 1 over all channels, times a weight of each channel, and its bias.
+    """Write pixels with mean 0 and variance 1 over all channels, times each channel's weight, plus its bias.
 
-    The output may not be where the input is. Parts share the pixels.
+    Not in place. Threads share the pixels.
     """
     channels, size, first = op[at.CHANNELS], op[at.OUT_PLANE], op[at.FIRST]
     span = op[at.HEIGHT] * op[at.ROW_STRIDE]
@@ -27,7 +27,7 @@ def layer_norm(op, buffers, values, indptr, biases, scalars, part, parts):
     means, scales = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     rows = indptr[op[at.INDPTR]] + op[at.VALUES]
     for block in range(first + low * BLOCK, first + high * BLOCK, BLOCK):
-        # In whole vectors, unless there is a number for each plane.
+        # Whole vectors, unless each plane is a single number.
         count = min(BLOCK, size - block)
         _moments(buffers, source + block, size, channels, count, eps, means, scales)
         for channel in range(channels):
@@ -36,7 +36,7 @@ def layer_norm(op, buffers, values, indptr, biases, scalars, part, parts):
             for i in range(np.uint64(count)):
                 buffers[two + i] = (buffers[one + i] - means[i]) * scales[i] * weight + bias
         _clear_between(op, buffers, block - first, count)
-    # What is above and below all rows.
+    # The padding above and below all rows.
     low, high = share(channels, part, parts)
     covered = min(size, first + (span + BLOCK - 1) // BLOCK * BLOCK)
     for channel in range(low, high):
@@ -46,9 +46,9 @@ def layer_norm(op, buffers, values, indptr, biases, scalars, part, parts):
 
 @njit(**FAST, inline="always")
 def _moments(buffers, begin, size, channels, count, eps, means, scales):
-    """Write the means over the channels and one by the standard deviations, both from sums of differences.
+    """Write the means over the channels and the inverse standard deviations, both from sums of differences.
 
-    The means are counted from the first channel, and so exact where all channels are equal: eps may be small.
+    Means are computed relative to the first channel, hence exact if all channels are equal, even for a small eps.
     """
     each, first = np.float32(1) / np.float32(channels), np.uint64(begin)
     fill(means, 0, count, 0)
@@ -70,7 +70,7 @@ def _moments(buffers, begin, size, channels, count, eps, means, scales):
 
 @njit(**FAST)
 def _clear_between(op, buffers, begin, count):
-    """Set what is no pixel among `count` floats of every plane to zero; `begin` counts from the first pixel."""
+    """Zero the padding among `count` floats of every plane; `begin` counts from the first pixel."""
     row, row_stride, size, end = op[at.ROW], op[at.ROW_STRIDE], op[at.OUT_PLANE], begin + count
     start = op[at.OUT] + op[at.FIRST]
     for r in range(begin // row_stride, min((end - 1) // row_stride + 1, op[at.HEIGHT])):

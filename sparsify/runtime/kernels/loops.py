@@ -13,7 +13,7 @@ from .opcodes import Column as at
 FAST = {"nogil": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
 
-# Numba looks for negative indices, from the end, unless they are unsigned; and then nothing is vectorised.
+# Unsigned indices: for signed ones Numba checks for negative values (from the end), which prevents vectorisation.
 
 
 @njit(**FAST, inline="always")
@@ -38,7 +38,7 @@ def move(into, place, into_stride, source, begin, stride, count):
 
 @njit(**FAST, inline="always")
 def reduce(into, place, source, begin, stride, count, largest):
-    """Take the larger of into[place + i] and source[begin + i * stride], or the sum. A NaN stays."""
+    """Write the larger of into[place + i] and source[begin + i * stride], or their sum. NaN propagates."""
     first, other, far = np.uint64(place), np.uint64(begin), np.uint64(stride)
     if largest:
         for i in range(np.uint64(count)):
@@ -59,19 +59,19 @@ def multiply(into, place, source, begin, count, factor):
 
 @njit(**FAST)
 def share(count, part, parts):
-    """Return the first and the last plus one of `count` items that are `part`'s."""
+    """Return the range of `part` among `count` items: first, and last plus one."""
     return count * part // parts, count * (part + 1) // parts
 
 
 @njit(**FAST)
 def clear(buffers, start, op, low, high):
-    """Set the padding of the output's planes low..high to zero: whatever is no pixel."""
+    """Set the padding of the output's planes low..high to zero."""
     clear_run(buffers, start, op, low, high, 0, op[at.HEIGHT] * op[at.ROW_STRIDE])
 
 
 @njit(**FAST)
 def clear_run(buffers, start, op, low, high, begin, end):
-    """Do so between two places, floats from a plane's first pixel; with its first or last row all that is beyond."""
+    """As `clear` for a range in floats from a plane's first pixel, with padding above and below its rows."""
     row, row_stride, size, first = op[at.ROW], op[at.ROW_STRIDE], op[at.OUT_PLANE], op[at.FIRST]
     span = op[at.HEIGHT] * row_stride
     for channel in range(low, high):

@@ -1,4 +1,4 @@
-"""The instruction encoding: what an instruction does (opcode), and what each of its integers means (column)."""
+"""The instruction encoding: opcodes, and the meaning of each integer of an instruction (column)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum, auto
 
 
 class Opcode(IntEnum):
-    """A kernel, numbered in order, with what `print(engine)` calls it. A new one needs a row here, the kernel with its
+    """A kernel, numbered in order, with its name in `print(engine)`. A new one needs a row here, the kernel with its
     branch in interpreter.py, and a lowering rule with its row in lowering/rules.py."""
 
     description: str
@@ -61,9 +61,9 @@ class Binary(IntEnum):
 
 
 class Column(IntEnum):
-    """The integers of an instruction. Sizes and strides count floats; places are those in the buffers.
+    """The integers of an instruction. Sizes and strides count floats; places are offsets into the buffers.
 
-    A plane is one channel of all images. A row stride leads from row to row, IN_PLANE and OUT_PLANE to the next plane.
+    A plane is one channel of all images. IN_PLANE and OUT_PLANE are the strides from plane to plane.
     """
 
     OPCODE = 0
@@ -74,7 +74,7 @@ class Column(IntEnum):
     IN_ROW_STRIDE = auto()
     IN_HEIGHT = auto()  # pixels
     IN_WIDTH = auto()
-    OUT = auto()  # where the output's first plane begins
+    OUT = auto()  # the beginning of the output's first plane
     OUT_PLANE = auto()
     FIRST = auto()  # from a plane's beginning to its first pixel: the padding above
     HEIGHT = auto()  # rows of the output
@@ -87,9 +87,9 @@ class Column(IntEnum):
     TILE_WIDTH = auto()  # floats of each row of a tile
     RUNS = auto()  # contiguous runs that are computed: one for each row, or one in all
     RUN = auto()  # floats of one
-    RESIDUAL = auto()  # the first plane of what is added, -1 for none
-    INDPTR = auto()  # where the packed rows' indptr begins, or the addresses of code and values, block by block
-    VALUES = auto()  # what to add to an index of the offsets for that of the values
+    RESIDUAL = auto()  # the first plane of the residual, -1 for none
+    INDPTR = auto()  # the beginning of the packed rows' indptr, or of the addresses of code and values, block by block
+    VALUES = auto()  # add it to an index of the offsets to get that of the values
     BIASES = auto()
     SCALARS = auto()  # two floats: clamp_min and clamp_max (ACTIVATION: parameter and factor; LAYER_NORM: eps)
     STRIDE_Y = auto()

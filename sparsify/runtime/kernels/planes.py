@@ -1,4 +1,4 @@
-"""The memory layout of activations: planes, CHWN with a halo of zeros."""
+"""The memory layout of activations: planes, CHWN with zero padding."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def rounded(count: int) -> int:
 
 @dataclass(frozen=True)
 class Planes:
-    """Planes of `batch` images: [channel, row, column, image] (CHWN), with `pad` pixels of zero padding all around.
+    """Planes of `batch` images: [channel, row, column, image] (CHWN), with `pad` pixels of zero padding on all sides.
 
-    The padding right of a row is that left of the next. All sizes but height, width and pad count floats.
+    The padding right of a row is also that left of the next. All sizes but height, width and pad count floats.
     """
 
     channels: int
@@ -47,11 +47,11 @@ class Planes:
 
     @property
     def size(self) -> int:
-        """The plane stride. One number each where there is one pixel of one image."""
+        """The plane stride; 1 for a single pixel of a single image."""
         if self.is_vector:
             return 1
         below = (self.pad * (self.width + self.pad) + self.pad) * self.batch
-        # What is computed beyond the last row's end, in whole vectors, must not reach the next plane.
+        # Whole vectors are computed, which may go beyond the last row but must not reach the next plane.
         return rounded(self.first + self.span + max(below, -self.span % ALIGNMENT, -self.row % ALIGNMENT))
 
     @property
@@ -61,5 +61,5 @@ class Planes:
 
     @property
     def floats(self) -> int:
-        """Of all planes, and a block of slack: whole vectors are read beyond the last."""
+        """The size of all planes, with slack for whole vectors that are read beyond the last."""
         return rounded(self.channels * self.size) + 2 * 8 * ALIGNMENT

@@ -17,21 +17,19 @@ from .opcodes import Opcode
 def pool(op, buffers, part, parts):
     """Write the largest pixel of each window, or its mean.
 
-    That is divided by DIVISOR; if it is 0, by the window's pixels; if it is below, by these and those of the padding.
+    The sum is divided by DIVISOR; if that is 0, by the window's pixels; if negative, by pixels and padding.
     """
     low, high = share(op[at.CHANNELS], part, parts)
     batch, row_stride, width, row = op[at.BATCH], op[at.IN_ROW_STRIDE], op[at.IN_WIDTH], op[at.ROW]
     columns, stride, largest = row // batch, op[at.STRIDE_X], op[at.OPCODE] == Opcode.MAX_POOL
     start = np.float32(-np.inf) if largest else np.float32(0)
-    # One row of windows: reduced over its rows first, which are read without a gap, then over its columns.
+    # One row of windows: reduced over its rows first, which are contiguous, then over its columns.
     padding = op[at.PADDING_X] * batch
     line = np.full(padding + max(width, (columns - 1) * stride + op[at.KERNEL_X]) * batch, start)
     best = np.empty(row, np.float32)
     for channel in range(low, high):
-        plane, target = (
-            op[at.IN] + channel * op[at.IN_PLANE],
-            op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST],
-        )
+        plane = op[at.IN] + channel * op[at.IN_PLANE]
+        target = op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST]
         for r in range(op[at.HEIGHT]):
             top = r * op[at.STRIDE_Y] - op[at.PADDING_Y]
             y0, y1 = max(top, 0), min(top + op[at.KERNEL_Y], op[at.IN_HEIGHT])
@@ -79,7 +77,7 @@ def mean(op, buffers, part, parts):
         fill(sums, 0, row, 0)
         for y in range(op[at.IN_HEIGHT]):
             reduce(sums, 0, buffers, source + y * op[at.IN_ROW_STRIDE], 1, row, False)
-        # Rows are long, pixels are not: the columns of their sum come last.
+        # Rows first, which are long, then the columns of their sum.
         target = op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST]
         fill(buffers, target, batch, 0)
         if batch == 1:

@@ -1,4 +1,4 @@
-"""Vector code that Numba's own loops do not give: sums held in registers, raw pointers, a barrier of threads."""
+"""Code that Numba's loops do not generate: sums kept in vector registers, raw pointers, atomics for a barrier."""
 
 # mypy: ignore-errors
 # Numba's and llvmlite's code generation has no types to check against.
@@ -21,7 +21,7 @@ _FLOAT, _LONG, _INT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 def _width() -> int:
     """Return the number of floats in one vector register of this machine, or SPARSIFY_VECTOR_WIDTH.
 
-    Raises SparsifyError if that is set to no such number. Any of them runs on any machine.
+    Raises SparsifyError if that is set to anything else. Any of them runs on any machine.
     """
     given = os.environ.get("SPARSIFY_VECTOR_WIDTH")
     if given:
@@ -33,7 +33,7 @@ def _width() -> int:
 
 
 WIDTH = _width()
-# Planes and vectors at once where weights have few zeros: with the registers of AVX-512, 32, or half as many.
+# Planes and vectors of a tile for weights with few zeros, for the 32 registers of AVX-512 or half as many.
 TILE, TILE_VECTORS = 4, 4 if WIDTH == 16 else 2
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)
 
@@ -51,18 +51,18 @@ def _load(builder, pointer):
 
 
 def _clamp(builder, value, low, high):
-    # Ordered comparisons are false for NaN, which so goes through, as torch lets it.
+    # Ordered comparisons are false for NaN, which therefore propagates, as in torch.
     value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
     return builder.select(builder.fcmp_ordered(">", value, high), high, value)
 
 
 def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
-    """Return a function for `rows` times `vectors` neighbouring vectors of `planes` output planes that read the same.
+    """Return a function for `rows` times `vectors` contiguous vectors of `planes` output planes with the same inputs.
 
     out[p * size + r * out_row + i] = clamp(biases[p] + sum over j of weights[j * planes + p] * x[offsets[j] +
     r * in_row + i] + residual[p * size + r * out_row + i], low, high), for j from `begin` to `end`, r over the rows
-    and i over vectors * WIDTH floats; `residual` counts only if `adds`, and if `resumes`, so does what is in `out`. The
-    sums stay in registers; in_row and out_row are row strides.
+    and i over vectors * WIDTH floats; `residual` is added only if `adds`, and the old `out` only if `resumes`. The sums
+    stay in registers; in_row and out_row are row strides.
     """
 
     @intrinsic
@@ -74,6 +74,7 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
         return types.void(*given, types.boolean, types.boolean, real, real), generate
 
     def generate(context, builder, signature, args):
+        """Emit the LLVM code: a loop over j whose sums are phi nodes, one for each vector."""
         x, offsets, weights, begin, end, biases, out, residual, size, in_row, out_row, resumes, adds, low, high = args
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
@@ -104,7 +105,7 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
         builder.cbranch(builder.icmp_signed("<", j, end), body, done)
 
         builder.position_at_end(body)
-        # Unsigned: a sign extension would come with a check for wrap-around.
+        # Zero extension: a sign extension would add a check for wrap-around.
         source = builder.gep(x, [builder.zext(builder.load(builder.gep(offsets, [j])), _LONG)])
         sources = [builder.gep(source, [builder.mul(in_row, number[r])]) for r in range(rows)]
         read = [_load(builder, builder.gep(one, [number[v * WIDTH]])) for one in sources for v in range(vectors)]
@@ -124,7 +125,7 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
 
 
 def _finish(builder, held, places, out, residual, adds, low, high):
-    """Store the sums, with what is added, clamped."""
+    """Store the sums, plus the residual if `adds`, clamped."""
     for sums, row in zip(held, places, strict=True):
         for one, place in zip(sums, row, strict=True):
             with builder.if_else(adds) as (then, otherwise):
@@ -152,7 +153,7 @@ def pointer(typing, array, index):
 
 
 def address_of(kind):
-    """Return a function that takes a number as the address of values of a kind."""
+    """Return a function from a number to a pointer to values of a kind."""
 
     @intrinsic
     def convert(typing, address):
@@ -169,7 +170,7 @@ floats_at, longs_at, offsets_at = address_of(types.float32), address_of(types.in
 
 @intrinsic
 def arrive(typing, counters, index):
-    """Add one to counters[index], seen by all threads."""
+    """Add one to counters[index], atomically."""
 
     def generate(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -181,7 +182,7 @@ def arrive(typing, counters, index):
 
 @intrinsic
 def exchange(typing, counters, index, value):
-    """Set counters[index], seen by all threads, and return what it was."""
+    """Set counters[index], atomically, and return the old value."""
 
     def generate(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -192,7 +193,7 @@ def exchange(typing, counters, index, value):
 
 @intrinsic
 def swap_if(typing, counters, index, expected, value):
-    """Set counters[index], seen by all threads, if it is as expected; return whether it was."""
+    """Set counters[index] if it equals `expected` (compare and swap); return whether it did."""
 
     def generate(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -204,7 +205,7 @@ def swap_if(typing, counters, index, expected, value):
 
 @intrinsic
 def seen(typing, counters, index):
-    """Return counters[index] as the other threads have left it."""
+    """Return counters[index], read atomically."""
 
     def generate(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -215,7 +216,7 @@ def seen(typing, counters, index):
 
 @intrinsic
 def give_way(typing):
-    """Let another thread of this machine run, where the system can be asked to."""
+    """Yield the processor to another thread, where the system can."""
 
     def generate(context, builder, signature, args):
         if os.name == "posix":
@@ -231,7 +232,7 @@ def half_power_of_two(typing, shifted):
     """Return 2 ** (n - 1) for the float n + 1.5 * 2 ** 23, n whole, from -126 (given as 0) to 129."""
 
     def generate(context, builder, signature, args):
-        # n is in the last bits of the fraction; it goes where a float has its exponent, which is biased by 127.
+        # n is in the last bits of the fraction; it is moved to the exponent, which is biased by 127.
         whole = builder.sub(builder.bitcast(args[0], _INT), ir.Constant(_INT, 0x4B400000 - 126))
         return builder.bitcast(builder.shl(whole, ir.Constant(_INT, 23)), _FLOAT)
 

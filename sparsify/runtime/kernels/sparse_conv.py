@@ -1,4 +1,4 @@
-"""The kernels of packed rows (CSR): sparse convolutions and linear layers, with bias, residual and clamp fused in."""
+"""The kernels for packed rows (CSR): sparse convolutions and linear layers, with bias, residual and clamp fused in."""
 
 # mypy: ignore-errors
 # Compiled by Numba, which types them itself.
@@ -21,7 +21,7 @@ _shared_rows = weighted_sums(TILE_VECTORS // 2, TILE, rows=2)
 
 @njit(**_FAST)
 def share_of_rows(indptr, first, count, part, parts):
-    """Return the output channels that are `part`'s, so that each part has about as many values, and some batch."""
+    """Return the range of output channels of `part`, balanced by values plus 8 for each channel."""
     begin, total = indptr[first], indptr[first + count] - indptr[first] + 8 * count
     edges = (0, 0)
     for side in range(2):
@@ -39,7 +39,7 @@ def share_of_rows(indptr, first, count, part, parts):
 
 @njit(**_FAST, inline="always")
 def tile_sums(shape, x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high):
-    """Do one tile of packed_rows.SHAPES."""
+    """Compute one tile of tiling.SHAPES."""
     if shape == 0:
         _sums8(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
     elif shape == 1:
@@ -54,7 +54,7 @@ def tile_sums(shape, x, where, entries, begin, end, bias, out, other, size, in_r
 def shared_sums(
     shape, x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high
 ):
-    """Do one tile of packed_rows.SHARED_SHAPES, or one vector."""
+    """Compute one tile of tiling.SHARED_SHAPES, or one vector."""
     if shape == 0:
         _shared(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
     elif shape == 1:
@@ -67,7 +67,7 @@ def shared_sums(
 def piece_sums(
     vectors, x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high
 ):
-    """Do as many vectors of one row as there is a function for, and return how many."""
+    """Compute 4, 2 or 1 vectors of one row, and return how many."""
     if vectors >= 4:
         _sums4(x, where, entries, begin, end, bias, out, other, size, in_row, out_row, resumes, adds, low, high)
         return 4
@@ -80,9 +80,9 @@ def piece_sums(
 
 @njit(**_FAST)
 def convolve(op, buffers, offsets, values, indptr, biases, scalars, part, parts):
-    """Write planes that are weighted sums of shifted input planes, and a bias; then a residual, then a clamp.
+    """Write planes that are weighted sums of shifted input planes plus a bias and a residual, clamped.
 
-    A residual in the output's own place is what the sums begin with.
+    If the residual is in the output's own place, the sums start from it.
     """
     out, residual, size, first = op[at.OUT], op[at.RESIDUAL], op[at.OUT_PLANE], op[at.INDPTR]
     count, chunks, rows, wide = op[at.CHANNELS], op[at.CHUNKS], op[at.TILE_ROWS], op[at.TILE_WIDTH]
@@ -97,7 +97,7 @@ def convolve(op, buffers, offsets, values, indptr, biases, scalars, part, parts)
             whole = line + rows <= lines and block + wide < span + WIDTH
             left = (min(span - block, wide) + WIDTH - 1) // WIDTH
             for chunk in range(chunks):
-                # What a chunk of input channels has in this block stays in the cache for all outputs.
+                # The block of a chunk of input channels stays in the cache for all outputs.
                 ends = chunk == chunks - 1
                 resumes, adds = inside or chunk > 0, ends and residual >= 0 and not inside
                 clamp_min = scalars[op[at.SCALARS]] if ends else np.float32(-np.inf)
@@ -132,7 +132,7 @@ def convolve(op, buffers, offsets, values, indptr, biases, scalars, part, parts)
 
 @njit(**_FAST)
 def convolve_tiles(op, buffers, offsets, values, indptr, biases, scalars, part, parts):
-    """Do what `convolve` does for values with few zeros: TILE output planes at once share what they read."""
+    """As `convolve`, for weights with few zeros: TILE output planes at a time share their inputs."""
     out, residual, size = op[at.OUT], op[at.RESIDUAL], op[at.OUT_PLANE]
     in_row, out_row, lines, span = op[at.IN_ROW_STRIDE], op[at.ROW_STRIDE], op[at.RUNS], op[at.RUN]
     rows, wide = op[at.TILE_ROWS], op[at.TILE_WIDTH]
@@ -165,7 +165,7 @@ def convolve_tiles(op, buffers, offsets, values, indptr, biases, scalars, part, 
 
 @njit(**{**_FAST, "fastmath": True})
 def dot(op, buffers, offsets, values, indptr, biases, scalars, part, parts):
-    """Write one number for each output channel: the sum of its values times the floats they are for. One image."""
+    """Write one number for each output channel, the dot product of its values and their inputs. One image."""
     x, out, residual = op[at.IN], op[at.OUT], op[at.RESIDUAL]
     low, high = share_of_rows(indptr, op[at.INDPTR], op[at.CHANNELS], part, parts)
     clamp_min, clamp_max = scalars[op[at.SCALARS]], scalars[op[at.SCALARS] + 1]

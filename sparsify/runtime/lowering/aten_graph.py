@@ -1,4 +1,4 @@
-"""A model's forward as a flat graph of aten operations without side effects, its constants known."""
+"""Tracing a model's forward as a flat graph of aten operations without side effects, and its constants."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ...calls import run
 from ...errors import RunError
 from ...surgery.tracing.announced import announced_as_traced
-from ..call_outputs import Outline, outputs_apart
+from ..call_outputs import Outline, flatten_outputs
 from ..kernel_errors import PASSED, TraceError, one_line
 
-# What hands a tensor's memory to other code: that of one being traced holds no values, NumPy would read noise.
+# Methods that expose a tensor's memory to other code: a traced tensor has no values, and NumPy would read garbage.
 _READS = frozenset({"numpy", "__array__", "__dlpack__", "tolist", "data_ptr", "untyped_storage", "storage"})
 
 
 class _RefuseReads(TorchFunctionMode):
-    """Raises RunError where a forward reads values past PyTorch's operations."""
+    """Raises RunError if a forward reads values without a PyTorch operation."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
@@ -39,9 +39,9 @@ class _RefuseReads(TorchFunctionMode):
 def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Outline]:
     """Return the graph of the call `unflatten(inputs)` for inputs of these shapes, and the outline of its outputs.
 
-    The graph takes the tensors one by one and returns a flat list. The model is in evaluation mode and plain. Raises
-    TraceError where PyTorch cannot record the forward, and RunError where its control flow depends on values, also
-    where libraries go by what is right for all values (`announced_as_traced`).
+    The graph takes the tensors one by one and returns a flat list. The model is plain and in eval mode. Raises
+    TraceError if PyTorch cannot record the forward, and RunError if its control flow depends on values even in the
+    general path that libraries take under tracing (`announced_as_traced`).
     """
     try:
         return _traced(model, inputs, unflatten)
@@ -59,7 +59,7 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
 
     def flat(*tensors: Tensor) -> list[Any]:
         with _RefuseReads(), _WholeConstants(model):
-            outputs, outline = outputs_apart(run(model, unflatten(tensors)))
+            outputs, outline = flatten_outputs(run(model, unflatten(tensors)))
         found[:] = [outline]
         return outputs
 
@@ -69,7 +69,7 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
         except (*PASSED, RunError):
             raise
         except Exception as error:
-            # As make_fx says that a number is taken out of a tensor.
+            # The message of make_fx for .item() and the like.
             if "value out of a tracing tensor" in str(error):
                 what = f"it takes a number out of a tensor{_where(error)}"
                 raise RunError(f"the forward depends on values ({what})") from error
@@ -80,14 +80,14 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
 
 
 def _where(error: Exception) -> str:
-    """Return the file and line, outside PyTorch and this library, that an error came through last; "" for none."""
+    """Return the innermost file and line of an error outside PyTorch and this library, "" for none."""
     ours = str(Path(torch.__file__).parent), str(Path(__file__).parents[2])
     frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     return f", {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def _refuse_values(graph: fx.GraphModule) -> None:
-    """Raise RunError if the forward reads a value that depends on its inputs: the next call may go another way."""
+    """Raise RunError if the forward reads a value that depends on its inputs, so that the next call may differ."""
     varying: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):
@@ -100,13 +100,13 @@ def _refuse_values(graph: fx.GraphModule) -> None:
 
 
 def _picks_by_mask(node: fx.Node) -> bool:
-    """Whether x[index] takes as many entries as an index is true, and not one for each number in it."""
+    """Return whether an index in x[index] is a mask, which selects a number of entries that depends on values."""
     given = [one.meta.get("val") for one in node.args[1] if isinstance(one, fx.Node)]  # type: ignore[union-attr]
     return any(not isinstance(one, Tensor) or one.dtype in (torch.bool, torch.uint8) for one in given)
 
 
 class _WholeConstants(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Computes whole numbers that no input affects, past the trace: a forward may look at positions and masks."""
+    """Computes integers that no input affects outside the trace, so that a forward may read positions and masks."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -132,7 +132,7 @@ class _WholeConstants(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def constants(graph: fx.GraphModule) -> dict[fx.Node, Any]:
-    """Return what every node that depends on no input is, computed once."""
+    """Return the value of every node that depends on no input, computed once."""
     known: dict[fx.Node, Any] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
@@ -149,7 +149,7 @@ def constants(graph: fx.GraphModule) -> dict[fx.Node, Any]:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """Return the sizes of a node's tensor, None if there is none of float32 or it is empty: no kernel is for those."""
+    """Return the shape of a node's tensor, None if it is not float32 or empty, for which there are no kernels."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.dtype != torch.float32 or 0 in value.shape:
         return None

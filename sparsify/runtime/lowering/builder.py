@@ -1,4 +1,4 @@
-"""Lowering: a graph of operations becomes instructions of kernels, and calls of PyTorch for everything else."""
+"""Lowering a graph of operations to instructions of kernels, and to PyTorch calls for everything else."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Lowering:
         self.instructions: list[Instruction | Call] = []
         self.planes: dict[int, Planes] = {}
         self.buffers: dict[fx.Node, Buffer] = {}
-        self.tensors: set[fx.Node] = set()  # nodes that torch's tensors hold
+        self.tensors: set[fx.Node] = set()  # nodes whose values are torch tensors
         self.done: set[fx.Node] = set()
         self.past: set[fx.Node] = set()  # nodes that are lowered
-        self.aliases: dict[int, tuple[int, int]] = {}  # buffers that are planes of another: which, and from which on
+        self.aliases: dict[int, tuple[int, int]] = {}  # buffers within another: its number, and the first plane
         self.pads = pads(graph, self.constants)
 
     def all(self) -> list[Instruction | Call]:
-        """Return the instructions and calls of the whole graph; its outputs are PyTorch's tensors."""
+        """Return the instructions and calls of the whole graph, whose outputs are torch tensors."""
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 self.tensors.add(node)
@@ -56,9 +56,9 @@ class Lowering:
         return self.instructions
 
     def lower(self, node: fx.Node) -> bool:
-        """Emit an operation's instructions and return True; False if there is no kernel for it, or it shall have none.
+        """Emit an operation's instructions and return True; False if it has no kernel, or should not use it.
 
-        Raises KernelError where a rule fails, which must cost no more than this operation's kernel.
+        Raises KernelError if a rule fails, so that only this operation is left to PyTorch.
         """
         rule = self.rules.get(node.target)
         if rule is None or not self.native(node):
@@ -67,17 +67,17 @@ class Lowering:
             return rule(self, node)
 
     def call(self, node: fx.Node) -> None:
-        """Leave an operation to torch."""
+        """Emit a PyTorch call."""
         for source in node.all_input_nodes:
             self.tensor(source)
         if node.target in (aten.view.default, aten._unsafe_view.default):
-            # Tensors need not have the strides that they had when the forward was traced.
+            # The strides may differ from those of the traced tensors.
             node.target = aten.reshape.default
         self.instructions.append(Call(node))
         self.tensors.add(node)
 
     def tensor(self, node: fx.Node) -> None:
-        """See to it that a node's value is there as torch's tensor."""
+        """Emit the conversion of a node's value to a torch tensor, unless it is one."""
         if node in self.tensors or node in self.constants:
             return
         buffer = self.buffers[node]
@@ -86,9 +86,9 @@ class Lowering:
         self.tensors.add(node)
 
     def emit(self, opcode: Opcode, node: fx.Node, out: Planes, *sources: Buffer, into: int = -1, **fields: Any) -> int:
-        """Append an instruction that writes planes from those of `sources`; return the buffer it writes.
+        """Append an instruction that reads `sources` and writes planes; return the buffer that it writes.
 
-        That is a new one unless it goes `into` one that is there; `fields` are the instruction's own.
+        That is a new buffer unless an existing one is given as `into`; `fields` are other fields of the instruction.
         """
         number = self.new_buffer(out) if into < 0 else into
         reads = tuple(source.number for source in sources)
@@ -101,7 +101,7 @@ class Lowering:
         return len(self.planes) - 1
 
     def image(self, node: fx.Node) -> Buffer | None:
-        """Return planes with the pixels of a tensor [image, channel, row, column]; None if it is no such tensor."""
+        """Return planes with the pixels of a tensor [image, channel, row, column]; None for any other."""
         shape = shape_of(node)
         if shape is None or len(shape) != 4 or node in self.constants:
             return None
@@ -116,13 +116,13 @@ class Lowering:
         return self.pack(node, self.image_planes(shape), shape)
 
     def padded(self, node: fx.Node, source: Buffer, planes: Planes) -> Buffer:
-        """Return planes with wider padding, copied from those that were made without one: a matrix seen as images."""
+        """Return a copy of planes with wider padding, e.g. for a matrix that is read as images."""
         window = {"PADDING_Y": 0, "PADDING_X": 0}
         number = self.emit(Opcode.PAD_CROP, node, planes, source, numbers=window, scalars=(0.0, 0.0))
         return Buffer(number, planes, source.shape)
 
     def matrix(self, node: fx.Node) -> Buffer | None:
-        """Return planes with the columns of a matrix [row, column], rows as the batch; None if it is no matrix."""
+        """Return planes with the columns of a matrix [row, column], rows as the batch; None for any other tensor."""
         shape = shape_of(node)
         if shape is None or len(shape) != 2 or node in self.constants:
             return None
@@ -132,18 +132,18 @@ class Lowering:
         return self.pack(node, Planes(shape[1], 1, 1, 0, shape[0]), shape)
 
     def matching(self, node: fx.Node, other: Buffer) -> Buffer | None:
-        """Return planes of a tensor with the shape and the layout of another, None if it has another."""
+        """Return planes of a tensor with shape and layout of `other`; None if its own differ."""
         if shape_of(node) != other.shape or node in self.constants:
             return None
         if node not in self.buffers and node not in self.tensors:
-            return None  # it comes later
+            return None  # not computed yet
         if node not in self.buffers:
             return self.pack(node, other.planes, other.shape, other.last)
         found = self.buffers[node]
         return found if (found.planes, found.last) == (other.planes, other.last) else None
 
     def features(self, node: fx.Node) -> Buffer | None:
-        """Return planes whose channels are the last dimension of a tensor; None if it has none, or lies otherwise."""
+        """Return planes whose channels are the last dimension of a tensor; None if its layout differs."""
         shape = shape_of(node)
         if shape is None or len(shape) < 2 or node in self.constants:
             return None
@@ -158,7 +158,7 @@ class Lowering:
         return Planes(channels, height, width, self.pads.get((height, width), 0), batch)
 
     def pack(self, node: fx.Node, planes: Planes, shape: tuple[int, ...], last: bool = False) -> Buffer:
-        """Return new planes that are written from torch's tensor."""
+        """Return new planes that are written from a torch tensor."""
         self.tensor(node)
         buffer = Buffer(self.new_buffer(planes), planes, shape, last)
         opcode = Opcode.PACK_CHANNELS_LAST if buffer.channels_last else Opcode.PACK
@@ -167,7 +167,7 @@ class Lowering:
         return buffer
 
     def bind(self, node: fx.Node, number: int, planes: Planes, last: bool = False) -> bool:
-        """Say that a node's value is in these planes."""
+        """Record that a node's value is in these planes, and return True."""
         shape = shape_of(node)
         assert shape is not None
         self.buffers[node] = Buffer(number, planes, shape, last)
@@ -175,7 +175,7 @@ class Lowering:
         return True
 
     def root(self, number: int) -> tuple[int, int]:
-        """Return the buffer that one is planes of, itself if of none, and from which plane on."""
+        """Return the buffer that contains a buffer (maybe itself), and the plane at which it begins there."""
         begin = 0
         while number in self.aliases:
             number, more = self.aliases[number]
@@ -183,29 +183,29 @@ class Lowering:
         return number, begin
 
     def reusable(self, node: fx.Node, source: Buffer) -> bool:
-        """Return whether only `node` still needs what is in a buffer, which it may then overwrite."""
+        """Return whether only `node` still reads a buffer, which it may then overwrite."""
         whole, _ = self.root(source.number)
         return all(
-            user is node or user in self.done or user in self.past  # done: fused, ahead of their turn
+            user is node or user in self.done or user in self.past  # done: fused into an earlier node
             for other, buffer in self.buffers.items()
             if self.root(buffer.number)[0] == whole
             for user in other.users
         )
 
     def only_user(self, node: fx.Node) -> fx.Node | None:
-        """Return the one operation that uses a node's value, None if there are others or none."""
+        """Return the only operation that uses a node's value, None if there are several or none."""
         users = list(node.users)
         return users[0] if len(users) == 1 and users[0].op == "call_function" else None
 
 
 def first_result(lowering: Lowering, node: fx.Node) -> fx.Node | None:
-    """Return the node of the first of an operation's results, None if others are used as well."""
+    """Return the node of an operation's first result, None if other results are used too."""
     user = lowering.only_user(node)
     return user if user is not None and user.target is getitem and arguments(user)[1] == 0 else None
 
 
 def pads(graph: fx.GraphModule, known: Mapping[fx.Node, Any]) -> dict[tuple[int, int], int]:
-    """Return the padding that images of each size have: what the widest convolution on them reads of it."""
+    """Return the padding of images of each size: that of the widest convolution on them."""
     widest: dict[tuple[int, int], int] = {}
     for node in graph.graph.nodes:
         if node.target is aten.convolution.default and not arguments(node)[6]:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..kernels.opcodes import Opcode
+from ..kernels.opcodes import Binary, Opcode
 from ..kernels.planes import Planes
 from ..kernels.simd import TILE
 from .aten_graph import shape_of
-from .builder import Lowering, Rule, arguments, first_result
-from .elementwise import Affine, affine
-from .epilogue import after_each_other, fuse_epilogue, norm
+from .builder import Lowering, arguments, first_result
+from .elementwise import Affine, affine, binary
+from .epilogue import composed, fuse_epilogue, norm
 from .ir import Buffer, Instruction
 from .packed_rows import (
     PackedRows,
@@ -68,7 +68,7 @@ def weighted(
 
 
 def convolution(lowering: Lowering, node: fx.Node) -> bool:
-    """Write a convolution of images with constant weights; transposed ones are left to torch."""
+    """A convolution of images with constant weights; transposed ones are left to PyTorch."""
     x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments(node)
     values = lowering.constants.get(weight)
     if transposed or not isinstance(values, Tensor) or values.dim() != 4 or values.dtype != torch.float32:
@@ -99,7 +99,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def linear(lowering: Lowering, node: fx.Node) -> bool:
-    """Write a product with a constant matrix, of rows or of the channels of pixels, and a constant bias."""
+    """A product of rows, or of the channels of pixels, with a constant matrix, plus a constant bias."""
     bias, x, weight = arguments(node) if node.target is aten.addmm.default else (None, *arguments(node))
     values = lowering.constants.get(weight)
     offset = lowering.constants.get(bias) if isinstance(bias, fx.Node) else None
@@ -144,27 +144,23 @@ def standalone_norm(lowering: Lowering, node: fx.Node) -> bool:
 
 def _by_channel(lowering: Lowering, node: fx.Node, source: Buffer, change: Affine) -> bool:
     def rows(scale: Tensor | None, shift: Tensor | None) -> PackedRows:
-        all_in_all = change if scale is None or shift is None else after_each_other(change, (scale, shift))
+        all_in_all = change if scale is None or shift is None else composed(change, (scale, shift))
         return one_per_plane(*all_in_all, source.planes)
 
     return weighted(lowering, node, source, rows, source.planes, source.last)
 
 
-def with_constants(otherwise: Rule | None = None) -> Rule:
-    """Return the rule of a sum, product or the like with constants, and `otherwise` where none of its inputs is one."""
-
-    def rule(lowering: Lowering, node: fx.Node) -> bool:
-        for source in arguments(node)[:2]:
-            held = lowering.buffers.get(source) if isinstance(source, fx.Node) else None
-            if held is not None and (change := affine(lowering, node, source, held)) is not None:
-                return _by_channel(lowering, node, held, change)
-        return otherwise is not None and otherwise(lowering, node)
-
-    return rule
+def arithmetic(how: Binary | None, lowering: Lowering, node: fx.Node) -> bool:
+    """A sum, product or the like with constants; of two activations, `binary` of `how` if that is given."""
+    for source in arguments(node)[:2]:
+        held = lowering.buffers.get(source) if isinstance(source, fx.Node) else None
+        if held is not None and (change := affine(lowering, node, source, held)) is not None:
+            return _by_channel(lowering, node, held, change)
+    return how is not None and binary(how, lowering, node)
 
 
 def layer_norm(lowering: Lowering, node: fx.Node) -> bool:
-    """A layer norm over the channels of each pixel, where planes are read or wanted."""
+    """A layer norm over the channels of each pixel, if its input or its reader is in planes."""
     x, sizes, *constants, eps = arguments(node)
     result = first_result(lowering, node)
     values = [None if one is None else lowering.constants.get(one) for one in constants]
@@ -186,7 +182,7 @@ def layer_norm(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def _feeds_weights(lowering: Lowering, node: fx.Node) -> bool:
-    """Return whether a linear layer with a kernel reads a value, as it is or with another shape."""
+    """Return whether a linear layer with a kernel reads a value, directly or through a view."""
     users = [user for user in node.users if user.op == "call_function"]
     return any(
         lowering.native(user)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def clamp(lowering: Lowering, node: fx.Node) -> bool:
 def emit_binary(
     lowering: Lowering, node: fx.Node, last: fx.Node, source: Buffer, other: Buffer | None = None, **fields: Any
 ) -> bool:
-    """Emit the BINARY that makes the value of `last` of the pixels that `node` reads, and of another buffer's."""
+    """Emit the BINARY that computes the value of `last` from the pixels that `node` reads, and from another buffer."""
     apart = other is None or lowering.root(other.number)[0] != lowering.root(source.number)[0]
     into = source.number if apart and lowering.reusable(node, source) else -1
     sources = (source,) if other is None else (source, other)
@@ -39,7 +40,7 @@ def emit_binary(
 
 
 def clamped(lowering: Lowering, node: fx.Node) -> tuple[fx.Node, tuple[float, float]]:
-    """Return the clamp that follows a node, which is then done, and its scalars; the node itself if none follows."""
+    """Return the clamp that follows a node and its scalars, or the node itself; a fused node is marked done."""
     user = lowering.only_user(node)
     scalars = CLAMPS[user.target](*arguments(user)[1:]) if user is not None and user.target in CLAMPS else None
     if user is None or scalars is None:
@@ -48,29 +49,25 @@ def clamped(lowering: Lowering, node: fx.Node) -> tuple[fx.Node, tuple[float, fl
     return user, scalars
 
 
-def binary(how: Binary) -> Callable[[Lowering, fx.Node], bool]:
-    """Return the rule of a sum, a difference or a product of two activations of one shape."""
-
-    def rule(lowering: Lowering, node: fx.Node) -> bool:
-        one, two = arguments(node)[:2]
-        if node.kwargs or not isinstance(one, fx.Node) or not isinstance(two, fx.Node):
-            return False
-        held = lowering.buffers.get(one) or lowering.buffers.get(two)
-        if held is None or shape_of(one) != shape_of(two):
-            return how == Binary.PRODUCT and scaled(lowering, node, one, two)
-        first, second = lowering.matching(one, held), lowering.matching(two, held)
-        if first is None or second is None:
-            return False
-        if how != Binary.DIFFERENCE and not lowering.reusable(node, first):
-            first, second = second, first
-        last, scalars = clamped(lowering, node)
-        return emit_binary(lowering, node, last, first, second, scalars=scalars, numbers={"FUNCTION": how})
-
-    return rule
+def binary(how: Binary, lowering: Lowering, node: fx.Node) -> bool:
+    """A sum, difference or product of two activations of one shape."""
+    one, two = arguments(node)[:2]
+    if node.kwargs or not isinstance(one, fx.Node) or not isinstance(two, fx.Node):
+        return False
+    held = lowering.buffers.get(one) or lowering.buffers.get(two)
+    if held is None or shape_of(one) != shape_of(two):
+        return how == Binary.PRODUCT and scaled(lowering, node, one, two)
+    first, second = lowering.matching(one, held), lowering.matching(two, held)
+    if first is None or second is None:
+        return False
+    if how != Binary.DIFFERENCE and not lowering.reusable(node, first):
+        first, second = second, first
+    last, scalars = clamped(lowering, node)
+    return emit_binary(lowering, node, last, first, second, scalars=scalars, numbers={"FUNCTION": how})
 
 
 def scaled(lowering: Lowering, node: fx.Node, one: fx.Node, two: fx.Node) -> bool:
-    """A product with a number for each plane and image, and a sum with the planes behind it."""
+    """A product with a number for each plane and image, with a following sum of planes fused in."""
     if shape_of(node) != shape_of(one):
         one, two = two, one
     shape, factors = shape_of(one), shape_of(two)
@@ -93,34 +90,30 @@ def scaled(lowering: Lowering, node: fx.Node, one: fx.Node, two: fx.Node) -> boo
     return emit_binary(lowering, node, end, source, other, scalars=scalars, factors=each)
 
 
-def function(name: str, parameter: float = 0.0) -> Callable[[Lowering, fx.Node], bool]:
-    """Return the rule of a function of one number; the operation's own parameter comes before the one given."""
-
-    def rule(lowering: Lowering, node: fx.Node) -> bool:
-        source, given = lowering.buffers.get(arguments(node)[0]), arguments(node)[1:]
-        if source is None or any(isinstance(value, fx.Node) for value in given):
+def activation(name: str, parameter: float, lowering: Lowering, node: fx.Node) -> bool:
+    """An activation function; the operation's own parameter, where it has one, replaces `parameter`."""
+    source, given = lowering.buffers.get(arguments(node)[0]), arguments(node)[1:]
+    if source is None or any(isinstance(value, fx.Node) for value in given):
+        return False
+    kind, slope, factor = name, float(given[0]) if given and name != "gelu" else parameter, 1.0
+    if name == "gelu" and node.kwargs.get("approximate", "none") == "tanh":
+        kind = "gelu_tanh"
+    if name == "elu":
+        factor, inner = (float(given[1]) if len(given) > 1 else 1.0), given[2] if len(given) > 2 else 1
+        if inner != 1:
             return False
-        kind, slope, factor = name, float(given[0]) if given and name != "gelu" else parameter, 1.0
-        if name == "gelu" and node.kwargs.get("approximate", "none") == "tanh":
-            kind = "gelu_tanh"
-        if name == "elu":
-            factor, inner = (float(given[1]) if len(given) > 1 else 1.0), given[2] if len(given) > 2 else 1
-            if inner != 1:
-                return False
-        into = source.number if lowering.reusable(node, source) else -1
-        last = node
-        while (user := lowering.only_user(last)) is not None and (times := _number(user, last)) is not None:
-            lowering.done.add(last)
-            factor, last = factor * times, user
-        fields: dict[str, Any] = {"numbers": {"FUNCTION": Activation[kind.upper()]}, "scalars": (slope, factor)}
-        number = lowering.emit(Opcode.ACTIVATION, node, source.planes, source, into=into, **fields)
-        return lowering.bind(last, number, source.planes, source.last)
-
-    return rule
+    into = source.number if lowering.reusable(node, source) else -1
+    last = node
+    while (user := lowering.only_user(last)) is not None and (times := _number(user, last)) is not None:
+        lowering.done.add(last)
+        factor, last = factor * times, user
+    fields: dict[str, Any] = {"numbers": {"FUNCTION": Activation[kind.upper()]}, "scalars": (slope, factor)}
+    number = lowering.emit(Opcode.ACTIVATION, node, source.planes, source, into=into, **fields)
+    return lowering.bind(last, number, source.planes, source.last)
 
 
 def _number(node: fx.Node, source: fx.Node) -> float | None:
-    """Return the number that an operation multiplies its source by, None if it does something else."""
+    """Return the number by which an operation multiplies its source, None for any other operation."""
     args = arguments(node)
     if node.target is not aten.mul.Tensor or args[0] is not source or not isinstance(args[1], int | float):
         return None
@@ -128,7 +121,7 @@ def _number(node: fx.Node, source: fx.Node) -> float | None:
 
 
 def affine(lowering: Lowering, node: fx.Node, source: fx.Node, buffer: Buffer) -> Affine | None:
-    """Return what a sum, difference, product or quotient with constants makes of each channel; None if it is none."""
+    """Return scale and shift per channel of a sum, difference, product or quotient with constants; None for others."""
     if node.target not in AFFINE or shape_of(node) != buffer.shape or set(node.kwargs) - {"alpha"}:
         return None
     one, two = arguments(node)[:2]
@@ -140,7 +133,7 @@ def affine(lowering: Lowering, node: fx.Node, source: fx.Node, buffer: Buffer) -
 
 
 def _per_channel(lowering: Lowering, value: Any, buffer: Buffer) -> Tensor | None:
-    """Return a constant as one number for each channel, None if it is none or differs within one."""
+    """Return a constant as one number for each channel, None if it is not constant or varies within a channel."""
     count = buffer.planes.channels
     if isinstance(value, fx.Node):
         value = lowering.constants.get(value)
@@ -187,13 +180,13 @@ CLAMPS: dict[Any, Callable[..., tuple[float, float] | None]] = {
 }
 
 ACTIVATIONS: dict[Any, Callable[[Lowering, fx.Node], bool]] = {
-    aten.sigmoid.default: function("sigmoid"),
-    aten.silu.default: function("silu"),
-    aten.gelu.default: function("gelu"),
-    aten.tanh.default: function("tanh"),
-    aten.hardsigmoid.default: function("hardsigmoid"),
-    aten.hardswish.default: function("hardswish"),
-    aten.leaky_relu.default: function("leaky_relu", 0.01),
-    aten.elu.default: function("elu", 1.0),
-    aten.mish.default: function("mish"),
+    aten.sigmoid.default: partial(activation, "sigmoid", 0.0),
+    aten.silu.default: partial(activation, "silu", 0.0),
+    aten.gelu.default: partial(activation, "gelu", 0.0),
+    aten.tanh.default: partial(activation, "tanh", 0.0),
+    aten.hardsigmoid.default: partial(activation, "hardsigmoid", 0.0),
+    aten.hardswish.default: partial(activation, "hardswish", 0.0),
+    aten.leaky_relu.default: partial(activation, "leaky_relu", 0.01),
+    aten.elu.default: partial(activation, "elu", 1.0),
+    aten.mish.default: partial(activation, "mish", 0.0),
 }

@@ -20,19 +20,19 @@ NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_traini
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What is fused into a conv or linear kernel: a norm's scale and shift, a residual, a clamp."""
+    """The operations fused into a conv or linear kernel: a norm's scale and shift, a residual, a clamp."""
 
     scale: Tensor | None
     shift: Tensor | None
     residual: int | None
-    free: bool  # whether nothing else reads what is added, so that the result may take its place
+    free: bool  # whether nothing else reads the residual, so that the result may overwrite it
     scalars: tuple[float, float]
-    node: fx.Node  # whose value the result is
-    last: bool  # whether torch has its channels last
+    node: fx.Node  # the last fused node, whose value the result is
+    last: bool  # whether its tensor has channels last
 
 
 def fuse_epilogue(lowering: Lowering, node: fx.Node, planes: Planes, last: bool) -> Epilogue:
-    """Return the operations behind a conv or linear node that its kernel can do with it."""
+    """Return the operations after a conv or linear node that its kernel can compute as well."""
     change: Affine | None = None
     residual, free, scalars = None, False, UNBOUNDED
     shape = shape_of(node)
@@ -42,7 +42,7 @@ def fuse_epilogue(lowering: Lowering, node: fx.Node, planes: Planes, last: bool)
         if (other := view_of(user, node, held)) is not None:
             held, node = other, user
         elif residual is None and (found := _change(lowering, user, node, held)) is not None:
-            node, change = found[0], found[1] if change is None else after_each_other(change, found[1])
+            node, change = found[0], found[1] if change is None else composed(change, found[1])
         elif residual is None and (added := _added(lowering, user, node, held)) is not None:
             residual, free, node = added.number, lowering.reusable(user, added), user
         else:
@@ -55,7 +55,7 @@ def fuse_epilogue(lowering: Lowering, node: fx.Node, planes: Planes, last: bool)
 
 
 def _change(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> tuple[fx.Node, Affine] | None:
-    """Return the node whose value a norm or an operation with constants makes of a buffer, and how."""
+    """Return the result of a norm, or of an operation with constants, on a buffer, with its scale and shift."""
     if user.target in NORMS:
         affected, result = norm(lowering, user), first_result(lowering, user)
         fits = arguments(user)[0] is node and held.begins_with_channels
@@ -75,7 +75,7 @@ def _added(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> Bu
 
 
 def norm(lowering: Lowering, node: fx.Node) -> tuple[Tensor, Tensor] | None:
-    """Return scale and shift of a batch norm in evaluation mode, in float64; None if it is none."""
+    """Return scale and shift of a batch norm in eval mode, in float64; None for any other node."""
     values = [lowering.constants.get(arg) if isinstance(arg, fx.Node) else arg for arg in arguments(node)]
     legit = node.target is aten._native_batch_norm_legit_no_training.default
     weight, bias, running_mean, running_var = values[1:5]
@@ -88,6 +88,6 @@ def norm(lowering: Lowering, node: fx.Node) -> tuple[Tensor, Tensor] | None:
     return scale, shift if bias is None else shift + bias.double()
 
 
-def after_each_other(first: Affine, second: Affine) -> Affine:
-    """Return scale and shift of one after another."""
+def composed(first: Affine, second: Affine) -> Affine:
+    """Return scale and shift of `first` followed by `second`."""
     return first[0] * second[0], first[1] * second[0] + second[1]

@@ -17,9 +17,9 @@ UNBOUNDED = (-math.inf, math.inf)
 
 @dataclass(frozen=True)
 class Buffer:
-    """Planes somewhere, which torch knows as a tensor of this shape.
+    """Planes that hold a tensor of this shape, with elements in the order [image, channel, row, column].
 
-    Its elements come as [image, channel, row, column], or, if `last`, as [image, row, column, channel].
+    If `last`, the order is [image, row, column, channel].
     """
 
     number: int
@@ -29,7 +29,7 @@ class Buffer:
 
     @property
     def channel_dim(self) -> int | None:
-        """The dimension of the tensor that is the channels alone, None if there is none."""
+        """The dimension of the tensor that consists of the channels, None if there is none."""
         planes, shape = self.planes, self.shape
         if len(shape) > 1 and shape[-1] == planes.channels and self.channels_last:
             return len(shape) - 1
@@ -37,7 +37,7 @@ class Buffer:
 
     @property
     def channels_last(self) -> bool:
-        """Whether the channels of each pixel are neighbours in the tensor, as they are of images of one pixel."""
+        """Whether the channels of each pixel are contiguous in the tensor, as in images of one pixel."""
         return self.last or self.planes.height * self.planes.width == 1
 
     @property
@@ -61,7 +61,7 @@ class Instruction:
     scalars: tuple[float, float] = UNBOUNDED
     tensor: fx.Node | None = None  # PACK, UNPACK: the node
     numbers: Mapping[str, int] = field(default_factory=dict)
-    factors: Buffer | None = None  # COMBINE: a number for each plane and image
+    factors: Buffer | None = None  # BINARY: a number for each plane and image
 
     @property
     def touches(self) -> tuple[int, ...]:
@@ -71,6 +71,6 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Call:
-    """One operation as torch has it, on torch's tensors."""
+    """One PyTorch operation on torch tensors."""
 
     node: fx.Node

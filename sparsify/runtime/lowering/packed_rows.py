@@ -1,4 +1,4 @@
-"""Weights as packed rows (CSR): of each output channel the kept entries, offsets of their inputs and values."""
+"""Weights as packed rows (CSR): the kept entries of each output channel, as offsets of their inputs and values."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..kernels.planes import Planes
 from ..kernels.simd import WIDTH
 from .tiling import Tiling, generated_tiling
 
-CACHE = 40_000  # bytes of inputs that a chunk may read for one tile; measured, on 32 KB of first cache
-LEAST = 16  # entries of an output channel in a chunk: fewer, and keeping sums costs more than the cache gives
-DENSE, SHORT = 0.8, 1200  # more entries than this part of rows longer than this: tiles share as much in less code
+CACHE = 40_000  # bytes of inputs that a chunk may read for one tile; measured, with 32 KB of L1 cache
+LEAST = 16  # entries of an output channel in a chunk: with fewer, storing sums costs more than the cache saves
+DENSE, SHORT = 0.8, 1200  # beyond this density, for rows longer than this, tiles share as much in less code
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """CSR: entries indptr[i] .. indptr[i + 1] are output channel i's. Offsets, in floats, count from `base`:
-    where the first entry of the first window lies, counted from the input buffer's first pixel.
+    """CSR: entries indptr[i] .. indptr[i + 1] are those of output channel i. Offsets, in floats, are relative to
+    `base`, the position of the first entry of the first window relative to the input buffer's first pixel.
     """
 
     indptr: np.ndarray[Any, np.dtype[np.int64]]
@@ -37,9 +37,9 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a convolution's inputs lie: `shifts[ky][kx]` counts floats from `base`, of plane 0 of the phase read.
+    """The inputs of a convolution: `shifts[ky][kx]` is in floats from `base`, in plane 0 of the phase.
 
-    `planes` is the layout read; with strides it is made of the input's pixels of each of `phases`, one after the other.
+    `planes` is the layout of the inputs; with strides, the pixels of each of `phases` form planes, one after the other.
     """
 
     planes: Planes
@@ -56,7 +56,7 @@ def split_for_strides(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Place:
-    """Return where each entry of the kernel reads. Strides become a choice among phases, each read with stride 1."""
+    """Return the inputs of each entry of the kernel. Strides are split into phases, each read with stride 1."""
     steps = [[k * dilation[d] - padding[d] for k in range(kernel[d])] for d in (0, 1)]
     if set(stride) == {1}:
         shifts = np.add.outer(np.array(steps[0]) * source.row_stride, np.array(steps[1]) * source.batch)
@@ -69,7 +69,7 @@ def split_for_strides(
         there = max(-(-(sizes[d] - part) // stride[d]) for part in phase[d])
         extent.append(min(there, ends[d] + max(moved[d])))
         pad = max(pad, -min(moved[d]), ends[d] + max(moved[d]) - extent[d])
-    # With the output's distance from row to row the whole plane is one contiguous run.
+    # With the output's row stride the whole plane is one contiguous run.
     pad = max(pad, out.width + out.pad - extent[1])
     phases = sorted({(a, b) for a in phase[0] for b in phase[1]})
     planes = Planes(source.channels * len(phases), extent[0], extent[1], pad, source.batch)
@@ -84,11 +84,11 @@ def split_for_strides(
 def convolution_rows(
     weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, place: Place, groups: int
 ) -> PackedRows:
-    """Return the rows of a convolution's weight [out, in / groups, row, column], a norm behind it folded in."""
+    """Return the rows of a convolution's weight [out, in / groups, row, column], a following norm folded in."""
     outputs, inputs = weight.shape[:2]
     group = np.arange(outputs) // (outputs // groups)
     values, offset = _scaled(weight, bias, scale, shift)
-    # A weight that is zero stays so, whatever a norm would make of it.
+    # A zero weight stays zero, also where a norm's scale is not finite.
     kept = (weight != 0).numpy().reshape(outputs, -1)
     row, column = np.nonzero(kept)
     channel, entry = np.divmod(column, place.shifts.size)
@@ -102,7 +102,7 @@ def linear_rows(
 ) -> PackedRows:
     """Return the rows of a linear layer's weight [out, in] for inputs that are flattened pixels, channel by channel.
 
-    A norm behind it is folded in.
+    A following norm is folded in.
     """
     channel, pixel = np.divmod(np.arange(weight.shape[1]), source.height * source.width)
     y, x = np.divmod(pixel, source.width)
@@ -122,10 +122,10 @@ def one_per_plane(scale: Tensor, shift: Tensor, source: Planes) -> PackedRows:
 
 
 def chunked(rows: PackedRows, source: Planes, tile: Tiling) -> PackedRows:
-    """Return the rows in chunks of input channels whose part of a tile stays in the first cache.
+    """Return the rows in chunks of input channels whose inputs for a tile fit the L1 cache.
 
-    The sums of a tile are kept from chunk to chunk, which pays if enough entries are left for each: otherwise, and
-    where one chunk holds all, the rows are as they were.
+    The sums of a tile are stored between chunks, which pays off if chunks have enough entries: otherwise, and if one
+    chunk holds all, the rows are unchanged.
     """
     outputs, count = len(rows.biases), len(rows.offsets)
     if not count:
@@ -145,13 +145,13 @@ def chunked(rows: PackedRows, source: Planes, tile: Tiling) -> PackedRows:
 
 
 def reads_of(rows: PackedRows) -> int:
-    """Return how many vectors generated code reads for one of all outputs, each once for a group of them."""
+    """Return how many input vectors generated code reads for one vector of all outputs, each once per group."""
     group = np.repeat(np.arange(len(rows.biases)) // ACCUMULATORS, np.diff(rows.indptr))
     return len(np.unique(group << 32 | rows.offsets.astype(np.int64)))
 
 
 def generates(rows: PackedRows, out: Planes, source: Planes) -> bool:
-    """Return whether code that is generated for these rows takes less time than a loop, where code may be run."""
+    """Return whether generated code for these rows can run here and is faster than a loop."""
     tile = generated_tiling(out, source)
     if refusal() is not None or tile is None:
         return False
@@ -160,15 +160,15 @@ def generates(rows: PackedRows, out: Planes, source: Planes) -> bool:
     if count > DENSE * rows.dense_size and rows.dense_size > SHORT * outputs:
         return False
     reads = reads_of(rows)
-    # What is not read again pays for what is fetched: 7 bytes of code and a value for each entry, 10 for each read.
+    # Saved reads must outweigh the code to fetch: 7 bytes and a value for each entry, 10 bytes for each read.
     return vectors * (count - reads) > 2 * count + 4 * reads
 
 
 def tiled(rows: PackedRows, tile: int) -> tuple[PackedRows, PackedRows] | None:
-    """Return rows in tiles, and the rows that are left over; None if sharing what is read saves no time.
+    """Return rows in tiles, and the remaining rows; None if sharing inputs saves no time.
 
-    `tile` neighbouring output channels share the offsets of all their entries; the weights of an offset lie side by
-    side. An entry that is not in one channel is a zero in the tile.
+    `tile` consecutive output channels share the offsets of all their entries; the weights of an offset are contiguous.
+    An entry that a channel lacks is a zero in the tile.
     """
     outputs = len(rows.biases)
     tiles = outputs // tile
@@ -177,7 +177,7 @@ def tiled(rows: PackedRows, tile: int) -> tuple[PackedRows, PackedRows] | None:
     ours = owner < whole
     keys = (owner[ours] // tile) * 2**32 + rows.offsets[ours]
     shared, inverse = np.unique(keys, return_inverse=True)
-    # Each multiply-add of a tile takes about half as long: one value is read for all.
+    # Each multiply-add of a tile takes about half the time, since one input is read for all.
     if 2 * len(keys) < tile * len(shared):
         return None
     weights = np.zeros((len(shared), tile), dtype=np.float32)
@@ -219,9 +219,9 @@ def _rows(kept: Any, offsets: Any, weights: Any, biases: Tensor, base: int) -> P
 
 
 def _rise(indptr: Any, offsets: Any) -> bool:
-    """Return whether the offsets of each row rise, so that its first and last tell whether there is a gap.
+    """Return whether the offsets of each row strictly increase: first and last then show whether they are contiguous.
 
-    With strides they may not; and two entries are for one place of the padding between two rows.
+    With strides they may not; and two entries may read the same place of the padding between two rows.
     """
     rises = offsets[1:] > offsets[:-1]
     begins = indptr[(indptr > 0) & (indptr < len(offsets))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,26 +16,22 @@ from .views import view
 aten = torch.ops.aten
 
 
-def pooling(kind: Opcode) -> Callable[[Lowering, fx.Node], bool]:
-    """Return the rule of a max (Opcode.MAX_POOL) or mean (Opcode.AVG_POOL) pooling, rounded up or down."""
-
-    def rule(lowering: Lowering, node: fx.Node) -> bool:
-        source = lowering.buffers.get(arguments(node)[0])
-        target = first_result(lowering, node) if kind == Opcode.MAX_POOL else node
-        shape = None if target is None else shape_of(target)
-        if source is None or target is None:
-            return False
-        if lowering.image(arguments(node)[0]) is None or shape is None:
-            return False
-        numbers = _pool_numbers(kind, [*arguments(node)[1:]])
-        if numbers is None:
-            return False
-        planes = lowering.image_planes(shape)
-        number = lowering.emit(kind, node, planes, source, numbers=numbers)
-        lowering.done.add(node)
-        return lowering.bind(target, number, planes)
-
-    return rule
+def pooling(kind: Opcode, lowering: Lowering, node: fx.Node) -> bool:
+    """A max (Opcode.MAX_POOL) or mean (Opcode.AVG_POOL) pooling, its size rounded up or down."""
+    source = lowering.buffers.get(arguments(node)[0])
+    target = first_result(lowering, node) if kind == Opcode.MAX_POOL else node
+    shape = None if target is None else shape_of(target)
+    if source is None or target is None:
+        return False
+    if lowering.image(arguments(node)[0]) is None or shape is None:
+        return False
+    numbers = _pool_numbers(kind, [*arguments(node)[1:]])
+    if numbers is None:
+        return False
+    planes = lowering.image_planes(shape)
+    number = lowering.emit(kind, node, planes, source, numbers=numbers)
+    lowering.done.add(node)
+    return lowering.bind(target, number, planes)
 
 
 def _pool_numbers(kind: Opcode, given: list[Any]) -> dict[str, int] | None:
@@ -62,7 +57,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def mean(lowering: Lowering, node: fx.Node) -> bool:
-    """Write a mean over the pixels of each plane; other dimensions are left to torch."""
+    """A mean over the pixels of each plane; other dimensions are left to PyTorch."""
     source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
     if source is None or shape is None or not source.begins_with_channels or node.kwargs:
         return False
@@ -75,7 +70,7 @@ def mean(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def adaptive(lowering: Lowering, node: fx.Node) -> bool:
-    """Means of windows whose number divides the image."""
+    """Adaptive average pooling to sizes that divide the image's."""
     source, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
     if source is None or shape is None or view(lowering, node):
         return source is not None and shape is not None

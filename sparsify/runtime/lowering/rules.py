@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ RULES: dict[Any, Rule] = {
     aten.addmm.default: conv_linear.linear,
     aten.mm.default: conv_linear.linear,
     aten.native_layer_norm.default: conv_linear.layer_norm,
-    aten.add.Tensor: conv_linear.with_constants(elementwise.binary(Binary.SUM)),
-    aten.sub.Tensor: conv_linear.with_constants(elementwise.binary(Binary.DIFFERENCE)),
-    aten.mul.Tensor: conv_linear.with_constants(elementwise.binary(Binary.PRODUCT)),
-    aten.div.Tensor: conv_linear.with_constants(),
-    aten.rsub.Scalar: conv_linear.with_constants(),
+    aten.add.Tensor: partial(conv_linear.arithmetic, Binary.SUM),
+    aten.sub.Tensor: partial(conv_linear.arithmetic, Binary.DIFFERENCE),
+    aten.mul.Tensor: partial(conv_linear.arithmetic, Binary.PRODUCT),
+    aten.div.Tensor: partial(conv_linear.arithmetic, None),
+    aten.rsub.Scalar: partial(conv_linear.arithmetic, None),
     aten.permute.default: views.permutation,
     aten.transpose.int: views.permutation,
     aten.slice.Tensor: views.slicing,
@@ -31,8 +32,8 @@ RULES: dict[Any, Rule] = {
     aten.constant_pad_nd.default: views.padding,
     aten.upsample_nearest2d.default: views.upsampling,
     aten.upsample_nearest2d.vec: views.upsampling,
-    aten.max_pool2d_with_indices.default: pooling.pooling(Opcode.MAX_POOL),
-    aten.avg_pool2d.default: pooling.pooling(Opcode.AVG_POOL),
+    aten.max_pool2d_with_indices.default: partial(pooling.pooling, Opcode.MAX_POOL),
+    aten.avg_pool2d.default: partial(pooling.pooling, Opcode.AVG_POOL),
     aten._adaptive_avg_pool2d.default: pooling.adaptive,
     aten.mean.dim: pooling.mean,
     **dict.fromkeys(views.VIEWS, views.view),

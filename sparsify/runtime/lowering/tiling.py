@@ -1,4 +1,4 @@
-"""Which part of an output plane a kernel computes before the next one."""
+"""Tiling: the part of an output plane that a kernel computes before it goes to the next plane."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from ..kernels.planes import Planes
 from ..kernels.simd import TILE_VECTORS, WIDTH
 
-SHAPES = ((1, 8), (1, 7), (2, 4), (2, 2))  # of tiles of one output channel: rows, and vectors of each
-SHARED_SHAPES = ((1, TILE_VECTORS), (2, TILE_VECTORS // 2))  # of tiles of several that read the same inputs
-VISIT = 1.5  # what it costs to begin and end the sums of one tile and output, in multiply-adds of vectors
+SHAPES = ((1, 8), (1, 7), (2, 4), (2, 2))  # tiles of one output channel: rows, and vectors of each
+SHARED_SHAPES = ((1, TILE_VECTORS), (2, TILE_VECTORS // 2))  # tiles of several channels that share their inputs
+VISIT = 1.5  # cost of starting and storing the sums of one tile and output, in multiply-adds of vectors
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """What of an output plane is computed before the next output's: `rows` rows of `vectors` vectors.
+    """A tile of an output plane: `rows` rows of `vectors` vectors.
 
-    `linear` tells that the plane counts as one row, its padding included, which then are computed as well.
+    `linear`: the plane is treated as one row, including its padding, which is computed too.
     """
 
     rows: int
@@ -26,8 +26,8 @@ class Tiling:
 
 
 def tiling(out: Planes, source: Planes, shapes: Sequence[tuple[int, int]] = SHAPES) -> Tiling:
-    """Return the cheapest tiling of an output's planes. Without gaps on both sides a plane may count as one row."""
-    # A row's last vector reaches into the next row, which must not be in the same tile then.
+    """Return the cheapest tiling of an output's planes; with equal row strides a plane may be treated as one row."""
+    # If a row's last vector reaches into the next row, that must not be in the same tile.
     tilings = [Tiling(rows, vectors, False) for rows, vectors in shapes if rows == 1 or out.row % WIDTH == 0]
     if out.row_stride == source.row_stride:
         tilings += [Tiling(rows, vectors, True) for rows, vectors in shapes if rows == 1]
@@ -35,14 +35,14 @@ def tiling(out: Planes, source: Planes, shapes: Sequence[tuple[int, int]] = SHAP
 
 
 def keeps_within(out: Planes, source: Planes) -> bool:
-    """Return whether no vector of a row reaches into the next one, so that sums may overwrite what they begin with."""
+    """Return whether no vector of a row reaches into the next one, so that sums may overwrite the residual."""
     return out.row % WIDTH == 0 or all(tiling(out, source, shapes).linear for shapes in (SHAPES, SHARED_SHAPES))
 
 
 def generated_tiling(out: Planes, source: Planes) -> Tiling | None:
-    """Return how generated code goes through the output's planes, vector by vector; None if it cannot.
+    """Return the tiling of generated code, which goes vector by vector; None if it cannot run on these planes.
 
-    It goes through a plane more than once, so that no vector of a row may reach into the next.
+    It goes through a plane several times, so that no vector of a row may reach into the next.
     """
     found = [Tiling(1, 1, False)] if out.row % WIDTH == 0 else []
     found += [Tiling(1, 1, True)] if out.row_stride == source.row_stride else []
@@ -50,7 +50,7 @@ def generated_tiling(out: Planes, source: Planes) -> Tiling | None:
 
 
 def _cost(tile: Tiling, out: Planes) -> float:
-    """Return what one weight costs in all tiles, and what the tiles cost, in multiply-adds of vectors."""
+    """Return the cost of one weight in all tiles plus that of the tiles, in multiply-adds of vectors."""
     lines, span = (1, out.span) if tile.linear else (out.height, out.row)
     vectors = -(-span // WIDTH)
     whole, left = divmod(vectors, tile.vectors)

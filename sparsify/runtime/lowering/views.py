@@ -42,7 +42,7 @@ def view_of(node: fx.Node, source: fx.Node, held: Buffer) -> Buffer | None:
 
 
 def _order(node: fx.Node, dims: int) -> list[int]:
-    """Return which dimension of its input each of a permutation's output is."""
+    """Return, for each output dimension of a permutation, the input dimension."""
     if node.target is aten.permute.default:
         return [dim % dims for dim in arguments(node)[1]]
     order = list(range(dims))
@@ -76,7 +76,7 @@ def view(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def permutation(lowering: Lowering, node: fx.Node) -> bool:
-    """Channels last or first, which move nothing, or groups of channels in turns."""
+    """A permutation: to channels last or first, which copies nothing, or a channel shuffle."""
     held, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
     if held is None or shape is None or view(lowering, node):
         return held is not None and shape is not None
@@ -94,7 +94,7 @@ def permutation(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def _part(lowering: Lowering, held: Buffer, begin: int, count: int) -> Buffer:
-    """Return some planes of a buffer as one."""
+    """Return some planes of a buffer as a buffer that aliases it."""
     planes = replace(held.planes, channels=count)
     number = lowering.new_buffer(planes)
     lowering.aliases[number] = (held.number, begin)
@@ -102,7 +102,7 @@ def _part(lowering: Lowering, held: Buffer, begin: int, count: int) -> Buffer:
 
 
 def slicing(lowering: Lowering, node: fx.Node) -> bool:
-    """A slice: of channels, which moves nothing, or of an image."""
+    """A slice: of channels, which copies nothing, or of an image."""
     held, shape = lowering.buffers.get(arguments(node)[0]), shape_of(node)
     if held is None or shape is None or view(lowering, node):
         return held is not None and shape is not None
@@ -128,7 +128,7 @@ def slicing(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def splitting(lowering: Lowering, node: fx.Node) -> bool:
-    """Channels in parts one after the other."""
+    """A split of the channels, which copies nothing."""
     held, made = lowering.buffers.get(arguments(node)[0]), node.meta.get("val")
     dim = arguments(node)[2] if len(arguments(node)) > 2 else 0
     users = list(node.users)
@@ -146,7 +146,7 @@ def splitting(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def concatenation(lowering: Lowering, node: fx.Node) -> bool:
-    """Channels of several images after each other: written there at once where that is possible, or copied."""
+    """A concatenation of channels: sources are written directly to their part if possible, else copied."""
     sources, shape = list(arguments(node)[0]), shape_of(node)
     dim = arguments(node)[1] if len(arguments(node)) > 1 else 0
     if dim not in (1, -3) or shape is None or len(shape) != 4 or not any(one in lowering.buffers for one in sources):
@@ -161,15 +161,13 @@ def concatenation(lowering: Lowering, node: fx.Node) -> bool:
     number = lowering.new_buffer(planes)
     begins = [sum(one.planes.channels for one in found[:index]) for index in range(len(found))]
     for one, begin in zip(found, begins, strict=True):
-        if not _lies_there(lowering, one, begin, number, list(zip(found, begins, strict=True))):
+        if not _placed(lowering, one, begin, number, list(zip(found, begins, strict=True))):
             lowering.emit(Opcode.COPY, node, planes, one, into=number, at=begin)
     return lowering.bind(node, number, planes)
 
 
-def _lies_there(
-    lowering: Lowering, one: Buffer, begin: int, number: int, all_parts: Sequence[tuple[Buffer, int]]
-) -> bool:
-    """Make a buffer planes `begin`.. of buffer `number`, with all it lies in, if it is written nowhere else."""
+def _placed(lowering: Lowering, one: Buffer, begin: int, number: int, all_parts: Sequence[tuple[Buffer, int]]) -> bool:
+    """Alias a buffer, with the buffer that contains it, to the planes of `number` from `begin` on, if that fits."""
     whole, inner = lowering.root(one.number)
     if whole == number:
         return inner == begin
@@ -183,7 +181,7 @@ def _lies_there(
 
 
 def padding(lowering: Lowering, node: fx.Node) -> bool:
-    """More pixels, or channels, of one value around an image; fewer where their number is negative."""
+    """Constant padding of an image or its channels; negative padding crops."""
     amounts, value = arguments(node)[1], float(arguments(node)[2]) if len(arguments(node)) > 2 else 0.0
     shape = shape_of(node)
     if arguments(node)[0] not in lowering.buffers or shape is None or len(amounts) not in (2, 4, 6):
@@ -197,7 +195,7 @@ def padding(lowering: Lowering, node: fx.Node) -> bool:
     number = lowering.emit(Opcode.PAD_CROP, node, planes, source, at=before, numbers=window, scalars=(value, value))
     for count, begin in ((before, 0), (after, shape[1] - after)):
         if count:
-            # A window that begins below the image.
+            # A window below the image, which contains only padding.
             window = {"PADDING_Y": source.planes.height, "CHANNELS": count}
             fields: dict[str, Any] = {"at": begin, "numbers": window, "scalars": (value, value)}
             lowering.emit(Opcode.PAD_CROP, node, planes, source, into=number, **fields)
@@ -205,20 +203,17 @@ def padding(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def upsampling(lowering: Lowering, node: fx.Node) -> bool:
-    """The nearest pixel, by whole factors."""
+    """Nearest-neighbour upsampling by whole factors."""
     x, shape = arguments(node)[0], shape_of(node)
     source = lowering.image(x) if x in lowering.buffers else None
     if source is None or shape is None or shape[2] % source.planes.height or shape[3] % source.planes.width:
         return False
     rows, columns = shape[2] // source.planes.height, shape[3] // source.planes.width
-    scales = [one for one in _flat(arguments(node)[2:]) if one is not None]
+    given = ([one] if not isinstance(one, list | tuple) else one for one in arguments(node)[2:])
+    scales = [scale for one in given for scale in one if scale is not None]
     if scales and scales != [rows, columns]:
         return False
     planes = lowering.image_planes(shape)
     factors = {"KERNEL_Y": rows, "KERNEL_X": columns}
     number = lowering.emit(Opcode.UPSAMPLE, node, planes, source, numbers=factors)
     return lowering.bind(node, number, planes)
-
-
-def _flat(values: Any) -> list[Any]:
-    return [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]

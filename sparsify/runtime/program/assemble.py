@@ -1,4 +1,4 @@
-"""The arrays of `interpreter.run`: a table of instructions, packed weights, and where each buffer lies."""
+"""Assembling the arrays of `interpreter.run`: a table of instructions, packed weights, and the place of each buffer."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..lowering.tiling import SHAPES, SHARED_SHAPES, Tiling, generated_tiling, t
 from .pool import Pool
 
 Array = np.ndarray[Any, Any]
-SECOND_CACHE = 600_000  # bytes of inputs that generated code goes through, block by block, before the next ones
+SECOND_CACHE = 600_000  # bytes of inputs that generated code processes, block by block, before the next ones
 _FLOAT = 4  # bytes
-AT_ONCE = 16  # that a block goes through at once
+AT_ONCE = 16  # vectors that a block processes at once, at least
 PACKS, UNPACKS = (Opcode.PACK, Opcode.PACK_CHANNELS_LAST), (Opcode.UNPACK, Opcode.UNPACK_CHANNELS_LAST)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Instructions that follow each other: rows of the table, and the PyTorch tensors they read and write."""
+    """Consecutive instructions: rows of the table, and the torch tensors that they read and write."""
 
     table: Array
     instructions: tuple[Instruction, ...]
@@ -36,7 +36,7 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """Of its first instruction with weights, or of its first."""
+        """The name of its first instruction with weights, else of its first."""
         return next((one.name for one in self.instructions if one.rows is not None), self.instructions[0].name)
 
 
@@ -51,7 +51,7 @@ class Program:
     biases: Array
     scalars: Array
     floats: int
-    code: Executable | None = None  # what addresses among the indptr are for
+    code: Executable | None = None  # keeps the code alive whose addresses are among the indptr
 
 
 def assemble(
@@ -59,9 +59,9 @@ def assemble(
     planes: Mapping[int, Planes],
     aliases: Mapping[int, tuple[int, int]] | None = None,
 ) -> Program:
-    """Return the program of these instructions; buffers share memory where one is done with before the other begins.
+    """Return the program of these instructions; buffers with disjoint lifetimes share memory.
 
-    `aliases` names those that are planes of another: which, and from which plane on.
+    `aliases` maps a buffer within another to that one's number and the first plane.
     """
     places, floats = plan_memory(instructions, planes, aliases or {})
     pool = Pool()
@@ -83,7 +83,7 @@ def assemble(
 def plan_memory(
     instructions: Sequence[Instruction | Call], planes: Mapping[int, Planes], aliases: Mapping[int, tuple[int, int]]
 ) -> tuple[dict[int, int], int]:
-    """Return where each buffer begins, and the end of all: each takes the first gap among those alive with it."""
+    """Return the offset of each buffer and the total size: each takes the first gap among those alive with it."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     held: dict[int, tuple[int, int]] = {}
@@ -113,7 +113,7 @@ def plan_memory(
 
 
 def _outermost(number: int, planes: Mapping[int, Planes], aliases: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return the buffer that one lies in, and how many floats from its beginning."""
+    """Return the outermost buffer that contains a buffer, and the offset within it in floats."""
     begin = 0
     while number in aliases:
         begin += aliases[number][1] * planes[number].size
@@ -145,7 +145,7 @@ def _segment(instructions: Sequence[Instruction], places: Mapping[int, int], poo
 
 
 def _columns(instruction: Instruction, places: Mapping[int, int]) -> dict[str, int]:
-    """Return the columns of a instruction but those of its weights and tensors."""
+    """Return the columns of an instruction except those of its weights and tensors."""
     out, source = instruction.planes, instruction.source
     found = {
         "OPCODE": instruction.opcode,

@@ -13,7 +13,7 @@ from ..kernels.executable import ACCUMULATORS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_INPUT = ACCUMULATORS  # the register of what is read; the others hold sums
+_INPUT = ACCUMULATORS  # the register of the input; the others hold sums
 _RAX, _RCX, _RSI, _RDI = 0, 1, 6, 7
 _DISPLACED_BYTE, _DISPLACED, _DIRECT = 1, 2, 3  # what the last operand is
 _0F, _0F38 = (1, 0), (2, 1)  # opcode map and mandatory prefix: none, 66
@@ -33,7 +33,7 @@ def _evex(kind: tuple[int, int], opcode: int, reg: int, second: int, mode: int, 
 
 
 def _each(kind: tuple[int, int], opcode: int, mode: int, rm: int, second: int | None, spread: bool = False) -> Array:
-    """Return a row for each accumulator; it is the second operand too if that is not given."""
+    """Return a row for each accumulator, which is also the second operand if `second` is None."""
     registers = range(ACCUMULATORS)
     return np.array(
         [_evex(kind, opcode, k, k if second is None else second, mode, rm, spread) for k in registers], dtype=np.uint8
@@ -41,7 +41,7 @@ def _each(kind: tuple[int, int], opcode: int, mode: int, rm: int, second: int | 
 
 
 def _clamps(opcode: int) -> Array:
-    # The second source is the sum: what is returned if it is NaN.
+    # The second source is the sum: the instruction returns it if it is NaN.
     found = [_evex(_0F, opcode, k, _INPUT, _DIRECT, k, False) for k in range(ACCUMULATORS)]
     return np.array(found, dtype=np.uint8)
 

@@ -1,4 +1,4 @@
-"""What `print(engine)` shows: which operation runs how, and why."""
+"""The lines of `print(engine)`: how each operation runs, and why."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Line:
-    """One instruction or call: the layer or operation, how it runs, what comes out of it, and its weights."""
+    """One instruction or call: the layer or operation, how it runs, its output, and its weights."""
 
     name: str
     how: str
-    output: str  # channels x height x width, or the shape that torch has
+    output: str  # channels x height x width, or the shape of the torch tensor
     entries: int = 0  # of the weight
     kept: int = 0
-    floats: int = 0  # multiply-adds that are done, of all images
+    floats: int = 0  # multiply-adds computed, for all images
 
 
 def lines(plan: Plan, model: nn.Module, dense: frozenset[str] = frozenset()) -> Iterator[Line]:
-    """Yield the instructions of a plan in order; a layer is called by the name that the model has for it."""
+    """Yield the instructions of a plan in order; layers have their names in the model."""
     nodes = plan.nodes
     owners = {
         parameter.untyped_storage().data_ptr(): name.removesuffix(".weight")
@@ -35,6 +35,7 @@ def lines(plan: Plan, model: nn.Module, dense: frozenset[str] = frozenset()) -> 
     }
 
     def called(name: str) -> str:
+        """Return the layer that owns a weight of the node `name`, "input" for an input, else `name`."""
         held = (plan.known.get(source) for source in nodes[name].all_input_nodes)
         for value in held:
             if isinstance(value, Tensor) and value.dim() > 1 and value.untyped_storage().data_ptr() in owners:

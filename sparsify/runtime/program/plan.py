@@ -1,4 +1,4 @@
-"""A model traced for one shape of inputs, lowered and assembled: everything that one thread needs to run it."""
+"""A plan: a model traced for one input shape, lowered and assembled, with all that one thread needs to run it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Unflatten = Callable[[Sequence[Tensor]], Inputs]
 
 @dataclass(frozen=True)
 class Plan:
-    """A program with what its calls of torch need: constants, inputs, outputs and when each value is done with."""
+    """A program with what its PyTorch calls need: constants, inputs, outputs and the last use of each value."""
 
     program: Program
     planes: int  # buffers
@@ -35,8 +35,8 @@ class Plan:
     outputs: tuple[Any, ...]  # nodes, or values that depend on no input
     outline: Outline
     known: dict[fx.Node, Any]
-    done_with: dict[int, tuple[fx.Node, ...]]  # by the number of a part: values that no later one reads
-    failed: Mapping[str, str]  # operations that are left to torch as writing their kernel's instructions failed: why
+    done_with: dict[int, tuple[fx.Node, ...]]  # number of a part -> values that no later one reads
+    failed: Mapping[str, str]  # operations left to PyTorch because their lowering failed -> why
 
     @property
     def instructions(self) -> list[Instruction | Call]:
@@ -55,16 +55,16 @@ class Plan:
 
 
 def everything(node: fx.Node) -> bool:
-    """Ask for a kernel wherever there is one."""
+    """Return True: use every kernel that exists."""
     return True
 
 
 def make_plan(
     model: nn.Module, inputs: Sequence[Tensor], unflatten: Unflatten, native: Callable[[fx.Node], bool] = everything
 ) -> Plan:
-    """Return the plan of a plain model in evaluation mode for inputs of these shapes.
+    """Return the plan of a plain model in eval mode for inputs of these shapes.
 
-    `native` says which operations may have a kernel. Raises TraceError or RunError if the forward cannot be traced.
+    `native` returns which operations may use a kernel. Raises TraceError or RunError if the forward cannot be traced.
     """
     return lower(*trace(model, inputs, unflatten), native)
 
@@ -107,7 +107,7 @@ def _last_uses(program: Program, outputs: Sequence[Any]) -> dict[int, tuple[fx.N
 
 
 def memory(floats: int) -> Array:
-    """Return that many floats that begin on a cache line."""
+    """Return an array of floats, aligned to a cache line."""
     raw = np.zeros(floats + ALIGNMENT, dtype=np.float32)
     skip = -(raw.ctypes.data // raw.itemsize) % ALIGNMENT
     return raw[skip : skip + floats]
@@ -117,13 +117,13 @@ Run = Callable[[Sequence[Array]], None]
 
 
 def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> list[Any]:
-    """Return the outputs for these inputs; `run` does a segment, and is given the arrays of `interpreter.run`."""
+    """Return the outputs for `inputs`; `run` executes a segment and takes the arrays of `interpreter.run`."""
     values: dict[fx.Node, Any] = dict(zip(plan.inputs, inputs, strict=True))
     for number, part in enumerate(plan.program.parts):
         if isinstance(part, Segment):
             held = [contiguous(values, plan.known, node) for node in part.reads]
             for node in part.writes:
-                # Whatever the defaults are by now, of types and devices.
+                # Explicit, since the default dtype and device may have changed.
                 values[node] = torch.empty(node.meta["val"].shape, dtype=torch.float32, device="cpu")
                 held.append(values[node])
             addresses = np.array([tensor.data_ptr() for tensor in held], dtype=np.int64)
@@ -137,7 +137,7 @@ def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> l
 
 
 def _call(node: fx.Node, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, Any]) -> Any:
-    """Return what torch's operation makes of its inputs; an error of it says which operation."""
+    """Return the result of a PyTorch operation; exceptions get a note that names it."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: values[one] if one in values else known[one])
     try:
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -149,12 +149,12 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, 
 def _output(one: Any, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, Any]) -> Any:
     if not isinstance(one, fx.Node) or one in values:
         return values[one] if isinstance(one, fx.Node) else one
-    # What the caller does to it must not change the next call's.
+    # A copy, which the caller may change.
     return known[one].clone() if isinstance(known[one], Tensor) else known[one]
 
 
 def contiguous(values: dict[fx.Node, Any], known: dict[fx.Node, Any], node: fx.Node) -> Tensor:
-    """Return a value without gaps, which it is from then on."""
+    """Return a value as a contiguous tensor, which replaces it in `values`."""
     tensor: Tensor = values[node] if node in values else known[node]
     if tensor.is_neg() or not tensor.is_contiguous():
         tensor = values[node] = tensor.resolve_neg().contiguous()
@@ -168,7 +168,7 @@ def arrays_of(program: Program, segment: Segment, buffers: Array, addresses: Arr
 
 
 def alone(arrays: Sequence[Array]) -> None:
-    """Do the instructions of a segment on this thread."""
+    """Execute the instructions of a segment on this thread."""
     ready()(_NOBODY, np.array([*numbers(arrays), 0], dtype=np.int64), 0, 1, 0)
 
 

@@ -1,4 +1,4 @@
-"""The packed rows of a program's instructions, and the code generated for them, in arrays of all."""
+"""The packed rows and generated code of all instructions of a program, concatenated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Pool:
-    """The packed rows of all instructions, one after the other."""
+    """Collects the packed rows and generated code of all instructions."""
 
     def __init__(self) -> None:
         self.offsets: list[Array] = []
@@ -26,17 +26,17 @@ class Pool:
         self.scalars: list[float] = []
         self.offset_count = self.value_count = self.indptr_count = self.bias_count = 0
         self.code = bytearray()
-        self.blocks: list[Array] = []  # among the indptr, with addresses counted from the code's beginning
+        self.blocks: list[Array] = []  # among the indptr, with addresses relative to the code
 
     def add(self, instruction: Instruction) -> dict[str, int]:
-        """Append an instruction's packed rows and return the columns that say where they are."""
+        """Append an instruction's packed rows and return the columns that locate them."""
         self.scalars += instruction.scalars
         found, rows = {"SCALARS": len(self.scalars) - 2}, instruction.rows
         if instruction.opcode == Opcode.CONVOLVE_GENERATED:
             return found | self._generate(instruction)
         if rows is not None:
             found |= {"INDPTR": self.indptr_count, "BIASES": self.bias_count, "CHANNELS": len(rows.biases)}
-            # indptr counts offsets; tiles have more values than those, so that values lie elsewhere.
+            # indptr counts offsets; tiles have several values for each.
             each = TILE if instruction.opcode == Opcode.CONVOLVE_TILES else 1
             found["VALUES"] = self.value_count - each * self.offset_count
             self.indptr.append(rows.indptr + self.offset_count)
@@ -50,13 +50,13 @@ class Pool:
         return found
 
     def _generate(self, instruction: Instruction) -> dict[str, int]:
-        """Append an instruction's code and its values, with where those of each block begin."""
+        """Append an instruction's code and values, with the start of each block's."""
         assert instruction.rows is not None
         inside = instruction.reads[-1] == instruction.writes
         adds = len(instruction.reads) > 1 and not inside
         made = row_code(instruction.rows, instruction.source, instruction.planes, instruction.scalars, inside, adds)
         begins, entries = made.starts + len(self.code), made.first_values + self.value_count
-        # The end of the last block, and of one behind it, which is empty.
+        # The end of the last block, and of an empty one after it.
         end = [len(self.code) + len(made.code), self.value_count + len(made.values)]
         blocks = np.concatenate([np.stack([begins, entries], axis=1).reshape(-1), end, end])
         found = {"INDPTR": self.indptr_count, "CHANNELS": len(instruction.rows.biases)}
@@ -69,7 +69,7 @@ class Pool:
         return found | {"GROUPS": made.groups, "CHUNKS": made.chunks}
 
     def executable(self) -> Executable | None:
-        """Return the code where it can run, if there is any; from then on the blocks hold addresses."""
+        """Return the code in executable memory, if there is any; the blocks then hold absolute addresses."""
         if not self.code:
             return None
         found = Executable(bytes(self.code))
@@ -78,6 +78,7 @@ class Pool:
         return found
 
     def arrays(self) -> tuple[Array, Array, Array, Array, Array]:
+        """Return offsets, values, indptr, biases and scalars."""
         return (
             np.concatenate([*self.offsets, np.zeros(1, np.uint32)]),
             np.concatenate([*self.values, np.zeros(1, np.float32)]),

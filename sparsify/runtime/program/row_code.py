@@ -1,12 +1,12 @@
-"""Machine code for packed rows: weights are operands of instructions, so that any pattern may share what is read.
+"""Machine code for packed rows: weights are operands of instructions, so that any pattern can share its inputs.
 
 The sums of a group of output channels are in registers, one vector each. An input vector is read once for the whole
-group, and multiplied by the weights that are not zero in any of its rows (register blocking over output channels).
-Input channels come in chunks that stay in the first cache. A block, one chunk of one group, is a function
+group, and multiplied by the nonzero weights of all its rows (register blocking over output channels). Input channels
+come in chunks that fit the L1 cache. A block, one chunk of one group, is a function
 
     void block(float *x, float *out, float *values, float *residual, int64_t vectors)   // System V calling convention
 
-which goes through neighbouring vectors. `values` holds what it needs in order: biases, weights, bounds.
+which loops over contiguous vectors. `values` holds its operands in order: biases, weights, bounds.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from . import avx512 as cpu
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FIRST_CACHE = 18_000  # bytes of inputs that a block may read for one vector
-_VALUES = 256  # that a displacement of one byte reaches
+_VALUES = 256  # in reach of a displacement of one byte
 _LONGEST = 10  # bytes of an instruction
 _FLOAT = 4  # bytes
 
 
 class _Phase(IntEnum):
-    """What a block does in order; an instruction's place in it."""
+    """The phases of a block, in order."""
 
     RESUME = 0
     BIAS = auto()
@@ -49,7 +49,7 @@ class _Phase(IntEnum):
 
 @dataclass(frozen=True)
 class RowCode:
-    """Code and values of all blocks, group by group, and where those of each begin."""
+    """Code and values of all blocks, group by group, and the start of each block's."""
 
     code: bytes
     starts: Array
@@ -61,7 +61,7 @@ class RowCode:
 
 @dataclass(frozen=True)
 class _Items:
-    """Instructions: their block, a key that orders those of one block, bytes, how many, and a value if one is read."""
+    """Instructions: block, sort key within the block, bytes, their number, and the value read, if any."""
 
     block: Array
     key: Array
@@ -72,7 +72,7 @@ class _Items:
 
 
 def group_count(channels: int) -> int:
-    """Return how many groups of output channels there are: as few as the registers allow."""
+    """Return the number of groups of output channels: as few as the registers allow."""
     return -(-channels // ACCUMULATORS)
 
 
@@ -81,8 +81,8 @@ def row_code(
 ) -> RowCode:
     """Return the code of packed rows without chunks.
 
-    The sums begin with what is in the output if `inside`; a residual is added at the end if `adds`; then they are
-    clamped to `scalars`. Raises ValueError if a plane is beyond the reach of a displacement.
+    The sums start from the old output if `inside`; a residual is added at the end if `adds`; then they are clamped to
+    `scalars`. Raises ValueError if a plane is out of reach of a displacement.
     """
     outputs = len(rows.biases)
     if max(int(rows.offsets.max(initial=0)), outputs * out.size) * _FLOAT >= 2**31:
@@ -114,16 +114,16 @@ def row_code(
 
 
 def _chunks(rows: PackedRows, source: Planes) -> int:
-    """Return in how many chunks of input channels the vectors that one reads stay in the first cache."""
+    """Return the number of chunks of input channels, so that the vectors read by one fit the L1 cache."""
     lines = len(np.unique(rows.offsets % source.size // WIDTH))
     channels = max(FIRST_CACHE // (max(lines, 1) * WIDTH * _FLOAT), 1)
     chunks = -(-source.channels // channels)
-    # As many channels in each, and none without any.
+    # Equal sizes, without an empty chunk.
     return -(-source.channels // -(-source.channels // chunks))
 
 
 def _sums(rows: PackedRows, block: Array, k: Array) -> list[_Items]:
-    """Return one read of each input that a block needs, and behind it the multiply-adds that it is for."""
+    """Return one read of each input of a block, followed by its multiply-adds."""
     offsets = rows.offsets.astype(np.int64)
     where, inputs = np.divmod(np.unique(block << 32 | offsets), 2**32)
     read = np.repeat(cpu.READ, len(inputs), 0)
@@ -135,7 +135,7 @@ def _sums(rows: PackedRows, block: Array, k: Array) -> list[_Items]:
 def _items(
     phase: _Phase, block: Array, order: Array, code: Array, place: Array | None = None, value: Array | None = None
 ) -> _Items:
-    """Return instructions of one kind, each with a displacement, or a value whose place is not known yet."""
+    """Return instructions of one kind, each with a displacement, or a value whose place is set later."""
     count, length = code.shape
     whole = np.zeros((count, _LONGEST), dtype=np.uint8)
     whole[:, :length] = code
@@ -150,7 +150,7 @@ def _items(
 
 
 def _assembled(parts: list[_Items], groups: int, chunks: int) -> RowCode:
-    """Return the blocks' instructions in order, with where each value lies and the loop around them."""
+    """Return the blocks' instructions in order, with the place of each value and the loop around them."""
     block = np.concatenate([one.block for one in parts])
     order = np.argsort(block << 42 | np.concatenate([one.key for one in parts]))
     code, length, values, reads = (

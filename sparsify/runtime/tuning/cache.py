@@ -1,4 +1,4 @@
-"""The strategies that tuning found, kept on the disk: the next engine of the same weights need not time them."""
+"""The cache of tuned strategies on disk, for the next engine of the same weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..kernels.simd import WIDTH
 from .search import Strategy
 
 _MOST = 1000  # entries
-_FORM = 2  # of the entries: those of another form are of no use
-_said: set[str] = set()  # lines that were said: once in a process
+_FORM = 2  # version of the entries: others are ignored
+_said: set[str] = set()  # warnings already given in this process
 
 
 def machine() -> dict[str, Any]:
-    """Return the machine and the libraries that seconds depend on, plain JSON."""
+    """Return the machine and the libraries that timings depend on, as plain JSON."""
     from ... import __version__
 
     return {
@@ -40,14 +40,14 @@ def machine() -> dict[str, Any]:
 
 
 def key(model: nn.Module, inputs: Shapes, threads: int) -> str:
-    """Return what a strategy depends on: machine, libraries, threads, the inputs' key, sizes and zeros of weights."""
+    """Return a hash of what a strategy depends on: machine, libraries, threads, inputs, sizes and zeros of weights."""
     weights = [(name, list(p.shape), int(p.count_nonzero())) for name, p in model.named_parameters()]
     text = [_FORM, [*machine().values(), WIDTH, threads], inputs, repr(model), weights]
     return hashlib.sha256(json.dumps(text).encode()).hexdigest()
 
 
 def recall(name: str) -> Strategy | None:
-    """Return the strategy that was kept under this key, None (and a CacheWarning if it is damaged) if there is none."""
+    """Return the cached strategy for a key, None if there is none; a damaged entry gives a CacheWarning."""
     found = _read()
     strategy = strategy_of(found.get(name), "tuned before")
     if name in found and strategy is None:
@@ -56,7 +56,7 @@ def recall(name: str) -> Strategy | None:
 
 
 def keep(name: str, strategy: Strategy) -> None:
-    """Keep a strategy under this key; where nothing can be written, a CacheWarning, it is found anew next time."""
+    """Cache a strategy under a key; if the cache cannot be written, a CacheWarning says so."""
     if str(folder()) == os.devnull:
         return
     found = {**_read(), name: to_json(strategy)}
@@ -74,7 +74,7 @@ def to_json(strategy: Strategy) -> dict[str, Any]:
 
 
 def strategy_of(found: Any, why: str) -> Strategy | None:
-    """Return the strategy that decoded JSON tells, None if it tells none."""
+    """Return the strategy in decoded JSON, None if it is invalid."""
     if not isinstance(found, dict) or found.get("kind") not in ("torch", "split", "chunks"):
         return None
     images, dense = found.get("images"), found.get("dense")
@@ -91,7 +91,7 @@ def _read() -> dict[str, Any]:
     try:
         content = _path().read_bytes()
     except OSError:
-        return {}  # nothing is kept yet; where that is not the reason, writing says it
+        return {}  # no cache yet; any other reason shows when it is written
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:

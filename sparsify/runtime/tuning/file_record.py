@@ -1,4 +1,4 @@
-"""The strategy that a file holds: what tuning found when the file was written, and whether it is of use here."""
+"""The strategy stored in a file, tuned when it was written, and whether it applies here."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .cache import machine, strategy_of, to_json
 from .search import Strategy
 
 Sizes = tuple[tuple[int, ...], ...]
-_MOST = 2**28  # numbers in an example: a file's word does not fill the memory
+_MOST = 2**28  # numbers in an example, so that a file cannot exhaust the memory
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What the file at `path` says of engines: shapes of its model's inputs, and the strategy that it holds for them.
+    """The input shapes stored in the file at `path`, and the strategy for them.
 
-    There is none in most files (`strategy` is None and `unfit` ""), and none that is of use here if `unfit` says why.
+    Most files have no strategy (None, with `unfit` ""); `unfit` is the reason why a stored one does not apply here.
     """
 
     path: Path
@@ -36,9 +36,9 @@ class Stored:
     unfit: str = ""
 
     def example(self, model: nn.Module) -> tuple[Tensor, ...]:
-        """Return inputs of these shapes, normal noise in the model's type, the same every time.
+        """Return inputs of these shapes, normal noise in the model's dtype, the same every time.
 
-        Raises SparsifyError for a file that says no shapes.
+        Raises SparsifyError for a file without shapes.
         """
         if not self.shapes:
             raise SparsifyError(
@@ -50,16 +50,16 @@ class Stored:
 
 
 def entry(shapes: Shapes, threads: int, strategy: Strategy) -> dict[str, Any]:
-    """Return what a file says of a strategy that was found here, plain JSON (docs/format.md)."""
+    """Return a strategy tuned here as a file stores it, plain JSON (docs/format.md)."""
     sizes = [list(shape) for shape in shapes]
     return {"machine": machine(), "threads": threads, "shapes": sizes, "way": to_json(strategy)}
 
 
 def read(source: str | os.PathLike[str], threads: int) -> Stored:
-    """Return what the file that `source` leads to says of engines, for one of so many threads.
+    """Return the stored shapes and strategy of the file at `source`, for an engine with `threads` threads.
 
-    A strategy of another machine, of other versions or for another number of threads is not taken, nor looked at.
-    Raises SparsifyError for a file that cannot be read, and for one whose words on engines cannot.
+    A strategy of another machine, other versions or another number of threads is not used. Raises SparsifyError for a
+    file that cannot be read, and for an invalid entry.
     """
     path = model_file(source)
     about = read_contents(path).metadata
@@ -87,14 +87,14 @@ def _of_one_image(about: Metadata) -> Sizes:
 
 
 def _are_shapes(value: Any) -> bool:
-    """Return whether a decoded JSON value is a list of shapes of tensors that are not empty, and not huge."""
+    """Return whether a decoded JSON value is a list of shapes of tensors that are neither empty nor huge."""
     if not isinstance(value, list) or not value:
         return False
     return all(is_shape(one) and 0 < math.prod(one) <= _MOST for one in value)
 
 
 def _short(value: Any) -> str:
-    """Return a file's word for one line."""
+    """Return a stored value as short text on one line."""
     return " ".join(str(value).split())[:40]
 
 

@@ -1,4 +1,4 @@
-"""Autotuning: which strategy is the fastest for inputs of one shape. Each is checked against the model, then timed."""
+"""Autotuning: the fastest strategy for inputs of one shape. Each is checked against the model, then timed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _LEAST, _MOST = 3, 50  # rounds
 class Strategy:
     """How inputs of one shape are run.
 
-    `kind` is "torch", "split" (all threads work on all images) or "chunks" (a thread works on `images` at a time). Of
-    `dense`, layers by their nodes' names, torch does the work although there is a kernel. `why` says why it is torch,
-    `seconds` how long every strategy took that was timed.
+    `kind` is "torch", "split" (all threads work on all images) or "chunks" (a thread works on `images` at a time).
+    `dense` has the nodes of layers that PyTorch runs although there is a kernel. `why` is the reason for "torch",
+    `seconds` the time of every strategy that was timed.
     """
 
     kind: str
@@ -57,10 +57,10 @@ Run = Callable[[Strategy], list[Any]]
 
 
 def candidates(images: int, single: bool, threads: int) -> list[Strategy]:
-    """Return the strategies for so many independent images (1 if they are not); `single` tells that there is one."""
+    """Return the strategies for `images` independent images (1 if they are not); `single`: the batch has one image."""
     largest = -(-images // threads)
     chunks = sorted({min(largest, size) for size in CHUNKS}, reverse=True) if images > 1 else []
-    # Threads that wait for each other after every instruction may take longer than one alone.
+    # One thread may be faster than several with a barrier after every instruction.
     alone = [Strategy("chunks", 1)] if single and threads > 1 else []
     return [*(Strategy("chunks", size) for size in chunks), Strategy("split"), *alone]
 
@@ -68,10 +68,10 @@ def candidates(images: int, single: bool, threads: int) -> list[Strategy]:
 def autotune(
     run: Run, plan: Callable[[Strategy], Plan], strategies: Iterable[Strategy], tune: bool, faults: list[Fault]
 ) -> Strategy:
-    """Return the fastest of the strategies whose outputs are torch's, or torch's own.
+    """Return the fastest of PyTorch and the strategies with the same outputs.
 
-    `run` returns the outputs of a strategy, flat; `plan` the plan it uses. Without `tune` the first that is right is
-    taken. `faults` takes what is wrong with the others.
+    `run` returns the flat outputs of a strategy, `plan` its plan. Without `tune` the first one with the right outputs
+    is returned. The faults of the others are appended to `faults`.
     """
     expected = run(TORCH)
     right: list[Strategy] = []
@@ -100,7 +100,7 @@ def autotune(
 
 
 def check(run: Run, strategy: Strategy, expected: Sequence[Any]) -> Fault | None:
-    """Return what is wrong with a strategy, None if its outputs are those expected."""
+    """Return the fault of a strategy, None if its outputs agree with `expected`."""
     try:
         apart = relative_error(run(strategy), expected)
     except PASSED:
@@ -109,17 +109,17 @@ def check(run: Run, strategy: Strategy, expected: Sequence[Any]) -> Fault | None
         return Fault(str(strategy), " ".join(str(error).split()))
     except TraceError as error:
         return Fault(str(strategy), str(error), raised=True)
-    except Exception as error:  # noqa: BLE001 - PyTorch gives the outputs, and the caller of this warns
+    except Exception as error:  # noqa: BLE001 - PyTorch computes the outputs instead, and the caller warns
         text = str(error) if isinstance(error, KernelError) else one_line(error)
         return Fault(str(strategy), text, raised=True, ours=True)
-    # Images that depend on each other make a difference in chunks, and none where all are there.
+    # In chunks, outputs also differ if images depend on each other.
     wrong = strategy.kind != "chunks"
     text = f"its outputs differ by {apart:.1e} of the largest"
     return None if apart <= TOLERANCE else Fault(str(strategy), text, raised=wrong, ours=wrong)
 
 
 def timed(run: Run, strategies: Sequence[Strategy]) -> dict[Strategy, float]:
-    """Return the least seconds of each strategy; they take turns."""
+    """Return the shortest time of each strategy in seconds; they take turns."""
     least = dict.fromkeys(strategies, float("inf"))
     rounds = 0
     begin = time.perf_counter()
@@ -137,7 +137,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def faster_dense(plan: Plan) -> frozenset[str]:
-    """Return the nodes of the layers that PyTorch runs faster dense, the layout conversions included."""
+    """Return the nodes of the layers that PyTorch runs faster dense, layout conversions included."""
     nodes = plan.nodes
     took: dict[str, float] = {}
     buffers = memory(plan.program.floats)
@@ -155,7 +155,7 @@ def faster_dense(plan: Plan) -> frozenset[str]:
 
 
 def _dense(plan: Plan, node: fx.Node) -> float:
-    """Return the least seconds of torch's operation on one thread, and of moving its input and output."""
+    """Return the shortest time of torch's operation on one thread plus the layout conversions, in seconds."""
     args, kwargs = fx.node.map_arg(
         (node.args, node.kwargs),
         lambda one: (
@@ -172,7 +172,7 @@ def _dense(plan: Plan, node: fx.Node) -> float:
 
 
 def _moving(instructions: Sequence[Instruction]) -> float:
-    """Return the least seconds of writing a layer's input as PyTorch's tensor, and its output as planes."""
+    """Return the shortest time of writing a layer's input as a torch tensor and its output as planes, in seconds."""
     source, planes = instructions[0].source, instructions[-1].planes
     there = Instruction(Opcode.UNPACK, "", source, source, (0,), -1)
     back = Instruction(Opcode.PACK, "", planes, planes, (), 1)
@@ -187,6 +187,3 @@ def _moving(instructions: Sequence[Instruction]) -> float:
 
 def _least(work: Callable[[], Any]) -> float:
     return min(_seconds(work) for _ in range(_LEAST))
-
-
-difference = relative_error

@@ -1,4 +1,4 @@
-"""Bias sinks: layers that can absorb a constant channel into their bias, exactly."""
+"""Bias sinks: layers that can absorb a constant input channel into their bias without changing their output."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..recording.ops import Op, Recording, Value
 
 @dataclass(frozen=True, eq=False)
 class BiasSink:
-    """The operands of a weighted sum over the channels of `value` along `dim`, and the name of its bias.
+    """A weighted sum over the channels of `value` along `dim`: its operands, and the name of its bias.
 
-    The layer may have no bias yet.
+    The bias may not exist yet.
     """
 
     value: Value
@@ -23,11 +23,11 @@ class BiasSink:
 
 
 def bias_sinks(recording: Recording) -> dict[Op, BiasSink]:
-    """Return the operations of a recording that can absorb constant channels into a bias, with their operands.
+    """Return {operation: BiasSink} of the operations that can absorb constant channels into a bias.
 
-    They are linear layers and convolutions without padding, transposition or groups: padding would make a constant
-    channel differ at the border. Weight and bias must be the model's own and have no other reader, which would see the
-    changed bias.
+    They are linear layers and convolutions without padding, transposition or groups; with padding, a constant channel
+    would differ at the border. Weight and bias must be tensors of the model that nothing else reads, since another
+    reader would see the changed bias.
     """
     readers = Counter(value for op in recording.ops for value in op.inputs) + Counter(recording.outputs)
     made = {result: op for op in recording.ops for result in op.results}
@@ -53,7 +53,7 @@ def _convolution(op: Op, recording: Recording) -> BiasSink | None:
 
 
 def _product(op: Op, recording: Recording, made: dict[Value, Op]) -> BiasSink | None:
-    """Match activations times a transposed weight, as linear layers compute it."""
+    """Match activations times a transposed weight, the form in which linear layers are recorded."""
     if op.name not in ("mm", "addmm") or op.kwargs:
         return None
     *added, value, factor = op.args
@@ -66,7 +66,7 @@ def _product(op: Op, recording: Recording, made: dict[Value, Op]) -> BiasSink | 
 
 
 def _bias(op: Op, recording: Recording, weight: Value, bias: Value | None) -> str | None:
-    """Return the name of the bias that an operation adds, or that its layer could get; None if it cannot have one."""
+    """Return the name of the bias that an operation adds or that its layer could get, None if it cannot have one."""
     if not weight.names:
         return None
     if bias is not None:

@@ -1,6 +1,6 @@
-"""Constant channels entering weighted sums: which there are, and what the sum then holds.
+"""Constant channels that enter weighted sums, and the known values of those sums.
 
-An operation that can absorb constants into its bias (`bias_sinks`) does not read its constant channels any more.
+In the analysis, an operation that can absorb constants into its bias (`bias_sinks`) does not read constant channels.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def constant_inputs(live: Liveness, op: Op) -> Tensor | None:
-    """Return the channels entering a bias sink that hold one nonzero value everywhere, float 0/1 [channels]; or None.
+    """Return which input channels of a bias sink hold one nonzero value everywhere, float 0/1 [channels].
 
-    They are noted, as bool, in `live.constant_channels`. None if there are none or `op` is no bias sink.
+    Also stores them, as bool, in `live.constant_channels`. Returns None if there are none or `op` is not a bias sink.
     """
     sink = live.bias_sinks.get(op)
-    if sink is None or only_zeros_known(live, sink.value):
+    if sink is None or only_zeros_known(live, sink.value) or 0 in sink.value.shape:  # no row shows what to absorb
         return None
     values = _entering_values(live, op)
     constant = ~values.isnan() & (_may_be_nonzero(live, op) if live.depends_on_learnt else values != 0)
@@ -36,7 +36,7 @@ def constant_inputs(live: Liveness, op: Op) -> Tensor | None:
 
 
 def _entering_values(live: Liveness, op: Op) -> Tensor:
-    """Return the value that each channel entering a bias sink holds at all positions, NaN if there is none."""
+    """Return the value that each input channel of a bias sink holds at all positions, NaN if it is not constant."""
     sink = live.bias_sinks[op]
     form = known_value(live, sink.value)
     form = uniform(form, [d for d in range(form.dim()) if d != sink.dim])
@@ -44,7 +44,7 @@ def _entering_values(live: Liveness, op: Op) -> Tensor:
 
 
 def _weight_columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
-    """Return the `wanted` columns of a weight under its mask, float64; NaN for entries that may still learn."""
+    """Return the `wanted` columns of a weight under its mask, float64, with NaN for entries that may still learn."""
     assert weight.constant is not None
     columns = weight.constant[:, wanted].to(torch.float64)
     kept = live.masks.get(weight.names[0])
@@ -54,7 +54,7 @@ def _weight_columns(live: Liveness, weight: Value, wanted: Tensor) -> Tensor:
 
 
 def _may_be_nonzero(live: Liveness, op: Op) -> Tensor:
-    """Return which channels entering a bias sink may be nonzero, bool: a learnt constant may be zero only for now."""
+    """Return which input channels of a bias sink may be nonzero, bool: a learnt constant may be zero only now."""
     sink = live.bias_sinks[op]
     flags = live.of(sink.value).detach()
     dims = [d for d in range(flags.dim()) if d != sink.dim]
@@ -62,9 +62,9 @@ def _may_be_nonzero(live: Liveness, op: Op) -> Tensor:
 
 
 def propagate_sum(live: Liveness, op: Op, moving: Tensor, added: Value | None, dim: int) -> None:
-    """Note the known values of a weighted sum, whose channels lie along `dim`: `added` plus the constant channels.
+    """Store the known values of a weighted sum, whose channels lie along `dim`: `added` plus the constant channels.
 
-    `moving` is positive where a channel that depends on the input takes part; nothing is known there.
+    `moving` is positive where a channel that depends on the input contributes; the sum is unknown there.
     """
     result = op.results[0]
     moving = moving.detach() > 0

@@ -1,7 +1,8 @@
 """Constant propagation over the recorded operations: the value of each entry that no input affects.
 
-Beside its flags, a Value has a float64 broadcast form of known values, NaN where an entry depends on the input. The
-analysis is conservative: after an operation without a transfer function here, every entry that may be nonzero is NaN.
+In addition to its flags, a Value has a float64 broadcast form of known values, NaN where an entry depends on the input.
+The analysis is conservative: after an operation without a transfer function here, every entry that may be nonzero is
+NaN.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _ENTRYWISE = frozenset(
     "ceil round trunc frac heaviside fmod remainder lerp addcmul addcdiv exp2 log2 log10 tan asin acos atan sinh cosh "
     "asinh acosh atanh erfc nan_to_num".split()
 )
-_CONDITIONS = {"where": 0, "masked_fill": 1}  # operation -> its argument that is true or false
+_CONDITIONS = {"where": 0, "masked_fill": 1}  # operation -> position of its bool argument
 BATCH_NORMS = "native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split()
 AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
-# With one value at every position, these return that value: over space, or over the dimensions that they name. The
-# table of rules has a row for each name in these lists.
+# Applied to one value at every position, these return that value: over space, or over the dimensions that they name.
+# The table of rules has a row for each name in these lists.
 OVER_SPACE = (
     "max_pool1d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d "
     "adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
@@ -43,7 +44,7 @@ OVER_DIMENSIONS = ("mean", "amax", "amin")
 
 
 def propagate(live: Liveness, op: Op) -> None:
-    """Note in `live.known_values` what is known of an operation's results beyond their flags, which have been set."""
+    """Store in `live.known_values` the known values of an operation's results; their flags must be set before."""
     if not op.results or all(value.constant is not None for value in op.results):
         return
     known = (
@@ -61,19 +62,19 @@ def propagate(live: Liveness, op: Op) -> None:
 
 
 def _clear_zero_flags(live: Liveness, value: Value) -> None:
-    """Clear the flags of entries known to be zero, as negative constants are after a ReLU."""
+    """Clear the flags of entries known to be zero, such as negative constants after a ReLU."""
     zero = (live.known_values[value] == 0) & (live.flags[value].detach() > 0)
     if zero.any():
         live.set(value, live.flags[value] * (~zero).to(torch.float32))
 
 
 def _is_shared_scalar(live: Liveness, value: Value) -> bool:
-    """Whether a Value is a single learnt number, shared by all channels: no channel goes together with it."""
+    """Return whether a Value is a single learnt number that all channels share, so it goes with none of them."""
     return live.learning and value.trainable and math.prod(value.shape) == 1 and value.names[0] not in live.masks
 
 
 def known_value(live: Liveness, value: Value) -> Tensor:
-    """Return the known values of a Value, a float64 form, NaN where an entry is not known."""
+    """Return the known values of a Value, a float64 form with NaN where an entry is unknown."""
     if value in live.known_values:
         return live.known_values[value]
     if value.constant is None:
@@ -85,25 +86,25 @@ def known_value(live: Liveness, value: Value) -> Tensor:
         return torch.where(kept, math.nan, 0.0).to(torch.float64)
     if value.names or live.as_stored or value not in live.recording.producers:
         return live.constant(value).to(torch.float64)
-    # Computed from masked parameters: rarely needed, and too large to store.
+    # Computed from masked parameters: rarely needed and too large to store.
     op = live.recording.producers[value]
     known = (_transfer(live, op) or [None] * len(op.results))[op.results.index(value)]
     return torch.full([1] * len(value.shape), math.nan, dtype=torch.float64) if known is None else known
 
 
 def only_zeros_known(live: Liveness, value: Value) -> bool:
-    """Whether nothing is known of a Value but the zeros that its flags show."""
+    """Return whether the only known entries of a Value are the zeros that its flags show."""
     return value.constant is None and value not in live.known_values
 
 
 def _nothing_known(live: Liveness, value: Value) -> bool:
-    """Whether no entry of a Value is known."""
+    """Return whether no entry of a Value is known."""
     return only_zeros_known(live, value) and bool(live.of(value).all())
 
 
 def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
-    """Return the known values of an operation's results; None for one, or for all, of which only flags are known."""
-    name = op.name.rstrip("_")
+    """Return the known values of each result, None for a result (or for all) if only the flags are known."""
+    name = _family(op)
     if op.is_movement:
         return None if only_zeros_known(live, op.args[0]) else _moved(live, op)
     if name == "copy":
@@ -126,8 +127,13 @@ def _transfer(live: Liveness, op: Op) -> list[Tensor | None] | None:
     return None
 
 
+def _family(op: Op) -> str:
+    """Return the name of an element-wise operation without the suffixes of its variants."""
+    return op.name.removesuffix("_forward").rstrip("_")
+
+
 def uniform(form: Tensor, dims: range | list[int]) -> Tensor:
-    """Return a form reduced along `dims` to the one value its entries have there, NaN if they differ."""
+    """Return a form reduced along `dims` to the common value of its entries, NaN if they differ."""
     if not dims or all(form.shape[d] == 1 for d in dims):
         return form
     low, high = form.amin(list(dims), keepdim=True), form.amax(list(dims), keepdim=True)
@@ -145,8 +151,8 @@ def _moved(live: Liveness, op: Op) -> list[Tensor | None] | None:
 
 
 def _entry_by_entry(live: Liveness, op: Op) -> list[Tensor | None] | None:
-    # Operations in place would write to the forms.
-    family_name = op.name.rstrip("_")
+    # The functional variant, since an in-place operation would write to the forms.
+    family_name = _family(op)
     family = getattr(torch.ops.aten, family_name, None)
     operation = getattr(family, op.overload._overloadname, None)
     condition = op.args[_CONDITIONS[family_name]] if family_name in _CONDITIONS else op
@@ -190,7 +196,7 @@ def _normalised(live: Liveness, op: Op) -> Tensor | None:
     if not isinstance(mean, Value) or not isinstance(variance, Value) or rest[0] is True:
         return None
     if live.learning and all(v is not None and v.trainable and math.prod(v.shape) > 1 for v in (weight, bias)):
-        return None  # of a learnt scale and shift only the zeros are known, which the flags show
+        return None  # only zeros of a learnt scale and shift are known, and the flags show them
     shape = [1, -1] + [1] * (len(value.shape) - 2)
     if only_zeros_known(live, value):
         moving = live.of(value) if weight is None else live.of(value) * live.of(weight).reshape(shape)
@@ -206,7 +212,7 @@ def _normalised(live: Liveness, op: Op) -> Tensor | None:
 
 
 def _plain_average(op: Op) -> bool:
-    """Whether an average pooling divides every sum by the same count: no padding, ceil_mode or divisor_override."""
+    """Return whether an average pooling divides all sums by the same count: no padding, ceil_mode, divisor_override."""
     padding, ceiled, divisor = ([*op.args[3:], *[0] * 4][i] for i in (0, 1, 3))
     return not (any(padding) if isinstance(padding, (list, tuple)) else padding) and not ceiled and not divisor
 

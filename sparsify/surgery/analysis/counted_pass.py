@@ -1,4 +1,4 @@
-"""Multiply-adds of a forward pass, counted while it runs: cheaper than a recording where nothing else is asked."""
+"""Count the multiply-adds of a forward pass while it runs, which is cheaper than a recording."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .mac_counts import is_counted, multiply_adds, uncounted
 
 
 class CountedPass(TorchDispatchMode):
-    """Counts in `multiply_adds` what runs in `counted_pass`; `complete` is False once an operation has no count.
+    """Counts multiply-adds in `counted_pass`; `complete` is False after an operation that cannot be counted.
 
     With `computed` False, costly operations return zeros, and what needs values raises ValuesNeededError.
     """
@@ -49,7 +49,7 @@ class CountedPass(TorchDispatchMode):
         return outcome
 
     def leave(self, tensor: Tensor, how: str) -> None:
-        """Note that a tensor is given to another library."""
+        """Note that a tensor is passed to another library."""
         if not self.computed:
             raise ValuesNeededError
         self.complete = False
@@ -67,7 +67,7 @@ class CountedPass(TorchDispatchMode):
 
 @contextmanager
 def counted_pass(*, computed: bool = True) -> Iterator[CountedPass]:
-    """Count the multiply-adds of the forward pass in the block."""
+    """Yield a CountedPass that counts the multiply-adds of the forward pass inside the block."""
     counting = CountedPass(computed=computed)
     with not_compiled(), counting, FunctionHooks(counting.leave, lambda *_: None, counting.whole):
         yield counting

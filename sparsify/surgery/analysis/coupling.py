@@ -1,12 +1,12 @@
 """Coupling: which channels can only be removed together (the dependency graph of channels, as union-find).
 
-Every index of every dimension of every parameter and buffer gets a channel number of its own; each operation then joins
-the numbers that are one channel, or pins those that must stay: they join number 0. A tensor's *axis* is an int64
-broadcast form that holds the channel number of each entry, varying along one dimension. It varies along two where a
-dimension was split, (heads * size) into (heads, size), until it is decided which of them it follows.
+Every index of every dimension of every parameter and buffer gets its own channel number. Each operation then joins the
+numbers that belong to one channel, or pins those that must stay, by joining them with number 0. A tensor's *axis* is an
+int64 broadcast form that holds the channel number of each entry and varies along one dimension. If a dimension was
+split, (heads * size) into (heads, size), the axis varies along both until it is decided which of them it follows.
 
 A dimension of equal entries with an explicit size (`torch.zeros(n, self.width)`, `x.expand(-1, self.width)`) is
-*offered*: it has an axis, which counts once it is *claimed*, when the tensor meets another one with channels.
+*offered*: its axis has no effect until it is *claimed*, when the tensor is combined with one that has channels there.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def varying(axis: Tensor) -> tuple[int, ...]:
 class Coupling:
     """The axes of every Value of a recording, built up operation by operation.
 
-    `rule` returns the function that couples an operation, None for a movement or an operation without a rule. Where
+    `rule` returns the function that couples an operation, None for a movement or an operation without a rule. If
     attention splits channels over heads and sizes, they follow the heads (`heads` "whole") or the sizes ("size").
-    Grouped convolutions in `by_group` lose whole groups, the others what `rules.convolution` decides.
+    Grouped convolutions in `by_group` lose whole groups; for others `rules.convolution` decides.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Coupling:
         self.numbers = UnionFind()
         self.axes: dict[Value, list[Tensor]] = {}
         self.offered: dict[Value, list[Tensor]] = {}
-        self.claimed: dict[Value, list[Tensor]] = {}  # offered axes that count by now: entries along them are equal
+        self.claimed: dict[Value, list[Tensor]] = {}  # offered axes that were claimed: entries along them are equal
         self.ranges: list[tuple[int, int, Value, int]] = []  # first number, one past the last, tensor, dimension
-        self.produced: list[Tensor] = []  # numbers in parameters whose zeros make an operation's results zero
-        self.by_reading: list[Tensor] = []  # numbers that only zeros in their readers make dead
+        self.produced: list[Tensor] = []  # numbers of parameters whose zeros make an operation's results zero
+        self.by_reading: list[Tensor] = []  # numbers made dead only by zeros in the weights that read them
         self.operations: list[tuple[Op, int, tuple[Tensor, ...]]] = []
         self.barriers: dict[str, None] = dict.fromkeys(recording.problems)
-        self.barred: set[object] = set()  # causes that have a barrier
+        self.barred: set[object] = set()  # causes that a barrier reports
         self.deferred = Deferred()
         self.grouped: list[Op] = []  # convolutions that lose the same positions of every group
         self._rule = rule
@@ -66,8 +66,8 @@ class Coupling:
             counted = len(self.operations)
             self.visit(op)
             if len(self.operations) == counted and multiply_adds(op):
-                self.operations.append((op, multiply_adds(op), ()))  # without a rule that says what saves some
-        costly = len(self.operations)  # those of the second pass only run in training
+                self.operations.append((op, multiply_adds(op), ()))  # counted, but no rule says what reduces the cost
+        costly = len(self.operations)  # further passes do not count in the cost
         for op in recording.ops[recording.eval_count :]:
             self.visit(op)
         del self.operations[costly:]
@@ -78,10 +78,10 @@ class Coupling:
             self.pin(value)
         for path in recording.attentions:
             pin_heads(self, recording, path)
-        resolve(self.numbers, self.deferred)
+        self.produced += resolve(self.numbers, self.deferred, self.produced)
 
     def of(self, value: Value) -> list[Tensor]:
-        """Return the axes of a Value; a tensor of the model gets new ones, one per dimension, at the first call."""
+        """Return the axes of a Value; the first call for a tensor of the model makes one per dimension."""
         if value not in self.axes:
             made = []
             for d, size in enumerate(value.shape if value.names else ()):
@@ -95,11 +95,11 @@ class Coupling:
         return self.axes[value]
 
     def set(self, value: Value, axes: Iterable[Tensor]) -> None:
-        """Set the axes of a Value; axes that vary along a common dimension are joined."""
+        """Set the axes of a Value, and join those that vary along a common dimension."""
         kept: list[Tensor] = []
         for axis in axes:
             if not varying(axis):
-                self.numbers.pin(axis)  # a slice of one entry: its dimension is lost
+                self.numbers.pin(axis)  # a slice of one entry, which no longer shows its dimension
                 continue
             separate = []
             for other in kept:
@@ -114,7 +114,7 @@ class Coupling:
         self.axes[value] = kept
 
     def _merge(self, axis: Tensor, other: Tensor) -> Tensor:
-        """Join axes with a common dimension, now or once it is decided what they follow; return the wider one."""
+        """Join axes with a common dimension, now or when it is decided which one they follow; return the wider axis."""
         few, many = sorted((other, axis), key=lambda one: len(varying(one)))
         if set(varying(few)) < set(varying(many)):
             self.deferred.meet(many, few, self.numbers.cause)
@@ -123,7 +123,7 @@ class Coupling:
         return many
 
     def offer(self, value: Value, axes: Iterable[Tensor]) -> None:
-        """Offer axes along dimensions of equal entries; those that meet another axis of the Value are pinned."""
+        """Offer axes along dimensions of equal entries; pin those along a dimension that has another axis."""
         taken = {d for axis in self.of(value) for d in varying(axis)}
         for axis in axes:
             if len(varying(axis)) == 1 and not taken & set(varying(axis)):
@@ -133,7 +133,7 @@ class Coupling:
                 self.numbers.pin(axis)
 
     def claim(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
-        """Return the axes of a Value, including those offered along `dims`, which count from now on."""
+        """Return the axes of a Value, including those offered along `dims`, which are claimed now."""
         wanted = set(dims)
         offered = self.offered.pop(value, [])
         claimed = [axis for axis in offered if wanted & set(varying(axis))]
@@ -149,7 +149,7 @@ class Coupling:
                 self.numbers.pin(axis)
 
     def depend(self, value: Value, dims: Iterable[int]) -> list[Tensor]:
-        """Return the axes left after an operation that depends on the size along `dims` (a mean): these are pinned."""
+        """Pin the channels along `dims`, on whose number an operation (a mean) depends; return the remaining axes."""
         reduced = set(dims)
         left = []
         for axis in self.of(value):
@@ -160,7 +160,7 @@ class Coupling:
         return left
 
     def union_along(self, axis: Tensor, dims: Iterable[int]) -> Tensor:
-        """Join the channels of an axis along `dims`, and return the axis with size 1 there."""
+        """Join the channels of an axis along `dims` and return the axis with size 1 there."""
         for d in set(varying(axis)) & set(dims):
             first = axis.narrow(d, 0, 1)
             self.numbers.union(axis, first)
@@ -168,7 +168,7 @@ class Coupling:
         return axis
 
     def combine(self, result: Value, operands: Sequence[Value]) -> None:
-        """Join the axes of the operands of an element-wise operation, broadcast, and set those of its result."""
+        """Join the axes of the broadcast operands of an element-wise operation and set those of its result."""
         rank = len(result.shape)
 
         def placed(axes: Iterable[Tensor]) -> list[Tensor]:
@@ -187,16 +187,16 @@ class Coupling:
                 shape[d] > 1 and d not in {varying(o)[0] for o in own}
                 for own, shape in zip(offered, shapes, strict=True)
             ):
-                self.numbers.pin(axis)  # another operand has the size whatever number this one is given
+                self.numbers.pin(axis)  # another operand fixes the size along this dimension
             else:
                 self.numbers.union(axis, together.setdefault(d, axis))
         self.offer(result, together.values())
 
     def matched(self, operands: Sequence[tuple[Sequence[Tensor], Sequence[int]]]) -> list[Tensor]:
-        """Return the axes of operands, (axes, shape) each, that meet entry by entry; pin what only some follow."""
+        """Return the axes of `operands`, (axes, shape) each, combined entry by entry; pin those that one lacks."""
         given = [axis for axes, _ in operands for axis in axes]
         for axes, shape in operands:
-            # A dimension that one operand follows and another of full size does not has to keep its size.
+            # A dimension has to keep its size if an operand has its full size but no axis along it.
             own = {d for axis in axes for d in varying(axis)}
             for axis in given:
                 loose = {d for d in varying(axis) if shape[d] > 1 and d not in own}
@@ -207,11 +207,11 @@ class Coupling:
         return given
 
     def visit(self, op: Op) -> None:
-        """Couple one operation; if its rule raises, it is a barrier and its results are pinned."""
+        """Couple one operation; if its rule raises, pin its results and make it a barrier."""
         self.numbers.cause = op
         try:
             self._apply_rule(op)
-        except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
+        except Exception as error:  # noqa: BLE001 - a rule, perhaps a user's, failed on unexpected arguments
             for value in op.results:
                 self.pin(value)
             why = f"{type(error).__name__}: {first_line(error)}"
@@ -237,14 +237,14 @@ class Coupling:
                     self.numbers.pin(axis)
 
     def barrier(self, op: Op, why: str = "") -> None:
-        """Pin all channels that enter an operation, and report it; `why` replaces "operation ... has no rule"."""
+        """Pin all channels that enter an operation and report it; `why` replaces "operation ... has no rule"."""
         met = [axis for value in op.inputs for axis in [*self.of(value), *self.offered.pop(value, [])]]
         for axis in met:
             self.numbers.pin(axis)
         for value in op.results:
             self.axes.setdefault(value, [])
         if not why and (op.name in DATA_DEPENDENT or not met):
-            return  # `pin_branch` reports the one, and where no channels enter, as in arithmetic of indices, none stay
+            return  # `pin_branch` reports reads of values; without channels (arithmetic of indices) there is no loss
         what = "memory written through another tensor" if op.name == STALE else f"operation '{op.name}'"
         self.barriers[f"{op.module or 'the model'}: {why or what + ' has no rule'}"] = None
         self.barred.add(op)

@@ -1,6 +1,6 @@
-"""Decisions that wait until all operations have been visited: which of several ways to remove channels is taken.
+"""Decisions between ways to remove channels, deferred until all operations have been visited.
 
-Where a dimension was split, its channels follow one of the parts; a grouped convolution loses whole groups or the same
+The channels of a split dimension follow one of its parts; a grouped convolution loses whole groups or the same
 positions of every group.
 """
 
@@ -15,34 +15,45 @@ from torch import Tensor
 
 from .union_find import PINNED, UnionFind, lowest_connected
 
-Unions: TypeAlias = list[tuple[Tensor, Tensor]]  # pairs of numbers that are one channel, broadcast together
+Unions: TypeAlias = list[tuple[Tensor, Tensor]]  # pairs of numbers of one channel, broadcast together
 
 
 @dataclass
 class Deferred:
-    """The open decisions: axes that vary in several dimensions, the axes they met, and alternative unions."""
+    """The open decisions: axes that vary along several dimensions, axes to join with them, and alternative unions."""
 
     joint: dict[bytes, tuple[Tensor, Any]] = field(default_factory=dict)
     met: list[tuple[Tensor, Tensor, Any]] = field(default_factory=list)
     choices: list[tuple[tuple[Unions, ...], Any]] = field(default_factory=list)
+    merged: list[tuple[Tensor, list[tuple[Tensor, Tensor]]]] = field(default_factory=list)
 
     def add(self, axis: Tensor, cause: Any) -> None:
-        """Add an axis that varies in several dimensions."""
+        """Add an axis that varies along several dimensions."""
         squeezed = axis.squeeze().contiguous()
         key = str(tuple(squeezed.shape)).encode() + squeezed.numpy().tobytes()
         self.joint.setdefault(key, (squeezed, cause))
 
     def meet(self, axis: Tensor, other: Tensor, cause: Any) -> None:
-        """Add that an axis met one varying in fewer dimensions: they are joined if the axis follows these."""
+        """Add a pair to join: an axis, and another one along fewer dimensions, if the first one follows these."""
         self.met.append((axis, other, cause))
 
     def choose(self, alternatives: tuple[Unions, ...], cause: Any) -> None:
-        """Add alternative unions, of which the first that leaves any channel removable is made."""
+        """Add alternative unions; the first one that leaves a channel removable is made, else the first."""
         self.choices.append((alternatives, cause))
 
+    def merge(self, one: Tensor, parts: list[tuple[Tensor, Tensor]], cause: Any) -> None:
+        """Add that axis `one` stands for one of several merged axes: the first that leaves a channel removable.
 
-def resolve(numbers: UnionFind, deferred: Deferred) -> None:
-    """Decide everything that is open, and make the unions."""
+        `parts` are the merged axes, (before, after) the movement.
+        """
+        stays = torch.zeros((), dtype=torch.int64)
+        ways = [[(one, new), *((other, stays) for other, _ in parts if other is not old)] for old, new in parts]
+        self.choose(tuple(ways), cause)
+        self.merged.append((one, parts))
+
+
+def resolve(numbers: UnionFind, deferred: Deferred, produced: list[Tensor]) -> list[Tensor]:
+    """Make all open decisions and their unions; return the original axes of the merged ones in `produced`."""
     _resolve_joint(numbers, deferred)
     for alternatives, numbers.cause in deferred.choices:
         roots = numbers.find()
@@ -51,10 +62,16 @@ def resolve(numbers: UnionFind, deferred: Deferred) -> None:
         ):
             numbers.union(a, b)
     _resolve_joint(numbers, deferred)
+    roots = numbers.find()
+    found: list[Tensor] = []
+    for one, parts in reversed(deferred.merged):
+        if any(bool(torch.isin(one, axis).any()) for axis in (*produced, *found)):
+            found += [old for old, new in parts if (roots[new.numpy()] == roots[one.numpy()]).all()]
+    return found
 
 
 def _resolve_joint(numbers: UnionFind, deferred: Deferred) -> None:
-    """Decide for every split dimension which part its channels follow: the one that leaves the most channels."""
+    """Decide for every split dimension which part its channels follow: the part that leaves the most channels."""
     changed = True
     while changed:
         roots = numbers.find()
@@ -62,7 +79,7 @@ def _resolve_joint(numbers: UnionFind, deferred: Deferred) -> None:
         for axis, numbers.cause in deferred.joint.values():
             changed |= _follow_one(numbers, roots[axis.numpy()])
         for axis, other, numbers.cause in deferred.met if not changed else ():
-            # Only after the decision which dimensions the axis follows.
+            # Only once it is decided which dimensions the axes follow.
             roots = numbers.find()
             found = roots[axis.numpy()]
             follows = [d for d in range(found.ndim) if (found != found.take([0], axis=d)).any()]
@@ -77,7 +94,7 @@ def _resolve_joint(numbers: UnionFind, deferred: Deferred) -> None:
 
 
 def _follow_one(numbers: UnionFind, found: np.ndarray[Any, Any]) -> bool:
-    """Join the entries of each slice along the dimension that an axis follows; return whether any were separate."""
+    """Join the entries of each slice along the dimension that an axis follows; return whether any sets were joined."""
     d = max(range(found.ndim), key=lambda d: (_channels(found, d), d))
     lowest = found.min(axis=tuple(i for i in range(found.ndim) if i != d), keepdims=True)
     apart = bool((lowest != found).any())
@@ -87,7 +104,7 @@ def _follow_one(numbers: UnionFind, found: np.ndarray[Any, Any]) -> bool:
 
 
 def _channels(numbers: np.ndarray[Any, Any], dim: int) -> int:
-    """Return how many channels stay removable if each slice along `dim` is one channel."""
+    """Return the number of channels that stay removable if each slice along `dim` is one channel."""
     rows = np.moveaxis(numbers, dim, 0).reshape(numbers.shape[dim], -1)
     found, index = np.unique(rows, return_inverse=True)
     index = index.reshape(rows.shape) + len(rows)
@@ -99,7 +116,7 @@ def _channels(numbers: np.ndarray[Any, Any], dim: int) -> int:
 
 
 def _leaves_any(roots: np.ndarray[Any, Any], ties: Unions) -> bool:
-    """Return whether any of these numbers is still removable after these unions."""
+    """Return whether any of the numbers in `ties` is still removable after the unions."""
     pairs = [torch.broadcast_tensors(a, b) for a, b in ties]  # type: ignore[no-untyped-call]
     left, right = (np.concatenate([roots[pair[side].reshape(-1).numpy()] for pair in pairs]) for side in (0, 1))
     found, index = np.unique(np.concatenate([[PINNED], left, right]), return_inverse=True)

@@ -1,4 +1,4 @@
-"""Group ids: one number per set of channels that can be removed together, from the union-find of a coupling."""
+"""Group ids: one number per set of channels that can only be removed together, from the union-find of a coupling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .union_find import PINNED
 def group_ids(coupling: Coupling) -> tuple[np.ndarray[Any, Any], int]:
     """Return the group id of every channel number (int64, -1 = never removed), and the number of groups.
 
-    A group has numbers both on an activation and in a tensor of the model, and leaves something of every dimension.
+    A group has numbers on an activation and in a tensor of the model, and is not all of a dimension.
     """
     roots = coupling.numbers.find()
     on_activations = np.zeros(len(roots), dtype=bool)
@@ -27,7 +27,7 @@ def group_ids(coupling: Coupling) -> tuple[np.ndarray[Any, Any], int]:
     for first, end, *_ in coupling.ranges:
         in_the_model[roots[first:end]] = True
     groups = np.flatnonzero(on_activations & in_the_model)
-    # A group that is all of a dimension stays: nothing of it would be left.
+    # A group that is all of a dimension stays, since nothing would be left of the dimension.
     whole = [roots[first] for first, end, *_ in coupling.ranges if (roots[first:end] == roots[first]).all()]
     groups = groups[~np.isin(groups, [PINNED, *whole])]
     ids = np.full(len(roots), -1, dtype=np.int64)
@@ -36,7 +36,7 @@ def group_ids(coupling: Coupling) -> tuple[np.ndarray[Any, Any], int]:
 
 
 def only(ids: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return `ids` with the `wanted` groups (bool [groups]) numbered anew and -1 for all others."""
+    """Return `ids` with the `wanted` groups (bool [groups]) renumbered and -1 for all others."""
     if not len(wanted):
         return ids
     ids = np.where((ids >= 0) & wanted[ids], ids, -1)
@@ -45,7 +45,7 @@ def only(ids: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[
 
 
 def labels_of(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:
-    """Return the group id of each index (-1 = never removed) by tensor name and dimension, where there is any."""
+    """Return {tensor name: {dimension: group id per index, -1 = never removed}}, without dimensions that have none."""
     labels: dict[str, dict[int, Tensor]] = {}
     for first, end, value, d in coupling.ranges:
         numbers = ids[first:end]
@@ -56,7 +56,7 @@ def labels_of(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[i
 
 
 def produced_dims(coupling: Coupling) -> dict[str, int]:
-    """Return the parameters whose zeros make channels dead, with the dimension that the channels lie along."""
+    """Return {parameter name: dimension of its channels} of the parameters whose zeros make channels dead."""
     marked = np.zeros(coupling.numbers.count, dtype=bool)
     for axis in coupling.produced:
         marked[axis.numpy().reshape(-1)] = True
@@ -65,7 +65,7 @@ def produced_dims(coupling: Coupling) -> dict[str, int]:
     for axis in coupling.by_reading:
         read[roots[axis.numpy().reshape(-1)]] = True
     found: dict[str, int] = {}
-    for by_reading in (True, False):  # a parameter has one dimension that is masked
+    for by_reading in (True, False):  # a parameter is masked along one dimension; the one that produces wins
         for first, end, value, d in coupling.ranges:
             makes = read[roots[first:end]].any() and d == 1 if by_reading else marked[first:end].any()
             if value.trainable and makes and (roots[first:end] != PINNED).any():

@@ -1,4 +1,4 @@
-"""Which groups of channels are dead, and which zeros can make dead: liveness of entries, put together by group."""
+"""Liveness by group: which groups of channels are dead, and which groups zeros can make dead."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .group_ids import produced_dims
 from .liveness import Liveness
 from .reasons import spoiling
 
-MakeLiveness: TypeAlias = Callable[..., Liveness]  # of one recording and its rules; takes masks and `learning`
+MakeLiveness: TypeAlias = Callable[..., Liveness]  # for one recording and its rules; takes masks and `learning`
 
 
 def alive_groups(live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-    """Return for each group, bool [count], whether an activation that may be nonzero and is read carries it."""
+    """Return bool [count]: whether a group has a live entry (may be nonzero, reaches an output) in any activation."""
     alive = np.zeros(count + 1, dtype=bool)  # the last is for entries that stay
     carried = [np.zeros(0, dtype=np.int64)]
     for value, axes in coupling.axes.items():
@@ -46,7 +46,7 @@ def pruned_groups(
     count: int,
     masks: Mapping[str, Tensor],
 ) -> tuple[np.ndarray[Any, Any], Liveness | None]:
-    """Return which groups are dead because of `masks`, bool [count], and the liveness under them (or None)."""
+    """Return which groups `masks` make dead, bool [count], and the liveness under them (None without masks)."""
     if not masks:
         return np.zeros(count, dtype=bool), None
     live = liveness(masks, learning=True)
@@ -65,9 +65,9 @@ def killable_groups(
     labels: Mapping[str, Mapping[int, Tensor]],
     produced: Mapping[str, int],
 ) -> np.ndarray[Any, Any]:
-    """Return for each group, bool [count], whether zeros in what produces it make it dead, whatever the others learn.
+    """Return bool [count]: whether zeros in the parameters that produce a group make it dead, whatever others learn.
 
-    One half of the groups is tried, then the other: a group must be dead while its neighbours are alive.
+    Each random half of the groups is zeroed while the other half stays: a group must be dead next to live neighbours.
     """
     killable = np.zeros(count, dtype=bool)
     halves = np.random.default_rng(0).permutation(count) % 2 == 0
@@ -87,7 +87,7 @@ def killable_groups(
 
 
 def first_spoiling_ops(recording: Recording, liveness: MakeLiveness, coupling: Coupling) -> dict[int, Op]:
-    """Return the first operation that makes a nonzero value of a channel's zeros, by the root of the channel number."""
+    """Return {root of a channel number: first operation that turns the channel's zeros into nonzero values}."""
     roots = coupling.numbers.find()
     produced = produced_dims(coupling)
     kept = {}

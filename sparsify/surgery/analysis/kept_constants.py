@@ -1,4 +1,4 @@
-"""Constant channels that stay: what reads them has no bias that could take them in."""
+"""Constant channels that stay because the operation that reads them has no bias to absorb them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _READERS = {"convolution": 0, "mm": 0, "addmm": 1}  # operation -> place of the 
 def kept_constants(
     live: Liveness, coupling: Coupling, ids: np.ndarray[Any, Any], alive: np.ndarray[Any, Any]
 ) -> tuple[str, ...]:
-    """Return a line for each layer that is given channels of one nonzero value everywhere, and keeps them.
+    """Return a line for each layer whose input has removable channels of one nonzero value that it cannot absorb.
 
-    `ids` are the groups of the channel numbers (-1: stays anyway), `alive`, bool [groups], says which are not dead.
+    `ids` are the groups of the channel numbers (-1 = never removed); `alive`, bool [groups], marks those not dead.
     """
     open_to_go = np.append(alive, False)  # the last entry is for id -1
     lines: dict[str, None] = {}

@@ -1,14 +1,14 @@
 """Liveness: which entries of every activation may be nonzero and can reach an output (dead-code analysis).
 
-The analysis carries one *flag* per entry through the recording, 1 where the entry may be nonzero for some input. As in
-SynFlow (Tanaka et al. 2020), every operation is replaced by a positive linear one, after which flags are clipped to 0
-or 1. The gradient of the outputs with respect to a flag is then positive exactly where the entry can reach an output.
+The analysis propagates one *flag* per entry through the recording, 1 where the entry may be nonzero for some input. As
+in SynFlow (Tanaka et al. 2020), a positive linear operation replaces every operation; its results are clipped to 0 or
+1. The gradient of the outputs with respect to a flag is then positive exactly where the entry can reach an output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,13 +25,15 @@ Flow: TypeAlias = "Callable[[Liveness, Op], None]"
 
 
 @contextmanager
-def _plain_float32() -> Iterator[None]:
-    """Keep flags float32, whatever dtype is the default and whatever modes, made for the model, are on."""
+def own_surroundings() -> Iterator[None]:
+    """Compute in float32 on the CPU, outside of dispatch modes and autocast, whatever the defaults and modes are."""
     before = torch.get_default_dtype()
+    on_cpu = torch.empty(0).device.type == "cpu"
     torch.set_default_dtype(torch.float32)
     try:
-        with _disable_current_modes():
-            yield
+        with torch.autocast("cpu", enabled=False), _disable_current_modes():
+            with nullcontext() if on_cpu else torch.device("cpu"):  # a mode, which every operation pays for
+                yield
     finally:
         torch.set_default_dtype(before)
 
@@ -47,9 +49,9 @@ class _Indicator(torch.autograd.Function):
 
 
 def indicator(x: Tensor) -> Tensor:
-    """Return flags: 1 where `x` is positive, else 0, of its dtype and shape.
+    """Return flags: 1 where `x` is positive, else 0, with the dtype and shape of `x`.
 
-    The gradient passes straight through, clipped to 0 or 1 in the same way.
+    In the backward pass the gradient is clipped to 0 or 1 in the same way (straight-through).
     """
     flags: Tensor = _Indicator.apply(x)
     return flags
@@ -60,7 +62,7 @@ class Liveness:
 
     `rule` returns the transfer function of an operation, None for a movement or a barrier. `sinks` are the operations
     that can absorb constants into a bias. With `learning`, unmasked entries of parameters count as nonzero whatever
-    they hold now. `failures` says which rules raised; all that meets such an operation is alive.
+    their current values. `failures` maps operations whose rule raised to the error; such an operation is a barrier.
     """
 
     def __init__(
@@ -77,14 +79,14 @@ class Liveness:
         self.masks = masks or {}
         self.learning = learning
         self.as_stored = not self.masks and not learning
-        self.depends_on_learnt: set[Value] = set()  # known values that depend on a learnt number shared by all channels
+        self.depends_on_learnt: set[Value] = set()  # known values use a learnt scalar that all channels share
         self.flags: dict[Value, Tensor] = {}
         self.roots: list[Tensor] = []
         self.known_values: dict[Value, Tensor] = {}  # float64 forms, see constants.py
         self.failures: dict[Op, str] = {}
         self.bias_sinks = sinks
-        self.constant_channels: dict[Op, Tensor] = {}  # bias sink -> bool [channels]: those that enter it constant
-        with torch.enable_grad(), _plain_float32():
+        self.constant_channels: dict[Op, Tensor] = {}  # bias sink -> bool [channels]: its constant input channels
+        with torch.enable_grad():
             for op in recording.ops:
                 self.visit(op)
             self.roots += [self.of(value) for value in recording.outputs]
@@ -93,19 +95,19 @@ class Liveness:
                 total.backward()  # type: ignore[no-untyped-call]
 
     def of(self, value: Value) -> Tensor:
-        """Return a Value's flags, a float32 form with the full size of every dimension that channels may lie along."""
+        """Return a Value's flags, a float32 form with the full size of every dimension that may hold channels."""
         flags = self.compressed(value)
         if value.constant is None:
             return flags
-        # Not along the positions of a table: what it is added to would have to be as long.
+        # Not along the positions of a table, or tensors that it is added to would need that length too.
         positions = 1 if len(value.shape) == 3 and value.shape[0] == 1 else None
         return flags.expand([-1 if d == positions else size for d, size in enumerate(value.shape)])
 
     def compressed(self, value: Value) -> Tensor:
-        """Return a Value's flags, a float32 form; for a constant, compressed."""
+        """Return a Value's flags, a float32 form; that of a constant is compressed."""
         if value not in self.flags:
             if value.constant is None:
-                # Of what no rule has set: alive, once it is read.
+                # No rule has set it: alive if something reads it.
                 flags = torch.ones([1] * len(value.shape), requires_grad=True)
             else:
                 may_be_anything = self.learning and value.trainable
@@ -116,13 +118,13 @@ class Liveness:
         return self.flags[value]
 
     def constant(self, value: Value) -> Tensor:
-        """Return the values of a constant under its mask."""
+        """Return the values of a constant, with zeros where its mask removes entries."""
         assert value.constant is not None
         kept = self.masks.get(value.names[0]) if value.names else None
         return value.constant if kept is None else torch.where(kept, value.constant, 0)
 
     def set(self, value: Value, flags: Tensor) -> None:
-        """Set a Value's flags, a form of it; positive entries are those that may be nonzero."""
+        """Set a Value's flags, a form that is positive where an entry may be nonzero."""
         if value.constant is not None and value.constant.dtype.is_floating_point and self.as_stored:
             flags = self.recording.nonzero_entries(value)
         if value.constant is None:
@@ -131,11 +133,11 @@ class Liveness:
         self.flags[value] = flags
 
     def visit(self, op: Op) -> None:
-        """Set the flags of one operation's results; if its rule raises, it is a barrier and `failures` says why."""
+        """Set the flags of one operation's results; if its rule raises, make it a barrier and note the failure."""
         try:
             self._apply_rule(op)
             propagate(self, op)
-        except Exception as error:  # noqa: BLE001 - a rule, also a user's, met arguments that it does not know
+        except Exception as error:  # noqa: BLE001 - a rule, perhaps a user's, failed on unexpected arguments
             self.failures[op] = f"{type(error).__name__}: {first_line(error)}"
             self.barrier(op)
 
@@ -149,7 +151,7 @@ class Liveness:
             self.barrier(op)
 
     def barrier(self, op: Op) -> None:
-        """Count all inputs of an operation as read and all its results as nonzero."""
+        """Treat all inputs of an operation as read and all its results as nonzero."""
         total = sum((self.of(value).sum() for value in op.inputs), torch.zeros(()))
         if not op.results:
             self.roots.append(total)
@@ -167,11 +169,11 @@ class Liveness:
         for result, form in zip(op.results, moved, strict=True):
             if result.constant is not None:
                 self.flags[result] = form
-            else:  # a tensor of its own, so that its gradient is that of this Value's readers alone
+            else:  # a separate tensor, so that its gradient comes only from this Value's readers
                 self.set(result, form.clone() if form is flags else form)
 
     def alive(self, value: Value) -> np.ndarray[Any, Any]:
-        """Return which entries of a Value are alive, may be nonzero and reach an output: a bool form."""
+        """Return a bool form of a Value's live entries, which may be nonzero and can reach an output."""
         flags = self.flags[value]
         if flags.grad is None:
             return np.zeros(flags.shape, dtype=bool)

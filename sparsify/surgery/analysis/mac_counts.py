@@ -1,4 +1,4 @@
-"""Multiply-adds of the recorded operations, and which operations cannot be counted."""
+"""Multiply-adds of recorded operations, and the operations that cannot be counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _product(op: Op) -> int:
 
 
 def _factors(op: Op) -> list[Value]:
-    """Return the two tensors that are multiplied; an added tensor comes before them."""
+    """Return the two factors of a product; an added tensor comes before them."""
     return op.inputs[1:3] if _plain(op).startswith(("add", "badd", "_addmm")) else op.inputs[:2]
 
 
@@ -39,13 +39,13 @@ def _over_time(op: Op) -> int:
 
 
 def _attention(op: Op) -> int:
-    """Queries times keys, then attention times values: [..., tokens, size]."""
+    """Return the cost of queries times keys and of attention times values, each [..., tokens, size]."""
     query, key, value = op.inputs[:3]
     return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 def _recurrent(op: Op) -> int:
-    """Every matrix entry once per position of the sequence."""
+    """Return the cost of using every matrix entry once per position of the sequence."""
     value, *others = op.inputs
     if _plain(op) == "mkldnn_rnn_layer":
         others = op.inputs[1:3]
@@ -57,7 +57,7 @@ def _recurrent(op: Op) -> int:
 
 
 def _bilinear(op: Op) -> int:
-    """Three tensors, unsqueezed at the dimensions they lack, broadcast against each other."""
+    """Return the number of entries of three tensors broadcast together, each unsqueezed where it lacks a dimension."""
     shapes = []
     for value, lacking in zip(op.args[:3], op.args[3:6], strict=True):
         shape = list(value.shape)
@@ -71,7 +71,7 @@ def _each(names: str, count: Callable[[Op], int]) -> dict[str, Callable[[Op], in
     return dict.fromkeys(names.split(), count)
 
 
-# One operation under the names of its kernels, and one product for each group of rows.
+# Fused attention under the names of its kernels; products with one matrix per group of rows.
 ATTENTIONS = tuple(
     f"_scaled_dot_product_{kernel}"
     for kernel in "flash_attention_for_cpu flash_attention efficient_attention cudnn_attention "
@@ -97,23 +97,26 @@ _MULTIPLYING = tuple(
     "_flash_attention _efficient_attention _cudnn_attention _native_multi_head _transformer_encoder _weight_int "
     "_slow_conv slow_conv _conv_depthwise _scaled_grouped_mm _nested _triton".split()
 )
-_CHEAP = ("_linalg_check_errors", "torchvision::nms", "torchvision::roi_", "torchvision::ps_roi_")
+_CHEAP = tuple(
+    "_linalg_check_errors linalg_vector_norm linalg_cross torchvision::nms torchvision::roi_ "
+    "torchvision::ps_roi_".split()
+)
 _ELSEWHERE = ("numpy", "data_ptr")  # tensors handed to other libraries
 
 
 def multiply_adds(op: Op) -> int:
-    """Return the multiply-adds of one operation; 0 for those that have none, and for those that `uncounted` names."""
+    """Return the multiply-adds of one operation, 0 if it has none or if `uncounted` names it."""
     count = COUNTS.get(_plain(op))
     return count(op) if count is not None and op.results else 0
 
 
 def is_counted(name: str) -> bool:
-    """Whether operations of this name have multiply-adds that are counted."""
+    """Return whether the multiply-adds of operations called `name` are counted."""
     return name.rstrip("_") in COUNTS
 
 
 def uncounted(ops: Iterable[Op]) -> tuple[str, ...]:
-    """Return "module: operation" for the operations that may have multiply-adds but no count."""
+    """Return "module: operation" for each operation that may have multiply-adds but cannot be counted."""
     found = {f"{op.module or 'the model'}: {_plain(op)}": None for op in ops if _is_uncounted(op)}
     return tuple(found)
 
@@ -128,5 +131,5 @@ def _is_uncounted(op: Op) -> bool:
 
 
 def _plain(op: Op) -> str:
-    """Return an operation's name without the marks of in-place and out variants."""
+    """Return an operation's name without the suffixes of in-place and out variants."""
     return op.name.removesuffix("(out=)").rstrip("_")

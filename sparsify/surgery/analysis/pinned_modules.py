@@ -1,4 +1,4 @@
-"""Modules that keep all their channels: forwards that branch on values or modes, and torch.nn's attention."""
+"""Modules whose channels stay: those that branch on values or the gradient mode, and nn.MultiheadAttention's heads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS_OF_HEADS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_we
 
 
 def pin_branch(coupling: Coupling, recording: Recording, path: str, given: Sequence[Value], asked: str) -> None:
-    """Pin all channels that a module meets whose forward branches on what it `asked`; `given` are its inputs."""
+    """Pin all channels that the module at `path` meets, since it branches on `asked`; `given` are its inputs."""
     otherwise = "with others" if asked == VALUES else "otherwise"
     why = f"{path or 'the model'}: its forward asks {asked}, and may do something else {otherwise}"
     coupling.numbers.cause = why
@@ -30,7 +30,7 @@ def pin_branch(coupling: Coupling, recording: Recording, path: str, given: Seque
 
 
 def pin_heads(coupling: Coupling, recording: Recording, path: str) -> None:
-    """Pin the heads, and their sizes, of the nn.MultiheadAttention at `path`."""
+    """Pin the heads of the nn.MultiheadAttention at `path`, and the entries of each head."""
     own = [recording.state.get(full_name(path, name)) for name in _ROWS_OF_HEADS]
     rows = [value for value in own if value in coupling.axes]
     why = f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"

@@ -1,4 +1,4 @@
-"""Why channels stay: the operation that keeps them, and the module it ran in."""
+"""Why channels stay: the operation that keeps them, and the module that ran it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _WORDS = {
 
 
 def reasons(coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[], Mapping[int, Op]]) -> tuple[str, ...]:
-    """Return a line for each cause for which all that a weight produces stays, the making of the outputs left out.
+    """Return a line for each cause, other than being an output, that keeps all channels of a weight.
 
-    Of a weight that produces some that can go, a line says how many stay because zeros make something else.
+    For a weight with removable channels, lines say how many others stay because their zeros become other values.
 
-    `ids` are the groups of the numbers (-1: stays). `spoiled` is called, where it matters, for the operations that make
-    something else of a number's zeros.
+    `ids` are the groups of the channel numbers (-1 = never removed). `spoiled`, called only if needed, returns for a
+    number the first operation that turns its zeros into other values.
     """
     wholly = _produced(coupling, ids)
     partly = _partly(coupling, ids)
@@ -70,7 +70,7 @@ def reasons(coupling: Coupling, ids: np.ndarray[Any, Any], spoiled: Callable[[],
 
 
 def _partly(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], str, int]]:
-    """Return, by weight, the channel numbers that stay beside others that can go, with the weight's name and size."""
+    """Return (numbers that stay, name, size) of each weight that has both removable channels and others that stay."""
     roots = coupling.numbers.find()
     found = []
     for value, numbers in _making(coupling):
@@ -81,15 +81,15 @@ def _partly(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndar
 
 
 def _produced(coupling: Coupling, ids: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], str]]:
-    """Return the channel numbers and names of the weights that produce nothing removable."""
+    """Return (channel numbers, name) of each weight without removable channels."""
     found = _making(coupling)
     able = {value for value, numbers in found if (ids[numbers] >= 0).any()}
-    last = {value: numbers for value, numbers in found if value not in able}  # of a table, the features
+    last = {value: numbers for value, numbers in found if value not in able}  # a table's last dimension: features
     return [(numbers, value.names[0]) for value, numbers in last.items()]
 
 
 def _making(coupling: Coupling) -> list[tuple[Value, np.ndarray[Any, Any]]]:
-    """Return the parameters of two or more dimensions that produce channels, with the channel numbers."""
+    """Return (parameter, channel numbers) of each parameter of two or more dimensions that produces channels."""
     marked = np.zeros(coupling.numbers.count, dtype=bool)
     for axis in coupling.produced:
         marked[axis.numpy().reshape(-1)] = True
@@ -109,7 +109,7 @@ def _names(names: list[str]) -> str:
 
 
 def spoiling(ops: tuple[Op, ...], carries: Callable[[Value], set[int]]) -> dict[int, Op]:
-    """Return for each channel number the first operation with a result that carries it alive though no input does."""
+    """Return {channel number: first operation with a result, but no input, in which it is alive}."""
     found: dict[int, Op] = {}
     for op in ops:
         after = {number for value in op.results for number in carries(value)}

@@ -1,4 +1,4 @@
-"""Union-find over channel numbers, which remembers the cause of every union."""
+"""Union-find over channel numbers that stores the cause of every union."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _Array: TypeAlias = "np.ndarray[Any, Any]"
 class UnionFind:
     """Sets of channel numbers. Numbers in the set of `PINNED` are never removed.
 
-    Every union is stored with the present `cause`, so that `why_pinned` can name what keeps a channel.
+    Every union is stored with the current `cause`, so that `why_pinned` can name what keeps a channel.
     """
 
     def __init__(self) -> None:
         self.count = 1
         self.cause: Any = None
         self._pairs: list[tuple[_Array, _Array, Any]] = []
-        self._joined = 0  # how many of the pairs are in the roots
+        self._joined = 0  # number of pairs already merged into the roots
         self._roots = np.zeros(1, dtype=np.int64)
 
     def new(self, size: int) -> Tensor:
-        """Return `size` new numbers, each a set of its own: int64 [size]."""
+        """Return `size` new numbers, each in its own set: int64 [size]."""
         self.count += size
         return torch.arange(self.count - size, self.count)
 
@@ -36,11 +36,11 @@ class UnionFind:
         self._pairs.append((a.reshape(-1).numpy(), b.reshape(-1).numpy(), self.cause))
 
     def pin(self, numbers: Tensor) -> None:
-        """Join the sets of these numbers with the pinned one."""
+        """Join the sets of `numbers` with the set of `PINNED`."""
         self.union(numbers, torch.zeros((), dtype=torch.int64))
 
     def find(self) -> _Array:
-        """Return the root, the lowest member of its set, of every number: int64 [count]."""
+        """Return the root of every number, the lowest member of its set: int64 [count]."""
         new = self._pairs[self._joined :]
         if new or len(self._roots) < self.count:
             roots = np.concatenate([self._roots, np.arange(len(self._roots), self.count)])
@@ -51,7 +51,7 @@ class UnionFind:
         return self._roots
 
     def why_pinned(self) -> tuple[_Array, list[Any]]:
-        """Return for every number the index of the union that first pinned it (-1: none), and all unions' causes."""
+        """Return the index of the union that first pinned each number (-1 if none), and the causes of all unions."""
         if not self._pairs:
             return np.full(self.count, -1), []
         left, right = (np.concatenate([pair[side] for pair in self._pairs]) for side in (0, 1))
@@ -66,7 +66,7 @@ class UnionFind:
 
 
 def lowest_connected(roots: np.ndarray[Any, Any], left: Any, right: Any) -> np.ndarray[Any, Any]:
-    """Return `roots` (the lowest member of each set) after joining the sets of left[i] and right[i] for every i."""
+    """Return `roots` (the lowest member of each set) after joining the sets of left[i] and right[i] for all i."""
     while True:
         a, b = roots[left], roots[right]
         different = a != b

@@ -1,10 +1,10 @@
 """convert(): put masks on a model, in place.
 
-A plan is made without touching the model, then applied. A weight is masked where it is used: in torch.nn's forward of
-conv and linear by a masked operation (`direct`); in any other forward by running it on a copy of its module that holds
-effective weights (`substituted`); if a forward computes the weight it uses from the parameter, the result is masked
-(`computed`). Which parameters are weights is found in fx traces of such forwards. Of a forward that cannot be traced
-the conv and linear weights are masked, and the report's notes say so.
+A plan is made without touching the model, then applied. There are three ways to apply a mask: torch.nn's conv and
+linear layers call a masked operation (`direct`); any other forward runs on a copy of its module that holds effective
+weights (`substituted`); if a forward computes its weight from the parameter, the computed weight is masked
+(`computed`). fx traces of the forwards show which parameters are weights. If a forward cannot be traced, its conv and
+linear weights are masked, and the report's notes say so.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Owner = tuple[nn.Module, str]  # a module and the name of one of its parameters
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What `convert` did.
+    """The result of `convert`: the model, and what became of each of its weights.
 
-    `masked` maps weight names to how the mask enters ("direct", "substituted" or "computed"), `skipped` every
-    other float parameter of two or more dimensions to the reason; `notes` says what a person should know besides.
+    `masked` maps the name of each masked weight to how its mask is applied ("direct", "substituted" or "computed"),
+    `skipped` that of every other float parameter of two or more dimensions to the reason. `notes` are further remarks.
     """
 
     model: nn.Module
@@ -54,18 +54,18 @@ class ConversionReport:
 def convert(model: nn.Module, ignore: Iterable[str] = (), only: Iterable[str] = ()) -> ConversionReport:
     """Put an all-ones mask on every conv, linear, attention and recurrent weight of `model`, in place.
 
-    Return a report: how the mask of each weight enters, or why it has none. Parameters that matrix products take for
-    weights (`x @ self.w`, einsum, addmm, bmm, bilinear) are weights as well.
+    Return a report that says, for each weight, how its mask is applied or why it has none. A parameter that a matrix
+    product uses as a weight (`x @ self.w`, einsum, addmm, bmm, bilinear) is a weight as well.
 
     The model computes the same bits as before; its `state_dict` gains a bool buffer `<weight>_mask` for each weight.
     `ignore` lists weights that get no mask: names of weights or modules, globs, "re:" before a regular expression,
     names of classes ("Linear"), the keywords "first" and "last" (in order of registration), and "name:last" for a
-    module of that name; with `only`, all get none but those that it lists likewise. Converting again adds the masks
-    that are missing; the weights of adapters (LoRA) stay dense. Masks set by torch.nn.utils.prune are taken over: those
-    of weights become their masks, those of other parameters, and of ignored weights, masks as of `mask_also`.
-    Raises SparsifyError if a pattern matches nothing, a mask of torch.nn.utils.prune cannot be taken over, or for a
-    model that fully_shard has cut.
-    After any error the model is what it was.
+    module of that name. `only` takes the same patterns; with it, no other weight gets a mask. Converting again adds
+    missing masks; the weights of adapters (LoRA) stay dense. Masks of torch.nn.utils.prune are taken over: on weights
+    as their masks, on other parameters and on ignored weights as masks of `mask_also`.
+
+    Raises SparsifyError if a pattern matches nothing, if a mask of torch.nn.utils.prune cannot be taken over, and for a
+    model sharded by fully_shard. After any error the model is unchanged.
     """
     refuse_sharded(model, "convert", "convert it before it is cut")
     with all_or_nothing(model):
@@ -110,7 +110,7 @@ def _convert(model: nn.Module, ignore: list[str], only: list[str], pruned: list[
 
 
 def _make_plan(model: nn.Module, extra: set[Key]) -> ConversionPlan:
-    """Return the plan for the weights of `model` and its extra parameters: those masked already, and `extra`."""
+    """Return the plan for the weights of `model` and its extra parameters: `extra`, and those already masked."""
     names = {id(module): name for name, module in model.named_modules()}
     plan = ConversionPlan(names, extra=extra | masked_extra(model))
     inside = inside_parametrizations(model)
@@ -130,15 +130,15 @@ def _make_plan(model: nn.Module, extra: set[Key]) -> ConversionPlan:
 
 
 def _unmasked_pruned(pruned: list[Pruned], weights: list[Owner], plan: ConversionPlan) -> list[Pruned]:
-    """Return the parameters pruned by torch.nn.utils.prune that are no weights of the plan.
+    """Return the parameters pruned by torch.nn.utils.prune that are not among `weights`.
 
-    Raises SparsifyError for one that no mask can reach.
+    Raises SparsifyError for a parameter to which no forward can apply a mask.
     """
     masked = {(id(module), name) for module, name in weights}
     extra = [one for one in pruned if (id(one.module), one.name) not in masked]
     for one in extra:
         where = (id(one.module), one.name)
-        reason = plan.blocked.get(where, "") or ("" if where in plan.reached else "no forward is seen to read it")
+        reason = plan.blocked.get(where, "") or ("" if where in plan.reached else "no forward was found to read it")
         if reason:
             raise cannot_take_over(one, reason)
     if extra:
@@ -154,12 +154,12 @@ def apply(
 ) -> None:
     """Put the missing masks on `weights` and `extra` parameters, in place, and give modules their masked classes.
 
-    `given` maps ids of parameters to masks; the others are all ones. A module that has a masked class and is not in the
-    plan keeps it.
+    `given` maps ids of parameters to masks; other masks are all ones. A module outside the plan that has a masked class
+    keeps it.
     """
     masks = {id(weight.parameter): weight.mask for weight in all_masked_parameters(model)} | {**given}
     guard_loading(model)
-    keep_masks_in_averages()  # one that was built before this says so at its next update
+    keep_masks_in_averages()  # the next update of an average built before the conversion raises an error
     for module, name in weights:
         _attach(module, name, masks, extra=False)
         _keep_layout(module, name, plan.layouts.get((id(module), name)))
@@ -182,7 +182,7 @@ def apply(
 
 
 def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, extra: bool) -> None:
-    """Put a mask on a parameter that has none; an extra parameter that is a weight now changes its list."""
+    """Put a mask on a parameter that has none; an extra parameter that is now a weight moves to `masked_names`."""
     attributes = module.__dict__
     if name in attributes.get("masked_also", ()) and not extra:
         attributes["masked_also"] = tuple(other for other in attributes["masked_also"] if other != name)
@@ -199,7 +199,7 @@ def _attach(module: nn.Module, name: str, masks: dict[int, Tensor], *, extra: bo
 
 
 def _keep_layout(module: nn.Module, name: str, layout: Layout | None) -> None:
-    """Store the layout of a weight unless it is that of torch.nn's modules."""
+    """Store the layout of a weight unless it equals the usual layout of torch.nn's modules."""
     parameter = module._parameters[name]
     assert parameter is not None
     if layout is not None and not alike(layout, usual_layout(module, parameter.dim()), parameter.shape):

@@ -1,4 +1,4 @@
-"""The decisions of a conversion, made before the model is touched: how each mask enters, new classes of modules."""
+"""The decisions of a conversion, made before the model is touched: how each mask is applied, and modules' classes."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def key_at(module: nn.Module, path: str) -> Key:
 
 @dataclass
 class ConversionPlan:
-    """The decisions of a conversion, by id of the module. `names` are the modules' qualified names."""
+    """The decisions of a conversion, by id of the module. `names` maps ids to the modules' qualified names."""
 
     names: dict[int, str]
     how: dict[Key, str] = field(default_factory=dict)
     reasons: dict[Key, str] = field(default_factory=dict)
     layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where known
-    apart: set[int] = field(default_factory=set)  # modules whose computed weights are masked outside of torch.compile
+    apart: set[int] = field(default_factory=set)  # modules that run eagerly under torch.compile (see `Use.apart`)
     dense: set[Key] = field(default_factory=set)  # weights that a forward reads without a mask
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
-    reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of what its forward reads masked
+    reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of parameters its forward reads masked
     traced: dict[int, OwnGraphs] = field(default_factory=dict)  # the forwards that were traced
     trace_cache: dict[Any, OwnGraphs] = field(default_factory=dict)  # by the structure and settings of a module
     notes: list[str] = field(default_factory=list)
-    extra: set[Key] = field(default_factory=set)  # parameters to be masked that are no weights
-    reached: set[Key] = field(default_factory=set)  # those of them that a forward reads masked
+    extra: set[Key] = field(default_factory=set)  # extra parameters to mask (`mask_also`)
+    reached: set[Key] = field(default_factory=set)  # extra parameters that a forward reads masked
     blocked: dict[Key, str] = field(default_factory=dict)  # parameters that a forward reads without a mask -> why
-    outside: dict[int, str] = field(default_factory=dict)  # ids of parameters read from afar -> why no mask enters
+    outside: dict[int, str] = field(default_factory=dict)  # ids of parameters read from outside -> why they get no mask
     owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)  # of every weight-like parameter, by name
     _unreachable: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def unreachable(self, module: nn.Module) -> dict[str, str]:
-        """Return `unreachable_weights(module)`, computed once: nothing changes while a plan is made."""
+        """Return `unreachable_weights(module)`, cached, since the model does not change while a plan is made."""
         if id(module) not in self._unreachable:
             self._unreachable[id(module)] = unreachable_weights(module)
         return self._unreachable[id(module)]

@@ -1,4 +1,4 @@
-"""Exclusions from a plan: parameters shared with a dense use, weights that take no mask, final classes."""
+"""Exclusions from a plan: parameters also used dense, weights that cannot carry a mask, classes without subclasses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .decisions import ConversionPlan, Key, key_at
 
 
 def leave_out_shared(plan: ConversionPlan) -> None:
-    """Take a shared parameter out of the plan if one of its modules uses it dense, or another reads it from outside."""
+    """Remove a parameter from the plan if a module that shares it uses it dense, or another module reads it."""
     sharing: dict[int, dict[Key, str]] = {}
     for name, (module, key) in plan.owners.items():
         held = module._parameters.get(key) if not isinstance(module, torch.jit.ScriptModule) else None
@@ -27,7 +27,7 @@ def leave_out_shared(plan: ConversionPlan) -> None:
 
 
 def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
-    """Take out of `plan`, with the reasons, the weights that cannot carry a mask and those that a final class reads."""
+    """Remove from `plan` weights that cannot carry a mask or whose reader's class cannot be subclassed; note why."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     for module in modules:
         for name, reason in plan.unreachable(module).items():
@@ -47,7 +47,7 @@ def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
 
 
 def _class_problem(module: nn.Module, kind: str) -> str:
-    """Return why a module cannot take on the masked class of `kind`, or nothing."""
+    """Return why a module cannot take on the masked class of `kind`, or ""."""
     cls = original_class(module)
     taken = [] if isinstance(module, Masked) else [name for name in ATTRIBUTES if _has(module, name)]
     if taken:
@@ -55,7 +55,7 @@ def _class_problem(module: nn.Module, kind: str) -> str:
     try:
         made = masked_class(cls, kind)  # type: ignore[arg-type]
         object.__setattr__(object.__new__(cls), "__class__", made)
-    except Exception as error:  # noqa: BLE001 - a class of the user's decides what happens when it is derived from
+    except Exception as error:  # noqa: BLE001 - a user's class may raise anything when it is subclassed
         return f"no class can be derived from {cls.__name__}: {type(error).__name__}: {error}".splitlines()[0]
     return ""
 

@@ -1,4 +1,4 @@
-"""fold(): a plain model, its removed weights zero."""
+"""fold(): a plain model whose removed weights are zero."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ...arguments import takes
+from ...errors import SparsifyError
 from ..copies import deep_copy
 from ..discovery.weight_uses import computed_operands
 from ..full_name import full_name
 from ..masking.given_weights import with_given_weights
 from ..masking.masked_classes import detach_masks
 from ..masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
+from ..new_ties import refuse_new_ties
 from ..parametrized import computed_names, make_plain
 from ..sharding import refuse_sharded
 from ..tracing.bytecode_scan import is_closed
@@ -28,12 +30,13 @@ _LOG = logging.getLogger("sparsify")
 def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of `model` without masks: removed entries are +0.0, the keys are those of the dense model.
 
-    A module that computes its weight in the forward (weight standardisation) cannot hold zeros in its parameter, so
-    that the computed, masked weight is stored instead: in a module of torch.nn if the forward is one convolution or
-    linear operation, else in the module itself, which uses it without computing it. Both are logged. `model` is not
-    changed. Raises SparsifyError for a model that fully_shard has cut.
+    For a module that computes its weight in the forward (weight standardisation), the copy stores the computed and
+    masked weight: in a module of torch.nn if the forward is one conv or linear operation, else in the module itself,
+    which then uses the stored weight as it is. Both are logged. `model` is not changed. Raises SparsifyError for a
+    model sharded by fully_shard, and for weights tied after the conversion whose masks differ or are missing.
     """
     refuse_sharded(model, "fold", "fold it before it is cut, or save it and load the file")
+    refuse_new_ties(model, "fold")
     computed: dict[str, dict[str, Tensor]] = {}
     parametrized: dict[str, nn.Parameter] = {}
     seen = computed_names(model)
@@ -50,12 +53,13 @@ def fold(model: nn.Module) -> nn.Module:
             copies[id(parameter)] = type(parameter)(effective, parameter.requires_grad)
     folded = plain_copy(model, copies)
     modules = dict(folded.named_modules(remove_duplicate=False))
+    _put(modules, {w.name: copies[id(w.parameter)] for w in all_masked_parameters(model) if id(w.parameter) in copies})
     apart = {name for name, module in model.named_modules() if module.__dict__.get("computed_apart", False)}
     for path, weights in computed.items():
         folded = _replace(folded, path, _with_weights(modules[path], weights, apart=path in apart))
     for name, stored in parametrized.items():
         path, _, own = name.rpartition(".")
-        if own not in modules[path]._parameters:  # else a module of several names
+        if own not in modules[path]._parameters:  # else already done under another name of the module
             make_plain(modules[path], own, stored)
     names = [full_name(path, name) for path, weights in computed.items() for name in weights]
     names += parametrized
@@ -68,10 +72,19 @@ def fold(model: nn.Module) -> nn.Module:
     return folded
 
 
-def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.Module:
-    """Return a copy of `model` as it was before the conversion, with the values under the masks.
+def _put(modules: Mapping[str, nn.Module], folded: Mapping[str, nn.Parameter]) -> None:
+    """Give the copied modules the folded parameters, which a `__deepcopy__` of the user's leaves out."""
+    for name, parameter in folded.items():
+        path, _, own = name.rpartition(".")
+        if path not in modules or own not in modules[path]._parameters:
+            raise SparsifyError(f"fold: a copy of the model has no {name}: one of its classes copies itself otherwise")
+        modules[path]._parameters[own] = parameter
 
-    `copies` maps ids of objects in the model to what replaces them in the copy.
+
+def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return an unmasked copy of `model`, with its stored values, those under the masks included.
+
+    `copies` maps ids of objects in the model to their replacements in the copy.
     """
     memo = dict(copies or {})
     for module in model.modules():
@@ -91,7 +104,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 
 def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, apart: bool) -> nn.Module:
-    """Return a module equal to `module` that stores its computed weights instead of computing them."""
+    """Return an equivalent of `module` that stores its computed weights; may change `module` in place."""
     plain = _as_plain_module(module, weights) if list(weights) == ["weight"] else None
     if plain is not None:
         return plain.train(module.training)
@@ -101,7 +114,7 @@ def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, apart: bool)
 
 
 def _as_plain_module(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module | None:
-    """Return an equal module of torch.nn, if the forward is one conv or linear operation; else None."""
+    """Return an equivalent module of torch.nn if the forward is one conv or linear operation, else None."""
     cls = type(module)
     if not is_closed(cls) or len(kinds_of_call(cls.forward)) > 2 or "forward" in module.__dict__:
         return None

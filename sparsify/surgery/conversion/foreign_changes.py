@@ -1,4 +1,4 @@
-"""Parameters that cannot be masked because another library has changed their module or its forward."""
+"""Parameters that cannot be masked because other code changed their module or its forward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 
 
 def unreachable_weights(module: nn.Module) -> dict[str, str]:
-    """Return the parameters of a module that cannot be masked, with the reason: scripted, quantized, lazy, ..."""
+    """Return {name: reason} of a module's own parameters that cannot be masked: scripted, quantized, lazy, ..."""
     if isinstance(module, torch.jit.ScriptModule):
         names = [name for name, p in module.named_parameters(recurse=False) if p.dim() > 1]
         return dict.fromkeys(names, "scripted: convert the model before torch.jit.script")
@@ -41,17 +41,17 @@ def _plain(parameter: Tensor) -> bool:
 
 
 def _answers(module: nn.Module, name: str) -> bool:
-    """Whether a module has an attribute, even one that fails when it is read."""
+    """Return whether a module has the attribute `name`, even if reading it fails."""
     if name in module.__dict__ or any(name in cls.__dict__ for cls in type(module).__mro__):
         return True
     try:
         return hasattr(module, name)
-    except Exception:  # noqa: BLE001 - what a module answers for others may fail with anything
+    except Exception:  # noqa: BLE001 - a module's own __getattr__ may raise anything
         return True
 
 
 def replaced_forward(module: nn.Module) -> str:
-    """Return why no mask can enter a forward that is not the one of the module's class, or nothing."""
+    """Return why no mask can be applied in a forward that is not that of the module's class, or ""."""
     if isinstance(module, fx.GraphModule):
         return "read by an fx.GraphModule: convert the model before it is traced"
     if "forward" in module.__dict__:
@@ -60,7 +60,7 @@ def replaced_forward(module: nn.Module) -> str:
 
 
 def read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Return the parameters (owner, name) that a replaced forward may read."""
+    """Return (owner, name) of each parameter that a replaced forward may read."""
     paths = [name for name, _ in module.named_parameters(recurse=False)]
     if isinstance(module, fx.GraphModule):
         paths += [node.target for node in module.graph.nodes if node.op == "get_attr"]
@@ -68,15 +68,15 @@ def read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def read_by_held_functions(module: nn.Module, where: str) -> dict[int, str]:
-    """Return, by id, the weights of its children that functions held by a module read, with the reason; see `where`.
+    """Return {parameter id: reason} of children's weights that functions in the module's attributes read unmasked.
 
-    They read the stored values.
+    `where` is the name of the module in the reasons.
     """
     if isinstance(module, torch.jit.ScriptModule):
         return {}
     return {
         id(module.get_submodule(child)._parameters[name]): (
-            f"the function {function}, which {where} holds, reads it: no mask can enter there"
+            f"the function {function}, which {where} holds, reads it: masks cannot be applied there"
         )
         for (child, name), function in read_by_functions(module).items()
     }

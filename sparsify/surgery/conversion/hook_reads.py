@@ -1,4 +1,4 @@
-"""Hooks that read a masked weight by its name: they see the stored values, to which no mask is applied."""
+"""Hooks that read a masked weight by its name: they see the stored, unmasked values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KINDS = {
 
 
 def hooks_that_read(model: nn.Module, weights: list[tuple[nn.Module, str]]) -> list[str]:
-    """Return a note for each hook whose code reads the name of a weight that is masked at its module or below it."""
+    """Return a note for each hook whose code reads the name of a masked weight of its module or a submodule."""
     notes = []
     for path, module in model.named_modules():
         hooks = list(_hooks(module))
@@ -33,7 +33,7 @@ def hooks_that_read(model: nn.Module, weights: list[tuple[nn.Module, str]]) -> l
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Yield a module's hooks with their kind, but for torch's own, such as the old weight_norm's."""
+    """Yield (kind, function) of a module's hooks, except torch's own, such as that of the old weight_norm."""
     for attribute, kind in _KINDS.items():
         for hook in getattr(module, attribute, {}).values():
             function = _function(hook)

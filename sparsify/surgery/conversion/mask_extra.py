@@ -1,4 +1,4 @@
-"""mask_also(): masks on extra parameters (biases, norms, tables), so that whole units can be exactly zero."""
+"""mask_also(): put masks on extra parameters (biases, norms, tables), so that whole units can be exactly zero."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .plan_extra import at_or_below, masked_extra, may_read, plan_extra, unmaska
 
 
 class _Place(NamedTuple):
-    """Where a parameter is: the module that owns it, its name there, and itself."""
+    """A parameter, the module that owns it and its name there."""
 
     module: nn.Module
     name: str
@@ -33,15 +33,15 @@ class _Place(NamedTuple):
 
 @takes(model=nn.Module, names=Iterable)
 def mask_also(model: nn.Module, names: Iterable[str]) -> None:
-    """Put all-ones masks on the named parameters of `model` as well, in place: biases, norms, tables, of any shape.
+    """Put all-ones masks on the named parameters of `model`, in place: biases, norms, tables, of any shape.
 
-    The model computes the same bits as before; its `state_dict` gains a bool buffer `<name>_mask` for each parameter.
-    Where a forward reads the parameter it then sees `where(mask, parameter, 0)`, with a gradient of exactly zero where
-    it is masked. `get_masks` and `set_masks` know these masks; sparsities do not count them, and `masked_weights`
-    leaves them out. A parameter with several names gets one mask; one that carries a mask keeps it.
-    Readers are looked for in `model`: call this on the whole model. They are forwards: another method of the model that
-    its user calls (timm's `forward_features`) sees what the model itself owns as it is.
-    Raises SparsifyError, naming it, for a parameter that does not exist or cannot be masked; nothing was changed then.
+    The model computes the same bits as before; its `state_dict` gains a bool buffer `<name>_mask` for each parameter. A
+    forward that reads the parameter sees `where(mask, parameter, 0)`; the gradient of a masked entry is exactly zero.
+    `get_masks` and `set_masks` include these masks, sparsities and `masked_weights` do not. A parameter with several
+    names gets one mask; an existing mask stays.
+    Call this on the whole model, since only modules of `model` are searched for forwards that read the parameters. A
+    method other than a forward (timm's `forward_features`) sees the model's own parameters without these masks.
+    Raises SparsifyError, which names the parameter, if one does not exist or cannot be masked; nothing is changed then.
     """
     places = _places(model)
     wanted = _wanted([names] if isinstance(names, str) else list(names), places)
@@ -55,7 +55,7 @@ def mask_also(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _make_plan(model: nn.Module, new: set[Key]) -> ConversionPlan:
-    """Return the plan for the modules that may read one of the `new` parameters, including what they mask already."""
+    """Return the plan for the modules that may read one of the `new` parameters, with the masks they already apply."""
     plan = ConversionPlan({id(module): name for name, module in model.named_modules()}, extra=new | masked_extra(model))
     for module in model.modules():
         if may_read(module, at_or_below(module, new)):
@@ -66,7 +66,7 @@ def _make_plan(model: nn.Module, new: set[Key]) -> ConversionPlan:
 
 
 def _places(model: nn.Module) -> dict[str, _Place]:
-    """Return the place of every parameter by each of its names."""
+    """Return {name: place} for all names of all parameters."""
     return {
         full_name(prefix, name): _Place(module, name, parameter)
         for prefix, module in model.named_modules(remove_duplicate=False)
@@ -77,7 +77,7 @@ def _places(model: nn.Module) -> dict[str, _Place]:
 def _wanted(names: list[str], places: dict[str, _Place]) -> dict[str, _Place]:
     """Return the named parameters that have no mask yet, under all their names.
 
-    Raises SparsifyError for one that does not exist or cannot have a mask.
+    Raises SparsifyError for a parameter that does not exist or cannot carry a mask.
     """
     for name in names:
         if name not in places:
@@ -94,11 +94,11 @@ def _wanted(names: list[str], places: dict[str, _Place]) -> dict[str, _Place]:
 
 
 def _refuse_unreached(wanted: dict[str, _Place], plan: ConversionPlan) -> None:
-    """Raise SparsifyError for a parameter that no forward reads masked, or that one reads unmasked."""
+    """Raise SparsifyError for a parameter that no forward reads masked or that some forward reads unmasked."""
     reached = {id(place.parameter) for place in wanted.values() if place.key in plan.reached}
     for name, place in wanted.items():
         reason = plan.blocked.get(place.key, "")
         if not reason and id(place.parameter) not in reached:
-            reason = "no forward of the model is seen to read it"
+            reason = "no forward of the model was found to read it"
         if reason:
             raise SparsifyError(f"mask_also: {name} cannot be masked: {reason}")

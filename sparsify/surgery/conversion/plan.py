@@ -1,4 +1,4 @@
-"""Planning the masks on weights: which of them each module's forward reads, and how a mask enters there."""
+"""Plan the masks on weights: which weights each module's forward reads, and how their masks are applied there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from ..discovery.chosen_weights import add_chosen
-from ..discovery.weight_uses import PART, SHAPE_ONLY, Use, parameter_uses
+from ..discovery.weight_uses import PART, SHAPE_ONLY, STORED, Use, parameter_uses
 from ..full_name import full_name
 from ..masking.given_weights import Given
 from ..masking.masked_classes import Masked, is_direct
@@ -21,6 +21,7 @@ from ..tracing.bytecode_scan import (
     mentions_own,
     reads_weights,
     reads_weights_of_children,
+    recomputes,
 )
 from ..tracing.own_graphs import as_original
 from ..tracing.partial_graphs import partial_graphs
@@ -28,11 +29,13 @@ from ..tracing.trace_cache import graphs_like
 from .decisions import ConversionPlan, key_at
 from .foreign_changes import read_by_held_functions, read_by_replaced, replaced_forward
 
-_STORED = ("operand", "source")  # the uses of weights that are masked where they are stored
+_RECOMPUTED = Use(
+    "unmasked", "computed in a forward that uses activation checkpointing, which computes it again unmasked"
+)
 
 
 def weight_owners(model: nn.Module, plan: ConversionPlan) -> dict[str, tuple[nn.Module, str]]:
-    """Return every name of a weight-like parameter -> (module, parameter name), in `state_dict` order."""
+    """Return {qualified name: (module, parameter name)} of all weight-like parameters, in `state_dict` order."""
     found = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in dict.fromkeys([*own_weights(module), *plan.unreachable(module)]):
@@ -41,7 +44,7 @@ def weight_owners(model: nn.Module, plan: ConversionPlan) -> dict[str, tuple[nn.
 
 
 def own_weights(module: nn.Module) -> list[str]:
-    """Return the names of the module's weight-like parameters."""
+    """Return the names of a module's own float parameters of two or more dimensions."""
     if isinstance(module, torch.jit.ScriptModule):
         return []
     lazy = nn.UninitializedParameter
@@ -50,7 +53,7 @@ def own_weights(module: nn.Module) -> list[str]:
 
 
 def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
-    """Decide how the weights that one module's forward reads are masked."""
+    """Plan how to mask the weights that one module's forward reads."""
     unreachable = plan.unreachable(module)
     for name, reason in unreachable.items():
         plan.reasons[id(module), name] = reason
@@ -61,7 +64,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
         return
     cls = original_class(module)
     fused = fused_weights(module)
-    replaced = "" if isinstance(module, Masked) else replaced_forward(module)  # one that wraps a masked forward masks
+    replaced = "" if isinstance(module, Masked) else replaced_forward(module)  # a wrapper of a masked forward masks too
     if replaced:
         read = [(id(owner), name) for owner, name in read_by_replaced(module)]
         plan.dense |= {*read}
@@ -72,6 +75,9 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
         _mask_by(module, "substituted", "substituted", fused, plan)
     elif is_direct(cls) and "weight" in (*own, *unreachable):
         _mask_by(module, "direct", "direct", [name for name in own if name == "weight"], plan)
+    elif is_direct(cls):
+        unread = f"the forward of {cls.__name__} does not read it: something else may compute the weight from it"
+        plan.reasons |= {(id(module), name): unread for name in own}
     elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights(module)):
         _plan_own_forward(module, own if has_forward(cls) else [], plan)
     elif has_forward(cls):
@@ -79,7 +85,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
 
 
 def _mask_by(module: nn.Module, kind: str, how: str, paths: list[str], plan: ConversionPlan) -> None:
-    """Plan a class of `kind` for the module, which masks the weights at `paths`."""
+    """Plan a class of `kind` that masks the weights at `paths` for the module."""
     for path in paths:
         plan.how.setdefault(key_at(module, path), how)
     if paths:
@@ -98,6 +104,8 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: ConversionPlan) -
         _add_uses(uses, traced.module, graph)
         _leave_outside(module, traced.module, graph, plan)
     add_chosen(module, uses)
+    if recomputes(original_class(module)):
+        uses |= {path: _RECOMPUTED for path, use in uses.items() if use.how == "computed"}
     _leave_computed_below(module, uses, plan)
     _note_uses(module, uses, plan)
     for name in own:
@@ -114,7 +122,7 @@ def _plan_own_forward(module: nn.Module, own: list[str], plan: ConversionPlan) -
 
 
 def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) -> list[str]:
-    """Take the weights of modules below that a forward computes others from out of `uses`; they stay dense."""
+    """Remove from `uses`, and return, submodules' weights from which the forward computes a weight; they stay dense."""
     paths = [path for path, use in uses.items() if use.how == "computed" and "." in path]
     for path in paths:
         uses.pop(path)
@@ -125,32 +133,32 @@ def _leave_computed_below(module: nn.Module, uses: dict[str, Use], plan: Convers
 
 
 def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan: ConversionPlan) -> None:
-    """Leave dense what a forward reads of modules that are not below its own, and of its own past its attributes."""
+    """Leave dense the parameters that a forward reads from outside its module, or not as attributes of modules."""
     for node in graph.nodes:
         value = original.__dict__.get(node.target) if node.op == "get_attr" else None
         if isinstance(value, nn.Parameter):
             where = plan.names[id(module)] or type(module).__name__
             own = any(value is parameter for parameter in module._parameters.values())
-            how = "from a closure, a list or another object" if own else "although it is not below"
-            plan.outside[id(value)] = f"{where} reads it {how}: no mask can enter there"
+            how = "from a closure, a list or another object" if own else "although it belongs to another module"
+            plan.outside[id(value)] = f"{where} reads it {how}: masks cannot be applied there"
 
 
 def _unread(module: nn.Module, name: str, failure: str) -> str:
-    """Return why a parameter that no traced call of the forward reads has no mask."""
+    """Return why a parameter has no mask if no traced call of the forward reads it."""
     if not mentions_own(module, [name]):
         return "not read by the forward"
     followed = f"that can be traced ({failure})" if failure else "that was traced"
-    return f"its module's forward names it, and no call {followed} reads it"
+    return f"its module's forward mentions it, but no call {followed} reads it"
 
 
 def _add_uses(uses: dict[str, Use], module: nn.Module, graph: fx.Graph) -> None:
-    """Add the uses of parameters in one more graph of a forward; the first as a weight counts.
+    """Add the uses of parameters in one more graph of a forward; of several uses, the first as a weight counts.
 
-    What is computed from a parameter in one call may be the parameter itself in another, and is masked alike.
+    Except that "computed" overrides a stored use: a weight computed in one call may be the parameter itself in another.
     """
     for path, use in parameter_uses(module, graph).items():
         before = uses.get(path)
-        if before is None or before.how == "unmasked" or (use.how == "computed" and before.how in _STORED):
+        if before is None or before.how == "unmasked" or (use.how == "computed" and before.how in STORED):
             uses[path] = use
 
 
@@ -166,23 +174,23 @@ def _note_uses(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) ->
 
 
 def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: ConversionPlan) -> None:
-    """Plan masks on the stored weights that partial graphs show, and on those of conv and linear layers."""
+    """Plan masks on the stored weights found in partial graphs, and on the weights of conv and linear layers."""
     original = as_original(module)
     uses: dict[str, Use] = {}
     below = reads_weights_of_children(module)
     for graph in partial_graphs(original):
         _add_uses(uses, original, graph)
         _leave_outside(module, original, graph, plan)
-        if not below and all(name in uses and uses[name].how in _STORED for name in own):
+        if not below and all(name in uses and uses[name].how in STORED for name in own):
             break
     add_chosen(module, uses)
     computed = _leave_computed_below(module, uses, plan)
-    paths = [path for path, use in uses.items() if use.how in _STORED]
+    paths = [path for path, use in uses.items() if use.how in STORED]
     for name in own:
         use = uses.get(name)
         plan.reasons[id(module), name] = (
             use.reason
-            if use is not None and use.how == "unmasked" and use.reason not in ("", SHAPE_ONLY)  # it was cut short
+            if use is not None and use.how == "unmasked" and use.reason not in ("", SHAPE_ONLY)  # else cut short
             else f"its module's forward cannot be traced: {failure}"
         )
     children: list[str] = []
@@ -204,5 +212,5 @@ def _plan_untraceable(module: nn.Module, own: list[str], failure: str, plan: Con
     name = plan.names[id(module)] or type(module).__name__
     plan.notes.append(
         f"{name}: its forward cannot be traced: {failure}; its weights are masked where they are stored, which holds "
-        "unless it normalises them (verify tells)"
+        "unless it normalises them (check with sparsify.verify)"
     )

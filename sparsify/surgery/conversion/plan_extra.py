@@ -1,4 +1,4 @@
-"""Which forwards read the extra parameters that shall carry masks: biases, norm parameters, position tables."""
+"""Plan the masks on extra parameters (biases, norm parameters, position tables): which forwards read them, and how."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def plan_extra(module: nn.Module, plan: ConversionPlan) -> None:
 
 
 def masked_extra(model: nn.Module) -> set[Key]:
-    """Return the extra parameters that carry masks."""
+    """Return the keys of the extra parameters that already carry masks."""
     return {(id(module), name) for module in model.modules() for name in module.__dict__.get("masked_also", ())}
 
 
 def at_or_below(module: nn.Module, keys: Set[Key]) -> dict[str, Key]:
-    """Return those of `keys` that a module or one below it owns, by path."""
+    """Return {path: key} of those of `keys` that a module or its submodules own."""
     found = {}
     for prefix, owner in module.named_modules(remove_duplicate=False) if keys else ():
         for name in () if isinstance(owner, torch.jit.ScriptModule) else owner._parameters:
@@ -56,7 +56,7 @@ def at_or_below(module: nn.Module, keys: Set[Key]) -> dict[str, Key]:
 
 
 def may_read(module: nn.Module, wanted: Mapping[str, Key]) -> bool:
-    """Whether a module's forward may read one of these parameters, which it or a module below it owns."""
+    """Return whether a module's forward may read one of the `wanted` parameters, which it or its submodules own."""
     if not wanted or replaced_forward(module):
         return bool(wanted)
     cls = original_class(module)
@@ -79,11 +79,11 @@ def _read_by(module: nn.Module, kind: str, paths: list[str], wanted: dict[str, K
 
 
 def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: ConversionPlan) -> None:
-    """Plan masks on what a module's own forward reads: by its trace, or, if there is none, by the names in its code."""
+    """Plan masks on the parameters that a module's own forward reads, by its trace or else by the names in its code."""
     own = [path for path in wanted if "." not in path]
     below = _last_parts(path for path in wanted if "." in path)
     if id(module) not in plan.traced and mentions_own(module, own) and not (below and mentions(module, below)):
-        # Norms are many, and tracing each takes long.
+        # Models have many norms, and tracing each is slow.
         _read_by(module, "substituted", own, wanted, plan)
         return
     traced = plan.traced.get(id(module)) or graphs_like(module, plan.trace_cache)
@@ -97,7 +97,7 @@ def _plan_own_forward(module: nn.Module, wanted: dict[str, Key], plan: Conversio
 
 
 def unmaskable(module: nn.Module, name: str) -> str:
-    """Return why no mask can be put on a module's parameter, or nothing."""
+    """Return why no mask can be put on a module's parameter, or ""."""
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted: call mask_also before torch.jit.script"
     reason = unreachable_weights(module).get(name, "")

@@ -1,4 +1,4 @@
-"""Plan of masks on parametrized weights that conv and linear operations use."""
+"""Plan the masks on parametrized weights that conv and linear operations use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .plan import own_weights
 
 
 def plan_parametrized(module: nn.Module, plan: ConversionPlan) -> None:
-    """Plan masks on one module's parametrized weights, and note why others get none."""
+    """Plan masks on one module's parametrized weights; note why the other parameters get none."""
     found = parametrized_weights(module)
     plain = without_parametrizations(module) if found else module
     for one in found:
@@ -40,7 +40,7 @@ def plan_parametrized(module: nn.Module, plan: ConversionPlan) -> None:
 
 
 def _leave_others(module: nn.Module, name: str, plan: ConversionPlan) -> None:
-    """Leave a recurrent module's other weights dense: reading them changes how often it computes this one."""
+    """Leave a recurrent module's other weights dense: masking them would run this parametrization once more."""
     for path in plan.reads.pop(id(module), ()):
         plan.how.pop((id(module), path), None)
         plan.reasons[id(module), path] = f"the parametrization of {name} changes whenever the others are read"
@@ -54,14 +54,14 @@ def inside_parametrizations(model: nn.Module) -> set[int]:
 
 
 def leave_inside(module: nn.Module, plan: ConversionPlan) -> None:
-    """Note why the weights of a module inside a parametrization get no masks."""
+    """Note why the weights of a module that is part of a parametrization get no masks."""
     if not isinstance(module, ParametrizationList):
         for name in own_weights(module):
             plan.reasons[id(module), name] = "belongs to a parametrization: the mask is on the weight that it computes"
 
 
 def _no_weight(module: nn.Module, plain: nn.Module, one: Parametrized, plan: ConversionPlan) -> str:
-    """Return why a parametrized parameter is no weight of a conv or linear operation, or nothing."""
+    """Return why a parametrized parameter is not the weight of a conv or linear operation, or ""."""
     cls = type(plain)
     weight = plain._parameters[one.name]
     if weight is None or weight.dim() < 2 or not weight.is_floating_point():

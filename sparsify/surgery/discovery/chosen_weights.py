@@ -1,23 +1,21 @@
-"""Weights of a ParameterList or ParameterDict of which a call chooses some: the others are weights as well."""
+"""A ParameterList or ParameterDict from which each call reads some entries: the others are weights as well."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from .weight_uses import Use
-
-_STORED = ("operand", "source")
+from .weight_uses import STORED, Use
 
 
 def add_chosen(module: nn.Module, uses: dict[str, Use]) -> None:
-    """Add the entries of a list or dict that no traced call reads, if others of its entries are weights, to `uses`."""
+    """Add to `uses` the entries of a list or dict that no traced call reads, if other entries of it are weights."""
     for path, use in list(uses.items()):
         owner_path, _, name = path.rpartition(".")
         owner = module.get_submodule(owner_path)
-        if use.how not in _STORED or not isinstance(owner, (nn.ParameterList, nn.ParameterDict)):
+        if use.how not in STORED or not isinstance(owner, (nn.ParameterList, nn.ParameterDict)):
             continue
         dimensions = owner._parameters[name].dim()  # type: ignore[union-attr]
         for other, parameter in owner._parameters.items():
             if parameter is not None and parameter.dim() == dimensions and parameter.is_floating_point():
-                reason = f"masked as {path} is; no call that was traced reads it"
+                reason = f"masked like {path}, although no traced call reads it"
                 uses.setdefault(f"{owner_path}.{other}", Use("source", reason, use.layout))

@@ -1,7 +1,7 @@
 """Linear operations: which operands may be weights, and the role of each of their dimensions.
 
-A pattern has a letter for each dimension: `o` outputs, `i` inputs (contracted), `k` kernel positions, `m` a batch of
-matrices. `m*` stands for any number of `m`, `+0,2` for `i` at these dimensions and `o` elsewhere.
+A pattern has one letter per dimension: `o` outputs, `i` inputs (contracted), `k` kernel positions, `m` a batch of
+matrices. `m*` stands for any number of `m`; `+0,2` for `i` at dimensions 0 and 2 and `o` elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ... import ops
 class Operand(NamedTuple):
     """An operand that may be a weight: its node, the pattern of its roles, the other operands.
 
-    `groups` are those of a transposed convolution.
+    `groups` is that of a transposed convolution, else 1.
     """
 
     node: fx.Node
@@ -27,7 +27,7 @@ class Operand(NamedTuple):
 
 
 def roles(pattern: str, dimensions: int) -> str | None:
-    """Return the roles of a pattern for so many dimensions, a letter each; None if it does not fit."""
+    """Return the roles of `dimensions` dimensions, one letter each; None if the pattern does not fit."""
     if pattern.startswith("+"):
         summed = {int(dimension) % dimensions for dimension in pattern[1:].split(",")}
         return "".join("i" if dimension in summed else "o" for dimension in range(dimensions))
@@ -42,7 +42,7 @@ def roles(pattern: str, dimensions: int) -> str | None:
 
 
 def name_of(node: fx.Node) -> str:
-    """Return the name of what a node calls: a function, a method, or an operator."""
+    """Return the name of the function, method or operator that a node calls."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
@@ -52,12 +52,12 @@ def weight_argument(node: fx.Node) -> Any:
 
 
 def is_conv_or_linear(node: fx.Node) -> bool:
-    """Whether a node is an operation that has a masked form."""
+    """Return whether a node is an operation that has a masked form."""
     return node.op == "call_function" and node.target in ops.MASKED
 
 
 def operands(node: fx.Node) -> list[Operand]:
-    """Return the operands of a node that may be weights; none if it is no conv, linear or matrix product."""
+    """Return the operands of a node that may be weights; [] if it is not a conv, linear or matrix product."""
     if is_conv_or_linear(node):
         weight = weight_argument(node)
         given = node.args[0] if node.args else node.kwargs["input"]
@@ -87,8 +87,8 @@ def _of_layer(node: fx.Node, weight: fx.Node, given: Any) -> Operand:
     return Operand(weight, f"io{kernel}", (given,), groups if isinstance(groups, int) else 1)
 
 
-# Product, without leading and trailing underscores -> its operands by position and by keyword, and the pattern of each
-# as a weight.
+# Name of a product, without outer underscores -> its operands by position and by keyword, and the pattern of each as a
+# weight.
 _PRODUCTS: dict[str, tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("matmul", "imatmul"), ((0, 1), ("input", "other"), ("m*oi", "m*io"))),
     "rmatmul": ((1, 0), ("other", "self"), ("m*oi", "m*io")),
@@ -124,7 +124,7 @@ def _of_product(
 
 
 def _of_chain(node: fx.Node) -> list[Operand]:
-    """Return the operands of a chain of products: those after the first keep their columns."""
+    """Return the operands of a chain of products; the first is a weight by rows, the others by columns."""
     values: list[Any] = [*node.args, *node.kwargs.values()]
     values = [*values[0]] if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
     patterns = ["oi", *["io"] * (len(values) - 1)]
@@ -175,7 +175,7 @@ def _letter(kept: bool, shared: bool) -> str:
 
 
 def _equation(node: fx.Node) -> tuple[str, list[Any]]:
-    """Return an einsum's equation, which torch takes first and other libraries last, and its operands."""
+    """Return the equation and operands of an einsum; torch takes the equation first, other libraries last."""
     *first, last = [*node.args, *node.kwargs.values()]
     if first and isinstance(first[0], str):
         values = [*first[1:], last]
@@ -186,6 +186,6 @@ def _equation(node: fx.Node) -> tuple[str, list[Any]]:
 
 
 def _labels(term: str) -> list[str]:
-    """Return the labels of a term's dimensions: words if it has spaces inside, else letters."""
+    """Return the labels of a term's dimensions: words if the term contains spaces, else letters."""
     term = term.strip()
     return term.split() if " " in term else re.findall(r"\.\.\.|.", term)

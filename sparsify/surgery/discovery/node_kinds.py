@@ -1,4 +1,4 @@
-"""Kinds of nodes in a traced forward: those that only rearrange entries, that read shapes, that copy a shape."""
+"""Kinds of nodes in a traced forward: rearrangements of entries, reads of metadata, tensors made like another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .linear_ops import name_of
 
 INDEXING = frozenset(("getitem", "index_select", "select", "narrow"))
 JOINING = frozenset("cat concat concatenate stack hstack vstack".split())
-# They return the same entries, in another dtype, place or shape by broadcasting.
+# These return the same entries in another dtype, on another device, in other memory or broadcast to another shape.
 CASTS = frozenset("to type type_as float half double bfloat16 cpu cuda contiguous clone expand_as broadcast_to".split())
 REARRANGING = (
     frozenset(
@@ -24,41 +24,41 @@ REARRANGING = (
     | JOINING
     | CASTS
 )
-# Their results depend on the shape of an argument, not on its values.
+# The results of these depend on the shape of an argument, not on its values.
 _LIKE = frozenset(
     """zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full""".split()
 )
 
 
 def is_metadata(node: fx.Node) -> bool:
-    """Whether a node reads the shape, dtype or device of a tensor, not its values."""
+    """Return whether a node reads the shape, dtype or device of a tensor, not its values."""
     name = node.args[1] if node.target is getattr and len(node.args) > 1 else node.target
     return name in METADATA
 
 
 def nodes_in(value: Any) -> list[fx.Node]:
-    """Return the nodes in nested arguments, slices included."""
+    """Return the nodes in nested arguments, including those in slices."""
     found: list[fx.Node] = []
     fx.node.map_arg(value, lambda node: found.append(node))
     return found
 
 
 def is_rearranging(node: fx.Node) -> bool:
-    """Whether a node only rearranges entries or casts them."""
+    """Return whether a node only rearranges entries or casts them."""
     if node.target is getattr:
         return node.args[1] in ("T", "mT", "H", "mH")
     return node.op in ("call_function", "call_method") and name_of(node) in REARRANGING
 
 
 def rearranged_argument(node: fx.Node) -> Any:
-    """Return the argument whose entries a node rearranges, None if it names none."""
+    """Return the argument whose entries a node rearranges, None if there is none."""
     if node.args:
         return node.args[0]
     return next((node.kwargs[key] for key in ("input", "tensors", "self") if key in node.kwargs), None)
 
 
 def read_nodes(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the nodes on whose values a node's values depend."""
+    """Yield the input nodes whose values (not only shapes or dtypes) a node's values depend on."""
     if node.op not in ("call_function", "call_method"):
         yield from node.all_input_nodes
     elif is_metadata(node) or name_of(node) in _LIKE:

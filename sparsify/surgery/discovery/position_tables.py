@@ -1,7 +1,7 @@
-"""Tables of relative positions, which are multiplied with activations like weights, and are none.
+"""Tables of relative positions, which products use like weights but which are not weights.
 
-Tables that are indexed are found in `rearranged`. Others are recognised by what follows the product, the skewing from
-relative to absolute positions by a padded column and a reshape (Huang et al. 2019, Music Transformer, section 3.4.1),
+`rearranged` finds tables that are indexed. Other tables are recognised by the operations after the product, which skew
+relative to absolute positions by padding a column and reshaping (Huang et al. 2019, Music Transformer, section 3.4.1),
 or by the words in the parameter's name.
 """
 
@@ -19,7 +19,7 @@ _RESHAPING = frozenset("view reshape flatten unflatten".split())
 
 
 def is_table(path: str, product: fx.Node) -> bool:
-    """Whether the parameter at `path`, an operand of `product`, is a position table."""
+    """Return whether the parameter at `path`, an operand of `product`, is a position table."""
     return _is_skewed(product) or _is_called_so(path)
 
 
@@ -30,7 +30,7 @@ def _is_called_so(path: str) -> bool:
 
 
 def _is_skewed(product: fx.Node) -> bool:
-    """Whether a product's result is padded by one column and then reshaped."""
+    """Return whether a product's result is padded by one column and then reshaped."""
     waiting = [*product.users]
     while waiting:
         node = waiting.pop()

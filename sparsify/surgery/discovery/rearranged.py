@@ -1,7 +1,7 @@
 """Data flow in a traced forward: which nodes depend on an input, and which only rearrange entries of parameters.
 
-A rearranged parameter that is an operand of a product is a weight, masked where it is stored. Which dimensions of the
-parameter become which of the operand is found by rearranging coordinates in its place.
+A rearranged parameter that is an operand of a product is a weight, and the mask goes on the stored parameter. To find
+which of its dimensions becomes which dimension of the operand, tensors of coordinates are rearranged in its place.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Rearrangements:
     """The data flow of one graph.
 
     `depends`: whether a node's values depend on an input; `arranged`: the sources whose entries it rearranges, if it
-    does nothing else; `embeddings`: the tables of embedding calls; `tables`: source -> why it is a table that is looked
-    up, and no weight.
+    does nothing else; `embeddings`: the tables of embedding calls; `tables`: sources that are lookup tables and not
+    weights, with the reason.
     """
 
     def __init__(self, module: nn.Module, graph: fx.Graph, sources: Mapping[fx.Node, str]) -> None:
@@ -60,7 +60,7 @@ class Rearrangements:
         return found
 
     def _looked_up(self, node: fx.Node) -> str:
-        """Return why an index makes its source a table that is looked up, or nothing."""
+        """Return why an index makes its source a lookup table, or ""."""
         index = node.args[-1] if node.args[1:] else node.kwargs.get("index")
         for one in index if isinstance(index, (tuple, list)) else [index]:
             if not isinstance(one, fx.Node):
@@ -74,7 +74,7 @@ class Rearrangements:
         return ""
 
     def _is_number(self, node: fx.Node) -> bool:
-        """Whether a node is a number computed from shapes."""
+        """Return whether a node is a number computed from shapes."""
         if is_metadata(node):
             return True
         own = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
@@ -92,14 +92,14 @@ class Rearrangements:
         return arranged.dim()
 
     def bases(self, node: fx.Node) -> list[fx.Node]:
-        """Return the chain of nodes that `node` rearranges, the first one first, `node` itself last."""
+        """Return the chain of rearrangements that ends in `node`, the first base first, `node` last."""
         found = [node]
         while is_rearranging(found[0]) and isinstance(inner := rearranged_argument(found[0]), fx.Node):
             found.insert(0, inner)
         return found
 
     def layout(self, operand: Operand, source: fx.Node, shape: torch.Size) -> Layout | None:
-        """Return the layout of `source`, of that shape, as it is rearranged into an operand; None if it has none."""
+        """Return the layout that `source`, of `shape`, has as it is rearranged into `operand`, None if unknown."""
         for index_dimensions in range(_MOST_INDEX_DIMENSIONS + 1):
             try:
                 placed = [
@@ -114,9 +114,10 @@ class Rearrangements:
         return None
 
     def coordinates(self, node: Any, source: fx.Node, shape: torch.Size, dimension: int, index_dimensions: int) -> Any:
-        """Return `node` with the entries of `source` replaced by their coordinates in one dimension, others by -1.
+        """Return the value of `node` if the entries of `source` were their coordinates in `dimension`, and others -1.
 
         An index that depends on an input is taken to have `index_dimensions` dimensions and to select the first entry.
+        Raises ValueError if the node is not a rearrangement.
         """
         if node is source:
             sizes = [1] * len(shape)
@@ -128,7 +129,7 @@ class Rearrangements:
             raise ValueError(f"{node} is computed: its shape is not known")
         name = name_of(node)
         given = rearranged_argument(node)
-        if name in JOINING:  # shapes of computed operands are not known
+        if name in JOINING:  # the shapes of computed operands are unknown
             given = [part for part in given if part.op == "get_attr" or self.arranged[part] or is_rearranging(part)]
         given = fx.node.map_arg(
             given, lambda inner: self.coordinates(inner, source, shape, dimension, index_dimensions)
@@ -146,7 +147,7 @@ class Rearrangements:
         return getattr(given, name)(*rest, **named) if node.op == "call_method" else node.target(given, *rest, **named)
 
     def _known(self, value: Any) -> Any:
-        """Return arguments with None for the numbers that are computed from shapes."""
+        """Return the arguments with None in place of numbers computed from shapes."""
         return fx.node.map_arg(value, lambda node: None)
 
     def _index(self, index: Any, index_dimensions: int) -> Any:
@@ -165,27 +166,27 @@ class Rearrangements:
 
 
 def _sizes(name: str, given: Any, rest: list[Any]) -> list[Any]:
-    """Return the arguments of a rearrangement with a size in place of each unknown one (None)."""
+    """Return the arguments of a rearrangement with a size in place of each unknown (None)."""
     if name in ("select", "narrow"):
         return [rest[0], *(index or 0 for index in rest[1:2]), *(length or 1 for length in rest[2:])]
     if name not in ("expand", "repeat", "tile", "view", "reshape"):
         return rest
     sizes = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
-    if name == "expand":  # entries are equal along a dimension that is expanded
+    if name == "expand":  # any size will do: entries are equal along an expanded dimension
         own = [1] * (len(sizes) - given.dim()) + list(given.shape)
         return [(1 if have == 1 else -1) if size is None else size for size, have in zip(sizes, own, strict=True)]
     return [(1 if name in ("repeat", "tile") else -1) if size is None else size for size in sizes]
 
 
 def _layout(placed: list[Tensor], letters: str, groups: int) -> Layout | None:
-    """Return the layout of a parameter from the places of its coordinates in an operand, one tensor per dimension."""
+    """Return a parameter's layout; `placed` holds, per dimension, its coordinates rearranged into the operand."""
     dimensions: dict[str, list[int]] = {letter: [] for letter in "moik"}
     for dimension, values in enumerate(placed):
         found = {letter for place, letter in enumerate(letters) if _varies(values, place)}
         if found in ({"m", "o"}, {"i", "k"}):
             found = found & {"o", "i"}
         if len(found) > 1:
-            return None  # a dimension that is split over two roles
+            return None  # a dimension split over two roles
         dimensions[found.pop() if found else "m"].append(dimension)
     m, o, i, k = (tuple(dimensions[letter]) for letter in "moik")
     return Layout(m, o, i, k, groups) if i else None
@@ -194,7 +195,7 @@ def _layout(placed: list[Tensor], letters: str, groups: int) -> Layout | None:
 def _varies(values: Tensor, place: int) -> bool:
     if values.shape[place] < 2 or values.stride(place) == 0:
         return False
-    if values.untyped_storage().nbytes() < values.nbytes:  # a view of the coordinates, expanded along the others
+    if values.untyped_storage().nbytes() < values.nbytes:  # an expanded view of distinct coordinates
         return True
     first, second = (values.narrow(place, start, values.shape[place] - 1) for start in (0, 1))
     return bool(((first != second) & (first >= 0) & (second >= 0)).any())

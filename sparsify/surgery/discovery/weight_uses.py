@@ -1,4 +1,4 @@
-"""Which parameters are weights of the linear operations of a traced forward, and how (def-use analysis)."""
+"""Find the parameters that a traced forward uses as weights of linear operations, and how (def-use analysis)."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from .node_kinds import is_metadata
 from .position_tables import is_table
 from .rearranged import Rearrangements
 
-# Where functions that are neither conv nor linear take their weights, by position; by keyword they are named so.
+# Positions of the weights among the arguments of functions that are neither conv nor linear; see `_weights_of`.
 _WEIGHTS_OF = {
     "multi_head_attention_forward": (5, 11),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), (2, 3)),
 }
 
-
+STORED = ("operand", "source")  # values of `Use.how` for which the mask goes on the stored weight
 PART = "part of the weight computed with {}"
 SHAPE_ONLY = "only its shape is read"
-_ALSO = "part of a computed weight, and used otherwise as well"
+_ALSO = "part of a computed weight, and also used in another way"
 
 
 @dataclass(frozen=True)
 class Use:
-    """How one weight enters the operations of a traced forward.
+    """How the operations of a traced forward use one parameter.
 
-    `how` is "operand" (the parameter itself is the weight of a conv or linear), "computed" (a result computed from it
-    is one, or is an operand of a matrix product), "source" (it is masked where it is read: it is rearranged first, or
-    is an operand of a matrix product or of another function) or "unmasked". `reason` says why it is unmasked, otherwise
-    what a person should know. `layout` is None if unknown. `apart`: a computed weight is an operand of a product, or
-    rearranged first.
+    `how` is "operand" (the parameter itself is the weight of a conv or linear), "computed" (the forward computes a
+    weight from it, for a conv, linear or matrix product), "source" (the stored parameter is masked: it is rearranged
+    first, or is an operand of a matrix product or of another function) or "unmasked". `reason` says why it is unmasked;
+    for a weight it is a note for the report, or "". `layout` is None if unknown. `apart`: the computed weight is an
+    operand of a matrix product, or is rearranged first, which torch.compile hides from a mode.
     """
 
     how: str
@@ -47,16 +47,16 @@ class Use:
 
 
 def parameter_uses(module: nn.Module, graph: fx.Graph) -> dict[str, Use]:
-    """Return the use of each float parameter of two or more dimensions that a traced forward reads, by path."""
+    """Return {path: use} of each float parameter of two or more dimensions that a traced forward reads."""
     return look(module, graph, layouts=True).settled()
 
 
 def look(module: nn.Module, graph: fx.Graph, *, layouts: bool = False) -> Found:
-    """Return the uses found in a traced forward; with `layouts`, those of weights too."""
+    """Return the uses of parameters in a traced forward; `layouts`: also find the layouts of weights."""
     found = Found(module, graph, layouts)
     nodes = list(graph.nodes) if found.sources else []
     layers = [node for node in nodes if is_conv_or_linear(node)]
-    # A product that computes the weight of a layer (a mixture of experts) has no weights of its own.
+    # The operands of a product that computes a layer's weight (a mixture of experts) are not weights themselves.
     making = {node for layer in layers for node in ancestors(weight_argument(layer), modules=False)}
     for node in nodes:
         for operand in operands(node) if node not in making or node in layers else ():
@@ -78,7 +78,7 @@ class Found:
         self.cores: dict[str, fx.Node] = {}
 
     def settled(self) -> dict[str, Use]:
-        """Return the use of every source, by path."""
+        """Return {path: use} of every source."""
         uses = self.computed | self.uses
         for path in {*self.computed} & {*self.uses}:
             parts = [name for name, use in self.computed.items() if use.reason == PART.format(path)]
@@ -86,7 +86,7 @@ class Found:
         return {path: _reconcile(self, source, path, uses.get(path)) for source, path in self.sources.items()}
 
     def look_at(self, node: fx.Node, operand: Operand) -> None:
-        """Note the use of the parameters that an operand of a conv, linear or matrix product is computed from."""
+        """Note the use of the parameters from which an operand of a conv, linear or matrix product is computed."""
         weight, product = operand.node, not is_conv_or_linear(node)
         bases = self.known.bases(weight)
         behind = ancestors(bases[0], modules=False)
@@ -112,9 +112,9 @@ class Found:
         return self.known.layout(operand, source, shape) if self.layouts else None
 
     def _compute(self, operand: Operand, bases: list[fx.Node], reached: dict[fx.Node, str], product: bool) -> None:
-        """Note a weight computed from parameters alone: the mask goes on the result if a parameter has its shape.
+        """Note a weight computed only from parameters: the mask goes on the result if a parameter has its shape.
 
-        If the result is rearranged afterwards, the first of its forms that has the shape of a parameter counts.
+        If the result is rearranged afterwards, the mask goes on the first form that has the shape of a parameter.
         """
         registered = [name for name, _ in self.module.named_parameters(remove_duplicate=False)]
         paths = sorted(reached.values(), key=registered.index)
@@ -134,7 +134,7 @@ class Found:
             self.computed[alike[0]] = Use("computed", "", self._layout(operand, chosen, shape), apart)
             part = Use("unmasked", PART.format(alike[0]))
             self.computed |= {path: part for path in paths if path != alike[0]}
-        else:  # one mask fits one computed weight only
+        else:  # one mask can serve only one computed weight
             self.computed |= dict.fromkeys(paths, Use("unmasked", _ALSO)) if paths[1:] else {alike[0]: Use("source")}
 
 
@@ -151,11 +151,11 @@ def _sources(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
 
 
 def _reconcile(found: Found, source: fx.Node, path: str, use: Use | None) -> Use:
-    """Return the use of a parameter, given the one as a weight (or None), in view of its other readers."""
+    """Return the use of a parameter, given its use as a weight (or None) and all nodes that read it."""
     known = found.known
     readers = [user for user in source.users if not is_metadata(user)]
     if any(source in known.arranged[table] for table in known.embeddings):
-        return Use("unmasked", "read by an embedding too, which stays dense")
+        return Use("unmasked", "also read by an embedding, which stays dense")
     if source in known.tables:
         return Use("unmasked", known.tables[source])
     if use is not None and use.how != "operand":
@@ -168,11 +168,14 @@ def _reconcile(found: Found, source: fx.Node, path: str, use: Use | None) -> Use
     dense_owner = name == "weight" and isinstance(owner, CONV_AND_LINEAR)
     if readers and (dense_owner or any(_convolves(user) or source in _weights_of(user) for user in readers)):
         return Use("source")
+    below = [str(user.target) for user in readers if user.op == "call_module"]
+    if below:
+        return Use("unmasked", f"given as an argument to {below[0]}, where no mask is put on arguments")
     return Use("unmasked", "not the weight of a conv or linear operation" if readers else SHAPE_ONLY)
 
 
 def _convolves(node: fx.Node) -> bool:
-    """Whether a node is a function that convolves by another name: deform_conv2d, conv2d_same."""
+    """Return whether a node calls a conv or linear function of another library: deform_conv2d, conv2d_same."""
     return node.op == "call_function" and ("conv" in name_of(node) or "linear" in name_of(node))
 
 
@@ -184,6 +187,6 @@ def _weights_of(node: fx.Node) -> list[Any]:
 
 
 def computed_operands(module: nn.Module, graph: fx.Graph) -> dict[str, list[fx.Node]]:
-    """Return the nodes of the weights that a traced forward computes from a parameter, by its path."""
+    """Return {path of a parameter: nodes of the weights that a traced forward computes from it}."""
     found = look(module, graph)
     return {path: [found.cores[path]] for path, use in found.settled().items() if use.how == "computed"}

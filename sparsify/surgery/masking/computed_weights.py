@@ -1,4 +1,4 @@
-"""The weight that a module's forward computes from a parameter, evaluated for scores and for fold."""
+"""Evaluate the weight that a module's forward computes from a parameter, for scores and for fold."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SEED = 0
 def computed_weight(self: nn.Module, name: str) -> Tensor:
     """Return the weight that the module's forward computes from its parameter `name` in eval mode, unmasked.
 
-    The forward is traced at every call, since it may read attributes that have changed. Random weights are drawn from
-    one seed, and the generators are restored. Raises SparsifyError if no traced call computes a weight from `name`.
+    The forward is traced at every call, since it may read attributes that have changed. Random numbers come from a
+    fixed seed, and the generators are restored. Raises SparsifyError if no traced call computes a weight from `name`.
     """
     original = as_original(self)
     copied = substituted_copy(self, effective_weights(self), type(original))
@@ -37,7 +37,7 @@ def computed_weight(self: nn.Module, name: str) -> Tensor:
                 copied.__dict__.update(error.constants)
                 graph = error.graph or fx.Graph()
             use = parameter_uses(original, graph).get(name)
-            if use is not None and use.how in ("operand", "source"):  # computed in train mode alone
+            if use is not None and use.how in ("operand", "source"):  # computed only in train mode
                 return copied.get_parameter(name).detach()
             for operand in computed_operands(original, graph).get(name, ()):
                 torch.manual_seed(_SEED)

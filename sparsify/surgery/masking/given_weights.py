@@ -1,4 +1,4 @@
-"""Folded modules that store a weight which their forward would compute, if no module of torch.nn does the same."""
+"""Folded modules that store the weight that their forward would compute, for forwards without a torch.nn equivalent."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .operand_mode import Operands, eagerly
 
 
 class Given:
-    """Mixin of the class of such a module; `given_weights` names the parameters that hold the weights."""
+    """Mixin for the class of such a module; `given_weights` names the parameters that hold the weights."""
 
     given_weights: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
+        """Skip the original class's hook, which would register or check this class as a new one."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
@@ -27,7 +27,8 @@ class Given:
 def with_given_weights(module: nn.Module, names: list[str], *, apart: bool) -> nn.Module:
     """Make `module`, in place, use its parameters `names` instead of the weights it would compute from them.
 
-    `apart`: torch.compile does not show the operations that use them to a mode, so that the forward runs eagerly.
+    `apart`: run the forward eagerly under torch.compile, which hides the operations that use them from a mode. Returns
+    `module`.
     """
     module.__dict__["given_weights"] = tuple(names)
     module.__dict__["given_apart"] = apart
@@ -37,13 +38,13 @@ def with_given_weights(module: nn.Module, names: list[str], *, apart: bool) -> n
 
 @cache
 def given_class(original: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of `original` that uses stored weights; the same class for the same argument."""
+    """Return the subclass of `original` that uses stored weights (cached)."""
 
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() and self.given_apart:
             return eagerly(forward, self, *args, **kwargs)
-        given = [getattr(self, name) for name in self.given_weights]  # no parameter where it is masked again
+        given = [getattr(self, name) for name in self.given_weights]  # tensors, if the module is masked again
         stored = [(weight, partial(_stored, weight)) for weight in given]
         with Operands(stored, list(self.buffers())):
             return original.forward(self, *args, **kwargs)

@@ -1,9 +1,9 @@
-"""Masked classes, which converted modules take on.
+"""Masked classes, the classes of converted modules.
 
-A converted module stays the object it is; only its class changes, to a subclass of its own class made here. The kinds:
-`direct` for torch.nn's conv and linear (a masked operation in place of the dense one), `substituted` for every other
-forward (it runs as it is, on a copy of the module that holds the effective weights), `owner` for modules that only own
-a weight that others read.
+A converted module stays the same object; only its class changes, to a subclass of its own class made here. The kinds:
+`direct` for torch.nn's conv and linear (a masked operation replaces the dense one), `substituted` for every other
+forward (it runs unchanged on a copy of the module that holds the effective weights), `owner` for modules that only own
+a weight that others read, `parametrized` for a ParametrizationList (it masks the weight that it returns).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ... import ops
 from ..averages import keep_masks_in_averages
 from ..live_masks import bool_mask, make_masks_bool, mask_in_forward
 from ..masks import all_masked_parameters, names_of_masked
-from ..parametrized import mask_in_hooks, masked_parametrization, unmask_in_hooks
+from ..parametrized import mask_in_hooks, masked_parametrization, read_computed, unmask_in_hooks
 from .computed_weights import computed_weight
 from .given_weights import Given, given_class
 from .passed_over import PassedOver, warn_of_masks_left_out, warn_of_save_pretrained
@@ -30,35 +30,35 @@ _OF_MODULES = (
     *("masked_names", "masked_also", "masked_layouts", "masked_reads"),
     *("computed_weights", "computed_apart", "bound_attributes"),
 )
-# What a masked module has besides its parameters' masks: no module of the user's may have one of these.
+# Attributes of masked modules besides the masks: a module that already has one of these cannot be masked.
 ATTRIBUTES = (*_OF_MODULES, "original_class", "dense_forward", "masked_kind", "compute_effective_weight")
 
 
 class Masked(PassedOver):
-    """Mixin of the class of every converted module."""
+    """Mixin for the classes of converted modules."""
 
     masked_names: tuple[str, ...] = ()
     masked_also: tuple[str, ...] = ()
     computed_weights: tuple[str, ...] = ()
     original_class: type[nn.Module]
-    dense_forward: Callable[..., Any]  # what the original class's forward was when this class was made
+    dense_forward: Callable[..., Any]  # the original class's forward when this class was made
     masked_kind: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
+        """Skip the original class's hook, which would register or check this class as a new one."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        keep_masks_in_averages()  # each begins with a copy of the model
+        keep_masks_in_averages()  # an average starts by copying the model
         reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
         original = self.original_class
-        if issubclass(original, Given):  # a class that is found by no name
+        if issubclass(original, Given):  # a class without an importable name
             return (_new_masked_given, (original.__mro__[2], self.masked_kind), *reduced[2:])
         return (_new_masked, (original, self.masked_kind), *reduced[2:])
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         warn_of_save_pretrained(args[0])
         for name in names_of_masked(self):  # type: ignore[arg-type]
-            if f"{name}_mask" in self._buffers:  # type: ignore[attr-defined]  # else `averages` has taken it out for an update
+            if f"{name}_mask" in self._buffers:  # type: ignore[attr-defined]  # else an average removed it
                 bool_mask(self, name)  # type: ignore[arg-type]
         super()._save_to_state_dict(*args, **kwargs)  # type: ignore[misc]
 
@@ -67,11 +67,11 @@ class Masked(PassedOver):
     ) -> None:
         make_masks_bool(state_dict, [f"{prefix}{name}_mask" for name in names_of_masked(self)])  # type: ignore[arg-type]
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)  # type: ignore[misc]
-        # The state dict of the dense model has no masks: it loads strictly, and the masks stay what they are.
+        # A dense model's state dict has no masks: it loads with strict=True, and the masks stay unchanged.
         for name in (*self.masked_names, *self.masked_also):
             if f"{prefix}{name}_mask" in missing:
                 missing.remove(f"{prefix}{name}_mask")
-                if getattr(self, f"{name}_mask").is_meta:  # values were assigned to a model built without memory
+                if getattr(self, f"{name}_mask").is_meta:  # loaded with assign=True into a model on the meta device
                     ones = torch.ones_like(getattr(self, name), dtype=torch.bool, requires_grad=False)
                     setattr(self, f"{name}_mask", ones)
 
@@ -87,9 +87,9 @@ def _new_masked_given(plain: type[nn.Module], kind: str) -> nn.Module:
 
 @cache
 def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
-    """Return the subclass of `original` whose forward is masked; the same class for the same arguments.
+    """Return the subclass of `original` whose forward is masked (cached).
 
-    It carries the original's name, so that `repr` of a model stays as it is.
+    It has the name of `original`, so that the `repr` of a model does not change.
     """
     namespace: dict[str, Any] = {
         "original_class": original,
@@ -97,8 +97,8 @@ def masked_class(original: type[nn.Module], kind: str) -> type[nn.Module]:
         "masked_kind": kind,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
-        # fx's default tracer takes modules of torch.nn for leaves: masked conv and linear shall show as nodes,
-        # while attention and recurrent modules stay leaves, as they were.
+        # fx's default tracer treats modules of torch.nn as leaves. Masked conv and linear operations have to show as
+        # nodes; attention and recurrent modules stay leaves.
         "__module__": __name__ if kind == "direct" else original.__module__,
     }
     if kind == "direct":
@@ -121,21 +121,21 @@ def _substituted_forward(original: type[nn.Module]) -> Callable[..., Any]:
 
 
 def _dense_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run the forward that the module's class has now, substituted; of a module without masks, as it is."""
+    """Run the current forward of the module's class: as a substituted call, or directly if it has no masks."""
     if isinstance(self, Masked):
         return substituted_call(self.original_class.forward, self, args, kwargs)  # type: ignore[arg-type]
     return type(self).forward(self, *args, **kwargs)
 
 
 def _is_direct_no_more(self: Any) -> bool:
-    """Whether the module has lost its masks (a bound forward was copied) or its class got another forward."""
+    """Return whether the module lost its masks (a bound forward was copied) or its class's forward was replaced."""
     return not isinstance(self, Masked) or self.original_class.forward is not type(self).dense_forward
 
 
 def _mask_and_bias(self: Any) -> tuple[Tensor | None, Tensor | None]:
     """Return the weight's mask (or None) and the effective bias of a `direct` module.
 
-    One that something else has made of its class, as peft makes adapters of a layer's, has no masks.
+    A new instance of the masked class has no masks: peft, for example, creates adapters of a layer's own class.
     """
     also = self.masked_also
     if not also:
@@ -153,6 +153,7 @@ def _masked_linear(self: Any, input: Tensor) -> Tensor:
 
 def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor) -> Tensor:
+        """Return torch.nn's convolution of this class, computed by the masked operation."""
         if _is_direct_no_more(self):
             return _dense_call(self, input)  # type: ignore[no-any-return]
         padding = self.padding
@@ -167,6 +168,7 @@ def _masked_conv(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Return torch.nn's transposed convolution of this class, computed by the masked operation."""
         if _is_direct_no_more(self):
             return _dense_call(self, input, *(() if output_size is None else (output_size,)))  # type: ignore[no-any-return]
         output_padding = self._output_padding(
@@ -189,13 +191,13 @@ def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) ->
 
 
 def is_direct(cls: type[nn.Module]) -> bool:
-    """Whether a class has the forward of torch.nn's conv or linear, its inner steps included."""
+    """Return whether a class inherits torch.nn's conv or linear forward and the methods that it calls."""
     if cls.forward not in DIRECT:
         return False
     return all(getattr(cls, step, own) is own for step, own in _STEPS.get(cls.forward, {}).items())
 
 
-# The forward as torch.nn has it -> the masked one. A subclass that does not override its forward is found here too.
+# torch.nn's forward -> the masked one. The key also matches a subclass that does not override its forward.
 DIRECT: dict[Callable[..., Any], Callable[..., Tensor]] = {
     nn.Linear.forward: _masked_linear,
     nn.Conv1d.forward: _masked_conv(ops.masked_conv1d),
@@ -211,7 +213,7 @@ _STEPS = {cls.forward: {"_conv_forward": cls._conv_forward} for cls in (nn.Conv1
 
 
 def attach_mask(module: nn.Module, name: str, mask: Tensor, *, extra: bool = False) -> None:
-    """Register `mask` as the live mask of the module's parameter `name`; `extra`: it is no weight of `convert`."""
+    """Register `mask` as the live mask of the module's parameter `name`; `extra`: list it in `masked_also`."""
     module.register_buffer(f"{name}_mask", mask)
     key = "masked_also" if extra else "masked_names"
     module.__dict__[key] = (*module.__dict__.get(key, ()), name)
@@ -219,7 +221,7 @@ def attach_mask(module: nn.Module, name: str, mask: Tensor, *, extra: bool = Fal
 
 
 def guard_loading(model: nn.Module) -> None:
-    """Make `model.load_state_dict` check all masks before it changes anything: averaged ones are refused."""
+    """Make `model.load_state_dict` check all masks before it changes anything; it refuses averaged masks."""
     present = [getattr(hook, "hook", None) for hook in model._load_state_dict_pre_hooks.values()]
     if _check_loaded_masks not in present:
         model.register_load_state_dict_pre_hook(_check_loaded_masks)  # type: ignore[no-untyped-call]
@@ -232,7 +234,7 @@ def _check_loaded_masks(model: nn.Module, state_dict: dict[str, Any], prefix: st
 
 
 def detach_masks(module: nn.Module) -> None:
-    """Remove all masks and the masked class from one module, in place: it is what it was before the conversion."""
+    """Undo the conversion of one module, in place: remove its masks, hooks and masked class."""
     for number, hook in list(module._load_state_dict_pre_hooks.items()):
         if getattr(hook, "hook", None) is _check_loaded_masks:
             del module._load_state_dict_pre_hooks[number]
@@ -243,3 +245,4 @@ def detach_masks(module: nn.Module) -> None:
         module.__dict__.pop(name, None)
     if isinstance(module, Masked):
         object.__setattr__(module, "__class__", module.original_class)
+        read_computed(module)

@@ -1,4 +1,4 @@
-"""A mode that replaces the weights which a forward computes from its parameters, at the operations that use them."""
+"""A mode that replaces the weights that a forward computes from its parameters, at the operations that use them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Replace = Callable[[Any], Any]
 
 
 def _functions(names: Iterable[str]) -> tuple[Any, ...]:
-    """Return the functions, methods and operators of torch of these names, as objects: torch.compile needs that."""
+    """Return torch's functions, methods and operators of these names; torch.compile needs the objects themselves."""
     homes = (torch, torch.functional, torch.linalg, F, Tensor)
     spelled = [form for name in names for form in (name, f"__{name}__", f"__r{name}__", f"_{name}")]
     found = [getattr(home, name) for home in homes for name in spelled if callable(getattr(home, name, None))]
@@ -34,21 +34,21 @@ _ARRANGING = _functions(sorted(REARRANGING))
 class Operands(TorchFunctionMode):
     """While active, weights computed from the given parameters are replaced in conv, linear and matrix products.
 
-    `replacements` are pairs of a parameter and a function of the weight that was computed from it, which has the
-    parameter's shape. Results computed from parameters and `buffers` alone are followed from operation to operation; a
-    weight that is rearranged afterwards (transposed, cast) is replaced and then rearranged. In conv and linear, an
-    operand of unknown origin (behind a custom autograd function) is recognised by its shape. `replaced` holds the
-    indices of the replacements that were made.
+    `replacements` are pairs of a parameter and a function that maps the weight computed from it, which has the
+    parameter's shape, to its replacement. The mode follows tensors computed only from parameters and `buffers`; if a
+    weight is rearranged before its use (transposed, cast), the mode replaces the weight and repeats the rearrangement.
+    In conv and linear, an operand of unknown origin (after a custom autograd function) is recognised by its shape.
+    `replaced` holds the indices of the replacements made so far.
     """
 
     def __init__(self, replacements: Sequence[tuple[Any, Replace]], buffers: Sequence[Tensor]) -> None:
         super().__init__()
         self.replacements = replacements
         self.replaced: set[int] = set()
-        # Tensors that depend on no input, kept alive so that no id is reused, and the parameters each comes from.
+        # Tensors that depend on no input, with the indices of the parameters that each is computed from.
         self.known: list[tuple[Any, tuple[int, ...]]] = [(p, (i,)) for i, (p, _) in enumerate(replacements)]
         self.known += [(buffer, ()) for buffer in buffers]
-        # Rearrangements: the result, its base, and a function that rearranges another base alike.
+        # Rearrangements: the result, its base, and a function that rearranges another base in the same way.
         self.arranged: list[tuple[Any, Any, Replace]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,7 +65,7 @@ class Operands(TorchFunctionMode):
             return func(*args, **{key: self._each_replaced(value) for key, value in kwargs.items()})
         result = func(*args, **kwargs)
         arranging = func in _ARRANGING
-        # The dtype and the sizes of an input may be used to compute a weight.
+        # A weight may be cast or reshaped by an input's dtype or sizes, so for rearrangements only the base counts.
         if None not in origins or (arranging and origins[0]):
             sources = tuple(dict.fromkeys(i for origin in origins for i in origin or ()))
             self.known += [(tensor, sources) for tensor in _tensors((result,))]
@@ -123,15 +123,17 @@ class Operands(TorchFunctionMode):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def eagerly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function eagerly: under torch.compile a mode does not see every operation."""
+    """Call a function outside of torch.compile, under which a mode does not see every operation."""
     return function(*args, **kwargs)
 
 
 def _same_shape(parameter: Any, operand: Any) -> bool:
     if isinstance(operand, Proxy) or isinstance(parameter, Proxy):
-        # A trace does not know shapes; the origin decides. It does not show operators to modes either.
+        # In a trace shapes are unknown, so the origin decides; modes do not see operators there either.
         turned = isinstance(operand, Proxy) and is_rearranging(operand.node) and name_of(operand.node) not in CASTS
         return not turned
+    if torch._C._get_tracing_state():  # torch.jit would warn of a comparison of sizes
+        return bool(parameter.is_same_size(operand))
     return bool(parameter.shape == operand.shape)
 
 

@@ -1,10 +1,10 @@
 """Substituted calls: a module's own forward runs, unchanged, on a copy that holds the effective weights.
 
-The copy is shallow: the module's class, attributes, buffers, hooks and children, with the parameters that the forward
-reads replaced by `where(mask, parameter, 0)`, as torch.func.functional_call replaces them. The module itself is not
-touched, so threads may share it; whatever else the forward reads (globals, class attributes, modes, arguments), it
-reads as before the conversion. Where the forward computes the weight it uses from the parameter, the mask goes on what
-is computed, as the operation is called (`operand_mode.py`).
+The copy is shallow: it has the module's class, attributes, buffers, hooks and children, and the parameters that the
+forward reads are replaced by `where(mask, parameter, 0)`, as torch.func.functional_call would do. The module itself is
+not touched, so threads may share it; everything else that the forward reads (globals, class attributes, modes,
+arguments) is as before the conversion. If the forward computes its weight from the parameter, the computed weight is
+masked when the operation is called (`operand_mode.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ... import ops
 from ...errors import SparsifyError
 from ..live_masks import mask_in_forward
 from ..masks import names_of_masked, original_class
-from ..shallow_copies import bind_to, with_attributes
+from ..shallow_copies import bind_to, rebound, with_attributes
 from .operand_mode import Operands, eagerly
 from .written_weights import keep_written, stamps
 
@@ -29,15 +29,12 @@ _MISSING = object()
 
 
 def fused_weights(module: nn.Module) -> list[str]:
-    """Return the paths of the weights that a torch.nn module passes to fused kernels; none for other modules.
-
-    A subclass counts as its base.
-    """
+    """Return the paths of the weights that a torch.nn module (or subclass) passes to fused kernels, [] for others."""
     return [path for path in fused_parameters(module) if "weight" in path and module.get_parameter(path).dim() > 1]
 
 
 def fused_parameters(module: nn.Module) -> list[str]:
-    """Return the paths of all parameters that a torch.nn module passes to fused kernels; none for other modules."""
+    """Return the paths of all parameters that a torch.nn module passes to fused kernels, [] for other modules."""
     if isinstance(module, nn.MultiheadAttention):
         paths = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
         paths += ["in_proj_bias", "bias_k", "bias_v", "out_proj.bias"]
@@ -56,13 +53,13 @@ def fused_parameters(module: nn.Module) -> list[str]:
     return [path for path in paths if path in parameters]
 
 
-# Dynamo of torch 2.10 does not follow the copy of a module's attributes: a compiled graph breaks off at such modules.
+# Older Dynamo (seen in torch 2.10) cannot trace the copy of a module's attributes: the graph breaks at such modules.
 DYNAMO_FOLLOWS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 _OF_ENCODER = ("linear1", "linear2", "norm1", "norm2")
 
 
 def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Return the result of the dense `forward` on a copy of `module` with effective weights; keep what it assigns."""
+    """Return `forward` called on a copy of `module` with effective weights; attributes that it sets go to `module`."""
     if torch.compiler.is_compiling() and (module.__dict__.get("computed_apart", False) or not DYNAMO_FOLLOWS):
         return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
@@ -83,7 +80,7 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
 
 
 def _masked_operands(module: Any) -> Operands | None:
-    """Return the mode that masks the weights which the module's forward computes, or None."""
+    """Return the mode that masks the weights that the module's forward computes, None if there are none."""
     if not module.computed_weights:
         return None
     masks = [(getattr(module, name), mask_in_forward(module, name)) for name in module.computed_weights]
@@ -92,7 +89,7 @@ def _masked_operands(module: Any) -> Operands | None:
 
 
 def _loses_masks(masked: Operands | None, result: Any) -> bool:
-    """Whether a trace, in which a mode does not see every operation, has left out a mask."""
+    """Return whether a trace, in which a mode does not see every operation, missed a mask."""
     return masked is not None and isinstance(result, fx.Proxy) and len(masked.replaced) < len(masked.replacements)
 
 
@@ -103,34 +100,49 @@ def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:
 def _keep_assigned(
     module: nn.Module, copied: nn.Module, weights: Mapping[str, Tensor], bound: Mapping[str, Any]
 ) -> None:
-    """Assign and delete on `module` what a forward has assigned and deleted on its copy; `bound` was made for that."""
+    """Repeat on `module` the attribute changes that a forward made on its copy; `bound` are the copy's own methods."""
     own, now = module.__dict__, copied.__dict__
     for name, value in now.items():
         if name not in _REPLACED and own.get(name, _MISSING) is not value and bound.get(name, _MISSING) is not value:
-            own[name] = value
-    if len(now) < len(own):
-        for name in [name for name in own if name not in now]:
-            del own[name]
+            own[name] = rebound(value, copied, module)
+    _drop(own, now)
     for name, parameter in copied._parameters.items():
-        if parameter is not weights.get(name) and parameter is not module._parameters.get(name):
+        if all(parameter is not held.get(name, _MISSING) for held in (weights, module._parameters)):
             module._parameters[name] = parameter
+    _drop(module._parameters, copied._parameters)
+    if copied._modules is not module._modules:
+        for name, child in copied._modules.items():
+            held = child.original_module if isinstance(child, _ReadCopy) else child
+            if held is not module._modules.get(name, _MISSING):
+                module._modules[name] = held
+        _drop(module._modules, copied._modules)
+
+
+def _drop(held: dict[str, Any], now: Mapping[str, Any]) -> None:
+    """Delete the entries of `held` that are no longer in `now`, in place."""
+    if len(now) < len(held):
+        for name in [name for name in held if name not in now]:
+            del held[name]
 
 
 def effective_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return `where(mask, parameter, 0)` of the masked parameters that the module's forward reads, by path."""
+    """Return {path: where(mask, parameter, 0)} of the masked parameters that the module's forward reads."""
     found = {}
     for path in module.__dict__.get("masked_reads", names_of_masked(module)):
         owner_path, _, name = path.rpartition(".")
         owner = module.get_submodule(owner_path)
         if name in names_of_masked(owner) and name not in owner.__dict__.get("computed_weights", ()):
-            found[path] = ops.mask_weight(getattr(owner, name), mask_in_forward(owner, name))
+            parameter = getattr(owner, name)
+            weight = found[path] = ops.mask_weight(parameter, mask_in_forward(owner, name))
+            if type(weight) is Tensor and not torch.compiler.is_compiling():
+                weight.__dict__.update(parameter.__dict__)  # attributes that other code set on it
     return found
 
 
 def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Module]) -> nn.Module:
-    """Return a shallow copy of `module`, of class `cls`, with the parameters at the given paths replaced.
+    """Return a shallow copy of `module`, of class `cls`, with the parameters at the paths in `weights` replaced.
 
-    Modules below that own some of them are copied too, to be read; a call of such a copy calls the original module.
+    Submodules that own some of them are copied too, for reading; calling such a copy calls the original module.
     """
     copied = with_attributes(cls, module)
     bind_to(copied, module, module.__dict__.get("bound_attributes", ()))
@@ -157,16 +169,16 @@ def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type
 
 
 class _ReadCopy:
-    """Mixed into the class of a copy that is read from; calls go to the module that it stands for.
+    """Mixin for the class of a copy made for reading; calling the copy calls the original module.
 
-    If weights were put into the copy since (torch.func.functional_call does), the call is meant for these, as they are.
+    If the copy's weights were replaced since (by torch.func.functional_call), the call uses those weights, unmasked.
     """
 
     original_module: nn.Module
     fused: Mapping[str, Tensor | None]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Do not run the original class's hook: this is the same class to it, not one to register or to check."""
+        """Skip the original class's hook, which would register or check this class as a new one."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _given_others(self):  # type: ignore[arg-type]
@@ -175,7 +187,7 @@ class _ReadCopy:
 
 
 def _given_others(copied: nn.Module) -> bool:
-    """Whether a copy, or one below it, holds other parameters than it was made with."""
+    """Return whether a copy, or a copied submodule, holds other parameters than it was created with."""
     fused = copied.__dict__["fused"]
     if any(parameter is not fused.get(name) for name, parameter in copied._parameters.items()):
         return True

@@ -1,4 +1,4 @@
-"""Weights that a forward changes in place (clipped, renormalised): what it writes to an effective weight is kept."""
+"""Keep what a forward writes in place to an effective weight (clipping, renormalisation)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Stamp = tuple[int, int]
 
 
 def stamps(weights: Mapping[str, Tensor]) -> dict[str, Stamp]:
-    """Return by path what tells whether an effective weight was written to since; nothing in a trace or transform."""
+    """Return {path: stamp}, which changes if the effective weight is written to; {} in a trace or transform."""
     if any(isinstance(weight, Proxy) for weight in weights.values()) or ops.is_transformed():
         return {}
     return {path: _stamp(weight) for path, weight in weights.items() if type(weight) is Tensor}
@@ -27,9 +27,9 @@ def _stamp(weight: Tensor) -> Stamp:
 
 @torch.no_grad()
 def keep_written(module: nn.Module, weights: Mapping[str, Tensor], before: Mapping[str, Stamp]) -> None:
-    """Write to the parameters of `module`, in place, what was written to their effective weights since `before`.
+    """Copy to the parameters of `module`, in place, what was written to their effective weights since `before`.
 
-    Entries under the mask keep their values.
+    Stored values under the mask stay.
     """
     for path, stamp in before.items():
         weight = weights[path]

@@ -1,7 +1,7 @@
-"""Broadcast forms: data about the entries of a tensor, of size 1 along the dimensions in which it does not vary.
+"""Broadcast forms: data about the entries of a tensor, stored with size 1 along dimensions in which it is constant.
 
 A *form* of a tensor is any tensor of the same rank that broadcasts to its shape: the channel numbers of an activation
-[1, 64, 56, 56] are stored as [1, 64, 1, 1]. Movement operations (views, permutations, slices) are applied to the form.
+[1, 64, 56, 56] are stored as [1, 64, 1, 1]. Movement operations (views, permutations, slices) apply to the form.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Shape = Sequence[int]
 
 
 def reshape(form: Tensor, old: Shape, new: Shape) -> Tensor:
-    """Return the form of a tensor of shape `old` viewed as `new`; only dimensions in which it varies are expanded."""
+    """Return the form after a tensor of shape `old` is viewed as `new`; expands only dimensions in which it varies."""
     if 0 in old:
         return _reshape_empty(form, old, new)
     sizes: list[int] = []
@@ -34,7 +34,7 @@ def reshape(form: Tensor, old: Shape, new: Shape) -> Tensor:
 
 
 def _reshape_empty(form: Tensor, old: Shape, new: Shape) -> Tensor:
-    """Do as `reshape` for a tensor without entries, with sizes in place of zeros that keep the others in place."""
+    """Return `reshape` for a tensor without entries, with sizes in place of the zeros that make both shapes fit."""
     if 0 in form.shape:
         return form.new_zeros(list(new))
     before, after = (math.prod(size for size in shape if size) for shape in (old, new))
@@ -46,14 +46,14 @@ def _reshape_empty(form: Tensor, old: Shape, new: Shape) -> Tensor:
 
 
 def _filled(shape: Shape, size: int) -> Shape:
-    """Return a shape with `size` in place of the first zero, and 1 in place of others."""
+    """Return the shape with `size` in place of its first zero and 1 in place of further zeros."""
     first = shape.index(0)
     return [(size if d == first else 1) if old == 0 else old for d, old in enumerate(shape)]
 
 
 @lru_cache(maxsize=1 << 12)
 def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
-    """Return the shortest runs of old and new dimensions that hold the same number of entries."""
+    """Return the shortest pairs of runs of old and new dimensions with equal numbers of entries."""
     blocks = []
     i = j = 0
     while i < len(old) or j < len(new):
@@ -84,11 +84,11 @@ def compress(form: Tensor) -> Tensor:
 
 
 def nonzero(tensor: Tensor) -> Tensor:
-    """Return where a tensor is nonzero, a compressed bool form; everywhere, for all that is known, if it is sparse."""
+    """Return where a tensor is nonzero, as a compressed bool form; True everywhere for a sparse tensor."""
     if tensor.layout != torch.strided:
         return torch.ones([1] * tensor.dim(), dtype=torch.bool)
     if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel():
-        # Much faster than comparing every entry: often a row has no zeros, or only zeros. Fails for rows with NaN.
+        # Often rows have no zeros, or only zeros: their extremes show that much faster. NaN fails both comparisons.
         pieces = [_extremes(piece) for piece in row_pieces(tensor.flatten(1))]
         least, most = (torch.cat(sides) for sides in zip(*pieces, strict=True))
         if bool(((most == 0) | (least > 0)).all()):
@@ -102,12 +102,12 @@ def _extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def row_pieces(matrix: Tensor) -> tuple[Tensor, ...]:
-    """Return the rows of a matrix in pieces that fit into the cache, with their temporaries."""
+    """Return the rows of a matrix in pieces that fit into the cache together with their temporaries."""
     return torch.split(matrix, max(1, (1 << 18) // max(1, matrix.shape[1])))
 
 
 def expand_rank(form: Tensor, rank: int) -> Tensor:
-    """Return a form with leading dimensions of size 1 up to `rank`, as broadcasting adds them."""
+    """Return a form with leading dimensions of size 1 added up to `rank`, as in broadcasting."""
     return form if form.dim() == rank else form.reshape([1] * (rank - form.dim()) + list(form.shape))
 
 
@@ -124,7 +124,7 @@ def _in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _full(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Any:
-    """Apply an operation to the expanded form: for rare ones."""
+    """Apply a rare operation to the form expanded to full size."""
     return overload(form.expand(tuple(old)).to(torch.float64), *args)
 
 
@@ -155,7 +155,7 @@ def _select(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> T
 
 
 def _along(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
-    """Flip or roll, only along the dimensions in which the form varies."""
+    """Flip or roll the form along the dimensions in which it varies."""
     *first, dims = args
     if overload.overloadpacket is torch.ops.aten.roll and (not first or not dims):  # of the flattened tensor
         rolled: Tensor = _full(form, old, new, args, overload)
@@ -177,7 +177,7 @@ def _index_select(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any
 
 
 def is_movement(name: str, old: Shape, new: Shape, args: Sequence[Any] = ()) -> bool:
-    """Whether an operation is a movement, from one tensor of shape `old` to one of shape `new` or to several."""
+    """Return whether an operation is a movement from a tensor of shape `old` to results, the first of shape `new`."""
     if name == "as_strided_":  # pooling to one position calls it in channels-last memory
         return tuple(old) == tuple(new) and len(old) == 4 and old[2:] == (1, 1) and list(args[2][:2]) == [old[1], 1]
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias"):  # not a view as a smaller dtype

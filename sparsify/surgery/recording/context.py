@@ -1,9 +1,9 @@
-"""The context of a recording: modes, the modules that run, calls below which no operation is seen, storages."""
+"""The context of a recording: modes, the running modules, and calls that the dispatcher does not show."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FrameType
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from ..full_name import full_name
 from ..module_walk import named_modules
 
 _Leaf = TypeVar("_Leaf")
-# Functions recorded as one operation, whatever kernels a device runs for them.
+# Functions recorded as one operation, independent of the kernels that a device runs for them.
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 WHOLE = (*_RECURRENT, *(f"{name}_cell" for name in _RECURRENT), "_pack_padded_sequence", "_pad_packed_sequence")
 _ADDING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,7 +32,7 @@ _LEAVING = {Tensor.numpy: "numpy", Tensor.tolist: "tolist", Tensor.__array__: "n
 
 
 def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
-    """Return the instances of a type among nested arguments or results, in order."""
+    """Return the instances of `kind` in nested arguments or results, in order."""
     if isinstance(arguments, kind):
         return [arguments]
     if isinstance(arguments, dict):
@@ -43,7 +43,7 @@ def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
 
 
 def own_inputs(example_input: Any) -> Inputs:
-    """Return an example input as a call, with copies of its tensors, since a forward may write to them."""
+    """Return an example input as `Inputs` with cloned tensors, since a forward may write to them."""
     inputs = inputs_of(example_input, "example_input")
     copies: Inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     return copies
@@ -52,9 +52,9 @@ def own_inputs(example_input: Any) -> Inputs:
 class FunctionHooks(TorchFunctionMode):
     """Reports function calls that the dispatcher does not show.
 
-    `leave` is called with a tensor that goes to another library, `scaled` with the tensors that attention divides by
-    the root of their last size; `whole` makes the calls of functions in `WHOLE`. `ask` is called where a forward asks
-    whether a tensor has gradients, which it has with `gradients`.
+    `leave` is called with a tensor that goes to another library, `scaled` with the tensors that attention scales by the
+    square root of their last size; `whole` runs the functions in `WHOLE`. `ask` is called when a model's code reads a
+    tensor's `requires_grad`, which is True for every floating-point tensor if `gradients` is set.
     """
 
     def __init__(
@@ -79,14 +79,26 @@ class FunctionHooks(TorchFunctionMode):
             self.leave(args[0], _LEAVING[func])
         if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
             self.scaled(*[*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2])
+        if func is F.pad and "circular" in (*args[2:3], kwargs.get("mode")):
+            return _padded_around(*args[:2], *(kwargs[name] for name in ("input", "pad") if name in kwargs))
         if getattr(func, "__name__", "") in WHOLE and type(func) is BuiltinFunctionType:
             return self.whole(func, *args)
         return func(*args, **kwargs)
 
 
+def _padded_around(value: Tensor, pads: Sequence[int]) -> Tensor:
+    """Return circular padding as a concatenation, since torch's version writes to parts of a tensor without a rule."""
+    for i, (before, after) in enumerate(zip(pads[::2], pads[1::2], strict=True)):
+        d = value.dim() - 1 - i
+        inner = value[(slice(None),) * d + (slice(max(0, -before), value.shape[d] - max(0, -after)),)]
+        ends = inner.narrow(d, inner.shape[d] - max(0, before), max(0, before)), inner.narrow(d, 0, max(0, after))
+        value = torch.cat([ends[0], inner, ends[1]], d) if before > 0 or after > 0 else inner
+    return value
+
+
 @contextmanager
 def asked_gradient_mode(ask: Callable[[], None], *, gradients: bool) -> Iterator[None]:
-    """Call `ask` where code of a model asks in the block whether gradients are on, and answer `gradients`."""
+    """Inside the block, call `ask` when a model's code calls torch.is_grad_enabled, and return `gradients` to it."""
     plain = torch.is_grad_enabled
 
     def is_grad_enabled() -> bool:
@@ -100,12 +112,12 @@ def asked_gradient_mode(ask: Callable[[], None], *, gradients: bool) -> Iterator
 
 
 def _is_of_a_model(frame: FrameType) -> bool:
-    """Whether running code is neither torch's nor ours: these decide by the mode how they compute, not what."""
+    """Return whether a frame runs neither torch nor sparsify, where the grad mode only selects how to compute."""
     return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", __name__.partition(".")[0])
 
 
 def named_tensors(model: nn.Module) -> list[tuple[Tensor, tuple[str, ...], bool]]:
-    """Return the parameters, then the buffers of a model with all of their names, and whether it is a parameter."""
+    """Return (tensor, all its names, whether it is a parameter) for a model's parameters, then its buffers."""
     modules = named_modules(model, remove_duplicate=False)
     trainable = {id(parameter) for _, module in modules for parameter in module._parameters.values()}
     named: dict[int, tuple[Tensor, list[str]]] = {}
@@ -118,12 +130,12 @@ def named_tensors(model: nn.Module) -> list[tuple[Tensor, tuple[str, ...], bool]
 
 
 def whole_attentions(model: nn.Module) -> tuple[str, ...]:
-    """Return the paths of torch.nn's attention modules, which cannot lose heads: together these are as wide as x."""
+    """Return the paths of nn.MultiheadAttention modules, which cannot lose heads: embed_dim fixes their total width."""
     return tuple(path for path, module in named_modules(model) if isinstance(module, nn.MultiheadAttention))
 
 
 def addable_biases(model: nn.Module) -> frozenset[str]:
-    """Return the names of the biases, existing or not, that convolutions and linear layers add."""
+    """Return the names of the biases, present or not, of layers whose forward is that of nn.Linear or nn.Conv."""
     found = set()
     for path, module in named_modules(model, remove_duplicate=False):
         for cls in _ADDING if isinstance(module, _ADDING) else ():
@@ -135,12 +147,12 @@ def addable_biases(model: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run the block with the model in eval mode; every module gets its own mode back."""
+    """Run the block with the model in eval mode, then restore the mode of every module."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it makes a whole encoder layer one operation
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path runs a whole encoder layer as one operation
     try:
         with keep_modes(model):
-            model.eval()  # even if it is in eval mode: some classes clear a cache then
+            model.eval()  # also if it is in eval mode, since some classes clear a cache in eval()
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -148,8 +160,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def not_compiled() -> Iterator[None]:
-    """Run compiled code eagerly in the block."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+    """Run torch.compile'd code eagerly inside the block."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes a second
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -158,9 +170,9 @@ def not_compiled() -> Iterator[None]:
 
 @contextmanager
 def module_names(model: nn.Module, running: list[str], given: list[Any] | None = None) -> Iterator[None]:
-    """Maintain in `running` the paths of the modules whose forward runs, innermost last, in `given` their arguments."""
+    """Keep in `running` the paths of the modules whose forward runs, innermost last, and in `given` their arguments."""
     given = [] if given is None else given
-    # Global hooks: registering one on each module takes longer than many a model's forward.
+    # Global hooks, since registering one on each module can take longer than the forward.
     names = {
         id(module): name for name, module in named_modules(model) if not isinstance(module, torch.jit.ScriptModule)
     }
@@ -184,7 +196,7 @@ def module_names(model: nn.Module, running: list[str], given: list[Any] | None =
 
 
 class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs operations in float64 that a forward asks for in a narrower dtype."""
+    """Runs operations in float64 for which a forward requests a narrower dtype."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -197,13 +209,13 @@ class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
         dtypes = {leaf.dtype for leaf in leaves((args, kwargs), Tensor)}
         if torch.float64 in dtypes and not dtypes.isdisjoint(_SHORTER) and not func._schema.is_mutable:
             args, kwargs = tree_map(_widened, (args, kwargs))
-        if torch.float64 in dtypes and func._schema.name == "aten::_grouped_mm":  # its kernels are for narrower types
+        if torch.float64 in dtypes and func._schema.name == "aten::_grouped_mm":  # it has no float64 kernel
             return _group_by_group(*args, **kwargs)
         return func(*args, **kwargs)
 
 
 def _group_by_group(rows: Tensor, experts: Tensor, offs: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
-    """Return each row times the matrix of the expert whose group it is in; groups end at `offs`."""
+    """Return each row times the matrix of its group's expert; group i ends before row offs[i]."""
     if offs is None or rows.dim() != 2 or experts.dim() != 3:
         return torch.ops.aten._grouped_mm(rows, experts, offs, *rest, **options)  # type: ignore[no-any-return]
     ends = [int(end) for end in offs]
@@ -221,7 +233,7 @@ def _widened(leaf: Any) -> Any:
 
 @contextmanager
 def all_double() -> Iterator[None]:
-    """Compute in float64 in the block, even where code asks for float32 or creates tensors of it."""
+    """Compute in float64 inside the block, even where code requests float32 or creates float32 tensors."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

@@ -34,13 +34,13 @@ from .tensor_values import TensorValues
 class OpRecorder(TorchDispatchMode):
     """Records in `ops` the operations of the forward passes that `run` makes.
 
-    With `computed` False, costly operations return zeros of the right shape. `results`, if given, is filled with copies
-    of the results of every operation. `state` maps the names of the model's tensors to their Values.
+    With `computed` False, costly operations return zeros of the right shape. `results`, if given, receives copies of
+    every operation's results. `state` maps the names of the model's tensors to their Values.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else Dynamo wraps every operation, which takes longer than many of them
+        return False  # else Dynamo wraps every operation, at a cost above that of many operations
 
     def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -58,17 +58,17 @@ class OpRecorder(TorchDispatchMode):
         self.in_objects: set[Value] = set()
         self.state: dict[str, Value] = {}
         self.values = TensorValues()
-        self.left: list[Value] = []  # given to other libraries, which may return them changed
-        self.inputs: list[Value] = []  # of the call, the same Values in every pass
+        self.left: list[Value] = []  # passed to other libraries, which may return them changed
+        self.inputs: list[Value] = []  # the call's inputs, the same Values in every pass
         self.known = KnownOps(())
         self.counts: list[int] = []  # sizes that depend on values of activations
-        self.asking: dict[str, tuple[Value, ...]] = {}  # modules that ask whether gradients are on, with their inputs
+        self.asking: dict[str, tuple[Value, ...]] = {}  # module that checks whether gradients are on -> its inputs
         for tensor, names, trainable in named_tensors(model):
             value = Value(_shape(tensor), tensor.detach(), names, trainable)
             self.state |= dict.fromkeys(names, self.values.enter(tensor, value))
 
     def run(self, model: nn.Module, example_input: Any, *, gradients: bool = False) -> list[Value]:
-        """Record a call of `model`, told whether gradients are on; return the Values of its outputs."""
+        """Record a call of `model` and return the Values of its outputs; `gradients`: tell it that gradients are on."""
         inputs = own_inputs(example_input)
         tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
         self.inputs = self.inputs or [Value(_shape(tensor)) for tensor in tensors]
@@ -84,7 +84,7 @@ class OpRecorder(TorchDispatchMode):
         return [self.value_of(leaf) for leaf in found]
 
     def idle_layers(self, model: nn.Module) -> list[str]:
-        """Return the paths of the convolutions and linear layers whose weight no recorded operation reads."""
+        """Return the paths of convolutions and linear layers whose weight no recorded operation reads."""
         read = {value for op in self.ops for value in op.inputs}
         layers = (path for path, module in named_modules(model) if isinstance(module, CONV_AND_LINEAR))
         weights = ((path, self.state.get(full_name(path, "weight"))) for path in layers)
@@ -93,7 +93,8 @@ class OpRecorder(TorchDispatchMode):
     def value_of(self, tensor: Tensor) -> Value:
         """Return the Value of a tensor.
 
-        An unknown one is a constant, unless it shares memory with a Value that depends on the input or was written to.
+        An unknown tensor is a constant, unless it shares memory with a Value that depends on the input or was written
+        to.
         """
         value = self.values.seen(tensor)
         if value is not None:
@@ -146,7 +147,7 @@ class OpRecorder(TorchDispatchMode):
         return outcome
 
     def asked(self) -> None:
-        """Note that the running forward asks whether gradients are on."""
+        """Note that the running forward checks whether gradients are on."""
         if self.where() not in self.asking:
             self.asking[self.where()] = self.entering()
 
@@ -156,21 +157,21 @@ class OpRecorder(TorchDispatchMode):
             return tuple(self.value_of(tensor) for tensor in leaves(self.given[-1] if self.given else (), Tensor))
 
     def decided(self) -> None:
-        """Note that the running forward reads values of an activation: it may take another branch for another input."""
-        if self.where() not in self.recurrent:  # of a packed sequence, how many there are: that changes sizes only
+        """Note that the running forward reads an activation's values: it may branch differently for another input."""
+        if self.where() not in self.recurrent:  # there, batch sizes of packed sequences only set sizes
             self.branches.append((self.where(), self.entering(), VALUES))
 
     def _note(self, op: Op, tensors: list[Tensor]) -> None:
         self.ops.append(op)
         if self.results is not None:
-            # Pseudo-operations in between have no results.
+            # Pseudo-operations recorded in between have no results.
             self.results += [()] * (len(self.ops) - 1 - len(self.results))
             self.results.append(tuple(tensor.detach().clone() for tensor in tensors))
 
     def _filled(
         self, func: Any, name: str, given: Any, kwargs: Any, inputs: list[Value], tensors: list[Tensor]
     ) -> None:
-        """Record a tensor filled with one number in explicit sizes, and movements and element-wise results of such."""
+        """Record a tensor of explicit sizes filled with one number, or one moved or computed element-wise from such."""
         sizes = [max(1, *tensor.shape) for tensor in tensors if tensor.dim()]
         if name in FILLS:
             args: tuple[Any, ...] = ()
@@ -178,7 +179,7 @@ class OpRecorder(TorchDispatchMode):
             args = tuple(given)
         else:
             return
-        if len(tensors) != 1 or max(sizes, default=1) == 1:
+        if len(tensors) != 1 or max(sizes, default=1) == 1 or tensors[0].is_meta:
             return
         drawn = name == "bernoulli_" or any(isinstance(value, Noise) for value in inputs)
         kind, held = (Noise, torch.ones_like(tensors[0])) if drawn else (Filled, tensors[0].detach())
@@ -189,7 +190,7 @@ class OpRecorder(TorchDispatchMode):
             self._note(op, tensors)
 
     def leave(self, tensor: Tensor, how: str) -> None:
-        """Record that the values of a tensor leave PyTorch by the method `how`."""
+        """Record that the values of a tensor leave PyTorch through the method `how`."""
         value = self.value_of(tensor)
         if value.constant is None:
             if not self.computed:
@@ -207,14 +208,14 @@ class OpRecorder(TorchDispatchMode):
         tensors = leaves(outcome, Tensor)
         results = tuple(Value(_shape(tensor)) for tensor in tensors)
         if func.__name__ == "_pack_padded_sequence" and given[1].constant is not None:
-            results[1].constant = tensors[1]  # how many sequences there are at each time step
+            results[1].constant = tensors[1]  # the number of sequences at each time step
         for tensor, value in zip(tensors, results, strict=True):
             self.values.enter(tensor, value)
         self._note(sequence_op(func.__name__, given, results, self.where()), tensors)
         return outcome
 
     def scaled(self, *tensors: Tensor) -> None:
-        """Record that attention divides by the root of the last size of these tensors."""
+        """Record that attention scales by the square root of the last size of these tensors."""
         values = tuple(self.value_of(tensor) for tensor in tensors)
         self.ops.append(Op(SCALED_BY_SIZE, None, values, {}, (), self.where()))
 

@@ -13,23 +13,23 @@ from .broadcast_forms import is_movement, nonzero
 from .context import leaves
 
 STALE = "stale"
-# What a forward may ask that decides what it does.
+# What a forward may branch on.
 VALUES = "what activations hold"
 GRADIENTS = "whether gradients are on"
 SCALED_BY_SIZE = "scaled_by_size"
-# Operations by which Python code reads the values of a tensor.
+# Operations through which Python code reads the values of a tensor.
 DATA_DEPENDENT = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist", "numpy"})
 _POINTWISE_TOO = "copy fill masked_fill _prelu_kernel where hardswish hardsigmoid mish log_sigmoid leaky_relu".split()
-# Operations that make a tensor of one number in explicit sizes.
+# Operations that fill a tensor of explicit sizes with one number.
 FILLS = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
-LIKE = ("zeros_like", "ones_like", "full_like", "empty_like")  # that make one in the sizes of another
+LIKE = ("zeros_like", "ones_like", "full_like", "empty_like")  # that fill a tensor of another's sizes
 
 
 @dataclass(eq=False)
 class Value:
     """A tensor of the recorded pass.
 
-    `constant` holds its values if no input affects them; `names` are its names in the model's `state_dict`.
+    `constant` holds its values if no input affects them; `names` are its names in the model, () for an activation.
     """
 
     shape: tuple[int, ...]
@@ -44,26 +44,27 @@ class Derived(Value):
 
 
 def from_model(value: Value) -> bool:
-    """Whether a constant is one of the model's tensors, or computed from them."""
+    """Return whether a constant is one of the model's tensors or is computed from them."""
     return bool(value.names) or isinstance(value, Derived)
 
 
 @dataclass(eq=False)
 class Filled(Value):
-    """A constant filled with one number, in explicit sizes, as torch.zeros returns it."""
+    """A constant of explicit sizes filled with one number, such as the result of torch.zeros."""
 
 
 @dataclass(eq=False)
 class Noise(Filled):
-    """Random numbers in explicit sizes, as feature dropout draws them; `constant` holds ones: all may be nonzero."""
+    """Random numbers of explicit sizes, as in feature dropout; `constant` holds ones, since any may be nonzero."""
 
 
 @dataclass(frozen=True, eq=False)
 class Op:
     """One operation of the pass.
 
-    `name` is its name without overload ("convolution"), `overload` torch's OpOverload (None for what is no dispatcher
-    operation), `args` and `kwargs` its arguments with Values for tensors, `module` the path of the module it ran in.
+    `name` is its name without overload ("convolution"), `overload` is torch's OpOverload (None if it is not an
+    operation of the dispatcher), `args` and `kwargs` are its arguments with Values for tensors, `module` is the path of
+    the module that ran it.
     """
 
     name: str
@@ -80,16 +81,16 @@ class Op:
 
     @cached_property
     def is_movement(self) -> bool:
-        """Whether it is a movement: its results are entries of its first argument, in other places."""
+        """Whether it is a movement: its results are entries of its first argument, rearranged."""
         first = self.args[0] if self.args else None
         if not isinstance(first, Value) or not self.results:
             return False
         if self.name in ("index", "index_select") and self.constant_args is None:
-            return False  # the input decides the places
+            return False  # the places depend on the input
         return is_movement(self.name, first.shape, self.results[0].shape, self.args)
 
     def argument(self, name: str) -> Any:
-        """Return the argument called `name` in the operation's schema, or its default, or None."""
+        """Return the argument `name` of the operation's schema, or its default; None if there is no such argument."""
         for i, argument in enumerate(self.overload._schema.arguments):
             if argument.name == name:
                 given = self.args[i] if i < len(self.args) else argument.default_value
@@ -103,18 +104,18 @@ class Op:
 
 
 def concat_inputs(op: Op) -> list[Value]:
-    """Return the tensors that a cat or stack joins; cat ignores empty vectors."""
+    """Return the tensors that a cat or stack joins, without the empty vectors that cat ignores."""
     return [value for value in op.args[0] if op.name == "stack" or value.shape != (0,)]
 
 
 def pointwise(op: Op) -> bool:
-    """Whether an operation is element-wise with broadcast operands and one result."""
+    """Return whether an operation is element-wise, with broadcast operands and one result."""
     return len(op.results) == 1 and op.overload is not None and _is_pointwise(op.name, op.overload)
 
 
 @cache
 def _is_pointwise(name: str, overload: Any) -> bool:
-    functional = getattr(torch.ops.aten, name.rstrip("_"), None)  # the tag is not set on those in place
+    functional = getattr(torch.ops.aten, name.rstrip("_"), None)  # in-place overloads lack the tag
     if name.endswith("_") and functional is not None:
         overloads = [getattr(functional, one) for one in functional.overloads()]
     else:
@@ -123,7 +124,7 @@ def _is_pointwise(name: str, overload: Any) -> bool:
 
 
 def dims_of(op: Op, value: Value, position: int = 1) -> list[int]:
-    """Return the dimensions of `value` that the argument at `position` or `dim` names; all if none is given."""
+    """Return the dimensions of `value` named by the argument at `position` or by `dim`; all if neither is given."""
     given = op.args[position] if len(op.args) > position else op.kwargs.get("dim")
     rank = len(value.shape)
     if given is None or given == []:
@@ -137,7 +138,7 @@ def first_line(error: Exception) -> str:
 
 
 def _constants(arguments: Any) -> Any:
-    """Return arguments with tensors in place of constant Values; None if one depends on the input."""
+    """Return the arguments with tensors in place of constant Values; None if one depends on the input."""
     if isinstance(arguments, Value):
         return arguments.constant
     if isinstance(arguments, (tuple, list)):
@@ -152,13 +153,12 @@ def _constants(arguments: Any) -> Any:
 class Recording:
     """The operations of a forward pass that depend on its input or on the model's tensors, and the Values it returned.
 
-    `state` maps names to the model's tensors. `biases` names the biases, existing or not, that layers add; those in
+    `state` maps names to the model's tensors. `biases` names the biases, present or not, that layers can add; those in
     `fixed_biases` must not change. `attentions` are the paths of modules that cannot lose heads. The first `eval_count`
-    operations ran in eval mode; the others in a second pass, which also runs the layers that only run in training.
-    `problems` says why there is no second pass although some layers did not run. `branches` are the paths of modules
-    whose forward asks for what decides its way, with the arguments it was called with and what it asks for.
-    `in_objects` are the outputs that objects hold, as a cache does. `idle` are the paths of the layers that ran in no
-    pass.
+    operations ran in eval mode, the others in further passes, which also run layers that only run in training.
+    `problems` says why there is no such pass although some layers did not run. `branches` holds, for each module whose
+    forward branches on activations or on the gradient mode, its path, the Values of its arguments and what it branches
+    on. `in_objects` are outputs that objects (a cache) hold. `idle` are the paths of layers that no pass ran.
     """
 
     ops: tuple[Op, ...]
@@ -181,7 +181,7 @@ class Recording:
         return {value: op for value, op in made if value.constant is not None and not isinstance(value, Filled)}
 
     def nonzero_entries(self, value: Value) -> Tensor:
-        """Return where a constant is nonzero, a compressed float32 form; computed once."""
+        """Return where a constant is nonzero, as a compressed float32 form (cached)."""
         if value not in self.nonzero:
             assert value.constant is not None
             self.nonzero[value] = nonzero(value.constant).to(torch.float32)

@@ -1,8 +1,8 @@
-"""Recording: the tensor operations of one forward pass, in order, on which the channel analyses work.
+"""Recording: the tensor operations of one forward pass, in order, which the channel analyses work on.
 
-The model runs once, in eval mode, and every operation that reaches PyTorch's dispatcher is recorded. That is below
-modules and functions: branches are taken, composite functions are decomposed into about a hundred basic operations, and
-models that no symbolic trace can follow are recorded like any other.
+The model runs in eval mode, and every operation that reaches PyTorch's dispatcher is recorded. At that level, below
+modules and functions, branches are resolved, composite functions are decomposed into about a hundred basic operations,
+and models that cannot be traced symbolically are recorded like any other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...errors import SparsifyError
 from ..module_walk import named_modules
 from ..side_effects import changed_buffers, unchanged
 from ..tracing.announced import announced_as_traced
@@ -26,12 +27,15 @@ from .shape_only import ValuesNeededError
 
 
 def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...]] | None = None) -> Recording:
-    """Return the operations of one call of `model` in eval mode; `example_input` is what `inputs_of` takes.
+    """Return the operations of one call of `model` in eval mode; `example_input` is as in `inputs_of`.
 
-    `results`, if given, is filled with copies of every operation's results. Otherwise activations are computed only if
-    the forward reads their values. A forward that branches on values is recorded as a trace of it would go, if it then
-    branches on fewer and reads the same parameters. The model is not changed. Raises whatever its forward raises.
+    `results`, if given, receives copies of every operation's results. Otherwise activations are computed only if the
+    forward reads their values. A forward that branches on values is recorded again as under torch.export, and that
+    recording is returned if it branches in fewer modules and reads the same parameters. The model is not changed.
+    Raises SparsifyError for tensors of the model that hold no values or were made in inference mode, and whatever its
+    forward raises.
     """
+    _check_tensors(model)
     found = _recorded(model, example_input, results)
     if not found.branches:
         return found
@@ -39,13 +43,21 @@ def record(model: nn.Module, example_input: Any, results: list[tuple[Tensor, ...
     try:
         with announced_as_traced():
             traced = _recorded(model, example_input, again)
-    except Exception:  # noqa: BLE001 - some forwards cannot be traced, and say so in ways of their own
+    except Exception:  # noqa: BLE001 - forwards that cannot be traced may raise anything
         return found
     if not (_paths(traced) < _paths(found) and _read(traced) == _read(found)):
         return found
     if results is not None:
         results[:] = again or []
     return traced
+
+
+def _check_tensors(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise SparsifyError(f"{name} is on the meta device: an analysis of channels reads the values it lacks")
+        if tensor.is_inference() and isinstance(tensor, nn.Parameter):
+            raise SparsifyError(f"{name} was made in inference mode, in which no channels are seen: copy it outside")
 
 
 def _paths(recording: Recording) -> set[str]:
@@ -116,8 +128,8 @@ def _run_in_training(
 ) -> tuple[list[Value], str]:
     """Run a model again with the modules around `idle` layers, and the `modal` ones, in train mode.
 
-    Returns its outputs and a problem, if there is one. Auxiliary heads run, or are returned, only then. Layers, dropout
-    and norms included, stay in eval mode.
+    Auxiliary heads run, or are returned, only in that mode. Layers, including dropout and norms, stay in eval mode.
+    Returns the outputs, and the problem or "".
     """
     around = {path.rpartition(".")[0] for path in idle} | {*modal}
     for path, module in named_modules(model):
@@ -131,15 +143,15 @@ def _run_in_training(
         if not recorder.computed:
             raise
         if not idle:
-            return [], ""  # a forward that wants targets, say: its losses are no outputs
+            return [], ""  # for example, a forward that needs targets: its losses are not outputs
         where = f"{idle[0]}: it runs neither in eval mode nor, with this input, in train mode"
         return [], f"{where} ({type(error).__name__}), and is not cut"
 
 
 def _run_with_gradients(recorder: OpRecorder, model: nn.Module, example_input: Any) -> list[Value]:
-    """Run a model again with gradients on, since its forward asks for that; return its outputs.
+    """Run a model again with gradients on, since its forward checks for them; return its outputs.
 
-    If it does not run so, what the modules that ask meet stays.
+    If that run fails, note a branch for each module that checks, so that the channels it meets stay.
     """
     recorder.known = KnownOps(recorder.ops)
     asking, count = dict(recorder.asking), len(recorder.ops)
@@ -156,9 +168,9 @@ def _run_with_gradients(recorder: OpRecorder, model: nn.Module, example_input: A
 
 
 def _note_asked_counts(recorder: OpRecorder, model: nn.Module, example_input: Any, idle: list[str]) -> None:
-    """Run a model again to note which modules with `idle` layers ask how many entries were selected.
+    """Run a model again and note a branch on values for each module that reads how many entries were selected.
 
-    For another number these layers may run: a branch on values.
+    Only modules with `idle` layers count: for another number of entries, these layers may run.
     """
     recorder.known = KnownOps(recorder.ops)
     count, noted = len(recorder.ops), set[str]()
@@ -173,13 +185,13 @@ def _note_asked_counts(recorder: OpRecorder, model: nn.Module, example_input: An
     try:
         with CountWatch(model, recorder.counts, note):
             recorder.run(model, example_input)
-    except Exception:  # noqa: BLE001 - the model's own code takes no numbers but plain ones
+    except Exception:  # noqa: BLE001 - the model's own code accepts only plain integers
         pass
     del recorder.ops[count:]
 
 
 def modules_that_ask_for_the_mode(model: nn.Module) -> list[str]:
-    """Return the paths of modules with layers inside whose own forward reads `training`: outputs may depend on it."""
+    """Return the paths of modules with inner layers whose own forward reads `training`, which may change outputs."""
     return [
         path
         for path, module in named_modules(model)

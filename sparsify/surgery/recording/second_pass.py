@@ -1,7 +1,7 @@
-"""What a second pass of a model need not do again: operations and module calls that the first pass has made.
+"""Reuse of operations and module calls of the first pass of a model in its second pass.
 
-A second pass runs some modules in train mode. An operation on the Values of an earlier one has its results (value
-numbering); a module in eval mode, called with the Values of an earlier call, returns those of that call.
+The second pass runs some modules in train mode. An operation on the same Values as an earlier one has the same results
+(value numbering); a module in eval mode that is called with the Values of an earlier call returns that call's Value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class KnownOps:
-    """The operations of a first pass, by what they compute of which Values in which module."""
+    """The results of a first pass's operations, by operation, module and arguments."""
 
     def __init__(self, ops: Iterable[Op]) -> None:
         self._results: dict[Any, tuple[Value, ...]] = {}
@@ -32,7 +32,7 @@ class KnownOps:
                 self._results.setdefault(_key(op), op.results)
 
     def results(self, op: Op) -> tuple[Value, ...]:
-        """Return the results of the same operation in the first pass; none if it did not run, or draws numbers."""
+        """Return the results of the same operation in the first pass; () if it did not run or draws random numbers."""
         if not self._results or op.overload is None or torch.Tag.nondeterministic_seeded in op.overload.tags:
             return ()
         found = self._results.get(_key(op), ())
@@ -44,7 +44,7 @@ def _key(op: Op) -> Any:
 
 
 def _hashable(given: Any) -> Any:
-    """Return arguments as what is equal only for the same Values and numbers of the same type."""
+    """Return a hashable form of arguments, equal only for the same Values and for numbers of the same type."""
     if isinstance(given, (tuple, list)):
         return tuple(map(_hashable, given))
     if isinstance(given, dict):
@@ -53,7 +53,7 @@ def _hashable(given: Any) -> Any:
 
 
 class ModuleCalls:
-    """The calls of modules in a first pass whose activations were not computed, to answer them in the second."""
+    """The module calls of a first pass without computed activations, to answer them in the second pass."""
 
     def __init__(self, recorder: OpRecorder) -> None:
         self._recorder = recorder
@@ -69,10 +69,10 @@ class ModuleCalls:
     def __exit__(self, *_: Any) -> None:
         for handle in self._handles:
             handle.remove()
-            torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # which torch 2.14 leaves there
+            torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch 2.14 leaves it there
 
     def answer(self, model: nn.Module) -> None:
-        """Let the modules of `model` in eval mode answer the calls of the first pass; set on the objects."""
+        """Make the modules of `model` in eval mode answer the calls of the first pass; replaces their `forward`."""
         called = {id(module) for module, *_ in self._outputs}
         for module in model.modules():
             if id(module) in called and not any(below.training for below in module.modules()):
@@ -106,11 +106,11 @@ class ModuleCalls:
             if value is None or value.constant is not None or outputs.layout != torch.strided or 0 in outputs.stride():
                 return
             if self._recorder.values.memory(outputs).number < known:
-                return  # it shares memory with what was there before
+                return  # it shares memory with an earlier tensor
             self._outputs[module, values] = value, _zeros_like(outputs)
 
     def _values(self, args: Any) -> tuple[Value, ...] | None:
-        """Return the Values of a call's arguments; None unless they are tensors alone, all known."""
+        """Return the Values of a call's arguments; None unless all of them are known tensors."""
         if not args or not all(isinstance(argument, Tensor) for argument in args):
             return None
         with torch._C.DisableTorchFunction():
@@ -119,6 +119,6 @@ class ModuleCalls:
 
 
 def _zeros_like(tensor: Tensor) -> Callable[[], Tensor]:
-    """Return a function that makes zeros of a tensor's shape, dtype, device and strides."""
+    """Return a function that returns zeros with a tensor's shape, dtype, device and strides."""
     made = partial(torch.empty_strided, tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return lambda: made().zero_()

@@ -1,6 +1,6 @@
-"""How many entries a forward selects, as nonzero() and a mask do, and where Python code asks for that number.
+"""The number of entries that a forward selects (nonzero(), a bool index), and where Python code uses that number.
 
-The number depends on what activations hold, so that to compare it is a branch on values.
+The number depends on the values of activations, so comparing it is a branch on values.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def selected_counts(func: Any, args: Any, inputs: list[Value], results: list[Ten
 
 
 class CountWatch(SizeWatch):
-    """Calls `asked` where the code of a model compares how many entries were selected, or goes through them one by one.
+    """Calls `asked` when a model's code compares the number of selected entries, or iterates over them.
 
-    `counts` grows while the model runs in the block: the numbers of entries that its operations select.
+    `counts` holds the numbers of entries that the model's operations select; it grows while the model runs.
     """
 
     def __init__(self, model: nn.Module, counts: list[int], asked: Callable[[], None]) -> None:
@@ -62,5 +62,5 @@ class CountWatch(SizeWatch):
         return outcome
 
     def note(self, *what: Any) -> None:
-        """Tell that the forward that runs asks for such a number."""
+        """Call `asked` for the forward that runs."""
         self.note_it()

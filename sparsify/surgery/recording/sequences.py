@@ -6,12 +6,12 @@ from typing import Any
 
 from .ops import Op, Value
 
-# Operation -> how many gates its cell has.
+# Operation -> number of gates of its cell.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def sequence_op(name: str, args: tuple[Any, ...], results: tuple[Value, ...], module: str) -> Op:
-    """Return the Op of a call of torch's function `name` with Values for tensors."""
+    """Return the Op for a call of torch's function `name`; `args` has Values in place of tensors."""
     if name.removesuffix("_cell") not in GATES:
         return Op(name, None, args, {}, results, module)
     if name.endswith("_cell"):  # a layer for one time step
@@ -35,7 +35,7 @@ def _recurrent(
     results: tuple[Value, ...],
     module: str,
 ) -> Op:
-    """Return the Op of a recurrent function; `form`: whether there are biases, how many layers and directions."""
+    """Return the Op of a recurrent function; `form` is (whether it has biases, number of layers, of directions)."""
     biased, layers, directions = form
     hidden = weights[0].shape[0] // GATES[name]
     within = [Value((1, hidden)) for _ in range(layers * directions)]

@@ -1,4 +1,4 @@
-"""Shape propagation: running a forward without its costly operations, since channel analyses read no activations."""
+"""Shape propagation: run a forward without its costly operations, since channel analyses do not read activations."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ _NEED_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class ValuesNeededError(Exception):
-    """The forward reads values of its activations, so that they have to be computed."""
+    """The forward reads values of its activations, so they have to be computed."""
 
 
 def run_shape_only(func: Any, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
-    """Return the results of an operation, of a costly one zeros of the right shape; `inputs` are its tensors' Values.
+    """Return the results of an operation, or zeros of the right shape if it is costly.
 
-    Raises ValuesNeededError if the results, or their shapes, depend on the values of activations.
+    `inputs` are the Values of its tensors. Raises ValuesNeededError if the results, or their shapes, depend on the
+    values of activations.
     """
     name = func._schema.name
     if all(value.constant is not None for value in inputs):
@@ -42,7 +43,7 @@ def run_shape_only(func: Any, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
         added = args[0].shape if _PRODUCTS[name] else ()
         fits = all(size in (1, whole) for size, whole in zip(added[::-1], shape[::-1], strict=False))
         if first.shape[-1] != second.shape[-2] or first.shape[:-2] != second.shape[:-2] or not fits:
-            raise ValuesNeededError  # computed, it raises torch's error
+            raise ValuesNeededError  # computing it then raises torch's error
         return torch.zeros(shape, dtype=first.dtype, device=first.device)
     plain = all(leaf.is_contiguous() for leaf in args[:2] if isinstance(leaf, Tensor))
     if name == "aten::convolution" and plain:
@@ -73,7 +74,7 @@ def _convolved(
     extra: Sequence[int],
     groups: int,
 ) -> list[int]:
-    """Return the shape of a convolution's result; raise ValuesNeededError, so that it is computed, if it fits none."""
+    """Return the shape of a convolution's result; raise ValuesNeededError if the shapes do not fit, to compute it."""
     space = len(kernel) - 2
     inputs, outputs = (kernel[0], kernel[1] * groups) if transposed else (kernel[1] * groups, kernel[0])
     if len(shape) != len(kernel) or shape[1] != inputs or kernel[0] % groups:

@@ -1,7 +1,7 @@
-"""Modules that compare sizes of their input in Python: for sizes that were not tried they may take another branch.
+"""Find modules that compare sizes of their input in Python: for untried sizes they may take another branch.
 
 Under `SizeWatch` the sizes of tensors are numbers that report comparisons. A number of channels is the same for every
-input, so that only modules count whose comparisons differ between two inputs.
+input, so only modules whose comparisons differ between two inputs count.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .context import module_names
 
 Asked: TypeAlias = dict[str, list[tuple[Any, ...]]]  # module -> what was compared, in order
 
-# Modules of Python whose comparisons are checks, or choose how to compute the same.
+# Python modules whose comparisons are only checks, or select how to compute the same result.
 _SAME_FOR_ALL_SIZES = ("torch.", "torchvision.ops.", "einops.", f"{__name__.partition('.')[0]}.")
 TELLING = ("size", "__len__", "numel")
 _watching: list[SizeWatch] = []
 
 
 class SizeWatch(TorchFunctionMode):
-    """Records in `asked` the comparisons of sizes that a model's modules make while it runs in the block."""
+    """Records in `asked` the comparisons of sizes that a model's modules make while it runs inside the block."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -61,12 +61,12 @@ class SizeWatch(TorchFunctionMode):
         return outcome
 
     def note(self, *what: Any) -> None:
-        """Record a comparison in the module whose forward runs."""
+        """Record a comparison by the module whose forward runs."""
         self.asked.setdefault(self._running[-1] if self._running else "", []).append(what)
 
 
 def modules_that_ask(runs: Sequence[Mapping[str, list[tuple[Any, ...]]]]) -> list[str]:
-    """Return the modules whose comparisons of sizes are not the same in all of these runs."""
+    """Return the modules whose comparisons of sizes differ between these runs."""
     modules = dict.fromkeys(module for run in runs for module in run)
     return [module for module in modules if any(run.get(module) != runs[0].get(module) for run in runs)]
 
@@ -101,7 +101,7 @@ def _handing_on(kind: type, name: str) -> Callable[..., Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a plain number; for any other operand, the name of its type."""
+    """Return a number without its sizes; for any other operand, the name of its type."""
     if isinstance(value, (int, float)):
         return float.__add__(value, 0.0) if isinstance(value, float) else int.__int__(value)
     return type(value).__name__
@@ -114,7 +114,7 @@ def _made_of(value: Any) -> set[int]:
 
 
 def known_sizes(outcome: Any, sizes: set[int]) -> Any:
-    """Return numbers that carry the sizes they were computed from; any other value as it is."""
+    """Return numbers that carry the sizes they were computed from; other values unchanged."""
     if type(outcome) is tuple:
         return tuple(known_sizes(one, sizes) for one in outcome)
     if type(outcome) not in (int, float):
@@ -137,13 +137,13 @@ class _Ratio(float):
 
 
 def _own_lists(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
-    """Return the lists and tuples that modules hold, which a size may index: (attributes, name, list)."""
+    """Return (attributes, name, list) of the lists and tuples that modules hold, since a size may index them."""
     owners = [vars(module) for _, module in named_modules(model) if not isinstance(module, torch.jit.ScriptModule)]
     return [(owner, name, held) for owner in owners for name, held in owner.items() if type(held) in _WATCHED and held]
 
 
 class _List(list[Any]):
-    """A list that reports which of its items a size asks for: Python itself takes a plain number of the size."""
+    """A list that reports which item a size selects, since Python itself would use the plain number."""
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, (_Size, _Ratio)):
@@ -152,7 +152,7 @@ class _List(list[Any]):
 
 
 class _Tuple(tuple[Any, ...]):
-    """A tuple that does the same."""
+    """A tuple that reports which item a size selects."""
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, (_Size, _Ratio)):

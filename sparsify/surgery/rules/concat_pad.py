@@ -22,7 +22,7 @@ def _couple_pad(coupling: Coupling, op: Op) -> None:
         for i in range(len(pads) // 2):
             d = len(value.shape) - 1 - i
             if axis.shape[d] > 1 and pads[2 * i : 2 * i + 2] != [0, 0]:
-                # Padding has the number 0 of pinned entries.
+                # Padding gets number 0, the number of pinned entries.
                 around = [[size for size in axis.shape] for _ in range(2)]
                 around[0][d], around[1][d] = max(0, pads[2 * i]), max(0, pads[2 * i + 1])
                 inner = axis.narrow(
@@ -56,7 +56,7 @@ def _couple_joined(coupling: Coupling, op: Op) -> None:
     values, dim, placed = _joined_operands(op)
     result = op.results[0]
     followed = {d for axes, _ in placed(coupling.of) for axis in axes for d in varying(axis)}
-    for value in values:  # stack shifts the dimensions behind the new one by one
+    for value in values:  # stack shifts the dimensions after the new one by one
         coupling.claim(value, [d - (op.name == "stack" and d > dim) for d in followed])
     along: list[Tensor | None] = []
     across = []
@@ -74,7 +74,7 @@ def _couple_joined(coupling: Coupling, op: Op) -> None:
 
 
 def _joined_operands(op: Op) -> tuple[list[Value], int, Callable[..., list[tuple[list[Tensor], list[int]]]]]:
-    """Return the operands of cat or stack, the dimension, and a function from forms to those of operands of cat."""
+    """Return the operands of cat or stack, the dimension, and a function that returns their forms as those of a cat."""
     values = concat_inputs(op)
     rank = len(op.results[0].shape)
     dim = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank
@@ -90,7 +90,7 @@ def _joined_operands(op: Op) -> tuple[list[Value], int, Callable[..., list[tuple
 def _flow_joined(live: Liveness, op: Op) -> None:
     _, dim, placed = _joined_operands(op)
     operands = placed(lambda value: [live.of(value)])
-    if not operands:  # all of them empty vectors
+    if not operands:  # all are empty vectors
         live.set(op.results[0], torch.zeros([1] * len(op.results[0].shape)))
         return
     first = operands[0][0][0]

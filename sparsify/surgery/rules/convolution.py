@@ -21,6 +21,8 @@ def _couple_convolution(coupling: Coupling, op: Op) -> None:
     result = op.results[0]
     numbers = coupling.numbers
     inputs, outputs = (0, 1) if transposed else (1, 0)
+    if groups > 1:  # one kernel for all channels, expanded to their number
+        coupling.claim(weight, [0])
     own = {varying(axis)[0]: axis for axis in coupling.of(weight) if len(varying(axis)) == 1}
     if any(len(varying(axis)) > 1 for axis in coupling.of(weight)):
         coupling.pin(weight)
@@ -61,16 +63,16 @@ def _couple_convolution(coupling: Coupling, op: Op) -> None:
 
 
 def _numbers_along(own: dict[int, Tensor], d: int, size: int) -> Tensor | None:
-    """Return a weight's channel numbers along one dimension, the pinned one for size 1; None if it has none."""
+    """Return a weight's channel numbers along dimension `d`: the pinned number for size 1, None if it has no axis."""
     return own[d].reshape(-1) if d in own else (torch.zeros(1, dtype=torch.int64) if size == 1 else None)
 
 
 def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, Tensor], op: Op) -> Tensor | None:
     """Couple a grouped convolution and return the channel numbers of its output.
 
-    Whole groups are removed, inputs with outputs, if there are at least as many groups as inputs in each; otherwise the
-    same positions of every group, inputs and outputs separately. If the surroundings leave nothing of the one, it is
-    the other. A depthwise convolution is the first case with one channel per group.
+    Whole groups are removed, inputs with outputs, if there are at least as many groups as inputs per group; otherwise
+    the same positions of every group, inputs and outputs separately. If coupling elsewhere leaves nothing removable
+    that way, the other way is taken. A depthwise convolution is the first case, with one channel per group.
     """
     value, weight, *_, transposed, _, groups = op.args
     numbers = coupling.numbers
@@ -129,7 +131,7 @@ def _flow_convolution(live: Liveness, op: Op) -> None:
 
 
 def _over_space(form: Tensor) -> Tensor:
-    """Return a form without the dimensions after the second, positive where any of their entries is."""
+    """Return a form without the dimensions after the second, summed over them."""
     if math.prod(form.shape[2:]) == 1:
         return form.flatten(1) if form.dim() > 2 else form
     return form.sum(list(range(2, form.dim())))
@@ -149,7 +151,7 @@ def _product(flags: Tensor, kernel: Tensor, transposed: bool) -> Tensor:
 
 
 def _in_groups(flags: Tensor, kernel: Tensor, op: Op) -> Tensor:
-    """Return the same of a grouped convolution."""
+    """Return the form [batch, out] of the product of a grouped convolution."""
     value, weight, *_, transposed, _, groups = op.args
     batch, channels = value.shape[:2]
     leaving = op.results[0].shape[1]

@@ -1,6 +1,6 @@
-"""Rules of products over groups of rows: each row is multiplied by the matrix of the expert that it is for.
+"""Rules of grouped matrix products, which multiply each row by the matrix of its expert.
 
-All experts are slices of one tensor [experts, inputs, outputs], so that a hidden unit goes from every expert alike.
+All experts are slices of one tensor [experts, inputs, outputs], so a hidden unit is removed from all experts at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _numbers_along(coupling: Coupling, value: Value, dim: int) -> Tensor | None:
 
 
 def _couple_grouped(coupling: Coupling, op: Op) -> None:
-    """Couple [rows, inputs] @ [experts, inputs, outputs], as offsets along the rows tell; experts and rows stay."""
+    """Couple [rows, inputs] @ [experts, inputs, outputs], grouped by row offsets; experts and rows stay."""
     value, weight, *rest = op.inputs
     if len(value.shape) != 2 or len(weight.shape) != 3:
         coupling.barrier(op, f"operation '{op.name}' is known for rows and a tensor of experts only")

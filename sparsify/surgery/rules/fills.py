@@ -1,4 +1,4 @@
-"""Rules of operations that make a tensor of one number in explicit sizes."""
+"""Rules of operations that fill a tensor of explicit sizes with one number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _couple_fill(coupling: Coupling, op: Op) -> None:
 
 
 def _flow_fill(live: Liveness, op: Op) -> None:
-    pass  # its values are known
+    pass  # its values are constants
 
 
 FILLS = dict.fromkeys(NAMES, (_couple_fill, _flow_fill))

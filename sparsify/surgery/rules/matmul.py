@@ -16,7 +16,7 @@ from ..recording.ops import Op, Value
 
 
 def union_or_pin(coupling: Coupling, a: Tensor | None, b: Tensor | None, size: int) -> None:
-    """Join the channel numbers of the two sides of a contraction of `size`; a side without any pins the other."""
+    """Join the channel numbers of both sides of a contraction of `size`; a side without numbers pins the other."""
     if size == 1:
         return
     if a is not None and b is not None and a.shape == b.shape:
@@ -36,8 +36,8 @@ def _operands(op: Op) -> tuple[Value | None, Value, Value]:
 def _couple_matmul(coupling: Coupling, op: Op) -> None:
     """Couple [batch, n, m] @ [batch, m, p].
 
-    Channels split over batch and m (or p) follow the batch, whole attention heads; with `heads` "size" they follow m
-    (or p), and are the same in every head.
+    Channels split over batch and m (or p) follow the batch dimension (whole attention heads); with `heads` "size" they
+    follow m (or p), and the same ones are removed from every head.
     """
     added, a, b = _operands(op)
     result = op.results[0]
@@ -45,7 +45,7 @@ def _couple_matmul(coupling: Coupling, op: Op) -> None:
     vector = len(b.shape) < len(a.shape)
     coupling.claim(a, [len(a.shape) - 1])
     coupling.claim(b, [len(b.shape) - (1 if vector else 2)])
-    shared: list[Tensor] = []  # axes of one head of keys or values that all queries share
+    shared: list[Tensor] = []  # axes of one head of keys or values that all query heads share
     if rank == 3 and any(0 in varying(axis) for axis in coupling.of(a)) and coupling.heads == "whole":
         coupling.claim(b, [0])
         shared = [axis for axis in coupling.claimed.get(b, ()) if varying(axis) == (0,)]
@@ -64,6 +64,7 @@ def _couple_matmul(coupling: Coupling, op: Op) -> None:
         found = [*left, *(axis for axis in right if not shared or 0 in varying(axis))]
     if added is not None:
         ones = [1] * (rank - len(added.shape))
+        coupling.claim(added, [d - len(ones) for axis in found for d in varying(axis)])
         extra = [axis.reshape(ones + list(axis.shape)) for axis in coupling.of(added)]
         coupling.produced += coupling.of(added) if added.constant is not None else []
         found = coupling.matched([(found, result.shape), (extra, [*ones, *added.shape])])
@@ -95,7 +96,7 @@ def _apart(coupling: Coupling, value: Value, dim: int) -> tuple[Tensor | None, l
 
 
 def _batches(coupling: Coupling, axes: list[Tensor], value: Value) -> tuple[list[Tensor], list[int]]:
-    """Return the axes along the batch dimension, joined within a matrix, with the shape they have then."""
+    """Return the axes along the batch dimension, joined within each matrix, and the shape that they then have."""
     found = []
     for axis in axes:
         if 0 in varying(axis):
@@ -119,7 +120,7 @@ def _flow_matmul(live: Liveness, op: Op) -> None:
 
 
 def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
-    """Return the form of the product of two matrices, or a matrix and a vector, from the forms of their flags."""
+    """Return the form of the product of two matrices, or of a matrix and a vector, from their flags."""
     vector = len(b.shape) < len(a.shape)
     right = right.unsqueeze(-1) if vector else right
     if left.shape[-1] == 1 or right.shape[-2] == 1:
@@ -128,14 +129,14 @@ def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
         product = torch.matmul(left, right)
     sizes = list(product.shape)
     for value, shape, dim in ((a, a.shape, -2), (b, (*b.shape, 1) if vector else b.shape, -1)):
-        if value.constant is not None:  # its channels have full size from here on
+        if value.constant is not None:  # forms have the full size of channels from here on
             sizes[:-2], sizes[dim] = shape[:-2], shape[dim]
     product = product.expand(sizes)
     return product.squeeze(-1) if vector else product
 
 
 def _couple_attention(coupling: Coupling, op: Op) -> None:
-    """Couple softmax(q @ k) @ v over [batch, heads, tokens, size]: whole heads, or, with one head, sizes of v."""
+    """Couple softmax(q @ k) @ v over [batch, heads, tokens, size]: whole heads, or the sizes of v if there is one."""
     q, k, v = op.args[:3]
     numbers = coupling.numbers
     if coupling.heads == "size":
@@ -182,14 +183,14 @@ def _couple_attention(coupling: Coupling, op: Op) -> None:
 
 
 def _for_each_query(axes: Iterable[Tensor], value: Value, q: Value) -> Iterator[Tensor]:
-    """Yield forms of keys or values, repeated along the heads for every head of queries that reads them."""
+    """Yield forms of keys or values, repeated along the heads for each query head that reads them."""
     times = q.shape[-3] // value.shape[-3] if len(value.shape) > 3 and value.shape[-3] > 1 else 1
     for axis in axes:
         yield axis if times == 1 or axis.shape[-3] == 1 else axis.repeat_interleave(times, -3)
 
 
 def _couple_head_sizes(coupling: Coupling, op: Op) -> None:
-    """Couple head sizes: those of q and k together, the same in all heads, those of v by themselves."""
+    """Couple head sizes, the same in all heads: those of q with those of k, those of v by themselves."""
     q, k, v = op.args[:3]
     sizes: list[Tensor | None] = []
     for value in (q, k, v):

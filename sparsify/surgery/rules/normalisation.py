@@ -27,7 +27,7 @@ def _couple_batch_norm(coupling: Coupling, op: Op) -> None:
 
 
 def _couple_affine(coupling: Coupling, op: Op, found: list[Tensor], tensors: list[Value], dim: int) -> None:
-    """Join vectors with the axis along `dim` among `found`, and set `found` as the result's; without one pin them."""
+    """Set the result's axes to `found`; join the vectors with the axis along `dim`, or pin them if there is none."""
     result = op.results[0]
     rank = len(result.shape)
     along = [axis for axis in found if dim in varying(axis)]
@@ -45,7 +45,7 @@ def _couple_affine(coupling: Coupling, op: Op, found: list[Tensor], tensors: lis
 
 
 def _flow_batch_norm(live: Liveness, op: Op) -> None:
-    """Set the flags of (x - mean) / deviation * weight + bias: zero where x, mean and bias are, or weight and bias."""
+    """Set the flags of (x - mean) / std * weight + bias: zero if x, mean and bias are zero, or weight and bias."""
     value, weight, bias, statistics = _batch_norm_operands(op)
     shape = [1, -1] + [1] * (len(value.shape) - 2)
 
@@ -132,7 +132,7 @@ def _flow_group_norm(live: Liveness, op: Op) -> None:
 
 
 def _couple_weight_norm(coupling: Coupling, op: Op) -> None:
-    """Couple weight * length / |weight|, the norm taken along all dimensions but one."""
+    """Couple weight * length / |weight|, with the norm taken over all dimensions except one."""
     weight, length, *rest = op.args
     dim = rest[0] if rest else 0
     left = coupling.depend(weight, [d for d in range(len(weight.shape)) if d != dim])

@@ -45,7 +45,7 @@ def _number(argument: Any) -> bool:
 
 
 def _product(live: Liveness, op: Op, flags: list[Tensor], name: str) -> Tensor:
-    """Return the flags of a product: zero where a factor is, unless another is infinite or NaN (0 * inf, 0 / 0)."""
+    """Return the flags of a product: zero where a factor is zero, unless another is inf or NaN (0 * inf, 0 / 0)."""
     if len(flags) == 1:
         scalars = [argument for argument in op.args if _number(argument)]
         plain = isinstance(op.args[0], Value) and all(math.isfinite(abs(s)) and (s or name == "mul") for s in scalars)
@@ -63,7 +63,7 @@ def _product(live: Liveness, op: Op, flags: list[Tensor], name: str) -> Tensor:
 
 
 def zero_stays(op: Op) -> bool:
-    """Whether an operation on one tensor returns zero for zero."""
+    """Return whether an operation on one tensor returns zero for zero."""
     name = op.name.rstrip("_")
     if name == "pow":
         power = op.args[1] if len(op.args) > 1 else None

@@ -1,7 +1,7 @@
-"""Rules of recurrent layers: hidden units are removed from every layer and direction of a module alike.
+"""Rules of recurrent layers: the same hidden units are removed from every layer and direction of a module.
 
-torch.nn.LSTM, GRU and RNN and their cells are one operation each, also with packed sequences and on every device. Its
-arguments are the input, the initial states and the weights, its kwargs a Value for the hidden states of each layer.
+torch.nn's LSTM, GRU, RNN and their cells are one operation each, with packed sequences too and on every device. Its
+arguments are the input, the initial states and the weights, kwargs hold a Value for the hidden states of each layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..recording.sequences import GATES
 from .matmul import union_or_pin
 from .sort_gather import along
 
-# Which of a cell's gates makes the state nonzero.
+# Index of the gate that makes a zero state nonzero.
 _MAKING = {"lstm": 2, "gru": 2, "rnn_tanh": 0, "rnn_relu": 0}
 
 
@@ -86,14 +86,14 @@ def _couple_recurrent(coupling: Coupling, op: Op) -> None:
 
 
 def _union(coupling: Coupling, value: Value, dim: int, numbers: Tensor) -> None:
-    """Join one dimension of a weight with channel numbers, which it produces if it is the first."""
+    """Join one dimension of a weight with channel numbers; the first dimension produces them."""
     found = [axis for axis in coupling.of(value) if varying(axis) == (dim,)]
     union_or_pin(coupling, found[0].reshape(-1) if found else None, numbers, len(numbers))
     coupling.produced += found if dim == 0 else []
 
 
 def _last(coupling: Coupling, value: Value) -> Tensor | None:
-    """Return the channel numbers along the last dimension of a tensor, or None; pin those along the others."""
+    """Return the channel numbers along the last dimension of a tensor, or None; pin those along other dimensions."""
     last = len(value.shape) - 1
     for axis in coupling.of(value):
         if varying(axis) != (last,):
@@ -135,7 +135,7 @@ def _features(live: Liveness, value: Value) -> Tensor:
 
 
 def _out(live: Liveness, cell: _Cell, state: Tensor) -> Tensor:
-    """Return the flags of a layer's output, which reads the states that a state reaches in later time steps too."""
+    """Return the flags of a layer's output; it also reads the states that a state influences in later time steps."""
     reached = state * 1 + (_reach(live, cell, slice(None)) @ state) * state.detach()
     return indicator(reached if cell.projection is None else live.of(cell.projection) @ reached)
 
@@ -148,13 +148,13 @@ def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: 
         before = before + live.of(bias)
     made = before[rows] + first[-1]
     state = indicator(_reach(live, cell, rows) @ made)
-    # All gates of the states that a state reaches read it; none of its own makes a zero state nonzero.
+    # The gates of all states that a state influences read it; its own gates do not make a zero state nonzero.
     read = _reach(live, cell, slice(None)) @ before.reshape(gates, -1).sum(0)
     live.set(cell.state, indicator(state * (1 + read)).reshape(1, -1))
 
 
 def _reach(live: Liveness, cell: _Cell, rows: slice) -> Tensor:
-    """Return which states influence which in later time steps, themselves included: float 0/1 [to, from]."""
+    """Return which states influence which in the same or later time steps: float 0/1 [to, from]."""
     with torch.no_grad():
         links = live.of(cell.from_state)
         links = links if cell.projection is None else links @ live.of(cell.projection)
@@ -166,7 +166,7 @@ def _reach(live: Liveness, cell: _Cell, rows: slice) -> Tensor:
 
 
 def _couple_packed(coupling: Coupling, op: Op) -> None:
-    """Couple padded and packed sequences: the features are the last dimension of both."""
+    """Couple padded and packed sequences, whose last dimension holds the features."""
     value, result = op.args[0], op.results[0]
     left = _last(coupling, value)
     for other in op.inputs[1:]:

@@ -21,12 +21,14 @@ def _drop(form: Tensor, dims: list[int], result: Value) -> Tensor:
 
 
 def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
-    """Return the rule of a reduction; with `counts` it depends on the number of entries, or on zeros (mean, max).
+    """Return the rule of a reduction.
 
-    `of_zero` is positive if the reduction of zeros is not zero.
+    `counts`: the result depends on the number of entries or on zeros among them (mean, max). `of_zero` is positive if
+    the reduction of zeros is not zero.
     """
 
     def couple(coupling: Coupling, op: Op) -> None:
+        """Join the channels along the reduced dimensions, or pin them if the result depends on their number."""
         value, *_ = op.inputs
         dims = dims_of(op, value, 2 if op.name in _NORMS else 1)
         power = op.args[1] if op.name in _NORMS and len(op.args) > 1 else 2
@@ -39,6 +41,7 @@ def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
             coupling.set(result, [_drop(axis, dims, result) for axis in left])
 
     def flow(live: Liveness, op: Op) -> None:
+        """Mark a result live where any reduced entry is."""
         value, *_ = op.inputs
         dims = dims_of(op, value, 2 if op.name in _NORMS else 1)
         flags = indicator((live.of(value).sum(dims, keepdim=True) if dims else live.of(value)) + of_zero)
@@ -48,14 +51,14 @@ def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:
 
 
 def _set_all(live: Liveness, op: Op, flags: list[Tensor]) -> None:
-    """Set the flags of the results; indices (a second result) may be nonzero in dead channels too."""
+    """Set the flags of the results; a second result that holds indices may be nonzero in dead channels too."""
     indices = op.name.removesuffix("_with_indices") in _INDICES
     for i, (result, form) in enumerate(zip(op.results, flags, strict=True)):
         live.set(result, indicator(form + 1) if i and indices else form.clone())
 
 
 def _couple_along(coupling: Coupling, op: Op) -> None:
-    """Couple a softmax or cumulative sum: every entry depends on how many others there are."""
+    """Couple a softmax or cumulative sum, whose entries depend on how many there are along its dimensions."""
     value = op.inputs[0]
     left = coupling.depend(value, dims_of(op, value))
     for result in op.results:
@@ -67,8 +70,11 @@ def _flow_softmax(live: Liveness, op: Op) -> None:
     live.set(op.results[0], indicator(live.of(value).sum(dims_of(op, value), keepdim=True) + 1))
 
 
-def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
-    """Return the rule of pooling or resizing: each channel by itself, over the last dimensions."""
+def _spatial(rank_of_space: int | None = None, *, by_channel: bool = False) -> tuple[Couple, Flow]:
+    """Return the rule of pooling or resizing, which treats each channel by itself, over the last dimensions.
+
+    Other operands, such as positions to sample at, apply to all channels; with `by_channel` each channel has its own.
+    """
 
     def space(value: Value, op: Op) -> list[int]:
         rank = len(value.shape)
@@ -78,7 +84,10 @@ def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
         value = op.inputs[0]
         left = coupling.depend(value, space(value, op))
         for other in op.inputs[1:]:
-            coupling.pin(other)
+            if by_channel:
+                left = [*left, *coupling.depend(other, space(other, op))]
+            else:
+                coupling.pin(other)
         for result in op.results:
             coupling.set(result, left)
 
@@ -86,7 +95,8 @@ def _spatial(rank_of_space: int | None = None) -> tuple[Couple, Flow]:
         value = op.inputs[0]
         flags = live.of(value).sum(space(value, op), keepdim=True)
         for other in op.inputs[1:]:
-            flags = flags * (live.of(other).sum() + 1)
+            read = live.of(other)
+            flags = flags * ((read.sum(space(other, op), keepdim=True) if by_channel else read.sum()) + 1)
         _set_all(live, op, [indicator(flags) for _ in op.results])
 
     return couple, flow
@@ -103,4 +113,5 @@ REDUCTIONS = {
         _spatial(),
     ),
     "grid_sampler_2d": _spatial(2),
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _spatial(by_channel=True)),
 }

@@ -1,4 +1,4 @@
-"""Rules of operations along some dimensions, independent along the others: sorting, gathering, scattering, indexing."""
+"""Rules of operations that combine entries along some dimensions only: sorting, gathering, scattering, indexing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..analysis.coupling import Coupling, varying
 from ..analysis.liveness import Liveness, indicator
 from ..recording.ops import Op, Value
 
-# Their results may be nonzero where the input is zero; of the others only the second results, indices, may.
+# Results of these may be nonzero where the input is zero; for the others only a second result, of indices, may be.
 _NUMBERS = ("argmax", "argmin", "logcumsumexp")
 _FILLING = ("scatter", "index_fill")
 _ONE_DIMENSION = (
@@ -59,7 +59,7 @@ def _flow_along(live: Liveness, op: Op) -> None:
     total, read = torch.zeros([1] * rank), torch.ones(())
     for v, is_index in _operands(op):
         flags = live.of(v)
-        if is_index:  # it only picks entries
+        if is_index:  # it only selects entries
             read = read + flags.sum()
         elif len(v.shape) == rank and all(v.shape[d] == value.shape[d] for d in range(rank) if d not in dims):
             total = total + (flags.sum(dims, keepdim=True) if dims else flags)
@@ -83,7 +83,7 @@ def _operands(op: Op) -> Iterator[tuple[Value, bool]]:
 
 
 class _Indexed(NamedTuple):
-    """The dimensions of x that x[index] consumes, the places of the others in the result, and the result's rank."""
+    """The dimensions of x that x[index] consumes, the positions of the others in the result, and the result's rank."""
 
     dims: list[int]
     places: dict[int, int]
@@ -91,7 +91,7 @@ class _Indexed(NamedTuple):
 
 
 def _indexed(op: Op, *, masks: bool) -> _Indexed:
-    """Return what an index consumes; with `masks`, tensors of several dimensions are masks, which consume as many."""
+    """Return what an index consumes; `masks`: treat tensors that depend on the input as masks of their rank."""
     value, given = op.args[0], op.args[1]
     dims: list[int] = []
     ranks = [0]
@@ -116,26 +116,21 @@ def _is_mask(index: Value) -> bool:
 
 
 def _taken(op: Op) -> _Indexed | None:
-    """Return what the index of x[index] consumes, inferred from the result's rank; None if nothing fits."""
+    """Return what the index of x[index] consumes, inferred from the result's rank; None if neither reading fits."""
     readings = (_indexed(op, masks=masks) for masks in (False, True))
     return next((found for found in readings if found.rank == len(op.results[0].shape)), None)
 
 
 def _put(op: Op) -> _Indexed | None:
-    """Return what the index of x[index] = values consumes; None if it is unclear whether a tensor in it is a mask."""
+    """Return what the index of x[index] = values consumes; None if a tensor in it may be a mask or an index."""
     shape = op.args[0].shape
     several = [v for v in op.args[1] if v is not None and v.constant is None and len(v.shape) > 1]
     unclear = any(v.shape == shape[d : d + len(v.shape)] for v in several for d in range(len(shape)))
     return None if unclear else _indexed(op, masks=False)
 
 
-def _along_one(axes: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    for axis in axes:
-        yield varying(axis)[0], axis.reshape(-1)
-
-
 def along(numbers: Tensor, dim: int, rank: int) -> Tensor:
-    """Return channel numbers as an axis along dimension `dim` of a tensor of this rank."""
+    """Return channel numbers as an axis along dimension `dim` of a tensor of rank `rank`."""
     return numbers.reshape([1] * dim + [-1] + [1] * (rank - 1 - dim))
 
 
@@ -143,14 +138,12 @@ def _couple_index(coupling: Coupling, op: Op) -> None:
     """Couple x[:, index] with an index that depends on the input: the other dimensions keep their axes."""
     value, result = op.args[0], op.results[0]
     found = _taken(op)
-    left = coupling.depend(value, found.dims) if found else []
-    if found is None or any(len(varying(axis)) != 1 for axis in left):
+    if found is None:
         coupling.barrier(op, f"operation '{op.name}' moves entries as the input says")
         return
     for other in op.inputs[1:]:
         coupling.pin(other)
-    ends = [(found.places[d], numbers) for d, numbers in _along_one(left)]
-    coupling.set(result, [along(numbers, d, found.rank) for d, numbers in ends])
+    coupling.set(result, [_placed(axis, found.places, found.rank) for axis in coupling.depend(value, found.dims)])
 
 
 def _flow_index(live: Liveness, op: Op) -> None:
@@ -164,7 +157,7 @@ def _flow_index(live: Liveness, op: Op) -> None:
 
 
 def _placed(flags: Tensor, places: dict[int, int], rank: int) -> Tensor:
-    """Return flags with their dimensions moved to `places`, summed over the rest."""
+    """Return a form with its dimensions moved to `places` and summed over the rest."""
     rest = [d for d in range(flags.dim()) if d not in places]
     flags = flags.sum(rest, keepdim=True) if rest else flags
     sizes = [1] * rank
@@ -174,13 +167,13 @@ def _placed(flags: Tensor, places: dict[int, int], rank: int) -> Tensor:
 
 
 def _back(op: Op, found: _Indexed) -> dict[int, int]:
-    """Return {dimension of the values: dimension of x}, without the dimensions that the index consumes."""
+    """Return {dimension of the values: dimension of x} for the dimensions that the index does not consume."""
     shift = found.rank - len(op.args[2].shape)
     return {place - shift: d for d, place in found.places.items() if place >= shift}
 
 
 def _couple_put(coupling: Coupling, op: Op) -> None:
-    """Couple x[:, index] = values: dimensions that are not indexed are joined with the same ones of the values."""
+    """Couple x[:, index] = values: join the dimensions that are not indexed with those of the values."""
     value, _, values, *_ = op.args
     found = _put(op)
     if found is None:
@@ -195,8 +188,8 @@ def _couple_put(coupling: Coupling, op: Op) -> None:
     coupling.claim(values, [place for place, d in back.items() if d in followed])
     given = []
     for axis in coupling.of(values):
-        if len(varying(axis)) == 1 and varying(axis)[0] in back:
-            given.append(along(axis.reshape(-1), back[varying(axis)[0]], rank))
+        if set(varying(axis)) <= set(back):
+            given.append(_placed(axis, back, rank))
         else:
             coupling.numbers.pin(axis)
     shape = [1] * rank
@@ -218,7 +211,7 @@ def _flow_put(live: Liveness, op: Op) -> None:
 
 
 def _couple_complex(coupling: Coupling, op: Op) -> None:
-    """Couple view_as_complex and view_as_real: pairs along the last dimension become one number, or back."""
+    """Couple view_as_complex and view_as_real: pairs along the last dimension become one number, or the reverse."""
     value, result = op.args[0], op.results[0]
     if op.name == "view_as_real":
         coupling.set(result, [axis.unsqueeze(-1) for axis in coupling.of(value)])

@@ -17,6 +17,7 @@ from ..analysis.coupling import Couple, Coupling, varying
 from ..analysis.liveness import Flow, Liveness, indicator
 from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import SCALED_BY_SIZE, Op, pointwise
+from .bilinear import BILINEAR
 from .concat_pad import LAYOUT
 from .convolution import CONVOLUTIONS
 from .experts import EXPERTS
@@ -30,17 +31,17 @@ from .sort_gather import ALONG
 
 __all__ = ["RULES", "Rule", "Rules", "checked_rules", "entrywise", "indicator", "spread"]
 
-spread = indicator  # its name in the first versions, by which rules of users import it
+spread = indicator  # its first name, which users' rules may import
 
 
 class Rule(NamedTuple):
     """The rule of one operation.
 
-    `couple(coupling, op)` joins the channel numbers that go together: it reads `coupling.of(value)` for the Values in
-    `op.inputs` and sets the axes of each of `op.results` with `coupling.set`. `flow(live, op)` is the transfer function
-    of the liveness analysis: it sets the flags of each result with `live.set`, computed from `live.of(value)` by sums
-    and products, positive where an entry may be nonzero, with a positive gradient for what it reads; `indicator` clips
-    them to 0 or 1.
+    `couple(coupling, op)` joins the channel numbers that have to be removed together: it reads `coupling.of(value)` for
+    the Values in `op.inputs` and sets the axes of each of `op.results` with `coupling.set`. `flow(live, op)` is the
+    transfer function of the liveness analysis: it sets the flags of each result with `live.set`. It computes them from
+    `live.of(value)` by sums and products: a flag is positive where an entry may be nonzero, and has a positive gradient
+    with respect to every flag that the entry depends on. `indicator` clips flags to 0 or 1.
     """
 
     couple: Couple
@@ -50,13 +51,13 @@ class Rule(NamedTuple):
 def entrywise(*, keeps_zero: bool) -> Rule:
     """Return the rule of an element-wise operation on broadcast tensors.
 
-    `keeps_zero`: its result is zero where all operands are.
+    `keeps_zero`: its result is zero where all operands are zero.
     """
 
     def couple(coupling: Coupling, op: Op) -> None:
         coupling.combine(op.results[0], op.inputs)
         for value in op.inputs:
-            coupling.offered.pop(value, None)  # the result's by now
+            coupling.offered.pop(value, None)  # `combine` has offered these axes for the result
 
     def flow(live: Liveness, op: Op) -> None:
         rank = len(op.results[0].shape)
@@ -67,15 +68,15 @@ def entrywise(*, keeps_zero: bool) -> Rule:
 
 
 def checked_rules(where: str, rules: Mapping[str, Rule] | None) -> Rules:
-    """Return the rules, a user's `rules` (operation name -> Rule) before the table's.
+    """Return the rules of all operations; a user's `rules` (operation name -> Rule) override the table's.
 
-    Raises SparsifyError, which begins with `where`, for a value that is no Rule of two functions.
+    Raises SparsifyError, which begins with `where`, for a value that is not a Rule of two functions.
     """
     found = {}
     for name, rule in (rules or {}).items():
         if not isinstance(rule, Rule) or not all(map(callable, rule)):
             raise SparsifyError(
-                f"{where}: rules['{name}'] is no Rule of two functions, but of type {type(rule).__name__}"
+                f"{where}: rules['{name}'] is not a Rule of two functions, but of type {type(rule).__name__}"
             )
         found[name.removeprefix("aten::")] = rule
     return Rules(found)
@@ -98,12 +99,22 @@ def _flow_scaled(live: Liveness, op: Op) -> None:
     pass
 
 
+def _couple_first(coupling: Coupling, op: Op) -> None:
+    coupling.combine(op.results[0], op.inputs[:1])
+
+
+def _flow_first(live: Liveness, op: Op) -> None:
+    live.set(op.results[0], live.of(op.inputs[0]).clone())
+
+
 RULES = {
     SCALED_BY_SIZE: Rule(_couple_scaled, _flow_scaled),
-    "bernoulli_": entrywise(keeps_zero=False),  # of F.dropout, in a pass in train mode
+    "bernoulli_": entrywise(keeps_zero=False),  # F.dropout in a pass in train mode
+    "log_sigmoid_forward": entrywise(keeps_zero=False),
+    **dict.fromkeys(("rrelu_with_noise", "rrelu_with_noise_"), Rule(_couple_first, _flow_first)),
     **{
         name: Rule(*rule)
-        for table in (CONVOLUTIONS, PRODUCTS, EXPERTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
+        for table in (CONVOLUTIONS, PRODUCTS, BILINEAR, EXPERTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)
         for name, rule in table.items()
     },
 }
@@ -111,17 +122,17 @@ RULES = {
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of all operations: the user's `own` by name, then the table's."""
+    """The rules of all operations: the user's `own`, by name, override the table's."""
 
     own: Mapping[str, Rule] = field(default_factory=dict)
 
     def couple(self, op: Op) -> Couple | None:
-        """Return the function that couples an operation; None for a movement, or without a rule of its own."""
+        """Return the function that couples an operation, None for a movement and if it has no rule of its own."""
         rule = self.own.get(op.name) or (None if op.is_movement else RULES.get(op.name))
         return None if rule is None else rule.couple
 
     def flow(self, op: Op) -> Flow | None:
-        """Return the transfer function of an operation; None for a movement or a barrier."""
+        """Return the transfer function of an operation, None for a movement or a barrier."""
         if op.name in self.own:
             return self.own[op.name].flow
         if op.is_movement and op.constant_args is not None:

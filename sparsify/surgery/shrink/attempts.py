@@ -1,4 +1,4 @@
-"""The search for a cut that leaves the outputs as they are: which groups and attributes have to stay."""
+"""The search for a cut that preserves the outputs: which groups and attributes have to stay."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .equivalence import Proof
 from .size_attributes import PrunedShapes, changed_numbers, layer_attributes, own_attributes
 from .size_sources import Sources
 
-_TRIES = 32  # cuts that are tried where no operation is to blame
+_TRIES = 32  # cuts to try if no operation can be blamed
 
 
 class Attempts:
     """Cuts one model until its outputs are right.
 
-    Which attributes are sizes is a guess, and some forwards take no smaller sizes. After a failure one thing is changed
-    at a time: an attribute is `rejected` (left as it is), or groups are `pinned` (kept) with a reason.
+    Which attributes are sizes is a guess, and some forwards do not accept smaller sizes. After each failure one thing
+    changes: an attribute is `rejected` (keeps its value), or groups are `pinned` (kept) with a reason.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class Attempts:
         self.inputs = constant_inputs(model, example_input, found)
         self.classes = {name: type(module) for name, module in named_modules(model)}
         self.pinned = np.zeros(found.channels.groups, dtype=bool)
-        self.widened: set[str] = set()  # modules whose operations with explicit sizes have pinned their groups
-        self.rejected: set[tuple[type, str]] = set()  # attributes (class, name) that are no size after all
-        self.required: set[tuple[type, str]] = set()  # attributes that have to change: rejecting them did not help
+        self.widened: set[str] = set()  # modules that have pinned the groups of their operations with explicit sizes
+        self.rejected: set[tuple[type, str]] = set()  # attributes (class, name) that are not sizes after all
+        self.required: set[tuple[type, str]] = set()  # attributes whose rejection did not help
         self.removed = np.zeros_like(self.pinned)
         self.reasons: list[str] = []
 
     def until_proved(self, round_to: int | None, examples: Sequence[Any] = ()) -> None:
-        """Cut the model, in place, and note in `removed`, bool [groups], which groups went.
+        """Cut the model, in place, and store in `removed`, bool [groups], which groups were removed.
 
-        Groups that differ in a pass of one of the `examples` are pinned first. Raises RunError, with the model as it
-        was, if no cut gives the same outputs.
+        Groups that differ for one of the `examples` are pinned first. Raises RunError, with the model unchanged, if no
+        cut gives the same outputs.
         """
         for number, other in enumerate(examples):
             self.pin_what_differs(f"example {number + 2}", other)
@@ -68,7 +68,7 @@ class Attempts:
             self.widened.add(where)
             while where and not more.any():
                 more = self._met_in(where) & removed
-                if not more.any():  # the sizes that the module is given come from outside of it
+                if not more.any():  # its sizes come from a module around it
                     where = where.rpartition(".")[0]
             if not more.any():
                 if self._right_with_some(removed, problem):
@@ -78,7 +78,7 @@ class Attempts:
             self.reasons.append(f"{where or 'the model'}: {int(more.sum())} dead groups stay: {problem}")
 
     def _right_with_some(self, removed: np.ndarray[Any, Any], problem: str) -> bool:
-        """Remove the groups of the weights that can lose theirs, searched by halves; return whether that is right."""
+        """Search by halves for weights whose groups can go, and remove those; return whether the outputs are right."""
         channels = self.found.channels
         sides = {name: channels.labels[name][dim].numpy() for name, dim in channels.produced.items()}
         parts = [np.isin(np.arange(len(removed)), numbers) & removed for numbers in sides.values()]
@@ -100,22 +100,22 @@ class Attempts:
         return True
 
     def _pin_for_variants(self, removed: np.ndarray[Any, Any]) -> bool:
-        """Pin the groups that differ for one of the compared inputs; return whether fewer groups are removed then."""
+        """Pin the groups that differ for one of the compared inputs; return whether any of `removed` is among them."""
         before = self.pinned.copy()
         for variant in self.proof.variants:
             self.pin_what_differs(variant.what, variant.input)
         return bool((self.pinned & ~before & removed).any())
 
     def pin_what_differs(self, what: str, other_input: Any) -> None:
-        """Pin the groups that are not the same, or not dead, in a pass of another input; `what` names it in reasons."""
+        """Pin the groups that differ, or are not dead, for another input, which `what` names in reasons."""
         differs = ~same_groups(self.found.channels, self.study_of(other_input).channels)
         more = differs & ~self.pinned & self.found.channels.dead.numpy()
         self.pinned |= differs
         if more.any():
-            self.reasons.append(f"{int(more.sum())} dead groups stay: for {what} other channels go together, or matter")
+            self.reasons.append(f"{int(more.sum())} dead groups stay: for {what} the groups differ, or are not dead")
 
     def _cut(self, removed: np.ndarray[Any, Any]) -> tuple[str, str]:
-        """Cut the model and check it; undo a wrong cut and return the problem and its module ("" if it is right)."""
+        """Cut the model and check it; undo a wrong cut. Return (problem, its module), ("", "") if the cut is right."""
         new_shapes = PrunedShapes(self.found, removed)
         amounts = absorbed(self.found, new_shapes, self.inputs)
         added = tuple(one.bias for one in amounts if one.bias not in self.found.recording.state)
@@ -144,7 +144,7 @@ class Attempts:
         return own | layers
 
     def _names(self, path: str) -> tuple[type, str]:
-        """Return the class and the name of an attribute, whose dotted path may end in the index of a tuple."""
+        """Return (class, name) of the attribute at a dotted path, which may end in the index of a tuple."""
         parts = path.split(".")
         for i in range(len(parts) - 1, -1, -1):
             if ".".join(parts[:i]) in self.classes:
@@ -152,7 +152,7 @@ class Attempts:
         raise AssertionError(path)
 
     def _without_an_attribute(self, removed: np.ndarray[Any, Any], where: str) -> bool:
-        """Reject attributes of the failing module's class, singly, then in pairs; return whether the model is right."""
+        """Reject attributes of the failing module's class, singly, then in pairs; return whether one try was right."""
         changed = self._changed(removed)
         cls = self._class_at(where, changed)
         names = [name for name in changed if name[0] is cls and name not in self.rejected]
@@ -169,21 +169,21 @@ class Attempts:
         return len(names) in (2, 3, 4) and self._right_without(removed, names, together=2)
 
     def _class_at(self, path: str, changed: Sequence[tuple[type, str]]) -> type | None:
-        """Return the class of the innermost module around `path`, itself included, that owns a changed attribute."""
+        """Return the class of the innermost module at or above `path` that owns a changed attribute."""
         owners = {cls for cls, _ in changed}
         while path and self.classes.get(path) not in owners:
             path = path.rpartition(".")[0]
         return self.classes.get(path)
 
     def _changed(self, removed: np.ndarray[Any, Any]) -> list[tuple[type, str]]:
-        """Return the attributes (class, name) that change if none is rejected."""
+        """Return the attributes (class, name) that would change if none were rejected."""
         sources = own_attributes(self.model, self.found, PrunedShapes(self.found, removed), self.sources)
         return list(dict.fromkeys(self._names(path) for path in sources))
 
     def _right_without(
         self, removed: np.ndarray[Any, Any], names: Sequence[tuple[type, str]], together: int = 1
     ) -> bool:
-        """Whether the model is right with `together` of these attributes rejected; those then stay rejected."""
+        """Return whether rejecting `together` of these attributes makes the model right; they then stay rejected."""
         for some in combinations(names, together):
             before = set(self.rejected)
             self.rejected |= set(some)
@@ -193,9 +193,9 @@ class Attempts:
         return False
 
     def _met_in(self, module: str, new_shapes: PrunedShapes | None = None) -> np.ndarray[Any, Any]:
-        """Return the groups that a module's own forward meets, bool [groups]; after three reasons, its whole class.
+        """Return the groups that a module's own forward meets, bool [groups]; after three reasons, that of its class.
 
-        With `new_shapes`, only operations with explicit sizes that would have to change count: views, splits.
+        With `new_shapes`, only operations (views, splits) whose explicit sizes would have to change count.
         """
         cls = self.classes.get(module)
         every = len(self.reasons) >= 3
@@ -212,7 +212,7 @@ class Attempts:
 def removable(found: Study, dead: np.ndarray[Any, Any], round_to: int | None) -> np.ndarray[Any, Any]:
     """Return which of the dead groups can go, bool [groups].
 
-    Something is left of every dimension, a multiple of `round_to` where there are enough dead channels to keep.
+    Every dimension keeps at least one channel, and a multiple of `round_to` if it has enough dead channels to keep.
     """
     removed = dead.copy()
     sides = {

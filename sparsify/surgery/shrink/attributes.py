@@ -1,4 +1,4 @@
-"""Attributes of modules that hold sizes (out_channels, num_heads): found by a dotted path, checked, set, restored."""
+"""Find, check, set and restore the attributes of modules that hold sizes (out_channels, num_heads), by dotted path."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 
 from ...errors import SparsifyError, did_you_mean, one_line
 
-# Objects that belong to more than this model: cuts read from a file must not reach into them.
+# Objects shared beyond this model, which cuts read from a file must not change.
 _SHARED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 _CONTAINERS = (list, tuple, dict)
 
 
 class NewAttribute(NamedTuple):
-    """An object of the model, the name of its attribute, and the new value in the type of the old one."""
+    """An object of the model, the name of its attribute, and the new value, of the old value's type."""
 
     owner: Any
     name: str
@@ -25,10 +25,10 @@ class NewAttribute(NamedTuple):
 
 
 def new_attributes(model: nn.Module, attributes: Mapping[str, Any]) -> list[NewAttribute]:
-    """Return the changes for `attributes` (dotted path -> integer or tuple of integers); nothing is set yet.
+    """Return the changes for `attributes` (dotted path -> integer or tuple of integers) without making them.
 
-    The last parts of a path may be keys of a list, tuple or dict: a changed copy of it is set then. Raises
-    SparsifyError for a path that does not exist, and for an old value that is not of the new one's kind.
+    The last parts of a path may be keys of a list, tuple or dict; the change is then a changed copy of the container.
+    Raises SparsifyError for a path that does not exist, and for an old value of another kind than the new one.
     """
     staged: dict[tuple[int, str], NewAttribute] = {}
     for path, value in attributes.items():
@@ -39,9 +39,9 @@ def new_attributes(model: nn.Module, attributes: Mapping[str, Any]) -> list[NewA
 
 
 def set_attributes(attributes: list[NewAttribute]) -> Callable[[], None]:
-    """Set all or none of `attributes` and return a function that restores them.
+    """Set all of `attributes` and return a function that restores them.
 
-    Raises SparsifyError for one that cannot be set.
+    Raises SparsifyError, with nothing changed, for an attribute that cannot be set.
     """
     done: list[tuple[Any, str, bool, Any]] = []
 
@@ -73,7 +73,7 @@ def _drop(owner: Any, name: str, old: Any) -> None:
 
 
 def _found(model: nn.Module, path: str, staged: Mapping[tuple[int, str], NewAttribute]) -> tuple[Any, str, list[Any]]:
-    """Return the object, the name of its attribute, and the keys within that attribute's containers."""
+    """Return the object that owns the attribute, the attribute's name, and the keys inside its containers."""
     parts = path.split(".")
     owner, name, keys = model, parts[0], list[Any]()
     value = _get(model, name, staged, path)
@@ -113,7 +113,7 @@ def _key(container: Any, part: str, path: str) -> Any:
 
 
 def _replaced(old: Any, keys: list[Any], value: Any, path: str) -> Any:
-    """Return `old` with the value at `keys` replaced, containers copied and of their own types."""
+    """Return a copy of `old` with the value at `keys` replaced; containers keep their types."""
     if not keys:
         return _like(old, value, path)
     items: Any = list(old) if isinstance(old, tuple) else copy.copy(old)

@@ -24,7 +24,7 @@ from .size_attributes import PrunedShapes
 
 @dataclass(frozen=True, eq=False)
 class Absorbed:
-    """The amounts to add to a bias, float64, one per row of the uncut weight."""
+    """The amounts to add to the bias called `bias`: float64, one per row of the uncut weight called `weight`."""
 
     weight: str
     bias: str
@@ -32,9 +32,9 @@ class Absorbed:
 
 
 def fixed_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
-    """Return the names of masked biases and vectors with removed entries in rows of weights that are not all zero.
+    """Return the names of masked vectors (biases) that have removed entries where the weight's row is not zero.
 
-    The smaller model gets its masks again, which would remove amounts absorbed into these entries.
+    They must not absorb anything: the smaller model gets its masks again, which would remove the absorbed amounts.
     """
     tensors = every_tensor(plain)
     found = set()
@@ -51,9 +51,9 @@ def fixed_biases(masked: nn.Module, plain: nn.Module) -> frozenset[str]:
 
 
 def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[Op, Tensor]:
-    """Return the values of the constant channels that enter bias sinks, float64 [channels], zero for the others.
+    """Return {bias sink: float64 [channels]}, the values of its constant input channels and zero for the others.
 
-    They come from a pass in float64, the precision in which the smaller model is compared.
+    The values come from a pass in float64, the precision in which the smaller model is compared.
     """
     if not study.constant:
         return {}
@@ -65,7 +65,7 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
     seen = {
         value: tensor
         for op, tensors in zip(recording.ops, results, strict=False)
-        for value, tensor in zip(op.results, tensors, strict=True)
+        for value, tensor in zip(op.results, tensors, strict=False)  # writes to memory have no stored results
     }
     found = {}
     for op, channels in study.constant.items():
@@ -77,7 +77,7 @@ def constant_inputs(model: nn.Module, example_input: Any, study: Study) -> dict[
 
 
 def absorbed(study: Study, new_shapes: PrunedShapes, inputs: Mapping[Op, Tensor]) -> list[Absorbed]:
-    """Return what the removed constant channels contributed to the layers that read them, for their biases."""
+    """Return the contributions of the removed constant channels to the layers that read them, to add to the biases."""
     found = []
     for op, entering in inputs.items():
         sink = study.bias_sinks[op]

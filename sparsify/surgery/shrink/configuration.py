@@ -1,9 +1,9 @@
-"""Configurations, as those of transformers, that follow a shrink: the numbers a class builds the cut model from.
+"""Configurations (of transformers, say) updated after a shrink, so that the class builds the cut model from them.
 
-Nothing in a forward says which number of a configuration a size came from (`intermediate_size` is read when layers are
-made). So it is found by building: numbers change, one at a time, in the ratio in which dimensions did, as long as fewer
-dimensions differ; of the configurations that build the shapes the first is taken whose model, with the cut weights,
-gives the same outputs.
+A forward does not show which number of a configuration a size came from (`intermediate_size` is read when layers are
+created). So candidates are built: numbers change one at a time, in the ratio in which dimensions changed, as long as
+fewer dimensions differ. The first configuration is taken that builds the cut model's shapes and whose model, with the
+cut weights, gives the same outputs.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .other_inputs import outputs
 
 Sizes: TypeAlias = frozenset[tuple[str, int, int, int]]  # name, dimension, size that is built, size that is wanted
 _MOST = 60  # configurations to build
-_STAYS = "no configuration builds it; the cuts in its file tell"
+_STAYS = "no configuration builds it; its file stores the cuts"
 
 
 def follow_configurations(model: nn.Module, example_input: Any) -> str:
-    """Set, in place, the numbers of a cut model's configurations from which its class builds the same model.
+    """Set the numbers of a cut model's configurations, in place, so that its class builds the same model from them.
 
-    They become part of the model's cuts. `model` is in evaluation mode. Returns what changed, or that a configuration
-    is left as it was; "" where the model has none, or it fits as it is.
+    The changes become part of the model's cuts. `model` must be in eval mode. Returns a description of the changes and
+    of configurations that could not follow; "" if there is no configuration, or if it fits unchanged.
     """
     lines = []
     for path, module in _configured(model):
@@ -48,7 +48,7 @@ def follow_configurations(model: nn.Module, example_input: Any) -> str:
 def _followed(
     model: nn.Module, path: str, module: Any, example_input: Any, known: Mapping[str, int], first: Sizes | None
 ) -> dict[str, int]:
-    """Change the numbers, if some do, and return those."""
+    """Change the numbers of one configuration, if a change works, and return {path: new number}, else {}."""
     expected = outputs(model, example_input)
     for changes in () if first is None else _complete(module, known, first):
         if not _same(_of_fresh(model, path, module, changes, example_input), expected):
@@ -69,7 +69,7 @@ def _at(path: str, name: str) -> str:
 
 
 def _configured(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the outermost modules that are built from a configuration alone."""
+    """Yield (path, module) of the outermost modules that hold a configuration of their `config_class`."""
     above: list[str] = []
     for path, module in named_modules(model):
         kind = getattr(type(module), "config_class", None)
@@ -81,7 +81,7 @@ def _configured(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(owner: Any, start: str = "") -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers of a configuration by their dotted paths, those of its lists and parts too."""
+    """Yield (dotted path, number) of the positive integers in a configuration, its lists and its sub-configurations."""
     items = enumerate(owner) if isinstance(owner, (list, tuple)) else vars(owner).items()
     for key, value in items:
         path = f"{start}{key}"
@@ -92,11 +92,11 @@ def _numbers(owner: Any, start: str = "") -> Iterator[tuple[str, int]]:
 
 
 def _complete(module: Any, known: Mapping[str, int], first: Sizes) -> Iterator[dict[str, int]]:
-    """Yield changes of numbers by which a module of these shapes is built, of at most `_MOST` that are tried."""
+    """Yield changes of numbers that build a module with the shapes of `module`; tries at most `_MOST` of them."""
     wanted, seen = _shapes(module), set[frozenset[tuple[str, int]]]()
 
     def beyond(changes: dict[str, int], left: Sizes) -> Iterator[dict[str, int]]:
-        """Yield complete changes that begin with these, after which the sizes `left` still differ."""
+        """Yield complete changes that extend `changes`, after which the sizes `left` still differ."""
         if not left:
             yield changes
         for name, value in _moves(known, left):
@@ -113,7 +113,7 @@ def _complete(module: Any, known: Mapping[str, int], first: Sizes) -> Iterator[d
 
 
 def _moves(known: Mapping[str, int], left: Sizes) -> Iterator[tuple[str, int]]:
-    """Yield numbers changed in the ratio of a dimension that differs."""
+    """Yield (path, new value) of numbers changed in the ratio of a dimension that differs."""
     ratios = dict.fromkeys((built, size) for _, _, built, size in sorted(left))
     for name, value in known.items():
         for built, size in ratios:
@@ -123,7 +123,7 @@ def _moves(known: Mapping[str, int], left: Sizes) -> Iterator[tuple[str, int]]:
 
 
 def _differing(module: Any, changes: Mapping[str, int], wanted: Mapping[str, torch.Size]) -> Sizes | None:
-    """Return which sizes a model of these numbers has otherwise; None if it is none of the same tensors."""
+    """Return the sizes that differ in a model built with `changes`; None if it cannot be built or has other tensors."""
     built = _built(module, changes, "meta")
     if built is None:
         return None
@@ -143,17 +143,17 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 
 def _built(module: Any, changes: Mapping[str, int], device: str) -> nn.Module | None:
-    """Return a fresh model of a changed configuration, as a reader of its file builds it; None if there is none."""
+    """Return a fresh module built from the changed configuration, as `from_pretrained` would; None if that fails."""
     config = copy.deepcopy(module.config)
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of numbers that are only tried
+    logging.disable(logging.WARNING)  # warnings about candidate numbers
     try:
         for name, value in changes.items():
             _set(config, name, value)
         config = type(config).from_dict(config.to_dict())
         with torch.device(device), torch.random.fork_rng(devices=[]):
             fresh: nn.Module = type(module)(config)
-    except Exception:  # noqa: BLE001 - whatever numbers that do not fit raise in the model's own code
+    except Exception:  # noqa: BLE001 - the model's own code may raise anything for unsuitable numbers
         return None
     finally:
         logging.disable(before)
@@ -174,7 +174,7 @@ def _set(owner: Any, name: str, value: int) -> None:
 
 
 def _of_fresh(model: nn.Module, path: str, module: Any, changes: Mapping[str, int], example_input: Any) -> list[Tensor]:
-    """Return the outputs of the model with a freshly built module, of the same weights, in place of `module`."""
+    """Return the model's outputs with `module` replaced by a fresh one of the same weights; [] if none is built."""
     fresh = _built(module, changes, "cpu")
     if fresh is None:
         return []

@@ -1,4 +1,4 @@
-"""Cuts: what a shrink removed, as data, to do the same to a fresh model of the same class."""
+"""Cuts: what a shrink removed, as data that can be applied to a fresh model of the same class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .indices import Axes, check_axes, one_after_another, what_follows, without
 Slot: TypeAlias = tuple[nn.Module, str, Tensor]  # a module, and the name of a parameter or buffer there
 
 
-# With slots, so that code that walks through a module's attributes finds none here.
+# With slots, so that code that walks through a module's attributes does not look inside.
 @dataclass(frozen=True, slots=True)
 class Cuts:
     """What was removed from a model.
@@ -37,11 +37,11 @@ class Cuts:
 
 
 def apply_cuts(model: nn.Module, cuts: Cuts) -> nn.Module:
-    """Remove from `model`, in place, what `cuts` names; return `model`, which remembers it (`cuts_of`).
+    """Apply `cuts` to `model`, in place, and return `model`, which stores them (`cuts_of`).
 
-    Cut parameters are new objects: values, gradient, dtype, device, memory format and `requires_grad` are kept, and a
+    Cut parameters are new objects with the kept values, gradient, dtype, device, memory format and `requires_grad`. A
     parameter with several names stays one object (one of its names in `cuts` is enough). Added biases hold zeros. The
-    model must be plain; one that was cut before remembers both cuts as one.
+    model must be plain; if it was cut before, it stores both cuts combined.
     Raises SparsifyError, with nothing changed, for a model with masks, for tensors, dimensions, indices or attributes
     that it does not have, and if nothing would be left of a dimension.
     """
@@ -55,19 +55,19 @@ def cuts_of(model: nn.Module) -> Cuts | None:
 
 
 def every_tensor(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of `model` under all of their names, those outside the `state_dict` too.
+    """Return the parameters and buffers of `model` under all their names, including non-persistent buffers.
 
-    Lazy ones, which have no shape yet, are left out.
+    Lazy tensors, which have no shape yet, are left out.
     """
     return {name: tensor for name, (_, _, tensor) in _slots(model).items() if not is_lazy(tensor)}
 
 
 def compose(first: Cuts, second: Cuts) -> Cuts:
-    """Return the cuts equal to `first` and then `second`, whose indices are those of the model that `first` left."""
+    """Return the cuts equivalent to `first`, then `second`; the indices of `second` are those after `first`."""
     removed = {name: dict(axes) for name, axes in first.removed.items()}
     for name, axes in second.removed.items():
         if name in first.added:
-            continue  # it is created with the length of its cut layer
+            continue  # it will be created with the length of the cut layer
         before = removed.setdefault(name, {})
         before.update({d: one_after_another(before.get(d, ()), indices) for d, indices in axes.items()})
     kept = {path: value for path, value in first.attributes.items() if path not in second.attributes}
@@ -75,7 +75,7 @@ def compose(first: Cuts, second: Cuts) -> Cuts:
 
 
 def beyond(first: Cuts, both: Cuts) -> Cuts:
-    """Return the cuts that, after `first`, make `both`; their indices are those of the model that `first` left."""
+    """Return the cuts that, applied after `first`, are equivalent to `both`; their indices are those after `first`."""
     removed: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, axes in both.removed.items():
         for dimension, indices in axes.items():
@@ -87,10 +87,10 @@ def beyond(first: Cuts, both: Cuts) -> Cuts:
 
 
 def checked(cuts: Cuts, where: str) -> Cuts:
-    """Return `cuts` normalised, without dimensions of which nothing is removed.
+    """Return `cuts` normalised, without dimensions that lose nothing.
 
     Raises SparsifyError, which begins with `where`, for indices that are not ascending integers, a parameter both cut
-    and added, and attributes that are not integers.
+    and added, and attributes that are neither integers nor lists of integers.
     """
     removed: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, axes in cuts.removed.items():
@@ -111,7 +111,7 @@ def checked(cuts: Cuts, where: str) -> Cuts:
 
 
 def cut(model: nn.Module, cuts: Cuts) -> Callable[[], None]:
-    """Do as `apply_cuts` and return a function that undoes it."""
+    """Apply `cuts` as `apply_cuts` does and return a function that undoes it."""
     cuts = checked(cuts, "apply_cuts")
     if next(all_masked_parameters(model), None) is not None:
         raise SparsifyError("apply_cuts: the model carries masks; cut the plain model (fold makes one) and convert it")
@@ -119,9 +119,9 @@ def cut(model: nn.Module, cuts: Cuts) -> Callable[[], None]:
     axes = _axes_by_tensor(slots, cuts)
     attributes = new_attributes(model, cuts.attributes)
     added = [_place_for_bias(model, slots, name) for name in cuts.added]
-    # One per tensor: tied parameters stay tied.
+    # One new tensor per tensor, so that tied parameters stay tied.
     made = {key: _made(slots[name][2], which) for key, (name, which) in axes.items()}
-    # Remembered under all names: a later cut may use another, and in a copy they may not be tied.
+    # Stored under all names, since a later cut may use another name, and a copy may not tie them.
     names = {name: axes[id(slot[2])][1] for name, slot in slots.items() if id(slot[2]) in axes}
     done = replace(cuts, removed={name: dict(which) for name, which in names.items()})
     before = cuts_of(model)
@@ -211,5 +211,5 @@ def _made(tensor: Tensor, axes: Axes) -> Tensor:
         left = nn.Parameter(left, requires_grad=tensor.requires_grad)
         if tensor.grad is not None:
             left.grad = without(tensor.grad, axes)
-    left.__dict__.update(tensor.__dict__)  # marks that training scripts put on tensors
+    left.__dict__.update(tensor.__dict__)  # attributes that training scripts set on tensors
     return left

@@ -1,4 +1,4 @@
-"""Equivalence of a cut model and the one it was cut from (translation validation)."""
+"""Check that a cut model is equivalent to the model it was cut from (translation validation)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .other_inputs import Variant, in_train_mode, outputs, training_outputs, var
 from .rounding import moved_by_rounding
 from .size_attributes import PrunedShapes
 
-# The largest relative error allowed. In narrow dtypes the order of a sum matters.
+# The largest allowed relative error; in narrow dtypes the order of a sum matters.
 LIMIT_64 = 1e-10
 LIMITS = {torch.float64: LIMIT_64, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -34,9 +34,9 @@ Cutting: TypeAlias = Callable[[nn.Module], Callable[[], None]]
 
 
 class Proof:
-    """Compares cut models with the outputs of the whole one, in float64 and in the model's own precision.
+    """Compares the outputs of cut models with those of the whole model, in float64 and in the model's own precision.
 
-    After a check, `multiply_adds` holds those of the cut model; after a successful one, `difference` holds the relative
+    After a check, `multiply_adds` is that of the cut model. After a successful check, `difference` holds the relative
     errors (float64, own precision) and `seconds` the median times of a forward pass (whole, cut).
     """
 
@@ -49,7 +49,7 @@ class Proof:
         self.variants: tuple[Variant, ...] = ()  # the other inputs that the whole model takes
         self._example = example_input
         self._double = None
-        self._moved: dict[int, float] = {}  # id of an input -> how far rounding moves the whole model's outputs for it
+        self._moved: dict[int, float] = {}  # id of an input -> relative change of the whole model's outputs by rounding
         if wanted:
             started = time.perf_counter()
             self._single_outputs, self._asked = watched_outputs(whole, example_input)
@@ -63,10 +63,10 @@ class Proof:
             self._double_outputs = self._in_double()
 
     def check(self, small: nn.Module, cutting: Cutting, found: Study, new_shapes: PrunedShapes) -> tuple[str, str]:
-        """Return the problem of a cut model and the module it is in; ("", "") if its outputs are right."""
+        """Return the problem of a cut model and the module where it is, ("", "") if its outputs are right."""
         try:
             outcome, first = self._run(small)
-        except Exception as error:  # noqa: BLE001 - the model's own code meets sizes it was not written for
+        except Exception as error:  # noqa: BLE001 - the model's own code may fail on smaller sizes
             line = (str(error).strip().splitlines() or [""])[0][:160]
             problem = f"its forward does not take fewer channels ({type(error).__name__}: {line})"
             return problem, _failing(small, self._example)
@@ -110,7 +110,7 @@ class Proof:
         return ran
 
     def _explained(self, problem: str, given: Any) -> str:
-        """Return a problem of outputs, with what rounding alone does to those of the whole model, if it is as much."""
+        """Return the problem; if rounding alone moves the whole model's outputs beyond the limit, the text says so."""
         assert self._double is not None
         if "outputs" not in problem:
             return problem
@@ -126,7 +126,7 @@ class Proof:
         return modules_that_ask([self._asked, *(variant.asked for variant in self.variants)])
 
     def widest_input(self) -> Any:
-        """Return the second batch, if the model takes one, else the example: norms in train mode need several."""
+        """Return the larger batch if the model takes it, else the example: norms in train mode need several inputs."""
         return next((v.input for v in self.variants if v.what.startswith("a batch")), self._example)
 
     def _in_double(self) -> list[Tensor]:
@@ -148,7 +148,7 @@ class Proof:
                 undo()
         for op, before, after in zip(found.recording.ops, whole, small, strict=False):
             for value, a, b in zip(op.results, before, after, strict=False):
-                if tuple(a.shape) != value.shape:  # a size that depends on values: in float64 others were chosen
+                if tuple(a.shape) != value.shape:  # a size that depends on values, which differ in float64
                     return ""
                 for d in range(a.dim()):
                     a = a.index_select(d, torch.from_numpy(np.flatnonzero(new_shapes.kept_along(value, d))))
@@ -164,18 +164,18 @@ def _what_it_does(moved: float) -> str:
 
 
 def _timed(model: nn.Module, example_input: Any) -> tuple[list[Tensor], float]:
-    """Return the outputs of one forward pass, and its time."""
+    """Return the outputs of one forward pass and its time in seconds."""
     started = time.perf_counter()
     return outputs(model, example_input), time.perf_counter() - started
 
 
 def _median(first: float, model: nn.Module, example_input: Any) -> float:
-    """Return the median time of three forward passes, of which the first has been timed."""
+    """Return the median time of three forward passes in seconds; `first` is the time of the first one."""
     return sorted([first, *(_timed(model, example_input)[1] for _ in range(2))])[1]
 
 
 def wide_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in float64, made without another in the model's own precision."""
+    """Return a copy of a model in float64, without an intermediate copy in the model's own precision."""
     wide: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         plain = type(tensor) in (nn.Parameter, Tensor) and tensor.layout == torch.strided and not tensor.__dict__
@@ -198,7 +198,7 @@ def doubles(example_input: Any) -> Any:
 
 
 def _failing(model: nn.Module, example_input: Any) -> str:
-    """Return the innermost module whose forward raises, found in a second run with hooks."""
+    """Return the path of the innermost module whose forward raises, found in a second run with hooks."""
     with _running(model) as modules:
         try:
             outputs(model, example_input)
@@ -209,7 +209,7 @@ def _failing(model: nn.Module, example_input: Any) -> str:
 
 @contextmanager
 def _running(model: nn.Module) -> Iterator[list[str]]:
-    """Give a list that holds, after an error, the modules that were running, the innermost last."""
+    """Yield a list that holds, after an error, the paths of the modules that were running, the innermost last."""
     running = [""]
 
     def leave(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Index algebra of cuts: checked against a tensor, removed from it, composed."""
+"""Index algebra of cuts: check indices against a tensor, remove them, compose them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_axes(where: str, name: str, tensor: Tensor, axes: Axes) -> None:
 
 def without(tensor: Tensor, axes: Axes) -> Tensor:
     """Return a detached copy of `tensor` without the removed indices, in the same memory format."""
-    # Selected in memory order, so that channels_last is kept.
+    # Select in memory order, to keep channels_last.
     strides = tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda dimension: -strides[dimension])
     left = tensor.detach().permute(order)
@@ -45,14 +45,14 @@ def without(tensor: Tensor, axes: Axes) -> Tensor:
 
 
 def one_after_another(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
-    """Return the indices removed by `first` and then, of what is left, `second`; all ascending."""
-    # The index i of what is left was i + k before, with k removed indices r_0 < r_1 < ... in front of it: those with
-    # r_j - j <= i.
+    """Return the indices removed by `first`, then by `second` from what is left; all ascending."""
+    # Index i of what is left was i + k before, where k counts the removed indices r_0 < r_1 < ... before it: those
+    # with r_j - j <= i.
     shifts = [position - rank for rank, position in enumerate(first)]
     return tuple(sorted([*first, *(position + bisect_right(shifts, position) for position in second)]))
 
 
 def what_follows(first: Sequence[int], both: Sequence[int]) -> tuple[int, ...]:
-    """Return the indices, of what `first` left, whose removal makes `both`; all ascending."""
+    """Return the indices, into what `first` left, whose removal completes `both`; all ascending."""
     removed = set(first)
     return tuple(position - bisect_left(first, position) for position in both if position not in removed)

@@ -1,4 +1,4 @@
-"""Cutting the state of a training with its model: checkpoints, averaged copies, the optimiser."""
+"""Cut the training state that goes with a shrunk model: checkpoints, averaged copies, the optimiser."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _INNER = ("optimizer", "_base_optimizer", "base_optimizer")  # accelerate's wrap
 
 @takes(state=Mapping, cuts=Cuts)
 def cut_state(state: Mapping[str, Any], cuts: Cuts) -> dict[str, Any]:
-    """Return the `state_dict` of an uncut model (an averaged copy, a checkpoint) cut like the model.
+    """Return the `state_dict` of an uncut model (an averaged copy, a checkpoint), cut like the model.
 
     Keys may carry the prefixes of AveragedModel, ModelEmaV3, DistributedDataParallel and torch.compile, and keep them.
     Masks are cut like their weights. Tensors that are not cut are the same objects; `state` is not changed.
-    Raises SparsifyError for tensors that cannot be cut so, if none of them was cut, and for cuts that added biases,
-    whose values hold only for the model that was shrunk.
+    Raises SparsifyError for tensors that do not fit `cuts`, if `state` has none of the cut tensors, and for cuts that
+    added biases, whose values are valid only for the model that was shrunk.
     """
     cuts = checked(cuts, "cut_state")
     if cuts.added:
@@ -38,7 +38,7 @@ def cut_state(state: Mapping[str, Any], cuts: Cuts) -> dict[str, Any]:
     prefix = wrapper_prefix(state)
     axes = _axes_by_name("cut_state", {key.removeprefix(prefix): value for key, value in state.items()}, cuts)
     if cuts.removed and not axes:
-        raise SparsifyError("cut_state: the state has none of the tensors that were cut; it is of another model")
+        raise SparsifyError("cut_state: the state has none of the tensors that were cut; it belongs to another model")
     result: dict[str, Any] = OrderedDict()
     made: dict[Any, Tensor] = {}
     for key, value in state.items():
@@ -58,17 +58,17 @@ def cut_state(state: Mapping[str, Any], cuts: Cuts) -> dict[str, Any]:
 def cut_optimizer(
     optimizer: torch.optim.Optimizer, before: nn.Module | Mapping[str, Tensor], after: nn.Module, cuts: Cuts
 ) -> None:
-    """Turn an optimiser of `before` into one of `after`, the cut model, in place, with its state.
+    """Turn an optimiser of `before` into one of `after`, the cut model, in place, including its state.
 
-    `before` is the model whose parameters the optimiser holds, with masks or plain, or, where the model itself was cut
-    by `apply_cuts`, `dict(model.named_parameters())` as it was before that. In every group the parameters of `after`
-    take the places of their originals; state of a parameter's shape (momentum, averages of gradients and their squares)
-    is cut like the parameter, numbers are kept. A bias that the cut added joins the group of the model's biases.
-    Parameters of other models are left alone. Wrappers (accelerate's, Lookahead) hold the same optimiser as before.
-    On the entries that are kept, the next step is the one that the masked model would have made, provided that the
-    optimiser works entry by entry; one that takes the norm of a whole parameter (LAMB) sees the removed entries too.
-    Where `before` had been cut already, `cuts` may be what was cut since or altogether (`cuts_of(after)`).
-    Raises SparsifyError, nothing changed, if the models and the optimiser do not belong together and for state of
+    `before` is the model whose parameters the optimiser holds, with masks or plain; if `apply_cuts` cut that model in
+    place, pass the `dict(model.named_parameters())` taken before. In every group the parameters of `after` replace
+    their originals. State of a parameter's shape (momentum, averages of gradients and their squares) is cut like the
+    parameter, numbers are kept. A bias that the cut added joins the group of the nearest bias of the model. Parameters
+    of other models are left alone. Wrappers (accelerate's, Lookahead) keep their inner optimiser.
+    On the kept entries the next step equals that of the masked model, provided that the optimiser works elementwise;
+    one that takes the norm of a whole parameter (LAMB) would have seen the removed entries too.
+    If `before` had been cut before, `cuts` may be the latest cuts or all of them (`cuts_of(after)`).
+    Raises SparsifyError, with nothing changed, if the models and the optimiser do not belong together, and for state of
     another shape (the factored averages of Adafactor, preconditioners), which cannot be cut.
     """
     cuts = checked(cuts, "cut_optimizer")
@@ -87,7 +87,7 @@ def cut_optimizer(
     if not held:
         raise SparsifyError("cut_optimizer: the optimiser holds no parameter of the model that was cut")
     replaced = {id(parameter): made[names[id(parameter)]] for parameter in held}
-    # All new state is made before anything is changed.
+    # Create all new state before changing anything.
     states = [_cut_states(one, names, axes) for one in chain]
     for one, state in zip(chain, states, strict=True):
         one.state.clear()
@@ -108,7 +108,7 @@ def _check_counterpart(name: str, old: Tensor, new: Tensor | None, axes: Axes) -
 
 
 def _cut_states(optimizer: Any, names: Mapping[int, str], axes: Mapping[str, Axes]) -> list[tuple[Any, Any]]:
-    """Return the items of an optimiser's state: the old parameter, its state cut."""
+    """Return (old parameter, its cut state) for every parameter in an optimiser's state."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise SparsifyError("cut_optimizer: LBFGS keeps one history of all parameters, which cannot be cut")
     found = []
@@ -150,7 +150,7 @@ def _add_biases(groups: list[dict[str, Any]], made: Mapping[str, Tensor], cuts: 
 
 
 def _axes_by_name(where: str, tensors: Mapping[str, Any], cuts: Cuts) -> dict[str, Axes]:
-    """Return the indices to remove of each tensor, other names of a tensor and masks included."""
+    """Return {name: indices to remove}, including other names of cut tensors and the masks of cut weights."""
     known = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     named = {_memory(known[name]): axes for name, axes in cuts.removed.items() if name in known}
     found: dict[str, Axes] = {
@@ -166,14 +166,14 @@ def _axes_by_name(where: str, tensors: Mapping[str, Any], cuts: Cuts) -> dict[st
 
 
 def _memory(tensor: Tensor) -> Any:
-    """Return a key that is equal for two tensors that are the same memory."""
+    """Return a key that is equal for two tensors that are the same view of the same memory."""
     if tensor.is_meta or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _chain(optimizer: Any) -> Iterator[Any]:
-    """Yield the optimiser and those that it wraps."""
+    """Yield the optimiser and, from outside in, those that it wraps."""
     yield optimizer
     for name in _INNER:
         inner = getattr(optimizer, name, None)

@@ -1,4 +1,4 @@
-"""Other inputs on which a cut model is compared: another batch, another size, a user's own."""
+"""Further inputs on which a cut model is compared: another batch, another size, the user's examples."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from ..recording.context import own_inputs
 from ..recording.size_watch import Asked, SizeWatch
 from ..side_effects import changed_buffers, unchanged
 
-# Rank of the input -> sets of dimensions that are resized together; of sequences each is tried.
+# Rank of the input -> sets of dimensions to resize together; all sets are tried in order.
 _ALONG: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3),), 5: ((2, 3, 4),)}
+_NOT_WATCHED = "not watched"  # stands for comparisons of sizes that equal those of no other call
 _RATES = ("p", "drop_prob")  # attributes of dropout and drop path
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Another input, the whole model's outputs and comparisons of sizes for it, and a name ("a batch of 4")."""
+    """A further input with a name ("a batch of 4"), the whole model's outputs and its comparisons of sizes for it."""
 
     what: str
     input: Any
@@ -31,7 +32,7 @@ class Variant:
     asked: Asked
 
     def problem(self, small: nn.Module, limit: float) -> str:
-        """Return the problem of a cut model's outputs for this input, or nothing."""
+        """Return the problem of a cut model's outputs for this input, or ""."""
         try:
             given = outputs(small, self.input)
         except Exception as error:  # noqa: BLE001 - the model's own code
@@ -44,7 +45,7 @@ class Variant:
 
 
 def variants(whole: nn.Module, example_input: Any, examples: Sequence[Any]) -> tuple[Variant, ...]:
-    """Return a user's `examples`, and a second batch and size of the example if the model takes them."""
+    """Return the user's `examples`, and a larger batch and another size of the example if the model takes them."""
     found = [Variant(f"example {i + 2}", given, *watched_outputs(whole, given)) for i, given in enumerate(examples)]
     for candidates in (_batches(example_input), _sizes(example_input)):
         for what, given in candidates:
@@ -57,7 +58,7 @@ def variants(whole: nn.Module, example_input: Any, examples: Sequence[Any]) -> t
 
 
 def _batches(example_input: Any) -> Iterator[tuple[str, Any]]:
-    """Yield larger batches, the cheapest first: some forwards take only multiples of a number."""
+    """Yield (name, input) of larger batches, the cheapest first: some forwards take only multiples of a number."""
     sizes = {leaf.shape[0] for leaf in tree_flatten(example_input)[0] if isinstance(leaf, Tensor) and leaf.dim()}
     for size in sizes if len(sizes) == 1 else ():
         for larger in dict.fromkeys((size + 1, 2 * size)):
@@ -65,9 +66,9 @@ def _batches(example_input: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
-    """Yield inputs of another size: images larger in both directions, sequences longer; then half as large.
+    """Yield (name, input) of other sizes: images larger in both directions, sequences longer; then half as large.
 
-    Of images one is enough, if the forward takes a batch of one: the example's batch is compared anyway.
+    For images a batch of one comes first, since the example's batch is compared anyway.
     """
     tensors = [leaf for leaf in tree_flatten(example_input)[0] if isinstance(leaf, Tensor)]
     if len(tensors) != 1:
@@ -88,14 +89,15 @@ def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _first(example_input: Any, count: int) -> Any:
-    """Return an example with the first entries of its tensors."""
+    """Return an example with the first `count` entries of its tensors."""
     return tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, example_input)
 
 
 def _resized(example_input: Any, dimension: int, size: int) -> Any:
-    """Return an example with tensors of another length along one dimension: their entries repeated and scaled."""
+    """Return an example with its tensors resized along one dimension, by repeated and scaled entries."""
 
     def resize(leaf: Any) -> Any:
+        """Return one leaf resized; leaves without that dimension stay."""
         if not isinstance(leaf, Tensor) or leaf.dim() <= dimension or not leaf.shape[dimension]:
             return leaf
         index = torch.arange(size, device=leaf.device) % leaf.shape[dimension]
@@ -109,9 +111,9 @@ def _resized(example_input: Any, dimension: int, size: int) -> Any:
 
 
 def in_train_mode(expected: list[Tensor] | None, small: nn.Module, example_input: Any, limit: float) -> str:
-    """Return how a cut model compares in train mode, dropout and drop path off: "equal", or the difference.
+    """Return how a cut model compares in train mode without dropout and drop path: "equal", or the difference.
 
-    `expected` is `training_outputs` of the whole model; if that is None, "" is returned.
+    `expected` is the result of `training_outputs` for the whole model; if it is None, return "".
     """
     if expected is None:
         return ""
@@ -126,7 +128,7 @@ def in_train_mode(expected: list[Tensor] | None, small: nn.Module, example_input
 
 
 def training_outputs(model: nn.Module, example_input: Any) -> list[Tensor] | None:
-    """Return the tensors in the output of a model in train mode, dropout and drop path off; None if it does not run."""
+    """Return a model's output tensors in train mode without dropout and drop path; None if it does not run."""
     try:
         return _in_train_mode(model, example_input)
     except Exception:  # noqa: BLE001 - it wants targets, or more than one example for its norms
@@ -136,14 +138,14 @@ def training_outputs(model: nn.Module, example_input: Any) -> list[Tensor] | Non
 def _in_train_mode(model: nn.Module, example_input: Any) -> list[Tensor]:
     modes = {module: module.training for module in model.modules()}
     rates: list[tuple[nn.Module, str, Any]] = []
-    # Batch norm writes to its running statistics without a new version of these.
+    # Batch norm updates its running statistics without increasing their version counters.
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         for module in modes:
             drops = "drop" in type(module).__name__.lower()
             rate = next((name for name in _RATES if isinstance(vars(module).get(name), (int, float))), "")
             module.training = not drops or bool(rate)
-            if drops and rate:  # off, but in train mode: a forward may ask for that
+            if drops and rate:  # off, but in train mode, which a forward may read
                 rates.append((module, rate, vars(module)[rate]))
                 setattr(module, rate, 0.0)
         with torch.random.fork_rng(devices=[]):
@@ -160,16 +162,16 @@ def _in_train_mode(model: nn.Module, example_input: Any) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
-    """Return the tensors in the output of a model in the mode that it is in."""
+    """Return a model's output tensors in its current mode, without gradients; the model is unchanged."""
     with torch.no_grad(), unchanged(model), changed_buffers(model, []):
         return tensors_in(run(model, own_inputs(example_input)))
 
 
 def watched_outputs(model: nn.Module, example_input: Any) -> tuple[list[Tensor], Asked]:
-    """Return `outputs`, and the comparisons of sizes that the model's modules made."""
+    """Return `outputs(model, example_input)` and the comparisons of sizes that the model's modules made."""
     watch = SizeWatch(model)
     try:
         with watch:
             return outputs(model, example_input), watch.asked
-    except Exception:  # noqa: BLE001 - its own, or because it takes no numbers but plain ones
-        return outputs(model, example_input), {"": [("not to be told", object())]}
+    except Exception:  # noqa: BLE001 - its own, or because it accepts only plain integers
+        return outputs(model, example_input), {"": [(_NOT_WATCHED, object())]}

@@ -1,4 +1,4 @@
-"""Masks of a shrunk model, put on the smaller one where they still remove something."""
+"""Put the masks of a shrunk model on the smaller one where they still remove something."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .indices import without
 
 
 def mask_again(small: nn.Module, masked: nn.Module, cuts: Cuts) -> nn.Module:
-    """Put on `small`, in place, the cut masks of `masked`, from which `cuts` made it; return `small`.
+    """Put the cut masks of `masked` on `small`, in place, and return `small`; `cuts` made `small` from `masked`.
 
-    If every cut mask is all ones, `small` stays a plain model.
+    A cut mask that is all ones is left out; if all are, `small` stays a plain model.
     """
     weights = masked_weights(masked)
     names = dict(small.named_parameters(remove_duplicate=False))
     still = {}
     for name, weight in masked_parameters(masked).items():
         mask = without(weight.mask, cuts.removed.get(name, {}))
-        # A module that computed its weight is a plain one now, with the zeros in its weight.
+        # A module that computed its weight is now a plain one whose weight holds the zeros.
         if name in names and names[name].shape == mask.shape and not bool(mask.all()):
             still[name] = mask
     if not still:

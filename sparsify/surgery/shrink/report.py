@@ -1,4 +1,4 @@
-"""The report of a shrink: what was removed, what it saves and how far it is proved."""
+"""The report of a shrink: what was removed, what it saves and what was compared."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .cuts import Cuts
 
 @dataclass(frozen=True)
 class ShrinkReport:
-    """What `shrink` did.
+    """The result of `shrink`: the smaller model, what was removed, and how the two models compare.
 
-    `model` is the smaller model, `cuts` what was taken out of it. `groups` counts the channel groups, `removed` those
-    that were removed, `pruned` those of them that are dead because of masks; the others were dead before. `parameters`
-    and `multiply_adds` (of one forward pass on the example) are (before, after), counted on the two models.
-    `difference` is the largest difference of the outputs over the largest output, in (float64, the model's precision),
-    `seconds` the median time of a forward pass on the example (before, after); both are None without verification.
-    `kept` says which dead groups stayed and why. `uncounted` names operations ("module: operation") that
-    `multiply_adds` leaves out. `proved` names the other inputs that were compared. `training` says how the models
-    compare in train mode, dropout and drop path off: "equal", the difference, or nothing if the model does not run so.
-    `bound` names the modules that compare sizes of their input in Python: for sizes other than those compared they may
-    do something else. `configuration` says which numbers of the model's configuration follow, or that none could.
+    `model` is the smaller model, `cuts` what was removed from it. `groups` counts the channel groups, `removed` the
+    removed ones, `pruned` those of the removed ones that masks made dead; the others were dead before. `parameters` and
+    `multiply_adds` (of one forward pass on the example) are (before, after), counted on the two models. `difference` is
+    the largest difference of the outputs relative to the largest output, in (float64, the model's precision); `seconds`
+    is the median time of a forward pass on the example (before, after); both are None without verification. `kept` says
+    which dead groups stayed and why. `uncounted` names operations ("module: operation") that `multiply_adds` leaves
+    out. `proved` names the other inputs that were compared. `training` is the comparison in train mode without dropout
+    and drop path: "equal", the difference, or "" if the model does not run in that mode. `bound` names modules that
+    branch on the sizes of their input in Python: for sizes that were not compared they may behave differently.
+    `configuration` says which numbers of the model's configuration were updated, or that none could be.
     """
 
     model: nn.Module
@@ -50,7 +50,9 @@ class ShrinkReport:
         if self.seconds is not None and self.difference is not None:
             lines.append(_line("forward pass", *(f"{1000 * t:.1f} ms" for t in self.seconds), _ratio(self.seconds)))
             double, single = self.difference
-            lines.append(f"  the outputs differ by {double:.0e} of the largest in float64, {single:.0e} in float32")
+            lines.append(
+                f"  the outputs differ by {double:.0e} of the largest in float64, {single:.0e} in its own precision"
+            )
             others = f", and for {', '.join(self.proved)}" if self.proved else "; no other batch or size was taken"
             lines.append(f"  compared for the example{others}")
             if self.training not in ("", "equal"):
@@ -59,7 +61,7 @@ class ShrinkReport:
             lines.append(f"  {self.configuration}")
         if self.bound:
             more = f" and {len(self.bound) - 3} more" if len(self.bound) > 3 else ""
-            lines.append(f"  bound to these sizes: {', '.join(self.bound[:3])}{more} may do something else for others")
+            lines.append(f"  bound to these sizes: {', '.join(self.bound[:3])}{more} may behave differently for others")
         lines += [f"  not counted: multiply-adds of {operation}" for operation in self.uncounted]
         return "\n".join([*lines, *(f"  kept: {reason}" for reason in self.kept)])
 

@@ -1,4 +1,4 @@
-"""How far rounding alone moves a model's outputs: where it moves them, a difference says nothing of a cut."""
+"""How far rounding alone moves a model's outputs: if far, a difference in outputs does not show that a cut is wrong."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ...relative_error import relative_error
 from ..recording.context import all_double
 from .other_inputs import outputs
 
-# Operations that add up many terms, in an order that depends on how many there are.
+# Operations that sum many terms, in an order that depends on their number.
 _SUMS = frozenset(
     "convolution mm addmm bmm baddbmm mv dot addmv sum mean _softmax _log_softmax logsumexp native_batch_norm "
     "native_layer_norm native_group_norm linalg_vector_norm cumsum einsum linear".split()
 )
-_UNITS = 4  # in the last place, by which two orders of a sum easily differ
+_UNITS = 4  # units in the last place by which two orders of a sum easily differ
 
 
 def moved_by_rounding(wide: nn.Module, example_input: Any, unit: float) -> float:
-    """Return the largest relative error of a float64 model's outputs where each sum in it is off by a few `unit`.
+    """Return the largest relative error of a float64 model's outputs if each sum in it is off by a few `unit`.
 
-    Two passes are compared, off in opposite directions: of two equal values either is then the larger one once. The
-    error is infinite where outputs have other shapes then, and 0 where a pass raises.
+    Two passes, off in opposite directions, are compared with the exact one, so that each of two equal values is the
+    larger one once. The error is infinite if the outputs have other shapes, and 0 if a pass raises.
     """
     try:
         with all_double():
@@ -40,7 +40,7 @@ def moved_by_rounding(wide: nn.Module, example_input: Any, unit: float) -> float
 
 
 class _OffBy(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Moves each entry of a sum up or down by `step` of itself, each always the same way."""
+    """Moves each entry of a sum up or down by the fraction `step` of itself, with reproducible signs."""
 
     def __init__(self, step: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""shrink(): take dead channels out of a model, for good, and prove that nothing changed."""
+"""shrink(): remove dead channels from a model and check that its outputs stay the same."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .report import ShrinkReport
 
 __all__ = ["ShrinkReport", "shrink"]
 
-_NO_MASKS = "everything: no mask of this model removes anything; dead='zeros' also takes what is zero as it is now"
+_NO_MASKS = "everything: no mask of this model removes anything; dead='zeros' also removes channels that are zero now"
 
 
 @takes(model=nn.Module, round_to=(Integral, NoneType), verify=bool, rules=(Mapping, NoneType), examples=(list, tuple))
@@ -49,21 +49,21 @@ def shrink(
 ) -> ShrinkReport:
     """Return a smaller plain model of the same class, without the channels that have no influence on the outputs.
 
-    A channel is dead if it is zero whatever the input, if nothing reads it, or if it holds one other value everywhere
-    that the biases of its readers can absorb. It is removed if all channels that it is coupled to are dead too. `model`
-    is not changed.
+    A channel is dead if it is zero for every input, if nothing reads it, or if it is constant and the biases of the
+    layers that read it can absorb the constant. It is removed if all channels coupled to it are dead too. `model` is
+    not changed.
 
     - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`.
-    - `dead`: "masks": only what the masks of `model` make dead, whatever its parameters may still learn; "zeros": also
-      what the present values of parameters do.
+    - `dead`: "masks": only channels that the masks of `model` make dead, whatever its parameters may still learn;
+      "zeros": also channels that are dead because of the parameters' current values.
     - `round_to`: keep channel counts at multiples of this, by keeping some dead channels.
     - `heads`, `rules`: as in `analyse`.
-    - `examples`: further inputs; channels that are not dead, or grouped otherwise, for one of them stay.
+    - `examples`: further inputs; channels that are not dead, or coupled differently, for one of them stay.
     - `verify`: compare the outputs with those of `model`, in float64 and in the model's precision, on the examples and
       on another batch and another size that the model takes.
 
-    Raises RunError, naming the module that differs first, if no smaller model gives the same outputs; SparsifyError for
-    a `round_to` below 1 and for other words in `heads` and `dead`.
+    Raises RunError, which names the first module that differs, if no smaller model gives the same outputs, and
+    SparsifyError for a `round_to` below 1 and for other values of `heads` and `dead`.
     """
     _check(round_to, heads, dead)
     example_input = inputs_of(example_input, "shrink", model)
@@ -92,7 +92,7 @@ def shrink(
 
 
 def _of_idle(layers: Sequence[str]) -> list[str]:
-    """Return the line of the report that names layers that no pass of the example ran, if there are any."""
+    """Return the report's line about layers that no pass of the example ran, [] if there are none."""
     if not layers:
         return []
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
@@ -131,14 +131,14 @@ def _report(
 def removing_masks(model: nn.Module, recording: Recording) -> dict[str, Tensor]:
     """Return the masks that remove something, by the first name of their parameter in the folded model's recording.
 
-    They are broadcast forms: one entry for a row that is kept or removed as a whole, if all are.
+    A mask that keeps or removes only whole rows is returned as a broadcast form with one entry per row.
     """
     found = {}
     for weight in all_masked_parameters(model):
         value = recording.state.get(weight.name)
         if value is None or value.shape != weight.mask.shape:
             continue
-        # Of bytes, the extremes of rows are found many times faster than of truth values.
+        # Row extremes of bytes are found many times faster than those of bools.
         rows = weight.mask.reshape(len(weight.mask), -1).contiguous().view(torch.uint8)
         whole = rows.amin(1).to(torch.bool)
         if not bool(whole.all()):

@@ -1,8 +1,8 @@
-"""Sizes in attributes of modules that change with the channels.
+"""Attributes of modules that hold sizes and change with the channels.
 
 A forward with `x.view(b, n, self.num_heads, self.head_dim)` needs another `num_heads`. The recording shows which sizes
-change in which module; an attribute of that module with the old number (or a tuple that contains it) is guessed to be
-the source. Running the cut model shows whether the guess was right.
+change in which module; an attribute of that module with the old number (or a tuple that contains it) is assumed to be
+the source. Running the cut model shows whether the assumption was right.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..recording.ops import FILLS, Op, Value
 from ..study import Study
 from .size_sources import SPLITS, Sources, Use
 
-# Operations with explicit sizes of their result.
+# Operations whose arguments give the sizes of their result.
 _SHAPED = ("view", "_unsafe_view", "reshape", "expand", "repeat", *FILLS)
 # Modules whose sizes are those of their tensors.
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
@@ -44,12 +44,12 @@ class PrunedShapes:
         self._removed = np.append(removed, False)  # the last entry is for id -1, which stays
 
     def is_removed(self, numbers: Any) -> np.ndarray[Any, Any]:
-        """Return for channel numbers whether they are removed, bool."""
+        """Return a bool array: whether each channel number is removed."""
         removed: np.ndarray[Any, Any] = self._removed[self._study.ids[np.asarray(numbers)]]
         return removed
 
     def kept_along(self, value: Value, dim: int) -> np.ndarray[Any, Any]:
-        """Return which entries of a Value along a dimension are kept, bool [size]."""
+        """Return which indices of a Value along a dimension are kept, bool [size]."""
         stay = np.ones(value.shape[dim], dtype=bool)
         coupling = self._study.coupling
         for axis in [*coupling.axes.get(value, []), *coupling.offered.get(value, [])]:
@@ -59,12 +59,12 @@ class PrunedShapes:
         return stay
 
     def of(self, value: Value) -> tuple[int, ...]:
-        """Return the new shape of a Value."""
+        """Return the shape of a Value after the cut."""
         return tuple(int(self.kept_along(value, d).sum()) for d in range(len(value.shape)))
 
 
 def changes(study: Study, new_shapes: PrunedShapes) -> list[Change]:
-    """Return the explicit numbers in operations that have to change, in order, each once."""
+    """Return the explicit numbers in operations that have to change, in order and without duplicates."""
     found: dict[Change, None] = {}
     for op in study.recording.ops:
         for old, new in changed_numbers(op, new_shapes):
@@ -73,7 +73,7 @@ def changes(study: Study, new_shapes: PrunedShapes) -> list[Change]:
 
 
 def changed_numbers(op: Op, new_shapes: PrunedShapes) -> list[tuple[Any, Any]]:
-    """Return the explicit numbers of one operation that have to change, as (old, new)."""
+    """Return (old, new) of the explicit numbers of one operation that have to change."""
     return [(old, new) for old, new in _arguments(op, new_shapes) if old != new]
 
 
@@ -142,6 +142,8 @@ def _sizes(
     if isinstance(module, nn.Linear):
         yield "in_features", shape[1]
         yield "out_features", shape[0]
+    elif isinstance(module, nn.Bilinear):
+        yield from zip(("out_features", "in1_features", "in2_features"), shape, strict=True)
     elif isinstance(module, nn.modules.conv._ConvNd):
         groups = all_groups.get(value.names[0], module.groups)
         inputs, outputs = (0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else (1, 0)
@@ -174,8 +176,8 @@ def own_attributes(
 ) -> dict[str, tuple[int, int]]:
     """Return {dotted path: (old, new)} of the attributes that the changed numbers come from.
 
-    An attribute used for a size that changes is a source, one used only for other numbers is not. One whose use was not
-    seen is a source if it holds the old number and the model's outputs depend on it.
+    An attribute used for a size that changes is a source; one used only for other numbers is not. An attribute without
+    observed uses is a source if it holds the old number and the model's outputs depend on it.
     """
     found = changes(study, new_shapes)
     if not found:
@@ -197,7 +199,7 @@ def own_attributes(
 
 
 def _required_size(study: Study, new_shapes: PrunedShapes, found: list[Change]) -> Callable[[Use], set[int]]:
-    """Return a function from a use of a number to the numbers that it has to become, if known."""
+    """Return a function that maps a use of a number to the numbers that it has to become, empty if unknown."""
     shapes: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = {}
     for op in study.recording.ops:
         if op.name in _SHAPED:
@@ -219,7 +221,7 @@ def _required_size(study: Study, new_shapes: PrunedShapes, found: list[Change]) 
 
 
 def _guessed(model: nn.Module, found: list[Change], read: Sources) -> dict[str, tuple[int, int]]:
-    """Return {dotted path: (old, new)} of the attributes with the old number in modules whose operations change."""
+    """Return {dotted path: (old, new)} of attributes that hold an old number in the module whose operation changes."""
     wanted: dict[str, dict[Any, set[Any]]] = {}
     for change in found:
         wanted.setdefault(change.module, {}).setdefault(change.old, set()).add(change.new)
@@ -244,5 +246,5 @@ def _guessed(model: nn.Module, found: list[Change], read: Sources) -> dict[str, 
 
 
 def _is_sizes(held: Any) -> bool:
-    """Whether an attribute is an integer, or a tuple of integers that may be the sizes of a split."""
+    """Return whether an attribute is an integer, or a tuple of integers that may be the sizes of a split."""
     return type(held) is int or (isinstance(held, tuple) and all(type(item) is int for item in held))

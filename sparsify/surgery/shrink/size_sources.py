@@ -1,8 +1,8 @@
 """Provenance of explicit sizes: attributes of modules, traced through one forward pass.
 
-An attribute may hold the number of channels by chance. So every integer in a module's attributes, containers and
+An attribute may equal the number of channels by chance. So every integer in a module's attributes, containers and
 configurations is replaced by one that carries its path through arithmetic; the arguments of torch's functions then show
-which of them are used as sizes.
+which attributes are used as sizes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DEPTH = 3  # of configurations in configurations
 
 
 class _Size(int):
-    """An integer with the paths of the attributes it was computed from; `direct`: it is one of them unchanged."""
+    """An integer with the paths of the attributes that it was computed from; `direct`: it is an attribute itself."""
 
     paths: frozenset[str]
     direct: bool
@@ -68,7 +68,7 @@ for _name in ("add", "sub", "mul", "floordiv", "mod"):
 class Use:
     """A call with a size among its arguments: its module, the shape of its result, the dimension and the number.
 
-    `dim` is None where the number is not the size of one dimension of the result.
+    `dim` is None if the number is not the size of one dimension of the result.
     """
 
     module: str
@@ -89,7 +89,7 @@ class Sources:
 
     @cached_property
     def uses(self) -> dict[str, list[Use]]:
-        """The uses of each integer attribute, by its dotted path, in one pass (made on first access).
+        """The uses of each integer attribute in one forward pass, by dotted path; the pass runs on first access.
 
         Empty, without a pass, if no forward reads an attribute that may hold integers.
         """
@@ -100,7 +100,7 @@ class Sources:
         return _attribute_uses(self._model, self._example) if any(may_hold) else {}
 
     def is_read(self, module: nn.Module, name: str) -> bool:
-        """Whether a forward may read an attribute of this name of a module, by what the models' code mentions."""
+        """Return whether a forward may read the attribute `name` of `module`, by the names in the model's code."""
         return self._read is None or name in self._read or is_torch(type(module))
 
     @cached_property
@@ -108,7 +108,7 @@ class Sources:
         return attributes_read(self._model)
 
     def matters(self, path: str, new: int) -> bool:
-        """Whether the outputs of the uncut model would change if an attribute held another number."""
+        """Return whether the uncut model's outputs change, or it fails, if the attribute at `path` is `new`."""
         if path not in self._matters:
             if self._before is None:
                 self._before = outputs(self._model, self._example)
@@ -116,7 +116,7 @@ class Sources:
             try:
                 after = outputs(self._model, self._example)
                 same = len(after) == len(self._before) and all(map(torch.equal, after, self._before))
-            except Exception:  # noqa: BLE001 - the model's own code, which says that it does not fit
+            except Exception:  # noqa: BLE001 - the model's own code, which rejects the number
                 same = False
             finally:
                 undo()
@@ -125,9 +125,9 @@ class Sources:
 
 
 def _attribute_uses(model: nn.Module, example_input: Any) -> dict[str, list[Use]]:
-    """Return the uses of each integer attribute in one pass in eval mode, by its dotted path.
+    """Return {dotted path: uses} of the integer attributes in one pass in eval mode.
 
-    Empty for a model whose forward fails with integers that are not plain ones.
+    Empty for a model whose forward fails with subclasses of int.
     """
     running: list[str] = []
     mode = _Watch(running)
@@ -163,7 +163,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _sizes(given: Any) -> Iterator[_Size]:
-    """Yield the integers with paths among a call's arguments, slices included."""
+    """Yield the integers with paths among a call's arguments, including those in slices."""
     if isinstance(given, _Size):
         yield given
     elif isinstance(given, slice):
@@ -194,7 +194,7 @@ def _places(name: str, args: Any, kwargs: Any, rank: int) -> list[tuple[int, Any
 
 @contextmanager
 def _watched_attributes(model: nn.Module) -> Iterator[None]:
-    """Replace every integer above 1 in the attributes of the model's modules by one with its path, in the block."""
+    """Inside the block, replace every integer above 1 in the attributes of the model's modules by one with its path."""
     before: list[tuple[dict[Any, Any], Any, Any]] = []
     seen: set[int] = set()
     for path, module in _watched_modules(model):
@@ -232,13 +232,13 @@ def _watch(owner: dict[str, Any], prefix: str, before: list[Any], seen: set[int]
 
 
 def _is_configuration(value: Any) -> bool:
-    """Whether a value is a plain object whose attributes can be set."""
+    """Return whether a value is a plain object whose attributes can be set."""
     frozen = getattr(getattr(type(value), "__dataclass_params__", None), "frozen", False)
     return hasattr(value, "__dict__") and not isinstance(value, _OPAQUE) and not callable(value) and not frozen
 
 
 def _knowing(value: Any, path: str) -> Any:
-    """Return an integer, or containers of integers, with paths; any other value as it is."""
+    """Return an integer, or the integers in containers, with paths; other values unchanged."""
     if type(value) is int:
         return _size(value, frozenset([path]), direct=True) if value > 1 else value
     if type(value) is dict:

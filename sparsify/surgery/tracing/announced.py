@@ -1,4 +1,4 @@
-"""Forwards that leave out their shortcuts by values when they are told that they are traced."""
+"""Make forwards take no value-dependent shortcuts, by announcing that they are traced."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def announced_as_traced() -> Iterator[None]:
-    """Have `torch.compiler.is_compiling()` say yes in the block, as `torch.export` does.
+    """Make `torch.compiler.is_compiling()` return True in the block, as `torch.export` does.
 
-    Libraries ask it where a shortcut depends on values (a mask of padding without padding is no mask): traced, they go
-    the way that is right for all values.
+    Libraries check it before a shortcut that depends on values (dropping a padding mask that masks nothing); when
+    compiling, they take the path that is right for all values.
     """
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = True

@@ -1,4 +1,4 @@
-"""Which attributes the forwards of a model may read at all, by the names in their bytecode."""
+"""The attributes that the forwards of a model may read, by the names in their bytecode."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _OBJECT = ("LOAD_FAST", "LOAD_DEREF", "LOAD_ATTR", "LOAD_METHOD", "PUSH_NULL", "
 
 
 def attributes_read(model: nn.Module) -> frozenset[str] | None:
-    """Return the names of attributes that the forwards of a model's modules may read; None if they may read any."""
+    """Return the names of the attributes that the forwards of a model's modules may read, None if unknown."""
     found: set[str] = set()
     for module in model.modules():
         functions = any(isinstance(value, (FunctionType, MethodType, partial)) for value in module.__dict__.values())
         if functions or module._forward_hooks or module._forward_pre_hooks:
-            return None  # code that is no method
+            return None  # code outside of the class
         cls = original_class(module)
         names = frozenset[str]() if is_torch(cls) else _names_read(cls)  # type: ignore[arg-type]
         if names is None:
@@ -48,6 +48,6 @@ def _names_read(cls: Any) -> frozenset[str] | None:
 
 
 def _second_argument(following: Iterable[dis.Instruction]) -> str | None:
-    """Return the name that a call of getattr is given, if it is a constant."""
+    """Return the second argument of a getattr or hasattr call if it is a constant string, else None."""
     after = next((one for one in following if not one.opname.startswith(_OBJECT)), None)
     return after.argval if after is not None and isinstance(after.argval, str) and "CONST" in after.opname else None

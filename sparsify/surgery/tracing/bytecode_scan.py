@@ -1,4 +1,4 @@
-"""The names that a forward reads, found in its bytecode: which modules have to be traced (a static read set)."""
+"""The names that a forward reads, found in its bytecode (a static read set): they decide which modules to trace."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONV_AND_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def is_torch(cls: type) -> bool:
-    """Whether a class is torch's own; the class of a parametrized module counts as its base."""
+    """Return whether a class is torch's own; the class of a parametrized module counts as its base class."""
     while cls.__module__ == "torch.nn.utils.parametrize" and "Parametrized" in cls.__name__ and cls.__bases__:
         if issubclass(cls, nn.ModuleList):
             break
@@ -46,14 +46,15 @@ def is_torch(cls: type) -> bool:
 
 
 def has_forward(cls: type[nn.Module]) -> bool:
-    """Whether modules of a class can be called: a module that only holds parameters has no forward."""
+    """Return whether a class defines a forward; a module that only holds parameters has none."""
     return cls.forward is not nn.Module.forward
 
 
 def reads_weights_of_children(module: nn.Module) -> bool:
-    """Whether code reachable from a module's forward reads a name of a weight of a module below it.
+    """Return whether code reachable from a module's forward reads the name of a submodule's weight.
 
-    Reads such as `self.proj.weight.dtype` do not count. Parameters in a list or dict have no name: one below counts.
+    Reads of metadata (`self.proj.weight.dtype`) do not count. Parameters in a ParameterList or ParameterDict have no
+    attribute name, so with such a child the answer is True.
     """
     if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
         return True
@@ -65,7 +66,7 @@ def reads_weights_of_children(module: nn.Module) -> bool:
 
 
 def reads_weights(module: nn.Module) -> bool:
-    """Whether a module's forward may read weights of modules below it, or of others that its attributes hold."""
+    """Return whether a module's forward may read weights of submodules, or of modules held by other attributes."""
     if reads_weights_of_children(module):
         return True
     values = [v for name, v in module.__dict__.items() if name != "_modules"]
@@ -77,7 +78,7 @@ def reads_weights(module: nn.Module) -> bool:
 
 
 def chained_reads(module: nn.Module) -> list[str]:
-    """Return the paths of the children's weights that a module's code reads in one chain, as in `self.proj.weight`."""
+    """Return the paths of the children's weights that a module's code reads as one chain, as in `self.proj.weight`."""
     cls = original_class(module)
     names = _attributes_read(cls)  # type: ignore[arg-type]
     found = []
@@ -88,7 +89,7 @@ def chained_reads(module: nn.Module) -> list[str]:
 
 
 def read_by_functions(module: nn.Module) -> dict[tuple[str, str], str]:
-    """Return {(child, weight): function} of what functions that a module holds, no methods, read: a lambda say."""
+    """Return {(child, weight): function} of children's weights that plain functions among the attributes read."""
     held = [value for name, value in module.__dict__.items() if name != "forward"]
     held += [item for value in held if isinstance(value, (tuple, list)) for item in value]
     held += [item for value in held if isinstance(value, dict) for item in value.values()]
@@ -102,9 +103,9 @@ def read_by_functions(module: nn.Module) -> dict[tuple[str, str], str]:
 
 
 def mentions(module: nn.Module, names: frozenset[str]) -> bool:
-    """Whether code reachable from a module's forward, methods of modules below included, reads one of `names`.
+    """Return whether code reachable from a module's forward, including methods of submodules, reads one of `names`.
 
-    Parameters in a list or dict have no name: with one below, the answer is True.
+    Parameters in a ParameterList or ParameterDict have no attribute name: with such a child the answer is True.
     """
     if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
         return True
@@ -114,15 +115,15 @@ def mentions(module: nn.Module, names: frozenset[str]) -> bool:
 
 
 def mentions_own(module: nn.Module, paths: Iterable[str]) -> bool:
-    """Whether these paths are all names of the module's own parameters, and its forward's code reads each."""
+    """Return whether all `paths` name the module's own parameters, and its forward's code reads each of them."""
     return set(paths) <= module._parameters.keys() & _attributes_read(original_class(module))  # type: ignore[arg-type]
 
 
 def is_closed(cls: type[nn.Module]) -> bool:
-    """Whether a class's forward provably depends on its arguments and its module's attributes alone.
+    """Return whether a class's forward provably depends only on its arguments and its module's attributes.
 
-    Its graph for one kind of call is then complete. Modes, globals, class attributes and closures may change later;
-    whatever is not known to be a constant or an operation on tensors counts as such.
+    Its graph for one kind of call is then complete. Modes, globals, class attributes and closures may change later, and
+    any name not known to be constant or a tensor operation is treated as one of them.
     """
     functions = reachable(cls)
     harmless = [*functions, torch, torch.nn, F, math, Tensor, *ops.MASKED, *map(vars(builtins).get, _HARMLESS)]
@@ -161,35 +162,43 @@ _MODES = frozenset(
     is_compiling is_exporting get_num_threads backends compiler cuda __class__ __dict__""".split()
 )
 
+# Functions of torch.utils.checkpoint, of timm and of transformers.
+_CHECKPOINTING = frozenset({"checkpoint", "checkpoint_sequential", "checkpoint_seq", "_gradient_checkpointing_func"})
+
 
 def names_read(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the attribute names that a Python function reads; none for a function that has no bytecode."""
+    """Return the attribute names that a Python function reads; empty for a function without bytecode."""
     code = getattr(function, "__code__", None)
     return frozenset(names_in(code)) if isinstance(code, CodeType) else frozenset()
 
 
 def mentions_training(cls: type[nn.Module]) -> bool:
-    """Whether the code of a class's forward reads the mode, train or eval."""
+    """Return whether the code of a class's forward reads `training`."""
     return "training" in _attributes_read(cls)  # type: ignore[arg-type]
 
 
 def mentions_autocast(cls: type[nn.Module]) -> bool:
-    """Whether the code of a class's forward asks whether autocast is on."""
+    """Return whether the code of a class's forward checks for autocast."""
     return any("is_autocast" in name for name in _attributes_read(cls))  # type: ignore[arg-type]
+
+
+def recomputes(cls: type[nn.Module]) -> bool:
+    """Return whether the forward of `cls` mentions activation checkpointing, which runs parts of the forward again."""
+    return not _CHECKPOINTING.isdisjoint(_attributes_read(cls))  # type: ignore[arg-type]
 
 
 @cache
 def _attributes_read(cls: type, below: frozenset[type] = frozenset()) -> frozenset[str]:
-    """Return the attribute names that a class's forward reads, the methods and functions it mentions included.
+    """Return the attribute names read by a class's forward and by the methods and functions that it mentions.
 
-    A name that it mentions may be a method of a class in `below` too.
+    A mentioned name may also be a method of a class in `below`.
     """
     return frozenset(name for function in reachable(cls, below) for name in names_in(function.__code__))
 
 
 @cache
 def _chains(cls: type) -> frozenset[tuple[str, str]]:
-    """Return the pairs of names that the code of a class's forward reads one from the other, such as (proj, weight)."""
+    """Return the pairs of attribute names that a class's forward reads in succession: (proj, weight)."""
     return frozenset(pair for function in reachable(cls) for pair in _pairs(function))
 
 
@@ -199,9 +208,9 @@ def _pairs(function: FunctionType) -> list[tuple[str, str]]:
 
 
 def reachable(cls: type, below: frozenset[type] = frozenset()) -> list[FunctionType]:
-    """Return the functions that a class's forward may call by a name that its code mentions, itself first.
+    """Return the forward of a class and the functions that it may call by a name that its code mentions.
 
-    Those of torch are left out; of a method, that of every class it may stand for is taken (for `super`).
+    Functions of torch are left out. A method's name stands for its definition in every base class (for `super`).
     """
     found: dict[CodeType, FunctionType] = {}
     waiting: list[Any] = _definitions(cls, "forward")
@@ -230,7 +239,7 @@ LOADS = frozenset({*_LOADS_ATTRIBUTE, "LOAD_GLOBAL", "LOAD_SUPER_ATTR"})
 
 
 def instructions(code: CodeType) -> Iterator[dis.Instruction]:
-    """Yield the instructions of a function and of those within it."""
+    """Yield the instructions of a function and of the functions nested in it."""
     for instruction in dis.get_instructions(code):
         if instruction.opname != "CACHE":
             yield instruction
@@ -239,7 +248,7 @@ def instructions(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 def names_in(code: CodeType) -> Iterator[str]:
-    """Yield the names that code loads, those apart of which it reads the shape, dtype or device alone."""
+    """Yield the names that code loads, except those of which it only reads metadata (shape, dtype, device)."""
     found = list(instructions(code))
     for instruction, following in zip(found, [*found[1:], None], strict=True):
         only_metadata = following is not None and following.opname in _LOADS_ATTRIBUTE and following.argval in METADATA

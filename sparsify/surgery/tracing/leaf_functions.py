@@ -1,4 +1,4 @@
-"""Leaf functions of a trace, recorded as one node, and finding them from the errors of a trace (fx.wrap on demand)."""
+"""Leaf functions of a trace, each recorded as one node, found from the errors of a trace (fx.wrap on demand)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch import fx, nn
 
 
 class Wrapped:
-    """Functions recorded as one node instead of being traced into, by the module globals that hold them."""
+    """Functions to record as one node instead of tracing into them, by the globals that hold them."""
 
     def __init__(self) -> None:
         self.places: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
 
     def add(self, namespace: dict[str, Any], name: str) -> None:
-        """Make the function called `name` in the globals `namespace` a leaf."""
+        """Make the function `name` of the globals `namespace` a leaf."""
         self.places[(id(namespace), name)] = (namespace, namespace[name])
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Record calls of these functions, and of custom autograd functions, as nodes in the block."""
+        """Record calls of these functions and of custom autograd functions as one node each, inside the block."""
         for (_, name), (namespace, function) in self.places.items():
             namespace[name] = _recording(function)
         try:
@@ -56,7 +56,7 @@ _APPLY: Any = vars(torch.autograd.Function)["apply"]
 
 
 def _recorded_apply(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-    """Replace `Function.apply` in a trace: a custom autograd function is one node."""
+    """Stand in for `Function.apply` in a trace, to record a custom autograd function as one node."""
     if function.__module__.startswith("torch."):
         return _APPLY.__get__(None, function)(*args, **kwargs)
     return _recording(_applied(function))(*args, **kwargs)
@@ -77,13 +77,13 @@ def _frames(error: BaseException) -> list[tuple[FrameType, int]]:
 
 
 def _outside(frame: FrameType) -> bool:
-    """Whether a frame is the model's own code, not torch's or ours."""
+    """Return whether a frame is the model's own code, not torch's or ours."""
     name = str(frame.f_globals.get("__name__", ""))
     return not (name.startswith("torch.") or name == "torch" or name.startswith("sparsify."))
 
 
 def describe(error: BaseException) -> str:
-    """Return an error in one line, with the file and line of the model's code that raised it."""
+    """Return an error's first line, with the file and line of the model's code that raised it."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     frames = _frames(error)
     own = [place for place in frames if _outside(place[0])]
@@ -95,7 +95,7 @@ def describe(error: BaseException) -> str:
 
 
 def wrap_innermost(error: BaseException, wrapped: Wrapped) -> bool:
-    """Make the innermost function that was called by a global name a leaf; return whether there is one."""
+    """Make the innermost failing function that was called by a global name a leaf; return whether there was one."""
     frames = [frame for frame, _ in _frames(error)]
     for caller, callee in reversed(list(pairwise(frames))):
         if not _outside(callee) or not _outside(caller):
@@ -114,6 +114,6 @@ def wrap_innermost(error: BaseException, wrapped: Wrapped) -> bool:
 
 
 def _reads_parameters(callee: FrameType) -> bool:
-    """Whether a function was given a module with parameters of its own: one node would hide that it reads them."""
+    """Return whether a function got a module that owns parameters: as one node it would hide that it reads them."""
     given = [callee.f_locals.get(name) for name in callee.f_code.co_varnames[: callee.f_code.co_argcount]]
     return any(isinstance(value, nn.Module) and value._parameters for value in given)

@@ -1,8 +1,8 @@
-"""Tracing one module's own forward with torch.fx, its children as leaves.
+"""Trace one module's own forward with torch.fx, with its children as leaves.
 
-Tracing runs the model's Python code with proxies. It may leave proxies in caches, add attributes, or meet a function
-that cannot take a proxy. This file and `side_effects` make sure that a trace leaves the model as it was, and that a
-graph without all side effects of the forward is never run in its place.
+Tracing runs the model's Python code on proxies. That code may leave proxies in caches, add attributes, or call a
+function that cannot take a proxy. This file and `side_effects` ensure that a trace leaves the model unchanged, and that
+a graph that lacks side effects of the forward never runs in its place.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .leaf_functions import Wrapped, describe, wrap_innermost
 
 _STANDARD = sys.stdlib_module_names  # the modules of Python itself
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-MOST_VARIED = 4  # optional arguments that are tried alone
+MOST_VARIED = 4  # optional arguments that are varied one at a time
 ATTEMPTS = 24  # functions and classes made leaves before giving up; 3 were enough for every zoo model measured
 
 
 class TraceFailure(Exception):
     """A forward cannot be traced; the message is the reason, with file and line if known.
 
-    `graph`, with the `constants` created in it, is set if it shows what the forward computes but must not be run.
+    `graph`, with the `constants` created for it, is set if the graph shows what the forward computes but must not run.
     """
 
     def __init__(self, reason: str, graph: fx.Graph | None = None, constants: dict[str, Tensor] | None = None) -> None:
@@ -44,14 +44,14 @@ class TraceFailure(Exception):
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A tensor argument of a `Call`; `name` is unique in it."""
+    """A tensor argument of a `Call`, with a name that is unique in the call."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """One kind of call of a forward: constants as they are, a Placeholder for every tensor."""
+    """One kind of call of a forward: its arguments, with a Placeholder for every tensor."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Call:
 
 @contextmanager
 def _tensors_by_class(module: nn.Module) -> Iterator[None]:
-    """Make isinstance and torch.is_tensor in the code of a module's class accept proxies as tensors, in the block."""
+    """Make isinstance and torch.is_tensor in the code of a module's class treat proxies as tensors, in the block."""
     example = torch.empty(0, device="cpu")
 
     def is_instance(value: Any, classes: Any) -> bool:
@@ -82,7 +82,7 @@ def _tensors_by_class(module: nn.Module) -> Iterator[None]:
 
 
 class _Watched:
-    """Mixin of the proxies of a local trace, which reports attributes that are set on tensors."""
+    """Mixin for the proxies of a local trace; reports attributes that the forward sets on tensors."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("tracer", "node", "param", "name"):
@@ -100,7 +100,7 @@ class _ParameterValue(_Watched, ParameterProxy):
 
 
 class LocalTracer(fx.Tracer):
-    """Traces the root's own forward; every child is a leaf. `lost` lists the side effects that the graph lacks."""
+    """Traces the root's own forward; every child is a leaf. `lost` lists side effects that the graph lacks."""
 
     def __init__(self, call: Call, *, proxy_buffers: bool) -> None:
         super().__init__()
@@ -115,11 +115,12 @@ class LocalTracer(fx.Tracer):
         return super().trace(root, concrete_args)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return the proxy of a parameter (or buffer) of the root, one per tensor; other values unchanged."""
         path = self.paths.get(id(attr_val))
         if path is None:
             return attr_val
         if path not in parameter_proxy_cache:
-            constant_shape = isinstance(attr_val, nn.Parameter)  # of a parameter, code may branch on the shape
+            constant_shape = isinstance(attr_val, nn.Parameter)  # code may branch on a parameter's shape
             factory = (lambda node: _ParameterValue(self, node, path, attr_val)) if constant_shape else None
             parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {}, proxy_factory_fn=factory)
         return parameter_proxy_cache[path]
@@ -127,7 +128,7 @@ class LocalTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if (
             isinstance(a, nn.Parameter) and id(a) not in self.paths
-        ):  # of a module that the root holds, but not as a child
+        ):  # of a module that the root holds without being its parent
             name = self.tensor_attrs.setdefault(a, f"_tensor_constant_outside{len(self.tensor_attrs)}")
             self.root.__dict__[name] = a
             return self.create_node("get_attr", name, (), {})
@@ -142,6 +143,8 @@ class LocalTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
+        """Return a function of the root that makes the recorded call, with a placeholder for each of its tensors."""
+
         def fill(value: Any) -> Any:
             return self.create_proxy("placeholder", value.name, (), {}) if isinstance(value, Placeholder) else value
 
@@ -154,7 +157,7 @@ class LocalTracer(fx.Tracer):
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Return `value` with `function` applied to what is not a tuple, list or dict."""
+    """Return `value` with `function` applied to every leaf of nested tuples, lists and dicts."""
     if type(value) is list or type(value) is tuple:
         return type(value)([map_leaves(item, function) for item in value])
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -167,9 +170,9 @@ def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def default_call(forward: Callable[..., Any]) -> Call:
-    """Return the call of a method `forward` with a tensor for every argument without a default.
+    """Return the call of a method `forward` with a tensor for every argument that has no default.
 
-    A forward that takes `*args` alone is called with one tensor.
+    A forward without required positional arguments that takes `*args` gets one tensor for them.
     """
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -181,9 +184,9 @@ def default_call(forward: Callable[..., Any]) -> Call:
 
 
 def kinds_of_call(forward: Callable[..., Any]) -> list[tuple[Call, bool]]:
-    """Return calls that may take different branches, the default one first, each with gradients (True) or without.
+    """Return (call, whether gradients are on) pairs that may take different branches, the default call first.
 
-    Optional tensors are left out and given, together and alone, and flags are inverted.
+    Optional tensors are left out, all given, and given one at a time; flags are inverted one at a time.
     """
     plainest = default_call(forward)
     by_name = [p for p in list(inspect.signature(forward).parameters.values())[1:] if p.kind in BY_NAME]
@@ -200,8 +203,8 @@ def kinds_of_call(forward: Callable[..., Any]) -> list[tuple[Call, bool]]:
 def trace_forward(module: nn.Module, call: Call, *, training: bool) -> fx.Graph:
     """Return the graph of the module's own forward for one kind of call, children as leaves; the module is unchanged.
 
-    Raises TraceFailure if the forward cannot be traced, or has effects that a graph lacks: it draws random numbers or
-    creates a tensor at each call, assigns or changes an attribute, runs without gradients or in another precision.
+    Raises TraceFailure if the forward cannot be traced, or has effects that a graph does not record: it draws random
+    numbers or creates a tensor at each call, assigns or changes an attribute, turns gradients off or changes precision.
     """
     failure = TraceFailure("not tried")
     for proxy_buffers in (True, False):
@@ -220,9 +223,9 @@ def trace_forward(module: nn.Module, call: Call, *, training: bool) -> fx.Graph:
 
 
 def trace_once(tracer: LocalTracer, module: nn.Module, wrapped: Wrapped, *, training: bool) -> fx.Graph:
-    """Return the graph that `tracer` makes of the module's forward, functions in `wrapped` as leaves; see above.
+    """Return the graph that `tracer` makes of the module's forward, with the functions in `wrapped` as leaves.
 
-    Raises whatever the forward raises, and TraceFailure if the graph would not do all that it does.
+    Raises whatever the forward raises, and TraceFailure if the forward has effects that the graph does not record.
     """
     lost = tracer.lost
     with in_mode(module, training), unchanged(module) as changes, wrapped.active(), ExitStack() as watched:

@@ -1,7 +1,7 @@
-"""The graphs of one module's own forward, its children as leaves: read by the conversion, never run.
+"""The graphs of one module's own forward, with its children as leaves; the conversion reads them but never runs them.
 
-A graph holds for one kind of call. Several are made: in train and in eval mode, with gradients and without, with the
-optional arguments left out and given, so that weights are found that only some of the calls read.
+A graph is valid for one kind of call. Several kinds are traced (train and eval mode, with and without gradients, with
+and without optional arguments), to find weights that only some calls read.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from .one_forward import (
 )
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum)
-# Types of values by which two modules can be compared: they are immutable.
+# Immutable types, whose values can be compared between two modules.
 CONSTANT = (*_PLAIN, type, FunctionType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 
 
 @dataclass(frozen=True)
 class OwnGraphs:
-    """The traced forwards of one module, traced on `module`, children as leaves.
+    """The graphs of one module's forward, traced on `module`, with its children as leaves.
 
-    `partial` holds graphs of only part of the forward; `failure` says why the default call, without the arguments that
-    have defaults, could not be traced completely.
+    `partial` holds incomplete graphs; `failure` says why the default call, without optional arguments, could not be
+    traced completely, "" if it could.
     """
 
     module: nn.Module
@@ -58,7 +58,7 @@ class OwnGraphs:
 
 
 def own_graphs(module: nn.Module) -> OwnGraphs:
-    """Trace a module's own forward in the kinds of call that may read different weights."""
+    """Return the graphs of a module's own forward for the kinds of call that may read different weights."""
     original = as_original(module)
     graphs: list[fx.Graph] = []
     partial: list[fx.Graph] = []
@@ -80,7 +80,7 @@ def own_graphs(module: nn.Module) -> OwnGraphs:
 
 
 class Kind(NamedTuple):
-    """A kind of call to trace; `plainest`: without the arguments that have defaults; `rarer`: only if that fails."""
+    """A kind of call to trace; `plainest`: without optional arguments; `rarer`: only tried if the plainest fails."""
 
     call: Call
     training: bool
@@ -113,17 +113,17 @@ def rarer_kinds(module: nn.Module) -> Iterator[Kind]:
 
 
 def trace_kind(original: nn.Module, kind: Kind) -> fx.Graph:
-    """Return the graph of one kind of call; raises TraceFailure, with a graph if it shows part of the forward."""
+    """Return the graph of one kind of call; raises TraceFailure, with an incomplete graph if there is one."""
     precision = torch.autocast("cpu", torch.bfloat16) if kind.autocast else nullcontext()
     with torch.set_grad_enabled(kind.gradients), precision:
         return trace_forward(original, kind.call, training=kind.training)
 
 
 def as_original(module: nn.Module) -> nn.Module:
-    """Return an object of the module's original class over the same attributes, whose forward is the dense one.
+    """Return an object of the module's original class with the same attributes, whose forward is the dense one.
 
-    Its own parameters are others over the same memory: a trace shows which of the module's are read by another way
-    (a closure, a list) than as the attribute that a mask replaces.
+    Its own parameters are new objects that share memory with the module's, so that a trace shows if the forward reads
+    the module's parameter in another way (from a closure, a list) than as the attribute that a mask replaces.
     """
     copied = with_attributes(original_class(module), module)
     bind_to(copied, module, bound_attributes(module))

@@ -1,7 +1,7 @@
-"""Partial graphs of forwards that cannot be traced: some of their paths, to find weights in, never to be run.
+"""Partial graphs of forwards that cannot be traced, used to find weights on some of their paths and never run.
 
-Where the code needs a value that a trace does not have, one is assumed: a condition is tried both ways, a loop over a
-tensor runs once, a number is 1. A trace that still fails counts up to there.
+Values that a trace does not have are assumed: a condition is tried both ways, a loop over a tensor runs once, a number
+is 1. If a trace still fails, its graph up to the failure is used.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from torch.fx.proxy import ParameterProxy
 from .leaf_functions import Wrapped, wrap_innermost
 from .one_forward import ATTEMPTS, LocalTracer, TraceFailure, default_call, trace_once
 
-_PATHS = 16  # that are followed in each mode
-_TURNS = 4  # of a loop on a condition
-_LONGEST = 64  # parameter that a loop runs over
+_PATHS = 16  # paths followed in each mode
+_TURNS = 4  # turns of a loop with a condition
+_LONGEST = 64  # turns of a loop over a parameter
 
 Place = tuple[str, int]  # file and line
 Answers = dict[Place, bool]
 
 
 def partial_graphs(module: nn.Module) -> Iterator[fx.Graph]:
-    """Yield graphs of what a module's forward does on some of its paths; none may be run, and any may be cut short.
+    """Yield graphs of some paths of a module's forward; they must not run, and may be incomplete.
 
-    `module` is an object of its original class, which gets the constants that the graphs read for attributes.
+    `module` is an object of its original class; constants that the graphs read become its attributes.
     """
     for training in (True, False):
         wrapped = Wrapped()
         waiting: list[Answers] = [{}]
         known: set[Place] = set()
-        for answers in waiting:  # more are added while it runs
+        for answers in waiting:  # grows inside the loop
             graph, asked = _partial_graph(module, answers, wrapped, training)
             if graph is not None:
                 yield graph
@@ -46,7 +46,7 @@ def partial_graphs(module: nn.Module) -> Iterator[fx.Graph]:
 def _partial_graph(
     module: nn.Module, answers: Answers, wrapped: Wrapped, training: bool
 ) -> tuple[fx.Graph | None, list[Place]]:
-    """Return the graph of one path (or None), and the places of the conditions on it."""
+    """Return the graph of one path, or None, and the places of the conditions on that path."""
     for _ in range(ATTEMPTS):
         tracer = _Tracer(default_call(type(module).forward), answers)
         try:
@@ -61,7 +61,7 @@ def _partial_graph(
 
 
 class _Tracer(LocalTracer):
-    """Assumes values of proxies: conditions by place (False if there is no answer), loops, numbers."""
+    """Assumes values for proxies: conditions by their place (False without an answer), loops and numbers."""
 
     def __init__(self, call: Any, answers: Answers) -> None:
         super().__init__(call, proxy_buffers=True)
@@ -86,7 +86,7 @@ class _Tracer(LocalTracer):
 
 
 class _Value(fx.Proxy):
-    """A proxy with assumed length and number."""
+    """A proxy with length 1 and value 1."""
 
     def __len__(self) -> int:
         return 1

@@ -1,4 +1,4 @@
-"""Parts of a traced forward, and graphs as functions."""
+"""Parts of a traced forward as callable functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NUMBERS = count()
 
 
 def ancestors(node: Any, *, modules: bool = True) -> set[fx.Node]:
-    """Return the nodes that a node is computed from, itself included; without `modules`, not through module calls."""
+    """Return the nodes that `node` is computed from, and itself; without `modules`, not through module calls."""
     found: set[fx.Node] = set()
     waiting = [node] if isinstance(node, fx.Node) else []
     while waiting:
@@ -26,7 +26,7 @@ def ancestors(node: Any, *, modules: bool = True) -> set[fx.Node]:
 
 
 def subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
-    """Return a function of the module that computes one node; the node must depend on no argument."""
+    """Return a function of the module that computes the node `result`, which must not depend on an input."""
     part = fx.Graph()
     wanted = ancestors(result)
     copies: dict[fx.Node, fx.Node] = {}
@@ -38,10 +38,10 @@ def subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
 
 
 def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
-    """Return a graph as a function of the module and the tensors it was traced for; `name` is for tracebacks."""
+    """Return a graph as a function of the module and the graph's inputs; `name` appears in tracebacks."""
     code = graph.python_code("self")
     filename = f"<sparsify {name} {next(_NUMBERS)}>"
-    # Tracebacks of generated code show its lines.
+    # So that tracebacks show the lines of the generated code.
     linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
     namespace = dict(code.globals)
     exec(compile(code.src, filename, "exec"), namespace)

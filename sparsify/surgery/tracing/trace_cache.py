@@ -14,11 +14,11 @@ _LARGEST = 1 << 22  # bytes: larger buffers are not compared
 
 
 class _UnknownError(Exception):
-    """A module has a value that its forward may depend on and that cannot be compared."""
+    """A module holds a value that its forward may depend on but that cannot be compared."""
 
 
 def graphs_like(module: nn.Module, known: dict[Any, OwnGraphs]) -> OwnGraphs:
-    """Return the traced forwards of a module: those of an equal one in `known`, or new ones, which are added to it."""
+    """Return the traced forwards of a module: those of an equal module in `known`, else new ones, added to `known`."""
     try:
         key = _described(module, {})
     except _UnknownError:
@@ -32,7 +32,7 @@ def graphs_like(module: nn.Module, known: dict[Any, OwnGraphs]) -> OwnGraphs:
 
 
 def _described(module: nn.Module, seen: dict[int, int]) -> Any:
-    """Return a key of all that a forward can depend on, the values of parameters excepted: equal keys, equal graphs."""
+    """Return a key of everything that a forward's graph can depend on, which leaves out the values of parameters."""
     plain = [(name, _value(value)) for name, value in module.__dict__.items() if name not in OF_EVERY_MODULE]
     parameters = [(name, _tensor(tensor, seen)) for name, tensor in module._parameters.items()]
     buffers = [(name, _tensor(tensor, seen), _content(tensor)) for name, tensor in module._buffers.items()]

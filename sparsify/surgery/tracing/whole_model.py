@@ -1,4 +1,4 @@
-"""trace(): the whole model as one graph with masked operations as nodes, made on demand and of a copy."""
+"""trace(): the whole model as one graph with masked operations as nodes, traced on demand from a copy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .one_forward import ATTEMPTS, Call, LocalTracer, default_call
 
 
 class WholeTracer(LocalTracer):
-    """Traces a whole model down to torch functions; modules of torch.nn and the classes in `leaves` are one node."""
+    """Traces a whole model down to torch functions; modules of torch.nn and of the classes in `leaves` are one node."""
 
     def __init__(self, call: Call, leaves: set[type], *, proxy_buffers: bool) -> None:
         super().__init__(call, proxy_buffers=proxy_buffers)
@@ -28,7 +28,7 @@ class WholeTracer(LocalTracer):
         return type(m) in self.leaves or fx.Tracer.is_leaf_module(self, m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        # On an error the stack keeps the modules that were being traced, the innermost last.
+        # After an error, the stack holds the modules that were being traced, the innermost last.
         self.entered.append(m)
         result = super().call_module(m, forward, args, kwargs)
         self.entered.pop()
@@ -37,12 +37,12 @@ class WholeTracer(LocalTracer):
 
 @takes(model=nn.Module)
 def trace(model: nn.Module) -> fx.GraphModule:
-    """Return the whole model as one `fx.GraphModule`, made of a copy, with masked operations as nodes.
+    """Return the whole model as one `fx.GraphModule`, traced from a copy, with masked operations as nodes.
 
-    Optional arguments of the forward have their defaults. What fx cannot trace becomes one node: the innermost function
-    that is called by a global name, or else the innermost module. The graph holds for the model's present mode (train
-    or eval) alone; `model` is not changed. Raises SparsifyError, naming the line, if the model's own forward
-    cannot be traced.
+    Optional arguments of the forward take their defaults. Code that fx cannot trace becomes one node: the innermost
+    function that is called by a global name, or else the innermost module. The graph is valid for the model's current
+    mode (train or eval) only. `model` is not changed. Raises SparsifyError, which names the line, if the model's own
+    forward cannot be traced.
     """
     if "forward" in model.__dict__:
         raise SparsifyError(
@@ -83,7 +83,7 @@ def _graph_module(root: nn.Module, graph: fx.Graph, constants: dict[str, Tensor]
 
 
 def _join_masks(graph: fx.Graph) -> None:
-    """Make one masked operation of a conv or linear operation and the mask on its weight."""
+    """Merge each conv or linear operation and the mask on its weight into one masked operation, in place."""
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target not in ops.MASKED:
             continue
@@ -99,7 +99,7 @@ def _join_masks(graph: fx.Graph) -> None:
 
 
 def _wrap_known_functions(wrapped: Wrapped) -> None:
-    """Add the functions that timm, if it is loaded, lists as not traceable."""
+    """Add to `wrapped` the functions that timm, if imported, lists as not traceable."""
     listing = sys.modules.get("timm.layers._fx")
     if listing is None:
         return

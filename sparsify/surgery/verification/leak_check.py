@@ -1,4 +1,4 @@
-"""Leak check: which operations of a converted model see a weight without its mask."""
+"""Leak check: find the operations of a converted model that see a weight without its mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ...calls import tensors_in
 from ..masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters
 
-# Operations that take weights or extra parameters, by the name torch gives them.
+# Operations that take weights or extra parameters, by their names in torch.
 _DENSE_OPERATIONS = frozenset(
     """linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
     matmul mm bmm addmm baddbmm einsum tensordot linalg_multi_dot chain_matmul
@@ -35,12 +35,12 @@ def _storage(tensor: Tensor) -> int:
     """Return what names a tensor's storage: not its address, since asking for that ends copy-on-write."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse tensors and others without memory of their own
+    except (NotImplementedError, RuntimeError):  # sparse tensors and others without storage
         return 0
 
 
 def _mask_of(node: Any) -> Tensor | None:
-    """Return the mask of a node of the backward graph that masks, else None."""
+    """Return the mask that a node of the autograd graph applies, or None."""
     if node.name().startswith("_MaskOperand"):
         mask: Tensor = node.saved_tensors[0]
         return mask
@@ -52,7 +52,8 @@ def walk(
 ) -> None:
     """Walk the autograd graph of `outputs` and add weight names to three sets.
 
-    `live`: the mask is reached; `reached`: the parameter is reached; `dense`: it is reached without its mask.
+    `live`: the walk reaches the weight's mask; `reached`: it reaches the parameter; `dense`: it reaches the parameter
+    on a path without its mask.
     """
     by_mask = {_storage(weight.mask): weight for weight in weights.values() if weight.mask.numel()}
     first_name = {id(weight.parameter): name for name, weight in weights.items()}
@@ -78,22 +79,22 @@ def walk(
 
 
 class DenseWeights(TorchFunctionMode):
-    """Records every operation that uses a masked weight, or one computed from it, without the mask.
+    """Record every operation that uses a masked weight, or a weight computed from it, without the mask.
 
-    `found` has a line for each; `used` are the weights whose masked form an operation used, `unmasked` the parameters
-    of two or more dimensions without a mask that a product used. `converted` is the model of which copies run.
+    `found` has a line for each such operation. `used` holds the weights whose masked form an operation used, `unmasked`
+    the parameters of two or more dimensions without a mask that a product used. Copies of `converted` run.
     """
 
     def __init__(self, converted: nn.Module) -> None:
         super().__init__()
-        # What runs is a copy; closures that were not copied with it read the model itself.
+        # A copy runs, but closures that were not copied with it read the model itself.
         self.of_model = {_storage(w.parameter): name for name, w in masked_parameters(converted).items()}
         self.found: list[str] = []
         self.used: set[str] = set()
         self.unmasked: set[str] = set()
 
     def of(self, model: nn.Module) -> DenseWeights:
-        """Return the watch, turned to a converted model that is about to run."""
+        """Return self, watching the weights of a converted model that is about to run."""
         self.weights = masked_parameters(model)
         first = {id(weight.parameter): name for name, weight in self.weights.items()}
         here = {_storage(w.parameter): name for name, w in self.weights.items()}
@@ -126,7 +127,7 @@ class DenseWeights(TorchFunctionMode):
         return self.outside.get(tensor.untyped_storage().data_ptr(), own) if own and self.outside else own
 
     def follow(self, operation: str, args: Any, result: Any) -> None:
-        """Record the weights whose masked form an operation uses; one that only passes it on does not use it."""
+        """Record the weights whose masked form an operation uses; one that only passes it on does not count."""
         given = [item for value in args for item in (value if isinstance(value, (tuple, list)) else (value,))]
         names = {self.effective.get(item) for item in given if isinstance(item, Tensor)}
         names |= {self.masks.get(_storage(item)) for item in given if isinstance(item, Tensor)}
@@ -137,13 +138,13 @@ class DenseWeights(TorchFunctionMode):
             self.effective[result] = next(iter(names))
 
     def look_at_arguments(self, operation: str, arguments: Any) -> None:
-        """Record the masked weights among the arguments of an operation that are unmasked."""
+        """Record the weights that an operation takes as arguments without their masks."""
         for tensor in tensors_in(arguments) if operation in _DENSE_OPERATIONS else ():
             memory = self._memory(tensor)
             name = self.storages.get(memory) if tensor.numel() else None
             if operation in _PRODUCTS and memory in self.others:
                 self.unmasked.add(self.others[memory])
-            # What computes a weight multiplies with the parameter (a spectral norm say): the result is masked.
+            # A product that computes a weight may use the parameter (spectral norm); the mask goes on its result.
             if name is not None and (operation in _TAKES_WEIGHT_SECOND or not is_computed(self.weights[name])):
                 self.found.append(f"{name}: {operation} saw the dense weight")
 
@@ -154,15 +155,15 @@ class DenseWeights(TorchFunctionMode):
         few_zeros = operand.numel() > 1 and (operand == 0).float().mean().item() < _LEAST_ZEROS
         for name in sorted(live - dense):
             extra = self.weights[name].parameter_name in self.weights[name].module.__dict__.get("masked_also", ())
-            # What is computed from a masked extra parameter may be anything.
+            # A tensor computed from a masked extra parameter need not have zeros.
             if few_zeros and not extra and operand.shape == self.weights[name].parameter.shape:
                 self.found.append(f"{name}: {operation} saw a weight whose zeros were lost after masking")
 
 
 class FusedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records dense weights in the fused kernels that layers of torch.nn call in eval mode without gradients.
+    """Record dense weights in the fused kernels that layers of torch.nn call in eval mode without gradients.
 
-    Layers do not call these kernels while a TorchFunctionMode is active.
+    A dispatch mode, since layers do not call these kernels while a TorchFunctionMode is active.
     """
 
     def __init__(self, watch: DenseWeights) -> None:

@@ -1,4 +1,4 @@
-"""Bitwise comparison of a converted model with the same model without masks: equal calls, states, seeds and modes."""
+"""Bitwise comparison of a converted model with the same model without masks, with equal inputs, states and seeds."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..copy_on_write import CopyOnWrite
 from ..masks import all_masked_parameters
 from .recomputed_weights import recomputed_weights
 
-Inspect = Callable[[nn.Module, list[Tensor]], None]  # looks at a copy that has run, and at its outputs
+Inspect = Callable[[nn.Module, list[Tensor]], None]  # called with a copy that has run and its outputs
 Watched = Callable[[nn.Module], AbstractContextManager[Any]]  # what a copy runs in
 
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to call a model. `backward`: gradients are compared too; `required`: optional arguments are left out."""
+    """A way to call a model. `backward`: also compare gradients; `required`: leave out optional arguments."""
 
     name: str
     training: bool = False
@@ -54,7 +54,7 @@ REQUIRED = (
 
 @dataclass
 class Runs:
-    """Runs copies of one model, each from the model's state: tensors, attributes, seeds.
+    """Runs copies of one model, each from the model's own state (tensors, attributes) and with the same seeds.
 
     The copies share the model's `memory` until they write to it; `masks` maps the ids of the model's masks to the masks
     of the copies.
@@ -72,7 +72,7 @@ class Runs:
         self.required = required_call(self.model, self.args, self.kwargs)
 
     def copied(self, *, plain: bool, gradients: bool) -> nn.Module:
-        """Return a copy of the model as it is now, without masks (`plain`) or with `masks`."""
+        """Return a copy of the model in its current state, without masks (`plain`) or with `masks`."""
         memo: dict[int, Any] = self.memory.of_model(self.model) | self.masks
         for parameter in self.model.parameters():
             if id(parameter) in memo:
@@ -117,7 +117,7 @@ class Runs:
             return tensors_in(model(*args, **kwargs))
 
     def results(self, mode: Mode, *, plain: bool, look: Inspect | None = None) -> list[Tensor]:
-        """Return the outputs, digests of the gradients (if there is a backward pass), and the buffers after one run."""
+        """Return the outputs, digests of the gradients (if the mode has a backward pass) and buffers after one run."""
         model, outputs = self.run(mode, plain=plain, gradients=mode.gradients)
         if look is not None:
             look(model, outputs)
@@ -134,7 +134,7 @@ class Runs:
         return [*(output.detach() for output in outputs), *gradients, *buffers]
 
     def same(self, mode: Mode, look: Inspect | None = None) -> tuple[bool | None, str]:
-        """Return whether both give the same bits in a mode; (None, reason) if the plain model does not repeat its own.
+        """Return (whether both models give the same bits in a mode, ""), or (None, reason) if bits vary between runs.
 
         Raises whatever the model without masks raises.
         """
@@ -142,17 +142,17 @@ class Runs:
         given = self.results(mode, plain=False, look=look)
         if _equal(expected, given):
             return True, ""
-        # It may differ by the hour, or by what threads did first: then no bit proves anything.
+        # Results may depend on the time or on the order of threads; then a difference proves nothing.
         for plain, first in ((True, expected), (False, given), (True, expected)):
             if not _equal(first, self.results(mode, plain=plain)):
-                return None, "the model gives other bits each time"
+                return None, "the model does not repeat its own bits"
         return False, ""
 
 
 def required_call(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Return the arguments of a call without those that have defaults, or None if none of them was given."""
+    """Return the arguments of a call without the optional ones, or None if the call gives no optional argument."""
     try:
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
     except (TypeError, ValueError):
@@ -165,7 +165,7 @@ def required_call(
 
 
 def left_out(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Return the names of the optional arguments that a call does not give."""
+    """Return the names of the optional arguments that a call leaves out."""
     try:
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
     except (TypeError, ValueError):
@@ -176,9 +176,9 @@ def left_out(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _digested_gradients(model: nn.Module) -> dict[int, bytes]:
-    """Return a dict that a backward pass fills, by the ids of the parameters, with digests of the gradients' bits.
+    """Return a dict that a backward pass fills with digests of the gradients' bits, by parameter id.
 
-    Each gradient is let go as soon as it is complete: all of them take as much memory as the model.
+    Each gradient is freed once it is complete, since all of them together take as much memory as the model.
     """
     found: dict[int, bytes] = {}
 

@@ -1,4 +1,4 @@
-"""verify(): proof of a conversion on an example input."""
+"""verify(): check a conversion on an example input."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _LARGE = 1 << 12  # entries
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found. `None` for a comparison that could not be made; `notes` says why.
+    """The result of `verify`. A comparison that could not be made is `None`, and `notes` says why.
 
-    `identical_eval` and `identical_train`: same bits as the model without masks (in train mode with the same seeds,
-    gradients and buffers included). `modes`: the same of further modes, by name: with and without gradients, under
-    autocast, with optional arguments left out. `live`: weights whose mask is reached by autograd in train or eval mode.
-    `without_gradient`: those that the forward uses, masked, where no gradient flows: behind detach, topk, argmax.
-    `unused`: weights that the forward does not use in either mode. `dense`: weights used somewhere without their mask.
-    `leaks`: operations that saw a dense weight under random half masks. `unmasked`: what products used that carries no
-    mask. Further parameters with masks count as weights here.
+    `identical_eval` and `identical_train`: whether the bits equal those of the model without masks (in train mode with
+    the same seeds, including gradients and buffers). `modes`: the same for further modes, by name: with and without
+    gradients, under autocast, with optional arguments left out. `live`: weights whose mask autograd reaches in train or
+    eval mode. `without_gradient`: weights that the forward uses masked, but only where no gradient flows (after detach,
+    topk, argmax). `unused`: weights that the forward does not use in either mode. `dense`: weights also used without
+    their mask. `leaks`: operations that saw a dense weight under random half masks. `unmasked`: parameters without a
+    mask that products used. Extra parameters with masks (`mask_also`) count as weights here.
     """
 
     identical_eval: bool | None
@@ -59,13 +59,13 @@ class VerifyReport:
 
     @property
     def dead(self) -> list[str]:
-        """Weights that the forward uses although their mask has no effect."""
+        """Weights that the forward uses, but whose mask has no effect."""
         quiet = {*self.live, *self.unused, *self.without_gradient}
         return [name for name in self.masked if name not in quiet]
 
     @property
     def problems(self) -> list[str]:
-        """One line for each thing that is wrong; empty if the conversion holds."""
+        """One line for each problem; empty if the conversion is correct."""
         lines = []
         if self.identical_eval is False:
             lines.append("the outputs in eval mode differ from the model without masks")
@@ -73,12 +73,12 @@ class VerifyReport:
             lines.append("the outputs, gradients or buffers in train mode differ from the model without masks")
         lines += [f"the outputs in {name} differ from the model without masks" for name in self._differing]
         lines += [f"{name}: its mask has no effect" for name in self.dead]
-        lines += [f"{name}: used without its mask as well" for name in self.dense]
+        lines += [f"{name}: also used without its mask" for name in self.dense]
         return lines + self.leaks
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     @property
@@ -101,18 +101,21 @@ class VerifyReport:
 
 @takes(model=nn.Module, kwargs=(Mapping, NoneType))
 def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None) -> VerifyReport:
-    """Return whether a conversion holds on one input, as `ok` of the report; `model` is not changed, copies of it run.
+    """Return a report whose `ok` says whether the conversion of `model` is correct on one input.
 
-    `args` is a tensor, a tuple of positional arguments, a dict of keyword arguments (as `kwargs` is) or
-    `sparsify.Inputs(*args, **kwargs)`. With all-ones masks the outputs must equal the plain model's bit for bit, in
-    eval and train mode, with and without gradients, under autocast to bfloat16, with optional arguments and without; in
-    train mode gradients and buffers too. Both run from the same state and seeds (of torch, Python and NumPy); where
-    that does not make the plain model give the same bits twice, or a mode cannot run, nothing is compared, and a note
-    says so, as of optional arguments that the example never gives. Every mask must be reached by autograd in train or
-    eval mode, or be used where no gradient flows, and with random half masks no conv, linear, attention or recurrent
-    operation may see a dense weight.
-    Raises SparsifyError for an input that the model's forward does not take, and whatever that raises in eval mode,
-    with gradients too.
+    `args` is a tensor, a tuple of positional arguments, a dict of keyword arguments (like `kwargs`) or
+    `sparsify.Inputs(*args, **kwargs)`. Only copies of `model` run. Three things are checked:
+
+    - With all-ones masks, outputs equal those of the plain model bit for bit: in eval and train mode, with and without
+      gradients, under autocast to bfloat16, with and without optional arguments; in train mode gradients and buffers
+      too. Both models start from the same state and seeds (torch, Python, NumPy). If the plain model does not repeat
+      its own bits, or a mode cannot run, that mode is not compared, and a note says so; another note names optional
+      arguments that the example leaves out.
+    - Autograd reaches every mask in train or eval mode, or the masked weight is used where no gradient flows.
+    - With random half masks, no conv, linear, attention or recurrent operation sees a dense weight.
+
+    Raises SparsifyError for an input that the forward does not take, and whatever the forward raises in eval mode both
+    without and with gradients.
     """
     inputs = inputs_of(args, "verify")
     inputs = inputs_of(Inputs(*inputs.args, **inputs.kwargs, **(kwargs or {})), "verify", model)
@@ -156,7 +159,7 @@ def _verify(runs: Runs) -> VerifyReport:
 
 
 def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[Mode], list[str]]:
-    """Return whether the bits are the same, by mode (None: not compared), the modes that ran, and notes."""
+    """Return {mode: whether the bits are the same, None if not compared}, the modes that ran, and notes."""
     same: dict[str, bool | None] = {}
     try:
         same[EVAL.name], reason = runs.same(EVAL)
@@ -165,10 +168,10 @@ def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[M
     except Exception as error:  # some models take gradients in their forward (forces of an energy)
         try:
             same[EVAL.name], _ = runs.same(EVAL_WITH_GRADIENTS, look)
-        except Exception:  # noqa: BLE001 - it cannot run so either: the first error is the one to see
+        except Exception:  # noqa: BLE001 - it cannot run with gradients either: show the first error
             raise error from None
         same[EVAL_WITH_GRADIENTS.name] = same[EVAL.name]
-        notes = [f"{EVAL.name} was compared with gradients alone: {type(error).__name__}: {error}".splitlines()[0]]
+        notes = [f"{EVAL.name} was compared with gradients only: {type(error).__name__}: {error}".splitlines()[0]]
         ran = [EVAL_WITH_GRADIENTS]
     for mode in [TRAIN, *EXTRA_MODES, *(REQUIRED if runs.required is not None else ())]:
         if mode in ran:
@@ -179,7 +182,7 @@ def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[M
         try:
             same[mode.name], reason = runs.same(mode, look if mode.gradients else None)
             ran.append(mode)
-        except Exception as error:  # noqa: BLE001 - some models cannot run so (targets, batch of one, no bfloat16)
+        except Exception as error:  # noqa: BLE001 - some models lack the mode (targets, batch of one, no bfloat16)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if reason:
             notes.append(f"{mode.name} was not {'checked' if mode is TRAIN else 'compared'}: {reason}")
@@ -187,11 +190,11 @@ def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[M
 
 
 def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
-    """Run under random half masks and return the watch that saw all operations."""
+    """Run the model under random half masks and return the watch that recorded its operations."""
     generator = torch.Generator().manual_seed(0)
     runs.masks = {}  # whose memory is not needed any more
     half: dict[int, Tensor] = {}
-    for weight in all_masked_parameters(runs.model):  # a parameter of several names has one mask
+    for weight in all_masked_parameters(runs.model):  # a parameter with several names has one mask
         half[id(weight.parameter)] = half.get(id(weight.parameter), _half(weight, generator))
     runs.masks = {id(w.mask): half[id(w.parameter)] for w in all_masked_parameters(runs.model)}
     watch = DenseWeights(runs.model)
@@ -207,7 +210,7 @@ def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
 
 
 def _half(weight: MaskedWeight, generator: torch.Generator) -> Tensor:
-    """Return a random mask of half the entries: of few exactly half, since by chance nearly all might stay."""
+    """Return a random mask of half the entries: exactly half for small weights, where chance might keep nearly all."""
     count = weight.mask.numel()
     if count > _LARGE:
         return (torch.rand(weight.mask.shape, generator=generator) < 0.5).to(weight.mask.device)

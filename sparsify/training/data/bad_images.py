@@ -1,4 +1,4 @@
-"""Image files that cannot be read: told in one line with the file's name, or left out and counted."""
+"""Image files that cannot be read: a one-line error that names the file or, with `data.skip_bad`, skipped."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Subset, default_collate
 
 from ...errors import RunError, SparsifyError, one_line
+from ...quantities import count
 
 # What Pillow raises for damaged files, by format.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
@@ -21,7 +22,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.er
 
 @dataclass(frozen=True)
 class Bad:
-    """An image that could not be read: its file, and why. A worker process hands it over in the place of an image."""
+    """An image that could not be read: its file, and why. Workers return it in place of the image."""
 
     file: str
     reason: str
@@ -31,7 +32,7 @@ def read_image(dataset: Any, index: int) -> Any:
     """Return the item `index` of a data set of image files, `Bad` for an image that cannot be read."""
     file = _file_of(dataset, index)
     if file is not None and not Path(file).is_file():
-        # A pipe would be waited for without end.
+        # Opening a pipe would block for ever.
         return Bad(file, "not a file" if Path(file).exists() else "no such file")
     try:
         with warnings.catch_warnings():
@@ -42,20 +43,20 @@ def read_image(dataset: Any, index: int) -> Any:
 
 
 def collate(items: Sequence[Any]) -> tuple[Any, list[Bad]]:
-    """Return the batch of those `items` that could be read (None if there are none), and the others."""
+    """Return the batch of readable `items`, None if there are none, and the unreadable ones."""
     good = [item for item in items if not isinstance(item, Bad)]
     return default_collate(good) if good else None, [item for item in items if isinstance(item, Bad)]
 
 
 class Skipped:
-    """What is done about bad images: the first raises SparsifyError, or, with `skip`, they are counted by file."""
+    """Policy for unreadable images: raise SparsifyError at the first or, with `skip`, collect their files."""
 
     def __init__(self, *, skip: bool) -> None:
         self.skips = skip
         self.files: set[str] = set()
 
     def take(self, bad: Sequence[Bad]) -> None:
-        """Raise or count. Of those that are counted the 1st, 10th, 100th ... is warned of."""
+        """Raise or collect; warn at the 1st, 10th, 100th ... file."""
         for one in bad:
             if not self.skips:
                 raise SparsifyError(
@@ -64,22 +65,22 @@ class Skipped:
             if one.file not in self.files:
                 self.files.add(one.file)
                 if str(len(self.files)).strip("0") == "1":
-                    count = f"{len(self.files):,} image{'s' if len(self.files) > 1 else ''} left out"
-                    warnings.warn(f"data.skip_bad: {count} by now: {one.file}: {one.reason}", stacklevel=2)
+                    left_out = f"{count(len(self.files), 'image')} left out"
+                    warnings.warn(f"data.skip_bad: {left_out} so far: {one.file}: {one.reason}", stacklevel=2)
 
 
 @contextmanager
 def dead_workers() -> Iterator[None]:
-    """Raise RunError, one line, where a worker process has died."""
+    """Raise RunError, one line, if a worker process has died."""
     try:
         yield
     except RuntimeError as error:
-        # torch has no type of its own for it.
+        # torch has no exception type for it.
         if not str(error).startswith("DataLoader worker"):
             raise
         raise RunError(
             "data.workers: a process that reads images has died or was killed (for lack of memory?); "
-            "fewer data.workers may help, a run goes on with --resume"
+            "fewer data.workers may help; --resume continues the run"
         ) from error
 
 

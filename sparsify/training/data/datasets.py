@@ -1,4 +1,4 @@
-"""Data sets by name, and how their images have to look for a model."""
+"""Data sets by name, with images of the size and channels that a model takes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device
     crop = settings.crop_padding if settings.crop_padding is not None else row.crop_padding
     flip = settings.flip if settings.flip is not None else row.flip
     normalisation = normalisation_of(train.pixels)
-    train, test = (_limited(part, settings.limit) for part in (train, test))
+    if settings.limit is not None:
+        train, test = (_limited(part, settings.limit) for part in (train, test))
     view = View(size, channels, normalisation, crop, settings.padding_mode, flip)
     mean, std = (tuple((part / row.white).tolist()) for part in (normalisation.mean, normalisation.std))
     mode = "L" if row.channels == 1 else "RGB"
@@ -68,8 +69,6 @@ def load_data(settings: DataSettings, model: nn.Module, *, seed: int = 0, device
     )
 
 
-def _limited(images: Images, limit: int | None) -> Images:
-    if limit is None:
-        return images
+def _limited(images: Images, limit: int) -> Images:
     chosen = torch.tensor(image_files.spread(len(images.labels), limit))
     return replace(images, pixels=images.pixels[chosen], labels=images.labels[chosen])

@@ -1,7 +1,7 @@
-"""Image data sets of the Hugging Face hub, by its package `datasets`: fetched by name, or lying in a folder.
+"""Image data sets of the Hugging Face hub, through its package `datasets`: downloaded by name, or read from a folder.
 
 A folder holds what `save_to_disk` wrote, or files that `datasets` reads (parquet, or images in a folder per class).
-Nothing in it is executed: that package gave up sets that are programs with version 4, which is needed.
+Nothing in it is executed: `datasets` 4, which is required, dropped loading scripts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SAVED = ("dataset_dict.json", "dataset_info.json")
 
 
 class HubImages(Dataset[Any]):
-    """One part of a set: pairs of an image, put through `transform` if there is one, and the index of its class."""
+    """One part of a data set: pairs of an image, transformed if `transform` is set, and its class index."""
 
     def __init__(self, table: Any, image: str, label: str, classes: list[str]) -> None:
         self._table, self._image, self._label = table, image, label
@@ -40,10 +40,10 @@ class HubImages(Dataset[Any]):
 
 
 def hub_sets(settings: DataSettings) -> tuple[HubImages, HubImages]:
-    """Return the parts for training and for the test of `hf:NAME` or `hf:FOLDER`.
+    """Return the training and test parts of `hf:NAME` or `hf:FOLDER`.
 
-    The images are the only column of images, the classes the only column with names of classes unless `label` names
-    one. Raises SparsifyError for a part or a column that is not there, RunError for a set that cannot be fetched.
+    Images are taken from the only image column, classes from the only ClassLabel column or the column `label`. Raises
+    SparsifyError for a missing part or column, RunError for a data set that cannot be downloaded.
     """
     parts = _loaded(settings)
     train = _part(parts, settings.train_split, settings.name, "train_split")
@@ -98,8 +98,8 @@ def _columns(table: Any, settings: DataSettings) -> tuple[str, str]:
     columns = table.features
     images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
     if len(images) != 1:
-        told = f"{len(images)} columns of images ({', '.join(images)})" if images else "no column of images"
-        raise SparsifyError(f"data.name: '{settings.name}' has {told}; it has: {', '.join(columns)}")
+        found = f"{len(images)} columns of images ({', '.join(images)})" if images else "no column of images"
+        raise SparsifyError(f"data.name: '{settings.name}' has {found}; it has: {', '.join(columns)}")
     if settings.label is not None:
         if settings.label not in columns:
             hint = did_you_mean(settings.label, columns)
@@ -107,8 +107,8 @@ def _columns(table: Any, settings: DataSettings) -> tuple[str, str]:
         return images[0], settings.label
     named = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
     if len(named) != 1:
-        told = f"{len(named)} columns of classes ({', '.join(named)})" if named else "no column with names of classes"
-        raise SparsifyError(f"data.label: '{settings.name}' has {told}; name one of {', '.join(columns)}")
+        found = f"{len(named)} columns of classes ({', '.join(named)})" if named else "no column with names of classes"
+        raise SparsifyError(f"data.label: '{settings.name}' has {found}; name one of {', '.join(columns)}")
     return images[0], named[0]
 
 

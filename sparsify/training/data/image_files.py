@@ -1,7 +1,7 @@
-"""Batches of image files: of folders, the hub, and what timm.data reads. Decoded and varied by worker processes.
+"""Batches of image files, from folders, the hub and timm.data, decoded and augmented by worker processes.
 
-timm's own loader is not used, because its order and its crops depend on how many workers there are and on what was
-drawn before: a run could not go on inside an epoch with the same bits. Its transforms are.
+timm's transforms are used, but not its loader, whose order and crops depend on the number of workers and on earlier
+random numbers: a run could not resume within an epoch to the same bits.
 """
 
 from __future__ import annotations
@@ -54,17 +54,20 @@ def load_image_files(settings: DataSettings, model: nn.Module, *, seed: int, dev
     train, test = (Subset(part, spread(len(part), settings.limit)) for part in (train, test))
     common = {"workers": settings.workers, "seed": seed, "device": device, "classes": classes}
     for_training, for_testing = (
-        FileLoader(part, batch, shuffle=shuffle, drop_last=settings.drop_last and shuffle, bad=_bad(settings), **common)
+        FileLoader(
+            part,
+            batch,
+            shuffle=shuffle,
+            drop_last=settings.drop_last and shuffle,
+            bad=Skipped(skip=settings.skip_bad),
+            **common,
+        )
         for part, batch, shuffle in ((train, settings.batch_size, True), (test, settings.test_batch_size, False))
     )
     preprocessing = preprocessing_of(mode, for_test, config["interpolation"], mean, std, names)
     return Data(
         settings.name, classes, (channels, size, size), for_training, for_testing, len(train), len(test), preprocessing
     )
-
-
-def _bad(settings: DataSettings) -> Skipped:
-    return Skipped(skip=settings.skip_bad)
 
 
 def _first_size(train: Any, settings: DataSettings) -> tuple[int, int]:
@@ -74,12 +77,12 @@ def _first_size(train: Any, settings: DataSettings) -> tuple[int, int]:
         if not isinstance(item, Bad):
             width, height = item[0].size
             return width, height
-        _bad(settings).take([item])
+        Skipped(skip=settings.skip_bad).take([item])
     raise SparsifyError(f"data.name: '{settings.name}' has no training image that can be read")
 
 
 def spread(count: int, limit: int | None) -> list[int]:
-    """Return the indices of at most `limit` of `count` images, spread evenly, since sets are in order of classes."""
+    """Return the indices of at most `limit` of `count` images, spread evenly: data sets are sorted by class."""
     used = count if limit is None else min(limit, count)
     return [index * count // used for index in range(used)]
 
@@ -88,8 +91,8 @@ def spread(count: int, limit: int | None) -> list[int]:
 class FileLoader:
     """Batches of decoded image files on one device; `epoch(index)` depends on the seed and the index alone.
 
-    `bad` tells what is done about images that cannot be read; without it, errors are the data set's own. `classes` is
-    the number of classes, if labels are to be held against it.
+    `bad` is the policy for unreadable images; without it, errors of the data set pass through. `classes` is the number
+    of classes that labels are checked against, None for no check.
     """
 
     dataset: Any
@@ -104,8 +107,7 @@ class FileLoader:
 
     def __post_init__(self) -> None:
         count = len(self.dataset)
-        used, self._length = count_used(count, self.batch_size, shuffle=self.shuffle, drop_last=self.drop_last)
-        self._used = used
+        self._used, self._length = count_used(count, self.batch_size, shuffle=self.shuffle, drop_last=self.drop_last)
 
     def __len__(self) -> int:
         return self._length
@@ -114,7 +116,7 @@ class FileLoader:
         return self.epoch(0)
 
     def epoch(self, index: int, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, from batch number `start` on, of each a `share`."""
+        """Yield this process's `share` of each batch of epoch `index`, from batch number `start` on."""
         generator = generator_for(self.seed, index)
         count = len(self.dataset)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
@@ -140,7 +142,7 @@ class FileLoader:
                     yield Shared.make(images.to(self.device), labels.to(self.device), counted, of_all)
 
     def _readable(self, bad: Skipped, batch: tuple[Any, list[Bad]]) -> Any:
-        """Return what could be read of a batch; None if that is nothing, of test images."""
+        """Return the readable part of a batch, None for test images of which none is readable."""
         good, unread = batch
         bad.take(unread)
         left = 0 if good is None else len(good[1])
@@ -157,18 +159,18 @@ class FileLoader:
 
 
 def start_worker(_: int) -> None:
-    """Prepare a worker process: how it ends, and what is said of that, is the run's.
+    """Prepare a worker process, which the run ends and reports on.
 
-    It ignores what a terminal or a queue signals to its whole group: the run ends its step, then the workers. It prints
-    nothing when the run breaks off a transfer: the run says why, and a worker's thread would add a traceback.
+    It ignores signals that a terminal or a queue sends to the whole process group: the run finishes its step, then ends
+    the workers. It prints no traceback when the run closes the connection, since the run says why.
     """
-    sys.excepthook = _print_unless_the_run_broke_off
+    sys.excepthook = _print_unless_disconnected
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _print_unless_the_run_broke_off(
+def _print_unless_disconnected(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     if not issubclass(kind, ConnectionError | EOFError):
@@ -176,7 +178,7 @@ def _print_unless_the_run_broke_off(
 
 
 class _Seeded(Dataset[Any]):
-    """A data set whose random transforms draw from (seed, epoch, image), whichever process runs them."""
+    """A data set whose random transforms are seeded by (seed, epoch, image), whichever process runs them."""
 
     def __init__(self, dataset: Any, seed: int, epoch: int, *, files: bool) -> None:
         self._dataset, self._seed, self._epoch, self._files = dataset, seed, epoch, files
@@ -189,7 +191,7 @@ class _Seeded(Dataset[Any]):
 
 @dataclass(frozen=True)
 class _Converted:
-    """A transform of images that are first brought to a colour mode."""
+    """A transform of images that are first converted to a colour mode."""
 
     mode: str
     transform: Callable[[Any], Any]

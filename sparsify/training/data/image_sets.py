@@ -1,4 +1,4 @@
-"""Data sets of images by name: folders, sets of the Hugging Face hub, and what timm.data reads. Opened, not decoded."""
+"""Opening data sets of image files by name: folders, the Hugging Face hub, and what timm.data reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ...datasets import FOLDER, HUB
-from ...errors import RunError, SparsifyError
+from ...errors import RunError, SparsifyError, one_line
 from ..recipe.settings import DataSettings
 from .hub_sets import hub_sets
 from .labels import LABELS, labelled_sets
@@ -17,10 +17,10 @@ _TEST_FOLDERS = ("test", "val", "validation")
 
 
 def open_sets(settings: DataSettings) -> tuple[Any, Any]:
-    """Return the sets for training and for the test: pairs of an image of Pillow and a class, by index.
+    """Return the training and the test set: map-style data sets of pairs (PIL image, class index).
 
-    What is set as `transform` is called on the images. Raises SparsifyError for what is not there or does not fit,
-    RunError for what cannot be fetched.
+    Their attribute `transform`, if set, is applied to the images. Raises SparsifyError for data that are missing or do
+    not fit, RunError for data that cannot be downloaded.
     """
     if settings.name.startswith(FOLDER):
         return _folder(settings)
@@ -32,7 +32,7 @@ def open_sets(settings: DataSettings) -> tuple[Any, Any]:
 
 
 def count_classes(settings: DataSettings) -> int:
-    """Return the number of classes of a set of images. Raises SparsifyError if it cannot be told."""
+    """Return the number of classes of a set of images. Raises SparsifyError if it is not known."""
     if settings.name.startswith((FOLDER, HUB)):
         return len(open_sets(settings)[0].classes)
     if settings.num_classes is not None:
@@ -45,7 +45,7 @@ def count_classes(settings: DataSettings) -> int:
 
 
 def names_of(dataset: Any) -> list[str]:
-    """Return the names of the classes by index, none if the set does not tell them."""
+    """Return the names of the classes by index, [] if the set has none."""
     classes = getattr(dataset, "classes", None)
     if classes:
         return [str(name) for name in classes]
@@ -54,7 +54,7 @@ def names_of(dataset: Any) -> list[str]:
 
 
 def opened(path: str) -> Image.Image:
-    """Return an image of the mode that it has in its file: torchvision makes all RGB, and those of 16 bits white."""
+    """Return an image in the mode of its file: torchvision converts all to RGB, which turns 16-bit images white."""
     with Image.open(path) as image:
         image.load()
         return image
@@ -75,7 +75,7 @@ def _folder(settings: DataSettings) -> tuple[Any, Any]:
         if parts is None:
             parts = ImageFolder(str(root / "train"), loader=opened), ImageFolder(str(test), loader=opened)
     except OSError as error:
-        raise SparsifyError(f"data.name: {' '.join(str(error).split())}") from None
+        raise SparsifyError(f"data.name: {one_line(error)}") from None
     different = sorted(set(parts[0].classes) ^ set(parts[1].classes))
     if different:
         raise SparsifyError(
@@ -92,16 +92,16 @@ def _timm_set(settings: DataSettings, split: str, *, train: bool) -> Any:
     from timm.data import create_dataset
     from torchvision.datasets import DatasetFolder
 
-    # Only torchvision's sets take the word; Hugging Face's are fetched in any case.
+    # Only torchvision's sets take this argument; Hugging Face's are downloaded in any case.
     fetch = {"download": True} if settings.name.startswith("torch/") else {}
     try:
         found = create_dataset(settings.name, root=settings.dir or "data", split=split, is_training=train, **fetch)
     except ImportError as error:
         raise SparsifyError(f"data.name: '{settings.name}' needs a package that is not installed: {error}") from None
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:
-        raise SparsifyError(f"data.name: timm cannot read '{settings.name}': {' '.join(str(error).split())}") from None
+        raise SparsifyError(f"data.name: timm cannot read '{settings.name}': {one_line(error)}") from None
     except OSError as error:
-        raise RunError(f"data.name: '{settings.name}' cannot be fetched: {' '.join(str(error).split())}") from None
+        raise RunError(f"data.name: '{settings.name}' cannot be fetched: {one_line(error)}") from None
     if hasattr(found, "input_img_mode"):
         found.input_img_mode = None  # as `opened`
     if isinstance(found, DatasetFolder):

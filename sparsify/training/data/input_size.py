@@ -1,4 +1,4 @@
-"""Which images a model takes: tried on the model itself, since few models say it."""
+"""The images that a model takes, found by running it, since few models declare them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512
 def input_for(model: nn.Module, own: tuple[int, int], *, image_size: int | None = None) -> tuple[int, int]:
     """Return the channels and the size (height = width) of the images for `model`.
 
-    `own` is what the data have. The size is `image_size` if given, else the data's own unless the model refuses it,
+    `own` has those of the data. The size is `image_size` if given, else the data's own unless the model refuses it,
     else the smallest that it takes; channels are the data's own unless the model refuses them, else 3 or 1. Raises
-    SparsifyError, with the model's reason, if it takes none.
+    SparsifyError, with the model's error, if it takes none.
     """
     channels_own, size_own = own
     sizes = [image_size] if image_size is not None else smallest_first(model, size_own)
@@ -29,7 +29,7 @@ def input_for(model: nn.Module, own: tuple[int, int], *, image_size: int | None 
             refusal = refuses(model, (count, size, size))
             if refusal is None:
                 return count, size
-            # What is wrong with the size is told by the channels that got furthest: those the model was made for.
+            # With the channels that the model was made for, the error is about the size.
             reason = refusal if reason is None or count == 3 else reason
     tried = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     problem = one_line(reason, 200)
@@ -37,14 +37,14 @@ def input_for(model: nn.Module, own: tuple[int, int], *, image_size: int | None 
 
 
 def smallest_first(model: nn.Module, own: int) -> list[int]:
-    """Return the sizes worth trying: the data's own, then larger ones, the model's declared size among them."""
+    """Return the sizes to try: the data's own, then larger ones, the model's declared size among them."""
     declared = declared_size(model)
     larger = {size for size in (*_SIZES, declared) if size is not None and size > own}
     return [own, *sorted(larger)]
 
 
 def declared_size(model: nn.Module) -> int | None:
-    """Return the image size a model of timm or torchvision says it was made for, None if it says nothing."""
+    """Return the image size that a model of timm or torchvision declares, None if it declares none."""
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and config.get("input_size"):
         return int(config["input_size"][-1])
@@ -53,9 +53,9 @@ def declared_size(model: nn.Module) -> int | None:
 
 
 def refuses(model: nn.Module, shape: Sequence[int]) -> Exception | None:
-    """Return what the model raises for two images of `shape`, in training or in evaluation; None if it takes them.
+    """Return the model's exception for two images of `shape` in train or eval mode, None if it takes them.
 
-    Buffers, modes and random state are as before afterwards.
+    Buffers, modes and random states are restored.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     first = next(model.parameters(), torch.zeros(()))
@@ -63,11 +63,11 @@ def refuses(model: nn.Module, shape: Sequence[int]) -> Exception | None:
     devices = [first.device] if first.device.type == "cuda" else []
     try:
         with torch.no_grad(), keep_modes(model), torch.random.fork_rng(devices):
-            # Training first: models with auxiliary heads refuse more then.
+            # Train mode first: there, models with auxiliary heads refuse more.
             for mode in (True, False):
                 model.train(mode)
                 model(images)
-    except Exception as error:  # A model may refuse in any way it likes; the caller gets the reason.
+    except Exception as error:  # a model may raise anything; the caller gets the reason
         return error
     finally:
         with torch.no_grad():

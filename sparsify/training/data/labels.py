@@ -1,4 +1,4 @@
-"""Folders of images whose classes stand in a file `labels.csv`, in place of a folder for each class."""
+"""Folders of images whose classes are listed in a file `labels.csv` instead of a folder per class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLUMNS = ("file", "label")
 
 
 class LabelledImages(Dataset[Any]):
-    """Pairs of an image, put through `transform` if there is one, and the index of its class."""
+    """A data set of pairs of an image, transformed if `transform` is set, and its class index."""
 
     def __init__(self, samples: Sequence[tuple[str, int]], classes: list[str], loader: Callable[[str], Any]) -> None:
         self.samples, self.classes, self._loader = list(samples), classes, loader
@@ -35,7 +35,7 @@ class LabelledImages(Dataset[Any]):
 
 @dataclass(frozen=True)
 class _Row:
-    """A line: where it stands, the image's file, the first folder on the way to that, and the name of its class."""
+    """A row: its place in the table, the image's file, the first folder of its path, and the name of its class."""
 
     where: str
     file: str
@@ -46,11 +46,11 @@ class _Row:
 def labelled_sets(
     train: Path, test: Path, loader: Callable[[str], Any], *, others: Iterable[str] = (), missing: bool = False
 ) -> tuple[LabelledImages, LabelledImages] | None:
-    """Return the sets in the folders `train` and `test`, None if no `labels.csv` is in either or in the one of both.
+    """Return the sets of the folders `train` and `test`, None if neither they nor their parent have a `labels.csv`.
 
-    A table names files from its own folder on. Classes are the labels of the training images, in the order of their
-    names. `others` are folders beside the two whose lines are passed over; with `missing`, files may be missing.
-    Raises SparsifyError, one line, for what is wrong in a table.
+    A table has paths relative to its own folder. Classes are the labels of the training images, sorted by name. Rows
+    of the folders `others` are skipped; with `missing`, files may be missing. Raises SparsifyError, one line, for a
+    mistake in a table.
     """
     tables = [folder / LABELS for folder in (train, test)]
     common = train.parent / LABELS
@@ -73,7 +73,7 @@ def labelled_sets(
 
 
 def _split(rows: Sequence[_Row], train: str, test: str, others: Iterable[str]) -> tuple[list[_Row], list[_Row]]:
-    """Return the lines of the folders `train` and `test`; those of `others` belong to neither."""
+    """Return the rows of the folders `train` and `test`; those of `others` are skipped."""
     for row in rows:
         if row.part not in {train, test, *others}:
             raise SparsifyError(f"{row.where}: {row.file!r} is neither in {train} nor in {test}")
@@ -90,7 +90,7 @@ def _samples(rows: Iterable[_Row], classes: Sequence[str]) -> Iterator[tuple[str
 
 
 def _read(path: Path, *, missing: bool) -> list[_Row]:
-    """Return the lines of a table, whose files are there and named once."""
+    """Return the rows of a table, whose files must exist and be named once."""
     lines: dict[Path, int] = {}
     rows = []
     for number, file, label in _values(path):
@@ -113,7 +113,7 @@ def _read(path: Path, *, missing: bool) -> list[_Row]:
 
 
 def _values(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield the line, the file and the label of each row; empty lines are passed over."""
+    """Yield the line, the file and the label of each row; empty lines are skipped."""
     try:
         # Spreadsheets begin the file with a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as stream:

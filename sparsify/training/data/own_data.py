@@ -1,4 +1,4 @@
-"""Data of the user's own, given from Python: data sets or data loaders of torch.utils.data."""
+"""A user's own data, given from Python: data sets or data loaders of torch.utils.data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .resident import Batch, generator_for
 from .shares import WHOLE, Share, Shared, counts, shared
 from .types import Data, Loader
 
-# What a recipe says about how images are found and varied, which data of the user's own do themselves.
+# Settings of how images are found and augmented, which a user's own data do themselves.
 _NOT_OURS = (
     "dir",
     "image_size",
@@ -36,9 +36,9 @@ _NOT_OURS = (
 
 
 def own_settings(given: Any, settings: DataSettings) -> DataSettings:
-    """Return the data section that a run of data given from Python has: named after its class, sized as its loader.
+    """Return the data section of a run with data given from Python: named after their class, sized as their loader.
 
-    Raises SparsifyError for what is no data, and for settings that these data would not follow.
+    Raises SparsifyError for anything but data, and for settings that these data would not follow.
     """
     train, test = _pair(given)
     source = train.dataset if isinstance(train, DataLoader) else train
@@ -55,9 +55,9 @@ def own_settings(given: Any, settings: DataSettings) -> DataSettings:
 def named_data(
     function: Callable[[str | None], Any], settings: DataSettings, *, seed: int, device: torch.device | str = "cpu"
 ) -> Data:
-    """Return the data that a plugin's function makes of `data.dir` (None without one), as `own_data` takes them.
+    """Return the data that a plugin's function returns for `data.dir` (or None), as `own_data` does.
 
-    Raises SparsifyError for what is no data, and for settings that these data would not follow.
+    Raises SparsifyError for anything but data, and for settings that these data would not follow.
     """
     _check_settings(settings, [key for key in _NOT_OURS if key != "dir"])
     return own_data(function(settings.dir), settings, seed=seed, device=device)
@@ -74,12 +74,12 @@ def _check_settings(settings: DataSettings, keys: Sequence[str]) -> None:
 def own_data(given: Any, settings: DataSettings, *, seed: int, device: torch.device | str = "cpu") -> Data:
     """Return data given from Python: a data set, a DataLoader, or a pair of either for training and test.
 
-    They yield pairs (images, class indices). Data sets are batched, shuffled and resumed as image files are: their
-    random transforms draw from (seed, epoch, image). A DataLoader keeps its batches and its order; its epoch draws from
-    (seed, epoch), whichever of the global generators or its own it uses, and one that goes on inside an epoch reads the
-    batches before again. The shape of an image is that of the first batch. The number of classes is `num_classes`, else
-    what the set tells (`classes`), else one more than the largest class index of the first training batch.
-    Without test data nothing is evaluated.
+    They yield pairs (images, class indices). Data sets are batched, shuffled and resumed as image files are; their
+    random transforms are seeded by (seed, epoch, image). A DataLoader keeps its batches and its order; each epoch, the
+    global generators and its own are seeded by (seed, epoch), and resuming within an epoch reads the earlier batches
+    again. The shape of an image is that of the first batch. The number of classes is `num_classes`, else the length of
+    the data set's `classes`, else one more than the largest class index of the first training batch. Without test data
+    nothing is evaluated.
     """
     train, test = _pair(given)
     loaders: list[Loader] = []
@@ -91,8 +91,7 @@ def own_data(given: Any, settings: DataSettings, *, seed: int, device: torch.dev
             loaders.append(FileLoader(part, size, settings.workers, seed, shuffle, drop_last, "cpu"))
     shape, seen = _first_batch(train, seed)
     sets: list[Any] = [one.dataset if isinstance(one, DataLoader) else one for one in (train, test)]
-    told = len(getattr(sets[0], "classes", ()) or ())
-    classes = settings.num_classes or told or seen
+    classes = settings.num_classes or len(getattr(sets[0], "classes", ()) or ()) or seen
     checked = [Checked(loader, classes, device) for loader in loaders]
     train_count, test_count = (0 if one is None else len(one) for one in sets)
     return Data(
@@ -101,7 +100,7 @@ def own_data(given: Any, settings: DataSettings, *, seed: int, device: torch.dev
 
 
 def check_takes(model: nn.Module, data: Data) -> None:
-    """Raise SparsifyError, with the model's reason, if it does not take images like those of `data`."""
+    """Raise SparsifyError, with the model's error, if it does not take images like those of `data`."""
     refusal = refuses(model, data.input_shape)
     if refusal is not None:
         shape = "x".join(map(str, data.input_shape))
@@ -110,7 +109,7 @@ def check_takes(model: nn.Module, data: Data) -> None:
 
 @dataclass
 class GivenLoader:
-    """A user's DataLoader, whose epoch `index` depends on the seed and the index alone."""
+    """A user's DataLoader, seeded so that epoch `index` depends on the seed and the index alone."""
 
     loader: DataLoader[Any]
     seed: int
@@ -122,9 +121,9 @@ class GivenLoader:
         return self.epoch(0)
 
     def epoch(self, index: int, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, from batch number `start` on; those before it are read and dropped.
+        """Yield this process's `share` of each batch of epoch `index`, from batch number `start` on.
 
-        Of each a `share`; every process reads them whole.
+        Earlier batches are read and dropped; every process reads whole batches.
         """
         if share.size > 1 and isinstance(self.loader.sampler, DistributedSampler):
             raise SparsifyError(
@@ -146,7 +145,7 @@ class GivenLoader:
             batches = iter(self.loader)
             state = cpu_random_state()
         for position in range(len(self.loader)):
-            # Between two batches the generators belong to the training.
+            # Between two batches the training uses the global generators.
             with keep_random_states():
                 set_cpu_random_state(state)
                 batch = next(batches)
@@ -157,7 +156,7 @@ class GivenLoader:
 
 @dataclass
 class Checked:
-    """A loader whose batches are looked at, and put on the device: a class index beyond the model's is told as such."""
+    """A loader whose batches are checked, class indices included, and moved to the device."""
 
     loader: Loader
     classes: int
@@ -185,9 +184,9 @@ class Checked:
 
 def _pair(given: Any) -> tuple[Any, Any]:
     parts = given if isinstance(given, tuple | list) else (given, None)
-    told = [part for part in parts if part is not None]
-    if len(parts) == 2 and parts[0] is not None and all(isinstance(part, Dataset | DataLoader) for part in told):
-        for part in told:
+    present = [part for part in parts if part is not None]
+    if len(parts) == 2 and parts[0] is not None and all(isinstance(part, Dataset | DataLoader) for part in present):
+        for part in present:
             _check_length(part)
         return parts[0], parts[1]
     kinds = f"({', '.join(type(part).__name__ for part in parts)})" if parts is given else type(given).__name__
@@ -220,7 +219,7 @@ def _first_batch(train: Any, seed: int) -> tuple[tuple[int, ...], int]:
             else:
                 batch = default_collate([train[index] for index in range(min(len(train), 64))]) if len(train) else None
         except (TypeError, IndexError, AttributeError, RuntimeError) as error:
-            raise SparsifyError(f"train: data: no batch can be made: {' '.join(str(error).split())[:200]}") from error
+            raise SparsifyError(f"train: data: no batch can be made: {one_line(error, 200)}") from error
     if batch is None:
         raise SparsifyError("train: data: the training set is empty")
     _check_batch(batch)

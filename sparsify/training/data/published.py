@@ -1,4 +1,4 @@
-"""How images become the inputs of models whose weights their library publishes."""
+"""Preprocessing of images for the published weights of timm and torchvision."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ...preprocess import Preprocessing
 
 
 def published_preprocessing(spec: str, model: nn.Module) -> Preprocessing | None:
-    """Return what timm and torchvision do to images for the published weights of `spec`, None if they do not say.
+    """Return the preprocessing that timm or torchvision declares for the published weights of `spec`, None if neither.
 
-    torchvision names the classes as well.
+    torchvision's includes the names of the classes.
     """
     prefix, _, name = spec.partition(":")
     if prefix == "timm":
@@ -46,7 +46,7 @@ def _of_torchvision(name: str) -> Preprocessing | None:
 def preprocessing_of(
     mode: str, transform: Any, interpolation: str, mean: tuple[float, ...], std: tuple[float, ...], names: Sequence[str]
 ) -> Preprocessing | None:
-    """Return what timm's transform for evaluation does; None if it is not a resize and a crop from the middle."""
+    """Return timm's transform for evaluation as `Preprocessing`, None if it is not a resize and a centre crop."""
     from torchvision.transforms import CenterCrop, Resize
 
     resize, crop = [*list(transform.transforms), None, None][:2]

@@ -13,7 +13,7 @@ from .resident import Images
 
 
 def digits(folder: str | None) -> tuple[Images, Images]:
-    """Return the handwritten digits that come with the package; the first images are for training."""
+    """Return the handwritten digits of the package; the first images are for training."""
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as arrays:
         pixels = torch.from_numpy(arrays["images"])[:, None]
         labels = torch.from_numpy(arrays["labels"]).long()
@@ -23,13 +23,13 @@ def digits(folder: str | None) -> tuple[Images, Images]:
 
 
 def cifar10(folder: str | None) -> tuple[Images, Images]:
-    """Return CIFAR-10, downloaded if it is not there. Krizhevsky 2009."""
+    """Return CIFAR-10, downloaded if it is missing. Krizhevsky 2009."""
     files = "data_batch_1 to data_batch_5, test_batch and batches.meta"
     return _torchvision("CIFAR10", folder, f"cifar-10-batches-py should hold the files {files}")
 
 
 def cifar100(folder: str | None) -> tuple[Images, Images]:
-    """Return CIFAR-100, downloaded if it is not there. Krizhevsky 2009."""
+    """Return CIFAR-100, downloaded if it is missing. Krizhevsky 2009."""
     return _torchvision("CIFAR100", folder, "cifar-100-python should hold the files train, test and meta")
 
 
@@ -41,7 +41,7 @@ def _torchvision(class_name: str, folder: str | None, needed: str) -> tuple[Imag
     try:
         parts = [read(root, train=train, download=False) for train in (True, False)]
     except RuntimeError:
-        # torchvision says so for files that are missing or have the wrong checksum.
+        # torchvision raises it for files that are missing or have the wrong checksum.
         try:
             parts = [read(root, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:

@@ -1,6 +1,6 @@
 """Images that fit in memory: kept as tensors on the device and augmented there, a batch at a time.
 
-Neither two CPU cores nor a large GPU then waits for images to be decoded and cropped one by one.
+No device then waits for images that are decoded and cropped one by one.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class Normalisation:
 def normalisation_of(pixels: Tensor) -> Normalisation:
     """Return mean and standard deviation of each channel over all images and positions, exact to float32."""
     levels = np.arange(256, dtype=np.float64)
-    # By counting levels: 50,000 small images as floats take 600 MB.
+    # From histograms: 50,000 small images as floats would take 600 MB.
     counts = np.stack([np.bincount(channel.numpy().ravel(), minlength=256) for channel in pixels.cpu().unbind(1)])
     shares = counts / counts.sum(1, keepdims=True)
     mean = shares @ levels
     variance = (shares * (levels - mean[:, None]) ** 2).sum(1)
-    # A channel that never changes carries nothing; it becomes 0.
+    # A constant channel carries no information; it becomes 0.
     std = np.where(variance > 0, np.sqrt(variance), 1.0)
     return Normalisation(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
 
 
 @dataclass(frozen=True)
 class View:
-    """How images reach the model: size in pixels, channels, normalisation, and how they are varied in training."""
+    """How images reach the model: size in pixels, channels, normalisation, and augmentation in training."""
 
     size: int
     channels: int
@@ -64,9 +64,9 @@ class View:
 class TensorLoader:
     """Batches of (images, class indices) on one device: images float32 (batch x channels x size x size), normalised.
 
-    `epoch(index)` depends on the seed and the index alone, so that a run goes on inside an epoch with the same bits.
-    Shuffled loaders vary their images as `view` says and leave out a last batch of a single image, which batch norm
-    cannot train on.
+    `epoch(index)` depends on the seed and the index alone, so that a run resumes within an epoch to the same bits.
+    Shuffled loaders augment their images as `view` says and drop a last batch of a single image, on which batch norm
+    cannot train.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TensorLoader:
         return self.epoch(0)
 
     def epoch(self, index: int, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, from batch number `start` on, of each a `share`."""
+        """Yield this process's `share` of each batch of epoch `index`, from batch number `start` on."""
         order, shifts, flips = self._draw(index)
         for batch in range(start, self._length):
             first, end = batch * self._batch_size, min((batch + 1) * self._batch_size, self._count)
@@ -144,7 +144,7 @@ def count_used(count: int, batch_size: int, *, shuffle: bool, drop_last: bool) -
 
 
 def generator_for(*numbers: int) -> torch.Generator:
-    """Return a generator on the CPU seeded by a seed and the numbers that tell where it is used (epoch, image ...)."""
+    """Return a CPU generator seeded by all of `numbers`: a seed, then the epoch, image or the like it is used for."""
     [state] = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)
 

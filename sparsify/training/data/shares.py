@@ -1,4 +1,4 @@
-"""Which images of a batch each of several processes takes: together every one of them, once."""
+"""Splitting a batch over several processes: each takes its share of the images, and each image is counted once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 class Shared(tuple[Tensor, Tensor]):
     """A process's part of a batch, a pair (images, class indices).
 
-    `counted` is how many of its images count, `of` how many images the whole batch has. Where a batch has too few for
-    every process some take images that others count, and `counted` is 0: all compute at every step.
+    `counted` is the number of its images that count, `of` the size of the whole batch. If a batch has too few images,
+    some processes get images that others count, with `counted` 0: all of them compute at every step.
     """
 
     counted: int
@@ -20,7 +20,7 @@ class Shared(tuple[Tensor, Tensor]):
 
     @classmethod
     def make(cls, images: Tensor, labels: Tensor, counted: int, of: int) -> Shared:
-        """Return the part made of these."""
+        """Return a part with these values."""
         part = cls((images, labels))
         part.counted, part.of = counted, of
         return part
@@ -34,10 +34,9 @@ class Share:
     size: int = 1
 
     def of(self, count: int) -> tuple[slice, int]:
-        """Return which of `count` images it takes, and how many of these count.
+        """Return the slice of `count` images that this share takes, and how many of them count.
 
-        Sizes differ by one at most; but no share has a single image, on which batch norm cannot train, unless `count`
-        is 1.
+        Sizes differ by at most one. No share has a single image, on which batch norm cannot train, unless `count` is 1.
         """
         used = min(self.size, max(1, count // 2))
         if self.rank >= used:
@@ -50,7 +49,7 @@ WHOLE = Share()
 
 
 def shared(batches: Iterable[tuple[Tensor, Tensor]], share: Share) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield this share of every batch; the batches themselves where it is the whole."""
+    """Yield `share` of every batch; the batches themselves if it is the whole."""
     if share.size == 1:
         yield from batches
         return
@@ -60,5 +59,5 @@ def shared(batches: Iterable[tuple[Tensor, Tensor]], share: Share) -> Iterator[t
 
 
 def counts(batch: tuple[Tensor, Tensor]) -> tuple[int, int]:
-    """Return how many images of a batch or a part of one count, and how many the whole batch has."""
+    """Return how many images of a batch, or of a part of one, count, and the size of the whole batch."""
     return (batch.counted, batch.of) if isinstance(batch, Shared) else (len(batch[1]), len(batch[1]))

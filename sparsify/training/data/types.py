@@ -12,9 +12,9 @@ from .shares import WHOLE, Share
 
 
 class Loader(Protocol):
-    """Batches of (images, class indices); `epoch(index, start)` gives the same ones whenever it is called.
+    """Batches of (images, class indices); `epoch(index, start)` yields the same ones at every call.
 
-    Of a `share` that is not the whole it gives that part of each (`shares.Shared`).
+    With a `share` it yields that part of each batch (`shares.Shared`).
     """
 
     def __len__(self) -> int: ...
@@ -30,7 +30,7 @@ class Loader(Protocol):
 class Data:
     """A data set as a model sees it: `input_shape` is (channels, height, width) of one image; `test` may be missing.
 
-    `preprocessing` says how an image file becomes such an input, None where only the user's own data know.
+    `preprocessing` says how an image file becomes such an input, None where only a user's own data know.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Data:
 
     @property
     def extra(self) -> dict[str, Any]:
-        """Return what a file says of its model's inputs: "input_shape", and KEY if that is known."""
+        """Return the metadata of a saved model about its inputs: "input_shape" and, if known, KEY."""
         how = {} if self.preprocessing is None else {KEY: self.preprocessing.to_dict()}
         return {"input_shape": list(self.input_shape), **how}
 

@@ -1,4 +1,4 @@
-"""The moving average of the weights that a recipe asks for: what is tested and saved in place of the weights."""
+"""The moving average of the weights (`train.ema`), which is tested and saved instead of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def make_average(model: nn.Module, settings: EmaSettings | None) -> ModelEmaV3 | None:
-    """Return timm's average of `model`, None if none is asked for. What is in its `module` now has no weight later."""
+    """Return timm's moving average of `model`, None without settings. The first update replaces its initial values."""
     if settings is None:
         return None
     # Slow to import.
@@ -23,17 +23,17 @@ def make_average(model: nn.Module, settings: EmaSettings | None) -> ModelEmaV3 |
 
 
 def update_average(average: ModelEmaV3, model: nn.Module, step: int) -> None:
-    """Take up the weights of `model` after `step` optimiser steps, at least 1.
+    """Update the average with the weights of `model` after `step` optimiser steps, at least 1.
 
-    Parameters and buffers of its state are averaged, whole numbers copied (timm); masks are the model's
-    (surgery.averages), and so are buffers that are in no state.
+    Parameters and buffers of the state dict are averaged, integers copied (timm). Masks (surgery.averages) and
+    non-persistent buffers are copied from the model.
     """
     average.update(model, step=step)
     copy_unsaved(average.module, model)
 
 
 def copy_unsaved(average: nn.Module, model: nn.Module) -> None:
-    """Copy the buffers that no state dict holds: timm passes them over, and a forward may have changed them."""
+    """Copy the non-persistent buffers, which timm skips and a forward may have changed."""
     for own, live in zip(average.modules(), model.modules(), strict=True):
         for name in live._non_persistent_buffers_set:
             value = live._buffers[name]

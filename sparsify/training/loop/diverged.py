@@ -1,4 +1,4 @@
-"""A training whose numbers are no longer numbers: found before it is recorded or kept, and told in one line."""
+"""Divergence: a loss or weights that are no longer finite, detected before they are logged or saved."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def check_numbers(training: Training) -> None:
-    """Raise Diverged if a loss since the last record, or a weight that is trained, is no longer a number.
+    """Raise Diverged if a loss since the last record, or a trained weight, is no longer finite.
 
-    Gradients are not looked at: the scaler of fp16 leaves out a step whose gradients overflow, and nothing is lost.
+    Gradients are not checked: the fp16 scaler skips a step whose gradients overflow, and nothing is lost.
     """
     check_loss(training)
     if not are_finite(training.model.parameters()):
@@ -28,7 +28,7 @@ def check_numbers(training: Training) -> None:
 
 
 def check_loss(training: Training) -> None:
-    """Raise Diverged, with its first step, if a loss since the last record is no longer a number."""
+    """Raise Diverged, with the first such step, if a loss since the last record is not finite."""
     tally = training.tally.of_all(training.ranks)
     if tally.examples and not math.isfinite(loss := tally.means()[0]):
         where = f"at step {tally.first_wrong() or training.step} of {training.total_steps}"
@@ -36,9 +36,9 @@ def check_loss(training: Training) -> None:
 
 
 def are_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Return whether all parameters that are trained are finite; the device is waited for once.
+    """Return whether all trained parameters are finite, with one synchronisation for each device.
 
-    Frozen ones may hold minus infinity for a purpose.
+    Frozen parameters may hold minus infinity on purpose.
     """
     found: dict[torch.device, list[Tensor]] = {}
     for parameter in parameters:

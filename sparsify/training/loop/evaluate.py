@@ -1,4 +1,4 @@
-"""How well a model does on a test set."""
+"""Accuracy and loss of a model on a test set."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def evaluate(
 ) -> Evaluation:
     """Return the top-1 accuracy and mean loss of `model` in eval mode over `batches` of (inputs, class indices).
 
-    Of several processes, each with its share of the batches, all return what comes of all together. The model has to be
-    on `device` and is left in the mode it was in. Raises SparsifyError if there is no example, or if the model has
-    fewer than `num_classes` classes.
+    Several processes, each with its share of the batches, all return the result over all of them. The model must be on
+    `device`; its train/eval mode is kept. Raises SparsifyError if there is no example, or if the model has fewer than
+    `num_classes` classes.
     """
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device="cpu" if torch.device(device).type == "mps" else device)
@@ -61,7 +61,7 @@ def evaluate(
         model.eval()
         for batch in batches:
             counted, _ = counts(batch)
-            if not counted:  # others count them
+            if not counted:  # another process counts these images
                 continue
             inputs, classes = (part.to(device) for part in batch)
             with autocast():
@@ -98,10 +98,10 @@ def evaluate_file(
     data_dir: str | None = None,
     device: str = "auto",
 ) -> tuple[Evaluation, Data]:
-    """Return how well the model saved at `path` does on the test images of a data set, and that data set.
+    """Return accuracy and loss of the model saved at `path` on the test images of a data set, and that data set.
 
-    The set is `data`, or else the one the model was trained on; `model` is needed where the file does not name it.
-    Raises SparsifyError for a file or a data set that is missing or does not fit.
+    The data set is `data`, by default the one the model was trained on; `model` is needed where the file does not name
+    it. Raises SparsifyError for a file or a data set that is missing or does not fit.
     """
     check_device(device)
     if read_launch().size > 1:
@@ -129,7 +129,7 @@ def _data_settings(about: Metadata, path: str | PathLike[str], name: str | None,
     if name is None and trained is None:
         raise SparsifyError(f"{path}: the file does not name its data set; give one with --data")
     if trained is None or name not in (None, trained.name):
-        # Another set has its own ways of augmentation, but the model still sees images of the size it was trained on.
+        # Another data set has its own augmentation, but the model still sees images of its training size.
         shape = about.extra.get("input_shape")
         size = shape[-1] if isinstance(shape, list) and shape and type(shape[-1]) is int else None
         trained = DataSettings(name=name or "", image_size=size if size is None or 0 < size <= 16_384 else None)

@@ -1,4 +1,4 @@
-"""What a training step calls: the model, compiled, laid out and shared between processes as is wanted."""
+"""The forward of a training step: the model, compiled, in channels-last or distributed as the settings say."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Forward:
         return self.run(images.contiguous(memory_format=torch.channels_last) if self.channels_last else images)
 
     def gradients_stay(self) -> AbstractContextManager[Any]:
-        """Return a context in which gradients are not exchanged yet: more batches of the same step follow."""
+        """Return a context in which gradients are not synchronised: more batches of the same step follow."""
         return self.run.no_sync() if isinstance(self.run, DistributedDataParallel) else nullcontext()
 
 
 def make_forward(model: nn.Module, settings: TrainSettings, ranks: Ranks) -> Forward:
-    """Return what a training step calls. Of several processes all have the first one's values afterwards."""
+    """Return the forward of a training step. Several processes all get the first one's parameters."""
     run: Callable[[Tensor], Any] = torch.compile(model) if settings.compile else model
     if ranks.size > 1:
-        # Masks are equal as they are, and other buffers are exchanged where they matter.
+        # Masks are equal already, and other buffers are exchanged where they matter.
         names = inspect.signature(DistributedDataParallel).parameters
         once = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         run = DistributedDataParallel(run, **{once: False})  # type: ignore[arg-type]
@@ -45,6 +45,6 @@ def make_forward(model: nn.Module, settings: TrainSettings, ranks: Ranks) -> For
 
 
 def buffers_to_share(model: nn.Module) -> list[Tensor]:
-    """Return the buffers of a model that processes have each by itself: batch-norm statistics; not the masks."""
+    """Return the buffers that differ between processes, such as batch-norm statistics: all but the masks."""
     masks = {id(weight.mask) for weight in all_masked_parameters(model)}
     return [buffer for buffer in model.buffers() if id(buffer) not in masks]

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from .evaluate import logits_of
 
-# How much an auxiliary head's loss counts: 0.3 in GoogLeNet (Szegedy et al. 2014, section 5), 0.4 in Inception v3 as
-# torchvision trains it.
+# Weights of the auxiliary losses: 0.3 in GoogLeNet (Szegedy et al. 2014, section 5), 0.4 in Inception v3 as torchvision
+# trains it.
 _AUXILIARY = {"aux_logits1": 0.3, "aux_logits2": 0.3, "aux_logits": 0.4}
 
 
@@ -21,10 +21,10 @@ def loss_of(output: Any, classes: Tensor, *, label_smoothing: float = 0.0) -> Te
     Raises SparsifyError for any other output.
     """
     loss = _cross_entropy(logits_of(output), classes, label_smoothing)
-    for name, share in _AUXILIARY.items():
+    for name, weight in _AUXILIARY.items():
         scores = getattr(output, name, None)
         if scores is not None:
-            loss = loss + share * _cross_entropy(scores, classes, label_smoothing)
+            loss = loss + weight * _cross_entropy(scores, classes, label_smoothing)
     return loss
 
 

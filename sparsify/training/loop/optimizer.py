@@ -21,14 +21,14 @@ from ...processes.launch import Launch, check_accelerate
 from ...processes.ranks import ALONE, Ranks
 from ..recipe.settings import OptimizerSettings, TrainSettings
 
-WAIT = timedelta(minutes=30)  # how long a process waits for another; one may be fetching the data meanwhile
+WAIT = timedelta(minutes=30)  # how long a process waits for another, which may be downloading the data
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Return timm's optimiser of that name over the parameters that train, in the order the model registers them.
+    """Return timm's optimiser of that name over the trained parameters, in the order the model registers them.
 
-    Weight decay reaches every parameter, biases and norms too (timm alone would spare them), unless
-    `weight_decay_exclude` says otherwise. Raises SparsifyError for arguments the optimiser refuses.
+    Weight decay applies to every parameter, also to biases and norms, which timm excludes by default; to exclude them,
+    set `weight_decay_exclude`. Raises SparsifyError for arguments the optimiser refuses.
     """
     # Slow to import.
     from timm.optim import create_optimizer_v2
@@ -63,33 +63,17 @@ def _groups(model: nn.Module, settings: OptimizerSettings) -> Iterator[dict[str,
 
 
 def make_accelerator(settings: TrainSettings, *, launch: Launch | None = None) -> Accelerator:
-    """Return accelerate's Accelerator for the device and precision asked for; of several processes it joins the group.
+    """Return accelerate's Accelerator for the device and precision of `settings`; it joins the processes of `launch`.
 
-    accelerate keeps both for the whole process: an earlier run's are replaced. Raises SparsifyError
-    for a device that is not there or cannot do the precision, RunError if the other processes cannot be found.
+    accelerate keeps both for the whole process: an earlier run's are replaced. Raises SparsifyError for a device that
+    is missing or cannot do the precision, RunError if the other processes cannot be found.
     """
     launch = launch or Launch()
-    kind, _, index = settings.device.partition(":")
-    available = {"cpu": True, "auto": True, "mps": torch.backends.mps.is_available()}
-    available |= {name: getattr(torch, name).is_available() for name in ("cuda", "xpu")}
-    if not available[kind]:
-        raise SparsifyError(f"device: this machine has no {kind} device; 'auto' takes what there is")
-    if index and launch.size > 1:
-        raise SparsifyError(f"device: {settings.device} is one device, and {launch.size} processes are started: {kind}")
-    if index:
-        module = getattr(torch, kind)
-        if int(index) >= module.device_count():
-            raise SparsifyError(f"device: no {settings.device}; this machine has {module.device_count()} of them")
-        module.set_device(int(index))
-    here = torch.cuda.device_count() if kind in ("cuda", "auto") else 0
-    if launch.size > 1 and launch.local_rank >= here > 0:
-        raise SparsifyError(f"device: process {launch.local_rank} of this machine has no GPU: there are {here}")
-    # Without a GPU accelerate takes processes for several of one only where it is told of the CPU.
-    cpu = kind == "cpu" or (launch.size > 1 and kind == "auto" and not (available["cuda"] or available["xpu"]))
+    cpu = _choose_device(settings.device, launch)
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         if launch.restarts and launch.size > 1 and not distributed.is_initialized():
-            _meet_anew(launch, "gloo" if cpu else "nccl")
+            _join_restarted(launch, "gloo" if cpu else "nccl")
         group = [InitProcessGroupKwargs(timeout=WAIT)] if launch.size > 1 else None
         accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu, kwargs_handlers=group)
     except distributed.DistError as error:
@@ -112,10 +96,31 @@ def make_accelerator(settings: TrainSettings, *, launch: Launch | None = None) -
     return accelerator
 
 
-def _meet_anew(launch: Launch, backend: str) -> None:
-    """Join the processes that torchrun started again: with `--master-port` it keeps what the last ones told each other.
+def _choose_device(device: str, launch: Launch) -> bool:
+    """Make `device` the current one and return whether that is the CPU; SparsifyError if it is not available."""
+    kind, _, index = device.partition(":")
+    available = {"cpu": True, "auto": True, "mps": torch.backends.mps.is_available()}
+    available |= {name: getattr(torch, name).is_available() for name in ("cuda", "xpu")}
+    if not available[kind]:
+        raise SparsifyError(f"device: this machine has no {kind} device; 'auto' takes what there is")
+    if index and launch.size > 1:
+        raise SparsifyError(f"device: {device} is one device, and {launch.size} processes are started: {kind}")
+    if index:
+        module = getattr(torch, kind)
+        if int(index) >= module.device_count():
+            raise SparsifyError(f"device: no {device}; this machine has {module.device_count()} of them")
+        module.set_device(int(index))
+    here = torch.cuda.device_count() if kind in ("cuda", "auto") else 0
+    if launch.size > 1 and launch.local_rank >= here > 0:
+        raise SparsifyError(f"device: process {launch.local_rank} of this machine has no GPU: there are {here}")
+    # Without a GPU, accelerate joins several processes only if it is asked for the CPU.
+    return kind == "cpu" or (launch.size > 1 and kind == "auto" and not (available["cuda"] or available["xpu"]))
 
-    Their addresses would be taken for those of the new ones, without a name of this start before them.
+
+def _join_restarted(launch: Launch, backend: str) -> None:
+    """Join the processes that torchrun restarted. With `--master-port` its store keeps the keys of the earlier ones.
+
+    The prefix keeps the addresses of the earlier processes from being taken for those of the new ones.
     """
     store, rank, size = next(rendezvous("env://", timeout=WAIT))
     store = PrefixStore(f"start {launch.restarts}", store)
@@ -126,14 +131,14 @@ def _meet_anew(launch: Launch, backend: str) -> None:
 def joined(settings: TrainSettings, launch: Launch) -> Iterator[Ranks]:
     """Yield the processes of a launch, joined to a group through accelerate.
 
-    They stay joined until they end: torchrun's store takes no second meeting under the same names.
+    They stay joined until they end: torchrun's store allows no second rendezvous under the same names.
     """
     if launch.size == 1:
         yield ALONE
         return
     check_accelerate(settings.precision)
     if not distributed.is_initialized():
-        atexit.register(_part)
+        atexit.register(_leave_group)
     make_accelerator(settings, launch=launch)
     on_cpu = "gloo" in distributed.get_backend()
     group = distributed.group.WORLD if on_cpu else distributed.new_group(backend="gloo", timeout=WAIT)
@@ -142,10 +147,10 @@ def joined(settings: TrainSettings, launch: Launch) -> Iterator[Ranks]:
     _FAILED.clear()
 
 
-_FAILED: set[Launch] = set()  # whether a training did not come to its end
+_FAILED: set[Launch] = set()  # launches whose training has not finished
 
 
-def _part() -> None:
+def _leave_group() -> None:
     """Leave the group when the process ends; after an error others may be gone, and leaving would wait for them."""
     if not _FAILED and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""New batch-norm statistics for weights that changed."""
+"""Recalibration of batch-norm statistics after weights changed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def recalibrate_batch_norm(
 ) -> None:
     """Recompute every batch norm's running mean and variance, in place, as the plain mean over `batches`.
 
-    One-shot pruning changes the activations, and the old statistics no longer describe them. Of each batch, (inputs,
-    targets) on the model's device, the inputs are used, in a context that `autocast` makes. Everything but the batch
-    norms runs in eval mode; all modes and momenta are put back. A model without batch norm is left alone. Raises
-    SparsifyError if there is no batch; then, and where the model or the batches fail, the statistics stay as they were.
+    One-shot pruning changes the activations, so that the old statistics no longer describe them. `batches` yields
+    (inputs, targets) on the model's device; only inputs are used, within `autocast()`. Everything but the batch norms
+    runs in eval mode; all modes and momenta are restored. A model without batch norm is left alone. Raises
+    SparsifyError if there is no batch; then, and if the model or the batches fail, the statistics stay as they were.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:

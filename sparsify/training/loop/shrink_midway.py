@@ -1,4 +1,4 @@
-"""Shrinking a model in the middle of its training: the optimiser goes on with what is left of its state."""
+"""Shrinking a model during training: the optimiser keeps the state of the remaining channels."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def shrink_training(training: Training) -> None:
-    """Take the dead channels out of the model that is trained; the optimiser keeps the state of what stays.
+    """Remove the dead channels of the model in training; the optimiser keeps the state of the remaining ones.
 
-    `training.model` and `training.forward` are new then, `training.shrunk` tells what went.
+    Replaces `training.model` and `training.forward`, and sets `training.shrunk`.
     """
     example = torch.zeros(1, *training.data.input_shape, device=training.accelerator.device)
     example.normal_(generator=torch.Generator(example.device).manual_seed(0))
@@ -36,13 +36,13 @@ def shrink_training(training: Training) -> None:
     report, small = _shrunk(training, training.model, example, heads or "whole")
     average = training.result
     if training.average is not None:
-        sync_masks(average, training.model)  # those of before the first step it has not met yet
+        sync_masks(average, training.model)  # masks set before the first step have not reached it yet
         of_average, average = _shrunk(training, average, example, heads or "whole")
         if of_average.cuts != report.cuts:
             text = "the average has other channels without influence than the model; it begins anew after the shrink"
             warnings.warn(text, RunWarning, stacklevel=2)
             average = small
-    _go_on_with(training, small, report.cuts, average)
+    _replace_model(training, small, report.cuts, average)
     training.shrunk = {
         "groups": report.groups,
         "removed": report.removed,
@@ -54,23 +54,23 @@ def shrink_training(training: Training) -> None:
 
 
 def _shrunk(training: Training, model: nn.Module, example: Tensor, heads: Heads) -> tuple[ShrinkReport, nn.Module]:
-    """Return what a shrink of `model` found, and the small model under the masks that are left."""
-    training.ranks.take_buffers(buffers_to_share(model))  # what is constant may be told by them
+    """Return the report of shrinking `model`, and the small model with its remaining masks."""
+    training.ranks.take_buffers(buffers_to_share(model))  # constant propagation may depend on them
     report = shrink(model, example, heads=heads)
     return report, mask_again(report.model, model, report.cuts)
 
 
 def cut_as_before(training: Training, cuts: Cuts, shrunk: dict[str, Any]) -> None:
-    """Cut a training that was set up anew as it was cut when its checkpoint was written; its masks are set."""
-    before = cuts_of(training.model)  # of a shrunk file that it started from
+    """Apply the cuts of a checkpoint to a newly built training, whose masks are set."""
+    before = cuts_of(training.model)  # of a shrunk file that the run started from
     cuts = cuts if before is None else beyond(before, cuts)
     small = apply_cuts(plain_copy(training.model), cuts)
     small = mask_again(small, training.model, cuts)
-    _go_on_with(training, small, cuts, small)
+    _replace_model(training, small, cuts, small)
     training.shrunk = shrunk
 
 
-def _go_on_with(training: Training, small: nn.Module, cuts: Cuts, average: nn.Module) -> None:
+def _replace_model(training: Training, small: nn.Module, cuts: Cuts, average: nn.Module) -> None:
     small.train()
     cut_optimizer(training.optimizer.optimizer, training.model, small, cuts)
     training.model = small

@@ -25,7 +25,7 @@ class FirstBatches:
 
 
 class Tally:
-    """Loss and accuracy summed on the device: reading them there stops the device, so that happens once a record."""
+    """Loss and accuracy summed on the device: reading them synchronises it, so that happens once a record."""
 
     def __init__(self, sums: Tensor | None = None, examples: int = 0) -> None:
         self.sums, self.examples = sums, examples
@@ -42,7 +42,7 @@ class Tally:
         self.examples += len(classes)
 
     def of_all(self, ranks: Ranks) -> Tally:
-        """Return what all processes have added; all of them ask at once."""
+        """Return the tally over all processes; all of them call it at once."""
         if ranks.size == 1:
             return self
         whole = Tally(ranks.sum(torch.zeros(2) if self.sums is None else self.sums.cpu()))
@@ -52,11 +52,11 @@ class Tally:
         return whole
 
     def means(self) -> tuple[float, float]:
-        """Return mean loss and accuracy in [0, 1] of what was added; something must have been."""
+        """Return mean loss and accuracy in [0, 1]; a batch must have been added."""
         assert self.sums is not None
         loss, correct = self.sums.tolist()
         return loss / self.examples, correct / self.examples
 
     def first_wrong(self) -> int:
-        """Return the first step whose loss was no number, 0 if there was none."""
+        """Return the first step whose loss was not finite, 0 if there was none."""
         return 0 if self._wrong is None else int(self._wrong)

@@ -1,4 +1,4 @@
-"""The training loop: a generator of plain records. It knows neither files nor screens; run.py and the CLI do."""
+"""The training loop: a generator of plain records. It knows neither files nor screens; run/train.py and the CLI do."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ from .tally import FirstBatches, Tally
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
 
-# Batches handed to criteria that take gradients. Lee et al. 2019 take one; a whole epoch would cost as much as one at
-# every update.
+# Batches for criteria that use gradients. Lee et al. 2019 take one; a whole epoch would cost an epoch at every update.
 _SCORED_BATCHES = 10
 
 Record = dict[str, Any]
@@ -41,7 +40,7 @@ Record = dict[str, Any]
 
 @dataclass
 class Training:
-    """What a training works on. `train_steps` changes it in place; at every pause it is fit for a checkpoint."""
+    """The state of a training. `train_steps` changes it in place; at every `pause` a checkpoint can be written."""
 
     model: nn.Module
     data: Data
@@ -53,14 +52,14 @@ class Training:
     lr_factor: Callable[[int], float]
     steps_per_epoch: int
     ranks: Ranks = ALONE  # the processes that share every batch
-    average: ModelEmaV3 | None = None  # of the weights, if the recipe asks for it
+    average: ModelEmaV3 | None = None  # of the weights, with train.ema
     step: int = 0
     seconds: float = 0.0
-    sparsity: float = 0.0  # of the masks that the model came with, which stay where there is no pruner
-    shrunk: dict[str, Any] | None = None  # what was taken out of the model, once that happened
-    shrink_told: bool = False  # whether a record has told it
+    sparsity: float = 0.0  # of the masks that the model came with; they stay where there is no pruner
+    shrunk: dict[str, Any] | None = None  # what was removed from the model, after it was shrunk
+    shrink_told: bool = False  # whether a record has reported it
     tally: Tally = field(default_factory=Tally)
-    record_due: bool = False  # the record of `step` is still to come
+    record_due: bool = False  # whether the record of `step` is still missing
 
     @property
     def share(self) -> Share:
@@ -82,10 +81,9 @@ def train_steps(training: Training, pause: Callable[[], None] = lambda: None) ->
     """Train from `training.step` to the end; yield a record every `log_every` steps and at the end of each epoch.
 
     A record holds step, epoch (from 1), loss and accuracy (means since the last record), lr, sparsity, cycle and
-    seconds, after an evaluation test_loss and test_accuracy (and test_weights, "average", where they are of one), and
-    once, after the model was shrunk, what went. `pause` is called after each step, before its record, and between the
-    batches of an evaluation: what it raises ends the training there. Raises Diverged when the loss is no longer a
-    number.
+    seconds; after an evaluation test_loss and test_accuracy (with test_weights = "average" for those of an average);
+    and once, after a shrink, `shrunk`. `pause` is called after each step, before its record, and between the batches of
+    an evaluation; an exception in it ends the training there. Raises Diverged when the loss is not finite.
     """
     started = time.perf_counter() - training.seconds
     training.model.train()
@@ -96,7 +94,8 @@ def train_steps(training: Training, pause: Callable[[], None] = lambda: None) ->
     while training.step < training.total_steps:
         for batches in _epoch_steps(training):
             _step(training, batches)
-            training.record_due = training.step % training.settings.log_every == 0 or _at_an_end(training)
+            at_epoch_end = training.step % training.steps_per_epoch == 0 or training.step == training.total_steps
+            training.record_due = at_epoch_end or training.step % training.settings.log_every == 0
             training.seconds = time.perf_counter() - started
             pause()
             if training.record_due:
@@ -115,7 +114,7 @@ def _step(training: Training, batches: list[Batch]) -> None:
                 output = training.forward(inputs)
             logits = logits_of(output, training.data.num_classes)
             loss = loss_of(output, classes, label_smoothing=settings.label_smoothing)
-            # Processes take the mean of their gradients: that of the whole batch then, however it is shared out.
+            # DDP averages the gradients of the processes; the factor makes that the mean over the whole batch.
             accelerator.backward(loss * (counted * training.ranks.size / examples))
         if counted:
             training.tally.add(loss, logits, classes, training.step + 1)
@@ -140,11 +139,6 @@ def _epoch_steps(training: Training) -> Iterator[list[Batch]]:
         yield list(islice(batches, accumulate))
 
 
-def _at_an_end(training: Training) -> bool:
-    """Return whether the present step ends an epoch, or the training."""
-    return training.step % training.steps_per_epoch == 0 or training.step == training.total_steps
-
-
 def _learning_rate(training: Training, step: int) -> float:
     return training.settings.optimizer.lr * training.lr_factor(step)
 
@@ -167,7 +161,7 @@ def _step_pruner(training: Training) -> None:
     try:
         training.pruner.step()
     except SparsifyError as error:
-        # Scores that are not numbers come from weights that are not: then the training failed, not the criterion.
+        # Non-finite scores come from non-finite weights: then the training diverged, and the criterion is not at fault.
         try:
             check_numbers(training)
         except Diverged as diverged:
@@ -208,7 +202,7 @@ def _evaluate_if_due(training: Training, pause: Callable[[], None]) -> Record:
     if not last and (within or epoch % training.settings.evaluate_every):
         return {}
     if last and training.settings.recalibrate_batch_norm:
-        # Whole batches: the statistics are those of one process, on all.
+        # Whole batches, so that every process computes the same statistics.
         batches = islice(training.data.train.epoch(training.settings.epochs), training.settings.recalibrate_batch_norm)
         recalibrate_batch_norm(training.result, batches, autocast=training.accelerator.autocast)
     if training.data.test is None:

@@ -69,7 +69,7 @@ def check_trackers(names: Iterable[str], *, where: str = "") -> None:
 
 
 def check_device(name: str, *, where: str = "") -> None:
-    """Raise SparsifyError unless `name` is written as a device; whether there is one is not looked up."""
+    """Raise SparsifyError unless `name` is a valid name of a device; whether it is available is not checked."""
     try:
         known_device(name)
     except ValueError as error:
@@ -81,7 +81,7 @@ def check_source(source: str, *, where: str = "") -> None:
     from ...formats.io.locate import is_on_hub, model_file
 
     if is_on_hub(source):
-        return  # what is not there shows when it is fetched
+        return  # a missing repository is reported when it is downloaded
     if not Path(source).is_dir():
         check_file(source, where=where)
         return

@@ -1,8 +1,8 @@
-"""Training progress -> factor of the learning rate. No torch here.
+"""Learning-rate schedules: training progress -> factor of the learning rate. No torch here.
 
 A schedule is a function (progress, settings) -> factor with progress in [0, 1]; `learning_rate_factor` makes one for
-whole steps. Progress and times are exact fractions, so that a boundary falls on the step it is written for: 5,000
-steps of 78,200 is no binary fraction, and rounding would move every second corner of a triangle by a step.
+whole steps. Progress and times are exact fractions, so that a boundary falls on the step it is given for: 5,000 of
+78,200 steps is not a binary fraction, and rounding would move every second corner of a triangle by a step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Schedule(BaseModel):
 
 
 class ConstantSchedule(_Schedule):
-    """The learning rate as it is."""
+    """The full learning rate throughout."""
 
     name: Literal["constant"] = "constant"
 
@@ -105,7 +105,7 @@ def cosine(progress: Fraction, settings: Any) -> float:
 
 
 def step(progress: Fraction, settings: Any) -> float:
-    """Return factor ** (number of the moments `at` that have come)."""
+    """Return factor ** (number of the times `at` that have passed)."""
     return float(settings.factor ** sum(progress >= moment for moment in settings.at))
 
 
@@ -143,15 +143,15 @@ _TIMES = frozenset({"warmup", "at", "up", "down", "phase", "begin", "end"})
 def learning_rate_factor(settings: Any, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Return the function step -> factor of the learning rate, for optimiser steps 0 to `total_steps`.
 
-    Times are rounded to whole steps. Raises SparsifyError for triangles without length and a line that ends before
-    it begins.
+    Times are rounded to whole steps. Raises SparsifyError for triangles of length 0 and a line that ends before it
+    begins.
     """
     resolved = SimpleNamespace(**dict(settings))
     for name in _TIMES & set(type(settings).model_fields):
         value = getattr(settings, name)
         where = f"train.lr_schedule.{name}"
-        steps = [steps_in(time, total_steps, steps_per_epoch, where=where) for time in _as_tuple(value)]
-        moments = [Fraction(step, total_steps) for step in steps]
+        times = value if isinstance(value, tuple) else (value,)
+        moments = [Fraction(steps_in(time, total_steps, steps_per_epoch, where=where), total_steps) for time in times]
         setattr(resolved, name, tuple(moments) if isinstance(value, tuple) else moments[0])
     if settings.name == "triangular" and resolved.up + resolved.down == 0:
         raise SparsifyError("train.lr_schedule: a triangle with up and down both 0 has no length")
@@ -165,7 +165,3 @@ def learning_rate_factor(settings: Any, total_steps: int, steps_per_epoch: int) 
         return rise * schedule(progress, resolved)
 
     return factor
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)

@@ -1,7 +1,7 @@
-"""A plugin: one file of the user's own, named on the command line or from Python, whose names a recipe can use.
+"""Plugins: a user's Python file, given on the command line or from Python, whose names a recipe can use.
 
-It is executed, as any program that one starts is; a recipe never names it, and only tells which file (its SHA-256) it
-was run with. It defines any of three dicts, by the names that recipes then know:
+The file is executed. A recipe never names it; the recipe that a run keeps only records its name and SHA-256. It defines
+any of three dicts, whose keys recipes can then use as names:
 
     CRITERIA = {"largest_rows": function}    # as sparsify.pruning.criteria.table says
     SCHEDULES = {"quadratic": function}      # as sparsify.pruning.settings.curves says
@@ -38,7 +38,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Plugin:
-    """What a plugin's file defines: functions by the names that recipes use, and the file's name and SHA-256."""
+    """The functions that a plugin's file defines, by the names that recipes use, and the file's name and SHA-256."""
 
     name: str
     sha256: str
@@ -47,9 +47,9 @@ class Plugin:
     datasets: Functions = field(default_factory=dict)
 
     def filled(self, prune: Any, where: Callable[..., str]) -> Any:
-        """Return a prune section as it was written with this file's functions at their names, rules included.
+        """Return a prune section with this file's functions added where it names them, rules included.
 
-        `where(*keys)` tells where a key was written. Raises SparsifyError for a name that neither has.
+        `where(*keys)` returns the place of a key. Raises SparsifyError for a name that neither has.
         """
         if not isinstance(prune, Mapping):
             return prune
@@ -73,15 +73,15 @@ class Plugin:
 
 
 def as_plugin(given: Plugin | str | PathLike[str] | None) -> Plugin | None:
-    """Return a plugin that is read already, or the one in the file that is named."""
+    """Return `given` if it is a plugin or None, else the plugin read from that file."""
     return given if given is None or isinstance(given, Plugin) else read_plugin(given)
 
 
 def read_plugin(path: str | PathLike[str]) -> Plugin:
     """Execute the file `path` and return what it defines.
 
-    Raises SparsifyError, in one line, for a file that cannot be read or fails, and for dicts that are not as they
-    should be. What a function of it raises later is told in one line, too.
+    Raises SparsifyError, in one line, for a file that cannot be read or fails, and for invalid dicts. Exceptions that
+    its functions raise later become a SparsifyError too.
     """
     path = Path(path)
     try:
@@ -103,7 +103,7 @@ def read_plugin(path: str | PathLike[str]) -> Plugin:
 def _executed(path: Path, source: bytes, digest: str) -> ModuleType:
     module = ModuleType(f"sparsify_plugin_{digest[:16]}")
     module.__file__ = str(path)
-    # Dataclasses and pickles look for the module of a class by its name.
+    # Dataclasses and pickle look up the module of a class by its name.
     sys.modules[module.__name__] = module
     linecache.checkcache(str(path))
     try:
@@ -132,7 +132,7 @@ def _table(module: ModuleType, kind: str, path: Path) -> dict[str, Callable[...,
 
 
 def _in_one_line(function: Callable[..., Any], path: Path, what: str) -> Callable[..., Any]:
-    """Return `function`, marks included, whose failures name the plugin, the function and the line."""
+    """Return `function`, attributes included, with exceptions that name the plugin, the function and the line."""
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:

@@ -51,7 +51,7 @@ class Recipe(Settings):
     """what is pruned, how far and when; without it training is dense"""
 
     plugin: PluginSettings | None = None
-    """the file that names in it come from, as the run's own recipe keeps it; it is given with --plugin"""
+    """the file that defines names in it, as kept in a run's recipe; it is given with --plugin"""
 
     _source: Source = PrivateAttr(default_factory=lambda: Source("recipe", {}))
     _datasets: Mapping[str, Callable[..., Any]] = PrivateAttr(default_factory=dict)
@@ -61,7 +61,7 @@ class Recipe(Settings):
         return isinstance(other, Recipe) and self.__dict__ == other.__dict__
 
     def where(self, *keys: str | int) -> str:
-        """Return the place where a key was written: file, line and key."""
+        """Return the place of a key: file, line and key."""
         return self._source.where(keys)
 
     @property
@@ -70,7 +70,7 @@ class Recipe(Settings):
         return self._datasets.get(self.data.name)
 
     def to_yaml(self) -> str:
-        """Return the whole recipe, defaults included, as YAML that `read_recipe` reads back to an equal recipe.
+        """Return the whole recipe, defaults included, as YAML from which `read_recipe` reads an equal recipe.
 
         A criterion given as a Python function is written as its qualified name, which cannot be read back: YAML
         never names code.
@@ -89,11 +89,11 @@ class Recipe(Settings):
 def read_recipe(
     path: str | Path, overrides: Sequence[str] = (), *, plugin: Plugin | str | PathLike[str] | None = None
 ) -> Recipe:
-    """Return the recipe in the YAML file `path`, each override ("prune.sparsity=0.9") put over it in order.
+    """Return the recipe in the YAML file `path`, with the overrides ("prune.sparsity=0.9") applied in order.
 
-    Names of models, data sets and the like are looked up as well (`check_names`), first in `plugin`, a file of yours
-    that is executed (docs/plugins.md). Raises SparsifyError, one line with file, line, key, what was given, what is
-    allowed and the nearest guess.
+    Names of models, data sets and the like are checked too (`check_names`), first in `plugin`, a Python file that is
+    executed (docs/plugins.md). Raises SparsifyError, one line with file, line, key, what was given, what is allowed and
+    the nearest guess.
     """
     path = Path(path)
     tree, lines = parse_yaml(_read_text(path), str(path))
@@ -109,7 +109,7 @@ def read_recipe(
 def parse_recipe(
     recipe: Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), *, plugin: Plugin | None = None
 ) -> Recipe:
-    """Return the recipe a mapping declares, checked as `read_recipe` does except for the names in it."""
+    """Return the recipe that a mapping declares, checked as `read_recipe` does except for the names in it."""
     tree = recipe.model_dump() if isinstance(recipe, Recipe) else dict(recipe)
     return _validated(tree, overrides, Source("recipe", {}), "recipe", check=False, plugin=plugin)
 
@@ -120,9 +120,9 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def check_names(recipe: Recipe, source: Source | None = None) -> None:
-    """Look up every name in `recipe` (model, data set, optimiser) and every file it starts from, without torch.
+    """Check every name in `recipe` (model, data set, optimiser) and every file it starts from, without torch.
 
-    Raises SparsifyError with the nearest guess; `source` tells where each key was written.
+    Raises SparsifyError with the nearest guess; `source` has the place of each key.
     """
     where = (source or Source("recipe", {})).where
     if not recipe.model.name.startswith(FROM_PYTHON):
@@ -166,20 +166,20 @@ def _validated(
 
 
 def _with_plugin(tree: dict[str, Any], source: Source, plugin: Plugin | None) -> None:
-    """Put a plugin's functions at their names, and its own name and hash into the tree, unless these are others."""
-    kept = tree.get("plugin")
-    told = kept if isinstance(kept, Mapping) else {}
+    """Add a plugin's functions, its name and its hash to the tree; SparsifyError if the tree records another plugin."""
+    given = tree.get("plugin")
+    kept = given if isinstance(given, Mapping) else {}
     if plugin is None:
-        if told:
-            name = one_line(told.get("name"), 200)
+        if kept:
+            name = one_line(kept.get("name"), 200)
             raise SparsifyError(f"{source.where(('plugin',))}: names in it come from a plugin, {name}: --plugin FILE")
         return
-    if told.get("sha256", plugin.sha256) != plugin.sha256:
+    if kept.get("sha256", plugin.sha256) != plugin.sha256:
         raise SparsifyError(
-            f"{source.where(('plugin', 'sha256'))}: it was made with another plugin: {told.get('name')} of SHA-256 "
-            f"{str(told['sha256']):.12}..., and {plugin.name} has {plugin.sha256:.12}...; a run goes on with its own"
+            f"{source.where(('plugin', 'sha256'))}: it was made with another plugin: {kept.get('name')} of SHA-256 "
+            f"{str(kept['sha256']):.12}..., and {plugin.name} has {plugin.sha256:.12}...; a run resumes with its own"
         )
-    if kept is None or told:
+    if given is None or kept:
         tree["plugin"] = {"name": plugin.name, "sha256": plugin.sha256}
     if "prune" in tree:
         tree["prune"] = plugin.filled(tree["prune"], lambda *keys: source.where(("prune", *keys)))
@@ -211,7 +211,7 @@ def _override(tree: dict[str, Any], override: str, source: Source) -> None:
 def _read_text(path: Path) -> str:
     try:
         with path.open(encoding="utf-8") as file:
-            # One more than is allowed, whatever the length of the file: the parser will tell.
+            # One character more than is allowed, which the parser reports, however long the file is.
             return file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
         guess = nearest_file(path, "*.y*ml")

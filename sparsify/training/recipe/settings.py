@@ -1,4 +1,4 @@
-"""What a recipe can say about the model, the data and the training: its sections as frozen, strict pydantic models.
+"""The sections of a recipe on model, data and training, as frozen, strict pydantic models.
 
 No torch here: recipes are read, checked and turned into a JSON schema without it. The text below a field is its
 description in that schema.
@@ -28,7 +28,7 @@ from .values import (
     known_interval,
 )
 
-# Arguments of a model's constructor for which a recipe has keys of its own, and such as fetch or read files.
+# Arguments of a model's constructor that are keys of a recipe, or that download or read files.
 _OWN_KEYS = {
     "name": "model.name",
     "num_classes": "data.num_classes",
@@ -42,7 +42,7 @@ _OWN_KEYS = {
 
 
 def model_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return `arguments` if a recipe may give them; raises ValueError, in one line, for one it has a key for."""
+    """Return `arguments` if a recipe may give them; raises ValueError, in one line, for one with a key of its own."""
     for key, value in arguments.items():
         if key in _OWN_KEYS and value is not None:
             raise ValueError(f"'{key}' is set by {_OWN_KEYS[key]}; leave it out here")

@@ -1,4 +1,4 @@
-"""What the sections of a recipe are made of: their base class, and the kinds of values that several keys take."""
+"""The base class of a recipe's sections, and types of values that several keys share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema, core_schema
 
 
 class Settings(BaseModel):
-    """A section: unknown keys are refused, values are not converted ("3" is no number), nothing can be set later."""
+    """A frozen section: unknown keys are refused, and values are not converted ("3" is no number)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -35,7 +35,7 @@ class ByName:
 
 
 Word = Annotated[str, Field(min_length=1)]
-# No training has more of anything; what is computed from such numbers still fits memory and time.
+# More than any training needs, and small enough that plans computed from it fit memory.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
@@ -45,7 +45,7 @@ DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$"
 
 
 def known_device(name: str) -> str:
-    """Return `name` if it is written as a device; raises ValueError, in one line, if not."""
+    """Return `name` if it is a valid name of a device; raises ValueError, in one line, if not."""
     if not re.fullmatch(DEVICE, name):
         raise ValueError(f"'{name}' is no device; known: auto, cpu, cuda, cuda:N, xpu, xpu:N, mps")
     return name
@@ -64,7 +64,7 @@ def known_interval(text: str) -> str:
 
 
 def a_path(text: str) -> str:
-    """Return `text` if a file can be called so; raises ValueError, in one line, if not."""
+    """Return `text` if it is a valid path; raises ValueError, in one line, if not."""
     if "\0" in text:
         raise ValueError(f"{text!r:.60} is no path: it has a NUL character")
     return text

@@ -13,8 +13,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ...errors import SparsifyError, one_line
 from ...validation import Keys
 
-# What a recipe can need many times over. Beyond it a text is a mistake or a trap: aliases of aliases stand for any
-# number of values, and ruamel.yaml takes minutes for megabytes.
+# Many times what a recipe needs. Beyond it a text is a mistake or an attack: nested aliases expand to any number of
+# values, and ruamel.yaml takes minutes for megabytes.
 MOST_CHARACTERS = 100_000
 MOST_VALUES = 20_000
 MOST_LEVELS = 32
@@ -23,7 +23,7 @@ _UNFIT = (YAMLError, ValueError, IndexError, KeyError, TypeError, AttributeError
 
 
 class Located(NamedTuple):
-    """Plain values (dicts, lists, scalars) and, for each path into them, the line it was written on, from 1."""
+    """Plain values (dicts, lists, scalars) and, for each path into them, its line, from 1."""
 
     value: Any
     lines: dict[Keys, int]
@@ -34,7 +34,7 @@ def parse_yaml(text: str, source: str) -> Located:
 
     `source` names the text in errors. Raises SparsifyError, with the line, for text that is not YAML, more than one
     document, a repeated key, a key that is not a word, values other than numbers, words, true/false and null, and for
-    more than 100,000 characters, 20,000 values (those that aliases stand for too) or 32 levels.
+    more than 100,000 characters, 20,000 values (aliases expanded) or 32 levels.
     """
     if len(text) > MOST_CHARACTERS:
         raise SparsifyError(f"{source}: too long: more than {MOST_CHARACTERS:,} characters")
@@ -64,7 +64,7 @@ def parse_value(text: str, source: str) -> Any:
 
 @dataclass
 class _Reading:
-    """One text's nodes on their way to plain values: what they are called in errors, their lines, and their number."""
+    """Conversion of a text's nodes to plain values, which collects their lines and counts them."""
 
     source: str
     yaml: Any
@@ -72,7 +72,7 @@ class _Reading:
     values: int = 0
 
     def build(self, node: Node, path: Keys) -> Any:
-        """Return the plain value of a node, and note the line of each key below `path`; SparsifyError at a mistake."""
+        """Return the plain value of a node and record the line of each key below `path`; SparsifyError at a mistake."""
         self.values += 1
         if self.values > MOST_VALUES:
             raise SparsifyError(f"{self.source}: too long: more than {MOST_VALUES:,} values, aliases written out")
@@ -94,11 +94,11 @@ class _Reading:
             problem = getattr(error, "problem", None) or (
                 str(error) if isinstance(error, YAMLError | ValueError) else ""
             )
-            told = one_line(problem or f"'{node.value:.40}' does not fit its tag {node.tag}", 200)
-            raise SparsifyError(f"{where}: not YAML: {told}") from None
+            reason = one_line(problem or f"'{node.value:.40}' does not fit its tag {node.tag}", 200)
+            raise SparsifyError(f"{where}: not YAML: {reason}") from None
         if isinstance(value, int) and abs(value) >= 2**63:
             raise SparsifyError(f"{where}: {node.value:.40} is too large; whole numbers are below 2^63")
-        # A date or binary value has no meaning in a recipe; it is the word that was written.
+        # A date or binary value has no meaning in a recipe; it is taken as text.
         return value if value is None or isinstance(value, str | bool | int | float) else str(node.value)
 
     def _mapping(self, node: MappingNode, path: Keys) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_step(path: Path) -> int | None:
-    """Return how many steps were done when the checkpoint at `path` was written, None if its header is damaged."""
+    """Return the step at which the checkpoint at `path` was written, None if its header is damaged."""
     try:
         header = read_header(path)
         state = json.loads(header.metadata["state"])["dict"]
@@ -142,7 +142,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     """Set every global random generator to a state from `random_state`."""
     name, keys, *rest = state["numpy"]
     set_cpu_random_state((state["python"], (name, keys.numpy().astype(np.uint32), *rest), state["torch"]))
-    # A run may go on on a machine with another number of GPUs: those that exist are set.
+    # A run may resume on a machine with another number of GPUs: those that exist are set.
     for index, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(one, index)
     for index, one in enumerate(state.get("xpu", [])[: torch.xpu.device_count()]):
@@ -152,9 +152,9 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def set_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimiser's state in place, each tensor shaped like its parameter laid out in memory like it.
+    """Load an optimiser's state in place; a tensor shaped like its parameter gets that parameter's memory format.
 
-    The layout matters for bits: an optimiser that takes norms sums in memory order.
+    The memory format matters for bits: an optimiser that computes norms sums in memory order.
     """
     optimizer.load_state_dict(dict(state))
     for parameter, entries in optimizer.state.items():

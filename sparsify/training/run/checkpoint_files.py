@@ -24,7 +24,7 @@ class Checkpoints:
     def write(self, state: Mapping[str, Any]) -> None:
         """Make `state` the last checkpoint, whole or not at all; its "step" is the number of steps done.
 
-        Raises what `write_state` raises; what was there before is then there still.
+        Raises what `write_state` raises; the earlier checkpoints then remain.
         """
         following, last = self._folder / NEXT, self._folder / LAST
         self._name_after_step(following, state["step"])  # of a run that was killed before it became `last`
@@ -46,7 +46,7 @@ class Checkpoints:
         """
         problems: list[str] = []
         steps = self._steps()
-        # Those whose step cannot be read come first, to be told of.
+        # Files whose step cannot be read come first, so that a warning names them.
         for path in sorted(steps, key=lambda path: (steps[path] is not None, -(steps[path] or 0))):
             try:
                 state = _read(path, needed)
@@ -55,8 +55,8 @@ class Checkpoints:
                 self._damaged.add(path)
                 continue
             for problem in problems:
-                told = f"{problem}; going on from {path.name}, step {state['step']:,}"
-                warnings.warn(told, RunWarning, stacklevel=2)
+                text = f"{problem}; going on from {path.name}, step {state['step']:,}"
+                warnings.warn(text, RunWarning, stacklevel=2)
             return state
         if problems:
             raise SparsifyError(f"{'; '.join(problems)}; no sound checkpoint is left (--overwrite starts anew)")

@@ -32,14 +32,14 @@ def conditions(device: torch.device, processes: int = 1) -> dict[str, str]:
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return what of `before` is different `now`, an item each."""
-    # Another kind of device brings names of its own; that it is another one says enough.
+    """Return the conditions that differ between `before` and `now`, one text each."""
+    # Another kind of device has other conditions; naming the device is enough.
     both = [name for name in before if name in now] if before.get("device") == now["device"] else ["device"]
     return [f"{name} {now[name]} instead of {before.get(name)}" for name in both if now[name] != before.get(name)]
 
 
 def note_conditions(folder: Path, step: int, device: torch.device, processes: int = 1) -> None:
-    """Add to a run's conditions.json what it goes on with after `step`, unless it is what it had before."""
+    """Append the conditions from `step` on to a run's conditions.json, unless they are the last ones there."""
     path = folder / CONDITIONS
     try:
         known = json.loads(path.read_bytes()) if step and path.exists() else []

@@ -28,11 +28,11 @@ _SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
 class Keeper:
-    """Writes the records and the checkpoints of one run: when they are due, and when `stop` returns True and ends it.
+    """Writes the records and checkpoints of one run when they are due, and ends it when `stop` returns True.
 
-    Of several processes each has one: the first decides when a checkpoint is due and writes (the others have no `log`
-    and no `lock`), and all stop when one is asked to. `save_best` is called with the record of a
-    test accuracy that is the best at the final sparsity.
+    Each of several processes has one: the first decides when a checkpoint is due and writes it (the others have no
+    `log` and no `lock`), and all stop when one is asked to. `save_best` is called with each record whose test accuracy
+    is the best so far at the final sparsity.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Keeper:
         """Write what is due between two steps; raise RunStopped if the run is to stop, there or in an evaluation."""
         training = self._training
         if training.record_due and (self._before_record is None or self._before_record[0] != training.step):
-            # An evaluation that is broken off is done anew, and finds the generators as they are now.
+            # An interrupted evaluation is repeated on resume, from the generators as they are now.
             self._before_record = training.step, random_state()
         stop, due = self._ranks.any(self._stop(), not training.record_due and self._is_due())
         if stop:
@@ -77,8 +77,8 @@ class Keeper:
             text = f"step {training.step:,}: the test loss is {record['test_loss']}; the model's scores are no numbers"
             warnings.warn(text, RunWarning, stacklevel=2)
         accuracy = record.get("test_accuracy")
-        told = accuracy is not None or training.step == training.total_steps
-        if self._log is not None and training.pruner is not None and told:
+        evaluated = accuracy is not None or training.step == training.total_steps
+        if self._log is not None and training.pruner is not None and evaluated:
             self._log.add(layer_sparsity(training.model), training.step)
         final = training.pruner is None or training.pruner.finished
         if accuracy is not None and final and (self._best is None or accuracy > self._best):
@@ -104,30 +104,27 @@ class Keeper:
         raise RunStopped(f"stopped after step {self._training.step:,}")
 
     @contextmanager
-    def telling_what_is_left(self) -> Iterator[None]:
-        """Add to what a Diverged that passes here says from which step there is a checkpoint."""
+    def naming_last_checkpoint(self) -> Iterator[None]:
+        """Add the step of the last checkpoint to the message of a Diverged raised in the block."""
         try:
             yield
         except Diverged as error:
-            left = (
-                f"the checkpoint of step {self._written[0]:,} stays" if self._written else "there is no checkpoint yet"
-            )
+            step = self._written[0] if self._written else None
+            left = "there is no checkpoint yet" if step is None else f"the checkpoint of step {step:,} stays"
             raise Diverged(f"{error}; {left}") from error.__cause__
 
     def _is_due(self) -> bool:
         """Return whether a checkpoint is due, by the clock of the first process."""
         training = self._training
-        if not self._ranks.first:
-            return False
+        if not self._ranks.first or training.step == training.total_steps:
+            return self._ranks.first
         since = time.perf_counter() - self._written_at
-        if training.step == training.total_steps:
-            return True
         return _is_due(training, training.settings.checkpoint, since, self._writing_seconds)
 
     def _write(self) -> None:
         started = time.perf_counter()
         training = self._training
-        check_numbers(training)  # or what cannot go on would take the place of what can
+        check_numbers(training)  # a state that cannot be resumed must not replace one that can
         random = self._before_record[1] if training.record_due and self._before_record else random_state()
         state = state_of(self._prepared, random)
         with self._ranks.together():

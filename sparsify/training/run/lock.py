@@ -19,7 +19,7 @@ except ImportError:  # not on Windows
 
 NAME = ".lock"
 _HELD = frozenset({errno.EACCES, errno.EAGAIN})
-_here: set[Path] = set()  # the system's lock is a process's: it does not part two runs of one
+_here: set[Path] = set()  # the system's lock belongs to a process: it does not keep two runs of one process apart
 
 
 class Lock:
@@ -39,7 +39,8 @@ class Lock:
             raise SparsifyError(f"{self._folder}: this process is writing the run in it already")
         self._descriptor = self._locked()
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, _text().encode(), 0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since},\n".encode(), 0)
         _here.add(self._key)
         return self
 
@@ -51,7 +52,7 @@ class Lock:
         os.close(self._descriptor)
 
     def check(self) -> None:
-        """Raise RunError if the folder is no longer where it was: nothing more can be written to the run."""
+        """Raise RunError if the folder was moved, removed or replaced."""
         if not self._is_there():
             raise RunError(f"{self._folder}: the run's folder was moved, removed or replaced while it was written")
 
@@ -108,12 +109,8 @@ def check_free(folder: Path) -> None:
             pass
 
 
-def _text() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},\n"
-
-
 def _may_live(text: str) -> bool:
-    """Return whether the writer that a lock's text names may still run; of another host's that cannot be told."""
+    """Return whether the process named in a lock may still run; True for one on another host."""
     words = text.replace(",", "").split()
     if len(words) < 4 or not words[1].isdigit():
         return False

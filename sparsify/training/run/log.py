@@ -29,11 +29,11 @@ def plain_record(value: Any) -> Any:
 
 
 class Log:
-    """The records of a run: a line each in metrics.jsonl, and TensorBoard events. Use it as a context manager.
+    """Writes the records of a run to metrics.jsonl, to TensorBoard and to the recipe's trackers. A context manager.
 
-    They go to the trackers of `recipe` too. `size` cuts metrics.jsonl to its length at a checkpoint, in bytes, and
-    `step` hides later events, so that a run that goes on leaves the log it would have left without a break; trackers
-    get a new run. A last line that a crash cut short is told of.
+    A resumed run passes `size`, the length of metrics.jsonl at its checkpoint in bytes, and `step`: later lines are cut
+    and later events hidden, so that the log is that of a run without a break; trackers get a new run. A RunWarning
+    reports a last line that a crash cut short.
     """
 
     def __init__(self, folder: Path, recipe: Recipe | None = None, *, size: int = 0, step: int = 0) -> None:
@@ -104,7 +104,7 @@ class Log:
             self._file.close()
 
     def _in_time(self, action: Callable[[], None]) -> None:
-        """Do what waits for TensorBoard's own thread, which may be stuck or dead, but not for ever."""
+        """Run `action` with a time limit: it waits for TensorBoard's own thread, which may be stuck or dead."""
         errors: list[BaseException] = []
 
         def act() -> None:

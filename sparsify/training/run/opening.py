@@ -1,4 +1,4 @@
-"""Opening a run: its folder locked, its training prepared and, where it goes on, set to its last checkpoint."""
+"""Opening a run: lock its folder, prepare its training and, on resume, restore its last checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .tensorboard import note_overlap
 
 @dataclass
 class Opened:
-    """A run that is about to go on from `state`, {} for a new one.
+    """A run that is ready to start from `state`, {} for a new one.
 
     Of several processes only the first has a `lock` and a `log`: it alone writes.
     """
@@ -43,13 +43,13 @@ class Opened:
     log: Log | None = None
 
     def note_start(self, launch: Launch) -> None:
-        """Let a restart by the same torchrun know the run for its own."""
+        """Record which torchrun started the run, so that a restart by it resumes the run."""
         with self.prepared.training.ranks.together():
             if self.lock is not None:
                 note_start(self.folder, launch)
 
     def begin_log(self, stack: ExitStack) -> None:
-        """Open the log of records, until `stack` is left."""
+        """Open the log of records; `stack` closes it."""
         training = self.prepared.training
         with training.ranks.together():
             if training.ranks.first:
@@ -73,9 +73,9 @@ def open_run(
     overwrite: bool,
     check: bool,
 ) -> Opened:
-    """Return the run of `recipe` in `folder`, which is locked until `stack` is left; `given` are a model and data.
+    """Return the run of `recipe` in `folder`, which stays locked until `stack` closes; `given` is (model, data).
 
-    All processes of `ranks` call it at once, and what one of them cannot do ends all.
+    All processes of `ranks` call it at once; an error in one ends all.
     """
     lock: Lock | None = None
     with ranks.together():
@@ -110,7 +110,7 @@ def open_run(
 
 @contextmanager
 def _made(folder: Path) -> Iterator[Lock]:
-    """Yield the lock of a folder, which is made if it is not there."""
+    """Yield the lock of a folder, which is created if it is missing."""
     with folders.one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder) as lock:
@@ -118,7 +118,7 @@ def _made(folder: Path) -> Iterator[Lock]:
 
 
 def _keep_masks(opened: Opened) -> None:
-    """Let the masks at the end of each cycle be written; a run that goes on from before it writes the same again."""
+    """Write the masks at the end of each cycle; a run resumed from before one writes the same file again."""
     prepared, pruner = opened.prepared, opened.prepared.training.pruner
     if pruner is None or not pruner.pruning.schedule.cyclical:
         return
@@ -127,15 +127,18 @@ def _keep_masks(opened: Opened) -> None:
         with prepared.training.ranks.together():
             if opened.lock is not None and opened.log is not None:
                 opened.lock.check()
-                write_masks(opened.folder / folders.MASKS.format(cycle), cycle, opened.log)
-
-    def write_masks(path: Path, cycle: int, log: Log) -> None:
-        try:
-            path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}") from None
-        # Not `save`, which warns of a schedule that is cut short: this one goes on.
-        write(pruner.model, path, "masks", {"spec": prepared.spec, "arguments": prepared.arguments}, {})
-        note_overlap(log, pruner.model, opened.folder, cycle, prepared.training.step)
+                _write_masks(prepared, opened.folder, cycle)
+                note_overlap(opened.log, pruner.model, opened.folder, cycle, prepared.training.step)
 
     pruner.on_cycle_end = keep
+
+
+def _write_masks(prepared: Prepared, folder: Path, cycle: int) -> None:
+    pruner, path = prepared.training.pruner, folder / folders.MASKS.format(cycle)
+    assert pruner is not None
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
+    # Not `save`, which warns of an unfinished schedule.
+    write(pruner.model, path, "masks", {"spec": prepared.spec, "arguments": prepared.arguments}, {})

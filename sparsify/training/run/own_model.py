@@ -18,9 +18,9 @@ Shapes = dict[str, Size]
 
 
 def own_model_settings(model: nn.Module, named: ModelSettings) -> ModelSettings:
-    """Return the model section of a recipe for a given `model`: the named one if its state is that one's.
+    """Return the model section of a recipe for a given `model`: the named one if that has the same state.
 
-    Else it is called python:<its class>, a name that nothing is built by.
+    Otherwise the name is python:<its class>, which `build_model` refuses.
     """
     arguments = arguments_of(model, named)
     if arguments is None:
@@ -31,7 +31,7 @@ def own_model_settings(model: nn.Module, named: ModelSettings) -> ModelSettings:
 def arguments_of(model: nn.Module, named: ModelSettings) -> dict[str, Any] | None:
     """Return the arguments with which the named model has the state of `model`, name by name and shape by shape.
 
-    A head of another size tells the number of classes. None if nothing fits, or if `model` was cut.
+    The number of classes is taken from the size of the head. None if nothing fits, or if `model` was shrunk.
     """
     if named.name.startswith(FROM_PYTHON) or cuts_of(unwrap(model)) is not None:
         return None

@@ -1,4 +1,4 @@
-"""What a recipe is going to do, step by step, known before anything is built."""
+"""The plan of a training: its steps, mask updates and learning rates, computed before anything is built."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..recipe.read import Recipe
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The optimiser steps of an epoch and of the whole training, every change of the masks, and the learning rate.
+    """The optimiser steps of an epoch and of the whole training, every mask update, and the learning rate.
 
-    `lr` maps a step (0 to `total_steps` - 1) to the learning rate it is taken with.
+    `lr` maps a step (0 to `total_steps` - 1) to its learning rate.
     """
 
     steps_per_epoch: int
@@ -25,7 +25,7 @@ class TrainingPlan:
 
 
 def plan_training(recipe: Recipe) -> TrainingPlan:
-    """Return what `recipe` is going to do. The model is built only where the data's size cannot be known without it.
+    """Return the plan of `recipe`. The model is built only where the size of the data cannot be known without it.
 
     Raises SparsifyError if the times do not fit into the training.
     """

@@ -41,9 +41,9 @@ from .sync_batch_norm import with_sync_batch_norm
 class Prepared:
     """A training that is ready to start, and how it was made.
 
-    `spec` and `arguments` build the model by name; `spec` is None for one given from Python that no name builds.
-    `loaded` tells what was read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and
-    no `verification`.
+    `spec` and `arguments` build the model by name; `spec` is None for a model from Python without a name. `loaded`
+    reports what was read from the recipe's checkpoint, if it names one. Dense training has no `conversion` and no
+    `verification`.
     """
 
     recipe: Recipe
@@ -77,9 +77,9 @@ def prepare(
 ) -> Prepared:
     """Return the training that `recipe` declares, or the same with `model` or `data` in place of the recipe's.
 
-    Of several processes (`ranks`) all call it at once; `share` joins their models. With `in_turn` one of each machine
-    goes first, which fetches what the others find. Weights are loaded before masks are put on. `check` verifies the
-    conversion. Raises SparsifyError for what does not fit together, RunError if the verification finds a fault.
+    Several processes (`ranks`) call it at once; `share` joins their models. With `in_turn` one process of each machine
+    goes first and downloads what the others then find. Weights are loaded before the conversion, which `check`
+    verifies. Raises SparsifyError for settings that do not fit together, RunError if the verification finds a fault.
     """
     built: _Built | None = None
     try:
@@ -95,7 +95,7 @@ def prepare(
 
 
 def share(training: Training) -> None:
-    """Join the models of several processes: gradients are those of all from then on. All of them call it at once."""
+    """Join the models of several processes, whose gradients are averaged from then on. All call it at once."""
     training.forward = make_forward(training.model, training.settings, training.ranks)
 
 
@@ -180,12 +180,12 @@ def _sparsity(model: nn.Module) -> float:
 
 
 def seed_own(training: Training) -> None:
-    """Give a process other than the first random numbers of its own, for dropout and the like, from here on."""
+    """Seed the generators of a process other than the first by its rank, for dropout and the like."""
     _seed(generator_for(training.settings.seed, training.step, training.ranks.rank).initial_seed())
 
 
 def _seed(seed: int) -> None:
-    """Seed the global generators, from which layers draw their initial values and their dropout."""
+    """Seed the global generators: Python's, NumPy's and torch's."""
     random.seed(seed)
     # NumPy takes 32 bits at most.
     np.random.seed(np.random.SeedSequence(seed).generate_state(1)[0])

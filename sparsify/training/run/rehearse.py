@@ -1,4 +1,4 @@
-"""What a run would meet before its first step, met without writing anything."""
+"""A dry run: everything that a run does before its first step, without writing anything."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A run as it would start: numbers, of the dense model, and what was left out and why.
+    """What a run would start with: the size and cost of the dense model, and what was not tried (`left_out`) and why.
 
-    `multiply_adds` are those of one image, None where the size of an image is not known; `bytes_file` is about what the
-    sparse file takes, `bytes_dense` the dense one. `prepared` is None where the data are not there.
+    `multiply_adds` are those of one image, None where the size of an image is not known; `bytes_file` estimates the
+    sparse file, `bytes_dense` is the size of the dense one. `prepared` is None where the data are not downloaded yet.
     """
 
     parameters: int
@@ -41,10 +41,10 @@ class Rehearsal:
 
 
 def rehearse(recipe: Recipe, *, check: bool = True) -> Rehearsal:
-    """Build, load, convert and verify what `recipe` declares and plan its pruning, as `train` does, and keep nothing.
+    """Build, load, convert and verify the model of `recipe` as `train` does, and return what a run would start with.
 
-    Published weights are not fetched, and data sets that would be downloaded are not read: `left_out` says so. Raises
-    whatever the run would raise before its first step.
+    Published weights and data sets are not downloaded; `left_out` says so. Raises whatever the run would raise before
+    its first step.
     """
     left_out: list[str] = []
     if recipe.model.pretrained:
@@ -73,7 +73,7 @@ def is_here(recipe: Recipe) -> bool:
 
 
 def _on_meta(recipe: Recipe) -> nn.Module:
-    """Return the model, without its values where it can be built so."""
+    """Return the model, on the meta device where it can be built there."""
     classes = recipe.data.num_classes if recipe.data.name not in DATASETS else count_classes(recipe.data)
     arguments = {**recipe.model.arguments, **({} if classes is None else {"num_classes": classes})}
     try:
@@ -98,7 +98,7 @@ def _summary(model: nn.Module, recipe: Recipe, prepared: Prepared | None, left_o
 
 
 def _bits(sparsity: float) -> float:
-    """Return the bits that an entry of a mask takes at least."""
+    """Return the entropy of a mask's entry in bits: the least it takes in a file."""
     return 0.0 if sparsity in (0.0, 1.0) else -sum(p * math.log2(p) for p in (sparsity, 1 - sparsity))
 
 

@@ -1,4 +1,4 @@
-"""A run whose processes torchrun starts anew (`--max-restarts`): it goes on with what they wrote before."""
+"""Restarts by torchrun (`--max-restarts`): the run resumes from what its processes had written."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def note_start(folder: Path, launch: Launch) -> None:
 
 
 def goes_on(folder: Path, recipe: Recipe, launch: Launch) -> bool:
-    """Return whether this start is a restart of the run in `folder`, which goes on then.
+    """Return whether torchrun restarts the run in `folder`, so that it should resume.
 
-    An older run, which the first start refused or was to replace, is not taken for it. Raises SparsifyError if the
-    recipe was changed meanwhile.
+    False for an older run that the first start refused or was to replace. Raises SparsifyError if the recipe was
+    changed meanwhile.
     """
     if not (launch.restarts and launch.agent):
         return False
@@ -34,7 +34,7 @@ def goes_on(folder: Path, recipe: Recipe, launch: Launch) -> bool:
 
 
 def resumes(folder: Path, recipe: Recipe, launch: Launch, ranks: Ranks, *, asked: bool) -> bool:
-    """Return, the same on all processes, whether they go on with a run: it was asked for, or they were started anew."""
+    """Return, the same on all processes, whether to resume: because it was asked for, or after a restart."""
     with ranks.together():
         asked = asked or (ranks.first and goes_on(folder, recipe, launch))
     return bool(ranks.of_first(asked))

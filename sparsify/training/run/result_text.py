@@ -1,4 +1,4 @@
-"""What a run came to, in words."""
+"""The result of a run as text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ...quantities import percent
 
 
 def of_average(metrics: Mapping[str, Any]) -> str:
-    """Return words to follow test figures that are of an average of the weights, "" for those of the weights."""
+    """Return the note for test results of the averaged weights (`train.ema`), "" for those of the model's own."""
     return ", of the average of the weights (train.ema)" if metrics.get("test_weights") == "average" else ""
 
 
 def result_lines(metrics: Mapping[str, Any], shrunk: Mapping[str, Any] | None) -> list[str]:
-    """Return what a shrink left of the model, if there was one, and the test accuracy, if it is known."""
+    """Return a line on the shrunk model, if there is one, and a line with the test accuracy, if it is known."""
     lines = []
     if shrunk is not None:
         shares = (shrunk[name] for name in ("multiply_adds", "parameters"))

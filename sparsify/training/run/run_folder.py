@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from ...errors import SparsifyError
 from ...formats.io.atomic import atomic_write, is_temporary
@@ -41,9 +42,8 @@ _LONGEST, _LONGEST_WITH_OVERRIDES = 200, 240
 def default_folder(recipe: Recipe, overrides: Sequence[str] = ()) -> Path:
     """Return runs/<recipe>-<model>-<seed>, the model's name without its prefix.
 
-    `overrides` (key=value) that change a run's results and are not told by these are put behind, so that the runs of a
-    series do not meet in one folder. Raises SparsifyError for a recipe whose name would lead out of runs/, or that no
-    system takes for a folder.
+    `overrides` (key=value) that change a run's results are appended, so that runs of a series get folders of their own.
+    Raises SparsifyError for a recipe whose name would lead out of runs/, or is not a valid name of a folder.
     """
     model = re.sub(r"[^\w.+-]", "_", recipe.model.name.rpartition(":")[2])
     folder = f"{recipe.name}-{model}-{recipe.train.seed}"
@@ -53,26 +53,26 @@ def default_folder(recipe: Recipe, overrides: Sequence[str] = ()) -> Path:
             'no control characters, none of / \\ : * ? " < > | and no device of Windows (CON, NUL ...); '
             "choose another, or give --out"
         )
-    return Path("runs") / f"{folder}{_told(overrides, _LONGEST_WITH_OVERRIDES - len(folder.encode()))}"
+    return Path("runs") / f"{folder}{_suffix(overrides, _LONGEST_WITH_OVERRIDES - len(folder.encode()))}"
 
 
-def _told(overrides: Sequence[str], room: int) -> str:
-    """Return what tells a run with `overrides` from others in a folder's name, in at most `room` characters."""
+def _suffix(overrides: Sequence[str], room: int) -> str:
+    """Return `overrides` as the end of a folder's name, in at most `room` characters."""
     settings = {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in overrides)}
     elsewhere = {"name", "model", "model.name", "train.seed", *FREE}
     text = "".join(f"-{key}={settings[key]}" for key in sorted(settings.keys() - elsewhere))
     name = re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)
     if name == text and len(name) <= room:
         return name
-    # Values that differ only in what is left out are told apart all the same.
+    # The checksum keeps values apart that differ only in replaced or cut characters.
     return f"{name[: room - 9]}-{zlib.crc32(text.encode(errors='replace')):08x}"
 
 
 def check_new(folder: Path, *, overwrite: bool) -> None:
     """Raise SparsifyError unless a new run may be written to `folder`; nothing is touched.
 
-    What a start that was killed before it wrote its recipe has left counts as an empty folder. A run that a live
-    process writes is refused with the name of the process.
+    A folder in which a run was killed before it wrote its recipe counts as empty. A run that a live process writes is
+    refused with the name of the process.
     """
     _check_place(folder, overwrite=overwrite)
     with one_line(folder):
@@ -80,9 +80,9 @@ def check_new(folder: Path, *, overwrite: bool) -> None:
 
 
 def create(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
-    """Make `folder`, which must be locked, the folder of a new run. An older run's files are removed, and no others.
+    """Make `folder`, which must be locked, the folder of a new run. Files of an older run are removed, and no others.
 
-    Raises SparsifyError as `check_new` does, for what came there since.
+    Raises SparsifyError as `check_new` does.
     """
     _check_place(folder, overwrite=overwrite)
     with one_line(folder):
@@ -107,7 +107,7 @@ def _check_place(folder: Path, *, overwrite: bool) -> None:
             raise SparsifyError(f"{folder}: holds other files and no run; choose another folder with --out")
     if not overwrite:
         raise SparsifyError(
-            f"{folder}: already holds a run; go on with --resume {folder}, or give --overwrite or --out"
+            f"{folder}: already holds a run; go on with --resume {quote(str(folder))}, or give --overwrite or --out"
         )
 
 
@@ -122,7 +122,7 @@ def remove_left_overs(folder: Path) -> None:
 
 @contextmanager
 def one_line(folder: Path) -> Iterator[None]:
-    """Turn the system's refusal to read or write in a run's folder into one line."""
+    """Raise an OSError in a run's folder as a SparsifyError of one line."""
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
@@ -157,7 +157,7 @@ def stored_recipe(folder: Path, overrides: Sequence[str] = (), *, plugin: Plugin
 def check_same(folder: Path, given: Recipe) -> None:
     """Raise SparsifyError that names the keys if `given` is not the recipe of the run in `folder`.
 
-    Where a run computes, where its data lie and the like may change (`same_recipe.FREE`).
+    Keys that do not change results, such as the device and the data's folder, may differ (`same_recipe.FREE`).
     """
     check_run(folder)
     try:
@@ -167,5 +167,5 @@ def check_same(folder: Path, given: Recipe) -> None:
     if different := differences(text, given):
         free = ", ".join(FREE)
         raise SparsifyError(
-            f"{folder}: holds a run of another recipe: {different}; a run goes on with its own (only {free} may change)"
+            f"{folder}: holds a run of another recipe: {different}; a run resumes with its own (only {free} may change)"
         )

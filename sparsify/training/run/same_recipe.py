@@ -9,7 +9,7 @@ from ...errors import SparsifyError
 from ..recipe.read import Recipe, parse_recipe
 from ..recipe.yaml_lines import parse_yaml
 
-# Where a run computes, where its data lie, what it logs and when it is saved do not change its results.
+# Device, data folder, logging and checkpoint interval do not change a run's results.
 FREE = (
     "train.device",
     "train.log_every",
@@ -24,10 +24,10 @@ _SHOWN = 5
 
 
 def differences(before: str | None, recipe: Recipe, free: Collection[str] = FREE) -> str:
-    """Return the keys in which a run's recipe, as its YAML, and `recipe` differ, with both values; "" if in none.
+    """Return the keys in which a run's recipe (`before`, as YAML) and `recipe` differ, with both values; "" if none.
 
-    A key that came with a later version has its default there. `before` is None where it was not kept. Keys that are
-    `free` may differ.
+    A key that a later version added counts as its default. `before` is None where it was not kept. Keys in `free` may
+    differ.
     """
     if before is None:
         return ""

@@ -1,4 +1,4 @@
-"""Whether the batches of a recipe can be shared out over several processes."""
+"""Checks that the batches of a recipe can be split over several processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..recipe.read import Recipe
 from ..recipe.settings import DataSettings, TrainSettings
 from .same_recipe import differences
 
-# Machines may keep data and plugins in other places. What is logged and saved is not free: all take part in it.
+# Machines may keep data and plugins in other places. Logging and saving are not free: all processes take part in them.
 _OF_A_PROCESS = ("data.dir", "data.workers", "train.device", "plugin.name")
 
 
@@ -30,7 +30,7 @@ def check_batch_size(data: DataSettings, size: int) -> None:
 def check_split(
     data: DataSettings, model: nn.Module, ranks: Ranks, settings: TrainSettings, device: torch.device
 ) -> None:
-    """Raise SparsifyError if batch norm cannot train on a process's part of a batch, or not as it is asked to."""
+    """Raise SparsifyError if batch norm cannot train on a process's part of a batch, or cannot be synchronised here."""
     if ranks.size == 1 or not has_batch_norm(model):
         return
     if settings.sync_batch_norm:
@@ -78,7 +78,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def processes_lines(data: DataSettings, model: nn.Module, ranks: Ranks, settings: TrainSettings) -> list[str]:
-    """Return what to say of a training in several processes before it starts."""
+    """Return the lines on several processes that are printed before training starts."""
     if ranks.size == 1:
         return []
     lines = [f"{ranks.size} processes: {data.batch_size // ranks.size} of a batch's {data.batch_size} images on each"]

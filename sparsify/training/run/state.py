@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, and how a training that was set up anew goes on from it to the same bits."""
+"""The state in a run's checkpoint, and restoring a newly built training from it, to the same bits."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ NEEDED = ("step", "seconds", "metrics_size", "model", "optimizer", "pruner", "sc
 
 
 def state_of(prepared: Prepared, random: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything that decides how the training goes on; `random` is the state of the random generators.
+    """Return everything that determines the rest of the training; `random` is the state of the random generators.
 
-    Of several processes all call it at once; the first one's answer is the state. The learning rate and the order and
-    the variation of the data follow from the step, the recipe and its seed.
+    Several processes call it at once; the first one's result is the state. The learning rate and the order and
+    augmentation of the data follow from the step, the recipe and its seed.
     """
     training = prepared.training
     scaler = training.accelerator.scaler
@@ -53,16 +53,16 @@ def state_of(prepared: Prepared, random: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore(prepared: Prepared, state: Mapping[str, Any], folder: Path) -> None:
-    """Set the training to a state from `state_of`; a RunWarning tells why its bits may not be those of one run.
+    """Set the training to a state from `state_of`; a RunWarning names changed conditions that may change the bits.
 
-    Raises SparsifyError if the state is of another recipe, which names the keys, or does not fit the model.
+    Raises SparsifyError, which names the keys, if the state is of another recipe, and if it does not fit the model.
     """
     training = prepared.training
     if different := differences(state.get("recipe"), prepared.recipe):
-        raise SparsifyError(f"{folder}: its checkpoint is of another recipe: {different}; a run goes on with its own")
+        raise SparsifyError(f"{folder}: its checkpoint is of another recipe: {different}; a run resumes with its own")
     here = conditions(training.accelerator.device, training.ranks.size)
     if (changed := changes(state.get("conditions", {}), here)) and training.ranks.first:
-        text = f"{folder}: goes on with {', '.join(changed)}: its bits may not be those of a run without a break"
+        text = f"{folder}: resumes with {', '.join(changed)}: its bits may differ from those of an uninterrupted run"
         warnings.warn(text, RunWarning, stacklevel=2)
     if state.get("shrunk"):
         set_masks(training.model, state["masks"])
@@ -85,7 +85,7 @@ def restore(prepared: Prepared, state: Mapping[str, Any], folder: Path) -> None:
 
 
 def _of_each(training: Training, random: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what each process has by itself, and of its sums those of all together."""
+    """Return the sums of all processes together and, of several, each one's own sums and random state."""
     ranks, tally = training.ranks, training.tally
     if ranks.size == 1:
         return {"tally": {"sums": tally.sums, "examples": tally.examples}}
@@ -97,7 +97,7 @@ def _of_each(training: Training, random: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _take_own(training: Training, state: Mapping[str, Any]) -> None:
-    """Take up a process's own sums and random state; of another number of processes the first takes the sums of all."""
+    """Restore a process's own sums and random state; if the number of processes changed, the first gets all sums."""
     ranks = training.ranks
     each = state.get("processes", [])
     if len(each) == ranks.size > 1:
@@ -112,13 +112,13 @@ def _take_own(training: Training, state: Mapping[str, Any]) -> None:
 
 
 def _unsaved(model: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that a state dict leaves out (persistent=False); a forward may change them all the same."""
+    """Return the buffers that a state dict leaves out (persistent=False); a forward may change them too."""
     saved = model.state_dict().keys()
     return {name: value for name, value in model.named_buffers() if name not in saved}
 
 
 def _cut_state(training: Training) -> dict[str, Any]:
-    """Return what makes the shrunk model from one that is set up anew."""
+    """Return what turns a newly built model into the shrunk one."""
     cuts = cuts_of(training.model)
     if training.shrunk is None or training.pruner is None or cuts is None:
         return {}

@@ -9,9 +9,9 @@ from ...surgery.masks import get_masks, set_masks
 
 
 def with_sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Return the model with torch's SyncBatchNorm in the place of batch norm, in place below the model itself.
+    """Return the model with torch's SyncBatchNorm instead of batch norm, in place below the model itself.
 
-    torch makes new modules and drops the masks of their scales and shifts; here they stay.
+    torch makes new modules and drops the masks of their scales and shifts; here they are kept.
     """
     masks = get_masks(model)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

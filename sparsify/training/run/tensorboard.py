@@ -25,7 +25,7 @@ _KINDS = (bool, int, float, str)
 
 
 def hyperparameters(recipe: Recipe) -> dict[str, Any]:
-    """Return the keys of a recipe that are set, as TensorBoard takes them: truth values, numbers and text."""
+    """Return the keys of a recipe that are set, with values that TensorBoard accepts: bools, numbers and text."""
     leaves = flat_recipe(recipe)
     plain = {key: value if isinstance(value, _KINDS) else str(value) for key, value in leaves.items()}
     return {key: plain[key] for key, value in leaves.items() if value not in (None, [], {})}
@@ -50,7 +50,7 @@ def layer_sparsity(model: nn.Module) -> Mapping[str, float]:
 
 
 def note_overlap(log: Log, model: nn.Module, folder: Path, cycle: int, step: int) -> None:
-    """Write how far the masks at a cycle's end agree with those at the end of the cycle before."""
+    """Write the intersection over union of the masks at a cycle's end and those of the cycle before."""
     before = folder / MASKS.format(cycle - 1)
     if not before.exists():
         return

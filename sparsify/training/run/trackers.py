@@ -14,9 +14,9 @@ PROJECT = "sparsify"
 
 
 def start_trackers(recipe: Recipe, run: str) -> list[GeneralTracker]:
-    """Return the trackers that `recipe` names, started, each with a run of this name and the recipe's values.
+    """Return the trackers that `recipe` names, each started with a run of this name and the recipe's values.
 
-    Where they write is told by their own environment variables (WANDB_MODE, TRACKIO_DIR, MLFLOW_TRACKING_URI).
+    Their own environment variables (WANDB_MODE, TRACKIO_DIR, MLFLOW_TRACKING_URI) say where they write.
     Raises SparsifyError if one is not installed or does not start.
     """
     made: dict[str, Any] = {
@@ -32,7 +32,7 @@ def start_trackers(recipe: Recipe, run: str) -> list[GeneralTracker]:
             tracker = made[name]()
             tracker.start()
             tracker.store_init_configuration(flat_recipe(recipe))
-        except Exception as error:  # of whatever kind the package has: a key that is missing, a server that is away
+        except Exception as error:  # any exception of the package: a missing key, a server that does not answer
             for other in started:
                 other.finish()
             raise SparsifyError(f"train.trackers: {name} does not start: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""A whole training run in its folder: started, gone on with, logged, checkpointed, saved."""
+"""A whole training run in its folder: started or resumed, logged, checkpointed, saved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..data.bad_images import dead_workers
 from ..data.own_data import own_settings
 from ..loop.optimizer import joined
 from ..loop.train_steps import Record, Training, train_steps
-from ..recipe.plugin import Plugin, as_plugin
+from ..recipe.plugin import as_plugin
 from ..recipe.read import Recipe, check_names, parse_recipe, read_recipe
 from . import run_folder as folders
 from .keeper import Keeper
@@ -44,10 +44,10 @@ _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a spar
 class TrainResult:
     """A finished run: the trained model with its masks, the last record, the run's folder, and what was pruned.
 
-    With `train.ema` the model is the average, which the test figures and the file are of.
+    With `train.ema` the model is the average of the weights; test results and the saved file are those of the average.
 
-    `shrunk` tells what was taken out of the model, if that was: "parameters" and "multiply_adds" before and after, and
-    more. The `share` of `report` is then the one that is gone from the model.
+    `shrunk` is None unless the model was shrunk; then it has "parameters" and "multiply_adds" before and after, and
+    more, and the `share` of `report` is the share removed from the model.
 
     The folder has recipe.yaml (merged), metrics.jsonl, conditions.json (hardware and versions), TensorBoard events,
     checkpoints/last.safetensors and the ones before it (step-N.safetensors), checkpoints/best.safetensors (the best
@@ -95,62 +95,73 @@ def train(
 ) -> TrainResult:
     """Train and prune as `recipe` says (a Recipe, a mapping like one, or a path) and return the result.
 
-    - `out`: the run's folder, by default runs/<recipe>-<model>-<seed>; `TrainResult` says what it gets.
-    - `resume`: the run in it goes on from its last sound checkpoint to the same bits; `recipe` may be None then. A
-      RunWarning tells of a damaged one, and of what may change the bits: threads, processor, version of torch.
-    - `model`: trained, in place, instead of the recipe's, which may be left out; where its state is not that of the
-      recipe's, recipe.yaml calls it python:<its class>.
-    - `data`: a torch.utils.data.Dataset or DataLoader, or a pair of them for training and test, in place of the
-      recipe's (docs/data.md). A run that goes on needs it again.
-    - `plugin`: a file of yours that is executed, whose criteria, schedules and data sets the recipe can name
-      (docs/plugins.md). A run goes on with the same file alone.
-    - `check`: verify, before training, that all-ones masks change no bit. `progress`: show a bar.
-    - `on_start`, `on_record`: called with what is about to run, and with each record of `train_steps`.
-    - `stop`: asked after each step; when it returns True, a checkpoint is written and RunStopped raised.
+    - `out`: the run's folder, by default runs/<recipe>-<model>-<seed>; `TrainResult` lists its files.
+    - `resume`: continue the run in `out` from its last sound checkpoint, to the same bits; `recipe` may then be None. A
+      RunWarning names a damaged checkpoint, and what may change the bits: threads, processor, version of torch.
+    - `model`: trained in place instead of the recipe's, which may be left out; recipe.yaml calls it python:<its class>
+      unless it has the state of the named model.
+    - `data`: a torch.utils.data.Dataset or DataLoader, or a pair (training, test) of them, instead of the recipe's
+      (docs/data.md). A resumed run needs it again.
+    - `plugin`: a Python file that is executed; the recipe can name its criteria, schedules and data sets
+      (docs/plugins.md). A resumed run needs the same file.
+    - `check`: verify before training that all-ones masks change no bit. `progress`: show a progress bar.
+    - `on_start`, `on_record`: called before the first step, and with each record of `train_steps`.
+    - `stop`: called after each step; when it returns True, a checkpoint is written and RunStopped raised.
 
-    Started by torchrun or accelerate in several processes, all train one model on their shares of every batch, the
-    first one writes the folder, and each calls what it was given (docs/processes.md).
-    Raises SparsifyError for a mistake in what was asked and for a folder that another process writes to, RunError when
-    the disk is full or the folder gone, its kind Diverged when loss or weights are no longer numbers.
+    Started in several processes by torchrun or accelerate, all train one model, each on its share of every batch; the
+    first writes the folder, and each calls its own callbacks (docs/processes.md). Raises SparsifyError for a mistake in
+    the arguments and for a folder that another process writes to, RunError when the disk is full or the folder gone,
+    and Diverged, a RunError, when loss or weights are no longer finite.
     """
-    merged, folder = _recipe_and_folder(
-        recipe, None if out is None else Path(out), resume, model, data, as_plugin(plugin)
-    )
-    launch = read_launch()
-    check_batch_size(merged.data, launch.size)
+    merged, folder = _recipe_and_folder(recipe, out, resume, model, data, plugin)
     with ExitStack() as stack:
-        stack.enter_context(others_lost(launch.size))
-        ranks = stack.enter_context(joined(merged.train, launch))
-        check_same_recipe(merged, ranks)
-        resume = resumes(folder, merged, launch, ranks, asked=resume)
-        opened = open_run(stack, merged, folder, (model, data), ranks, resume=resume, overwrite=overwrite, check=check)
-        opened.note_start(launch)
-        training = opened.prepared.training
+        opened = _joined_and_opened(stack, merged, folder, (model, data), resume, overwrite, check)
         if on_start is not None:
             on_start(opened.prepared, folder)
         opened.begin_log(stack)
-        bar = stack.enter_context(progress_bar(training)) if progress and ranks.first else None
-        last = _train_and_save(opened, folder, [one for one in (on_record, bar) if one is not None], stop)
-    return TrainResult(training.result, last, folder, _report(training), training.shrunk)
+        training = opened.prepared.training
+        bar = stack.enter_context(progress_bar(training)) if progress and training.ranks.first else None
+        return _train_and_save(opened, [one for one in (on_record, bar) if one is not None], stop)
+
+
+def _joined_and_opened(
+    stack: ExitStack,
+    recipe: Recipe,
+    folder: Path,
+    given: tuple[nn.Module | None, Any],
+    resume: bool,
+    overwrite: bool,
+    check: bool,
+) -> Opened:
+    """Join the processes of this launch and return their run, opened until `stack` closes."""
+    launch = read_launch()
+    check_batch_size(recipe.data, launch.size)
+    stack.enter_context(others_lost(launch.size))
+    ranks = stack.enter_context(joined(recipe.train, launch))
+    check_same_recipe(recipe, ranks)
+    resume = resumes(folder, recipe, launch, ranks, asked=resume)
+    opened = open_run(stack, recipe, folder, given, ranks, resume=resume, overwrite=overwrite, check=check)
+    opened.note_start(launch)
+    return opened
 
 
 def _train_and_save(
-    opened: Opened, folder: Path, told: Sequence[Callable[[Record], None]], stop: Callable[[], bool]
-) -> Record:
-    """Make all steps, tell of each record, and save the model; return the last record."""
-    prepared = opened.prepared
+    opened: Opened, callbacks: Sequence[Callable[[Record], None]], stop: Callable[[], bool]
+) -> TrainResult:
+    """Run all steps with `callbacks` on each record, save the model and return the result."""
+    prepared, folder, training = opened.prepared, opened.folder, opened.prepared.training
     keeper = Keeper(opened, save_best=lambda record: _save(prepared, folder / folders.BEST, record), stop=stop)
-    with _reproducible(), dead_workers(), keeper.telling_what_is_left():
-        for record in train_steps(prepared.training, keeper.pause):
+    with _reproducible(), dead_workers(), keeper.naming_last_checkpoint():
+        for record in train_steps(training, keeper.pause):
             keeper.keep(record)
-            for tell in told:
-                tell(record)
+            for callback in callbacks:
+                callback(record)
             keeper.stop_if_asked()
-    with prepared.training.ranks.together():
+    with training.ranks.together():
         if opened.lock is not None:
             opened.lock.check()
             _save(prepared, folder / folders.MODEL, keeper.last_record)
-    return keeper.last_record
+    return TrainResult(training.result, keeper.last_record, folder, _report(training), training.shrunk)
 
 
 def _report(training: Training) -> PruningReport | None:
@@ -163,33 +174,34 @@ def _report(training: Training) -> PruningReport | None:
 
 def _recipe_and_folder(
     recipe: Recipe | Mapping[str, Any] | str | PathLike[str] | None,
-    out: Path | None,
+    out: str | PathLike[str] | None,
     resume: bool,
     model: nn.Module | None,
     data: Any,
-    plugin: Plugin | None,
+    plugin: str | PathLike[str] | None,
 ) -> tuple[Recipe, Path]:
+    own_plugin = as_plugin(plugin)
     if recipe is None:
         if not resume or out is None:
             raise SparsifyError("train: a recipe is needed, or resume=True and the run's folder as out")
-        given = folders.stored_recipe(out, plugin=plugin)
+        given = folders.stored_recipe(Path(out), plugin=own_plugin)
     elif isinstance(recipe, Mapping):
         named = model is None or "model" in recipe
         whole = recipe if named else {**recipe, "model": f"{FROM_PYTHON}{type(model).__name__}"}
-        given = parse_recipe(whole, plugin=plugin)
+        given = parse_recipe(whole, plugin=own_plugin)
     elif isinstance(recipe, Recipe):
-        if plugin is not None:
+        if own_plugin is not None:
             raise SparsifyError("train: a Recipe has its plugin already: read_recipe(..., plugin=FILE)")
         given = recipe
     else:
-        given = read_recipe(Path(recipe), plugin=plugin)
+        given = read_recipe(Path(recipe), plugin=own_plugin)
     if model is not None:
         given = given.model_copy(update={"model": own_model_settings(model, given.model)})
     if isinstance(recipe, Mapping):
         check_names(given)
     if data is not None:
         given = given.model_copy(update={"data": own_settings(data, given.data)})
-    folder = out or folders.default_folder(given)
+    folder = folders.default_folder(given) if out is None else Path(out)
     if resume:
         folders.check_same(folder, given)
     return given, folder
@@ -197,7 +209,7 @@ def _recipe_and_folder(
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """Let equal seeds give equal bits on a GPU: cuDNN otherwise picks its algorithms by the clock."""
+    """Make cuDNN deterministic within the block: by default it picks its algorithms by timing them."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = True, False

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -41,6 +42,16 @@ def refused(path: Path, content: bytes) -> str:
     assert "\n" not in line
     assert line.startswith(f"{path}: ")
     assert caught.value.exit_code == 2
+    return line
+
+
+def refused_in_little_memory(path: Path, content: bytes, most: int) -> str:
+    """Return the line of `refused`, which may take `most` bytes and eight times the content."""
+    tracemalloc.start()
+    line = refused(path, content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < most + 8 * len(content)
     return line
 
 
@@ -90,6 +101,21 @@ def test_a_file_cut_short_or_continued_anywhere_is_noticed(whole: bytes, tmp_pat
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "not a safetensors file" in refused(tmp_path / "a", content)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("my net.pt", "; if torch saved it: sparsify convert {quoted} --model SPEC --out FILE.safetensors"),
+        ("net.CKPT", "; if torch saved it: sparsify convert {quoted} --model SPEC --out FILE.safetensors"),
+        ("net.onnx", "; take the run or the file that it was exported from"),
+        ("net", ""),
+    ],
+)
+def test_a_file_of_another_kind_is_answered_with_the_way_on(tmp_path: Path, name: str, hint: str) -> None:
+    path = tmp_path / name
+    said = refused(path, b"PK\x03\x04" + bytes(100))
+    assert said == f"{path}: not a safetensors file{hint.format(quoted=shlex.quote(str(path)))}"
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
@@ -201,13 +227,7 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lying_header_is_refused(whole: bytes, tmp_path: Path, lie: str) -> None:
     change, message = LIES[lie]
-    content = rewritten(whole, change)
-    tracemalloc.start()
-    line = refused(tmp_path / "a", content)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert message in line
-    assert peak < 2**21 + 8 * len(content)
+    assert message in refused_in_little_memory(tmp_path / "a", rewritten(whole, change), 2**21)
 
 
 def test_a_repeated_name_is_refused(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from torch import nn
 import sparsify
 from sparsify.export.save import load, read_state, save
 from sparsify.formats.codec.weight_encodings import ENCODINGS
-from sparsify.surgery.shrink.cuts import Cuts, apply_cuts
+from sparsify.surgery.shrink.cuts import apply_cuts
 from tests.formats.file.example_reader import EXAMPLE, read_sparsify
+from tests.formats.file.samples import CUTS, Version2
 from tests.formats.model.test_round_trip import Tied
 from tests.formats.toys import Holder, every_encoding, network, same_bits
 
@@ -96,28 +97,19 @@ def test_the_example_of_the_page_is_what_the_writer_writes(tmp_path: Path, monke
     assert state["fc.bias"].tolist() == [1, 2, 3, 4]
 
 
-class Perceptron(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(3, 10)
-        self.fc2 = nn.Linear(10, 2)
-
-
 def test_the_example_of_a_cut_model_is_what_the_writer_writes(tmp_path: Path) -> None:
-    removed = {"fc1.weight": {0: (1, 4, 9)}, "fc1.bias": {0: (1, 4, 9)}, "fc2.weight": {1: (1, 4, 9)}}
-    torch.manual_seed(0)
-    model = apply_cuts(Perceptron(), Cuts(removed, {"fc1.out_features": 7, "fc2.in_features": 7}))
+    model = apply_cuts(Version2(), CUTS)
     save(model, tmp_path / "a")
     tensors, _, meta = read_sparsify.read(tmp_path / "a")
     _, example = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert meta["cuts"] == example.replace("\n", "")
-    fresh = Perceptron()
+    fresh = Version2()
     cut_by_the_page(fresh, json.loads(meta["cuts"]))
     assert {name: tuple(value.shape) for name, value in fresh.state_dict().items()} == {
         name: value.shape for name, value in tensors.items()
     }
     fresh.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, strict=True)
-    assert repr(fresh) == repr(model) == repr(load(tmp_path / "a", Perceptron()))
+    assert repr(fresh) == repr(model) == repr(load(tmp_path / "a", Version2()))
     assert all(same_bits(value, model.state_dict()[name]) for name, value in fresh.state_dict().items())
 
 

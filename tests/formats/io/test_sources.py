@@ -1,6 +1,7 @@
 """A model's file by its path, its folder, or its repository on a hub: a real one as to addresses and answers."""
 
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +131,11 @@ def test_a_full_disk_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
     with pytest.raises(RunError, match="no space left on the disk for the hub's cache"):
         model_file("hf:someone/small")
+
+
+def test_a_run_that_is_not_finished_is_answered_with_a_command_that_can_be_pasted(tmp_path: Path) -> None:
+    (run := tmp_path / "a run").mkdir()
+    (run / "recipe.yaml").touch()
+    with pytest.raises(SparsifyError, match="not finished") as caught:
+        model_file(run)
+    assert shlex.split(str(caught.value).partition(": the run is")[2])[-2:] == ["--resume", str(run)]

@@ -17,6 +17,7 @@ from sparsify.errors import SparsifyError
 from sparsify.export.save import load, read_state, save
 from sparsify.surgery.masks import get_masks, masked_weights, set_masks
 from tests.formats.toys import Holder, holder, network
+from tests.random_masks import randomly_masked
 
 
 def plain(seed: int = 0) -> nn.Sequential:
@@ -178,10 +179,7 @@ def test_a_file_that_names_no_model_asks_for_one(tmp_path: Path) -> None:
 
 
 def test_a_named_model_is_rebuilt_in_evaluation_mode_with_masks(tmp_path: Path) -> None:
-    model = sparsify.build_model("cifar:resnet20", num_classes=7)
-    sparsify.convert(model, ignore=("last",))
-    set_masks(model, {name: torch.rand(mask.shape) < 0.1 for name, mask in get_masks(model).items()})
-    model.eval()
+    model = randomly_masked(sparsify.build_model("cifar:resnet20", num_classes=7), 0.1, ignore=("last",)).eval()
     save(model, tmp_path / "a", spec="cifar:resnet20", arguments={"num_classes": 7})
     back = load(tmp_path / "a")
     assert not back.training
@@ -368,10 +366,7 @@ ZOO = {
 def test_a_model_of_the_zoo_is_rebuilt_from_its_file_alone(tmp_path: Path, name: str) -> None:
     size = ZOO[name]
     torch.manual_seed(0)
-    model = sparsify.build_model(name)
-    sparsify.convert(model)
-    set_masks(model, {key: torch.rand(mask.shape) < 0.2 for key, mask in get_masks(model).items()})
-    model.eval()
+    model = randomly_masked(sparsify.build_model(name), 0.2).eval()
     save(model, tmp_path / "a", spec=name)
     images = torch.randn(2, 3, size, size)
     back = load(tmp_path / "a")

@@ -33,6 +33,12 @@ def test_a_ratio_of_small_numbers_is_that_ratio() -> None:
         (np.float32(0.29), "29/100"),
         (np.float32(1 / 3), "1/3"),
         (np.float16(0.3), "3/10"),
+        (np.array(0.3), "3/10"),
+        (np.int64(1), "1"),
+        (torch.tensor(0.3), "3/10"),
+        (torch.tensor(1 / 3, dtype=torch.float64), "1/3"),
+        (torch.tensor(0.7, dtype=torch.bfloat16), "7/10"),
+        (torch.tensor(0), "0"),
         (1, "1"),
         (0, "0"),
     ],
@@ -46,7 +52,20 @@ def test_a_sparsity_is_what_was_meant(given: Any, meant: str) -> None:
     assert initial is not None and exact(initial) == Fraction(meant)
 
 
-@pytest.mark.parametrize("given", ["abc", "1/0", "4/3", "-0.1", True, 1.5, float("nan"), [0.5], np.float32(2), 1j])
+SCALARS: list[Any] = [
+    np.array(2),
+    np.bool_(True),
+    np.array([0.5]),
+    np.complex64(0.5),
+    np.float64("nan"),
+    np.array("0.5"),
+]
+SCALARS += [torch.tensor(True), torch.tensor([0.5]), torch.tensor(-1), torch.tensor(0.5, device="meta")]
+
+
+@pytest.mark.parametrize(
+    "given", ["abc", "1/0", "4/3", "-0.1", True, 1.5, float("nan"), [0.5], np.float32(2), 1j, *SCALARS]
+)
 def test_anything_else_is_no_sparsity(given: Any) -> None:
     with pytest.raises(SparsifyError, match="is no sparsity"):
         parse_pruning({"sparsity": given})

@@ -68,6 +68,7 @@ def test_a_function_is_a_criterion_under_its_own_name() -> None:
         ({"sparsity": True}, "pruning.sparsity: True is no sparsity"),
         ({"sparsity": float("nan")}, "pruning.sparsity: nan is no sparsity"),
         ({}, "pruning.sparsity: missing key"),
+        ({"sparsity": None}, "pruning.sparsity: missing key"),
         ({"sparsty": 0.5}, "pruning.sparsty: unknown key; did you mean 'sparsity'?"),
         ({"sparsity": 0.5, "schedul": "linear"}, "pruning.schedul: unknown key; did you mean 'schedule'?"),
         ({"sparsity": 0.5, "schedule": {"name": "cyclic", "cycels": 3}}, "schedule.cycels: unknown key; did you mean"),

@@ -161,7 +161,7 @@ def test_examples_of_the_user_widen_what_is_known() -> None:
     short, long = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 16, 16)
     report = shrink(model, short, examples=[long], dead="zeros")
     assert report.removed == 0 and "example 2" in report.proved
-    assert any("for example 2 other channels go together, or matter" in reason for reason in report.kept)
+    assert any("for example 2 the groups differ, or are not dead" in reason for reason in report.kept)
     torch.testing.assert_close(report.model(long), model(long))
 
 
@@ -274,7 +274,7 @@ def test_units_that_another_example_does_not_have_are_left_out() -> None:
     model = stacked()
     alone, both = analyse(model, SMALL), analyse(model, SMALL, examples=[SMALL, OTHER])
     assert (alone.groups, both.groups) == (13, 9) and not alone.barriers
-    assert "4 units stay: for example 3 other channels go together, or matter" in both.barriers
+    assert "4 units stay: for example 3 the groups differ, or are not dead" in both.barriers
     assert both.produced == {"0.weight": 0, "0.bias": 0, "2.weight": 0, "2.bias": 0}
     assert set(both.labels) == {*both.produced, "3.a.weight"} and len(both.dead) == 9
     assert sorted(both.labels["0.weight"][0].tolist() + both.labels["2.weight"][0].tolist()) == list(range(9))
@@ -299,7 +299,7 @@ def test_a_pruner_leaves_units_that_another_example_does_not_have() -> None:
 def test_a_pruner_whose_examples_agree_about_nothing_says_why() -> None:
     model = Bucketed()
     convert(model, ignore=["short", "long"])
-    with pytest.raises(SparsifyError, match="no unit .* for example 2 other channels go together"):
+    with pytest.raises(SparsifyError, match="no unit .* for example 2 the groups differ"):
         Pruner(
             model,
             {"granularity": "unit", "sparsity": 0.5},

@@ -173,8 +173,9 @@ def test_what_can_not_be_counted_is_named_and_no_budget_is_taken_of_it(name: str
         Pruner(model, {**settings, "of": "parameters"}, 0, example_input=x).start()
 
 
-def test_what_sorts_compares_and_moves_takes_none() -> None:
-    assert analyse(Between(lambda x: x.sort(1).values.cumsum(1)), torch.randn(4, 3)).uncounted == ()
+@pytest.mark.parametrize("function", [lambda x: x.sort(1).values.cumsum(1), lambda x: F.normalize(x, dim=1)])
+def test_what_sorts_compares_moves_or_scales_takes_none(function: Callable[[Tensor], Tensor]) -> None:
+    assert analyse(Between(function), torch.randn(4, 3)).uncounted == ()
 
 
 @pytest.mark.parametrize("name", COUNTED)

@@ -272,7 +272,7 @@ def unreachable() -> nn.ModuleDict:
     [
         ("plain.bais", "the model has no parameter 'plain.bais'; did you mean 'plain.bias'\\?"),
         ("normed.parametrizations.weight.original0", "a weight is computed from it"),
-        ("spare.spare", "no forward of the model is seen to read it"),
+        ("spare.spare", "no forward of the model was found to read it"),
         ("patched.bias", "its module's forward was replaced on the object"),
         ("own.bias", "has an attribute bias_mask of its own"),
         ("traced.layer.bias", "read by an fx.GraphModule"),

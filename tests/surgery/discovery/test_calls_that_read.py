@@ -99,7 +99,7 @@ def test_weights_that_some_calls_read_are_masked(build: Any, names: set[str]) ->
 def test_the_mask_of_a_chosen_weight_is_live() -> None:
     model = Chosen()
     report = convert(model)
-    assert "tasks.two: masked as tasks.one is; no call that was traced reads it" in report.notes
+    assert "tasks.two: masked like tasks.one, although no traced call reads it" in report.notes
     set_masks(model, {name: torch.zeros_like(mask) for name, mask in get_masks(model).items() if name == "tasks.two"})
     assert model(X, X).abs().sum() > 0 and not model(X, X, task="two").any()
 

@@ -248,7 +248,7 @@ def test_weights_that_only_some_calls_read_are_masked_or_named() -> None:
     plain = copy.deepcopy(model)
     report = convert(model)
     assert set(report.masked) == {"always", "given", "flagged", "both", "quiet"}
-    assert report.skipped == {"never": "its module's forward names it, and no call that was traced reads it"}
+    assert report.skipped == {"never": "its module's forward mentions it, but no call that was traced reads it"}
     half_masks(model)
     dense = fold(model)
     with torch.no_grad():

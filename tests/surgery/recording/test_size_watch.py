@@ -59,7 +59,7 @@ ASKING: dict[str, Callable[[Tensor], object]] = {
 def test_the_modules_that_compare_sizes_of_their_input_are_named(name: str) -> None:
     report = shrink(inside(Asking(ASKING[name])), X)
     assert report.bound == ("1",)
-    assert "  bound to these sizes: 1 may do something else for others" in str(report).splitlines()
+    assert "  bound to these sizes: 1 may behave differently for others" in str(report).splitlines()
 
 
 @pytest.mark.parametrize(

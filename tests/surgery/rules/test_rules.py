@@ -776,6 +776,108 @@ def unknown_operation() -> Case:
     return between(lambda x: x.renorm(2, 0, 1.0), image(), "---", "---")
 
 
+@case
+def the_logarithm_of_a_sigmoid_of_zeros_is_a_constant() -> Case:
+    return between(F.logsigmoid, image(), "abcd")
+
+
+@case
+def channels_padded_with_their_other_end_go() -> Case:
+    around = conv(3, 3, 3, padding=1, groups=3, padding_mode="circular")
+    first, last = conv(2, 3), conv(3, 2)
+    model = Forward(lambda m, x: m.last(m.around(F.pad(m.first(x), (-1, 2), "circular"))), first=first, last=last)
+    model.around = around
+    return model, image(), {"first.weight": ("abc",), "around.weight": ("abc",), "last.weight": ("", "abc")}
+
+
+@case
+def randomly_leaking_units_go() -> Case:
+    return between(lambda x: F.rrelu(F.rrelu(x), inplace=True), image(), "abc")
+
+
+@case
+def unpooled_channels_go_with_the_places_of_their_largest_entries() -> Case:
+    def operation(x: Tensor) -> Tensor:
+        flat, volume = (
+            F.max_pool2d(x, 2, return_indices=True),
+            F.max_pool3d(x[..., None], (2, 2, 1), return_indices=True),
+        )
+        return F.max_unpool2d(*flat, 2) + F.max_unpool3d(*volume, (2, 2, 1))[..., 0]
+
+    return between(operation, image(), "abc")
+
+
+@case
+def all_sides_of_a_bilinear_layer_go() -> Case:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.last(m.both(m.first(x), m.second(x)))
+
+    parts = {"first": linear(3, 4), "second": linear(3, 5), "both": nn.Bilinear(4, 5, 2), "last": linear(2, 2)}
+    sides = {"first.weight": ("abcd", ""), "second.weight": ("efghi", ""), "last.weight": ("", "jk")}
+    return (
+        Forward(forward, **parts),
+        torch.randn(6, 3),
+        sides | {"both.weight": ("jk", "abcd", "efghi"), "both.bias": ("jk",)},
+    )
+
+
+@case
+def positions_of_a_table_keep_their_number_when_flattened_with_channels() -> Case:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.last((m.first(x) + m.table).flatten(1))
+
+    model = Forward(forward, first=linear(3, 2), table=nn.Parameter(torch.randn(4, 2)), last=linear(8, 2))
+    labels = {"first.weight": ("ab", ""), "table": ("", "ab"), "last.weight": ("", "ab" * 4)}
+    return model, torch.randn(5, 4, 3), labels
+
+
+@case
+def heads_go_whole_although_their_rows_are_chosen_and_put_elsewhere() -> Case:
+    def forward(m: Any, x: Tensor, rows: Tensor) -> Any:
+        heads = m.first(x).view(-1, 2, 3)
+        heads = heads[rows] * heads[rows].softmax(-1)
+        return m.last(torch.zeros_like(heads).index_put((rows,), heads).flatten(1))
+
+    model = Forward(forward, first=linear(5, 6), last=linear(6, 5))
+    labels = {"first.weight": ("aaabbb", ""), "last.weight": ("", "aaabbb")}
+    return model, (torch.randn(3, 5), torch.tensor([2, 0, 1])), labels
+
+
+@case
+def channels_under_a_kernel_that_is_spread_to_all_of_them_go() -> Case:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.first(x)
+        kernel = m.kernel[None, None]
+        y = F.conv2d(y, kernel.expand(y.shape[1], 1, 3, 3), stride=2, groups=y.shape[1])
+        return m.last(F.conv_transpose2d(y, kernel.repeat(y.shape[1], 1, 1, 1), groups=y.shape[1]))
+
+    model = Forward(forward, first=conv(2, 3), kernel=torch.ones(3, 3), last=conv(3, 2))
+    return model, image(), {"first.weight": ("abc",), "last.weight": ("", "abc")}
+
+
+@case
+def heads_whose_scores_are_added_to_zeros_in_explicit_sizes_go() -> Case:
+    def forward(m: Any, x: Tensor) -> Any:
+        q, k, v = (part.view(4, 2, 3).transpose(0, 1) for part in m.first(x).chunk(3, -1))
+        scores = torch.baddbmm(torch.zeros(2, 4, 4), q, k.transpose(1, 2), beta=0).softmax(-1)
+        return m.last((scores @ v).transpose(0, 1).flatten(1))
+
+    model = Forward(forward, first=linear(5, 18), last=linear(6, 5))
+    return model, torch.randn(4, 5), {"first.weight": ("aaabbb" * 3, ""), "last.weight": ("", "aaabbb")}
+
+
+@case
+def heads_of_weights_in_three_dimensions_go_whole() -> Case:
+    def forward(m: Any, x: Tensor) -> Any:
+        q, k, v = (torch.einsum("bnd,dhk->bnhk", x, weight) for weight in (m.q, m.k, m.v))
+        weights = torch.einsum("bnhk,bmhk->bhnm", q, k).softmax(-1)
+        return torch.einsum("bnhk,hkd->bnd", torch.einsum("bhnm,bmhk->bnhk", weights, v), m.out)
+
+    parts = {name: nn.Parameter(torch.randn(5, 2, 3)) for name in "qkv"}
+    model = Forward(forward, **parts, out=nn.Parameter(torch.randn(2, 3, 5)))
+    return model, torch.randn(2, 4, 5), {name: ("", "ab") for name in "qkv"} | {"out": ("ab",)}
+
+
 def canonical(labels: dict[str, list[str]]) -> dict[str, list[str]]:
     """Return labels with letters in the order in which they are met; dimensions and tensors without any left out."""
     letters: dict[str, str] = {}

@@ -90,6 +90,45 @@ def test_a_layer_without_a_bias_gets_one() -> None:
     shrunk_alike(model, x)
 
 
+class Expert(nn.Module):
+    """Two layers for the rows that begin with a positive number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (x[:, 0] > 0).nonzero().flatten()
+        chosen = self.last(self.first(x[rows]).sigmoid())
+        return torch.zeros(len(x), 2, dtype=x.dtype).index_add(0, rows, chosen)
+
+
+def test_what_an_expert_without_rows_would_absorb_stays() -> None:
+    model = zeroed(Expert(), 0, 2).double()
+    x = torch.randn(5, 3).double()
+    for example, left in ((x, 2), (-x.abs(), 4)):
+        small = shrink(model, example, dead="zeros").model
+        assert small.first.out_features == left
+        torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_constants_are_absorbed_where_a_forward_also_writes_to_parts_of_tensors() -> None:
+    class Written(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            outputs = super().forward(x).clone()
+            outputs[:, 0] = 0
+            return 2 * outputs
+
+    small = shrunk_alike(zeroed(Written(nn.Linear(3, 4), torch.sigmoid, nn.Linear(4, 2)), 1, 2), torch.randn(5, 3))
+    assert small.first.out_features == 2
+
+
+@pytest.mark.parametrize("between", [F.logsigmoid, F.softplus, F.mish])
+def test_values_of_functions_with_a_rule_of_their_own_are_known(between: Callable[[Tensor], Tensor]) -> None:
+    small = shrunk_alike(zeroed(Two(nn.Linear(3, 4), between, nn.Linear(4, 2)), 1, 2), torch.randn(5, 3))
+    assert small.first.out_features == 2
+
+
 SPACE = torch.randn(2, 3, 6, 6)
 FOLDS: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor], nn.Module]] = {
     "a kernel without padding": (nn.Conv2d(3, 4, 3, padding=1), torch.sigmoid, nn.Conv2d(4, 2, 3)),

@@ -110,7 +110,7 @@ def test_layers_that_disagree_leave_the_configuration_and_it_is_said() -> None:
     report = shrunk(model(), {"blocks.0.q": 4, "blocks.1.q": 0, "blocks.0.up": 6})
     small: Any = report.model
     assert vars(small.config) == vars(Config()) and small.blocks[0].q.out_features == 4
-    assert report.configuration == "config: no configuration builds it; the cuts in its file tell"
+    assert report.configuration == "config: no configuration builds it; its file stores the cuts"
 
 
 def test_a_configuration_that_its_own_reader_refuses_is_left() -> None:

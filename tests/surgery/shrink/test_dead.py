@@ -42,7 +42,7 @@ def test_what_starts_at_zero_stays_unless_it_is_asked_for(start: str) -> None:
     report = shrink(Branch(start), X)
     assert report.removed == 0 and report.parameters[0] == report.parameters[1]
     assert report.kept == (
-        "everything: no mask of this model removes anything; dead='zeros' also takes what is zero as it is now",
+        "everything: no mask of this model removes anything; dead='zeros' also removes channels that are zero now",
     )
     assert shrink(Branch(start), X, dead="zeros").removed > 0
 

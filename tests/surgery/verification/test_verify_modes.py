@@ -87,7 +87,7 @@ def test_what_no_seed_repeats_is_not_compared() -> None:
     convert(model)
     report = verify(model, X)
     assert report.ok and report.identical_eval is None and report.identical_train is None
-    assert "eval mode was not compared: the model gives other bits each time" in report.notes
+    assert "eval mode was not compared: the model does not repeat its own bits" in report.notes
 
 
 @pytest.mark.parametrize(

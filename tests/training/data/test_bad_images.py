@@ -97,7 +97,7 @@ def test_a_bad_image_is_one_line_with_its_name(way: str, folder: Path) -> None:
 def test_a_bad_image_is_left_out_and_counted_if_asked_for(way: str, folder: Path) -> None:
     data, path = data_of(folder, skip_bad=True), folder / "train" / "ant" / "1.png"
     WAYS[way][0](path)
-    with pytest.warns(UserWarning, match=r"^data.skip_bad: 1 image left out by now: .*1\.png: ") as caught:
+    with pytest.warns(UserWarning, match=r"^data.skip_bad: 1 image left out so far: .*1\.png: ") as caught:
         labels = torch.cat([classes for _, classes in data.train.epoch(0)])
     assert len(caught) == 1 and sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1, 1]
     assert data.train.bad.files == {str(path)}

@@ -156,5 +156,5 @@ def test_a_common_table_has_images_of_both_parts_alone(folder: Path) -> None:
 def test_missing_files_are_counted_where_bad_ones_are_left_out(folder: Path) -> None:
     (folder / "train" / "3.png").unlink()
     data = data_of(folder, skip_bad=True)
-    with pytest.warns(UserWarning, match=r"1 image left out by now: .*3.png: no such file"):
+    with pytest.warns(UserWarning, match=r"1 image left out so far: .*3.png: no such file"):
         assert [len(classes) for _, classes in data.train.epoch(0)] == [3]

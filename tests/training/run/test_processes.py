@@ -139,7 +139,7 @@ def test_a_stopped_run_goes_on_in_two_processes_to_the_same_bits_and_in_one(tmp_
     assert_same(one["state"], whole["state"])
     assert_same(other["state"], whole["state"])
     assert records(folder) == records(tmp_path / "whole")
-    with pytest.warns(RunWarning, match="goes on with processes 1 instead of 2"):
+    with pytest.warns(RunWarning, match="resumes with processes 1 instead of 2"):
         alone = alone_in(copy, None, resume=True)
     assert [one["step"] for one in records(copy)] == [one["step"] for one in records(folder)]
     loaded = sparsify.get_masks(sparsify.load(copy / "model.safetensors", network()))

@@ -214,7 +214,7 @@ def test_what_may_change_the_bits_is_told_in_one_line(tmp_path: Path, monkeypatc
     before = conditions.conditions(torch.device("cpu"))
     now = {**before, "torch": "9.0", "threads": "77", "instruction set": "AVX9"}
     monkeypatch.setattr("sparsify.training.run.state.conditions", lambda *_: now)
-    with pytest.warns(RunWarning, match="goes on with torch 9.0 instead of") as told:
+    with pytest.warns(RunWarning, match="resumes with torch 9.0 instead of") as told:
         go(folder, resume=True)
     [message] = [str(one.message) for one in told]
     assert f"threads 77 instead of {before['threads']}" in message and "instruction set AVX9" in message

@@ -195,11 +195,12 @@ def test_best_is_the_best_at_the_final_sparsity(tmp_path: Path) -> None:
 
 
 def test_an_existing_run_is_refused_and_nothing_of_it_touched(tmp_path: Path) -> None:
-    train(recipe(epochs=1), out=tmp_path, model=small_model())
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(SparsifyError, match="already holds a run; go on with --resume"):
-        train(recipe(epochs=1), out=tmp_path, model=small_model())
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    run = tmp_path / "a run"
+    train(recipe(epochs=1), out=run, model=small_model())
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(SparsifyError, match="already holds a run; go on with --resume ('.*/a run'), or give"):
+        train(recipe(epochs=1), out=run, model=small_model())
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_overwrite_removes_the_runs_files_and_no_others(tmp_path: Path) -> None:
