@@ -89,6 +89,8 @@ def _count_calls(way: str, number: int, file: Path) -> None:
     done = 0
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` with its calls counted, and the process ended at the given one."""
+
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal done
             done += 1

@@ -54,6 +54,7 @@ def recipes(folder: Path) -> Target:
     path = folder / "recipe.yaml"
 
     def one_input(draw: Bytes) -> bool:
+        """Return True if a recipe with a few changed lines is read; raises SparsifyError if not."""
         lines = draw.one_of(texts).splitlines()
         for _ in range(1 + draw.number(4)):
             position = draw.number(len(lines))
@@ -88,6 +89,7 @@ def checkpoints(folder: Path) -> Target:
     start = 8 + int.from_bytes(whole[:8], "little")
 
     def one_input(draw: Bytes) -> bool:
+        """Return whether a checkpoint with changed bytes or state is read; raises SparsifyError if it is refused."""
         if draw.number(2):
             content = bytearray(whole)
             for _ in range(1 + draw.number(3)):
@@ -118,6 +120,7 @@ def masks(folder: Path) -> Target:
     whole, before = path.read_bytes(), get_masks(model)
 
     def one_input(draw: Bytes) -> bool:
+        """Return True if changed masks are loaded; raises SparsifyError if not."""
         content, good = mutated(whole, draw)
         path.write_bytes(content)
         sparsify.set_masks(model, before)

@@ -153,6 +153,7 @@ def _onnx(path: Path) -> tuple[Run, Any]:
     extra = extra if isinstance(extra, dict) else {}
 
     def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the first output for all inputs, in batches of the exported size."""
         import numpy as np
 
         step = size or len(inputs)

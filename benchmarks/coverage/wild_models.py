@@ -170,6 +170,7 @@ def _segmentation(kind: str) -> Builder:
 
 def _diffusers(kind: str, **changes: Any) -> Builder:
     def build() -> Wild:
+        """Return the model with the inputs that its kind takes."""
         model = getattr(import_module("diffusers"), kind)(**changes)
         channels = changes.get("in_channels", 3)
         time, more = torch.tensor([7]), {}

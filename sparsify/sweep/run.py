@@ -41,6 +41,7 @@ def run_all(
     lock = beside(runs[0].folder, ".lock") if len(runs) == 1 else folder / "lock"
 
     def finished(job: Job) -> str | None:
+        """Return the accuracy and seconds of a finished run as text, None if it left no result."""
         run = found[job.name]
         if not is_finished(run):
             return None

@@ -136,6 +136,7 @@ def _in_one_line(function: Callable[..., Any], path: Path, what: str) -> Callabl
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
+        """Return what `function` returns."""
         try:
             return function(*args, **kwargs)
         except SparsifyError:
