@@ -24,9 +24,15 @@ _INTEGER_LIKE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 19  # elements: a chunk of the mask, widened to the weight's type, stays in the second-level cache
 _REUSED_FROM = 1 << 20  # bytes: above this the C library may return freed memory to the system
 
-# Free memory for large effective weights on the CPU, by mask. The C library returns a freed tensor of this size to the
-# system, and the page faults of the next allocation cost more than the masking itself.
+
+class _Free(list[np.ndarray[Any, Any]]):
+    """Free memory of one size, for as long as a mask refers to it."""
+
+
+# Free memory for large effective weights on the CPU, by mask, shared by all masks of one size. The C library returns a
+# freed tensor of this size to the system, and the page faults of the next allocation cost more than the masking itself.
 _SCRATCH: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_FREE: weakref.WeakValueDictionary[int, _Free] = weakref.WeakValueDictionary()
 
 
 def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
@@ -127,7 +133,7 @@ def _masked_operand(weight: Tensor, mask: Tensor) -> Tensor:
         and weight.device.type == "cpu"
         and weight.dtype.itemsize in _INTEGER_LIKE
         and not is_transformed()
-        and _same_dense_layout(weight, mask)
+        and same_dense_layout(weight, mask)
     )
     if plain:
         return _requiring_grad_like(weight, _MaskOperand.apply(weight, mask))
@@ -173,12 +179,13 @@ class _MaskOperand(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
-        if torch.is_grad_enabled() or type(gradient) is not Tensor or not _same_dense_layout(gradient, mask):
+        if torch.is_grad_enabled() or type(gradient) is not Tensor or not same_dense_layout(gradient, mask):
             return torch.where(mask, gradient, 0), None
         return _bitwise_masked(gradient, mask, out=gradient), None
 
 
-def _same_dense_layout(values: Tensor, mask: Tensor) -> bool:
+def same_dense_layout(values: Tensor, mask: Tensor) -> bool:
+    """Return whether two tensors have the same strides, without gaps: those of a contiguous or channels-last tensor."""
     if values.stride() != mask.stride():
         return False
     if values.is_contiguous():
@@ -209,9 +216,10 @@ def _uninitialised_like(weight: Tensor, mask: Tensor) -> Tensor:
     size = weight.numel() * weight.dtype.itemsize
     if size < _REUSED_FROM:
         return torch.empty_like(weight)
-    pool: list[np.ndarray[Any, Any]] = _SCRATCH.setdefault(mask, [])  # type: ignore[no-untyped-call]
-    memory = pool.pop() if pool else None
-    if memory is None or memory.nbytes < size + 64:
+    pool = _SCRATCH[mask] = _FREE.setdefault(size, _Free())
+    try:
+        memory = pool.pop()
+    except IndexError:
         memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     part = memory[start : start + size]

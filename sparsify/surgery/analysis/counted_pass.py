@@ -12,24 +12,35 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from ..recording.context import FunctionHooks, leaves, not_compiled
 from ..recording.ops import Op, Value
 from ..recording.sequences import sequence_op
+from ..recording.shape_only import ValuesNeededError, run_shape_only
 from ..tracing.one_forward import map_leaves
 from .mac_counts import is_counted, multiply_adds, uncounted
 
 
 class CountedPass(TorchDispatchMode):
-    """Counts multiply-adds in `counted_pass`; `complete` is False after an operation that cannot be counted."""
+    """Counts multiply-adds in `counted_pass`; `complete` is False after an operation that cannot be counted.
+
+    With `computed` False, costly operations return zeros, and what needs values raises ValuesNeededError.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else Dynamo wraps every operation
 
-    def __init__(self) -> None:
+    def __init__(self, *, computed: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.computed = computed
         self.multiply_adds = 0
         self.complete = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outcome = func(*args, **(kwargs or {}))
+        if self.computed:
+            outcome = func(*args, **(kwargs or {}))
+        else:
+            inputs = leaves((_values(args), _values(kwargs)), Value)
+            outcome = run_shape_only(func, args, kwargs or {}, inputs)
+            if inputs and isinstance(outcome, (bool, int, float)):
+                raise ValuesNeededError
         name = func._schema.name.removeprefix("aten::")
         if is_counted(name):
             self._add(Op(name, func, _values(args), _values(kwargs or {}), tuple(_values(leaves(outcome, Tensor))), ""))
@@ -39,6 +50,8 @@ class CountedPass(TorchDispatchMode):
 
     def leave(self, tensor: Tensor, how: str) -> None:
         """Note that a tensor is passed to another library."""
+        if not self.computed:
+            raise ValuesNeededError
         self.complete = False
 
     def whole(self, func: Any, *args: Any) -> Any:
@@ -53,9 +66,9 @@ class CountedPass(TorchDispatchMode):
 
 
 @contextmanager
-def counted_pass() -> Iterator[CountedPass]:
+def counted_pass(*, computed: bool = True) -> Iterator[CountedPass]:
     """Yield a CountedPass that counts the multiply-adds of the forward pass inside the block."""
-    counting = CountedPass()
+    counting = CountedPass(computed=computed)
     with not_compiled(), counting, FunctionHooks(counting.leave, lambda *_: None, counting.whole):
         yield counting
 

@@ -33,7 +33,7 @@ class KnownOps:
 
     def results(self, op: Op) -> tuple[Value, ...]:
         """Return the results of the same operation in the first pass; () if it did not run or draws random numbers."""
-        if op.overload is None or torch.Tag.nondeterministic_seeded in op.overload.tags:
+        if not self._results or op.overload is None or torch.Tag.nondeterministic_seeded in op.overload.tags:
             return ()
         found = self._results.get(_key(op), ())
         return found if [one.shape for one in found] == [one.shape for one in op.results] else ()

@@ -39,13 +39,20 @@ def run_shape_only(func: Any, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
         return func(*args, **kwargs)
     if name in _PRODUCTS:
         first, second = args[_PRODUCTS[name] :][:2]
-        if first.shape[-1] != second.shape[-2]:
+        shape = (*first.shape[:-1], second.shape[-1])
+        added = args[0].shape if _PRODUCTS[name] else ()
+        fits = all(size in (1, whole) for size, whole in zip(added[::-1], shape[::-1], strict=False))
+        if first.shape[-1] != second.shape[-2] or first.shape[:-2] != second.shape[:-2] or not fits:
             raise ValuesNeededError  # computing it then raises torch's error
-        return torch.zeros((*first.shape[:-1], second.shape[-1]), dtype=first.dtype, device=first.device)
+        return torch.zeros(shape, dtype=first.dtype, device=first.device)
     plain = all(leaf.is_contiguous() for leaf in args[:2] if isinstance(leaf, Tensor))
     if name == "aten::convolution" and plain:
-        return args[0].new_zeros(_convolved(args[0].shape, args[1].shape, *args[3:]))
-    if name == _NORM and not args[5] and plain:
+        sizes = _convolved(args[0].shape, args[1].shape, *args[3:])
+        if args[2] is not None and args[2].shape != (sizes[1],):
+            raise ValuesNeededError
+        return args[0].new_zeros(sizes)
+    vectors = [leaf for leaf in args[1:5] if leaf is not None] if name == _NORM else []
+    if name == _NORM and not args[5] and plain and all(leaf.shape == args[0].shape[1:2] for leaf in vectors):
         return tuple(args[0].new_zeros(shape) for shape in (args[0].shape, (0,), (0,)))
     if name in _ON_META:
         device = args[0].device
@@ -70,7 +77,7 @@ def _convolved(
     """Return the shape of a convolution's result; raise ValuesNeededError if the shapes do not fit, to compute it."""
     space = len(kernel) - 2
     inputs, outputs = (kernel[0], kernel[1] * groups) if transposed else (kernel[1] * groups, kernel[0])
-    if len(shape) != len(kernel) or shape[1] != inputs:
+    if len(shape) != len(kernel) or shape[1] != inputs or kernel[0] % groups:
         raise ValuesNeededError
     sizes = []
     for i in range(space):

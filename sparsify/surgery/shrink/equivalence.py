@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -65,9 +65,7 @@ class Proof:
     def check(self, small: nn.Module, cutting: Cutting, found: Study, new_shapes: PrunedShapes) -> tuple[str, str]:
         """Return the problem of a cut model and the module where it is, ("", "") if its outputs are right."""
         try:
-            with counted_pass() as counting:
-                outcome, first = _timed(small, self._example)
-            self.multiply_adds = counting.multiply_adds if counting.complete else None
+            outcome, first = self._run(small)
         except Exception as error:  # noqa: BLE001 - the model's own code may fail on smaller sizes
             line = (str(error).strip().splitlines() or [""])[0][:160]
             problem = f"its forward does not take fewer channels ({type(error).__name__}: {line})"
@@ -97,6 +95,19 @@ class Proof:
             return "", ""
         problem = f"outputs differ by {single if single > self._limit else double:.1e} of the largest"
         return self._explained(problem, self._example), self._first(cutting, found, new_shapes)
+
+    def _run(self, small: nn.Module) -> tuple[list[Tensor], float]:
+        """Return the outputs of a cut model, and the time of the pass; not proved, zeros, if it runs on such."""
+        if not self.wanted:
+            with suppress(Exception):  # which the computed pass raises again, if there is one
+                return self._counted(small, computed=False)
+        return self._counted(small, computed=True)
+
+    def _counted(self, small: nn.Module, *, computed: bool) -> tuple[list[Tensor], float]:
+        with counted_pass(computed=computed) as counting:
+            ran = _timed(small, self._example)
+        self.multiply_adds = counting.multiply_adds if counting.complete else None
+        return ran
 
     def _explained(self, problem: str, given: Any) -> str:
         """Return the problem; if rounding alone moves the whole model's outputs beyond the limit, the text says so."""

@@ -158,6 +158,8 @@ class LocalTracer(fx.Tracer):
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     """Return `value` with `function` applied to every leaf of nested tuples, lists and dicts."""
+    if type(value) is list or type(value) is tuple:
+        return type(value)([map_leaves(item, function) for item in value])
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_leaves(item, function) for item in value))
     if isinstance(value, (tuple, list)):

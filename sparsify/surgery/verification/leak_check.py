@@ -27,12 +27,14 @@ _PASSED_ON = frozenset(
     """where detach alias requires_grad_ view view_as _unsafe_view permute transpose t contiguous __get__
     as_subclass data_ptr stride size untyped_storage is_inference""".split()
 )
+_LEAVING = frozenset({"numpy", "__array__", "__dlpack__"})  # that hand memory to other libraries
 _LEAST_ZEROS = 0.2  # of a weight whose mask removes one half
 
 
 def _storage(tensor: Tensor) -> int:
+    """Return what names a tensor's storage: not its address, since asking for that ends copy-on-write."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse tensors and others without storage
         return 0
 
@@ -53,7 +55,7 @@ def walk(
     `live`: the walk reaches the weight's mask; `reached`: it reaches the parameter; `dense`: it reaches the parameter
     on a path without its mask.
     """
-    by_mask = {weight.mask.data_ptr(): weight for weight in weights.values() if weight.mask.numel()}
+    by_mask = {_storage(weight.mask): weight for weight in weights.values() if weight.mask.numel()}
     first_name = {id(weight.parameter): name for name, weight in weights.items()}
     roots = [output.grad_fn for output in outputs if output.grad_fn is not None]
     seen: set[tuple[Any, frozenset[int]]] = set()
@@ -64,7 +66,7 @@ def walk(
             continue
         seen.add((node, passed))
         mask = _mask_of(node)
-        weight = by_mask.get(mask.data_ptr()) if mask is not None else None
+        weight = by_mask.get(_storage(mask)) if mask is not None else None
         if weight is not None:
             live.add(first_name[id(weight.parameter)])
             passed = passed | {id(weight.parameter)}
@@ -86,30 +88,27 @@ class DenseWeights(TorchFunctionMode):
     def __init__(self, converted: nn.Module) -> None:
         super().__init__()
         # A copy runs, but closures that were not copied with it read the model itself.
-        self.of_model = {w.parameter.untyped_storage().data_ptr(): n for n, w in masked_parameters(converted).items()}
+        self.of_model = {_storage(w.parameter): name for name, w in masked_parameters(converted).items()}
         self.found: list[str] = []
         self.used: set[str] = set()
         self.unmasked: set[str] = set()
 
     def of(self, model: nn.Module) -> DenseWeights:
-        """Return self, after `look_at(model)`."""
-        self.look_at(model)
-        return self
-
-    def look_at(self, model: nn.Module) -> None:
-        """Watch the weights of a converted model that is about to run."""
+        """Return self, watching the weights of a converted model that is about to run."""
         self.weights = masked_parameters(model)
         first = {id(weight.parameter): name for name, weight in self.weights.items()}
-        here = {w.parameter.untyped_storage().data_ptr(): name for name, w in self.weights.items()}
+        here = {_storage(w.parameter): name for name, w in self.weights.items()}
         self.storages = self.of_model | here
         every = list(all_masked_parameters(model))
-        self.masks = {w.mask.untyped_storage().data_ptr(): first[id(w.parameter)] for w in every if w.mask.numel()}
+        self.masks = {_storage(w.mask): first[id(w.parameter)] for w in every if w.mask.numel()}
         self.others = {
-            parameter.untyped_storage().data_ptr(): name
+            _storage(parameter): name
             for name, parameter in model.named_parameters()
             if id(parameter) not in first and parameter.dim() > 1 and parameter.numel()
         }
+        self.outside: dict[int, int] = {}  # address of a parameter's memory that left PyTorch -> its storage
         self.effective: Any = WeakIdKeyDictionary()  # tensor -> the weight that it is the masked form of
+        return self
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = getattr(func, "__name__", "")
@@ -118,7 +117,14 @@ class DenseWeights(TorchFunctionMode):
             self._look_at_computed(operation, args[1])
         result = func(*args, **(kwargs or {}))
         self.follow(operation, args, result)
+        if operation in _LEAVING and {_storage(args[0])} & {*self.storages, *self.others}:
+            self.outside[args[0].untyped_storage().data_ptr()] = _storage(args[0])
         return result
+
+    def _memory(self, tensor: Tensor) -> int:
+        """Return what names a tensor's storage, or the one whose memory it got back from outside of PyTorch."""
+        own = _storage(tensor)
+        return self.outside.get(tensor.untyped_storage().data_ptr(), own) if own and self.outside else own
 
     def follow(self, operation: str, args: Any, result: Any) -> None:
         """Record the weights whose masked form an operation uses; one that only passes it on does not count."""
@@ -134,9 +140,10 @@ class DenseWeights(TorchFunctionMode):
     def look_at_arguments(self, operation: str, arguments: Any) -> None:
         """Record the weights that an operation takes as arguments without their masks."""
         for tensor in tensors_in(arguments) if operation in _DENSE_OPERATIONS else ():
-            name = self.storages.get(_storage(tensor)) if tensor.numel() else None
-            if operation in _PRODUCTS and _storage(tensor) in self.others:
-                self.unmasked.add(self.others[_storage(tensor)])
+            memory = self._memory(tensor)
+            name = self.storages.get(memory) if tensor.numel() else None
+            if operation in _PRODUCTS and memory in self.others:
+                self.unmasked.add(self.others[memory])
             # A product that computes a weight may use the parameter (spectral norm); the mask goes on its result.
             if name is not None and (operation in _TAKES_WEIGHT_SECOND or not is_computed(self.weights[name])):
                 self.found.append(f"{name}: {operation} saw the dense weight")

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,12 @@ from ...calls import tensors_in
 from ...preserve import seed_cpu
 from ..conversion.fold import plain_copy
 from ..copies import deep_copy
+from ..copy_on_write import CopyOnWrite
 from ..masks import all_masked_parameters
+from .recomputed_weights import recomputed_weights
 
 Inspect = Callable[[nn.Module, list[Tensor]], None]  # called with a copy that has run and its outputs
+Watched = Callable[[nn.Module], AbstractContextManager[Any]]  # what a copy runs in
 
 
 @dataclass(frozen=True)
@@ -53,27 +56,27 @@ REQUIRED = (
 class Runs:
     """Runs copies of one model, each from the model's own state (tensors, attributes) and with the same seeds.
 
-    The copies share one copy of the parameters; `masks` maps the ids of the model's masks to the masks of the copies.
+    The copies share the model's `memory` until they write to it; `masks` maps the ids of the model's masks to the masks
+    of the copies.
     """
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    memory: CopyOnWrite
     masks: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Copy the parameters."""
-        self.pool = {id(p): p.detach().clone() for p in self.model.parameters() if type(p) is nn.Parameter}
+        """Look at the model and its call."""
         self.masked = {id(weight.parameter) for weight in all_masked_parameters(self.model)}
         self.required = required_call(self.model, self.args, self.kwargs)
 
     def copied(self, *, plain: bool, gradients: bool) -> nn.Module:
         """Return a copy of the model in its current state, without masks (`plain`) or with `masks`."""
-        memo: dict[int, Any] = dict(self.masks)
+        memo: dict[int, Any] = self.memory.of_model(self.model) | self.masks
         for parameter in self.model.parameters():
-            if id(parameter) in self.pool:
-                values = self.pool[id(parameter)]
-                values.copy_(parameter.detach())  # a forward may have written to them
+            if id(parameter) in memo:
+                values = memo[id(parameter)]
                 wanted = gradients and id(parameter) in self.masked and values.is_floating_point()
                 memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad or wanted)
         for module in self.model.modules():
@@ -84,8 +87,22 @@ class Runs:
         copied: nn.Module = deep_copy(self.model, memo)
         return copied
 
-    def outputs(self, model: nn.Module, mode: Mode) -> list[Tensor]:
-        """Return the output tensors of a copy in a mode."""
+    def run(
+        self, mode: Mode, *, plain: bool, gradients: bool, watched: Watched = nullcontext
+    ) -> tuple[nn.Module, list[Tensor]]:
+        """Return a copy of the model that has run in a mode, `watched`, and its outputs."""
+        model = self.copied(plain=plain, gradients=gradients)
+        try:
+            with watched(model), recomputed_weights(model, self.memory) if mode.gradients else nullcontext():
+                return model, self._outputs(model, mode)
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):  # which torch.func refuses
+                raise
+        model = self.copied(plain=plain, gradients=gradients)
+        with watched(model):
+            return model, self._outputs(model, mode)
+
+    def _outputs(self, model: nn.Module, mode: Mode) -> list[Tensor]:
         args, kwargs = self.required if mode.required and self.required is not None else (self.args, self.kwargs)
         args, kwargs = copy.deepcopy((args, kwargs))
         model.train(mode.training)
@@ -96,13 +113,12 @@ class Runs:
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(mode.gradients))
             if mode.autocast:
-                stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
+                stack.enter_context(torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False))
             return tensors_in(model(*args, **kwargs))
 
     def results(self, mode: Mode, *, plain: bool, look: Inspect | None = None) -> list[Tensor]:
         """Return the outputs, digests of the gradients (if the mode has a backward pass) and buffers after one run."""
-        model = self.copied(plain=plain, gradients=mode.gradients)
-        outputs = self.outputs(model, mode)
+        model, outputs = self.run(mode, plain=plain, gradients=mode.gradients)
         if look is not None:
             look(model, outputs)
         gradients: list[Tensor] = []
@@ -111,7 +127,8 @@ class Runs:
             digests = _digested_gradients(model)
             if isinstance(loss, Tensor):
                 loss.backward()  # type: ignore[no-untyped-call]
-            gradients = [digests.get(id(p), torch.zeros(())) for p in model.parameters()]
+            joined = b"".join(digests.get(id(p), bytes(32)) for p in model.parameters())
+            gradients = [torch.tensor(list(joined), dtype=torch.uint8)]
         masks = {id(weight.mask) for weight in all_masked_parameters(model)}
         buffers = [buffer for buffer in model.buffers() if id(buffer) not in masks]
         return [*(output.detach() for output in outputs), *gradients, *buffers]
@@ -158,19 +175,19 @@ def left_out(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return [name for name in optional if name not in bound.arguments]
 
 
-def _digested_gradients(model: nn.Module) -> dict[int, Tensor]:
+def _digested_gradients(model: nn.Module) -> dict[int, bytes]:
     """Return a dict that a backward pass fills with digests of the gradients' bits, by parameter id.
 
     Each gradient is freed once it is complete, since all of them together take as much memory as the model.
     """
-    found: dict[int, Tensor] = {}
+    found: dict[int, bytes] = {}
 
     def take(parameter: Tensor) -> None:
         assert parameter.grad is not None
         bits = _bits(parameter.grad.to_dense()).cpu().numpy()
         digest = hashlib.sha256(f"{parameter.grad.dtype}{bits.shape}".encode())
         digest.update(bits.data)
-        found[id(parameter)] = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+        found[id(parameter)] = digest.digest()
         parameter.grad = None
 
     for parameter in model.parameters():

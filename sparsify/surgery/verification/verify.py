@@ -14,6 +14,7 @@ from ...arguments import takes
 from ...calls import Inputs, explained, inputs_of
 from ...errors import listed
 from ...preserve import keep_random_states
+from ..copy_on_write import CopyOnWrite
 from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
 from .same_bits import (
@@ -118,9 +119,10 @@ def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = Non
     """
     inputs = inputs_of(args, "verify")
     inputs = inputs_of(Inputs(*inputs.args, **inputs.kwargs, **(kwargs or {})), "verify", model)
-    ones = {id(w.mask): torch.ones_like(w.mask) for w in all_masked_parameters(model)}
-    with keep_random_states(cuda=True), explained(inputs, "verify"):
-        return _verify(Runs(model, inputs.args, dict(inputs.kwargs), ones))
+    with keep_random_states(cuda=True), explained(inputs, "verify"), CopyOnWrite() as memory:
+        runs = Runs(model, inputs.args, dict(inputs.kwargs), memory)
+        runs.masks = {id(w.mask): torch.ones_like(w.mask) for w in all_masked_parameters(model)}
+        return _verify(runs)
 
 
 def _verify(runs: Runs) -> VerifyReport:
@@ -190,6 +192,7 @@ def _compared(runs: Runs, look: Inspect) -> tuple[dict[str, bool | None], list[M
 def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
     """Run the model under random half masks and return the watch that recorded its operations."""
     generator = torch.Generator().manual_seed(0)
+    runs.masks = {}  # whose memory is not needed any more
     half: dict[int, Tensor] = {}
     for weight in all_masked_parameters(runs.model):  # a parameter with several names has one mask
         half[id(weight.parameter)] = half.get(id(weight.parameter), _half(weight, generator))
@@ -200,14 +203,9 @@ def _watched(runs: Runs, modes: list[Mode]) -> DenseWeights:
             mode = Mode(EVAL.name, gradients=True)
         elif mode is not TRAIN and not mode.required:
             continue
-        copied = runs.copied(plain=False, gradients=True)
-        with watch.of(copied):
-            runs.outputs(copied, mode)
+        runs.run(mode, plain=False, gradients=True, watched=watch.of)
     if EVAL in modes:
-        copied = runs.copied(plain=False, gradients=True)
-        watch.look_at(copied)
-        with FusedOperations(watch):
-            runs.outputs(copied, EVAL)
+        runs.run(EVAL, plain=False, gradients=True, watched=lambda copied: FusedOperations(watch.of(copied)))
     return watch
 
 

@@ -14,6 +14,7 @@ from sparsify import Pruner, convert
 from sparsify.errors import SparsifyError
 from sparsify.surgery.analysis.counted_pass import counted_pass
 from sparsify.surgery.channels import analyse
+from sparsify.surgery.recording.shape_only import ValuesNeededError
 from sparsify.surgery.shrink.shrink import shrink
 
 
@@ -189,3 +190,21 @@ def test_a_pass_with_an_operation_that_has_no_count_is_incomplete() -> None:
     with torch.no_grad(), counted_pass() as counting:
         Call(lambda x, w: torch.linalg.inv(w) @ x.T)(torch.randn(6, 8))
     assert not counting.complete
+
+
+def test_a_pass_need_not_compute_what_it_counts() -> None:
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5, bias=False)),
+        torch.ones(2, 3, 5, 5),
+    )
+    with torch.no_grad(), counted_pass(computed=False) as counting:
+        output = model(x)
+    assert counting.multiply_adds == counted(model, x)[0] and counting.complete and not output.any()
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.numpy(), lambda x: x.equal(x)]
+)
+def test_a_pass_that_does_not_compute_refuses_what_needs_values(ask: Callable[[Tensor], object]) -> None:
+    with pytest.raises(ValuesNeededError), counted_pass(computed=False):
+        ask(torch.ones(2, 3))

@@ -1,5 +1,6 @@
 """A pass whose activations are not computed: it shows the same operations, and computes them where they decide."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -124,3 +125,31 @@ def test_a_convolution_that_does_not_fit_raises_the_error_of_torch() -> None:
         record(nn.Conv2d(4, 6, 3), torch.randn(1, 5, 8, 8))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         record(nn.Linear(4, 6), torch.randn(1, 5))
+
+
+class Unfitting(nn.Module):
+    """Runs a layer one of whose vectors has another length than its input or its output."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        super().__init__()
+        self.layer = layer
+        held = getattr(layer, name)
+        setattr(layer, name, type(held)(torch.ones(len(held) + 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+UNFITTING = {
+    "bias of a convolution": (nn.Conv2d(4, 6, 3), "bias", (1, 4, 8, 8)),
+    "bias of a linear layer": (nn.Linear(4, 6), "bias", (1, 4)),
+    "scale of a batch norm": (nn.BatchNorm2d(4), "weight", (1, 4, 8, 8)),
+    "mean of a batch norm": (nn.BatchNorm2d(4), "running_mean", (1, 4, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("what", UNFITTING)
+def test_a_vector_that_does_not_fit_is_an_error(what: str) -> None:
+    layer, name, shape = UNFITTING[what]
+    with pytest.raises(RuntimeError):
+        record(Unfitting(copy.deepcopy(layer), name), torch.randn(shape))

@@ -149,3 +149,12 @@ def test_a_train_mode_that_fails_is_noted() -> None:
     report = verify(model, X[:1])
     assert report.ok and report.identical_train is None
     assert "train mode was not checked: ValueError" in report.notes[0]
+
+
+def test_a_dense_use_through_another_library_is_found() -> None:
+    model = Leaking()
+    convert(model)
+    weight = model.layer.weight
+    model.forward = lambda x: model.layer(x) + F.linear(x, torch.from_numpy(weight.detach().numpy()))  # type: ignore[method-assign]
+    report = verify(model, X)
+    assert "layer.weight: linear saw the dense weight" in report.problems
