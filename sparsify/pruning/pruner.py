@@ -175,7 +175,7 @@ class Pruner:
         Warns (ScheduleWarning) if updates are still due, and after more steps than were planned.
         """
         warn_of_schedule(self.model, stacklevel=2, weights=self.names)
-        self._weights()
+        self._weights()  # raises if a weight no longer has its mask
         return pruning_report(self.model, self.pruning, self.parts, self._state.removed_before)
 
     def _note_progress(self) -> None:
@@ -237,17 +237,10 @@ class Pruner:
             set_all(masks, self._state.union if update.event == "union" else None)
             self._state.sparsity = parts.removed(self.parts, weights) if update.event == "union" else 0.0
         else:
-            context = Context(
-                self.model,
-                masks,
-                self.position,
-                self._state.random.rewound(update.cycle),
-                self._batches,
-                self._loss_fn,
-                example_input=self._example_input,
-                step_sums=self._state.sums.values,
-                group=self._group,
-            )
+            generator = self._state.random.rewound(update.cycle)
+            data = {"batches": self._batches, "loss_fn": self._loss_fn, "example_input": self._example_input}
+            sums = self._state.sums.values
+            context = Context(self.model, masks, self.position, generator, **data, step_sums=sums, group=self._group)
             self._state.sparsity = parts.update_parts(self.parts, self._state.done, weights, context, self._state.union)
         if update.event == "save":
             self._state.union = union_of(self._state.union, masks)

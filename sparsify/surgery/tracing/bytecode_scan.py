@@ -18,21 +18,7 @@ from torch import Tensor, nn
 from ... import ops
 from ..masks import original_class
 
-METADATA = frozenset(
-    {
-        "shape",
-        "dtype",
-        "device",
-        "ndim",
-        "requires_grad",
-        "data_ptr",
-        "size",
-        "dim",
-        "numel",
-        "stride",
-        "is_floating_point",
-    }
-)
+METADATA = frozenset("shape dtype device ndim requires_grad data_ptr size dim numel stride is_floating_point".split())
 CONV_AND_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
 
