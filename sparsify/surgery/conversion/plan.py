@@ -75,7 +75,7 @@ def plan_module(module: nn.Module, plan: ConversionPlan) -> None:
         _mask_by(module, "substituted", "substituted", fused, plan)
     elif is_direct(cls) and "weight" in (*own, *unreachable):
         _mask_by(module, "direct", "direct", [name for name in own if name == "weight"], plan)
-    elif is_direct(cls):
+    elif is_direct(cls) and is_torch(cls):
         unread = f"the forward of {cls.__name__} does not read it: something else may compute the weight from it"
         plan.reasons |= {(id(module), name): unread for name in own}
     elif not is_torch(cls) and (own or isinstance(module, CONV_AND_LINEAR) or reads_weights(module)):

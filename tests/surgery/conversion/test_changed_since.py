@@ -282,6 +282,26 @@ def test_the_reason_for_a_weight_that_a_hook_computes_or_a_child_is_given() -> N
     assert report.skipped["1.w"] == "given as an argument to product, where no mask is put on arguments"
 
 
+class Halved(nn.Linear):
+    """A layer with torch's forward, whose weight is computed by a property."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = 8, 4, None  # type: ignore[assignment]
+        self.raw = nn.Parameter(torch.randn(4, 8))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.raw / 2
+
+
+def test_a_weight_that_a_property_computes_is_masked() -> None:
+    model = nn.Sequential(Halved())
+    assert convert(model).masked == {"0.raw": "computed"}
+    set_masks(model, {"0.raw": torch.zeros(4, 8, dtype=torch.bool)})
+    assert not model(X).any()
+
+
 class Product(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         return F.linear(x, w)
