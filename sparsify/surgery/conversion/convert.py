@@ -172,7 +172,7 @@ def apply(
         cls = original_class(module)
         if kind == "substituted":
             module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
-            module.__dict__["computed_apart"] = id(module) in plan.apart
+            module.__dict__["computed_eagerly"] = id(module) in plan.eager
             module.__dict__["bound_attributes"] = bound_attributes(module)
             masked = module.__dict__.get("masked_names", ())
             names = [name for name in masked if not computes_from(module, name)]

@@ -28,7 +28,7 @@ class ConversionPlan:
     how: dict[Key, str] = field(default_factory=dict)
     reasons: dict[Key, str] = field(default_factory=dict)
     layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where known
-    apart: set[int] = field(default_factory=set)  # modules that run eagerly under torch.compile (see `Use.apart`)
+    eager: set[int] = field(default_factory=set)  # modules that run eagerly under torch.compile (see `Use.eager`)
     dense: set[Key] = field(default_factory=set)  # weights that a forward reads without a mask
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
     reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of parameters its forward reads masked

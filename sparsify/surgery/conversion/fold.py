@@ -54,9 +54,9 @@ def fold(model: nn.Module) -> nn.Module:
     folded = plain_copy(model, copies)
     modules = dict(folded.named_modules(remove_duplicate=False))
     _put(modules, {w.name: copies[id(w.parameter)] for w in all_masked_parameters(model) if id(w.parameter) in copies})
-    apart = {name for name, module in model.named_modules() if module.__dict__.get("computed_apart", False)}
+    eager = {name for name, module in model.named_modules() if module.__dict__.get("computed_eagerly", False)}
     for path, weights in computed.items():
-        folded = _replace(folded, path, _with_weights(modules[path], weights, apart=path in apart))
+        folded = _replace(folded, path, _with_weights(modules[path], weights, eager=path in eager))
     for name, stored in parametrized.items():
         path, _, own = name.rpartition(".")
         if own not in modules[path]._parameters:  # else already done under another name of the module
@@ -103,14 +103,14 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     return model
 
 
-def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, apart: bool) -> nn.Module:
+def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, eager: bool) -> nn.Module:
     """Return an equivalent of `module` that stores its computed weights; may change `module` in place."""
     plain = _as_plain_module(module, weights) if list(weights) == ["weight"] else None
     if plain is not None:
         return plain.train(module.training)
     for name, weight in weights.items():
         module._parameters[name] = nn.Parameter(weight, module._parameters[name].requires_grad)  # type: ignore[union-attr]
-    return with_given_weights(module, list(weights), apart=apart)
+    return with_given_weights(module, list(weights), eager=eager)
 
 
 def _as_plain_module(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module | None:

@@ -167,8 +167,8 @@ def _note_uses(module: nn.Module, uses: dict[str, Use], plan: ConversionPlan) ->
     for path, use in uses.items():
         if use.layout is not None:
             plan.layouts.setdefault(key_at(module, path), use.layout)
-        if use.apart:
-            plan.apart.add(id(module))
+        if use.eager:
+            plan.eager.add(id(module))
         if use.how != "unmasked" and use.reason:
             plan.notes.append(f"{full_name(plan.names[id(module)], path)}: {use.reason}")
 

@@ -36,14 +36,15 @@ class Use:
     `how` is "operand" (the parameter itself is the weight of a conv or linear), "computed" (the forward computes a
     weight from it, for a conv, linear or matrix product), "source" (the stored parameter is masked: it is rearranged
     first, or is an operand of a matrix product or of another function) or "unmasked". `reason` says why it is unmasked;
-    for a weight it is a note for the report, or "". `layout` is None if unknown. `apart`: the computed weight is an
-    operand of a matrix product, or is rearranged first, which torch.compile hides from a mode.
+    for a weight it is a note for the report, or "". `layout` is None if unknown. `eager`: the computed weight is an
+    operand of a matrix product, or is rearranged first; torch.compile hides that from a mode, so the module runs
+    eagerly.
     """
 
     how: str
     reason: str = ""
     layout: Layout | None = None
-    apart: bool = False
+    eager: bool = False
 
 
 def parameter_uses(module: nn.Module, graph: fx.Graph) -> dict[str, Use]:
@@ -130,8 +131,8 @@ class Found:
             several = f"multiplied or added up with {', '.join(paths[1:])}: each has a mask of its own"
             self.computed |= {path: Use("source", several if path == paths[0] and paths[1:] else "") for path in paths}
         elif self.cores.setdefault(alike[0], chosen) is chosen:
-            apart = product or operand.node is not chosen
-            self.computed[alike[0]] = Use("computed", "", self._layout(operand, chosen, shape), apart)
+            eager = product or operand.node is not chosen
+            self.computed[alike[0]] = Use("computed", "", self._layout(operand, chosen, shape), eager)
             part = Use("unmasked", PART.format(alike[0]))
             self.computed |= {path: part for path in paths if path != alike[0]}
         else:  # one mask can serve only one computed weight

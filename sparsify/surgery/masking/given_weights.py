@@ -24,14 +24,14 @@ class Given:
         return (_new_given, (type(self).__mro__[2],), *reduced[2:])
 
 
-def with_given_weights(module: nn.Module, names: list[str], *, apart: bool) -> nn.Module:
+def with_given_weights(module: nn.Module, names: list[str], *, eager: bool) -> nn.Module:
     """Make `module`, in place, use its parameters `names` instead of the weights it would compute from them.
 
-    `apart`: run the forward eagerly under torch.compile, which hides the operations that use them from a mode. Returns
+    `eager`: run the forward eagerly under torch.compile, which hides the operations that use them from a mode. Returns
     `module`.
     """
     module.__dict__["given_weights"] = tuple(names)
-    module.__dict__["given_apart"] = apart
+    module.__dict__["given_eagerly"] = eager
     module.__class__ = given_class(type(module))  # type: ignore[arg-type]
     return module
 
@@ -42,7 +42,7 @@ def given_class(original: type[nn.Module]) -> type[nn.Module]:
 
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and self.given_apart:
+        if torch.compiler.is_compiling() and self.given_eagerly:
             return eagerly(forward, self, *args, **kwargs)
         given = [getattr(self, name) for name in self.given_weights]  # tensors, if the module is masked again
         stored = [(weight, partial(_stored, weight)) for weight in given]

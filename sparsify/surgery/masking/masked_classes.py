@@ -28,7 +28,7 @@ from .substituted_call import substituted_call
 
 _OF_MODULES = (
     *("masked_names", "masked_also", "masked_layouts", "masked_reads"),
-    *("computed_weights", "computed_apart", "bound_attributes"),
+    *("computed_weights", "computed_eagerly", "bound_attributes"),
 )
 # Attributes of masked modules besides the masks: a module that already has one of these cannot be masked.
 ATTRIBUTES = (*_OF_MODULES, "original_class", "dense_forward", "masked_kind", "compute_effective_weight")

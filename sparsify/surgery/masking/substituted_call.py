@@ -60,7 +60,7 @@ _OF_ENCODER = ("linear1", "linear2", "norm1", "norm2")
 
 def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
     """Return `forward` called on a copy of `module` with effective weights; attributes that it sets go to `module`."""
-    if torch.compiler.is_compiling() and (module.__dict__.get("computed_apart", False) or not DYNAMO_FOLLOWS):
+    if torch.compiler.is_compiling() and (module.__dict__.get("computed_eagerly", False) or not DYNAMO_FOLLOWS):
         return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
     copied = substituted_copy(module, weights, original_class(module))
