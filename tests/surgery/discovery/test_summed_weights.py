@@ -116,7 +116,7 @@ def test_a_part_that_is_used_by_itself_as_well_leaves_the_weight_dense() -> None
         return F.linear(x, self.mu + self.rho) + F.linear(x, self.mu)
 
     report = convert(model_of(forward))
-    assert not report.masked and "used otherwise" in report.skipped["mu"]
+    assert not report.masked and "also used in another way" in report.skipped["mu"]
 
 
 class Drawing(nn.Linear):
