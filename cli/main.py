@@ -98,7 +98,7 @@ def _run(args: Sequence[str] | None) -> None:
         sparsify.main(args, prog_name="sparsify", standalone_mode=False)
         sys.stdout.flush()
     except ElsewhereError as error:
-        _leave("" if error.told else str(error), error.exit_code)
+        _leave("" if error.reported else str(error), error.exit_code)
     except SparsifyError as error:
         _leave(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:

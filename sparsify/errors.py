@@ -29,12 +29,12 @@ class Diverged(RunError):
 class ElsewhereError(RunError):
     """Another process of the same training run failed; `exit_code` is that process's exit status.
 
-    `told`: the other process reports the reason itself, so the command line prints nothing.
+    `reported`: the other process reports the reason itself, so the command line prints nothing.
     """
 
-    def __init__(self, message: str, exit_code: int = 1, *, told: bool = True) -> None:
+    def __init__(self, message: str, exit_code: int = 1, *, reported: bool = True) -> None:
         super().__init__(message)
-        self.exit_code, self.told = exit_code, told
+        self.exit_code, self.reported = exit_code, reported
 
 
 class RunStopped(Exception):

@@ -105,7 +105,7 @@ def others_lost(size: int) -> Iterator[None]:
             "another of the processes has ended, or cannot be reached or does nothing any more; its own line says why, "
             "if it wrote one"
         )
-        raise ElsewhereError(text, told=False) from error
+        raise ElsewhereError(text, reported=False) from error
 
 
 def _code(error: Exception) -> int:

@@ -17,7 +17,7 @@ from ..errors import EngineWarning
 from ..ops import is_transformed
 from .call_inputs import Inputs, Shapes, flattened, images_in, shown, unusable
 from .call_outputs import flatten_outputs
-from .engine_text import told
+from .engine_text import strategy_text
 from .forks import reset_in_child
 from .kernel_errors import Fault, by_reason
 from .program.assemble import Array
@@ -121,8 +121,9 @@ class Engine:
         found = [f"engine of {type(self.model).__name__}, {self.threads} thread{'s' if self.threads > 1 else ''}"]
         found += [*([self.note] if self.note else []), *sorted(self._left)]
         found += [f"{name}: left to PyTorch as its kernel failed: {why}" for name, why in self._failed.items()]
-        strategies = list(self.strategies.items())
-        return "\n".join([*found, *(told(k, one, self._shown.get(k), self.model) for k, one in strategies)])
+        strategies = [*self.strategies.items()]
+        found += [strategy_text(key, one, self._shown.get(key), self.model) for key, one in strategies]
+        return "\n".join(found)
 
     def _choose(self, inputs: Inputs) -> Strategy:
         """Return the strategy for these inputs, found by calls that leave the model as it was."""

@@ -10,7 +10,7 @@ from .program.plan import Plan
 from .tuning.search import Strategy
 
 
-def told(key: Shapes, strategy: Strategy, plan: Plan | None, model: nn.Module) -> str:
+def strategy_text(key: Shapes, strategy: Strategy, plan: Plan | None, model: nn.Module) -> str:
     """Return how inputs of a shape are run, in lines: strategy, seconds of those timed, instructions."""
     found = [f"input {shown(key)}: {strategy}{f': {strategy.why}' if strategy.why else ''}"]
     found += [f"  {1e3 * seconds:9.2f} ms  {name}" for name, seconds in strategy.seconds.items()]

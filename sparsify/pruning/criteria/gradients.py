@@ -203,7 +203,7 @@ def batch_gradients(
     A weight that a module computes several times has one gradient for each. With `create_graph` the values can be
     differentiated again. Raises SparsifyError if the loss is not a tensor of one element with a gradient.
     """
-    computed = {name for name, weight in weights.items() if is_computed(weight)}
+    computed = {name for name, weight in weights.items() if differs_from_parameter(weight)}
     taps = _Taps(model, computed)
     with taps:
         loss = loss_fn(model, batch)
@@ -224,8 +224,8 @@ def batch_gradients(
     return found
 
 
-def is_computed(weight: MaskedWeight) -> bool:
-    """Return whether a module computes the weight that it uses from this parameter."""
+def differs_from_parameter(weight: MaskedWeight) -> bool:
+    """Return whether the weight that a module uses is another tensor, computed from this parameter."""
     return effective_weight(weight).data_ptr() != weight.parameter.data_ptr()
 
 

@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ...errors import SparsifyError
 from ...processes.shards import is_sharded
 from ...surgery.masks import MaskedWeight
-from .gradients import is_computed, zeros_like
+from .gradients import differs_from_parameter, zeros_like
 
 
 class StepSums:
@@ -38,7 +38,7 @@ class StepSums:
         """
         self._weights = {name: weight for name, weight in weights.items() if name in self.names}
         whole = {name: weight for name, weight in self._weights.items() if not is_sharded(weight.parameter)}
-        computed = [name for name, weight in whole.items() if is_computed(weight)]
+        computed = [name for name, weight in whole.items() if differs_from_parameter(weight)]
         if computed:
             raise SparsifyError(
                 f"criterion 'movement' sums what the optimiser sees, and {computed[0]} is computed by its module from "

@@ -119,12 +119,12 @@ def known_sizes(outcome: Any, sizes: set[int]) -> Any:
         return tuple(known_sizes(one, sizes) for one in outcome)
     if type(outcome) not in (int, float):
         return outcome
-    made = _Size(outcome) if type(outcome) is int else _Ratio(outcome)
+    made = _WatchedSize(outcome) if type(outcome) is int else _Ratio(outcome)
     made.sizes = sizes
     return made
 
 
-class _Size(int):
+class _WatchedSize(int):
     """A size that reports comparisons, as do the numbers computed from it."""
 
     sizes: set[int]
@@ -146,7 +146,7 @@ class _List(list[Any]):
     """A list that reports which item a size selects, since Python itself would use the plain number."""
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, (_Size, _Ratio)):
+        if isinstance(index, (_WatchedSize, _Ratio)):
             _note("item", _plain(index), sorted(_made_of(index)))
         return super().__getitem__(index)
 
@@ -155,7 +155,7 @@ class _Tuple(tuple[Any, ...]):
     """A tuple that reports which item a size selects."""
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, (_Size, _Ratio)):
+        if isinstance(index, (_WatchedSize, _Ratio)):
             _note("item", _plain(index), sorted(_made_of(index)))
         return super().__getitem__(index)
 
@@ -163,7 +163,7 @@ class _Tuple(tuple[Any, ...]):
 _WATCHED: dict[type, Callable[[Any], Any]] = {list: _List, tuple: _Tuple}
 _COMPARING = "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ __bool__".split()
 _MAKING = "add sub mul floordiv truediv mod divmod pow".split()
-for _kind in (_Size, _Ratio):
+for _kind in (_WatchedSize, _Ratio):
     _base: type = _kind.__mro__[1]
     for _name in [*_COMPARING, "__float__", "__int__"]:
         setattr(_kind, _name, _asking(_base, _name))

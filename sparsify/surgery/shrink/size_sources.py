@@ -34,23 +34,23 @@ _OPAQUE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, Builti
 _DEPTH = 3  # of configurations in configurations
 
 
-class _Size(int):
+class _TracedSize(int):
     """An integer with the paths of the attributes that it was computed from; `direct`: it is an attribute itself."""
 
     paths: frozenset[str]
     direct: bool
 
 
-def _size(value: int, paths: frozenset[str], *, direct: bool) -> _Size:
-    made = _Size(value)
+def _size(value: int, paths: frozenset[str], *, direct: bool) -> _TracedSize:
+    made = _TracedSize(value)
     made.paths, made.direct = paths, direct
     return made
 
 
-def _arithmetic(name: str) -> Callable[[_Size, Any], Any]:
+def _arithmetic(name: str) -> Callable[[_TracedSize, Any], Any]:
     plain = getattr(int, name)
 
-    def operation(self: _Size, other: Any) -> Any:
+    def operation(self: _TracedSize, other: Any) -> Any:
         outcome = plain(self, other)
         if type(outcome) is not int:
             return outcome
@@ -61,7 +61,7 @@ def _arithmetic(name: str) -> Callable[[_Size, Any], Any]:
 
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     for _method in (f"__{_name}__", f"__r{_name}__"):
-        setattr(_Size, _method, _arithmetic(_method))
+        setattr(_TracedSize, _method, _arithmetic(_method))
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,9 @@ class _Watch(TorchFunctionMode):
         return outcome
 
 
-def _sizes(given: Any) -> Iterator[_Size]:
+def _sizes(given: Any) -> Iterator[_TracedSize]:
     """Yield the integers with paths among a call's arguments, including those in slices."""
-    if isinstance(given, _Size):
+    if isinstance(given, _TracedSize):
         yield given
     elif isinstance(given, slice):
         yield from _sizes((given.start, given.stop))
