@@ -94,6 +94,13 @@ def from_dict(given: Mapping[str, Any], where: str) -> Preprocessing:
     return found
 
 
+def class_names(extra: Mapping[str, Any]) -> list[str]:
+    """Return the classes that a file's `extra` names, [] if it names none."""
+    stored = extra.get(KEY)
+    names = stored.get("classes") if isinstance(stored, Mapping) else None
+    return list(names) if isinstance(names, list | tuple) else []
+
+
 def beside(path: str | PathLike[str]) -> Path:
     """Return the path of the preprocessing file next to a model's file: model.preprocess.json for model.onnx."""
     return Path(path).with_suffix(f".{KEY}.json")

@@ -17,7 +17,7 @@ from ..formats.io.atomic import atomic_write
 from ..formats.io.atomic_folder import atomic_folder
 from ..formats.io.locate import MODEL_FILE
 from ..formats.request import ExportRequest, ExportResult
-from ..preprocess import KEY
+from ..preprocess import class_names
 from .model_card import card, trained_on
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _timm_config(model: nn.Module, published: Mapping[str, Any], saved: FileSumm
     pool = getattr(model, "global_pool", None)
     found = {
         "architecture": published.get("architecture") or about.spec,
-        "label_names": list((about.extra.get(KEY) or {}).get("classes", ())) or None,
+        "label_names": class_names(about.extra) or None,
         "num_features": getattr(model, "num_features", None),
         "global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", None),
         "model_args": {key: value for key, value in about.arguments.items() if key != "num_classes"} or None,

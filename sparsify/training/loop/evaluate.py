@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
@@ -18,7 +18,7 @@ from ...datasets import may_be_fetched
 from ...errors import RunWarning, SparsifyError, listed
 from ...export.save import inspect_file, load
 from ...formats.file.metadata import Metadata
-from ...preprocess import KEY
+from ...preprocess import class_names
 from ...preserve import keep_modes
 from ...processes.launch import read_launch
 from ...processes.ranks import ALONE, Ranks
@@ -122,11 +122,8 @@ def evaluate_file(
 
 def _warn_of_other_classes(about: Metadata, path: str | PathLike[str], data: Data) -> None:
     """Warn if a file and a data set name the same classes otherwise, or in another order: indices were compared."""
-    told = about.extra.get(KEY)
-    known = told.get("classes") if isinstance(told, Mapping) else None
-    if not isinstance(known, list) or data.preprocessing is None:
-        return
-    pairs = list(enumerate(zip(known, data.preprocessing.classes, strict=False)))
+    in_data = () if data.preprocessing is None else data.preprocessing.classes
+    pairs = enumerate(zip(class_names(about.extra), in_data, strict=False))
     others = [f"{index} is '{name}', and '{theirs}' in the data" for index, (name, theirs) in pairs if name != theirs]
     if others:
         text = f"{path}: its classes are not those of {data.name}, and the accuracy is of their numbers: "
