@@ -33,7 +33,8 @@ class _Output:
 
     def _fall_silent(self) -> None:
         # Not only here: Python writes what is left in the buffer when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 @contextmanager
@@ -45,6 +46,6 @@ def lasting_output() -> Iterator[None]:
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         redirect_stdout(cast(TextIO, _Output(sys.stdout or nowhere))),
-        redirect_stderr(sys.stderr or nowhere),
+        redirect_stderr(cast(TextIO, _Output(sys.stderr or nowhere))),
     ):
         yield

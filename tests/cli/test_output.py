@@ -38,6 +38,15 @@ def test_work_is_done_to_its_end_when_nobody_reads_what_is_said(
     assert library.build_model("timm:test_resnet", num_classes=10).state_dict().keys() == _keys(tmp_path)
 
 
+def test_a_mistake_keeps_its_exit_code_when_nobody_reads_errors(
+    tmp_path: Path, unread: TextIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", unread)
+        assert _run("inspect", tmp_path / "nothing") == 2
+        assert sys.stderr is unread
+
+
 def _keys(folder: Path) -> set[str]:
     from safetensors import safe_open
 
