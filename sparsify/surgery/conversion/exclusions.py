@@ -19,11 +19,18 @@ def leave_out_shared(plan: ConversionPlan) -> None:
             sharing.setdefault(id(held), {}).setdefault((id(module), key), name)
     for parameter, places in sharing.items():
         dense = [name for where, name in places.items() if where not in plan.how]
-        reason = f"shared with {dense[0]}, which is used dense" if dense and len(places) > 1 else ""
-        if reason or parameter in plan.outside:
-            for where in places:
-                plan.how.pop(where, None)
-                plan.reasons[where] = plan.outside.get(parameter, reason)
+        shared = bool(dense) and len(places) > 1
+        for where, name in places.items() if shared or parameter in plan.outside else ():
+            plan.how.pop(where, None)
+            plan.reasons[where] = plan.outside.get(parameter) or _why_shared(name, dense, list(places.values()))
+
+
+def _why_shared(name: str, dense: list[str], names: list[str]) -> str:
+    """Return why a parameter is left dense at `name`, one of its `names`, given the names of its dense uses."""
+    other = next((one for one in dense if one != name), None)
+    if other is not None:
+        return f"shared with {other}, which is used dense"
+    return f"used dense, and shared with {next(one for one in names if one != name)}"
 
 
 def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:

@@ -56,7 +56,7 @@ def walk(
     on a path without its mask.
     """
     by_mask = {_storage(weight.mask): weight for weight in weights.values() if weight.mask.numel()}
-    first_name = {id(weight.parameter): name for name, weight in weights.items()}
+    first_name = {id(weight.parameter): name for name, weight in weights.items() if weight.parameter.numel()}
     roots = [output.grad_fn for output in outputs if output.grad_fn is not None]
     seen: set[tuple[Any, frozenset[int]]] = set()
     waiting: list[tuple[Any, frozenset[int]]] = [(root, frozenset()) for root in roots]

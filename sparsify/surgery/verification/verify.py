@@ -127,7 +127,8 @@ def verify(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = Non
 
 def _verify(runs: Runs) -> VerifyReport:
     names = list(masked_parameters(runs.model))
-    live, reached, dense = set[str](), set[str](), set[str]()
+    empty = {name for name, weight in masked_parameters(runs.model).items() if not weight.mask.numel()}
+    live, reached, dense = empty, set[str](), set[str]()  # a mask without entries has all the effect it can have
 
     def look(copied: nn.Module, outputs: list[Tensor]) -> None:
         walk(outputs, masked_parameters(copied), live, reached, dense)

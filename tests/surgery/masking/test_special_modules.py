@@ -153,6 +153,7 @@ def test_a_weight_tied_to_an_embedding_stays_dense() -> None:
     report = convert(Tied(embedded=True))
     assert not report.masked
     assert report.skipped["second.weight"] == "shared with first.weight, which is used dense"
+    assert report.skipped["first.weight"] == "used dense, and shared with second.weight"
 
 
 def test_a_weight_tied_among_linear_layers_has_one_mask() -> None:

@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -158,3 +159,19 @@ def test_a_dense_use_through_another_library_is_found() -> None:
     model.forward = lambda x: model.layer(x) + F.linear(x, torch.from_numpy(weight.detach().numpy()))  # type: ignore[method-assign]
     report = verify(model, X)
     assert "layer.weight: linear saw the dense weight" in report.problems
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_outputs_is_verified() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.some, self.none = nn.Linear(8, 4), nn.Linear(8, 0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.some(x), self.none(x)], 1)
+
+    model = Empty()
+    assert set(convert(model).masked) == {"some.weight", "none.weight"}
+    report = verify(model, torch.randn(2, 8))
+    assert report.ok and report.live == ["some.weight", "none.weight"]
