@@ -203,6 +203,12 @@ def test_times_that_do_not_fit_are_one_line(given: dict[str, Any], total: int, m
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("steps", [0, -3])
+def test_an_epoch_without_a_step_is_refused_also_if_no_time_is_in_epochs(steps: int) -> None:
+    with pytest.raises(SparsifyError, match=f"^steps_per_epoch is {steps}; an epoch has at least one step$"):
+        update_plan(settings(schedule="linear"), 100, steps)
+
+
 @curve(keys=("initial_sparsity",))
 def quadratic(progress: Fraction, pruning: Pruning) -> Fraction:
     return pruning.target * progress**2

@@ -44,8 +44,10 @@ def steps_in(value: float | str, total_steps: int, steps_per_epoch: int | None =
     """Return the time `value` in whole optimiser steps, a half rounded up.
 
     `total_steps` is the length of training, `steps_per_epoch` that of an epoch, both in optimiser steps; `where` names
-    the setting in errors. Raises SparsifyError for epochs without `steps_per_epoch`.
+    the setting in errors. Raises SparsifyError for epochs without `steps_per_epoch`, and where that is below 1.
     """
+    if steps_per_epoch is not None and steps_per_epoch < 1:
+        raise SparsifyError(f"steps_per_epoch is {steps_per_epoch}; an epoch has at least one step")
     time = parse_time(value)
     if time.unit == "ep" and steps_per_epoch is None:
         raise SparsifyError(f"{where}: {value!r} counts epochs, so steps_per_epoch is needed")
