@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from sparsify.errors import RunError, SparsifyError
-from sparsify.formats.io.atomic import check_writable
+from sparsify.export.registry import FORMATS, check_place
 from sparsify.models import check_model_name
 from sparsify.pruning.settings.sections import CRITERION_ROWS
 
@@ -117,7 +117,7 @@ def command(
     check_options("convert", shrink, round_to=round_to, dead=dead)
     if masks is not None:
         _refuse_beside_masks()
-    check_writable(out)
+    check_place(FORMATS["sparse"], out)
     checkpoint = None if checkpoint is None else str(saved_model(checkpoint))
     how = pruning if masks is None else saved_model(masks)
     masked, about, input_shape = _convert(checkpoint, model, how, num_classes, pretrained, image_size, seed)

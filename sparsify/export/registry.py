@@ -70,8 +70,22 @@ def check_place(row: Format, path: str | os.PathLike[str]) -> None:
     """Raise SparsifyError if a format could not be written to `path`; nothing is touched."""
     if row.folder:
         check_folder(path, row.may_replace)
-    else:
-        check_writable(path)
+        return
+    check_writable(path)
+    if row.suffix == ".safetensors" and Path(path).suffix.lower() not in ("", row.suffix) and _is_other_file(path):
+        raise SparsifyError(f"cannot write {path}: it exists and is no safetensors file; choose another name")
+
+
+def _is_other_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file exists at `path` that has content and does not start like a safetensors file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise SparsifyError(f"cannot read {os.fspath(path)}: {error.strerror}") from None
+    return bool(start) and start[8:] != b"{"
 
 
 def format_of(path: str | os.PathLike[str], given: str | None, *, where: str) -> str:

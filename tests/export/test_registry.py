@@ -234,3 +234,14 @@ def test_a_suffix_that_is_nearly_a_formats_is_no_sparse_file(path: str, guess: s
         format_of(path, None, where="here")
     assert format_of(path, "sparse", where="here") == "sparse"
     assert format_of("a.bin", None, where="here") == format_of("a", None, where="here") == "sparse"
+
+
+def test_a_sparse_file_replaces_no_file_of_another_kind(masked: nn.Module, tmp_path: Path) -> None:
+    photo, older, fresh = (tmp_path / name for name in ("photo.png", "older.bin", "fresh.tmp"))
+    photo.write_bytes(b"\x89PNG\r\n\x1a\n and pixels")
+    with pytest.raises(SparsifyError, match=r"^cannot write .*photo\.png: it exists and is no safetensors file"):
+        sparsify.save(masked, photo)
+    assert photo.read_bytes() == b"\x89PNG\r\n\x1a\n and pixels"
+    fresh.touch()
+    for path in (older, older, fresh):
+        assert sparsify.save(masked, path) == path.stat().st_size
