@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
@@ -21,6 +22,11 @@ from ...errors import RunError
 from ...surgery.tracing.announced import announced_as_traced
 from ..call_outputs import Outline, flatten_outputs
 from ..kernel_errors import PASSED, TraceError, one_line
+
+# Engines trace in threads that end. In PyTorch 2.10 the first thread to enter this mode owns the device guard of builds
+# with CUDA where no GPU is present, and takes it along: the next trace would crash.
+with FakeTensorMode():
+    pass
 
 # Methods that expose a tensor's memory to other code: a traced tensor has no values, and NumPy would read garbage.
 _READS = frozenset({"numpy", "__array__", "__dlpack__", "tolist", "data_ptr", "untyped_storage", "storage"})
