@@ -28,10 +28,12 @@ def recomputed_weights(model: nn.Module, memory: CopyOnWrite) -> Iterator[None]:
     by_size: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for weight in all_masked_parameters(model):
         values, mask = weight.parameter.detach(), weight.mask
-        if values.layout == torch.strided and same_dense_layout(values, mask):
+        plain = values.layout == torch.strided and values.is_floating_point() and values.numel() > 0
+        if plain and same_dense_layout(values, mask):
             by_size.setdefault(values.numel(), []).append((values, mask))
 
     def pack(saved: Tensor) -> Any:
+        """Return how `_unpacked` computes a tensor again, or the tensor and its version."""
         if type(saved) is Tensor and saved.layout == torch.strided and saved.is_floating_point():
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 for values, mask in by_size.get(saved.untyped_storage().nbytes() // saved.itemsize, ()):
@@ -40,20 +42,21 @@ def recomputed_weights(model: nn.Module, memory: CopyOnWrite) -> Iterator[None]:
                         return partial(_masked, memory.of(values), mask, saved.dtype, placed)
         return saved.detach(), saved._version  # detached: a result would keep the operation that keeps it
 
-    def unpack(packed: Any) -> Tensor:
-        if isinstance(packed, partial):
-            return packed()  # type: ignore[no-any-return]
-        saved, version = packed
-        if saved._version != version:
-            raise RuntimeError("a tensor that the gradient needs was changed in place")
-        return saved  # type: ignore[no-any-return]
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack) if by_size else nullcontext():
+    with torch.autograd.graph.saved_tensors_hooks(pack, _unpacked) if by_size else nullcontext():
         yield
 
 
+def _unpacked(packed: Any) -> Tensor:
+    if isinstance(packed, partial):
+        return packed()  # type: ignore[no-any-return]
+    saved, version = packed
+    if saved._version != version:
+        raise RuntimeError("a tensor that the gradient needs was changed in place")
+    return saved  # type: ignore[no-any-return]
+
+
 def _is_masked(saved: Tensor, values: Tensor, mask: Tensor) -> bool:
-    """Whether the memory of `saved` holds `where(mask, values, 0)` in its dtype."""
+    """Return whether the memory of `saved` holds `where(mask, values, 0)` in its dtype."""
     whole = saved.as_strided((values.numel(),), (1,), 0)
     flat = [whole, *(tensor.as_strided(whole.shape, (1,)) for tensor in (values, mask))]
     starts = [0, *range(_FIRST, len(whole), _CHUNK)]
