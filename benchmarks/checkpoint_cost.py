@@ -10,12 +10,12 @@ from statistics import median
 
 import click
 
+from sparsify.training.folder.checkpoint import random_state
+from sparsify.training.folder.checkpoint_files import Checkpoints
 from sparsify.training.loop.train_steps import train_steps
 from sparsify.training.recipe.read import parse_recipe
-from sparsify.training.run.checkpoint import random_state
-from sparsify.training.run.checkpoint_files import Checkpoints
-from sparsify.training.run.prepare import Prepared, prepare
 from sparsify.training.run.state import state_of
+from sparsify.training.setup.prepare import Prepared, prepare
 
 from .record import environment, record, seconds
 

@@ -21,9 +21,9 @@ import torch
 
 import sparsify
 from sparsify.surgery.masks import get_masks
+from sparsify.training.folder.checkpoint import read_state, read_step, write_state
 from sparsify.training.recipe.read import parse_recipe, read_recipe
 from sparsify.training.recipe.yaml_lines import parse_yaml
-from sparsify.training.run.checkpoint import read_state, read_step, write_state
 
 from .fuzz_format import valid_model
 from .mutations import Bytes, mutated, sealed

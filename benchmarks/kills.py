@@ -21,7 +21,7 @@ import click
 import torch
 from safetensors.torch import load_file
 
-from sparsify.training.run.checkpoint import read_step
+from sparsify.training.folder.checkpoint import read_step
 
 from .endings import CONTEXT, WAYS, end_a_run, processor_seconds, start
 from .record import environment, record

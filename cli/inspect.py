@@ -98,7 +98,7 @@ def _print_masks(masks: MaskSummary, as_json: bool) -> None:
 
 
 def _file_lines(summary: FileSummary) -> list[str]:
-    from sparsify.training.run.result_text import of_average
+    from sparsify.training.records.result_text import of_average
 
     about = summary.metadata
     lines = [f"{summary.path}: {about.spec or 'a model it does not name'}, format {about.format}"]

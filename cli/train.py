@@ -20,7 +20,7 @@ from .signals import Signals
 
 if TYPE_CHECKING:
     from sparsify.training.recipe.read import Recipe
-    from sparsify.training.run.prepare import Prepared
+    from sparsify.training.setup.prepare import Prepared
 
 # Option -> the key of the recipe that it sets.
 _SHORT = {
@@ -89,7 +89,7 @@ def command(
             raise ElsewhereError("", error.exit_code) from error
         raise
     if dry_run:
-        from sparsify.training.run.run_folder import check_new, default_folder
+        from sparsify.training.folder.run_folder import check_new, default_folder
 
         if resume is None:
             check_new(Path(out) if out else default_folder(merged), overwrite=overwrite)
@@ -128,7 +128,7 @@ def _train(
     overwrite: bool,
     check: bool,
 ) -> None:
-    from sparsify.training.run.run_folder import check_new
+    from sparsify.training.folder.run_folder import check_new
 
     from .view.progress import Screen
 
@@ -166,7 +166,7 @@ def _train(
 
 
 def _default_folder(recipe: Recipe, short: dict[str, str | int | None], overrides: Sequence[str]) -> Path:
-    from sparsify.training.run.run_folder import default_folder
+    from sparsify.training.folder.run_folder import default_folder
 
     given = [f"{_SHORT[name]}={value}" for name, value in short.items() if value is not None]
     return default_folder(recipe, [*given, *overrides])
@@ -197,8 +197,8 @@ def _resumed(
     overwrite: bool,
     short: dict[str, str | int | None],
 ) -> Recipe:
+    from sparsify.training.folder.run_folder import stored_recipe
     from sparsify.training.recipe.plugin import as_plugin
-    from sparsify.training.run.run_folder import stored_recipe
 
     fixed = [f"--{name.replace('_', '-')}" for name, value in short.items() if value and name not in _FREE_ON_RESUME]
     fixed += ["--out"] * bool(out) + ["--overwrite"] * overwrite

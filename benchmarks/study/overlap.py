@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsify.formats.model.masks import load_masks
 from sparsify.overlap import Masks, iou, iou_by_chance, union_of
-from sparsify.training.run import run_folder as folders
+from sparsify.training.folder import run_folder as folders
 
 from .queue import folder_of
 from .rows import Row, add_rows, key_of, read_rows

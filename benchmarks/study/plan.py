@@ -9,8 +9,8 @@ from itertools import islice
 
 from sparsify.training.loop.evaluate import evaluate
 from sparsify.training.loop.train_steps import train_steps
-from sparsify.training.run.plan import plan_training
-from sparsify.training.run.prepare import prepare
+from sparsify.training.setup.plan import plan_training
+from sparsify.training.setup.prepare import prepare
 
 from .study import Run, Study
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from sparsify.report.statistics import accuracy_text, difference, difference_text, mean_of
-from sparsify.training.run.plan import plan_training
+from sparsify.training.setup.plan import plan_training
 
 from .compare import Cell, cell_of, values
 from .rows import Row, key_of

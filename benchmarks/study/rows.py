@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.formats.io.atomic import atomic_write
-from sparsify.training.run import run_folder as folders
+from sparsify.training.folder import run_folder as folders
 
 from .study import HERE, Run
 

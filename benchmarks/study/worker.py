@@ -16,9 +16,9 @@ import torch
 from sparsify.formats.io.atomic import atomic_write
 from sparsify.pruning.report import PruningReport
 from sparsify.sweep import worker
+from sparsify.training.folder import run_folder as folders
 from sparsify.training.loop.train_steps import Record
 from sparsify.training.recipe.read import Recipe
-from sparsify.training.run import run_folder as folders
 
 RESULT = "result.json"
 _PROCESSOR_SECONDS = "processor_seconds.json"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sparsify.errors import SparsifyError
 from sparsify.hardware import processor
 from sparsify.report.bench_results import BENCH, BenchResult, Timing, add_bench_result
-from sparsify.training.run.run_folder import RECIPE
+from sparsify.training.folder.run_folder import RECIPE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from sparsify.training.run.plan import TrainingPlan, plan_training
+from sparsify.training.setup.plan import TrainingPlan, plan_training
 
 from .report import average_lines, loaded_lines
 from .show import byte_count, count, percent, print_table, say
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sparsify.pruning.settings.prune import Pruning
     from sparsify.pruning.settings.sections import CriterionSettings
     from sparsify.training.recipe.read import Recipe
-    from sparsify.training.run.rehearse import Rehearsal
+    from sparsify.training.setup.rehearse import Rehearsal
 
 _LONG = 60  # plans with more updates are shown by cycle
 _EACH = {"global": "in all", "layer": "in each layer", "filter": "in each filter"}
@@ -37,7 +37,7 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
     planned = plan_training(recipe)
     lr = planned.lr
     say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}")
-    from sparsify.training.run.rehearse import rehearse
+    from sparsify.training.setup.rehearse import rehearse
 
     say(*rehearsal_lines(rehearse(recipe, check=check), recipe))
     epochs = -(-planned.total_steps // planned.steps_per_epoch)

@@ -16,8 +16,8 @@ from .report import show_result, start_lines
 from .show import count, duration, percent, say
 
 if TYPE_CHECKING:
-    from sparsify.training.run.prepare import Prepared
     from sparsify.training.run.train import TrainResult
+    from sparsify.training.setup.prepare import Prepared
 
 # Without a terminal: a line at each evaluation, but not oftener than this, at the end, and within long epochs.
 _PLAIN_SECONDS = 2.0

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from sparsify.formats.file.inspection import FileSummary
     from sparsify.surgery.conversion.convert import ConversionReport
     from sparsify.training.recipe.read import Recipe
-    from sparsify.training.run.prepare import Prepared
     from sparsify.training.run.train import TrainResult
+    from sparsify.training.setup.prepare import Prepared
     from sparsify.weights import LoadReport
 
 
@@ -85,7 +85,7 @@ def average_lines(recipe: Recipe) -> list[str]:
 
 def start_lines(prepared: Prepared, folder: Path) -> list[str]:
     """Return the lines before the first step: model, data, processes, weights loaded, masks, verification, folder."""
-    from sparsify.training.run.split import processes_lines
+    from sparsify.training.setup.split import processes_lines
 
     training, name = prepared.training, prepared.spec or type(prepared.training.model).__name__
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
@@ -118,7 +118,7 @@ def show_result(result: TrainResult) -> None:
 
 
 def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
-    from sparsify.training.run.result_text import result_lines
+    from sparsify.training.records.result_text import result_lines
 
     lines = []
     if result.report is not None:

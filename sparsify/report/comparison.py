@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import SparsifyError
-from ..training.run.same_recipe import FREE, flat_recipe
+from ..training.folder.same_recipe import FREE, flat_recipe
 from .run_records import Run
 from .statistics import Difference, Mean, difference, mean_of
 

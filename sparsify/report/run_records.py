@@ -12,8 +12,8 @@ from typing import Any
 from ..errors import SparsifyError
 from ..formats.file.inspection import FileSummary, inspect_file
 from ..formats.io.locate import model_file
+from ..training.folder import run_folder as folders
 from ..training.recipe.read import Recipe
-from ..training.run import run_folder as folders
 from .bench_results import BenchResult, read_bench_results
 
 Row = Mapping[str, Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import SparsifyError
 from ..formats.io.atomic import atomic_write
 from ..report.run_records import read_run
-from ..training.run import run_folder as folders
+from ..training.folder import run_folder as folders
 from .queue import Job, work
 from .vary import SweepRun
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from ..errors import RunStopped, SparsifyError
+from ..training.folder import run_folder as folders
 from ..training.loop.train_steps import Record
 from ..training.recipe.read import Recipe, read_recipe
-from ..training.run import run_folder as folders
 from ..training.run.train import TrainResult, train
 
 

@@ -21,7 +21,7 @@ from sparsify.formats.model.masks import load_masks
 from sparsify.overlap import iou, iou_by_chance, union_of
 from sparsify.report.statistics import difference, mean_of
 from sparsify.sweep import queue
-from sparsify.training.run.plan import plan_training
+from sparsify.training.setup.plan import plan_training
 
 TINY = """
 name: tiny

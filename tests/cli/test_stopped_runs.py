@@ -15,7 +15,7 @@ from tests.cli.processes import nth_call, run, signal_at, start
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
 PAUSE = "sparsify.training.run.keeper:Keeper.pause"
-WRITE = "sparsify.training.run.checkpoint_files:write_state"
+WRITE = "sparsify.training.folder.checkpoint_files:write_state"
 # 4 epochs of 3 steps; records after steps 3, 6, 9, 10 and 12.
 TRAIN = ["train", "recipes/union_mask.yaml", "--model", "timm:test_resnet", "--device", "cpu", "--no-verify"]
 TRAIN += ["--set", "data.batch_size=500", "--set", "train.epochs=4", "--set", "prune.every=1it"]
@@ -82,9 +82,9 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     [
         ("sparsify.formats.io.atomic:_write_all", 30),  # within the first checkpoint
         ("sparsify.formats.io.atomic:os.fsync", 7),  # written whole, and not yet renamed
-        ("sparsify.training.run.checkpoint_files:Path.replace", 4),  # between the renames of two checkpoints
-        ("sparsify.training.run.checkpoint_files:Path.replace", 5),
-        ("sparsify.training.run.log:Log.write", 2),
+        ("sparsify.training.folder.checkpoint_files:Path.replace", 4),  # between the renames of two checkpoints
+        ("sparsify.training.folder.checkpoint_files:Path.replace", 5),
+        ("sparsify.training.records.log:Log.write", 2),
         ("sparsify.training.run.train:_save", 2),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_bits(
 
 
 def test_a_start_killed_before_its_recipe_was_written_does_not_stand_in_the_way(tmp_path: Path, whole: Path) -> None:
-    for place in ("sparsify.training.run.run_folder:atomic_write", "sparsify.formats.io.atomic:os.replace"):
+    for place in ("sparsify.training.folder.run_folder:atomic_write", "sparsify.formats.io.atomic:os.replace"):
         hook = (signal_at, place, 1, signal.SIGKILL)
         assert run(*TRAIN, "--out", tmp_path / "run", err=tmp_path / "err", hook=hook) == (-9, "")
         assert (tmp_path / "run").is_dir() and not (tmp_path / "run" / "recipe.yaml").exists()

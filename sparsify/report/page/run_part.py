@@ -8,7 +8,7 @@ from shlex import quote
 
 from ...overlap import Masks, iou, iou_by_chance
 from ...quantities import byte_count, count, percent
-from ...training.run import run_folder as folders
+from ...training.folder import run_folder as folders
 from ..bench_results import Timing
 from ..figures import costs, curves, masks
 from ..figures import layers as bars

@@ -81,13 +81,12 @@ def shrink(
     parameters, proof = _entries(small), Proof(small, example_input, examples, wanted=verify)
     attempts = Attempts(small, example_input, study_of(recording), proof, lambda other: study_of(record(small, other)))
     attempts.until_proved(round_to, examples)
-    configuration = follow_configurations(small, example_input) if verify and attempts.removed.any() else ""
+    changed = bool(attempts.removed.any())
+    configuration = follow_configurations(small, example_input) if verify and changed else ""
     small.train(model.training)
-    after = proof.multiply_adds
-    if after is None:
-        after = _cost(record(small, example_input))
+    after = proof.multiply_adds if proof.multiply_adds is not None else _cost(record(small, example_input))
     notes = [_NO_MASKS] if dead == "masks" and not masks else []
-    notes += _of_idle(recording.idle) if attempts.removed.any() else []
+    notes += _of_idle(recording.idle) if changed else []
     report = _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
     return replace(report, configuration=configuration)
 

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...errors import Diverged, RunError, RunStopped, RunWarning
+from ..folder.checkpoint import random_state
 from ..loop.diverged import check_numbers
 from ..loop.train_steps import Record, Training
 from ..recipe.settings import CheckpointSettings
-from .checkpoint import random_state
-from .log import Log
+from ..records.log import Log
+from ..records.tensorboard import layer_sparsity
 from .opening import Opened
 from .state import state_of
-from .tensorboard import layer_sparsity
 
 # By default a checkpoint is written at an epoch's end if the last one is old enough that writing takes at most 5 % of
 # the time, and in any case after ten minutes.

@@ -14,18 +14,18 @@ from ...errors import RunError
 from ...export.save import write
 from ...processes.launch import Launch
 from ...processes.ranks import Ranks
+from ..folder import run_folder as folders
+from ..folder.checkpoint_files import Checkpoints
+from ..folder.conditions import note_conditions
+from ..folder.lock import Lock
+from ..folder.restarts import note_start
 from ..recipe.read import Recipe
-from . import run_folder as folders
-from .checkpoint_files import Checkpoints
-from .conditions import note_conditions
-from .lock import Lock
-from .log import Log
-from .prepare import Prepared, prepare, seed_own, share
-from .rehearse import is_here
-from .restarts import note_start
-from .split import check_same_work
+from ..records.log import Log
+from ..records.tensorboard import note_overlap
+from ..setup.prepare import Prepared, prepare, seed_own, share
+from ..setup.rehearse import is_here
+from ..setup.split import check_same_work
 from .state import NEEDED, restore
-from .tensorboard import note_overlap
 
 
 @dataclass

@@ -13,14 +13,14 @@ from ...errors import RunWarning, SparsifyError
 from ...formats.file.cuts_text import cuts_from, cuts_text, read_cuts
 from ...surgery.masks import get_masks, set_masks
 from ...surgery.shrink.cuts import cuts_of
+from ..folder.checkpoint import set_model_state, set_optimizer_state, set_random_state
+from ..folder.conditions import changes, conditions
+from ..folder.same_recipe import differences
 from ..loop.average import copy_unsaved
 from ..loop.shrink_midway import cut_as_before
 from ..loop.tally import Tally
 from ..loop.train_steps import Training
-from .checkpoint import set_model_state, set_optimizer_state, set_random_state
-from .conditions import changes, conditions
-from .prepare import Prepared, seed_own
-from .same_recipe import differences
+from ..setup.prepare import Prepared, seed_own
 
 NEEDED = ("step", "seconds", "metrics_size", "model", "optimizer", "pruner", "scaler", "random")
 

@@ -22,20 +22,20 @@ from ...processes.ranks import others_lost
 from ...pruning.report import PruningReport
 from ..data.bad_images import dead_workers
 from ..data.own_data import own_settings
+from ..folder import run_folder as folders
+from ..folder.restarts import resumes
 from ..loop.optimizer import joined
 from ..loop.train_steps import Record, Training, train_steps
 from ..recipe.plugin import as_plugin
 from ..recipe.read import Recipe, check_names, parse_recipe, read_recipe
-from . import run_folder as folders
+from ..records.log import plain_record
+from ..records.progress_bar import progress_bar
+from ..records.result_text import result_lines
+from ..setup.own_model import own_model_settings
+from ..setup.prepare import Prepared
+from ..setup.split import check_batch_size, check_same_recipe
 from .keeper import Keeper
-from .log import plain_record
 from .opening import Opened, open_run
-from .own_model import own_model_settings
-from .prepare import Prepared
-from .progress_bar import progress_bar
-from .restarts import resumes
-from .result_text import result_lines
-from .split import check_batch_size, check_same_recipe
 
 _COUNTED = {"flops": "multiply_adds", "parameters": "parameters"}  # what a sparsity is of -> how a shrink calls it
 

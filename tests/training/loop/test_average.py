@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
+from sparsify.training.folder.checkpoint import read_state
+from sparsify.training.folder.run_folder import LAST
 from sparsify.training.loop.average import update_average
-from sparsify.training.run.checkpoint import read_state
-from sparsify.training.run.run_folder import LAST
 from tests.training.run.test_resume import assert_same, go, recipe, small_model, stopped
 
 EMA = {"decay": 0.9, "warmup": False}

@@ -8,7 +8,7 @@ from torch import nn
 
 import sparsify
 from sparsify.surgery.shrink.cuts import cuts_of
-from sparsify.training.run.run_folder import LAST
+from sparsify.training.folder.run_folder import LAST
 
 
 def recipe(**prune: Any) -> dict[str, Any]:

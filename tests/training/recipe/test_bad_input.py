@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sparsify.errors import SparsifyError
+from sparsify.training.folder.run_folder import default_folder
 from sparsify.training.recipe.read import Recipe, parse_recipe, read_recipe
 from sparsify.training.recipe.yaml_lines import parse_yaml
-from sparsify.training.run.run_folder import default_folder
 
 MODEL = "model: cifar:resnet20\n"
 BOMB = MODEL + "a: &a [x,x,x,x,x,x,x,x,x]\n"

@@ -11,12 +11,12 @@ import yaml  # type: ignore[import-untyped]
 
 from sparsify.errors import SparsifyError
 from sparsify.pruning.schedules import update_plan
+from sparsify.training.folder.same_recipe import differences
 from sparsify.training.recipe.plugin import read_plugin
 from sparsify.training.recipe.read import parse_recipe, read_recipe, recipe_schema
-from sparsify.training.run.plan import plan_training
-from sparsify.training.run.rehearse import rehearse
-from sparsify.training.run.same_recipe import differences
 from sparsify.training.run.train import TrainResult, train
+from sparsify.training.setup.plan import plan_training
+from sparsify.training.setup.rehearse import rehearse
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "my_methods.py"
 PRUNE = {

@@ -12,11 +12,11 @@ from torch import nn
 
 import sparsify.training.loop.evaluate as evaluation
 from sparsify.errors import Diverged, RunWarning, SparsifyError
+from sparsify.training.folder.checkpoint import read_state
 from sparsify.training.loop import train_steps
 from sparsify.training.loop.diverged import are_finite
-from sparsify.training.run.checkpoint import read_state
-from sparsify.training.run.prepare import Prepared
 from sparsify.training.run.train import train
+from sparsify.training.setup.prepare import Prepared
 
 
 class Poisoned(nn.Linear):

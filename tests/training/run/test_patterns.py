@@ -8,8 +8,8 @@ from torch import nn
 
 from sparsify.errors import SparsifyError
 from sparsify.training.recipe.read import parse_recipe, read_recipe
-from sparsify.training.run.prepare import prepare
 from sparsify.training.run.train import train
+from sparsify.training.setup.prepare import prepare
 
 TEXT = """model: cifar:resnet20
 data: {name: digits, batch_size: 500}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import ElsewhereError, RunStopped, RunWarning, SparsifyError
 from sparsify.pruning.report import SparsityWarning
-from sparsify.training.run.checkpoint import read_state
+from sparsify.training.folder.checkpoint import read_state
 
 from ...ranks import launched
 

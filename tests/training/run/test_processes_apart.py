@@ -18,12 +18,12 @@ import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.processes.launch import Launch
 from sparsify.processes.ranks import ALONE
+from sparsify.training.folder.checkpoint import read_state
+from sparsify.training.folder.restarts import goes_on, note_start
+from sparsify.training.folder.run_folder import create
 from sparsify.training.loop import optimizer
 from sparsify.training.run import opening
-from sparsify.training.run.checkpoint import read_state
-from sparsify.training.run.restarts import goes_on, note_start
-from sparsify.training.run.run_folder import create
-from sparsify.training.run.sync_batch_norm import with_sync_batch_norm
+from sparsify.training.setup.sync_batch_norm import with_sync_batch_norm
 
 from ...ranks import launched
 from .test_processes import SNIP, UNION, alone_in, network, recipe, records, run

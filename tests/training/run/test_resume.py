@@ -13,13 +13,14 @@ from torch import nn
 
 from sparsify.errors import RunError, RunStopped, RunWarning, SparsifyError
 from sparsify.formats.io import atomic
+from sparsify.training.folder import conditions, lock
+from sparsify.training.folder.checkpoint import read_state
+from sparsify.training.folder.checkpoint_files import Checkpoints
+from sparsify.training.folder.lock import Lock
+from sparsify.training.folder.run_folder import check_new, default_folder
+from sparsify.training.folder.same_recipe import differences
 from sparsify.training.recipe.read import parse_recipe
-from sparsify.training.run import conditions, lock, log
-from sparsify.training.run.checkpoint import read_state
-from sparsify.training.run.checkpoint_files import Checkpoints
-from sparsify.training.run.lock import Lock
-from sparsify.training.run.run_folder import check_new, default_folder
-from sparsify.training.run.same_recipe import differences
+from sparsify.training.records import log
 from sparsify.training.run.train import TrainResult, train
 from tests.training.run.test_run import UNION
 
@@ -243,7 +244,7 @@ def test_a_lock_is_held_by_one_and_names_its_holder(tmp_path: Path, monkeypatch:
         Lock(tmp_path).__enter__()
     assert list(tmp_path.iterdir()) == []
     code = (
-        "import sys; from pathlib import Path; from sparsify.training.run.lock import Lock\n"
+        "import sys; from pathlib import Path; from sparsify.training.folder.lock import Lock\n"
         "with Lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -14,11 +14,11 @@ from sparsify.formats.model.masks import load_masks
 from sparsify.models import build_model
 from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.masks import get_masks, set_masks
+from sparsify.training.folder.checkpoint import read_state, write_state
 from sparsify.training.recipe.read import parse_recipe
 from sparsify.training.run import keeper
-from sparsify.training.run.checkpoint import read_state, write_state
-from sparsify.training.run.prepare import prepare
 from sparsify.training.run.train import TrainResult, train
+from sparsify.training.setup.prepare import prepare
 
 UNION = {
     "sparsity": 0.5,

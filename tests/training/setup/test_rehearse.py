@@ -8,7 +8,7 @@ import torch
 
 from sparsify.errors import SparsifyError
 from sparsify.training.recipe.read import Recipe, parse_recipe
-from sparsify.training.run.rehearse import rehearse
+from sparsify.training.setup.rehearse import rehearse
 
 
 def recipe(**changes: Any) -> Recipe:

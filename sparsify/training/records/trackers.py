@@ -7,8 +7,8 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, MLflowTracker, TrackioTracker, WandBTracker
 
 from ...errors import SparsifyError, one_line
+from ..folder.same_recipe import flat_recipe
 from ..recipe.read import Recipe
-from .same_recipe import flat_recipe
 
 PROJECT = "sparsify"
 

@@ -98,7 +98,7 @@ def test_an_unknown_tracker_is_one_line_with_the_nearest(tmp_path: Path) -> None
 
 
 def test_a_tracker_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsify.training.run import trackers
+    from sparsify.training.records import trackers
 
     class Away(trackers.MLflowTracker):  # type: ignore[misc, name-defined]
         def start(self) -> None:

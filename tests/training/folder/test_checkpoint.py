@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from sparsify.errors import SparsifyError
-from sparsify.training.run.checkpoint import (
+from sparsify.training.folder.checkpoint import (
     random_state,
     read_state,
     read_step,

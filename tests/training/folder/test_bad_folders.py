@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sparsify.errors import SparsifyError
+from sparsify.training.folder.run_folder import check_new, create, default_folder, stored_recipe
 from sparsify.training.recipe.read import parse_recipe
-from sparsify.training.run.run_folder import check_new, create, default_folder, stored_recipe
 
 RECIPE = parse_recipe({"model": "cifar:resnet20"})
 

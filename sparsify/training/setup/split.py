@@ -8,10 +8,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import SparsifyError
 from ...processes.ranks import Ranks
+from ..folder.same_recipe import differences
 from ..loop.train_steps import Training
 from ..recipe.read import Recipe
 from ..recipe.settings import DataSettings, TrainSettings
-from .same_recipe import differences
 
 # Machines may keep data and plugins in other places. Logging and saving are not free: all processes take part in them.
 _OF_A_PROCESS = ("data.dir", "data.workers", "train.device", "plugin.name")

@@ -11,9 +11,9 @@ from torch import nn
 from ...formats.model.masks import load_masks
 from ...overlap import iou
 from ...surgery.masks import get_masks, masked_weights
+from ..folder.run_folder import MASKS
+from ..folder.same_recipe import flat_recipe
 from ..recipe.read import Recipe
-from .run_folder import MASKS
-from .same_recipe import flat_recipe
 
 if TYPE_CHECKING:
     from .log import Log

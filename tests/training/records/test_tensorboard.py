@@ -8,7 +8,7 @@ import pytest
 
 import sparsify
 from sparsify.overlap import iou
-from sparsify.training.run.tensorboard import hyperparameters
+from sparsify.training.records.tensorboard import hyperparameters
 from sparsify.training.run.train import train
 from tests.report.conftest import RECIPE
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunError, RunWarning, SparsifyError
+from ..folder.run_folder import METRICS
 from ..recipe.read import Recipe
-from .run_folder import METRICS
 from .tensorboard import write_recipe
 from .trackers import start_trackers
 
