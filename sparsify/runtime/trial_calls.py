@@ -49,13 +49,14 @@ def _state(model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: Any, depth: int = 8) -> Any:
+    """Return a copy of a value of known kinds, else None; a container may hold itself, which ends at `depth`."""
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_copied(item) for item in value]
+    if isinstance(value, Mapping) and depth:
+        return {key: _copied(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and depth:
+        return [_copied(item, depth - 1) for item in value]
     return value if type(value) in _PLAIN else None
 
 
