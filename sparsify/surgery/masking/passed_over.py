@@ -57,9 +57,10 @@ class PassedOver:
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """Apply `fn` as nn.Module does, then set masks to ones if `to_empty` or a move from meta left no values."""
-        masks = [f"{name}_mask" for name in names_of_masked(self)]  # type: ignore[arg-type]
+        names = [f"{name}_mask" for name in names_of_masked(self)]  # type: ignore[arg-type]
+        masks = {name: mask for name in names if (mask := self._buffers.get(name)) is not None}  # type: ignore[attr-defined]
         emptied = "to_empty" in getattr(fn, "__qualname__", "")
-        before = [name for name in masks if emptied or self._buffers[name].is_meta]  # type: ignore[attr-defined]
+        before = [name for name, mask in masks.items() if emptied or mask.is_meta]
         result = super()._apply(fn, *args, **kwargs)  # type: ignore[misc]
         for name in before:
             self._buffers[name].fill_(True)  # type: ignore[attr-defined]

@@ -145,6 +145,17 @@ def test_masks_without_values_become_ones(dtype: torch.dtype) -> None:
         assert torch.equal(model(X.to(dtype)), dense(X.to(dtype)))
 
 
+@pytest.mark.parametrize("how", ["deleted", "None"])
+def test_a_model_without_one_of_its_masks_is_moved_and_then_refused(how: str) -> None:
+    model = pruned()
+    if how == "deleted":
+        del model[0]._buffers["weight_mask"]
+    else:
+        model[0]._buffers["weight_mask"] = None
+    with pytest.raises(SparsifyError, match=r"weight_mask is gone"):
+        model.double()(X.double())
+
+
 class Embedded(nn.Module):
     """Its head may be tied to its embedding, as language models do after they are built."""
 
