@@ -30,8 +30,9 @@ from ..formats.file.container import (
     read_part,
 )
 from ..formats.file.metadata import Metadata, metadata_text
-from ..formats.io.atomic import atomic_write, check_writable
+from ..formats.io.atomic import atomic_write
 from ..formats.types import Array, Shape
+from .registry import FORMATS, check_place
 
 _PART = re.compile(r"(.+)\.(shape|compressed|bitmask|row_offsets)")
 _NEEDED = {"shape", "compressed", "bitmask"}
@@ -82,7 +83,7 @@ def import_weights(source: str | os.PathLike[str], out: str | os.PathLike[str]) 
     time. Raises SparsifyError, one line, for a source that is missing, truncated, inconsistent or quantised, or in
     which nothing is compressed; nothing is written then.
     """
-    check_writable(out)
+    check_place(FORMATS["dense"], out)
     path = Path(source)
     stored = _tensors(path)
     weights: dict[str, dict[str, _Stored]] = {}

@@ -210,3 +210,6 @@ def test_our_own_sparse_file_is_sent_the_other_way_and_an_altered_export_refused
 def test_a_place_that_cannot_be_written_is_said_first(tmp_path: Path) -> None:
     assert "cannot write" in refused(tmp_path / "missing", tmp_path / "nowhere" / "out")
     assert "cannot read" in refused(tmp_path / "missing", tmp_path / "out")
+    (photo := tmp_path / "photo.png").write_bytes(b"\x89PNG and pixels")
+    with pytest.raises(SparsifyError, match="it exists and is no safetensors file"):
+        import_weights(tmp_path / "missing", photo)
