@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .analysis.liveness import Liveness
+from .dataflow.liveness import Liveness
 from .recording.ops import Op
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import multiply_adds
+from ..dataflow.liveness import Liveness, indicator
 
 if TYPE_CHECKING:
     from ..recording.ops import Op

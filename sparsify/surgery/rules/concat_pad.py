@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, indicator
+from ..dataflow.liveness import Liveness, indicator
 from ..recording import broadcast_forms as forms
 from ..recording.ops import LIKE, Op, Value, concat_inputs
 

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..analysis.constant_inputs import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import multiply_adds
+from ..dataflow.constant_inputs import constant_inputs, propagate_sum
+from ..dataflow.liveness import Liveness, indicator
 from ..recording.broadcast_forms import reshape
 from ..recording.ops import Op
 from .matmul import union_or_pin

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import GROUPED, multiply_adds
+from ..dataflow.liveness import Liveness, indicator
 from .matmul import union_or_pin
 from .sort_gather import along
 

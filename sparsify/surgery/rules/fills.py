@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..analysis.axis_moves import new_axes
 from ..analysis.coupling import Coupling
-from ..analysis.liveness import Liveness
+from ..dataflow.liveness import Liveness
 from ..recording.ops import FILLS as NAMES
 from ..recording.ops import Op
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..analysis.constant_inputs import constant_inputs, propagate_sum
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, indicator
 from ..analysis.mac_counts import ATTENTIONS, multiply_adds
+from ..dataflow.constant_inputs import constant_inputs, propagate_sum
+from ..dataflow.liveness import Liveness, indicator
 from ..recording.ops import Op, Value
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..analysis.constants import BATCH_NORMS
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, indicator
+from ..dataflow.constants import BATCH_NORMS
+from ..dataflow.liveness import Liveness, indicator
 from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import Op, Value
 

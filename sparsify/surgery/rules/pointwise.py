@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..analysis.liveness import Liveness, indicator
+from ..dataflow.liveness import Liveness, indicator
 from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import Op, Value
 

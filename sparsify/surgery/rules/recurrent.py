@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, indicator
+from ..dataflow.liveness import Liveness, indicator
 from ..recording.ops import Op, Value
 from ..recording.sequences import GATES
 from .matmul import union_or_pin

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..analysis.constants import AVERAGES, OVER_DIMENSIONS, OVER_SPACE
 from ..analysis.coupling import Couple, Coupling, varying
-from ..analysis.liveness import Flow, Liveness, indicator
+from ..dataflow.constants import AVERAGES, OVER_DIMENSIONS, OVER_SPACE
+from ..dataflow.liveness import Flow, Liveness, indicator
 from ..recording.ops import Op, Value, dims_of
 
 _NORMS = ("linalg_vector_norm", "norm")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
-from ..analysis.liveness import Liveness, indicator
+from ..dataflow.liveness import Liveness, indicator
 from ..recording.ops import Op, Value
 
 # Results of these may be nonzero where the input is zero; for the others only a second result, of indices, may be.

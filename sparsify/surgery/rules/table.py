@@ -14,7 +14,7 @@ import torch
 
 from ...errors import SparsifyError
 from ..analysis.coupling import Couple, Coupling, varying
-from ..analysis.liveness import Flow, Liveness, indicator
+from ..dataflow.liveness import Flow, Liveness, indicator
 from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import SCALED_BY_SIZE, Op, pointwise
 from .bilinear import BILINEAR

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..analysis.bias_sinks import bias_sinks
+from ..dataflow.bias_sinks import bias_sinks
 from ..masks import masked_parameters
 from ..recording.context import all_double
 from ..recording.ops import Op

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.surgery.analysis.liveness import Liveness
+from sparsify.surgery.dataflow.liveness import Liveness
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.rules.table import Rules
 

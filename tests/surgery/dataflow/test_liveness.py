@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.analysis.bias_sinks import bias_sinks
-from sparsify.surgery.analysis.liveness import Liveness, indicator
 from sparsify.surgery.channels import analyse
+from sparsify.surgery.dataflow.bias_sinks import bias_sinks
+from sparsify.surgery.dataflow.liveness import Liveness, indicator
 from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.rules.table import Rules

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.coupling import Coupling, varying
 from ..recording.ops import Op
 from .constants import known_value, only_zeros_known, uniform
-from .coupling import Coupling, varying
 from .liveness import Liveness
 
 _READERS = {"convolution": 0, "mm": 0, "addmm": 1}  # operation -> place of the activation among its arguments

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..analysis.coupling import Coupling, varying
+from ..analysis.group_ids import produced_dims
+from ..analysis.reasons import spoiling
 from ..recording.ops import Op, Recording, Value
-from .coupling import Coupling, varying
-from .group_ids import produced_dims
 from .liveness import Liveness
-from .reasons import spoiling
 
 MakeLiveness: TypeAlias = Callable[..., Liveness]  # for one recording and its rules; takes masks and `learning`
 
