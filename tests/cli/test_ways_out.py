@@ -86,7 +86,7 @@ def test_a_file_that_does_not_say_its_input_is_one_line(sparsify: Run, tmp_path:
 def test_export_lists_the_formats_in_its_help(sparsify: Run) -> None:
     shown = sparsify("export", "--help").out.partition("Formats:")[2].split()
     for name, row in FORMATS.items():
-        assert name in shown and " ".join(row.help.split()) in " ".join(shown)
+        assert name in shown and row.help.replace(" ", "") in "".join(shown)  # a line may break at any hyphen
 
 
 @pytest.mark.parametrize(
