@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def over(child: Child, limit: float) -> bool:
     return False
 
 
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Exempt all objects from collection, which in forked processes would copy the memory that they share."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def work_through(
     models: list[str],
     work: Callable[[str], Work],
@@ -95,22 +107,21 @@ def work_through(
 
     `rest` may return more work for a row, whose row is then yielded instead.
     """
-    gc.collect()
-    gc.freeze()  # or collections in the forked processes would copy the memory that they share
-    waiting = [(model, work(model), False) for model in reversed(models)]
-    running: list[tuple[Child, bool]] = []
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            model, todo, again = waiting.pop()
-            running.append((start(model, todo, int(memory * 2**30)), again))
-        for child, again in list(running):
-            if not over(child, seconds):
-                continue
-            running.remove((child, again))
-            row = finish(child)
-            second = None if again else rest(child.model, row)
-            if second is None:
-                yield child.model, row
-            else:
-                waiting.append((child.model, second, True))
-        time.sleep(0.02)
+    with _frozen():
+        waiting = [(model, work(model), False) for model in reversed(models)]
+        running: list[tuple[Child, bool]] = []
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                model, todo, again = waiting.pop()
+                running.append((start(model, todo, int(memory * 2**30)), again))
+            for child, again in list(running):
+                if not over(child, seconds):
+                    continue
+                running.remove((child, again))
+                row = finish(child)
+                second = None if again else rest(child.model, row)
+                if second is None:
+                    yield child.model, row
+                else:
+                    waiting.append((child.model, second, True))
+            time.sleep(0.02)
