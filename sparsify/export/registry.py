@@ -72,12 +72,12 @@ def check_place(row: Format, path: str | os.PathLike[str]) -> None:
         check_folder(path, row.may_replace)
         return
     check_writable(path)
-    if row.suffix == ".safetensors" and Path(path).suffix.lower() not in ("", row.suffix) and _is_other_file(path):
-        raise SparsifyError(f"cannot write {path}: it exists and is no safetensors file; choose another name")
+    if row.suffix and Path(path).suffix.lower() not in ("", row.suffix) and _is_other_file(path, row.suffix):
+        raise SparsifyError(f"cannot write {path}: it exists and is no {row.suffix[1:]} file; choose another name")
 
 
-def _is_other_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file exists at `path` that has content and does not start like a safetensors file."""
+def _is_other_file(path: str | os.PathLike[str], suffix: str) -> bool:
+    """Return whether a file exists at `path` that has content and does not start like a file of this suffix."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -85,7 +85,7 @@ def _is_other_file(path: str | os.PathLike[str]) -> bool:
         return False
     except OSError as error:
         raise SparsifyError(f"cannot read {os.fspath(path)}: {error.strerror}") from None
-    return bool(start) and start[8:] != b"{"
+    return bool(start) and not (suffix == ".safetensors" and start[8:] == b"{")
 
 
 def format_of(path: str | os.PathLike[str], given: str | None, *, where: str) -> str:

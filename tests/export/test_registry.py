@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.export.import_weights import import_weights
-from sparsify.export.registry import FORMATS, Format, format_of
+from sparsify.export.registry import FORMATS, Format, check_place, format_of
 from sparsify.formats.io.atomic import atomic_write
 from sparsify.formats.request import ExportRequest, ExportResult
 from tests.formats.toys import network
@@ -236,11 +236,15 @@ def test_a_suffix_that_is_nearly_a_formats_is_no_sparse_file(path: str, guess: s
     assert format_of("a.bin", None, where="here") == format_of("a", None, where="here") == "sparse"
 
 
-def test_a_sparse_file_replaces_no_file_of_another_kind(masked: nn.Module, tmp_path: Path) -> None:
+def test_a_format_replaces_no_file_of_another_kind(masked: nn.Module, tmp_path: Path) -> None:
     photo, older, fresh = (tmp_path / name for name in ("photo.png", "older.bin", "fresh.tmp"))
     photo.write_bytes(b"\x89PNG\r\n\x1a\n and pixels")
     with pytest.raises(SparsifyError, match=r"^cannot write .*photo\.png: it exists and is no safetensors file"):
         sparsify.save(masked, photo)
+    for name in ("onnx", "pt2"):
+        with pytest.raises(SparsifyError, match=rf"photo\.png: it exists and is no {name} file; choose another name"):
+            check_place(FORMATS[name], photo)
+        check_place(FORMATS[name], tmp_path / "new.png")
     assert photo.read_bytes() == b"\x89PNG\r\n\x1a\n and pixels"
     fresh.touch()
     for path in (older, older, fresh):
