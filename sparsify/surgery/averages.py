@@ -44,6 +44,7 @@ def _keeping_masks(update: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(update)
     def updated(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Return what `update` returns. Raises SparsifyError if the model has masks and the average has none."""
         average, live = unwrap(self), unwrap(model)
         if next(all_masked_parameters(live), None) is None:
             return update(self, model, *args, **kwargs)

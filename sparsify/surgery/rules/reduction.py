@@ -77,10 +77,12 @@ def _spatial(rank_of_space: int | None = None, *, by_channel: bool = False) -> t
     """
 
     def space(value: Value, op: Op) -> list[int]:
+        """Return the dimensions that the operation works along, by `rank_of_space` or by the digit in its name."""
         rank = len(value.shape)
         return list(range(rank - (rank_of_space or next(int(c) for c in op.name if c in "123")), rank))
 
     def couple(coupling: Coupling, op: Op) -> None:
+        """Keep the axes of the first input, except those along space."""
         value = op.inputs[0]
         left = coupling.depend(value, space(value, op))
         for other in op.inputs[1:]:
@@ -92,6 +94,7 @@ def _spatial(rank_of_space: int | None = None, *, by_channel: bool = False) -> t
             coupling.set(result, left)
 
     def flow(live: Liveness, op: Op) -> None:
+        """Let a channel of the result be nonzero where any position of the input's channel is."""
         value = op.inputs[0]
         flags = live.of(value).sum(space(value, op), keepdim=True)
         for other in op.inputs[1:]:
