@@ -29,7 +29,7 @@ from torch import nn
 import sparsify
 from sparsify.export.save import inspect_file, read_state, save
 from sparsify.formats.codec.weight_encodings import ENCODINGS
-from sparsify.surgery.masks import get_masks, set_masks
+from sparsify.surgery.mask_state.masks import get_masks, set_masks
 
 from .mutations import Bytes, mutated
 from .record import environment, record

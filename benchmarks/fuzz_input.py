@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import sparsify
-from sparsify.surgery.masks import get_masks
+from sparsify.surgery.mask_state.masks import get_masks
 from sparsify.training.folder.checkpoint import read_state, read_step, write_state
 from sparsify.training.recipe.read import parse_recipe, read_recipe
 from sparsify.training.recipe.yaml_lines import parse_yaml

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sparsify
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
 
 from .record import environment, record
 from .timing import alternate, quartiles

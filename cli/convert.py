@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparsify.pruning.settings.prune import Pruning
-    from sparsify.surgery.channels import Dead
+    from sparsify.surgery.channels.analyse import Dead
 
 
 @click.command("convert")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparsify.formats.file.inspection import FileSummary
-    from sparsify.surgery.channels import Dead
+    from sparsify.surgery.channels.analyse import Dead
 
 
 class _WithFormats(click.Command):

@@ -63,7 +63,7 @@ def input_shape(model: nn.Module, spec: str, image_size: int | None) -> tuple[in
 
 def image_shape(model: nn.Module, own: tuple[int, int], image_size: int | None) -> tuple[int, int, int]:
     """Return the shape of an image of `image_size`, or else of its `own` channels and size, as the model takes it."""
-    from sparsify.training.data.input_size import input_for
+    from sparsify.training.batches.input_size import input_for
 
     try:
         channels, size = input_for(model, own, image_size=image_size)
@@ -74,6 +74,6 @@ def image_shape(model: nn.Module, own: tuple[int, int], image_size: int | None) 
 
 def usual_size(model: nn.Module, spec: str) -> int:
     """Return the image size that a model was made for; torchvision's do not declare it."""
-    from sparsify.training.data.input_size import declared_size
+    from sparsify.training.batches.input_size import declared_size
 
     return declared_size(model) or (224 if spec.startswith("torchvision:") else 32)

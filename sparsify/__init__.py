@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from .pruning.remove import remove as remove
     from .runtime.compile import compile as compile
     from .runtime.semi_structured import to_semi_structured as to_semi_structured
-    from .surgery.channels import analyse as analyse
+    from .surgery.channels.analyse import analyse as analyse
     from .surgery.conversion.convert import convert as convert
     from .surgery.conversion.fold import fold as fold
     from .surgery.conversion.mask_extra import mask_also as mask_also
-    from .surgery.masks import get_masks as get_masks
-    from .surgery.masks import set_masks as set_masks
+    from .surgery.mask_state.masks import get_masks as get_masks
+    from .surgery.mask_state.masks import set_masks as set_masks
+    from .surgery.mask_state.sync import sync_masks as sync_masks
     from .surgery.shrink.optimizer_state import cut_optimizer as cut_optimizer
     from .surgery.shrink.optimizer_state import cut_state as cut_state
     from .surgery.shrink.shrink import shrink as shrink
-    from .surgery.sync import sync_masks as sync_masks
     from .surgery.tracing.whole_model import trace as trace
     from .surgery.verification.verify import verify as verify
     from .training.loop.recalibrate import recalibrate_batch_norm as recalibrate_batch_norm
@@ -48,14 +48,14 @@ _HOME = {
     "Pruner": ".pruning.pruner",
     "Recipe": ".training.recipe.read",
     "SparsifyError": ".errors",
-    "analyse": ".surgery.channels",
+    "analyse": ".surgery.channels.analyse",
     "build_model": ".models",
     "compile": ".runtime.compile",
     "convert": ".surgery.conversion.convert",
     "cut_optimizer": ".surgery.shrink.optimizer_state",
     "cut_state": ".surgery.shrink.optimizer_state",
     "fold": ".surgery.conversion.fold",
-    "get_masks": ".surgery.masks",
+    "get_masks": ".surgery.mask_state.masks",
     "import_weights": ".export.import_weights",
     "load": ".export.save",
     "load_masks": ".formats.model.masks",
@@ -65,10 +65,10 @@ _HOME = {
     "read_recipe": ".training.recipe.read",
     "remove": ".pruning.remove",
     "save": ".export.save",
-    "set_masks": ".surgery.masks",
+    "set_masks": ".surgery.mask_state.masks",
     "shrink": ".surgery.shrink.shrink",
     "summary": ".model_summary",
-    "sync_masks": ".surgery.sync",
+    "sync_masks": ".surgery.mask_state.sync",
     "to_semi_structured": ".runtime.semi_structured",
     "trace": ".surgery.tracing.whole_model",
     "train": ".training.run.train",

@@ -18,7 +18,7 @@ class DataSet:
     """A data set of square images that fits in memory, with a fixed split.
 
     `reader` is "module:function" in the package, a function (folder) -> (training images, test images) as
-    `training.data.resident.Images`. `image_size` is in pixels; `crop_padding` and `flip` are a recipe's default
+    `training.batches.resident.Images`. `image_size` is in pixels; `crop_padding` and `flip` are a recipe's default
     augmentation. Images are normalised by mean and standard deviation of the training pixels, computed when they are
     read. `embedded`: the images come with the package. `white` is the largest pixel value.
     """

@@ -15,8 +15,8 @@ from .formats.model.model_state import collect
 from .formats.model.stored_tensors import dense_parts, encodings_of, sparse_parts
 from .layer_summary import LayerSummary
 from .quantities import byte_count, percent
-from .surgery.channels import analyse
-from .surgery.masks import kept_of, masked_parameters, masked_weights
+from .surgery.channels.analyse import analyse
+from .surgery.mask_state.masks import kept_of, masked_parameters, masked_weights
 from .tables import text_table
 
 

@@ -15,7 +15,7 @@ from .formats.file.metadata import Metadata
 from .formats.io.locate import model_file
 from .formats.model.load import ensure_masked
 from .formats.model.read import read_file
-from .surgery.masks import set_masks
+from .surgery.mask_state.masks import set_masks
 from .surgery.shrink.cuts import Cuts, apply_cuts
 from .weights import LoadReport, drop_prefix, load_state, read_weights, split_masks
 

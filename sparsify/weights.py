@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import SparsifyError, listed, one_line
-from .surgery.masks import all_masked_parameters
+from .surgery.mask_state.masks import all_masked_parameters
 from .surgery.unwrap import COUNTERS, wrapper_prefix
 
 # Where training scripts put the weights within a checkpoint; averaged ones first, as timm does when it loads them.

@@ -1,8 +1,8 @@
 """The imports between the package's rooms, read from the sources; `python -m tests.rooms` prints them.
 
-A room is a sub-package (`surgery.tracing`); a module that lies beside rooms (`surgery.masks`, `ops`) is one of its own.
-Imports within functions and under TYPE_CHECKING count. Left out is what the package itself imports, whose public names
-are resolved when they are used, and what tables name in strings (`export/registry.py`).
+A room is a sub-package (`surgery.tracing`); a module that lies beside rooms (`surgery.copies`, `ops`) is one of its
+own. Imports within functions and under TYPE_CHECKING count. Left out is what the package itself imports, whose public
+names are resolved when they are used, and what tables name in strings (`export/registry.py`).
 """
 
 from __future__ import annotations

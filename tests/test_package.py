@@ -136,6 +136,12 @@ def test_rooms_import_each_other_in_no_circle() -> None:
     assert find_circle(graph) == []
 
 
+def test_a_room_has_at_most_twelve_files() -> None:
+    rooms = {file.parent for file in ROOT.rglob("__init__.py")} - {ROOT}
+    counts = {str(room.relative_to(ROOT)): len(list(room.glob("[!_]*.py"))) for room in rooms}
+    assert {room: count for room, count in counts.items() if count > 12} == {}
+
+
 def test_modules_import_each_other_in_no_circle_when_they_run() -> None:
     assert find_circle(graph_of(one for one in read_imports(ROOT) if not one.for_types)) == []
 

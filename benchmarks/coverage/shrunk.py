@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
 from sparsify.calls import tensors_in
-from sparsify.surgery.channels import Dead, analyse
+from sparsify.surgery.channels.analyse import Dead, analyse
 from sparsify.surgery.shrink.shrink import shrink
 
 from .checks import Row, first_that_runs, in_one_line

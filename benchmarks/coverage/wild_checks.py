@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 import sparsify
 from sparsify.calls import Inputs, run, tensors_in
 from sparsify.relative_error import relative_error
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.shrink import shrink
 

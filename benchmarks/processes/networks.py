@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import sparsify
 from sparsify.processes.shards import copy_into, whole
 from sparsify.pruning.criteria.gradients import on_model_and_batch, summed_gradients
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
 
 _LINEAR = {"schedule": "linear", "scope": "global", "every": "1it"}
 _SNIP = {**_LINEAR, "criterion": "snip"}

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 import sparsify
 from sparsify.processes.shards import local, whole
 from sparsify.pruning.same_masks import check_same
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
+from sparsify.training.batches.shares import WHOLE, Share
 from sparsify.training.data.datasets import load_data
-from sparsify.training.data.shares import WHOLE, Share
 from sparsify.training.recipe.settings import DataSettings
 
 from .networks import LR, PRUNINGS, SCORED, Batch, at_equal_weights, dtype_of, network, trained

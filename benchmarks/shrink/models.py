@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from sparsify import Pruner, convert, fold
 from sparsify.relative_error import relative_error
-from sparsify.surgery.channels import Channels, analyse
-from sparsify.surgery.shrink.other_inputs import outputs
+from sparsify.surgery.channels.analyse import Channels, analyse
 from sparsify.surgery.shrink.shrink import shrink
+from sparsify.surgery.sizes.other_inputs import outputs
 
 from ..coverage.checks import Row, in_one_line
 from ..coverage.models import Try, arguments, create, fill, tries

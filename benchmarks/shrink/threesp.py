@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import sparsify
 from sparsify import Pruner
 from sparsify.surgery.shrink.shrink import ShrinkReport, shrink
+from sparsify.training.batches.types import Data
 from sparsify.training.data.datasets import load_data
-from sparsify.training.data.types import Data
 from sparsify.training.loop.evaluate import evaluate
 from sparsify.training.recipe.settings import DataSettings
 

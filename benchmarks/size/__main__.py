@@ -33,7 +33,7 @@ from sparsify.formats.codec.weight_encodings import ENCODINGS, Choice, choose
 from sparsify.formats.file.inspection import limit
 from sparsify.formats.types import Array, Shape
 from sparsify.pruning.pruner import Pruner
-from sparsify.surgery.masks import get_masks
+from sparsify.surgery.mask_state.masks import get_masks
 
 from ..record import environment, record
 from .summary import summary

@@ -38,7 +38,7 @@ _HOW = {
 
 def conversion_lines(report: ConversionReport) -> list[str]:
     """Return the number of masked weights by kind and, with its reason, every weight that has no mask."""
-    from sparsify.surgery.masks import masked_weights
+    from sparsify.surgery.mask_state.masks import masked_weights
 
     entries = sum(weight.parameter.numel() for weight in masked_weights(report.model).values())
     lines = [f"masks: {count(len(report.masked), 'weight')}, {count(entries, 'number')}"]
@@ -53,7 +53,7 @@ def conversion_lines(report: ConversionReport) -> list[str]:
 
 def masks_line(model: nn.Module, path: str | Path) -> str:
     """Return how many weights the masks from a file are on, and how much they remove."""
-    from sparsify.surgery.masks import get_masks, kept_of, masked_weights
+    from sparsify.surgery.mask_state.masks import get_masks, kept_of, masked_weights
 
     weights = masked_weights(model)
     kept, size = kept_of(weights.values())
@@ -167,7 +167,7 @@ def file_line(saved: FileSummary) -> str:
 
 def written_line(path: str, size: int, dense: int, model: nn.Module) -> str:
     """Return the same for any export of `model`: `size` bytes, `dense` bytes of the dense model before a shrink."""
-    from sparsify.surgery.masks import kept_of, masked_weights
+    from sparsify.surgery.mask_state.masks import kept_of, masked_weights
 
     kept, total = kept_of(masked_weights(model).values())
     return _size_line(path, (total - kept) / total if total else None, size, dense)

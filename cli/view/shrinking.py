@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparsify.calls import Inputs
-    from sparsify.surgery.channels import Dead
+    from sparsify.surgery.channels.analyse import Dead
 
 
 def example_inputs(model: nn.Module, count: int, shape: tuple[int, ...]) -> Inputs:

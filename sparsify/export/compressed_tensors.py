@@ -20,7 +20,7 @@ from ..formats.model.stored_tensors import dense_parts
 from ..formats.request import ExportRequest, ExportResult
 from ..formats.types import Array, Shape
 from ..surgery.conversion.fold import fold
-from ..surgery.masks import kept_of, masked_weights
+from ..surgery.mask_state.masks import kept_of, masked_weights
 
 # The release with this layout; later ones dropped the sparse formats.
 VERSION = "0.14.0.1"

@@ -26,8 +26,8 @@ from ..formats.model.read import read_state as read_state
 from ..formats.request import ExportRequest, ExportResult
 from ..preprocess import KEY, beside
 from ..processes.ranks import joined_ranks
+from ..surgery.mask_state.sharding import sharded_name, whole_state
 from ..surgery.progress import warn_of_schedule
-from ..surgery.sharding import sharded_name, whole_state
 from ..surgery.shrink.cuts import Cuts
 from ..surgery.unwrap import unwrap
 from ..transformers_models import PREFIX, portable

@@ -18,7 +18,7 @@ from ..pruning.pruner import Pruner
 from ..pruning.report import SparsityWarning
 from ..pruning.settings.prune import Pruning, parse_pruning
 from ..surgery.conversion.convert import convert
-from ..surgery.masks import MaskedWeight, all_masked_parameters, is_computed, kept_of, masked_weights
+from ..surgery.mask_state.masks import MaskedWeight, all_masked_parameters, is_computed, kept_of, masked_weights
 from ..surgery.progress import warn_of_schedule
 from ..surgery.unwrap import unwrap
 from .carried_state import CarriedState

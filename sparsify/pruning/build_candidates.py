@@ -10,10 +10,10 @@ from torch import nn
 
 from ..errors import SparsifyError
 from ..processes.ranks import gather, group_of
-from ..surgery.channels import Channels, analyse
+from ..surgery.channels.analyse import Channels, analyse
 from ..surgery.conversion.fold import fold
 from ..surgery.dataflow.liveness import own_surroundings
-from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
+from ..surgery.mask_state.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from ..surgery.rules.table import Rule
 from .selection.bounds import Bounds, bounded
 from .selection.byte_candidates import ByteCandidates

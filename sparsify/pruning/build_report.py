@@ -12,7 +12,7 @@ from torch import nn
 from ..processes.ranks import gather
 from ..processes.shards import count, group_of_shards, is_sharded, local
 from ..surgery.ignore_patterns import keyword_clashes
-from ..surgery.masks import MaskedWeight, layout, masked_parameters, masked_weights
+from ..surgery.mask_state.masks import MaskedWeight, layout, masked_parameters, masked_weights
 from .parts import Part
 from .report import CoupledLayer, LayerSparsity, PruningReport, losses
 from .selection.candidates import Candidates, EntryCandidates

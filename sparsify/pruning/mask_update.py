@@ -9,7 +9,7 @@ from fractions import Fraction
 from torch import Tensor
 
 from ..processes.shards import local
-from ..surgery.masks import MaskedWeight
+from ..surgery.mask_state.masks import MaskedWeight
 from .criteria.check_scores import score_tensors
 from .criteria.table import Context, Criterion
 from .schedules import Update

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
-from ..surgery.channels import Channels
+from ..surgery.channels.analyse import Channels
 from ..surgery.ignore_patterns import PatternError
-from ..surgery.masks import MaskedWeight, kept_of
+from ..surgery.mask_state.masks import MaskedWeight, kept_of
 from ..surgery.rules.table import Rule
 from .build_candidates import build_candidates
 from .criteria.gradients import with_first_input

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..preserve import keep_modes, keep_random_states
-from ..surgery.masks import all_masked_parameters
+from ..surgery.mask_state.masks import all_masked_parameters
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ..arguments import takes
 from ..processes.ranks import group_of
-from ..surgery.channels import Channels
-from ..surgery.masks import MaskedWeight, kept_of
-from ..surgery.new_ties import refuse_new_ties
+from ..surgery.channels.analyse import Channels
+from ..surgery.mask_state.masks import MaskedWeight, kept_of
+from ..surgery.mask_state.new_ties import refuse_new_ties
+from ..surgery.mask_state.sharding import reshard, shard_masks
 from ..surgery.progress import Progress, ScheduleWarning, note_progress, warn_of_schedule
 from ..surgery.rules.table import Rule
-from ..surgery.sharding import reshard, shard_masks
 from ..surgery.unwrap import unwrap
 from . import parts
 from .build_report import losses_of, pruning_report

@@ -12,10 +12,10 @@ from torch import nn
 from ..arguments import takes
 from ..errors import SparsifyError, did_you_mean
 from ..surgery.analysis.coupling import Heads
-from ..surgery.channels import Channels, analyse
+from ..surgery.channels.analyse import Channels, analyse
 from ..surgery.conversion.convert import convert
 from ..surgery.conversion.fold import fold
-from ..surgery.masks import get_masks, masked_weights
+from ..surgery.mask_state.masks import get_masks, masked_weights
 from ..surgery.rules.table import Rule
 from ..surgery.shrink.report import ShrinkReport
 from ..surgery.shrink.shrink import shrink

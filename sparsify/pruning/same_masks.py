@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from ..errors import SparsifyError
 from ..processes.ranks import Group, together
 from ..processes.shards import group_of_copies, is_sharded, local
-from ..surgery.masks import MaskedWeight
+from ..surgery.mask_state.masks import MaskedWeight
 
 _WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import SparsifyError
 from ..processes.ranks import Group, gather
 from ..processes.shards import copy_into
-from ..surgery.masks import MaskedWeight
+from ..surgery.mask_state.masks import MaskedWeight
 from .criteria.gradients import zeros_like
 from .criteria.step_sums import StepSums
 from .mask_update import set_all

@@ -17,7 +17,7 @@ from .run_records import Run
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..surgery.channel_groups import Channels
+    from ..surgery.channels.groups import Channels
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _with_costs(
 ) -> Layers:
     """Return the layers with costs; `cut` counts parameters that a shrink removed, `before` holds the old cost."""
     from ..model_summary import summary
-    from ..surgery.channels import analyse
+    from ..surgery.channels.analyse import analyse
 
     found, channels = summary(model, example), analyse(model, example)
     costs = {layer.name: (layer.multiply_adds, layer.kept_multiply_adds) for layer in found.layers}

@@ -18,12 +18,12 @@ from ..ops import is_transformed
 from .call_inputs import Inputs, Shapes, flattened, images_in, shown, unusable
 from .call_outputs import flatten_outputs
 from .engine_text import strategy_text
-from .forks import reset_in_child
 from .kernel_errors import Fault, by_reason
 from .program.assemble import Array
 from .program.plan import Plan, alone, execute, make_plan, memory
-from .signal_safe import untorn
-from .thread_pool import Workers
+from .threads.forks import reset_in_child
+from .threads.signal_safe import untorn
+from .threads.thread_pool import Workers
 from .trial_calls import kept_state, trial_calls
 from .tuning import cache
 from .tuning.search import TORCH, Strategy, autotune, candidates, check

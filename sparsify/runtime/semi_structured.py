@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..arguments import takes
 from ..surgery.conversion.fold import fold
 from ..surgery.full_name import full_name
-from ..surgery.masks import MaskedWeight, masked_weights, original_class
+from ..surgery.mask_state.masks import MaskedWeight, masked_weights, original_class
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .parametrized import graph_free
-from .sharding import refuse_sharded
+from .mask_state.parametrized import graph_free
+from .mask_state.sharding import refuse_sharded
 
 
 def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:

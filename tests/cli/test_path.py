@@ -13,7 +13,7 @@ from PIL import Image
 import sparsify as library
 from sparsify.models import build_model
 from sparsify.preprocess import beside, read
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
 
 from .conftest import Outcome
 

@@ -19,8 +19,8 @@ from sparsify.export.registry import FORMATS, Format, format_of
 from sparsify.formats.request import ExportRequest, ExportResult
 from sparsify.pruning.settings.prune import Pruning
 from sparsify.surgery.rules.table import Rule
+from sparsify.training.batches.resident import Images
 from sparsify.training.data import readers
-from sparsify.training.data.resident import Images
 
 PACKAGE = Path(sparsify.__file__).parent
 

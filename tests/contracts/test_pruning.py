@@ -17,7 +17,7 @@ from sparsify.pruning.selection.scopes import SCOPES
 from sparsify.pruning.settings import prune as settings
 from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.pruning.settings.sections import CRITERION_ROWS, UNIT_CRITERIA
-from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import effective_weight, get_masks, masked_weights
 from tests.pruning.examples import batches, loss_fn, small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")

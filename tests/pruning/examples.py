@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.channels import Channels, Operation
+from sparsify.surgery.channels.analyse import Channels, Operation
 from sparsify.surgery.conversion.convert import convert
-from sparsify.surgery.masks import get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import get_masks, masked_weights
 
 Array = np.ndarray[Any, Any]
 

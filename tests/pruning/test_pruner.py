@@ -15,7 +15,7 @@ from sparsify.pruning.criteria.table import Context
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
 from sparsify.surgery.conversion.convert import convert
-from sparsify.surgery.masks import get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import get_masks, masked_weights
 from tests.pruning.examples import linear_model, small_network
 
 # Weights this small often lose a whole row; the tests of that warning ask for it themselves.

@@ -11,7 +11,7 @@ from sparsify.errors import SparsifyError
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.surgery.conversion.convert import convert
-from sparsify.surgery.masks import get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import get_masks, masked_weights
 from tests.pruning.examples import batches, floor_of, loss_fn, lowest, small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")

@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
 from tests.pruning.examples import Array, erk_kept, linear_model, lowest, masks_of, set_weights
 
 BY_HAND = {

@@ -19,7 +19,7 @@ PROGRAM = """
 import json, resource, sys, time, warnings
 from pathlib import Path
 import numba
-from sparsify.runtime.kernels.jit import KernelCache
+from sparsify.runtime.codegen.jit import KernelCache
 from sparsify.runtime.tuning import cache
 from sparsify.runtime.tuning.search import Strategy
 

@@ -249,7 +249,7 @@ def test_kernels_that_fail_altogether_are_said_and_nothing_is_remembered(
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(1, 3, 8, 8)
     with monkeypatch.context() as during, pytest.warns(EngineWarning, match="convolution: OSError: no compiler"):
         during.setattr(plan, "ready", broken)
-        during.setattr("sparsify.runtime.thread_pool.ready", broken)
+        during.setattr("sparsify.runtime.threads.thread_pool.ready", broken)
         engine = compile(model, x, threads=1)
     check(engine, model, x)
     assert "no compiler" in str(engine) and not list(tmp_path.iterdir())  # type: ignore[attr-defined]
@@ -338,6 +338,6 @@ def test_an_invariant_that_breaks_while_a_program_runs_goes_to_the_caller(monkey
     def broken(workers: object, arrays: object) -> None:
         raise AssertionError("never")
 
-    monkeypatch.setattr("sparsify.runtime.thread_pool.Workers.split", broken)
+    monkeypatch.setattr("sparsify.runtime.threads.thread_pool.Workers.split", broken)
     with pytest.raises(AssertionError, match="never"):
         compile(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8), threads=1, tune=False)

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from sparsify.surgery.channels import Channels
+from sparsify.surgery.channels.analyse import Channels
 
 
 def zero_half(model: nn.Module, found: Channels) -> int:

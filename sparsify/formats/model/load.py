@@ -15,11 +15,11 @@ from ...errors import SparsifyError
 from ...surgery.conversion.convert import convert
 from ...surgery.conversion.fold import fold as fold_model
 from ...surgery.conversion.mask_extra import mask_also
+from ...surgery.mask_state.masks import all_masked_parameters
+from ...surgery.mask_state.sharding import refuse_sharded
 from ...surgery.masking.masked_classes import detach_masks
-from ...surgery.masks import all_masked_parameters
-from ...surgery.sharding import refuse_sharded
-from ...surgery.shrink.attributes import new_attributes
 from ...surgery.shrink.cuts import Cuts, cut, cuts_of, every_tensor
+from ...surgery.sizes.attributes import new_attributes
 from ...surgery.unwrap import unwrap
 from ..file.cuts_text import cuts_from
 from ..file.mask_file import are_masks_alone

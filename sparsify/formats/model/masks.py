@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ...arguments import PATH, takes
 from ...errors import SparsifyError, did_you_mean
 from ...quantities import sizes
+from ...surgery.mask_state.masks import all_masked_parameters, masked_parameters, set_masks
 from ...surgery.masking.masked_classes import detach_masks
-from ...surgery.masks import all_masked_parameters, masked_parameters, set_masks
 from ...surgery.unwrap import unwrap
 from ...transformers_models import CONFIG
 from ..file.container import Part, container_chunks

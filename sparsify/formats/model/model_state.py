@@ -11,10 +11,10 @@ from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError, listed
 from ...quantities import sizes
-from ...surgery.masks import all_masked_parameters, all_masked_weights, is_computed
-from ...surgery.new_ties import one_mask_each
-from ...surgery.shrink.attributes import new_attributes
+from ...surgery.mask_state.masks import all_masked_parameters, all_masked_weights, is_computed
+from ...surgery.mask_state.new_ties import one_mask_each
 from ...surgery.shrink.cuts import Cuts, checked, cuts_of, every_tensor
+from ...surgery.sizes.attributes import new_attributes
 from ..file.cuts_text import cuts_text, read_cuts
 
 

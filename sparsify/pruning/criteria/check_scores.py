@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import SparsifyError
 from ...processes.ranks import Group, average_over, together
 from ...processes.shards import group_of_shards, is_sharded, local, part_of
-from ...surgery.masks import MaskedWeight, effective_weight
+from ...surgery.mask_state.masks import MaskedWeight, effective_weight
 from ..preserve_state import preserve_state_and_gradients
 from ..selection.k_lowest import ScoredTensor
 from .table import CRITERIA, Absolute, Context, Criterion

@@ -14,7 +14,7 @@ from ...errors import SparsifyError
 from ...preserve import keep_random_states
 from ...processes.ranks import Group, average_over, sum_over, together, total
 from ...processes.shards import is_sharded
-from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
+from ...surgery.mask_state.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
 from ..preserve_state import preserve_state
 from .shard_gradients import gradients_of_shards
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import SparsifyError
 from ...processes.ranks import Group, sum_over, together
-from ...surgery.masks import all_masked_weights, is_computed, masked_weights
+from ...surgery.mask_state.masks import all_masked_weights, is_computed, masked_weights
 from ..preserve_state import preserve_state
 from .gradients import LossFunction
 from .product_inputs import ProductInputs

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import SparsifyError
 from ...processes.ranks import Group, gather, together
-from ...surgery.masks import MaskedWeight
+from ...surgery.mask_state.masks import MaskedWeight
 from ..preserve_state import preserve_state
 
 

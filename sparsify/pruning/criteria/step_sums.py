@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...errors import SparsifyError
 from ...processes.shards import is_sharded
-from ...surgery.masks import MaskedWeight
+from ...surgery.mask_state.masks import MaskedWeight
 from .gradients import differs_from_parameter, zeros_like
 
 

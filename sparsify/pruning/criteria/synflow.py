@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ...calls import Inputs, inputs_of, tensors_in
 from ...errors import SparsifyError
-from ...surgery.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
+from ...surgery.mask_state.masks import MaskedWeight, all_masked_parameters, effective_weight, masked_parameters
 from ..preserve_state import preserve_state
 
 

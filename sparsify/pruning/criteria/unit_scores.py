@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...calls import inputs_of, run
 from ...errors import SparsifyError
-from ...surgery.masks import Layout, MaskedWeight, all_masked_weights, layout, masked_weights
+from ...surgery.mask_state.masks import Layout, MaskedWeight, all_masked_weights, layout, masked_weights
 from ..preserve_state import preserve_state
 from ..selection.granularity import rows, set_rows
 

@@ -10,7 +10,7 @@ from math import ceil
 
 import torch
 
-from ...surgery.masks import Layout
+from ...surgery.mask_state.masks import Layout
 from .k_lowest import ScoredTensor, remove_lowest
 from .scopes import Counts, Scope
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...errors import SparsifyError
 from ...formats.codec.weight_encodings import ENCODINGS, choose
 from ...formats.model.dtypes import bits
-from ...surgery.masks import MaskedWeight
+from ...surgery.mask_state.masks import MaskedWeight
 from .candidates import EntryCandidates, Masks
 from .granularity import Granularity
 from .k_lowest import ScoredTensor

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import SparsifyError
 from ...processes.ranks import total
 from ...processes.shards import count, group_of_shards, is_sharded, like, local
-from ...surgery.masks import ROWS, Layout, MaskedWeight, layout, matrix_shapes
+from ...surgery.mask_state.masks import ROWS, Layout, MaskedWeight, layout, matrix_shapes
 from .granularity import Granularity
 from .k_lowest import ScoredTensor
 from .scopes import Counts, Due, Member, Scope

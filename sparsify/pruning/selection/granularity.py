@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...surgery.masks import Layout
+from ...surgery.mask_state.masks import Layout
 from ..settings.granularity_settings import GranularitySettings
 from .k_lowest import ScoredTensor
 

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from ...errors import SparsifyError, listed
 from ...processes.shards import local
 from ...surgery.ignore_patterns import class_names, ignored_names
-from ...surgery.masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters, masked_weights
-from ...surgery.parametrized import computed_names
+from ...surgery.mask_state.masks import (
+    MaskedWeight,
+    all_masked_parameters,
+    is_computed,
+    masked_parameters,
+    masked_weights,
+)
+from ...surgery.mask_state.parametrized import computed_names
 from ...surgery.tracing.bytecode_scan import CONV_AND_LINEAR
 
 _LOG = logging.getLogger("sparsify")

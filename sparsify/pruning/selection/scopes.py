@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...processes.shards import count, local
-from ...surgery.masks import ROWS, Layout
+from ...surgery.mask_state.masks import ROWS, Layout
 from .granularity import rows, set_rows
 from .k_lowest import ScoredTensor, kept_in_rows, remove_lowest, remove_lowest_in_rows
 

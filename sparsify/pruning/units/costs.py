@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...calls import Inputs, inputs_of, run
-from ...surgery.channels import Channels
+from ...surgery.channels.analyse import Channels
 from ..preserve_state import preserve_state
 
 _TIMED_RUNS = 3

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SparsifyError
-from ...surgery.masks import ROWS
+from ...surgery.mask_state.masks import ROWS
 from ..selection.candidates import Masks, count_of
 from ..selection.k_lowest import ScoredTensor
 from ..selection.scopes import Due, Member, Scope

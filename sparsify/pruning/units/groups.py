@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ...errors import SparsifyError
 from ...surgery.analysis.union_find import lowest_connected
-from ...surgery.channels import Channels
+from ...surgery.channels.analyse import Channels
 from ...surgery.conversion.mask_extra import mask_also
-from ...surgery.masks import layout, masked_parameters, masked_weights, matrix_shapes
+from ...surgery.mask_state.masks import layout, masked_parameters, masked_weights, matrix_shapes
 from ..selection.prunable_weights import maskable_weights
 
 

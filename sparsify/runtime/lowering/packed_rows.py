@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.executable import ACCUMULATORS, refusal
+from ..codegen.executable import ACCUMULATORS, refusal
 from ..kernels.planes import Planes
 from ..kernels.simd import WIDTH
 from .tiling import Tiling, generated_tiling

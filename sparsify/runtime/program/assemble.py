@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from ..codegen.executable import Executable
 from ..kernel_errors import blamed_on
-from ..kernels.executable import Executable
 from ..kernels.opcodes import COLUMNS, Column, Opcode
 from ..kernels.planes import ALIGNMENT, Planes
 from ..kernels.simd import WIDTH

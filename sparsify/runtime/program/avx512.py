@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.executable import ACCUMULATORS
+from ..codegen.executable import ACCUMULATORS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..kernels.executable import refusal
+from ..codegen.executable import refusal
 from ..kernels.opcodes import Opcode
 from ..lowering.conv_linear import WEIGHTED
 from ..lowering.ir import UNBOUNDED, Instruction

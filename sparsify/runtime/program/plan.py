@@ -12,14 +12,14 @@ from torch import Tensor, fx, nn
 
 from ...calls import Inputs
 from ..call_outputs import Outline
+from ..codegen.jit import ready
 from ..kernel_errors import KernelError, blamed_on
-from ..kernels.jit import ready
 from ..kernels.planes import ALIGNMENT
 from ..lowering.aten_graph import trace
 from ..lowering.builder import Lowering
 from ..lowering.ir import Call, Instruction
 from ..lowering.rules import RULES
-from ..thread_pool import numbers
+from ..threads.thread_pool import numbers
 from .assemble import Array, Program, Segment, assemble
 
 Unflatten = Callable[[Sequence[Tensor]], Inputs]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.executable import Executable
+from ..codegen.executable import Executable
 from ..kernels.opcodes import Opcode
 from ..kernels.simd import TILE
 from ..lowering.ir import Instruction

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.executable import ACCUMULATORS
+from ..codegen.executable import ACCUMULATORS
 from ..kernels.planes import Planes
 from ..kernels.simd import WIDTH
 from ..lowering.ir import UNBOUNDED

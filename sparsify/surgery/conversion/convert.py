@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ...arguments import takes
-from ..averages import keep_masks_in_averages
 from ..ignore_patterns import class_names, ignored_names, is_adapter, keyword_clashes
+from ..mask_state.averages import keep_masks_in_averages
+from ..mask_state.masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
+from ..mask_state.parametrized import computed_names, computes_from
+from ..mask_state.sharding import refuse_sharded
+from ..mask_state.torch_prune import Pruned, cannot_take_over, take_over
 from ..masking.masked_classes import Masked, attach_mask, guard_loading, masked_class
-from ..masks import Layout, alike, all_masked_parameters, names_of_masked, original_class, usual_layout
-from ..parametrized import computed_names, computes_from
 from ..rollback import all_or_nothing
 from ..shallow_copies import bound_attributes
-from ..sharding import refuse_sharded
-from ..torch_prune import Pruned, cannot_take_over, take_over
 from .decisions import ConversionPlan, Key, key_at
 from .exclusions import leave_out_shared, leave_out_unmaskable
 from .hook_reads import hooks_that_read

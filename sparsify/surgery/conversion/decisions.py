@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..masks import Layout
+from ..mask_state.masks import Layout
 from ..tracing.own_graphs import OwnGraphs
 from .foreign_changes import unreachable_weights
 

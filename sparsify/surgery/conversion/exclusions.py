@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..mask_state.masks import original_class
 from ..masking.masked_classes import ATTRIBUTES, Masked, masked_class
-from ..masks import original_class
 from .decisions import ConversionPlan, Key, key_at
 
 

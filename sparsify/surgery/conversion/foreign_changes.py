@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from ..masks import names_of_masked
+from ..mask_state.masks import names_of_masked
 from ..tracing.bytecode_scan import read_by_functions
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")

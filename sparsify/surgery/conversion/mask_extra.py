@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ...arguments import takes
 from ...errors import SparsifyError, did_you_mean
 from ..full_name import full_name
+from ..mask_state.masks import all_masked_weights, names_of_masked
 from ..masking.masked_classes import Masked
-from ..masks import all_masked_weights, names_of_masked
 from ..rollback import all_or_nothing
 from .convert import apply
 from .decisions import ConversionPlan, Key

@@ -7,10 +7,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..discovery.weight_uses import parameter_uses
+from ..mask_state.masks import original_class, usual_layout
+from ..mask_state.parametrized import Parametrized, parametrized_weights, without_parametrizations
 from ..masking.masked_classes import is_direct
 from ..masking.substituted_call import fused_weights
-from ..masks import original_class, usual_layout
-from ..parametrized import Parametrized, parametrized_weights, without_parametrizations
 from ..tracing.bytecode_scan import CONV_AND_LINEAR, is_torch
 from ..tracing.trace_cache import graphs_like
 from .decisions import ConversionPlan

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..masks import Layout
+from ..mask_state.masks import Layout
 from .linear_ops import Operand, name_of, roles
 from .node_kinds import CASTS, JOINING, is_metadata, is_rearranging, nodes_in, read_nodes, rearranged_argument
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..masks import Layout
+from ..mask_state.masks import Layout
 from ..side_effects import changed_buffers
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.subgraphs import ancestors, subgraph

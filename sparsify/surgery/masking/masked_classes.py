@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import ops
-from ..averages import keep_masks_in_averages
-from ..live_masks import bool_mask, make_masks_bool, mask_in_forward
-from ..masks import all_masked_parameters, names_of_masked
-from ..parametrized import mask_in_hooks, masked_parametrization, read_computed, unmask_in_hooks
+from ..mask_state.averages import keep_masks_in_averages
+from ..mask_state.live_masks import bool_mask, make_masks_bool, mask_in_forward
+from ..mask_state.masks import all_masked_parameters, names_of_masked
+from ..mask_state.parametrized import mask_in_hooks, masked_parametrization, read_computed, unmask_in_hooks
 from .computed_weights import computed_weight
 from .given_weights import Given, given_class
 from .passed_over import PassedOver, warn_of_masks_left_out, warn_of_save_pretrained

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import MaskWarning, SparsifyError
-from ..masks import all_masked_parameters, names_of_masked
+from ..mask_state.masks import all_masked_parameters, names_of_masked
 
 _ADVICE = "give it sparsify.fold(model) instead (docs/masks.md, 'Fold first')"
 _FRAMES = 60  # between a module's part of state_dict() and the function that asked for it

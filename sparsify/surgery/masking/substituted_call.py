@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from ... import ops
 from ...errors import SparsifyError
-from ..live_masks import mask_in_forward
-from ..masks import names_of_masked, original_class
+from ..mask_state.live_masks import mask_in_forward
+from ..mask_state.masks import names_of_masked, original_class
 from ..shallow_copies import bind_to, rebound, with_attributes
 from .operand_mode import Operands, eagerly
 from .written_weights import keep_written, stamps

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ... import ops
-from ..live_masks import bool_mask
+from ..mask_state.live_masks import bool_mask
 
 Stamp = tuple[int, int]
 

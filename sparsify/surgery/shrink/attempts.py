@@ -11,14 +11,14 @@ import numpy as np
 from torch import nn
 
 from ...errors import RunError
-from ..agreement import same_groups
+from ..channels.agreement import same_groups
+from ..channels.study import Study
 from ..module_walk import named_modules
-from ..study import Study
+from ..sizes.size_attributes import PrunedShapes, changed_numbers, layer_attributes, own_attributes
+from ..sizes.size_sources import Sources
 from .bias_absorption import absorbed, constant_inputs, cut_and_absorb
 from .cuts import Cuts
 from .equivalence import Proof
-from .size_attributes import PrunedShapes, changed_numbers, layer_attributes, own_attributes
-from .size_sources import Sources
 
 _TRIES = 32  # cuts to try if no operation can be blamed
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..channels.study import Study
 from ..dataflow.bias_sinks import bias_sinks
-from ..masks import masked_parameters
+from ..mask_state.masks import masked_parameters
 from ..recording.context import all_double
 from ..recording.ops import Op
 from ..recording.recorder import record
-from ..study import Study
+from ..sizes.size_attributes import PrunedShapes
 from .cuts import Cuts, cut, every_tensor
 from .equivalence import doubles, wide_copy
 from .indices import without
-from .size_attributes import PrunedShapes
 
 
 @dataclass(frozen=True, eq=False)

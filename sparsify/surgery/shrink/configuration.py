@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ...relative_error import relative_error
 from ..module_walk import named_modules
+from ..sizes.other_inputs import outputs
 from .cuts import Cuts, cut
 from .equivalence import LIMITS
-from .other_inputs import outputs
 
 Sizes: TypeAlias = frozenset[tuple[str, int, int, int]]  # name, dimension, size that is built, size that is wanted
 _MOST = 60  # configurations to build

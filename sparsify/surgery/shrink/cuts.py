@@ -13,9 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError, did_you_mean
 from ..full_name import full_name
-from ..masks import all_masked_parameters
+from ..mask_state.masks import all_masked_parameters
 from ..module_walk import named_modules
-from .attributes import new_attributes, set_attributes
+from ..sizes.attributes import new_attributes, set_attributes
 from .indices import Axes, check_axes, one_after_another, what_follows, without
 
 Slot: TypeAlias = tuple[nn.Module, str, Tensor]  # a module, and the name of a parameter or buffer there

@@ -14,15 +14,15 @@ from torch.utils._pytree import tree_map
 
 from ...relative_error import relative_error
 from ..analysis.counted_pass import counted_pass
+from ..channels.study import Study
 from ..copies import deep_copy
 from ..recording.context import all_double
 from ..recording.recorder import record
 from ..recording.size_watch import modules_that_ask
-from ..study import Study
+from ..sizes.other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
+from ..sizes.size_attributes import PrunedShapes
 from .cuts import every_tensor
-from .other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
 from .rounding import moved_by_rounding
-from .size_attributes import PrunedShapes
 
 # The largest allowed relative error; in narrow dtypes the order of a sum matters.
 LIMIT_64 = 1e-10

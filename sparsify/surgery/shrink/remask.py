@@ -6,7 +6,7 @@ from torch import nn
 
 from ..conversion.convert import convert
 from ..conversion.mask_extra import mask_also
-from ..masks import masked_parameters, masked_weights, set_masks
+from ..mask_state.masks import masked_parameters, masked_weights, set_masks
 from .cuts import Cuts
 from .indices import without
 

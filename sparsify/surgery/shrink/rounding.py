@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from ...relative_error import relative_error
 from ..recording.context import all_double
-from .other_inputs import outputs
+from ..sizes.other_inputs import outputs
 
 # Operations that sum many terms, in an order that depends on their number.
 _SUMS = frozenset(

@@ -16,13 +16,13 @@ from ...calls import explained, inputs_of
 from ...errors import SparsifyError
 from ..analysis.coupling import Heads
 from ..analysis.mac_counts import multiply_adds
-from ..channels import check_dead, check_heads
+from ..channels.analyse import check_dead, check_heads
+from ..channels.study import Dead, Study, study
 from ..conversion.fold import fold
-from ..masks import all_masked_parameters
+from ..mask_state.masks import all_masked_parameters
 from ..recording.ops import Recording
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
-from ..study import Dead, Study, study
 from .attempts import Attempts
 from .bias_absorption import fixed_biases
 from .configuration import follow_configurations

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..masks import original_class
+from ..mask_state.masks import original_class
 from .bytecode_scan import LOADS, instructions, is_torch, reachable
 
 _BY_ANY_NAME = frozenset({"vars", "__dict__", "__getattribute__", "eval", "exec", "attrgetter", "globals"})

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import ops
-from ..masks import original_class
+from ..mask_state.masks import original_class
 
 METADATA = frozenset("shape dtype device ndim requires_grad data_ptr size dim numel stride is_floating_point".split())
 CONV_AND_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)

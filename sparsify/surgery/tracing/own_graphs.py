@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ..masks import original_class
+from ..mask_state.masks import original_class
 from ..shallow_copies import bind_to, bound_attributes, with_attributes
 from .bytecode_scan import mentions_autocast
 from .one_forward import (

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...calls import tensors_in
-from ..masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters
+from ..mask_state.masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters
 
 # Operations that take weights or extra parameters, by their names in torch.
 _DENSE_OPERATIONS = frozenset(

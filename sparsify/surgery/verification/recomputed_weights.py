@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...ops import same_dense_layout
 from ..copy_on_write import CopyOnWrite
-from ..masks import all_masked_parameters
+from ..mask_state.masks import all_masked_parameters
 
 _FIRST = 64  # entries that tell most weights apart
 _CHUNK = 1 << 16  # entries that are compared at once

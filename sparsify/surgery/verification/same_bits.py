@@ -18,7 +18,7 @@ from ...preserve import seed_cpu
 from ..conversion.fold import plain_copy
 from ..copies import deep_copy
 from ..copy_on_write import CopyOnWrite
-from ..masks import all_masked_parameters
+from ..mask_state.masks import all_masked_parameters
 from .recomputed_weights import recomputed_weights
 
 Inspect = Callable[[nn.Module, list[Tensor]], None]  # called with a copy that has run and its outputs

@@ -15,7 +15,7 @@ from ...calls import Inputs, explained, inputs_of
 from ...errors import listed
 from ...preserve import keep_random_states
 from ..copy_on_write import CopyOnWrite
-from ..masks import MaskedWeight, all_masked_parameters, masked_parameters
+from ..mask_state.masks import MaskedWeight, all_masked_parameters, masked_parameters
 from .leak_check import DenseWeights, FusedOperations, walk
 from .same_bits import (
     EVAL,

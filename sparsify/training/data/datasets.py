@@ -10,12 +10,12 @@ from torch import nn
 
 from ...datasets import DATASETS
 from ...preprocess import Preprocessing
+from ..batches.input_size import input_for
+from ..batches.resident import Images, TensorLoader, View, normalisation_of
+from ..batches.types import Data
 from ..recipe.lookups import check_data_name
 from ..recipe.settings import DataSettings
 from . import image_files, image_sets
-from .input_size import input_for
-from .resident import Images, TensorLoader, View, normalisation_of
-from .types import Data
 
 _PACKAGE = __package__.rpartition(".training")[0]
 

@@ -20,14 +20,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ...errors import SparsifyError
 from ...preprocess import to_mode
 from ...preserve import keep_random_states, seed_cpu
+from ..batches.input_size import declared_size, input_for
+from ..batches.resident import Batch, count_used, generator_for
+from ..batches.shares import WHOLE, Share, Shared
+from ..batches.types import Data
 from ..recipe.settings import DataSettings
 from .bad_images import Bad, Skipped, collate, dead_workers, read_image
 from .image_sets import count_classes, names_of, open_sets
-from .input_size import declared_size, input_for
 from .published import preprocessing_of
-from .resident import Batch, count_used, generator_for
-from .shares import WHOLE, Share, Shared
-from .types import Data
 
 _LARGEST_DEFAULT = 224
 

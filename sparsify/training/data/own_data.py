@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from ...errors import SparsifyError, one_line
 from ...models import FROM_PYTHON
 from ...preserve import cpu_random_state, keep_random_states, seed_cpu, set_cpu_random_state
+from ..batches.input_size import refuses
+from ..batches.resident import Batch, generator_for
+from ..batches.shares import WHOLE, Share, Shared, counts, shared
+from ..batches.types import Data, Loader
 from ..recipe.settings import DataSettings
 from .image_files import FileLoader
-from .input_size import refuses
-from .resident import Batch, generator_for
-from .shares import WHOLE, Share, Shared, counts, shared
-from .types import Data, Loader
 
 # Settings of how images are found and augmented, which a user's own data do themselves.
 _NOT_OURS = (

@@ -9,7 +9,7 @@ import torch
 
 from ...datasets import DATASETS
 from ...errors import SparsifyError, one_line
-from .resident import Images
+from ..batches.resident import Images
 
 
 def digits(folder: str | None) -> tuple[Images, Images]:

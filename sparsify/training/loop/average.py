@@ -25,8 +25,8 @@ def make_average(model: nn.Module, settings: EmaSettings | None) -> ModelEmaV3 |
 def update_average(average: ModelEmaV3, model: nn.Module, step: int) -> None:
     """Update the average with the weights of `model` after `step` optimiser steps, at least 1.
 
-    Parameters and buffers of the state dict are averaged, integers copied (timm). Masks (surgery.averages) and
-    non-persistent buffers are copied from the model.
+    Parameters and buffers of the state dict are averaged, integers copied (timm). Masks
+    (surgery.mask_state.averages) and non-persistent buffers are copied from the model.
     """
     average.update(model, step=step)
     copy_unsaved(average.module, model)

@@ -22,10 +22,10 @@ from ...preprocess import class_names
 from ...preserve import keep_modes
 from ...processes.launch import read_launch
 from ...processes.ranks import ALONE, Ranks
+from ..batches.shares import counts
+from ..batches.types import Data
 from ..data.bad_images import dead_workers
 from ..data.datasets import load_data
-from ..data.shares import counts
-from ..data.types import Data
 from ..recipe.lookups import check_data_name, check_device
 from ..recipe.settings import DataSettings, TrainSettings
 from ..recipe.yaml_lines import parse_yaml

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...processes.ranks import Ranks
-from ...surgery.masks import all_masked_parameters
+from ...surgery.mask_state.masks import all_masked_parameters
 from ..recipe.settings import TrainSettings
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ...errors import RunWarning
 from ...surgery.analysis.coupling import Heads
 from ...surgery.conversion.fold import plain_copy
+from ...surgery.mask_state.sync import sync_masks
 from ...surgery.shrink.cuts import Cuts, apply_cuts, beyond, cuts_of
 from ...surgery.shrink.optimizer_state import cut_optimizer
 from ...surgery.shrink.remask import mask_again
 from ...surgery.shrink.report import ShrinkReport
 from ...surgery.shrink.shrink import shrink
-from ...surgery.sync import sync_masks
 from .average import make_average
 from .forward import buffers_to_share, make_forward
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...processes.ranks import Ranks
-from ..data.resident import Batch
-from ..data.shares import Share, counts
-from ..data.types import Loader
+from ..batches.resident import Batch
+from ..batches.shares import Share, counts
+from ..batches.types import Loader
 
 
 class FirstBatches:

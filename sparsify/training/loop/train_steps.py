@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ...errors import Diverged, SparsifyError
 from ...processes.ranks import ALONE, Ranks
 from ...pruning.pruner import Pruner
-from ..data.resident import Batch
-from ..data.shares import Share, counts
-from ..data.types import Data
+from ..batches.resident import Batch
+from ..batches.shares import Share, counts
+from ..batches.types import Data
 from ..recipe.settings import TrainSettings
 from .average import update_average
 from .diverged import check_loss, check_numbers

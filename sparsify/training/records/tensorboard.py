@@ -10,7 +10,7 @@ from torch import nn
 
 from ...formats.model.masks import load_masks
 from ...overlap import iou
-from ...surgery.masks import get_masks, masked_weights
+from ...surgery.mask_state.masks import get_masks, masked_weights
 from ..folder.run_folder import MASKS
 from ..folder.same_recipe import flat_recipe
 from ..recipe.read import Recipe

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import RunWarning, SparsifyError
 from ...formats.file.cuts_text import cuts_from, cuts_text, read_cuts
-from ...surgery.masks import get_masks, set_masks
+from ...surgery.mask_state.masks import get_masks, set_masks
 from ...surgery.shrink.cuts import cuts_of
 from ..folder.checkpoint import set_model_state, set_optimizer_state, set_random_state
 from ..folder.conditions import changes, conditions

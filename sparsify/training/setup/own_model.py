@@ -9,7 +9,7 @@ from torch import Size, nn
 
 from ...errors import SparsifyError
 from ...models import FROM_PYTHON, build_model
-from ...surgery.masks import all_masked_parameters
+from ...surgery.mask_state.masks import all_masked_parameters
 from ...surgery.shrink.cuts import cuts_of
 from ...surgery.unwrap import unwrap
 from ..recipe.settings import ModelSettings

@@ -40,7 +40,7 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
 def _batches(recipe: Recipe) -> int:
     data = recipe.data
     if data.name in DATASETS:
-        from ..data.resident import count_used
+        from ..batches.resident import count_used
 
         count = min(DATASETS[data.name].train_count, data.limit or DATASETS[data.name].train_count)
         return count_used(count, data.batch_size, shuffle=True, drop_last=data.drop_last)[1]

@@ -20,13 +20,13 @@ from ...pruning.pruner import Pruner
 from ...start import read_start
 from ...surgery.conversion.convert import ConversionReport, convert
 from ...surgery.ignore_patterns import PatternError
-from ...surgery.masks import kept_of, masked_weights
+from ...surgery.mask_state.masks import kept_of, masked_weights
 from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport
+from ..batches.resident import generator_for
+from ..batches.types import Data
 from ..data.datasets import count_classes, load_data
 from ..data.own_data import check_takes, named_data, own_data
-from ..data.resident import generator_for
-from ..data.types import Data
 from ..loop.average import make_average
 from ..loop.forward import make_forward
 from ..loop.optimizer import make_accelerator, make_optimizer

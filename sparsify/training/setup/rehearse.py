@@ -15,7 +15,7 @@ from ...errors import SparsifyError
 from ...models import build_model
 from ...preserve import keep_random_states
 from ...surgery.conversion.fold import plain_copy
-from ...surgery.masks import masked_weights
+from ...surgery.mask_state.masks import masked_weights
 from ..data.datasets import count_classes
 from ..recipe.read import Recipe
 from .prepare import Prepared, prepare

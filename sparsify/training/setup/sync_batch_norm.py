@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ...surgery.conversion.mask_extra import mask_also
-from ...surgery.masks import get_masks, set_masks
+from ...surgery.mask_state.masks import get_masks, set_masks
 
 
 def with_sync_batch_norm(model: nn.Module) -> nn.Module:

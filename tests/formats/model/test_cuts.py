@@ -21,7 +21,7 @@ from sparsify.export.save import inspect_file, load, read_state, save
 from sparsify.formats.file.cuts_text import cuts_from, cuts_text, read_cuts
 from sparsify.formats.file.inspection import TensorRow
 from sparsify.formats.file.metadata import read_contents
-from sparsify.surgery.masks import get_masks, set_masks
+from sparsify.surgery.mask_state.masks import get_masks, set_masks
 from sparsify.surgery.shrink.cuts import Cuts, apply_cuts, cuts_of
 from tests.formats.file.test_damage import _set, refused, refused_in_little_memory, rewritten
 from tests.formats.toys import same_bits

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.export.save import load, read_state, save
-from sparsify.surgery.masks import get_masks, masked_weights, set_masks
+from sparsify.surgery.mask_state.masks import get_masks, masked_weights, set_masks
 from tests.formats.toys import Holder, holder, network
 from tests.random_masks import randomly_masked
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsify import SparsifyError, convert, get_masks, set_masks, verify
 from sparsify.export.save import inspect_file, load, save
 from sparsify.surgery.conversion.mask_extra import mask_also
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
 from tests.formats.model.test_files import assert_same_masks, outputs, plain
 
 # A weight that the conversion ignored is among them.

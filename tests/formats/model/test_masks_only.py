@@ -16,7 +16,7 @@ from sparsify.errors import SparsifyError
 from sparsify.formats.file.container import Part, container_chunks
 from sparsify.formats.file.mask_file import StoredMask, inspect_masks
 from sparsify.surgery.conversion.mask_extra import mask_also
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
 from sparsify.surgery.shrink.cuts import Cuts, apply_cuts
 from sparsify.weights import load_checkpoint
 

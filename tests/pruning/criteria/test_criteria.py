@@ -16,7 +16,7 @@ from sparsify.pruning.criteria.table import Absolute, Context, magnitude, snip
 from sparsify.pruning.criteria.table import random as random_criterion
 from sparsify.pruning.pruner import Pruner
 from sparsify.surgery.conversion.convert import convert
-from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import effective_weight, get_masks, masked_weights
 from tests.pruning.examples import small_network
 
 # Weights this small often lose a whole row; the tests of that warning ask for it themselves.

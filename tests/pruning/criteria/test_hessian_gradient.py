@@ -13,7 +13,7 @@ from sparsify.pruning.criteria.hessian_gradient import hessian_gradient_products
 from sparsify.pruning.criteria.table import Context, grasp
 from sparsify.pruning.pruner import Pruner
 from sparsify.surgery.conversion.convert import convert
-from sparsify.surgery.masks import effective_weight, get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import effective_weight, get_masks, masked_weights
 from tests.pruning.criteria.test_criteria import Standardised, loss_fn, network, some_batches
 from tests.pruning.examples import linear_model
 

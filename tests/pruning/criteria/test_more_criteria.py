@@ -13,7 +13,7 @@ from sparsify.errors import SparsifyError
 from sparsify.pruning.criteria.table import CRITERIA
 from sparsify.pruning.pruner import Pruner
 from sparsify.surgery.conversion.convert import convert
-from sparsify.surgery.masks import get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import get_masks, masked_weights
 from tests.pruning.criteria.test_criteria import Standardised, loss_fn, network, scores_of, some_batches
 
 Batch = tuple[Tensor, Tensor]

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
 
 PRUNING = {
     "criterion": "movement",

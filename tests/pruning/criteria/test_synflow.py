@@ -14,7 +14,7 @@ from sparsify.pruning.mask_update import round_targets
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.settings.prune import parse_pruning
 from sparsify.surgery.conversion.convert import convert
-from sparsify.surgery.masks import get_masks
+from sparsify.surgery.mask_state.masks import get_masks
 from tests.pruning.criteria.test_criteria import Standardised
 from tests.pruning.examples import linear_model
 

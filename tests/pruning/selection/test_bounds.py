@@ -12,7 +12,7 @@ from cli.view.report import sparsity_lines
 from sparsify.errors import SparsifyError
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.settings.prune import parse_pruning
-from sparsify.surgery.masks import get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import get_masks, masked_weights
 from tests.pruning.examples import chain, linear_model, lowest, small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")

@@ -11,7 +11,7 @@ import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.formats.file.inspection import inspect_file
 from sparsify.pruning.pruner import Pruner
-from sparsify.surgery.masks import get_masks
+from sparsify.surgery.mask_state.masks import get_masks
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sparsify.pruning.selection.granularity import GRANULARITIES, rows, set_rows
 from sparsify.pruning.selection.k_lowest import ScoredTensor
 from sparsify.pruning.settings.granularity_settings import GranularitySettings
-from sparsify.surgery.masks import ROWS, usual_layout
+from sparsify.surgery.mask_state.masks import ROWS, usual_layout
 
 UNITS = GRANULARITIES["unit"](GranularitySettings(name="unit"))
 CASES = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsify import Pruner, convert, get_masks, load, save
 from sparsify.pruning.selection.granularity import along_inputs, rows, set_rows
 from sparsify.pruning.selection.k_lowest import kept_in_rows
-from sparsify.surgery.masks import Layout, layout, masked_weights, matrix_shapes, usual_layout
+from sparsify.surgery.mask_state.masks import Layout, layout, masked_weights, matrix_shapes, usual_layout
 from tests.surgery.products import CHOSEN, PRODUCTS, Conv1D, Experts, X, module_of
 
 LAYOUTS = [

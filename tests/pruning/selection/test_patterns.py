@@ -25,7 +25,7 @@ from sparsify.pruning.criteria.table import CRITERIA, Absolute, Context
 from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
 from sparsify.pruning.settings.sections import UNIT_CRITERIA
-from sparsify.surgery.masks import get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import get_masks, masked_weights
 from tests.pruning.examples import Array, floor_of, linear_model, lowest, masks_of, small_network
 
 MODULES = st.one_of(

@@ -20,7 +20,7 @@ from sparsify.pruning.selection.scopes import (
     layer_counts,
     shares,
 )
-from sparsify.surgery.masks import Layout, masked_weights
+from sparsify.surgery.mask_state.masks import Layout, masked_weights
 from tests.pruning.examples import Array, erk_kept, floor_of, linear_model, lowest, masks_of, set_weights, small_network
 
 

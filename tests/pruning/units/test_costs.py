@@ -20,10 +20,10 @@ from sparsify.pruning.units.costs import (
     savings,
     total,
 )
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.conversion.convert import convert
 from sparsify.surgery.conversion.fold import fold
-from sparsify.surgery.masks import get_masks, masked_weights
+from sparsify.surgery.mask_state.masks import get_masks, masked_weights
 from tests.pruning.examples import chain, tied
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparsify.pruning.report.SparsityWarning")

@@ -15,9 +15,9 @@ from sparsify.pruning.pruner import Pruner
 from sparsify.pruning.report import SparsityWarning
 from sparsify.pruning.selection.prunable_weights import pruned_weights
 from sparsify.pruning.units.groups import Groups, learn_groups
-from sparsify.surgery.channels import Channels
+from sparsify.surgery.channels.analyse import Channels
 from sparsify.surgery.conversion.convert import convert
-from sparsify.surgery.masks import get_masks, masked_parameters, masked_weights
+from sparsify.surgery.mask_state.masks import get_masks, masked_parameters, masked_weights
 from sparsify.surgery.shrink.shrink import shrink
 from tests.pruning.examples import chain, tied
 from tests.surgery.analysis.test_heads import Attention

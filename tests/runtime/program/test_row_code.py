@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sparsify.runtime.codegen import executable
+from sparsify.runtime.codegen.executable import Executable, refusal
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
-from sparsify.runtime.kernels import executable
-from sparsify.runtime.kernels.executable import Executable, refusal
 from sparsify.runtime.kernels.opcodes import Column, Opcode
 from sparsify.runtime.kernels.planes import Planes
 from sparsify.runtime.lowering.packed_rows import PackedRows

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.relative_error import relative_error
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.shrink.shrink import shrink
 from tests.surgery.halves import zero_half

@@ -11,7 +11,7 @@ from timm.layers import set_fused_attn, use_fused_attn
 from torch import Tensor, nn
 
 from sparsify import SparsifyError
-from sparsify.surgery.channels import Channels, analyse
+from sparsify.surgery.channels.analyse import Channels, analyse
 from sparsify.surgery.shrink.shrink import ShrinkReport, shrink
 from tests.surgery.halves import zero_half
 

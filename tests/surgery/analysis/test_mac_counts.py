@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsify import Pruner, convert
 from sparsify.errors import SparsifyError
 from sparsify.surgery.analysis.counted_pass import counted_pass
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.recording.shape_only import ValuesNeededError
 from sparsify.surgery.shrink.shrink import shrink
 

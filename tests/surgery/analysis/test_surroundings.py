@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsify import Pruner, convert, shrink
 from sparsify.errors import SparsifyError
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 
 PRUNING = {"granularity": "unit", "scope": "layer", "sparsity": 0.5, "schedule": "one_shot"}
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from sparsify import SparsifyError, convert, get_masks, set_masks, verify
+from sparsify.surgery.mask_state.masks import effective_weight, is_computed, masked_weights
 from sparsify.surgery.masking.substituted_call import DYNAMO_FOLLOWS
-from sparsify.surgery.masks import effective_weight, is_computed, masked_weights
 
 
 class Standardised(nn.Conv2d):

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations, prune
 
 from sparsify import SparsifyError, convert, fold, get_masks, set_masks, trace, verify
 from sparsify.surgery.conversion.mask_extra import mask_also
+from sparsify.surgery.mask_state.masks import masked_parameters, masked_weights
 from sparsify.surgery.masking.substituted_call import DYNAMO_FOLLOWS
-from sparsify.surgery.masks import masked_parameters, masked_weights
 from tests.surgery.conversion.test_convert import Borrowing, Standardised
 
 

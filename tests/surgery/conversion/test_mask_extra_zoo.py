@@ -9,7 +9,7 @@ from torch import nn
 
 from sparsify import convert, fold, get_masks, set_masks, verify
 from sparsify.surgery.conversion.mask_extra import mask_also
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:timm")]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.dataflow.bias_sinks import bias_sinks
 from sparsify.surgery.dataflow.liveness import Liveness, indicator
 from sparsify.surgery.recording.context import all_double

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsify import convert, fold, get_masks, set_masks, verify
 from sparsify.pruning.selection.granularity import rows
-from sparsify.surgery.masks import Layout, layout, masked_weights
+from sparsify.surgery.mask_state.masks import Layout, layout, masked_weights
 from tests.surgery.products import CHOSEN, PRODUCTS, Conv1D, Experts, OfChildren, Vision, X, module_of
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify import Pruner, SparsifyError, convert, fold, get_masks, load, save, trace, verify
-from sparsify.surgery.masks import Layout, effective_weight, layout, masked_weights
+from sparsify.surgery.mask_state.masks import Layout, effective_weight, layout, masked_weights
 from tests.surgery.products import X, module_of
 
 SHAPES = {"mu": (4, 8), "rho": (4, 8)}

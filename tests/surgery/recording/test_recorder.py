@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.calls import tensors_in
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.recording.ops import STALE, Recording
 from sparsify.surgery.recording.recorder import record
 

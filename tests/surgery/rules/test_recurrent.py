@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.rules.table import RULES, Rule
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.recording import broadcast_forms as axes
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.rules.table import RULES

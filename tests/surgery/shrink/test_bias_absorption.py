@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
+from sparsify.surgery.channels.study import study
 from sparsify.surgery.conversion.mask_extra import mask_also
 from sparsify.surgery.recording.recorder import record
 from sparsify.surgery.shrink.bias_absorption import absorbed, constant_inputs, cut_and_absorb
 from sparsify.surgery.shrink.cuts import Cuts
 from sparsify.surgery.shrink.remask import mask_again
 from sparsify.surgery.shrink.shrink import shrink
-from sparsify.surgery.shrink.size_attributes import PrunedShapes
-from sparsify.surgery.study import study
+from sparsify.surgery.sizes.size_attributes import PrunedShapes
 from tests.surgery.halves import zero_half
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsify import Pruner, convert, get_masks, set_masks
 from sparsify.errors import SparsifyError
-from sparsify.surgery.channels import analyse
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.conversion.mask_extra import mask_also
 from sparsify.surgery.shrink.shrink import shrink
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from sparsify.relative_error import relative_error
 from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.equivalence import _failing
-from sparsify.surgery.shrink.other_inputs import outputs
 from sparsify.surgery.shrink.rounding import moved_by_rounding
 from sparsify.surgery.shrink.shrink import shrink
+from sparsify.surgery.sizes.other_inputs import outputs
 
 
 def test_the_difference_is_the_largest_over_the_largest_of_its_tensor() -> None:

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import sparsify
 from sparsify.errors import SparsifyError
-from sparsify.surgery.masks import set_masks
+from sparsify.surgery.mask_state.masks import set_masks
 from sparsify.surgery.shrink.cuts import Cuts, apply_cuts, cuts_of
 from sparsify.surgery.shrink.optimizer_state import cut_optimizer, cut_state
 from tests.surgery.cut_models import OWN, dead, own, tokens

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from sparsify import convert, ops, set_masks, verify
 from sparsify.surgery.copy_on_write import CopyOnWrite
-from sparsify.surgery.masks import all_masked_parameters
+from sparsify.surgery.mask_state.masks import all_masked_parameters
 from sparsify.surgery.verification.recomputed_weights import recomputed_weights
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from sparsify.datasets import DATASETS, default_of_each, known_names, normalised_by_timm
 from sparsify.errors import SparsifyError
 from sparsify.models import build_model
+from sparsify.training.batches.input_size import input_for
+from sparsify.training.batches.resident import Images, Normalisation, TensorLoader, View, normalisation_of
 from sparsify.training.data.datasets import count_classes, load_data
 from sparsify.training.data.image_files import FileLoader
-from sparsify.training.data.input_size import input_for
-from sparsify.training.data.resident import Images, Normalisation, TensorLoader, View, normalisation_of
 from sparsify.training.recipe.lookups import check_data_name
 from sparsify.training.recipe.settings import DataSettings
 

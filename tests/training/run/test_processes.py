@@ -219,7 +219,7 @@ def test_mistakes_are_one_line_on_all_processes_and_nothing_is_written(tmp_path:
 
 
 def test_a_batch_is_shared_out_whole_and_once() -> None:
-    from sparsify.training.data.shares import Share
+    from sparsify.training.batches.shares import Share
 
     for size in range(1, 7):
         for count in range(1, 40):

@@ -13,7 +13,7 @@ from sparsify.export.save import inspect_file, load, save
 from sparsify.formats.model.masks import load_masks
 from sparsify.models import build_model
 from sparsify.surgery.conversion.convert import convert
-from sparsify.surgery.masks import get_masks, set_masks
+from sparsify.surgery.mask_state.masks import get_masks, set_masks
 from sparsify.training.folder.checkpoint import read_state, write_state
 from sparsify.training.recipe.read import parse_recipe
 from sparsify.training.run import keeper

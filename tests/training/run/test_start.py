@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.start import read_start
-from sparsify.surgery.masks import masked_weights
+from sparsify.surgery.mask_state.masks import masked_weights
 from sparsify.training.run.train import TrainResult, train
 
 SPEC = "cifar:resnet20"

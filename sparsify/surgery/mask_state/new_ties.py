@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import SparsifyError
-from .full_name import full_name
+from ...errors import SparsifyError
+from ..full_name import full_name
+from ..module_walk import named_modules
 from .masks import MaskedWeight, all_masked_parameters, names_of_masked
-from .module_walk import named_modules
 
 _ADVICE = "tie weights before the conversion, or"
 

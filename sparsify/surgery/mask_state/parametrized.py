@@ -17,8 +17,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from .. import ops
-from .side_effects import changed_buffers, in_mode
+from ... import ops
+from ..side_effects import changed_buffers, in_mode
 from .torch_prune import put_parameter
 
 

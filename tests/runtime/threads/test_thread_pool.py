@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.calls import Inputs
-from sparsify.runtime import thread_pool as workers
+from sparsify.runtime.codegen.jit import ready
 from sparsify.runtime.kernels import interpreter
-from sparsify.runtime.kernels.jit import ready
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.plan import arrays_of, make_plan, memory
-from sparsify.runtime.thread_pool import Workers
+from sparsify.runtime.threads import thread_pool as workers
+from sparsify.runtime.threads.thread_pool import Workers
 
 
 def test_a_task_is_called_once_for_each_thread() -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dataflow.liveness import Liveness
-from .recording.ops import Op
+from ..dataflow.liveness import Liveness
+from ..recording.ops import Op
 
 if TYPE_CHECKING:
-    from .channel_groups import Channels
+    from .groups import Channels
 
 
 def dead_by_group(live: Liveness, ops: Iterable[Op]) -> frozenset[Op]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import SparsifyError
-from ..processes.shards import check_by_rows, group_of_mesh, is_sharded, like, part_of, whole
+from ...errors import SparsifyError
+from ...processes.shards import check_by_rows, group_of_mesh, is_sharded, like, part_of, whole
 from .masks import all_masked_parameters, is_computed, layout
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..errors import SparsifyError
+from ...errors import SparsifyError
 
 
 def bool_mask(module: nn.Module, name: str) -> Tensor:

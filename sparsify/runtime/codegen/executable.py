@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from .simd import WIDTH
+from ..kernels.simd import WIDTH
 
 ACCUMULATORS = 31  # registers with sums in generated code; one more holds the input
 _ARCHITECTURES = ("x86_64", "amd64")

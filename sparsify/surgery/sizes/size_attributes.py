@@ -14,9 +14,9 @@ import numpy as np
 from torch import nn
 
 from ..analysis.coupling import varying
+from ..channels.study import Study
 from ..full_name import full_name
 from ..recording.ops import FILLS, Op, Value
-from ..study import Study
 from .size_sources import SPLITS, Sources, Use
 
 # Operations whose arguments give the sizes of their result.

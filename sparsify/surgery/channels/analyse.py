@@ -12,16 +12,16 @@ from typing import Any, get_args
 
 from torch import nn
 
-from ..arguments import takes
-from ..calls import explained, inputs_of
-from ..errors import unknown
+from ...arguments import takes
+from ...calls import explained, inputs_of
+from ...errors import unknown
+from ..analysis.coupling import Heads
+from ..conversion.fold import fold
+from ..mask_state.masks import all_masked_parameters
+from ..recording.recorder import record
+from ..rules.table import Rule, checked_rules
 from .agreement import agreed
-from .analysis.coupling import Heads
-from .channel_groups import Channels, Operation
-from .conversion.fold import fold
-from .masks import all_masked_parameters
-from .recording.recorder import record
-from .rules.table import Rule, checked_rules
+from .groups import Channels, Operation
 from .study import Dead, study
 
 __all__ = ["Channels", "Dead", "Operation", "analyse", "check_dead", "check_heads"]

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..arguments import takes
-from ..errors import SparsifyError, did_you_mean
-from ..processes.shards import copy_into, count
-from .full_name import full_name
+from ...arguments import takes
+from ...errors import SparsifyError, did_you_mean
+from ...processes.shards import copy_into, count
+from ..full_name import full_name
+from ..module_walk import named_modules
 from .live_masks import bool_mask
-from .module_walk import named_modules
 from .parametrized import computed_weight, computes_from, formed_since
 
 

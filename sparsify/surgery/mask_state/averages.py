@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import SparsifyError
+from ...errors import SparsifyError
+from ..unwrap import unwrap
 from .masks import all_masked_parameters, names_of_masked
 from .sync import sync_masks
-from .unwrap import unwrap
 
 _UPDATES: dict[str, dict[str, tuple[str, ...]]] = {
     "torch.optim.swa_utils": {"AveragedModel": ("update_parameters",)},

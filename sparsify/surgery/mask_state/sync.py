@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..arguments import takes
-from ..errors import SparsifyError
+from ...arguments import takes
+from ...errors import SparsifyError
+from ..unwrap import unwrap
 from .masks import get_masks, set_masks
-from .unwrap import unwrap
 
 
 @takes(average=nn.Module, live=nn.Module)

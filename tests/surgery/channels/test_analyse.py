@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sparsify import convert, fold, set_masks
 from sparsify.relative_error import relative_error
-from sparsify.surgery.channels import analyse
-from sparsify.surgery.shrink.other_inputs import outputs
+from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.shrink.shrink import shrink
+from sparsify.surgery.sizes.other_inputs import outputs
 from tests.surgery.shrink.test_shrink import perturbed, same_on, without
 
 ACTIVATIONS = [

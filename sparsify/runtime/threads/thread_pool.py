@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .kernels import interpreter
-from .kernels.jit import ready
+from ..codegen.jit import ready
+from ..kernels import interpreter
 from .signal_safe import untorn
 
 Array = np.ndarray[Any, Any]

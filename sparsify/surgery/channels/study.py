@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..analysis.coupling import Coupling, Heads
+from ..analysis.group_ids import group_ids, labels_of, only, produced_dims
+from ..analysis.mac_counts import uncounted
+from ..analysis.reasons import reasons
+from ..dataflow.bias_sinks import BiasSink, bias_sinks
+from ..dataflow.group_liveness import alive_groups, first_spoiling_ops, killable_groups, note_failures, pruned_groups
+from ..dataflow.kept_constants import kept_constants
+from ..dataflow.liveness import Liveness, own_surroundings
+from ..recording.ops import Op, Recording
+from ..rules.table import Rules
 from .agreement import dead_by_group
-from .analysis.coupling import Coupling, Heads
-from .analysis.group_ids import group_ids, labels_of, only, produced_dims
-from .analysis.mac_counts import uncounted
-from .analysis.reasons import reasons
-from .channel_groups import Channels, Operation
-from .dataflow.bias_sinks import BiasSink, bias_sinks
-from .dataflow.group_liveness import alive_groups, first_spoiling_ops, killable_groups, note_failures, pruned_groups
-from .dataflow.kept_constants import kept_constants
-from .dataflow.liveness import Liveness, own_surroundings
-from .recording.ops import Op, Recording
-from .rules.table import Rules
+from .groups import Channels, Operation
 
 Dead: TypeAlias = Literal["masks", "zeros"]
 

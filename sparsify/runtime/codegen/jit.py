@@ -20,14 +20,14 @@ from numba.core.serialize import dumps
 
 from ...errors import CacheWarning, SparsifyError
 from ..cache_folder import folder
-from . import interpreter
-from .simd import WIDTH
+from ..kernels import interpreter
+from ..kernels.simd import WIDTH
 
-HERE = Path(__file__).parent
+KERNELS = Path(interpreter.__file__).parent  # the folder of the kernels
 _DIGEST = 32  # bytes
 
 
-def fingerprint(where: Path = HERE) -> bytes:
+def fingerprint(where: Path = KERNELS) -> bytes:
     """Return a digest of a folder's sources: the kernels with their constants and code generation."""
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in sorted(where.glob("*.py")))).digest()
 
@@ -83,7 +83,7 @@ class KernelCache(NullCache):  # type: ignore[misc]
         about = (*target_context.codegen().magic_tuple(), numba.__version__, llvmlite.__version__, sys.version, WIDTH)
         name = f"sparsify-kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.nbc"
         given = os.environ.get("NUMBA_CACHE_DIR")
-        yield from (where / name for where in ([Path(given)] if given else [HERE / "__pycache__", folder()]))
+        yield from (where / name for where in ([Path(given)] if given else [KERNELS / "__pycache__", folder()]))
 
     def _say(self, line: str) -> None:
         self.said.append(" ".join(line.split()))
