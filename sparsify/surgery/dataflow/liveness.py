@@ -110,7 +110,8 @@ class Liveness:
 
     def of(self, value: Value) -> Tensor:
         """Return a Value's flags, a float32 form with the full size of every dimension that may hold channels."""
-        return self.compressed(value).expand(self.full_sizes(value))
+        flags = self.compressed(value)
+        return flags if value.constant is None else flags.expand(self.full_sizes(value))
 
     def full_sizes(self, value: Value) -> list[int]:
         """Return the sizes to which `of` expands a form, -1 for a dimension that stays as it is.
