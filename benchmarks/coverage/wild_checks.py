@@ -97,15 +97,15 @@ def _outcome(work: Callable[[], None], seconds: float) -> str:
 @contextmanager
 def _limit(seconds: float) -> Iterator[None]:
     def late(*_: object) -> None:
-        raise TimeoutError(f"not finished in {seconds:.0f} s")
+        raise TimeoutError(f"not finished in {seconds:.0f} s of the processor")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # whatever else runs on the machine
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _convert(wild: Wild, row: Row) -> None:

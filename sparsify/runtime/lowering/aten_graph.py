@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.function import FunctionCtx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
@@ -69,7 +73,7 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
         found[:] = [outline]
         return outputs
 
-    with torch.no_grad():
+    with torch.no_grad(), _custom_functions_as_operations():
         try:
             graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
         except (*PASSED, RunError):
@@ -83,6 +87,35 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
     _refuse_values(graph)
     graph.graph.eliminate_dead_code()
     return graph, found[0]
+
+
+class _Here(threading.local):
+    traced = False
+
+
+_HERE, _APPLY = _Here(), vars(torch.autograd.Function)["apply"]
+
+
+@contextmanager
+def _custom_functions_as_operations() -> Iterator[None]:
+    """Record the operations of custom autograd functions, which `functionalize` refuses; calls of this thread alone."""
+    with patch.object(torch.autograd.Function, "apply", classmethod(_applied)):
+        _HERE.traced = True
+        try:
+            yield
+        finally:
+            _HERE.traced = False
+
+
+def _applied(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """Stand in for `Function.apply`: without gradients it is the function's forward."""
+    if not _HERE.traced:
+        return _APPLY.__get__(None, function)(*args, **kwargs)
+    if function.setup_context is torch.autograd.Function.setup_context:  # the forward takes the context
+        context = FunctionCtx()
+        context.needs_input_grad = (False,) * len(args)  # type: ignore[attr-defined]
+        args = (context, *args)
+    return function.forward(*args, **kwargs)
 
 
 def _where(error: Exception) -> str:
