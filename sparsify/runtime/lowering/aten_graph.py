@@ -49,9 +49,10 @@ class _RefuseReads(TorchFunctionMode):
 def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Outline]:
     """Return the graph of the call `unflatten(inputs)` for inputs of these shapes, and the outline of its outputs.
 
-    The graph takes the tensors one by one and returns a flat list. The model is plain and in eval mode. Raises
-    TraceError if PyTorch cannot record the forward, and RunError if its control flow depends on values even in the
-    general path that libraries take under tracing (`announced_as_traced`).
+    The graph takes the tensors one by one and returns a flat list. It holds for the values that give its tensors the
+    sizes in their `meta`. The model is plain and in eval mode. Raises TraceError if PyTorch cannot record the forward,
+    and RunError if its control flow depends on values even in the general path that libraries take under tracing
+    (`announced_as_traced`).
     """
     try:
         return _traced(model, inputs, unflatten)
@@ -131,17 +132,8 @@ def _refuse_values(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):
             varying.add(node)
-            tags = getattr(node.target, "tags", ())
-            if node.target is torch.ops.aten.index.Tensor and not _picks_by_mask(node):
-                continue
-            if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+            if torch.Tag.data_dependent_output in getattr(node.target, "tags", ()):
                 raise RunError(f"the forward depends on values ({node.target})")
-
-
-def _picks_by_mask(node: fx.Node) -> bool:
-    """Return whether an index in x[index] is a mask, which selects a number of entries that depends on values."""
-    given = [one.meta.get("val") for one in node.args[1] if isinstance(one, fx.Node)]  # type: ignore[union-attr]
-    return any(not isinstance(one, Tensor) or one.dtype in (torch.bool, torch.uint8) for one in given)
 
 
 class _WholeConstants(TorchDispatchMode):  # type: ignore[no-untyped-call]
