@@ -76,7 +76,7 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
     # The last entry is that of the label -1.
     prunable = prunable[:-1] & _marked(channels.groups, [*weights.values(), *others.values()])
     if not prunable.any():
-        reason = next(iter([*channels.barriers, *kept]), "its layers make the outputs, which stay")
+        reason = next(iter([*kept, *channels.barriers]), "its layers make the outputs, which stay")
         raise SparsifyError(f"Pruner: no unit of this model can be removed: {reason}")
     order = {name: index for index, name in enumerate(masked_parameters(model))}
     produced = sorted((p for n, p in {**weights, **others}.items() if n in order), key=lambda one: order[one.name])
