@@ -23,10 +23,10 @@ from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.recording.context import all_double
 from sparsify.surgery.shrink.shrink import shrink
 
-from ..record import Row
-from .checks import in_one_line
-from .wild_models import Wild
-from .wild_more import ALL
+from ...record import Row
+from ..checks import in_one_line
+from .example import Wild
+from .models import ALL
 
 STAGES = ("convert", "verify", "exact", "save", "units", "engine", "onnx", "pt2")
 SPARSITY, UNITS = "0.7", "0.5"
