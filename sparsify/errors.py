@@ -15,6 +15,11 @@ class SparsifyError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """Return the message in one line: what it quotes may hold line breaks, and codes that terminals obey."""
+        line = " ".join(super().__str__().splitlines())
+        return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+
 
 class RunError(SparsifyError):
     """A valid request that could not be carried out: a full disk, a deleted folder, a failed download."""
