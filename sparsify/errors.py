@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -87,7 +88,7 @@ def nearest_file(given: Path, pattern: str) -> Path | None:
     It is looked for in the folder of `given`, or, if there is none, in the folder beside it with the closest name.
     """
     folder = given.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         guess = nearest(folder.name, [path.name for path in folder.parent.glob("*/")])
         folder = folder.parent / guess if guess else folder
     guess = nearest(given.name, [path.name for path in folder.glob(pattern) if path.exists()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -140,8 +141,8 @@ def _opened(path: str | Path, mode: str) -> Image:
     from PIL.Image import DecompressionBombError
     from PIL.Image import open as open_image
 
-    if Path(path).exists() and not Path(path).is_file():  # to open a pipe would wait for its writer
-        raise SparsifyError(f"{path}: {'a folder' if Path(path).is_dir() else 'no regular file'}, not an image")
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for its writer
+        raise SparsifyError(f"{path}: {'a folder' if os.path.isdir(path) else 'no regular file'}, not an image")
     try:
         with open_image(path) as image:
             image.load()

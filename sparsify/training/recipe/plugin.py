@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import linecache
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -87,7 +88,7 @@ def read_plugin(path: str | PathLike[str]) -> Plugin:
     try:
         source = path.read_bytes()
     except OSError as error:
-        guess = None if path.exists() else nearest_file(path, "*.py")
+        guess = None if os.path.exists(path) else nearest_file(path, "*.py")
         hint = f"; did you mean '{guess}'?" if guess else ""
         raise SparsifyError(f"plugin {path}: cannot be read ({error.strerror}){hint}") from None
     digest = hashlib.sha256(source).hexdigest()
