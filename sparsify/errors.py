@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -93,6 +94,12 @@ def nearest_file(given: Path, pattern: str) -> Path | None:
         folder = folder.parent / guess if guess else folder
     guess = nearest(given.name, [path.name for path in folder.glob(pattern) if path.exists()])
     return folder / guess if guess else None
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise OSError for a pipe and a device: opening the one may wait for ever, reading the other may never end."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

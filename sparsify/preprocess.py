@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SparsifyError, nearest_file, one_line
+from .errors import SparsifyError, check_regular, nearest_file, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,6 +110,7 @@ def beside(path: str | PathLike[str]) -> Path:
 def read(path: str | Path) -> Preprocessing:
     """Return the preprocessing in a file that was written next to a model's; raises SparsifyError if it has none."""
     try:
+        check_regular(path)
         given = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SparsifyError(f"{path}: cannot be read ({error.strerror})") from None

@@ -32,7 +32,7 @@ def atomic_write(path: str | os.PathLike[str], chunks: Chunk | Iterable[Chunk]) 
     is removed and an old file stays as it was. A symbolic link is followed and kept; an old file's permissions are
     kept. Raises SparsifyError if the folder does not exist or is not writable, RunError if there is no space left.
     """
-    target = Path(os.path.realpath(path))
+    target = target_of(path)
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
     pieces = [chunks] if isinstance(chunks, _BYTES) else chunks
     with os_errors(path, target):
@@ -62,9 +62,18 @@ def is_temporary(path: Path) -> bool:
     return re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name) is not None
 
 
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Return the path that `path` leads to over symbolic links. Raises SparsifyError if these form a loop."""
+    target = Path(os.path.realpath(path))
+    with os_errors(path, target):
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise SparsifyError if `atomic_write` could not write `path`; nothing is touched."""
-    target = Path(os.path.realpath(path))
+    target = target_of(path)
     with os_errors(path, target):
         if not target.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

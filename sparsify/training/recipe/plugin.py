@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from ...datasets import DATASETS
-from ...errors import SparsifyError, did_you_mean, nearest_file, one_line, unknown
+from ...errors import SparsifyError, check_regular, did_you_mean, nearest_file, one_line, unknown
 from ...pruning.settings.sections import CRITERION_NAMES, SCHEDULE_NAMES
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -86,6 +86,7 @@ def read_plugin(path: str | PathLike[str]) -> Plugin:
     """
     path = Path(path)
     try:
+        check_regular(path)
         source = path.read_bytes()
     except OSError as error:
         guess = None if os.path.exists(path) else nearest_file(path, "*.py")
