@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, check_regular
 from ..types import Array, Shape
 
 # Bytes per element, by the container's name of the type. Elements are read as unsigned integers of that width, which
@@ -160,6 +160,7 @@ def read_part(file: BufferedReader, header: Header, name: str, checksum: str | N
 def open_file(path: str | os.PathLike[str]) -> BufferedReader:
     """Return the file opened for reading bytes. Raises SparsifyError if it cannot be opened."""
     try:
+        check_regular(path)
         return Path(path).open("rb")
     except OSError as error:
         raise SparsifyError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
