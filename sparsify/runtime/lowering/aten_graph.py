@@ -72,6 +72,8 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
     with torch.no_grad():
         try:
             graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
+            if any(_writes(node) for node in graph.graph.nodes):  # inside PyTorch's recurrent layers
+                graph = make_fx(functionalize(graph, remove="mutations"))(*inputs)
         except (*PASSED, RunError):
             raise
         except Exception as error:
@@ -83,6 +85,10 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
     _refuse_values(graph)
     graph.graph.eliminate_dead_code()
     return graph, found[0]
+
+
+def _writes(node: fx.Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
 
 
 def _where(error: Exception) -> str:

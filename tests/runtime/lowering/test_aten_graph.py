@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparsify import compile
 from sparsify.calls import Inputs
 from sparsify.errors import RunError
 from sparsify.runtime.lowering.aten_graph import trace
@@ -55,3 +56,16 @@ def test_numbers_that_no_value_enters_are_constants(read: Callable[[Tensor], Any
     x = torch.randn(2, 3)
     [output] = graph_of(read)(x)
     assert torch.equal(output, x * float(read(x)))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # PyTorch's, of another kernel
+@pytest.mark.parametrize(
+    "layer",
+    [nn.GRU(6, 6), nn.RNN(6, 6, bias=False), nn.GRU(6, 3, 2, bidirectional=True), nn.LSTM(6, 8, proj_size=5)],
+    ids=["gru", "rnn", "two ways", "projected"],
+)
+def test_a_recurrent_layer_writes_into_no_tensor_that_a_later_call_reads(layer: nn.Module) -> None:
+    x = torch.randn(4, 2, 6)
+    engine = compile(layer, x, tune=False)
+    for _ in range(3):
+        torch.testing.assert_close(engine(x)[0], layer(x)[0].detach(), atol=1e-5, rtol=0)
