@@ -15,6 +15,7 @@ class Given:
     """Mixin for the class of such a module; `given_weights` names the parameters that hold the weights."""
 
     given_weights: tuple[str, ...] = ()
+    given_eagerly = True  # of a pickle made before modules had this attribute
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Skip the original class's hook, which would register or check this class as a new one."""

@@ -28,7 +28,7 @@ from .substituted_call import substituted_call
 
 _OF_MODULES = (
     *("masked_names", "masked_also", "masked_layouts", "masked_reads"),
-    *("computed_weights", "computed_eagerly", "bound_attributes"),
+    *("computed_weights", "computed_eagerly", "bound_attributes", "calls_functionally"),
 )
 # Attributes of masked modules besides the masks: a module that already has one of these cannot be masked.
 ATTRIBUTES = (*_OF_MODULES, "original_class", "dense_forward", "masked_kind", "compute_effective_weight")
@@ -40,6 +40,7 @@ class Masked(PassedOver):
     masked_names: tuple[str, ...] = ()
     masked_also: tuple[str, ...] = ()
     computed_weights: tuple[str, ...] = ()
+    computed_eagerly = True  # of a pickle made before modules had this attribute
     original_class: type[nn.Module]
     dense_forward: Callable[..., Any]  # the original class's forward when this class was made
     masked_kind: str
