@@ -6,7 +6,7 @@ from functools import cache, partial, wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .operand_mode import Operands, eagerly
 
@@ -62,5 +62,5 @@ def _new_given(original: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def _stored(parameter: Any, _: Any) -> Any:
-    return parameter
+def _stored(parameter: Any, computed: Any) -> Any:
+    return parameter.detach() if isinstance(computed, Tensor) and not computed.requires_grad else parameter

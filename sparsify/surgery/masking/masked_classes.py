@@ -193,7 +193,7 @@ def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) ->
 
 def is_direct(cls: type[nn.Module]) -> bool:
     """Return whether a class inherits torch.nn's conv or linear forward and the methods that it calls."""
-    if cls.forward not in DIRECT:
+    if getattr(cls, "forward", None) not in DIRECT:  # scripted classes have none
         return False
     return all(getattr(cls, step, own) is own for step, own in _STEPS.get(cls.forward, {}).items())
 

@@ -158,7 +158,7 @@ class DenseWeights(TorchFunctionMode):
         for name in sorted(live - dense):
             extra = self.weights[name].parameter_name in self.weights[name].module.__dict__.get("masked_also", ())
             # A tensor computed from a masked extra parameter need not have zeros.
-            if few_zeros and not extra and operand.shape == self.weights[name].parameter.shape:
+            if few_zeros and not extra and operand.numel() == self.weights[name].parameter.numel():
                 self.found.append(f"{name}: {operation} saw a weight whose zeros were lost after masking")
 
 
