@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 import warnings
@@ -98,6 +99,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def _run(args: Sequence[str] | None) -> None:
     given = [_at_home(one) for one in (sys.argv[1:] if args is None else args)]
     try:
+        _check_folder()
         sparsify.main(given, prog_name="sparsify", standalone_mode=False)
         sys.stdout.flush()
     except ElsewhereError as error:
@@ -116,6 +118,14 @@ def _run(args: Sequence[str] | None) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _leave(f"no space left on the disk{f' for {error.filename}' if error.filename else ''}", 1)
+
+
+def _check_folder() -> None:
+    """Raise SparsifyError if the working folder was removed: libraries of torch end the process there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise SparsifyError("the working folder was removed; change to another one") from None
 
 
 def _at_home(argument: str) -> str:

@@ -187,6 +187,15 @@ def test_a_tilde_that_the_shell_leaves_means_the_home_folder(
     assert outcome.code == 2 and f"{tmp_path}/here" in outcome.err
 
 
+def test_a_removed_working_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsify: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert sparsify("models") == (2, "", "sparsify: the working folder was removed; change to another one\n")
+
+
 def test_our_own_bugs_show_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from cli import main
     from sparsify import models
