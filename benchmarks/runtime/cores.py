@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
 from statistics import median
 from typing import NamedTuple
@@ -86,7 +87,7 @@ def measured(spec: str, batches: dict[int, int], rounds: int) -> dict[int, float
     return {threads: median(found[str(threads)]) for threads in batches}
 
 
-def _seconds(engine: torch.nn.Module, x: torch.Tensor) -> float:
+def _seconds(engine: Callable[[torch.Tensor], object], x: torch.Tensor) -> float:
     engine(x)
     started = time.perf_counter()
     for _ in range(5):
