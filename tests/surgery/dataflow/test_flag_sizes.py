@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.dataflow.liveness import Liveness
+from sparsify.surgery.recording import broadcast_forms as forms
 from sparsify.surgery.recording.ops import Op
 
 
@@ -51,3 +52,11 @@ def test_flags_do_not_grow_with_the_batch_or_the_positions(positions: str, monke
     up = channels.labels["up.weight"][0]
     assert channels.dead[up].nonzero().flatten().tolist() == [1, 3]
     assert max(sizes) <= 65 * 8  # tokens * channels, of one sample out of 16; heads * sizes of all samples are fewer
+
+
+def test_windows_of_what_is_equal_at_all_positions_are_not_spread_out() -> None:
+    unfold, args = torch.ops.aten.unfold.default, (2, 14, 8)
+    whole = torch.arange(3.0).reshape(1, 3, 1).expand(2, 3, 70)
+    moved = forms.MOVEMENTS["unfold"](whole[:1, :, :1], (2, 3, 70), (2, 3, 8, 14), args, unfold)
+    assert moved.shape == (1, 3, 1, 1)
+    torch.testing.assert_close(moved.expand(2, 3, 8, 14), unfold(whole, *args))
