@@ -102,6 +102,19 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, "not a regular file")
 
 
+def text_in(path: Path) -> str:
+    """Return "a text that starts with ...", "" for other files: what was fetched as weights is often a page of text."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200).decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    if start.startswith("version https://git-lfs"):
+        return "a pointer of Git LFS to it; get the file itself with: git lfs pull"
+    plain = start.strip() and all(letter.isprintable() or letter in "\r\n\t" for letter in start)
+    return f"a text that starts with '{one_line(start, 40)}'" if plain else ""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return "; did you mean 'WORD'?" with the allowed word closest to `given`, or "" if nothing is close."""
     guess = nearest(given, allowed)

@@ -203,6 +203,24 @@ def test_help_of_every_command_fits_80_columns(
         assert code == 0 and max(map(len, out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("given", [["eval", "~/here"], ["train", "--resume=~/here"], ["inspect", "~/here"]])
+def test_a_tilde_that_the_shell_leaves_means_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsify: Callable[..., Outcome], given: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    outcome = sparsify(*given)
+    assert outcome.code == 2 and f"{tmp_path}/here" in outcome.err
+
+
+def test_a_removed_working_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsify: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert sparsify("models") == (2, "", "sparsify: the working folder was removed; change to another one\n")
+
+
 def test_our_own_bugs_show_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from cli import main
     from sparsify import models
