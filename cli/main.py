@@ -20,6 +20,7 @@ from sparsify.namesake import warn_of_namesake
 
 from .loading import announce_torch
 from .output import lasting_output
+from .signals import Signals
 
 INTERRUPTED = 130
 
@@ -87,7 +88,8 @@ def sparsify() -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
-    Exit codes: 0 success, 1 the run failed, 2 a user's mistake, 130 stopped by Ctrl-C, 128 + N by signal N.
+    Exit codes: 0 success, 1 the run failed, 2 a user's mistake, 130 stopped by Ctrl-C, 128 + N by signal N, which
+    leaves no half-written file.
     """
     warnings.showwarning = _show_warning
     with lasting_output():
@@ -98,10 +100,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _run(args: Sequence[str] | None) -> None:
     given = [_at_home(one) for one in (sys.argv[1:] if args is None else args)]
+    signals = Signals()
     try:
-        _check_folder()
-        sparsify.main(given, prog_name="sparsify", standalone_mode=False)
-        sys.stdout.flush()
+        with signals:
+            _check_folder()
+            sparsify.main(given, prog_name="sparsify", standalone_mode=False)
+            sys.stdout.flush()
     except ElsewhereError as error:
         _leave("" if error.reported else str(error), error.exit_code)
     except SparsifyError as error:
@@ -113,7 +117,7 @@ def _run(args: Sequence[str] | None) -> None:
     except Stopped as stopped:
         _leave(str(stopped), stopped.code)
     except (click.Abort, KeyboardInterrupt):
-        _leave("stopped", INTERRUPTED)
+        _leave("stopped", signals.code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

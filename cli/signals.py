@@ -1,10 +1,11 @@
-"""Signals that stop a training run: it ends its step, writes a checkpoint, and exits with the signal's code."""
+"""Signals that stop a command: it tidies up, a run writes a checkpoint, and it exits with the signal's code."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -13,15 +14,16 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Signals:
-    """Handles the signals that stop a run, within a `with` block.
+    """Handles the signals that stop a command, within a `with` block.
 
     The first one raises KeyboardInterrupt or, once `gentle` is set, is only recorded for the run (`asked`). A second
     one ends the process at once. A signal that was ignored before (`nohup`, a shell's background) stays ignored. `code`
-    is the exit code of the signal received, 130 without one.
+    is the exit code of the signal received, 130 without one; `after` is what a second one says of what goes on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, after: str = "") -> None:
         self.gentle = False
+        self._after = after
         self._received: int | None = None
         self._before: dict[int, Any] = {}
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
@@ -36,7 +38,8 @@ class Signals:
         return self._received is not None
 
     def __enter__(self) -> Signals:
-        for name in _NAMES:
+        # Python lets the main thread alone handle signals.
+        for name in _NAMES if threading.current_thread() is threading.main_thread() else ():
             number = getattr(signal, name, None)  # Windows has two of them
             if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._take)
@@ -65,5 +68,5 @@ class Signals:
         if 1 in self._terminals and os.isatty(1):
             os.write(1, _SHOW_CURSOR)
         sys.stderr.flush()
-        os.write(2, b"sparsify: ended at once; the run goes on from its last checkpoint\n")
+        os.write(2, f"sparsify: ended at once{self._after}\n".encode())
         os._exit(128 + number)

@@ -89,7 +89,7 @@ def _run(runs: list[SweepRun], folder: Path, jobs: int, threads: int) -> list[Sw
 
     from .signals import Signals
 
-    signals = Signals()
+    signals = Signals("; the same command goes on")
     try:
         with signals:
             return run_all(runs, folder, jobs=jobs, threads=threads, say=partial(print, flush=True))

@@ -132,7 +132,8 @@ def _train(
 
     from .view.progress import Screen
 
-    screen, signals = Screen(silent=launch.rank > 0), Signals()
+    screen = Screen(silent=launch.rank > 0)
+    signals = Signals("; the run goes on from its last checkpoint")
     if launch.rank:  # the first process gives the same warnings
         warnings.simplefilter("ignore")
     try:

@@ -124,6 +124,20 @@ def test_the_line_says_what_was_given_and_what_is_taken() -> None:
         sparsify.convert(plain(), ignore=[1])  # type: ignore[list-item]
 
 
+def test_a_pruner_says_what_it_cannot_take() -> None:
+    with pytest.raises(SparsifyError, match=r"^Pruner\.load_state_dict: state is .*; it takes a mapping$"):
+        sparsify.Pruner(masked(), {"sparsity": 0.5}, 10).load_state_dict([])  # type: ignore[arg-type]
+    empty = masked().to("meta")
+    with pytest.raises(SparsifyError, match=r"^Pruner: 0\.weight, 2\.weight: on the meta device, without values"):
+        sparsify.Pruner(empty, {"sparsity": 0.5}, 10).start()
+
+
+@pytest.mark.parametrize("mask", [[[1]], torch.ones(4, 4, device="meta"), torch.ones(4, 4).to_sparse()])
+def test_a_mask_without_dense_values_is_refused(mask: Any) -> None:
+    with pytest.raises(SparsifyError, match=r"^set_masks: 0\.weight: a mask is a tensor with values"):
+        sparsify.set_masks(masked(), {"0.weight": mask})
+
+
 def test_a_missing_argument_is_the_usual_error() -> None:
     with pytest.raises(TypeError, match="missing a required argument: 'model'"):
         sparsify.fold()  # type: ignore[call-arg]

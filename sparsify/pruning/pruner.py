@@ -28,7 +28,7 @@ from .mask_update import set_all, union_of
 from .report import PruningReport, SparsityWarning
 from .same_masks import check_same
 from .schedules import Update, update_plan
-from .selection.prunable_weights import copy_to_aliases, weights_named
+from .selection.prunable_weights import check_have_values, copy_to_aliases, weights_named
 from .settings.prune import Pruning, parse_pruning
 from .state import PrunerState, settings_text
 
@@ -125,8 +125,9 @@ class Pruner:
         `batches` is iterated again at every update (an iterator is stored as a list). `loss_fn(outputs, targets)`
         returns the loss of a batch (inputs, targets), a tensor of one element; if its parameters are called `model` and
         `batch`, or if batches are not pairs, it is called with these. After `load_state_dict` only the data are set.
-        Raises SparsifyError if the criterion needs data and there are none.
+        Raises SparsifyError if the criterion needs data and there are none, or weights have no values (meta device).
         """
+        check_have_values(self._weights())
         if not self.finished:
             batches, self._example_input = parts.with_data(self.parts, batches, loss_fn, self._example_input)
         self._batches = batches
@@ -190,6 +191,7 @@ class Pruner:
         """
         return self._state.as_dict(self._own_entries())
 
+    @takes(state=Mapping)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of a pruner with the same settings and model, whose own state is loaded separately.
 

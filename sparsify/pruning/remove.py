@@ -85,12 +85,13 @@ def _weight_of(model: nn.Module, channels: Channels, layer: str) -> tuple[str, i
 
 def _groups_of(model: nn.Module, channels: Channels, layer: str, indices: Iterable[int]) -> torch.Tensor:
     name, dimension = _weight_of(model, channels, layer)
-    labels, found = channels.labels[name][dimension], list(indices)
-    for index in found:
+    labels, found = channels.labels[name][dimension], []
+    for index in indices:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(labels):
             raise SparsifyError(f"remove: {layer}: {index!r} is no unit of it; they are 0 to {len(labels) - 1}")
         if labels[index] < 0:
             raise SparsifyError(f"remove: {layer}: {index} cannot go: {_reason(channels.barriers)}")
+        found.append(index)
     return labels[torch.tensor(found, dtype=torch.int64)]
 
 

@@ -60,6 +60,7 @@ def test_units_go_with_everything_that_is_tied_to_them(converted: bool) -> None:
         ({"stem": [-1]}, "remove: stem: -1 is no unit of it"),
         ({"stme": [1]}, "remove: the model has no layer 'stme' with a weight; did you mean 'stem'?"),
         ({"head": [1]}, "remove: the units of head cannot go: it is part of the outputs, or tied to what is"),
+        ({"stem": range(10**12)}, "remove: stem: 6 is no unit of it; they are 0 to 5"),
         ({"inner": range(5)}, "remove: nothing would be left of inner.weight"),
     ],
 )

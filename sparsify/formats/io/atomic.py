@@ -63,9 +63,9 @@ def is_temporary(path: Path) -> bool:
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
-    """Return the path that `path` leads to over symbolic links. Raises SparsifyError if these form a loop."""
-    target = Path(os.path.realpath(path))
-    with os_errors(path, target):
+    """Return the path that `path` leads to over symbolic links. Raises SparsifyError if it leads nowhere."""
+    with os_errors(path, Path(path)):
+        target = Path(os.path.realpath(path))
         if target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     return target

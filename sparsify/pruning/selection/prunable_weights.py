@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -82,6 +82,12 @@ def weights_named(model: nn.Module, names: Iterable[str]) -> dict[str, MaskedWei
             "convert the changed model, and make a new pruner for it"
         )
     return {name: present[name] for name in names}
+
+
+def check_have_values(weights: Mapping[str, MaskedWeight]) -> None:
+    """Raise SparsifyError if weights are on the meta device."""
+    if empty := [name for name, weight in weights.items() if weight.parameter.is_meta]:
+        raise SparsifyError(f"Pruner: {listed(empty)}: on the meta device, without values; load the weights first")
 
 
 def copy_to_aliases(model: nn.Module) -> None:

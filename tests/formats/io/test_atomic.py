@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,15 @@ def test_a_folder_a_device_and_a_pipe_are_not_replaced(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["pipe"]
     with pytest.raises(SparsifyError, match="it exists and is not a file"):
         atomic_write("/dev/full", b"x")
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for write in (check_writable, check_folder, partial(atomic_write, chunks=b"x")):
+        with pytest.raises(SparsifyError, match=r"^cannot write a: there is no folder \.$"):
+            write("a")
 
 
 def test_links_in_a_loop_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
