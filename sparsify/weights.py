@@ -134,7 +134,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:
     Wrappers' prefixes are removed. Raises SparsifyError if the file is missing, damaged or holds no state dict.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SparsifyError(f"{path}: no such checkpoint")
     if not os.access(path, os.R_OK):
         # The libraries would report it as missing or damaged.

@@ -152,6 +152,31 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         assert part in err
 
 
+LONG = 300 * "a"  # no file has a name of more than 255 bytes
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["inspect", LONG], ["export", LONG, "--out", "x"], ["import", LONG, "--out", "x"], ["bench", LONG]),
+        *(["eval", LONG], ["eval", "LICENSE", "--data", LONG], ["diff", LONG, LONG], ["predict", LONG, LONG]),
+        *(["export", "LICENSE", "--out", LONG], ["export", "LICENSE", "--format", "hub", "--out", LONG]),
+        *(["convert", LONG, "--model", "cifar:resnet20", "--out", "x"], ["train", "--resume", LONG]),
+        *(["convert", "--model", "cifar:resnet20", "--masks", LONG, "--out", "x"], ["report", LONG], ["compare", LONG]),
+        *(["train", LONG], ["train", RECIPE, "--out", LONG], ["sweep", LONG]),
+        *(["train", RECIPE, "--data", LONG], ["train", RECIPE, "--data", f"folder:{LONG}"]),
+        *(["train", RECIPE, "--plugin", f"{LONG}.py"], ["train", RECIPE, "--set", f"model.checkpoint={LONG}"]),
+    ],
+    ids=lambda args: " ".join(args).replace(LONG, "LONG"),
+)
+def test_a_name_that_no_file_can_have_is_one_line(
+    args: list[str], sparsify: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    code, out, err = sparsify(*args)
+    assert code == 2 and out == "" and err.startswith("sparsify: ") and err.count("\n") == 1
+
+
 QUICK = [["--help"], ["train", "--help"], ["models", "timm:vgg*"], ["recipe-schema"], ["--version"]]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import SparsifyError, text_in
+from ...errors import SparsifyError, check_regular, text_in
 from ..types import Array, Shape
 
 # Bytes per element, by the container's name of the type. Elements are read as unsigned integers of that width, which
@@ -162,6 +162,7 @@ def read_part(file: BufferedReader, header: Header, name: str, checksum: str | N
 def open_file(path: str | os.PathLike[str]) -> BufferedReader:
     """Return the file opened for reading bytes. Raises SparsifyError if it cannot be opened."""
     try:
+        check_regular(path)
         return Path(path).open("rb")
     except OSError as error:
         raise SparsifyError(f"cannot read {os.fspath(path)}: {error.strerror}") from error

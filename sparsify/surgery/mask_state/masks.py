@@ -21,7 +21,7 @@ from ...processes.shards import copy_into, count
 from ..full_name import full_name
 from ..module_walk import named_modules
 from .live_masks import bool_mask
-from .parametrized import computed_weight, computes_from, formed_since
+from .parametrized import computed_names, computed_weight, computes_from, formed_since
 
 
 class Layout(NamedTuple):
@@ -106,6 +106,12 @@ def masked_parameters(model: nn.Module) -> dict[str, MaskedWeight]:
     return _first_names(all_masked_parameters(model))
 
 
+def masked_sources(model: nn.Module) -> dict[str, str]:
+    """Return {masked parameter: the weight that a parametrization computes from it}, which a folded model holds."""
+    computed = computed_names(model)
+    return {weight.name: computed[weight.name] for weight in all_masked_weights(model) if weight.name in computed}
+
+
 def _first_names(weights: Iterator[MaskedWeight]) -> dict[str, MaskedWeight]:
     seen: set[int] = set()
     found: dict[str, MaskedWeight] = {}
@@ -141,6 +147,8 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             hint = did_you_mean(name, weights)
             raise SparsifyError(f"set_masks: the model has no masked weight '{name}'{hint}")
         expected = weights[name].mask.shape
+        if not isinstance(mask, Tensor) or mask.layout is not torch.strided or mask.is_meta:
+            raise SparsifyError(f"set_masks: {name}: a mask is a dense tensor with values")
         if mask.shape != expected:
             raise SparsifyError(f"set_masks: {name}: mask has shape {tuple(mask.shape)}, weight {tuple(expected)}")
         if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):

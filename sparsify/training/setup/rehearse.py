@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def is_here(recipe: Recipe) -> bool:
     if recipe.own_data is not None:
         return True
     if name in DATASETS:
-        return DATASETS[name].embedded or (_root(recipe) / _FOLDERS.get(name, "")).is_dir()
+        return DATASETS[name].embedded or os.path.isdir(_root(recipe) / _FOLDERS.get(name, ""))
     return not may_be_fetched(name)
 
 
