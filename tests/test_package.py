@@ -82,6 +82,7 @@ ALLOWED: Graph = {
         "ops",
         "datasets",
         "hardware",
+        "hub_log",
         "preprocess",
         "preserve",
         "processes",

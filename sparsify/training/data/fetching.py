@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -32,7 +33,7 @@ def weights_are_here(spec: str) -> bool:
         from torchvision.models import get_model_weights
 
         return fetched(spec, lambda: _at(get_model_weights(name).DEFAULT.url))
-    return prefix != "transformers" or Path(name).is_dir() or fetched(spec, lambda: _on_hub(name))
+    return prefix != "transformers" or os.path.isdir(name) or fetched(spec, lambda: _on_hub(name))
 
 
 def _timm(name: str) -> bool:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ...datasets import HUB
 from ...errors import RunError, SparsifyError, did_you_mean, one_line
+from ...hub_log import quiet_hub
 from ..recipe.settings import DataSettings
 
 _TEST_SPLITS = ("validation", "test", "val")
@@ -71,11 +72,10 @@ def _loaded(settings: DataSettings) -> Any:
         raise SparsifyError(
             f"data.name: '{settings.name}' needs datasets 4, which executes nothing; this is {datasets.__version__}"
         )
+    saved = any(os.path.isfile(Path(name) / file) for file in _SAVED)
     try:
-        if any(os.path.isfile(Path(name) / file) for file in _SAVED):
-            found = datasets.load_from_disk(name)
-        else:
-            found = datasets.load_dataset(name, cache_dir=settings.dir)
+        with quiet_hub():
+            found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, cache_dir=settings.dir)
     except (ConnectionError, OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
         reason = one_line(error)
         is_there = os.path.isdir(name)
@@ -119,7 +119,10 @@ def _classes(table: Any, label: str, settings: DataSettings) -> list[str]:
     if names is None:
         values = table.unique(label)
         if not values or not all(type(value) is int and value >= 0 for value in values):
-            raise SparsifyError(f"data.label: column '{label}' of '{settings.name}' has no whole numbers from 0 on")
+            raise SparsifyError(
+                f"data.label: column '{label}' of '{settings.name}' has no whole numbers from 0 on; "
+                "DatasetDict.class_encode_column makes them of names"
+            )
         names = [str(value) for value in range(settings.num_classes or max(values) + 1)]
     if len(names) < 2:
         raise SparsifyError(f"data.name: '{settings.name}' has one class, '{names[0]}'; it takes two to train")

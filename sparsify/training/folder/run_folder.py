@@ -76,6 +76,11 @@ def check_new(folder: Path, *, overwrite: bool) -> None:
     """
     _check_place(folder, overwrite=overwrite)
     with one_line(folder):
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise SparsifyError(f"{there}: is a file; a run needs a folder")
+        if not os.access(there, os.W_OK):
+            raise SparsifyError(f"{there}: may not be written to")
         check_free(folder)
 
 

@@ -46,17 +46,16 @@ class Rehearsal:
 def rehearse(recipe: Recipe, *, check: bool = True) -> Rehearsal:
     """Build, load, convert and verify the model of `recipe` as `train` does, and return what a run would start with.
 
-    Published weights and data sets are not downloaded, only asked for; `left_out` says so. Raises whatever the run
-    would raise before its first step.
+    Published weights and CIFAR are not downloaded, only asked for; `left_out` says so. Other sets are, since their size
+    is not known without. Raises whatever the run would raise before its first step.
     """
     left_out: list[str] = []
     if recipe.model.pretrained and not weights_are_here(recipe.model.name):
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": False})})
         left_out.append("the published weights are fetched when the run starts")
     with keep_random_states():
-        if not is_here(recipe):
-            if recipe.data.name in DATASETS:
-                check_place(recipe.data.name, recipe.data.dir)
+        if recipe.data.name in DATASETS and not is_here(recipe):
+            check_place(recipe.data.name, recipe.data.dir)
             left_out.append(f"{recipe.data.name} is not in {_root(recipe)}, and is downloaded when the run starts")
             return _summary(_on_meta(recipe), recipe, None, tuple(left_out))
         prepared = prepare(recipe, check=check)
@@ -79,8 +78,7 @@ def is_here(recipe: Recipe) -> bool:
 
 def _on_meta(recipe: Recipe) -> nn.Module:
     """Return the model, on the meta device where it can be built there."""
-    classes = recipe.data.num_classes if recipe.data.name not in DATASETS else count_classes(recipe.data)
-    arguments = {**recipe.model.arguments, **({} if classes is None else {"num_classes": classes})}
+    arguments = {**recipe.model.arguments, "num_classes": count_classes(recipe.data)}
     try:
         with torch.device("meta"):
             return build_model(recipe.model.name, **arguments)

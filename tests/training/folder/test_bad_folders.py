@@ -73,6 +73,12 @@ def test_a_bad_folder_is_one_line(way: str, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_folder_that_may_not_be_written_is_told_in_advance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(SparsifyError, match=f"^{tmp_path}: may not be written to$"):
+        check_new(tmp_path / "new" / "run", overwrite=False)
+
+
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
