@@ -40,7 +40,7 @@ def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
             for key, kind in kinds.items():
                 if key in given and not _fits(given[key], kind if isinstance(kind, tuple) else (kind,)):
                     raise SparsifyError(f"{name}: {key} is {_shown(given[key])}; it takes {_listed(kind)}")
-            with _out_of_inference_mode(given.get("model")):
+            with out_of_inference_mode(given.get("model")):
                 return function(*args, **kwargs)
 
         return checked
@@ -48,7 +48,7 @@ def takes(**kinds: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     return mark
 
 
-def _out_of_inference_mode(model: Any) -> AbstractContextManager[Any]:
+def out_of_inference_mode(model: Any) -> AbstractContextManager[Any]:
     """Return a context that leaves inference mode, whose tensors cannot be trained, unless `model` was made in it."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.is_inference_mode_enabled():

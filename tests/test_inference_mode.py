@@ -91,3 +91,17 @@ def test_masks_change_in_inference_mode_and_outside_in_turn() -> None:
             pruner.step()
         model(X).sum().backward()
     assert pruner.finished and round(pruner.report().reached, 2) == 0.5
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp", "synflow"])
+def test_a_criterion_takes_its_gradients(criterion: str) -> None:
+    found = []
+    batch = X, torch.tensor([0, 1, 2])
+    for mode in (False, True):
+        model = plain()
+        sparsify.convert(model)
+        pruning = {"sparsity": 0.5, "schedule": "one_shot", "scope": "filter", "criterion": criterion}
+        with torch.inference_mode(mode):
+            sparsify.Pruner(model, pruning, 1, example_input=X).start([batch], F.cross_entropy)
+        found.append(torch.cat([mask.flatten() for mask in sparsify.get_masks(model).values()]))
+    assert torch.equal(*found)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import takes
+from ..arguments import out_of_inference_mode, takes
 from ..processes.ranks import group_of
 from ..surgery.channels.analyse import Channels
 from ..surgery.mask_state.masks import MaskedWeight, kept_of
@@ -214,7 +214,7 @@ class Pruner:
 
     def _apply_due_updates(self) -> None:
         weights = self._weights()
-        with torch.no_grad(), self._state.all_or_nothing(weights):
+        with out_of_inference_mode(self.model), torch.no_grad(), self._state.all_or_nothing(weights):
             while self._is_due():
                 update = self.plan[self._state.done]
                 self._apply(update, weights)

@@ -79,7 +79,9 @@ def _started(model: nn.Module, example_input: Any, threads: int, tune: bool, fil
         engine.note, engine.uses_kernels = note, False
         run(engine, inputs)
         return engine
-    engine = Engine(fold(model).eval().requires_grad_(False), threads, tune)
+    with torch.no_grad():  # else PyTorch's copy of a scripted module has parameters that are no leaves
+        folded = fold(model).eval().requires_grad_(False)
+    engine = Engine(folded, threads, tune)
     if file is not None and file.strategy is not None:
         engine.known[file.shapes] = file.strategy
     with explained(inputs, "compile"):

@@ -28,3 +28,8 @@ def named_modules(model: nn.Module, *, remove_duplicate: bool = True) -> list[tu
 
     visit("", model)
     return found
+
+
+def parameter_names(module: nn.Module) -> list[str]:
+    """Return the names of the parameters that a module itself holds; of scripted modules too."""
+    return [name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)]

@@ -80,7 +80,7 @@ def savings(terms: Sequence[Term], kept: Tensor) -> Tensor:
 
     Savings count in the layers that produce a channel and in those that read it.
     """
-    saved = torch.zeros(len(kept), dtype=torch.float64)
+    saved = torch.zeros_like(kept, dtype=torch.float64)
     for amount, axes in terms:
         with_group = torch.full_like(saved, amount)
         without = with_group.clone()

@@ -70,7 +70,7 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
     left.
     """
     weights, others, kept = _producers(model, channels, set(names))
-    prunable = torch.ones(channels.groups + 1, dtype=torch.bool)
+    prunable = torch.ones(channels.groups + 1, dtype=torch.bool, device="cpu")
     for labels in kept.values():
         prunable[labels] = False
     # The last entry is that of the label -1.
@@ -142,7 +142,7 @@ def _mask_extra(model: nn.Module, names: list[str]) -> dict[str, str]:
 
 def _marked(count: int, producers: Iterable[Produced]) -> Tensor:
     """Return for each group, bool [count], whether one of these produces it."""
-    marked = torch.zeros(count + 1, dtype=torch.bool)
+    marked = torch.zeros(count + 1, dtype=torch.bool, device="cpu")
     for one in producers:
         marked[one.labels] = True
     return marked[:-1]

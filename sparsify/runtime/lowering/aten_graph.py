@@ -85,6 +85,8 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
     with torch.no_grad(), _custom_functions_as_operations():
         try:
             graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
+            if any(_writes(node) for node in graph.graph.nodes):  # inside PyTorch's recurrent layers
+                graph = make_fx(functionalize(graph, remove="mutations"))(*inputs)
         except (*PASSED, RunError):
             raise
         except Exception as error:
@@ -102,18 +104,19 @@ class _Here(threading.local):
     traced = False
 
 
-_HERE, _APPLY = _Here(), vars(torch.autograd.Function)["apply"]
+_HERE, _ONE_AT_A_TIME, _APPLY = _Here(), threading.RLock(), vars(torch.autograd.Function)["apply"]
 
 
 @contextmanager
 def _custom_functions_as_operations() -> Iterator[None]:
     """Record the operations of custom autograd functions, which `functionalize` refuses; calls of this thread alone."""
-    with patch.object(torch.autograd.Function, "apply", classmethod(_applied)):
+    before = _HERE.traced
+    with _ONE_AT_A_TIME, patch.object(torch.autograd.Function, "apply", classmethod(_applied)):
         _HERE.traced = True
         try:
             yield
         finally:
-            _HERE.traced = False
+            _HERE.traced = before
 
 
 def _applied(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
@@ -125,6 +128,10 @@ def _applied(function: type[torch.autograd.Function], *args: Any, **kwargs: Any)
         context.needs_input_grad = (False,) * len(args)  # type: ignore[attr-defined]
         args = (context, *args)
     return function.forward(*args, **kwargs)
+
+
+def _writes(node: fx.Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
 
 
 def _where(error: Exception) -> str:

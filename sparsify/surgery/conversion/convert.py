@@ -29,7 +29,7 @@ from ..shallow_copies import bound_attributes
 from .decisions import ConversionPlan, Key, key_at
 from .exclusions import leave_out_shared, leave_out_unmaskable
 from .hook_reads import hooks_that_read
-from .plan import plan_module, weight_owners
+from .plan import plan_module, read_where_called_functionally, weight_owners
 from .plan_extra import masked_extra, plan_extra
 from .plan_parametrized import inside_parametrizations, leave_inside, plan_parametrized
 
@@ -121,6 +121,8 @@ def _make_plan(model: nn.Module, extra: set[Key]) -> ConversionPlan:
             plan_module(module, plan)
             plan_extra(module, plan)
             plan_parametrized(module, plan)
+    for module in model.modules():
+        read_where_called_functionally(module, plan)
     leave_out_unmaskable(model, plan)
     for where in plan.dense:
         plan.how.pop(where, None)
@@ -173,6 +175,7 @@ def apply(
         if kind == "substituted":
             module.__dict__["masked_reads"] = tuple(plan.reads[id(module)])
             module.__dict__["computed_eagerly"] = id(module) in plan.eager
+            module.__dict__["calls_functionally"] = id(module) in plan.functional
             module.__dict__["bound_attributes"] = bound_attributes(module)
             masked = module.__dict__.get("masked_names", ())
             names = [name for name in masked if not computes_from(module, name)]

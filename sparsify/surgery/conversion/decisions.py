@@ -29,6 +29,7 @@ class ConversionPlan:
     reasons: dict[Key, str] = field(default_factory=dict)
     layouts: dict[Key, Layout] = field(default_factory=dict)  # of weights, where known
     eager: set[int] = field(default_factory=set)  # modules that run eagerly under torch.compile (see `Use.eager`)
+    functional: set[int] = field(default_factory=set)  # modules that call submodules with other weights
     dense: set[Key] = field(default_factory=set)  # weights that a forward reads without a mask
     kinds: dict[int, str] = field(default_factory=dict)  # module -> the kind of its new class
     reads: dict[int, list[str]] = field(default_factory=dict)  # module -> paths of parameters its forward reads masked

@@ -35,12 +35,13 @@ def _why_shared(name: str, dense: list[str], names: list[str]) -> str:
 
 def leave_out_unmaskable(model: nn.Module, plan: ConversionPlan) -> None:
     """Remove from `plan` weights that cannot carry a mask or whose reader's class cannot be subclassed; note why."""
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    for module in modules:
+    for module in model.modules():
         for name, reason in plan.unreachable(module).items():
             plan.how.pop((id(module), name), None)
             plan.reasons[id(module), name] = reason
-    for module in modules:
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         paths = [name for name in module._parameters if (id(module), name) in plan.how]
         keys = {key_at(module, path) for path in [*paths, *plan.reads.get(id(module), ())]} & plan.how.keys()
         problem = _class_problem(module, plan.kinds.get(id(module), "owner")) if keys else ""

@@ -54,7 +54,7 @@ def fold(model: nn.Module) -> nn.Module:
     folded = plain_copy(model, copies)
     modules = dict(folded.named_modules(remove_duplicate=False))
     _put(modules, {w.name: copies[id(w.parameter)] for w in all_masked_parameters(model) if id(w.parameter) in copies})
-    eager = {name for name, module in model.named_modules() if module.__dict__.get("computed_eagerly", False)}
+    eager = {name for name, module in model.named_modules() if getattr(module, "computed_eagerly", False)}
     for path, weights in computed.items():
         folded = _replace(folded, path, _with_weights(modules[path], weights, eager=path in eager))
     for name, stored in parametrized.items():

@@ -15,6 +15,7 @@ from ..masking.masked_classes import Masked, is_direct
 from ..masking.substituted_call import fused_weights
 from ..tracing.bytecode_scan import (
     CONV_AND_LINEAR,
+    calls_with_other_weights,
     chained_reads,
     has_forward,
     is_torch,
@@ -141,6 +142,23 @@ def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan
             own = any(value is parameter for parameter in module._parameters.values())
             how = "from a closure, a list or another object" if own else "although it belongs to another module"
             plan.outside[id(value)] = f"{where} reads it {how}: masks cannot be applied there"
+
+
+def read_where_called_functionally(module: nn.Module, plan: ConversionPlan) -> None:
+    """Plan a class that reads all masked weights below a module whose forward calls submodules with other weights.
+
+    The other weights are then used as they are, as in a folded model, which has no masks to put on them.
+    """
+    if not calls_with_other_weights(original_class(module)):
+        return
+    masked = [path for path, _ in module.named_parameters(remove_duplicate=False) if key_at(module, path) in plan.how]
+    below = [path for path in masked if "." in path]
+    if below:
+        plan.kinds[id(module)] = "substituted"
+        plan.functional.add(id(module))
+        plan.reads[id(module)] = list(dict.fromkeys([*plan.reads.get(id(module), []), *below]))
+        name = plan.names[id(module)] or type(module).__name__
+        plan.notes.append(f"{name}: masks are not applied to weights that it gives to submodules by functional_call")
 
 
 def _unread(module: nn.Module, name: str, failure: str) -> str:

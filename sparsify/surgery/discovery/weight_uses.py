@@ -124,15 +124,17 @@ class Found:
             if alike or any(node.op == "placeholder" for node in ancestors(core)):
                 break
             with torch.no_grad(), torch.random.fork_rng(devices=[]), changed_buffers(self.module, []):
-                shape = subgraph(self.graph, core)(self.module).shape
-            alike = [path for path in paths if self.module.get_parameter(path).shape == shape]
+                weight = subgraph(self.graph, core)(self.module)
+            # A complex weight cannot be stored in place of the real parameters that it is made of.
+            same = [path for path in paths if self.module.get_parameter(path).shape == weight.shape]
+            alike = [] if weight.is_complex() else same
             chosen = core
         if not alike:
             several = f"multiplied or added up with {', '.join(paths[1:])}: each has a mask of its own"
             self.computed |= {path: Use("source", several if path == paths[0] and paths[1:] else "") for path in paths}
         elif self.cores.setdefault(alike[0], chosen) is chosen:
             eager = product or operand.node is not chosen
-            self.computed[alike[0]] = Use("computed", "", self._layout(operand, chosen, shape), eager)
+            self.computed[alike[0]] = Use("computed", "", self._layout(operand, chosen, weight.shape), eager)
             part = Use("unmasked", PART.format(alike[0]))
             self.computed |= {path: part for path in paths if path != alike[0]}
         else:  # one mask can serve only one computed weight

@@ -6,7 +6,7 @@ from functools import cache, partial, wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .operand_mode import Operands, eagerly
 
@@ -15,6 +15,7 @@ class Given:
     """Mixin for the class of such a module; `given_weights` names the parameters that hold the weights."""
 
     given_weights: tuple[str, ...] = ()
+    given_eagerly = True  # of a pickle made before modules had this attribute
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Skip the original class's hook, which would register or check this class as a new one."""
@@ -61,5 +62,5 @@ def _new_given(original: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def _stored(parameter: Any, _: Any) -> Any:
-    return parameter
+def _stored(parameter: Any, computed: Any) -> Any:
+    return parameter.detach() if isinstance(computed, Tensor) and not computed.requires_grad else parameter

@@ -28,7 +28,7 @@ from .substituted_call import substituted_call
 
 _OF_MODULES = (
     *("masked_names", "masked_also", "masked_layouts", "masked_reads"),
-    *("computed_weights", "computed_eagerly", "bound_attributes"),
+    *("computed_weights", "computed_eagerly", "bound_attributes", "calls_functionally"),
 )
 # Attributes of masked modules besides the masks: a module that already has one of these cannot be masked.
 ATTRIBUTES = (*_OF_MODULES, "original_class", "dense_forward", "masked_kind", "compute_effective_weight")
@@ -40,6 +40,7 @@ class Masked(PassedOver):
     masked_names: tuple[str, ...] = ()
     masked_also: tuple[str, ...] = ()
     computed_weights: tuple[str, ...] = ()
+    computed_eagerly = True  # of a pickle made before modules had this attribute
     original_class: type[nn.Module]
     dense_forward: Callable[..., Any]  # the original class's forward when this class was made
     masked_kind: str
@@ -192,7 +193,7 @@ def _masked_conv_transpose(operation: Callable[..., Tensor], dimensions: int) ->
 
 def is_direct(cls: type[nn.Module]) -> bool:
     """Return whether a class inherits torch.nn's conv or linear forward and the methods that it calls."""
-    if cls.forward not in DIRECT:
+    if getattr(cls, "forward", None) not in DIRECT:  # scripted classes have none
         return False
     return all(getattr(cls, step, own) is own for step, own in _STEPS.get(cls.forward, {}).items())
 

@@ -65,6 +65,8 @@ class Operands(TorchFunctionMode):
             return func(*args, **{key: self._each_replaced(value) for key, value in kwargs.items()})
         result = func(*args, **kwargs)
         arranging = func in _ARRANGING
+        if args and result is args[0] and not arranging:  # written in place: no longer a rearranged parameter
+            self.arranged = [one for one in self.arranged if one[0] is not result]
         # A weight may be cast or reshaped by an input's dtype or sizes, so for rearrangements only the base counts.
         if None not in origins or (arranging and origins[0]):
             sources = tuple(dict.fromkeys(i for origin in origins for i in origin or ()))

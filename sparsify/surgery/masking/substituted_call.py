@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -60,10 +60,11 @@ _OF_ENCODER = ("linear1", "linear2", "norm1", "norm2")
 
 def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
     """Return `forward` called on a copy of `module` with effective weights; attributes that it sets go to `module`."""
-    if torch.compiler.is_compiling() and (module.__dict__.get("computed_eagerly", False) or not DYNAMO_FOLLOWS):
+    if torch.compiler.is_compiling() and ((module.computed_weights and module.computed_eagerly) or not DYNAMO_FOLLOWS):
         return eagerly(substituted_call, forward, module, args, kwargs)
     weights = effective_weights(module)
-    copied = substituted_copy(module, weights, original_class(module))
+    functional = module.__dict__.get("calls_functionally", False)
+    copied = substituted_copy(module, weights, original_class(module), functional)
     before = stamps(weights)
     bound = {name: copied.__dict__.get(name) for name in module.__dict__.get("bound_attributes", ())}
     try:
@@ -139,10 +140,13 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Module]) -> nn.Module:
+def substituted_copy(
+    module: nn.Module, weights: Mapping[str, Tensor], cls: type[nn.Module], functional: bool = False
+) -> nn.Module:
     """Return a shallow copy of `module`, of class `cls`, with the parameters at the paths in `weights` replaced.
 
     Submodules that own some of them are copied too, for reading; calling such a copy calls the original module.
+    `functional`: it calls the copy itself, so that gradients of its weights can be taken (torch.func.functional_call).
     """
     copied = with_attributes(cls, module)
     bind_to(copied, module, module.__dict__.get("bound_attributes", ()))
@@ -159,9 +163,9 @@ def substituted_copy(module: nn.Module, weights: Mapping[str, Tensor], cls: type
         children = {}
         for name, inner in below.items():
             child_module: Any = module._modules[name]
-            children[name] = substituted_copy(child_module, inner, _read_copy_class(type(child_module)))
+            children[name] = substituted_copy(child_module, inner, _read_copy_class(type(child_module)), functional)
             children[name].__dict__["original_module"] = child_module
-            children[name].__dict__["fused"] = dict(children[name]._parameters)
+            children[name].__dict__["fused"] = {} if functional else dict(children[name]._parameters)
         copied.__dict__["_modules"] = {**module._modules, **children}
     if isinstance(module, nn.RNNBase):
         copied.__dict__["_flat_weights"] = [getattr(copied, name, None) for name in module._flat_weights_names]
@@ -181,9 +185,15 @@ class _ReadCopy:
         """Skip the original class's hook, which would register or check this class as a new one."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _given_others(self):  # type: ignore[arg-type]
-            return substituted_copy(self, {}, original_class(self.original_module))(*args, **kwargs)  # type: ignore[arg-type]
-        return self.original_module(*args, **kwargs)
+        module, this = self.original_module, cast(nn.Module, self)
+        if not _given_others(this):
+            return module(*args, **kwargs)
+        copied = substituted_copy(module, this._parameters, original_class(module))  # type: ignore[arg-type]
+        copied.__dict__["_modules"] = this._modules
+        try:
+            return copied(*args, **kwargs)
+        finally:
+            _keep_assigned(module, copied, this._parameters, {})  # type: ignore[arg-type]
 
 
 def _given_others(copied: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ... import ops
 from ..mask_state.masks import original_class
+from ..module_walk import parameter_names
 
 METADATA = frozenset("shape dtype device ndim requires_grad data_ptr size dim numel stride is_floating_point".split())
 CONV_AND_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
@@ -33,7 +34,7 @@ def is_torch(cls: type) -> bool:
 
 def has_forward(cls: type[nn.Module]) -> bool:
     """Return whether a class defines a forward; a module that only holds parameters has none."""
-    return cls.forward is not nn.Module.forward
+    return getattr(cls, "forward", None) is not nn.Module.forward  # scripted classes have none
 
 
 def reads_weights_of_children(module: nn.Module) -> bool:
@@ -44,7 +45,7 @@ def reads_weights_of_children(module: nn.Module) -> bool:
     """
     if any(isinstance(child, (nn.ParameterList, nn.ParameterDict)) for child in module.children()):
         return True
-    below = ((owner, p) for child in module.children() for owner in child.modules() for p in owner._parameters)
+    below = ((owner, p) for child in module.children() for owner in child.modules() for p in parameter_names(owner))
     # Modules without a forward only hold parameters, whatever those are called.
     names = frozenset(name for owner, name in below if "weight" in name or not has_forward(original_class(owner)))
     cls = original_class(module)
@@ -59,7 +60,7 @@ def reads_weights(module: nn.Module) -> bool:
     values += [item for v in values if isinstance(v, (list, tuple)) for item in v]
     values += [item for v in values if isinstance(v, dict) for item in v.values()]
     held = (owner for value in values if isinstance(value, nn.Module) for owner in value.modules())
-    names = {name for owner in held for name in owner._parameters if "weight" in name}
+    names = {name for owner in held for name in parameter_names(owner) if "weight" in name}
     return bool(names and names & _attributes_read(original_class(module)))  # type: ignore[arg-type]
 
 
@@ -69,7 +70,7 @@ def chained_reads(module: nn.Module) -> list[str]:
     names = _attributes_read(cls)  # type: ignore[arg-type]
     found = []
     for child, below in module.named_children():
-        weights = [name for name in below._parameters if "weight" in name and name in names]
+        weights = [name for name in parameter_names(below) if "weight" in name and name in names]
         found += [f"{child}.{name}" for name in weights if (child, name) in _chains(cls)]  # type: ignore[arg-type]
     return found
 
@@ -103,6 +104,12 @@ def mentions(module: nn.Module, names: frozenset[str]) -> bool:
 def mentions_own(module: nn.Module, paths: Iterable[str]) -> bool:
     """Return whether all `paths` name the module's own parameters, and its forward's code reads each of them."""
     return set(paths) <= module._parameters.keys() & _attributes_read(original_class(module))  # type: ignore[arg-type]
+
+
+def calls_with_other_weights(cls: type[nn.Module]) -> bool:
+    """Return whether the code of a class's forward mentions torch.func.functional_call, under any name."""
+    read = ((name, function.__globals__.get(name)) for function in reachable(cls) for name in names_read(function))
+    return any("functional_call" in (name, getattr(value, "__name__", "")) for name, value in read)
 
 
 def is_closed(cls: type[nn.Module]) -> bool:

@@ -23,6 +23,7 @@ from torch.fx.proxy import ParameterProxy
 from ..side_effects import changed_buffers, changed_contexts, drawn_numbers, in_mode, unchanged
 from .bytecode_scan import is_torch
 from .leaf_functions import Wrapped, describe, wrap_innermost
+from .subgraphs import follow_writes
 
 _STANDARD = sys.stdlib_module_names  # the modules of Python itself
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -235,6 +236,7 @@ def trace_once(tracer: LocalTracer, module: nn.Module, wrapped: Wrapped, *, trai
         if not tracer.proxy_buffers:
             watched.enter_context(changed_buffers(module, lost))
         graph = tracer.trace(module)
+        follow_writes(graph)
         constants = {name: value for name, value in module.__dict__.items() if name.startswith("_tensor_constant")}
         changed = [name for name in changes() if name not in constants]
     if constants:

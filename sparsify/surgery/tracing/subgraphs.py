@@ -37,6 +37,18 @@ def subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
     return compiled(part, "effective weight")
 
 
+def follow_writes(graph: fx.Graph) -> None:
+    """Let nodes after an operation that writes to a tensor in place read its result, in place; not for parameters."""
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        name = str(getattr(node.target, "__name__", node.target))
+        writes = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        written = node.args[0] if writes and node.args and node.op in ("call_method", "call_function") else None
+        if isinstance(written, fx.Node) and written.op != "get_attr":
+            later = {user for user in written.users if order[user] > order[node]}
+            written.replace_all_uses_with(node, later.__contains__)
+
+
 def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
     """Return a graph as a function of the module and the graph's inputs; `name` appears in tracebacks."""
     code = graph.python_code("self")

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ... import ops
 from ...calls import tensors_in
 from ..mask_state.masks import MaskedWeight, all_masked_parameters, is_computed, masked_parameters
 
@@ -152,11 +153,12 @@ class DenseWeights(TorchFunctionMode):
         live, reached, dense = set[str](), set[str](), set[str]()
         walk([operand], self.weights, live, reached, dense)
         self.found += [f"{name}: {operation} saw a weight computed from it past its mask" for name in sorted(dense)]
-        few_zeros = operand.numel() > 1 and (operand == 0).float().mean().item() < _LEAST_ZEROS
+        readable = operand.numel() > 1 and not ops.is_transformed()
+        few_zeros = readable and (operand == 0).float().mean().item() < _LEAST_ZEROS
         for name in sorted(live - dense):
             extra = self.weights[name].parameter_name in self.weights[name].module.__dict__.get("masked_also", ())
             # A tensor computed from a masked extra parameter need not have zeros.
-            if few_zeros and not extra and operand.shape == self.weights[name].parameter.shape:
+            if few_zeros and not extra and operand.numel() == self.weights[name].parameter.numel():
                 self.found.append(f"{name}: {operation} saw a weight whose zeros were lost after masking")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from sparsify import compile
 from sparsify.calls import Inputs
 from sparsify.errors import RunError
 from sparsify.runtime.lowering.aten_graph import trace
@@ -153,3 +154,16 @@ def test_custom_functions_of_other_threads_keep_their_gradients_meanwhile() -> N
 
     graph_of(read)
     assert torch.equal(found[0], torch.full((2,), 2.0))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # PyTorch's, of another kernel
+@pytest.mark.parametrize(
+    "layer",
+    [nn.GRU(6, 6), nn.RNN(6, 6, bias=False), nn.GRU(6, 3, 2, bidirectional=True), nn.LSTM(6, 8, proj_size=5)],
+    ids=["gru", "rnn", "two ways", "projected"],
+)
+def test_a_recurrent_layer_writes_into_no_tensor_that_a_later_call_reads(layer: nn.Module) -> None:
+    x = torch.randn(4, 2, 6)
+    engine = compile(layer, x, tune=False)
+    for _ in range(3):
+        torch.testing.assert_close(engine(x)[0], layer(x)[0].detach(), atol=1e-5, rtol=0)

@@ -309,4 +309,7 @@ def test_set_masks_refuses_what_is_not_a_mask_of_the_model() -> None:
         set_masks(model, {"7.weight": torch.zeros(1)})
     with pytest.raises(SparsifyError, match="only 0 and 1"):
         set_masks(model, {"7.weight": torch.full((5, 98), 0.5)})
+    for given in (1, [[1.0] * 98] * 5, torch.ones(5, 98).to_sparse(), torch.ones(5, 98, device="meta")):
+        with pytest.raises(SparsifyError, match="7.weight: a mask is a dense tensor with values"):
+            set_masks(model, {"7.weight": given})  # type: ignore[dict-item]
     assert all(mask.all() for mask in get_masks(model).values())

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.func import functional_call as called_with
 
-from sparsify import convert, fold, set_masks, verify
+from sparsify import convert, fold, get_masks, set_masks, verify
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
@@ -116,3 +117,66 @@ def test_a_layer_that_is_called_with_other_weights_uses_these(kind: type[nn.Modu
     set_masks(model, {"base.weight": torch.zeros(6, 8, dtype=torch.bool)})
     assert not torch.equal(model(X), plain(X))
     torch.testing.assert_close(fold(model)(X), model(X))
+
+
+class Given(Adapter):
+    """Calls its layer, by another name for functional_call, with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return called_with(self.base, {"weight": self.own}, (x,))  # type: ignore[no-any-return]
+
+
+class Stepped(FunctionalBelow):
+    """Calls its layers with the weights after one step of gradient descent (MAML)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = dict(self.block.named_parameters())
+        with torch.enable_grad():
+            loss = functional_call(self.block, weights, (x,)).square().mean()
+            gradients = torch.autograd.grad(loss, [*weights.values()])
+        after = {name: w - 0.1 * g for (name, w), g in zip(weights.items(), gradients, strict=True)}
+        return functional_call(self.block, after, (x,))  # type: ignore[no-any-return]
+
+
+class Ensemble(Given):
+    """Calls its layer with several weights at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def one(weight: Tensor) -> Tensor:
+            return functional_call(self.base, {"weight": weight}, (x,))  # type: ignore[no-any-return]
+
+        return torch.vmap(one)(torch.stack([self.own, -self.own.relu()])).sum(0)
+
+
+@pytest.mark.parametrize("kind", [Given, Stepped, Ensemble, Functional, FunctionalBelow])
+def test_weights_given_by_functional_call_are_those_of_the_folded_model(kind: type[nn.Module]) -> None:
+    model = kind()
+    before = model(X)
+    notes = convert(model).notes
+    assert f"{kind.__name__}: masks are not applied to weights that it gives to submodules by functional_call" in notes
+    torch.testing.assert_close(model(X), before, atol=0, rtol=0)
+    set_masks(model, {name: torch.rand(mask.shape) < 0.5 for name, mask in get_masks(model).items()})
+    torch.testing.assert_close(fold(model)(X), model(X))
+    assert verify(model, X).identical_train
+
+
+class Counting(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_a_layer_called_with_other_weights_remembers_the_call() -> None:
+    model: Any = Functional()
+    model.base = Counting()
+    convert(model)
+    model(X)
+    assert model.base.calls == 2 and isinstance(model.base.weight, nn.Parameter)

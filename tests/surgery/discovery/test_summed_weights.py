@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify import Pruner, SparsifyError, convert, fold, get_masks, load, save, trace, verify
+from sparsify import Pruner, SparsifyError, convert, fold, get_masks, load, save, set_masks, trace, verify
 from sparsify.surgery.mask_state.masks import Layout, effective_weight, layout, masked_weights
 from tests.surgery.products import X, module_of
 
@@ -163,3 +163,13 @@ def test_no_mask_is_lost_by_torch_compile_and_trace(forward: Callable[..., Tenso
             assert "cannot be traced" in str(error)
         else:
             torch.testing.assert_close(given, expected)
+
+
+def test_an_older_pickle_of_a_module_that_must_run_eagerly_does() -> None:
+    model = model_of(transposed_by_attribute).eval()
+    convert(model)
+    set_masks(model, {name: torch.rand(mask.shape) < 0.5 for name, mask in get_masks(model).items()})
+    folded = fold(model)
+    for module, flag in ((model, "computed_eagerly"), (folded, "given_eagerly")):
+        assert module.__dict__.pop(flag)  # which older versions called otherwise
+        torch.testing.assert_close(torch.compile(module, backend="eager")(X), model(X))

@@ -4,9 +4,11 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+from sparsify import compile as compile_engine
 from sparsify import convert, fold, get_masks, set_masks, verify
 
 X = torch.randn(5, 3, 8)
@@ -136,6 +138,24 @@ def test_what_keeps_its_weights_in_a_form_of_its_own_is_reported() -> None:
         "scripted": "scripted",
         "embedding": "Embedding",
     }
+
+
+class OverScripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.leave = torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 4)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.below(x), self.leave.weight) + F.linear(x, self.below.weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_forward_may_call_and_read_a_scripted_module() -> None:
+    model, x = OverScripted(), torch.randn(3, 4)
+    report = convert(model)
+    assert [*report.masked] == ["leave.weight"] and report.skipped["below.weight"].startswith("scripted")
+    set_masks(model, {"leave.weight": torch.rand(4, 4) < 0.5})
+    torch.testing.assert_close(compile_engine(model, x, tune=False)(x), model(x).detach())
 
 
 class Tied(nn.Module):

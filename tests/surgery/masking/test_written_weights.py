@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify import convert, set_masks
+from sparsify import convert, fold, set_masks, verify
+from tests.surgery.products import Forward, module_of
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
@@ -65,3 +66,50 @@ def test_the_values_under_a_mask_stay() -> None:
     model(X).sum().backward()
     assert torch.equal(model.w[~mask], before[~mask]) and torch.equal(model.w[mask], before[mask].clamp(-1, 1))
     assert model.w.grad is not None and not model.w.grad[~mask].any()
+
+
+def added(self: nn.Module, x: Tensor) -> Tensor:
+    weight = self.w * 1
+    weight.add_(0.5)
+    return F.linear(x, weight)
+
+
+def added_to_a_copy(self: nn.Module, x: Tensor) -> Tensor:
+    weight = self.w.clone()
+    weight.add_(0.5)
+    return F.linear(x, weight)
+
+
+def chained(self: nn.Module, x: Tensor) -> Tensor:
+    weight = self.w / 2
+    weight.clamp_(-0.3, 0.3).mul_(2)
+    torch.tanh_(weight)
+    return F.linear(x, weight)
+
+
+@pytest.mark.parametrize("forward", [added, added_to_a_copy, chained])
+def test_a_computed_weight_that_is_changed_in_place_is_folded_as_it_is_used(forward: Forward) -> None:
+    model = module_of(forward, w=(4, 8))
+    expected = model(X)
+    assert convert(model).masked == {"w": "computed"}
+    assert torch.equal(model(X), expected) and verify(model, X).ok
+    mask = torch.rand(4, 8) < 0.5
+    set_masks(model, {"w": mask})
+    folded = fold(model)
+    assert torch.equal(folded(X), model(X))
+    assert torch.equal(model(torch.eye(8)).t() != 0, mask)
+
+
+def test_a_computed_weight_that_is_detached_gets_no_gradient_when_it_is_folded() -> None:
+    model = module_of(lambda self, x: F.linear(x, self.w / 2) + F.linear(x, (self.v / 2).detach()), w=(4, 8), v=(4, 8))
+    convert(model)
+    folded = fold(model)
+    folded(X).sum().backward()
+    assert folded.get_parameter("w").grad is not None and folded.get_parameter("v").grad is None
+
+
+def test_a_weight_of_two_real_parameters_is_masked_where_they_are_stored() -> None:
+    model = module_of(lambda self, x: (x * 1j @ torch.complex(self.re, self.im)).abs(), re=(8, 4), im=(8, 4))
+    assert convert(model).masked == {"re": "substituted", "im": "substituted"}
+    set_masks(model, {"re": torch.rand(8, 4) < 0.5})
+    assert torch.equal(fold(model)(X), model(X)) and verify(model, X).ok
