@@ -64,7 +64,7 @@ def main() -> None:
     file = given.folder / "wild.jsonl"
     if given.summary:
         found = rows(file)
-        summarise({name: found[name] for name in ALL if name in found}, [PACKAGES[name.split()[0]] for name in ALL])
+        summarise({name: found.get(name, {}) for name in ALL}, [PACKAGES[name.split()[0]] for name in ALL])
         return
     os.environ |= {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true"}
     warnings.simplefilter("ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import signal
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ def check(name: str, seconds: float, wanted: Collection[str] = STAGES) -> Row:
             "exact": lambda: _exact(masked, row),
             "save": lambda: _save(masked, name, Path(folder)),
             "units": lambda: _units(wild, row),
-            "engine": lambda: _engine(masked, row),
+            "engine": lambda: _engine(masked, row, Path(folder)),
             "onnx": lambda: _export(masked, Path(folder), "onnx"),
             "pt2": lambda: _export(masked, Path(folder), "pt2"),
         }
@@ -182,9 +184,10 @@ def _units(wild: Wild, row: Row) -> None:
         raise _Gap("nothing went")
 
 
-def _engine(wild: Wild, row: Row) -> None:
+def _engine(wild: Wild, row: Row, folder: Path) -> None:
     plain = sparsify.fold(wild.model)
-    engine = sparsify.compile(plain, wild.example, threads=1)
+    with patch.dict(os.environ, {"SPARSIFY_CACHE": str(folder)}):  # what was tuned before would not be tried
+        engine = sparsify.compile(plain, wild.example, threads=1)
     torch.manual_seed(0)  # as for the outputs below
     with torch.no_grad():
         found = [x for x in tensors_in(run(engine, copy.deepcopy(wild.example))) if x.is_floating_point()]

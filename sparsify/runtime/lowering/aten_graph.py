@@ -36,13 +36,21 @@ with FakeTensorMode():
 _READS = frozenset({"numpy", "__array__", "__dlpack__", "tolist", "data_ptr", "untyped_storage", "storage"})
 
 
+# Given a packed sequence, these read its batch sizes, integers, as numbers.
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+
+
 class _RefuseReads(TorchFunctionMode):
-    """Raises RunError if a forward reads values without a PyTorch operation."""
+    """Raises RunError if a forward reads values without a PyTorch operation; lets it ask for gradients in vain."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
         if name in _READS and args and isinstance(args[0], Tensor) and torch._is_functional_tensor(args[0]):
             raise RunError(f"the forward depends on values (Tensor.{name})")
+        if name in _RECURRENT and isinstance(args[1], Tensor) and not args[1].is_floating_point():
+            raise RunError("the forward depends on values (the lengths of a packed sequence)")
+        if function is Tensor.requires_grad_:  # which transforms refuse
+            return args[0]
         return function(*args, **(kwargs or {}))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from sparsify import compile
 from sparsify.calls import Inputs
@@ -57,6 +58,32 @@ def test_numbers_that_no_value_enters_are_constants(read: Callable[[Tensor], Any
     x = torch.randn(2, 3)
     [output] = graph_of(read)(x)
     assert torch.equal(output, x * float(read(x)))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_lengths_of_packed_sequences_are_values(kind: Any) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = kind(3, 4)
+
+        def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+            state = x.new_zeros(1, 2, 4)
+            given = (state, state) if kind is nn.LSTM else state
+            return self.rnn(PackedSequence(x, sizes), given)[0].data  # type: ignore[no-any-return]
+
+    with pytest.raises(RunError, match="the forward depends on values"):
+        trace(Packed(), [torch.randn(4, 3), torch.tensor([2, 2])], lambda tensors: Inputs(*tensors))
+
+
+def test_gradients_asked_for_are_no_operation() -> None:
+    class Asking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 2).requires_grad_(True) + 1
+
+    x = torch.randn(2, 3)
+    [output] = trace(Asking(), [x], lambda tensors: Inputs(*tensors))[0](x)
+    assert torch.equal(output, x * 2 + 1)
 
 
 class Scaled(torch.autograd.Function):
