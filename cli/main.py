@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from os.path import expanduser
 from typing import NoReturn
 
 import click
@@ -94,8 +97,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(args: Sequence[str] | None) -> None:
+    given = [_at_home(one) for one in (sys.argv[1:] if args is None else args)]
     try:
-        sparsify.main(args, prog_name="sparsify", standalone_mode=False)
+        _check_folder()
+        sparsify.main(given, prog_name="sparsify", standalone_mode=False)
         sys.stdout.flush()
     except ElsewhereError as error:
         _leave("" if error.reported else str(error), error.exit_code)
@@ -113,6 +118,19 @@ def _run(args: Sequence[str] | None) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _leave(f"no space left on the disk{f' for {error.filename}' if error.filename else ''}", 1)
+
+
+def _check_folder() -> None:
+    """Raise SparsifyError if the working folder was removed: libraries of torch end the process there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise SparsifyError("the working folder was removed; change to another one") from None
+
+
+def _at_home(argument: str) -> str:
+    """Return an argument with the home folder for a leading `~`, which a shell leaves as it is in `--out=~/runs`."""
+    return re.sub(r"^(--[a-z-]+=|)~(?=/|$)", lambda found: found[1] + expanduser("~"), argument)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sparsify.errors import SparsifyError
@@ -15,6 +16,6 @@ def saved_model(source: str) -> Path:
     from sparsify.formats.io.locate import model_file
 
     path = model_file(source)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SparsifyError(f"{source}: no such file or run")
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def _preprocessing(path: Path, given: str | None, stated: Any) -> Preprocessing:
         return read(given)
     if stated is not None:
         return from_dict(stated, str(path))
-    if beside(path).is_file():
+    if os.path.isfile(beside(path)):
         return read(beside(path))
     raise SparsifyError(
         f"{path}: does not say how an image becomes its input (its data came from Python, or an older sparsify wrote "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 # Prefixes of the data sets that timm decodes and normalises: a folder of image files, a data set of the Hugging Face
 # hub (or a folder that holds one), and the readers of timm.data.
@@ -66,4 +66,4 @@ def normalised_by_timm(name: str) -> bool:
 
 def may_be_fetched(name: str) -> bool:
     """Return whether data set `name` may be downloaded from a place that it names; ours come from fixed places."""
-    return name.startswith(TIMM_READERS) or (name.startswith(HUB) and not Path(name.removeprefix(HUB)).is_dir())
+    return name.startswith(TIMM_READERS) or (name.startswith(HUB) and not os.path.isdir(name.removeprefix(HUB)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +16,11 @@ class SparsifyError(Exception):
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """Return the message in one line: what it quotes may hold line breaks, and codes that terminals obey."""
+        line = " ".join(super().__str__().splitlines())
+        return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
 
 
 class RunError(SparsifyError):
@@ -82,11 +89,30 @@ def nearest_file(given: Path, pattern: str) -> Path | None:
     It is looked for in the folder of `given`, or, if there is none, in the folder beside it with the closest name.
     """
     folder = given.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         guess = nearest(folder.name, [path.name for path in folder.parent.glob("*/")])
         folder = folder.parent / guess if guess else folder
     guess = nearest(given.name, [path.name for path in folder.glob(pattern) if path.exists()])
     return folder / guess if guess else None
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise OSError for a pipe and a device: opening the one may wait for ever, reading the other may never end."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, "not a regular file")
+
+
+def text_in(path: Path) -> str:
+    """Return "a text that starts with ...", "" for other files: what was fetched as weights is often a page of text."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200).decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    if start.startswith("version https://git-lfs"):
+        return "a pointer of Git LFS to it; get the file itself with: git lfs pull"
+    plain = start.strip() and all(letter.isprintable() or letter in "\r\n\t" for letter in start)
+    return f"a text that starts with '{one_line(start, 40)}'" if plain else ""
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import transformers_models
 from .arguments import PATH, takes
@@ -22,6 +22,8 @@ from .hub_log import quiet_hub
 
 if TYPE_CHECKING:
     from torch import nn
+
+T = TypeVar("T")
 
 # Also in cifar.py, which imports torch; a test checks that they are equal.
 CIFAR_NAMES = ("resnet20", "resnet32", "resnet56", "vgg19_bn")
@@ -144,7 +146,7 @@ def _build_torchvision(name: str, pretrained: bool, arguments: Mapping[str, Any]
         from .weights import load_state
 
         weights = get_model_weights(name).DEFAULT
-        state = _fetched(f"torchvision:{name}", lambda: weights.get_state_dict(progress=False, check_hash=True))
+        state = fetched(f"torchvision:{name}", lambda: weights.get_state_dict(progress=False, check_hash=True))
         load_state(model, state, source=f"the published weights of torchvision:{name}")
     return model
 
@@ -153,13 +155,14 @@ def _called(
     name: str, build: Callable[..., nn.Module], arguments: Mapping[str, Any], fetches: bool = False
 ) -> nn.Module:
     try:
-        return _fetched(name, lambda: build(**arguments)) if fetches else build(**arguments)
+        return fetched(name, lambda: build(**arguments)) if fetches else build(**arguments)
     except _REFUSALS as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise SparsifyError(f"{name}: cannot be built with {given or 'no arguments'}: {one_line(error)}") from error
 
 
-def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
+def fetched(name: str, fetch: Callable[[], T]) -> T:
+    """Return what `fetch` does; raises RunError for model `name` if its weights cannot be fetched."""
     from http.client import HTTPException
 
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

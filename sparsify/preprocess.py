@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SparsifyError, nearest_file, one_line
+from .errors import SparsifyError, check_regular, nearest_file, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,6 +110,7 @@ def beside(path: str | PathLike[str]) -> Path:
 def read(path: str | Path) -> Preprocessing:
     """Return the preprocessing in a file that was written next to a model's; raises SparsifyError if it has none."""
     try:
+        check_regular(path)
         given = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SparsifyError(f"{path}: cannot be read ({error.strerror})") from None
@@ -140,8 +142,8 @@ def _opened(path: str | Path, mode: str) -> Image:
     from PIL.Image import DecompressionBombError
     from PIL.Image import open as open_image
 
-    if Path(path).exists() and not Path(path).is_file():  # to open a pipe would wait for its writer
-        raise SparsifyError(f"{path}: {'a folder' if Path(path).is_dir() else 'no regular file'}, not an image")
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for its writer
+        raise SparsifyError(f"{path}: {'a folder' if os.path.isdir(path) else 'no regular file'}, not an image")
     try:
         with open_image(path) as image:
             image.load()

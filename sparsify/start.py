@@ -67,7 +67,7 @@ def read_start(source: str | os.PathLike[str]) -> Start:
     SparsifyError, one line, for anything else.
     """
     path = model_file(source)
-    if path.suffix == ".safetensors" and path.is_file() and os.access(path, os.R_OK):
+    if path.suffix == ".safetensors" and os.path.isfile(path) and os.access(path, os.R_OK):
         text = read_header(path).metadata
         ours = "header_crc32" in text and not text.keys() & {"sparsify_checkpoint", "masks"}
         if ours or text.get("format") == "sparsify":

@@ -8,6 +8,7 @@ AutoModel is used. transformers is imported only when a model is built.
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -43,12 +44,12 @@ _DROPPED = ("auto_map", "name_or_path", "_name_or_path", "transformers_version")
 def parts(rest: str) -> tuple[str, str | None]:
     """Return (name or folder, class or None) of the text after "transformers:"."""
     name, colon, last = rest.rpartition(":")
-    return (name, last) if colon and "/" not in last and not Path(rest).is_dir() else (rest, None)
+    return (name, last) if colon and "/" not in last and not os.path.isdir(rest) else (rest, None)
 
 
 def is_folder(name: str) -> bool:
     """Return whether a name means a local folder: it starts like a path, or such a folder exists."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).is_dir()
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or os.path.isdir(name)
 
 
 def check_name(rest: str, *, where: str = "", configured: bool = False) -> None:
@@ -71,9 +72,9 @@ def check_name(rest: str, *, where: str = "", configured: bool = False) -> None:
             )
         return
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SparsifyError(f"{start}there is no folder '{name}'{_near_folder(name)}")
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise SparsifyError(f"{start}'{name}' has no config.json{_near_folder(name)}")
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import SparsifyError, listed, one_line
+from .errors import SparsifyError, listed, one_line, text_in
 from .surgery.mask_state.masks import all_masked_parameters
 from .surgery.unwrap import COUNTERS, wrapper_prefix
 
@@ -134,7 +134,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str, list[str]]:
     Wrappers' prefixes are removed. Raises SparsifyError if the file is missing, damaged or holds no state dict.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SparsifyError(f"{path}: no such checkpoint")
     if not os.access(path, os.R_OK):
         # The libraries would report it as missing or damaged.
@@ -195,7 +195,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                 raise SparsifyError(f"{path}: no model's file: more than {_MOST_TENSORS:,} tensors")
             return {key: file.get_tensor(key) for key in names}
     except (SafetensorError, OSError) as error:
-        raise SparsifyError(f"{path}: not a safetensors file, or a damaged one ({one_line(error, 160)})") from None
+        what = f"but {text}" if (text := text_in(path)) else f"or a damaged one ({one_line(error, 160)})"
+        raise SparsifyError(f"{path}: not a safetensors file, {what}") from None
 
 
 def _is_cut(path: Path) -> bool:
@@ -213,17 +214,22 @@ def _read_torch(path: Path) -> Any:
             # A plain pickle is refused or read like any other file; torch warns first.
             warnings.filterwarnings("ignore", message="Detected pickle protocol|'torch.load' received a zip file")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's message advises how to run the code anyway.
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        text = text_in(path)
+        raise SparsifyError(f"{path}: {f'not a torch file, but {text}' if text else _refusal(error)}") from None
+
+
+def _refusal(error: Exception) -> str:
+    """Return why torch did not read a file, without torch's advice how to run the code in it anyway."""
+    if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""
-        raise SparsifyError(
-            f"{path}: refused, since it is no torch file or holds more than tensors{what}, which could run code; "
+        return (
+            f"refused, since it is no torch file or holds more than tensors{what}, which could run code; "
             "save model.state_dict() instead"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = one_line(error, 160).partition(". ")[0]
-        raise SparsifyError(f"{path}: not a torch file, or a damaged one{f' ({reason})' if reason else ''}") from None
+        )
+    reason = one_line(error, 160).partition(". ")[0]
+    return f"not a torch file, or a damaged one{f' ({reason})' if reason else ''}"
 
 
 def _check_unpacked(path: Path) -> None:

@@ -1,11 +1,14 @@
 """What the pages name exists: files, modules, tables, tests, links."""
 
+import pkgutil
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import sparsify
+from sparsify.errors import SparsifyError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
@@ -63,6 +66,10 @@ def test_modules_and_public_names_are_there(page: Path) -> None:
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
     for name in re.findall(r"`sparsify\.(\w+)\(", text):
         assert name in sparsify.__all__, name
+    metadata = {"sparsify.spec", "sparsify.extra", "sparsify.inputs"}  # keys in an ONNX file
+    for name in set(re.findall(r"`(sparsify(?:\.[A-Za-z_]\w*)+)", text)) - metadata:
+        with suppress(SparsifyError):  # it is there, and a package that it needs is not
+            pkgutil.resolve_name(name)
 
 
 def test_the_tables_that_contributors_are_sent_to_are_there() -> None:

@@ -130,6 +130,21 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("hello world\n", "a text that starts with 'hello world'"),
+        ("<!DOCTYPE html>\n<title>404</title>", "a text that starts with '<!DOCTYPE html> <title>404</title>'"),
+        ("version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS to it; .*: git lfs pull"),
+    ],
+)
+def test_a_text_under_the_name_of_weights_is_told(tmp_path: Path, text: str, what: str) -> None:
+    for name, kind in (("a.pt", "torch"), ("a.safetensors", "safetensors")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(SparsifyError, match=f"{name}: not a {kind} file, but {what}$"):
+            read_weights(tmp_path / name)
+
+
 def test_a_traced_model_is_refused_in_one_line(tmp_path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):  # of torch, that tracing is deprecated
         torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "traced.pt")

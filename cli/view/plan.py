@@ -10,7 +10,7 @@ from rich.table import Table
 from sparsify.training.setup.plan import TrainingPlan, plan_training
 
 from .report import average_lines, loaded_lines
-from .show import byte_count, count, percent, print_table, say
+from .show import byte_count, count, duration, percent, print_table, say
 
 if TYPE_CHECKING:
     from sparsify.pruning.schedules import Update
@@ -37,13 +37,18 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
     planned = plan_training(recipe)
     lr = planned.lr
     say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}")
+    from sparsify.training.setup.estimate import estimate_seconds
     from sparsify.training.setup.rehearse import rehearse
 
-    say(*rehearsal_lines(rehearse(recipe, check=check), recipe))
+    rehearsal = rehearse(recipe, check=check)
+    say(*rehearsal_lines(rehearsal, recipe))
     epochs = -(-planned.total_steps // planned.steps_per_epoch)
     say(*average_lines(recipe))
     whole, parts = count(planned.total_steps, "step"), count(epochs, "epoch")
     say(f"{whole}: {parts} of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}")
+    if rehearsal.prepared is not None:
+        seconds, steps = estimate_seconds(rehearsal.prepared.training)
+        say(f"about {duration(seconds)} for the run, estimated by {count(steps, 'step')}; updates of masks not counted")
     tenths = [lr(planned.total_steps * tenth // 10) for tenth in range(10)] + [lr(planned.total_steps - 1)]
     say(f"learning rate ({recipe.train.lr_schedule.name}) at every tenth of training:")
     say("  " + "  ".join(f"{value:.3g}" for value in tenths))

@@ -172,9 +172,9 @@ def _tensors(path: Path) -> dict[str, _Stored]:
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
-    if (path / _INDEX).is_file():
+    if os.path.isfile(path / _INDEX):
         return _shards(path / _INDEX)
     files = sorted(path.glob("*.safetensors"))
     if len(files) == 1:
@@ -195,7 +195,7 @@ def _shards(index: Path) -> list[Path]:
         # An index may only name files beside itself, so that it cannot make others be read.
         if not isinstance(name, str) or not re.fullmatch(r"[^/\\:\0]*\.safetensors", name):
             raise SparsifyError(f"{index}: {name!r:.60} is no safetensors file beside it")
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(index.parent / name)]
     if missing or not names:
         raise SparsifyError(f"{index}: {', '.join(missing[:3]) or 'no file'} of its {len(names)} files is missing")
     return [index.parent / name for name in names]

@@ -97,7 +97,7 @@ def format_of(path: str | os.PathLike[str], given: str | None, *, where: str) ->
     suffix = Path(path).suffix.lower()
     fitting = [name for name, row in FORMATS.items() if row.suffix == suffix] if suffix else []
     if given is None:
-        folder = str(path).endswith(("/", os.sep)) or Path(path).is_dir()
+        folder = str(path).endswith(("/", os.sep)) or os.path.isdir(path)
         guess = None if fitting or folder else nearest(suffix, {row.suffix for row in FORMATS.values() if row.suffix})
         if guess:
             raise SparsifyError(

@@ -20,6 +20,7 @@ from ..arguments import takes
 from ..errors import SparsifyError
 from ..pruning.report import SparsityWarning
 from ..pruning.settings.prune import Pruning
+from ..surgery.mask_state.masks import all_masked_parameters
 from .loop import LoopPruning, check_pruning
 
 
@@ -31,6 +32,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
     all, as `trainer.global_step` counts). Checkpoints carry the masks and the
     pruner's state, and `ckpt_path` continues from them. At the end the removed values are set to zero in the weights; a
     warning follows if the pruning was cut short, or a best checkpoint was written before its end.
+    Under `strategy="ddp_spawn"`, `"ddp_fork"` and `"ddp_notebook"` call `sparsify.convert(module)` before `fit`.
     The module logs "sparsity", with `per_layer` also "sparsity/<weight>". List averages (`WeightAveraging`) after it in
     `callbacks`. `pruning`, `example_input`, `batches`, `loss_fn` and `seed` are those of `LoopPruning`.
     """
@@ -59,6 +61,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         """Convert the module."""
         if self.loop is None or self.loop.model is not pl_module or (self.loop.ended and stage == "fit"):
             pl_module.configure_model()  # it may make the layers, and may be called twice
+            _check_masks_return(trainer, pl_module)
             self.loop = LoopPruning(pl_module, self.pruning, carry=False, **self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,6 +112,16 @@ class LightningCallback(Callback):  # type: ignore[misc]
     def _running(self) -> LoopPruning:
         assert self.loop is not None
         return self.loop
+
+
+def _check_masks_return(trainer: Trainer, module: LightningModule) -> None:
+    """Raise SparsifyError if the trained weights return to a module of another process that has no place for masks."""
+    launcher = [cls.__name__ for cls in type(trainer.strategy.launcher).__mro__]
+    if "_MultiProcessingLauncher" in launcher and next(all_masked_parameters(module), None) is None:
+        raise SparsifyError(
+            "LightningCallback: this strategy trains copies of the module in other processes, and the module that you "
+            'have would not get the masks: call sparsify.convert(module) before fit, or use strategy="ddp"'
+        )
 
 
 def _monitored(trainer: Trainer) -> list[Any]:

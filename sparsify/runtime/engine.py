@@ -18,7 +18,7 @@ from ..ops import is_transformed
 from .call_inputs import Inputs, Shapes, flattened, images_in, shown, unusable
 from .call_outputs import flatten_outputs
 from .engine_text import strategy_text
-from .kernel_errors import Fault, by_reason
+from .kernel_errors import Fault, OtherSizes, by_reason
 from .program.assemble import Array
 from .program.plan import Plan, alone, execute, make_plan, memory
 from .threads.forks import reset_in_child
@@ -103,7 +103,12 @@ class Engine:
                     return run_call(self.model, call)
                 if key not in self.strategies:
                     self.strategies[key] = self._choose(inputs)
-                return self._run(self.strategies[key], inputs)
+                try:
+                    return self._run(self.strategies[key], inputs)
+                except OtherSizes as error:
+                    self.strategies[key] = replace(TORCH, why=str(error))
+                    self._warn(f"input {shown(key)} is left to PyTorch from now on: {error}")
+                    return run_call(self.model, call)
             finally:
                 self._owner = 0
 

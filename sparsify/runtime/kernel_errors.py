@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..errors import RunError
+
 PASSED = (AssertionError, Warning)  # never caught: a broken invariant of ours, a warning turned into an error
 
 
@@ -16,6 +18,10 @@ class KernelError(RuntimeError):
         self.operation = operation
         self.reason = one_line(error)
         super().__init__(f"{operation}: {self.reason}")
+
+
+class OtherSizes(RunError):
+    """The sizes of a record depend on values, and these values give others."""
 
 
 class TraceError(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +17,10 @@ from .vary import SweepRun
 
 def is_finished(run: SweepRun) -> bool:
     """Return whether a run is finished; raises SparsifyError with the keys if its folder has another recipe."""
-    if not (run.folder / folders.RECIPE).exists():
+    if not os.path.exists(run.folder / folders.RECIPE):
         return False
     folders.check_same(run.folder, run.recipe)
-    return (run.folder / folders.MODEL).exists()
+    return os.path.exists(run.folder / folders.MODEL)
 
 
 def run_all(

@@ -1,9 +1,9 @@
 import pytest
 
-from benchmarks.coverage.wild import PACKAGES
-from benchmarks.coverage.wild_checks import STAGES, check
-from benchmarks.coverage.wild_more import ALL
-from benchmarks.coverage.wild_summary import reasons, table
+from benchmarks.coverage.wild.__main__ import PACKAGES
+from benchmarks.coverage.wild.checks import STAGES, check
+from benchmarks.coverage.wild.models import ALL
+from benchmarks.coverage.wild.summary import reasons, table
 
 
 def test_every_model_says_its_package() -> None:

@@ -152,6 +152,31 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         assert part in err
 
 
+LONG = 300 * "a"  # no file has a name of more than 255 bytes
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["inspect", LONG], ["export", LONG, "--out", "x"], ["import", LONG, "--out", "x"], ["bench", LONG]),
+        *(["eval", LONG], ["eval", "LICENSE", "--data", LONG], ["diff", LONG, LONG], ["predict", LONG, LONG]),
+        *(["export", "LICENSE", "--out", LONG], ["export", "LICENSE", "--format", "hub", "--out", LONG]),
+        *(["convert", LONG, "--model", "cifar:resnet20", "--out", "x"], ["train", "--resume", LONG]),
+        *(["convert", "--model", "cifar:resnet20", "--masks", LONG, "--out", "x"], ["report", LONG], ["compare", LONG]),
+        *(["train", LONG], ["train", RECIPE, "--out", LONG], ["sweep", LONG]),
+        *(["train", RECIPE, "--data", LONG], ["train", RECIPE, "--data", f"folder:{LONG}"]),
+        *(["train", RECIPE, "--plugin", f"{LONG}.py"], ["train", RECIPE, "--set", f"model.checkpoint={LONG}"]),
+    ],
+    ids=lambda args: " ".join(args).replace(LONG, "LONG"),
+)
+def test_a_name_that_no_file_can_have_is_one_line(
+    args: list[str], sparsify: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    code, out, err = sparsify(*args)
+    assert code == 2 and out == "" and err.startswith("sparsify: ") and err.count("\n") == 1
+
+
 QUICK = [["--help"], ["train", "--help"], ["models", "timm:vgg*"], ["recipe-schema"], ["--version"]]
 
 
@@ -176,6 +201,24 @@ def test_help_of_every_command_fits_80_columns(
     for name in names:
         code, out, _ = sparsify(name, "--help")
         assert code == 0 and max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("given", [["eval", "~/here"], ["train", "--resume=~/here"], ["inspect", "~/here"]])
+def test_a_tilde_that_the_shell_leaves_means_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsify: Callable[..., Outcome], given: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    outcome = sparsify(*given)
+    assert outcome.code == 2 and f"{tmp_path}/here" in outcome.err
+
+
+def test_a_removed_working_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsify: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert sparsify("models") == (2, "", "sparsify: the working folder was removed; change to another one\n")
 
 
 def test_our_own_bugs_show_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import sparsify
+from sparsify.errors import SparsifyError
 from sparsify.surgery.progress import ScheduleWarning
 
-from .test_lightning import PRUNING, L, Module, loader, make, pytestmark, sparsity
+from .test_lightning import PRUNING, L, Module, X, loader, make, pytestmark, sparsity
 
 from sparsify.integrations import LightningCallback  # isort: skip (skipped without lightning)
 
@@ -92,3 +93,26 @@ def test_a_run_that_a_callback_stops_keeps_its_last_checkpoint_and_goes_on_from_
     again = run(tmp_path / "b", seed=1, ckpt_path="last")
     masks, theirs = sparsify.get_masks(whole), sparsify.get_masks(again)
     assert all(torch.equal(masks[name], theirs[name]) for name in masks)
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_a_module_that_cannot_get_its_masks_back_is_refused(tmp_path: Path, strategy: str) -> None:
+    trainer = make(tmp_path, pruning := LightningCallback(PRUNING), strategy=strategy, devices=2)
+    module = Module()
+    with pytest.raises(SparsifyError, match=r"call sparsify\.convert\(module\) before fit"):
+        pruning.setup(trainer, module, "fit")
+    assert not hasattr(module.net[0], "weight_mask")
+    sparsify.convert(module)
+    pruning.setup(trainer, module, "fit")
+
+
+@pytest.mark.slow
+def test_a_converted_module_gets_its_masks_back_from_processes_of_a_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", "")
+    monkeypatch.delenv("MASTER_PORT")  # Lightning sets it
+    sparsify.convert(module := Module())
+    trainer = make(tmp_path, LightningCallback(PRUNING), strategy="ddp_spawn", devices=2, accumulate_grad_batches=1)
+    trainer.fit(module, torch.utils.data.DataLoader(X, batch_size=4))
+    assert sparsity(module) == 0.5 and float((module.net[0].weight == 0).float().mean()) == 0.5

@@ -1,10 +1,15 @@
-"""Forwards that look at numbers which no input affects, or take entries by an input's numbers, have kernels."""
+"""Forwards that look at numbers which no input affects, or take entries by an input's numbers, have kernels.
+
+So have those with sizes that depend on values, as long as these stay the same.
+"""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sparsify
+from sparsify.errors import EngineWarning
+from sparsify.runtime.tuning.search import Strategy
 
 
 class Net(nn.Module):
@@ -38,6 +43,19 @@ class Masked(Net):
         return super().forward(x)[x[..., 0] > 0]
 
 
+class Found(Net):
+    """The number of its rows is in shapes, and kernels come after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (x[..., 0] > 0).nonzero()
+        return super().forward(x.flatten(0, 1)[rows[:, 0] * 5 + rows[:, 1]]).reshape(2, len(rows), 2) / len(rows)
+
+
+class Distinct(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[torch.unique(x[..., 0] > 0).long()]
+
+
 @pytest.mark.parametrize("cls", [Positions, Picked])
 def test_kernels_run_them(cls: type[Net]) -> None:
     torch.manual_seed(0)
@@ -50,10 +68,20 @@ def test_kernels_run_them(cls: type[Net]) -> None:
         torch.testing.assert_close(engine(x), model(x))
 
 
-@pytest.mark.filterwarnings("ignore::sparsify.errors.EngineWarning")
-def test_as_many_entries_as_a_mask_has_are_left_to_pytorch() -> None:
-    model = Masked().eval()
-    engine = sparsify.compile(model, torch.randn(2, 5, 8), threads=1)
-    assert "depends on values" in str(engine)
-    x = torch.randn(2, 5, 8)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("cls", [Masked, Found, Distinct])
+def test_kernels_run_what_values_size_until_a_call_has_another_size(cls: type[Net], threads: int) -> None:
+    torch.manual_seed(0)
+    model, x = cls().eval(), torch.randn(2, 5, 8).abs()
+    engine = sparsify.compile(model, x, threads=threads)
+    (strategy,) = engine.strategies.values()
+    assert strategy.seconds
+    engine.strategies = dict.fromkeys(engine.strategies, Strategy("split"))
+    torch.testing.assert_close(engine(2 * x), model(2 * x))
+    less = x.clone()
+    less[0, :2] *= -1
+    with pytest.warns(EngineWarning, match=r"left to PyTorch from now on: sizes depend on values \(\w+: \d.*, then "):
+        torch.testing.assert_close(engine(less), model(less))
+    assert "PyTorch: sizes depend on values" in str(engine)
     torch.testing.assert_close(engine(x), model(x))
+    torch.testing.assert_close(engine(less), model(less))

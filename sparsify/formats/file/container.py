@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import SparsifyError
+from ...errors import SparsifyError, check_regular, text_in
 from ..types import Array, Shape
 
 # Bytes per element, by the container's name of the type. Elements are read as unsigned integers of that width, which
@@ -134,6 +134,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def _other_kind(path: str | os.PathLike[str]) -> str:
     """Return that a file is not safetensors, and what to do with one of the kind that its name says."""
+    if text := text_in(Path(path)):
+        return f"not a safetensors file, but {text}"
     suffix = os.path.splitext(path)[1].lower()
     if suffix in (".bin", ".ckpt", ".pt", ".pth"):
         name = shlex.quote(os.fspath(path))
@@ -160,6 +162,7 @@ def read_part(file: BufferedReader, header: Header, name: str, checksum: str | N
 def open_file(path: str | os.PathLike[str]) -> BufferedReader:
     """Return the file opened for reading bytes. Raises SparsifyError if it cannot be opened."""
     try:
+        check_regular(path)
         return Path(path).open("rb")
     except OSError as error:
         raise SparsifyError(f"cannot read {os.fspath(path)}: {error.strerror}") from error

@@ -32,22 +32,22 @@ def atomic_write(path: str | os.PathLike[str], chunks: Chunk | Iterable[Chunk]) 
     is removed and an old file stays as it was. A symbolic link is followed and kept; an old file's permissions are
     kept. Raises SparsifyError if the folder does not exist or is not writable, RunError if there is no space left.
     """
-    target = Path(os.path.realpath(path))
+    target = target_of(path)
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
     pieces = [chunks] if isinstance(chunks, _BYTES) else chunks
-    with _os_errors(path, target):
+    with os_errors(path, target):
         descriptor = _create(target, temporary)
     try:
         try:
             written = 0
             for piece in pieces:
-                with _os_errors(path, target):
+                with os_errors(path, target):
                     written += _write_all(descriptor, piece)
-            with _os_errors(path, target):
+            with os_errors(path, target):
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        with _os_errors(path, target):
+        with os_errors(path, target):
             os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -62,10 +62,19 @@ def is_temporary(path: Path) -> bool:
     return re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name) is not None
 
 
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Return the path that `path` leads to over symbolic links. Raises SparsifyError if these form a loop."""
+    target = Path(os.path.realpath(path))
+    with os_errors(path, target):
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise SparsifyError if `atomic_write` could not write `path`; nothing is touched."""
-    target = Path(os.path.realpath(path))
-    with _os_errors(path, target):
+    target = target_of(path)
+    with os_errors(path, target):
         if not target.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if target.exists() and not target.is_file():
@@ -117,7 +126,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _os_errors(path: str | os.PathLike[str], target: Path) -> Iterator[None]:
+def os_errors(path: str | os.PathLike[str], target: Path) -> Iterator[None]:
     """Raise an OSError in the block as a one-line error that a user can act on."""
     try:
         yield

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ...errors import SparsifyError
+from .atomic import os_errors, target_of
 
 Ours: TypeAlias = Callable[[Path], bool]
 
@@ -28,10 +29,11 @@ def atomic_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) ->
     SparsifyError as `check_folder` does.
     """
     check_folder(path, ours)
-    target = Path(os.path.realpath(path))
+    target = target_of(path)
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
     old = temporary.with_suffix(".old")
-    temporary.mkdir()
+    with os_errors(path, target):
+        temporary.mkdir()
     try:
         yield temporary
         if target.is_dir():
@@ -49,11 +51,12 @@ def atomic_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) ->
 
 def check_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) -> None:
     """Raise SparsifyError if a folder could not be written at `path`; nothing is touched."""
-    target, where = Path(os.path.realpath(path)), f"cannot write {os.fspath(path)}"
-    if not target.parent.is_dir():
-        raise SparsifyError(f"{where}: there is no folder {target.parent}")
-    if target.exists() and not target.is_dir():
-        raise SparsifyError(f"{where}: it exists and is not a folder")
+    target, where = target_of(path), f"cannot write {os.fspath(path)}"
+    with os_errors(path, target):
+        if not target.parent.is_dir():
+            raise SparsifyError(f"{where}: there is no folder {target.parent}")
+        if target.exists() and not target.is_dir():
+            raise SparsifyError(f"{where}: it exists and is not a folder")
     if not os.access(target.parent, os.W_OK):
         raise SparsifyError(f"{where}: not allowed to write in {target.parent}")
     if target.is_dir():

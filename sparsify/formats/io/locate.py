@@ -36,11 +36,11 @@ def model_file(source: str | os.PathLike[str]) -> Path:
         if is_on_hub(source):
             return _fetched(source, f"{HUB}{meant[1]}" if meant else source)
     path = Path(source)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
-    if (path / MODEL_FILE).is_file():
+    if os.path.isfile(path / MODEL_FILE):
         return path / MODEL_FILE
-    if (path / "recipe.yaml").is_file():
+    if os.path.isfile(path / "recipe.yaml"):
         raise SparsifyError(f"{path}: the run is not finished; go on with: sparsify train --resume {quote(str(path))}")
     raise SparsifyError(f"{path}: a folder without a run or a model in it: no {MODEL_FILE}")
 

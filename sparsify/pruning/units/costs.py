@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...calls import Inputs, inputs_of, run
 from ...surgery.channels.analyse import Channels
+from ...surgery.mask_state.masks import masked_sources
 from ..preserve_state import preserve_state
 
 _TIMED_RUNS = 3
@@ -35,8 +36,9 @@ def multiply_adds(model: nn.Module, channels: Channels) -> list[Term]:
 
 def parameters(model: nn.Module, channels: Channels) -> list[Term]:
     """Return the entries of every parameter; one with several names counts once."""
+    computed = masked_sources(model)
     return [
-        Term(parameter.numel(), _flat(channels.labels.get(name, {}).values()))
+        Term(parameter.numel(), _flat(channels.labels.get(computed.get(name, name), {}).values()))
         for name, parameter in model.named_parameters()
     ]
 
@@ -78,7 +80,7 @@ def savings(terms: Sequence[Term], kept: Tensor) -> Tensor:
 
     Savings count in the layers that produce a channel and in those that read it.
     """
-    saved = torch.zeros(len(kept), dtype=torch.float64)
+    saved = torch.zeros_like(kept, dtype=torch.float64)
     for amount, axes in terms:
         with_group = torch.full_like(saved, amount)
         without = with_group.clone()

@@ -44,7 +44,7 @@ class GroupCandidates:
     @property
     def prices(self) -> Tensor:
         """The amounts of the terms of the cost `per`, float64."""
-        return torch.tensor([float(term.amount) for term in self.per or ()], dtype=torch.float64)
+        return torch.tensor([float(term.amount) for term in self.per or ()], dtype=torch.float64, device="cpu")
 
     def at_prices(self, prices: Tensor) -> GroupCandidates:
         """Return the candidates with other `prices`. Raises SparsifyError if these are of another model."""
@@ -88,7 +88,7 @@ class GroupCandidates:
     ) -> tuple[Tensor, Fraction]:
         """Return which groups stay, bool [groups], and the fraction that was due."""
         removable = [self._removable(scores, allowed_groups, layer.groups, layer.spare) for layer in self.groups.layers]
-        kept = torch.ones(self.groups.count, dtype=torch.bool)
+        kept = torch.ones_like(self.groups.prunable)
         if self.of is not None:
             share = self._share_due(due)
             return self._cheapest(scores, allowed_groups, torch.cat(removable), share), share
@@ -116,7 +116,7 @@ class GroupCandidates:
         """Return the fraction of the cost to be removed at this point, from what was removed at the start."""
         if due.start is None:
             return due.sparsity
-        kept = torch.ones(self.groups.count, dtype=torch.bool)
+        kept = torch.ones_like(self.groups.prunable)
         for layer in self.groups.layers:
             kept[layer.groups] = due.start[layer.weights[0]]
         gone = self._removed(kept)
@@ -132,7 +132,7 @@ class GroupCandidates:
             least = int((~allowed_groups[order]).sum())
 
         def without(count: int) -> Tensor:
-            kept = torch.ones(self.groups.count, dtype=torch.bool)
+            kept = torch.ones_like(self.groups.prunable)
             kept[order[:count]] = False
             return kept
 

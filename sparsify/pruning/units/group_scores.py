@@ -14,7 +14,7 @@ from .groups import Groups
 
 def kept_groups(groups: Groups, masks: Mapping[str, Tensor]) -> Tensor:
     """Return for each group whether `masks`, by parameter name, keep any entry that scores it, bool [groups]."""
-    kept = torch.zeros(groups.count + 1, dtype=torch.int32)
+    kept = torch.zeros(groups.count + 1, dtype=torch.int32, device="cpu")
     for one in groups.scored:
         units = one.over_units(masks[one.name])
         # As bytes: torch's amax of bytes is forty times faster than its any of bools.
@@ -62,8 +62,8 @@ def group_scores(groups: Groups, tensors: Sequence[ScoredTensor], aggregate: str
     by_name = {scored.name: scored for scored in tensors}
     of_index, together = _AGGREGATES[aggregate]
     start = -torch.inf if together == "amax" else 0.0
-    totals = torch.full((groups.count + 1,), start, dtype=torch.float64)
-    counts = torch.zeros(groups.count + 1, dtype=torch.float64)
+    totals = torch.full((groups.count + 1,), start, dtype=torch.float64, device="cpu")
+    counts = torch.zeros_like(totals)
     for one in groups.scored:
         scored = by_name[one.name]
         # Entries that may not be kept count as zero.

@@ -13,7 +13,7 @@ from ...errors import SparsifyError
 from ...surgery.analysis.union_find import lowest_connected
 from ...surgery.channels.analyse import Channels
 from ...surgery.conversion.mask_extra import mask_also
-from ...surgery.mask_state.masks import layout, masked_parameters, masked_weights, matrix_shapes
+from ...surgery.mask_state.masks import layout, masked_parameters, masked_sources, masked_weights, matrix_shapes
 from ..selection.prunable_weights import maskable_weights
 
 
@@ -70,13 +70,13 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
     left.
     """
     weights, others, kept = _producers(model, channels, set(names))
-    prunable = torch.ones(channels.groups + 1, dtype=torch.bool)
+    prunable = torch.ones(channels.groups + 1, dtype=torch.bool, device="cpu")
     for labels in kept.values():
         prunable[labels] = False
     # The last entry is that of the label -1.
     prunable = prunable[:-1] & _marked(channels.groups, [*weights.values(), *others.values()])
     if not prunable.any():
-        reason = next(iter([*channels.barriers, *kept]), "its layers make the outputs, which stay")
+        reason = next(iter([*kept, *channels.barriers]), "its layers make the outputs, which stay")
         raise SparsifyError(f"Pruner: no unit of this model can be removed: {reason}")
     order = {name: index for index, name in enumerate(masked_parameters(model))}
     produced = sorted((p for n, p in {**weights, **others}.items() if n in order), key=lambda one: order[one.name])
@@ -106,11 +106,13 @@ def _producers(
     maskable = {id(model.get_parameter(name)) for name in maskable_weights(model)}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     first = {id(weight.parameter): name for name, weight in masked_parameters(model).items()}
+    sources = {computed: name for name, computed in masked_sources(model).items()}
     others: dict[str, Produced] = {}
     weights: dict[str, Produced] = {}
     kept: dict[str, Tensor] = {}
-    for name, dimension in channels.produced.items():
-        labels = channels.labels[name][dimension]
+    for computed, dimension in channels.produced.items():
+        labels = channels.labels[computed][dimension]
+        name = sources.get(computed, computed)
         own = first.get(id(parameters.get(name)), name)
         if name not in parameters:
             kept[f"{name} is no parameter and takes no mask"] = labels
@@ -140,7 +142,7 @@ def _mask_extra(model: nn.Module, names: list[str]) -> dict[str, str]:
 
 def _marked(count: int, producers: Iterable[Produced]) -> Tensor:
     """Return for each group, bool [count], whether one of these produces it."""
-    marked = torch.zeros(count + 1, dtype=torch.bool)
+    marked = torch.zeros(count + 1, dtype=torch.bool, device="cpu")
     for one in producers:
         marked[one.labels] = True
     return marked[:-1]

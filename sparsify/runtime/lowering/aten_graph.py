@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.function import FunctionCtx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
@@ -45,9 +49,10 @@ class _RefuseReads(TorchFunctionMode):
 def trace(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple[fx.GraphModule, Outline]:
     """Return the graph of the call `unflatten(inputs)` for inputs of these shapes, and the outline of its outputs.
 
-    The graph takes the tensors one by one and returns a flat list. The model is plain and in eval mode. Raises
-    TraceError if PyTorch cannot record the forward, and RunError if its control flow depends on values even in the
-    general path that libraries take under tracing (`announced_as_traced`).
+    The graph takes the tensors one by one and returns a flat list. It holds for the values that give its tensors the
+    sizes in their `meta`. The model is plain and in eval mode. Raises TraceError if PyTorch cannot record the forward,
+    and RunError if its control flow depends on values even in the general path that libraries take under tracing
+    (`announced_as_traced`).
     """
     try:
         return _traced(model, inputs, unflatten)
@@ -69,7 +74,7 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
         found[:] = [outline]
         return outputs
 
-    with torch.no_grad():
+    with torch.no_grad(), _custom_functions_as_operations():
         try:
             graph = make_fx(functionalize(flat, remove="mutations"))(*inputs)
             if any(_writes(node) for node in graph.graph.nodes):  # inside PyTorch's recurrent layers
@@ -85,6 +90,36 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
     _refuse_values(graph)
     graph.graph.eliminate_dead_code()
     return graph, found[0]
+
+
+class _Here(threading.local):
+    traced = False
+
+
+_HERE, _ONE_AT_A_TIME, _APPLY = _Here(), threading.RLock(), vars(torch.autograd.Function)["apply"]
+
+
+@contextmanager
+def _custom_functions_as_operations() -> Iterator[None]:
+    """Record the operations of custom autograd functions, which `functionalize` refuses; calls of this thread alone."""
+    before = _HERE.traced
+    with _ONE_AT_A_TIME, patch.object(torch.autograd.Function, "apply", classmethod(_applied)):
+        _HERE.traced = True
+        try:
+            yield
+        finally:
+            _HERE.traced = before
+
+
+def _applied(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """Stand in for `Function.apply`: without gradients it is the function's forward."""
+    if not _HERE.traced:
+        return _APPLY.__get__(None, function)(*args, **kwargs)
+    if function.setup_context is torch.autograd.Function.setup_context:  # the forward takes the context
+        context = FunctionCtx()
+        context.needs_input_grad = (False,) * len(args)  # type: ignore[attr-defined]
+        args = (context, *args)
+    return function.forward(*args, **kwargs)
 
 
 def _writes(node: fx.Node) -> bool:
@@ -104,17 +139,8 @@ def _refuse_values(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):
             varying.add(node)
-            tags = getattr(node.target, "tags", ())
-            if node.target is torch.ops.aten.index.Tensor and not _picks_by_mask(node):
-                continue
-            if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+            if torch.Tag.data_dependent_output in getattr(node.target, "tags", ()):
                 raise RunError(f"the forward depends on values ({node.target})")
-
-
-def _picks_by_mask(node: fx.Node) -> bool:
-    """Return whether an index in x[index] is a mask, which selects a number of entries that depends on values."""
-    given = [one.meta.get("val") for one in node.args[1] if isinstance(one, fx.Node)]  # type: ignore[union-attr]
-    return any(not isinstance(one, Tensor) or one.dtype in (torch.bool, torch.uint8) for one in given)
 
 
 class _WholeConstants(TorchDispatchMode):  # type: ignore[no-untyped-call]

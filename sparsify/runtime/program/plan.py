@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ...calls import Inputs
 from ..call_outputs import Outline
 from ..codegen.jit import ready
-from ..kernel_errors import KernelError, blamed_on
+from ..kernel_errors import KernelError, OtherSizes, blamed_on
 from ..kernels.planes import ALIGNMENT
 from ..lowering.aten_graph import trace
 from ..lowering.builder import Lowering
@@ -117,7 +117,10 @@ Run = Callable[[Sequence[Array]], None]
 
 
 def execute(plan: Plan, inputs: Sequence[Tensor], buffers: Array, run: Run) -> list[Any]:
-    """Return the outputs for `inputs`; `run` executes a segment and takes the arrays of `interpreter.run`."""
+    """Return the outputs for `inputs`; `run` executes a segment and takes the arrays of `interpreter.run`.
+
+    Raises OtherSizes if an operation's result has another size than in the record.
+    """
     values: dict[fx.Node, Any] = dict(zip(plan.inputs, inputs, strict=True))
     for number, part in enumerate(plan.program.parts):
         if isinstance(part, Segment):
@@ -140,10 +143,14 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, 
     """Return the result of a PyTorch operation; exceptions get a note that names it."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: values[one] if one in values else known[one])
     try:
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        found = node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
         error.add_note(f"in {node.name}")
         raise
+    if isinstance(found, Tensor) and found.shape != node.meta["val"].shape:
+        was, now = ("x".join(map(str, one)) for one in (node.meta["val"].shape, found.shape))
+        raise OtherSizes(f"sizes depend on values ({node.name}: {was}, then {now})")
+    return found
 
 
 def _output(one: Any, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, Any]) -> Any:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .coupling import Coupling
+from ..recording.ops import Value
+from .coupling import Coupling, varying
 from .union_find import PINNED
 
 
@@ -42,6 +43,15 @@ def only(ids: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[
     ids = np.where((ids >= 0) & wanted[ids], ids, -1)
     renumbered: np.ndarray[Any, Any] = np.where(ids >= 0, np.cumsum(wanted)[ids] - 1, -1)
     return renumbered
+
+
+def channel_dims(coupling: Coupling) -> dict[Value, set[int]]:
+    """Return the dimensions along which each Value holds channels that are not pinned."""
+    free = coupling.numbers.find() != PINNED
+    return {
+        value: {d for axis in axes if free[axis.numpy()].any() for d in varying(axis)}
+        for value, axes in coupling.axes.items()
+    }
 
 
 def labels_of(coupling: Coupling, ids: np.ndarray[Any, Any]) -> dict[str, dict[int, Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.coupling import Coupling, Heads
-from ..analysis.group_ids import group_ids, labels_of, only, produced_dims
+from ..analysis.group_ids import channel_dims, group_ids, labels_of, only, produced_dims
 from ..analysis.mac_counts import uncounted
 from ..analysis.reasons import reasons
 from ..dataflow.bias_sinks import BiasSink, bias_sinks
@@ -78,8 +78,8 @@ def _study(
 ) -> Study:
     coupling = Coupling(recording, rules.couple, heads, by_group)
     sinks = bias_sinks(recording)
-    liveness = partial(Liveness, recording, rules.flow, sinks)
     ids, count = group_ids(coupling)
+    liveness = partial(Liveness, recording, rules.flow, sinks, channel_dims=channel_dims(coupling))
     produced = produced_dims(coupling)
     if killable:
         able = killable_groups(recording, liveness, coupling, ids, count, labels_of(coupling, ids), produced)

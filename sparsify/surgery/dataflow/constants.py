@@ -53,19 +53,17 @@ def propagate(live: Liveness, op: Op) -> None:
         else _transfer(live, op)
     )
     for value, form in zip(op.results, known or (), strict=False):
-        if form is not None and value in live.flags:
-            live.known_values[value] = torch.where(live.flags[value].detach() > 0, form, 0.0)
-            if any(source in live.depends_on_learnt or _is_shared_scalar(live, source) for source in op.inputs):
-                live.depends_on_learnt.add(value)
-            else:
-                _clear_zero_flags(live, value)
-
-
-def _clear_zero_flags(live: Liveness, value: Value) -> None:
-    """Clear the flags of entries known to be zero, such as negative constants after a ReLU."""
-    zero = (live.known_values[value] == 0) & (live.flags[value].detach() > 0)
-    if zero.any():
-        live.set(value, live.flags[value] * (~zero).to(torch.float32))
+        live.known_values.pop(value, None)
+        if form is None or value not in live.flags:
+            continue
+        told = (live.flags[value].detach() > 0) & ~form.isnan()
+        if not told.any():
+            continue  # only the zeros that the flags show
+        live.known_values[value] = torch.where(live.flags[value].detach() > 0, form, 0.0)
+        if any(source in live.depends_on_learnt or _is_shared_scalar(live, source) for source in op.inputs):
+            live.depends_on_learnt.add(value)
+        elif bool((zero := told & (form == 0)).any()):  # such as negative constants after a ReLU
+            live.set(value, live.flags[value] * (~zero).to(torch.float32))
 
 
 def _is_shared_scalar(live: Liveness, value: Value) -> bool:
@@ -85,7 +83,8 @@ def known_value(live: Liveness, value: Value) -> Tensor:
         kept = live.masks.get(value.names[0], torch.ones([1] * len(value.shape), dtype=torch.bool))
         return torch.where(kept, math.nan, 0.0).to(torch.float64)
     if value.names or live.as_stored or value not in live.recording.producers:
-        return live.constant(value).to(torch.float64)
+        form = live.constant(value).to(torch.float64)
+        return form if value.names else forms.compress(form)  # one computed by an expand is as long as the batch
     # Computed from masked parameters: rarely needed and too large to store.
     op = live.recording.producers[value]
     known = (_transfer(live, op) or [None] * len(op.results))[op.results.index(value)]

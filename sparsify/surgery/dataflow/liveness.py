@@ -7,7 +7,7 @@ in SynFlow (Tanaka et al. 2020), a positive linear operation replaces every oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
@@ -57,12 +57,24 @@ def indicator(x: Tensor) -> Tensor:
     return flags
 
 
+def _merged(flags: Tensor, but: Container[int]) -> Tensor:
+    """Return flags with size 1 along the dimensions, `but` some, in which they are equal: copies left by a view.
+
+    A view of heads as (batch * heads) and back leaves a copy for each sample.
+    """
+    equal = [
+        d for d, size in enumerate(flags.shape) if size > 1 and d not in but and (flags == flags.narrow(d, 0, 1)).all()
+    ]
+    return indicator(flags.sum(equal, keepdim=True)) if equal else flags
+
+
 class Liveness:
     """The flags of every Value of a recording, under `masks` on the model's tensors (bool by first name, True = keep).
 
     `rule` returns the transfer function of an operation, None for a movement or a barrier. `sinks` are the operations
-    that can absorb constants into a bias. With `learning`, unmasked entries of parameters count as nonzero whatever
-    their current values. `failures` maps operations whose rule raised to the error; such an operation is a barrier.
+    that can absorb constants into a bias. `channel_dims` are the dimensions along which channels may go (None = all).
+    With `learning`, unmasked entries of parameters count as nonzero whatever their current values. `failures` maps
+    operations whose rule raised to the error; such an operation is a barrier.
     """
 
     def __init__(
@@ -73,8 +85,10 @@ class Liveness:
         masks: Mapping[str, Tensor] | None = None,
         *,
         learning: bool = False,
+        channel_dims: Mapping[Value, Container[int]] | None = None,
     ) -> None:
         self.recording = recording
+        self._channel_dims = channel_dims
         self._rule = rule
         self.masks = masks or {}
         self.learning = learning
@@ -97,11 +111,19 @@ class Liveness:
     def of(self, value: Value) -> Tensor:
         """Return a Value's flags, a float32 form with the full size of every dimension that may hold channels."""
         flags = self.compressed(value)
+        return flags if value.constant is None else flags.expand(self.full_sizes(value))
+
+    def full_sizes(self, value: Value) -> list[int]:
+        """Return the sizes to which `of` expands a form, -1 for a dimension that stays as it is.
+
+        A constant is not expanded along the batch or positions, which would make all that is combined with it as long.
+        """
         if value.constant is None:
-            return flags
-        # Not along the positions of a table, or tensors that it is added to would need that length too.
-        positions = 1 if len(value.shape) == 3 and value.shape[0] == 1 else None
-        return flags.expand([-1 if d == positions else size for d, size in enumerate(value.shape)])
+            return [-1] * len(value.shape)
+        if self._channel_dims is None or (value.names and value.shape[:1] != (1,)):  # weights are full, tables are not
+            return list(value.shape)
+        dims = self._channel_dims.get(value, ())
+        return [size if d in dims else -1 for d, size in enumerate(value.shape)]
 
     def compressed(self, value: Value) -> Tensor:
         """Return a Value's flags, a float32 form; that of a constant is compressed."""
@@ -169,8 +191,11 @@ class Liveness:
         for result, form in zip(op.results, moved, strict=True):
             if result.constant is not None:
                 self.flags[result] = form
-            else:  # a separate tensor, so that its gradient comes only from this Value's readers
-                self.set(result, form.clone() if form is flags else form)
+                continue
+            if form.dim() > flags.dim() and self._channel_dims is not None:
+                form = _merged(form, self._channel_dims.get(result, ()))
+            # A separate tensor, so that its gradient comes only from this Value's readers.
+            self.set(result, form.clone() if form is flags else form)
 
     def alive(self, value: Value) -> np.ndarray[Any, Any]:
         """Return a bool form of a Value's live entries, which may be nonzero and can reach an output."""

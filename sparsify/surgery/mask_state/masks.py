@@ -21,7 +21,7 @@ from ...processes.shards import copy_into, count
 from ..full_name import full_name
 from ..module_walk import named_modules
 from .live_masks import bool_mask
-from .parametrized import computed_weight, computes_from, formed_since
+from .parametrized import computed_names, computed_weight, computes_from, formed_since
 
 
 class Layout(NamedTuple):
@@ -104,6 +104,12 @@ def masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
 def masked_parameters(model: nn.Module) -> dict[str, MaskedWeight]:
     """Return the masked weights and extra parameters by name, module by module, each under its first name only."""
     return _first_names(all_masked_parameters(model))
+
+
+def masked_sources(model: nn.Module) -> dict[str, str]:
+    """Return {masked parameter: the weight that a parametrization computes from it}, which a folded model holds."""
+    computed = computed_names(model)
+    return {weight.name: computed[weight.name] for weight in all_masked_weights(model) if weight.name in computed}
 
 
 def _first_names(weights: Iterator[MaskedWeight]) -> dict[str, MaskedWeight]:

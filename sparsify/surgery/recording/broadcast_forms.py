@@ -172,6 +172,10 @@ def _repeat(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> T
     return form.repeat([1 if size == 1 else times for size, times in zip(form.shape, args[0], strict=True)])
 
 
+def _unfold(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
+    return form.unsqueeze(-1) if form.shape[args[0]] == 1 else overload(form, *args)
+
+
 def _index_select(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
     return form if form.shape[args[0]] == 1 else form.index_select(args[0], args[1])
 
@@ -198,7 +202,8 @@ MOVEMENTS: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("flip", "roll"), _along),
     "repeat": _repeat,
     "index_select": _index_select,
-    **dict.fromkeys(("unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "index"), _full),
+    "unfold": _unfold,
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "index"), _full),
 }
 
 

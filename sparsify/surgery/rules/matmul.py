@@ -108,18 +108,18 @@ def _batches(coupling: Coupling, axes: list[Tensor], value: Value) -> tuple[list
 def _flow_matmul(live: Liveness, op: Op) -> None:
     added, a, b = _operands(op)
     left, right = live.compressed(a), live.compressed(b)
-    product = moving = _multiplied(left, right, a, b)
+    product = moving = _multiplied(live, left, right, a, b)
     entering = constant_inputs(live, op)
     if entering is not None:
-        moving = _multiplied(left * (1 - entering), right, a, b)
-        product = moving + _multiplied((left * entering).detach(), right, a, b)
+        moving = _multiplied(live, left * (1 - entering), right, a, b)
+        product = moving + _multiplied(live, (left * entering).detach(), right, a, b)
     propagate_sum(live, op, moving, added, len(op.results[0].shape) - 1)
     if added is not None:
         product = product + live.of(added)
     live.set(op.results[0], indicator(product))
 
 
-def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
+def _multiplied(live: Liveness, left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
     """Return the form of the product of two matrices, or of a matrix and a vector, from their flags."""
     vector = len(b.shape) < len(a.shape)
     right = right.unsqueeze(-1) if vector else right
@@ -127,11 +127,9 @@ def _multiplied(left: Tensor, right: Tensor, a: Value, b: Value) -> Tensor:
         product = left.sum(-1, keepdim=True) * right.sum(-2, keepdim=True)
     else:
         product = torch.matmul(left, right)
-    sizes = list(product.shape)
-    for value, shape, dim in ((a, a.shape, -2), (b, (*b.shape, 1) if vector else b.shape, -1)):
-        if value.constant is not None:  # forms have the full size of channels from here on
-            sizes[:-2], sizes[dim] = shape[:-2], shape[dim]
-    product = product.expand(sizes)
+    rows, columns = live.full_sizes(a), live.full_sizes(b) + [-1] * vector
+    batch = [max(pair) for pair in zip(rows[:-2], columns[:-2], strict=True)]
+    product = product.expand([*batch, rows[-2], columns[-1]])
     return product.squeeze(-1) if vector else product
 
 

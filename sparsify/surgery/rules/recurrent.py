@@ -128,6 +128,11 @@ def _flow_recurrent(live: Liveness, op: Op) -> None:
         live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
 
 
+def _entries(live: Liveness, weight: Value) -> Tensor:
+    """Return the flags of all entries of a weight."""
+    return live.of(weight).expand(weight.shape)
+
+
 def _features(live: Liveness, value: Value) -> Tensor:
     """Return the flags along the last dimension, float32 [features]."""
     flags = live.of(value)
@@ -137,13 +142,13 @@ def _features(live: Liveness, value: Value) -> Tensor:
 def _out(live: Liveness, cell: _Cell, state: Tensor) -> Tensor:
     """Return the flags of a layer's output; it also reads the states that a state influences in later time steps."""
     reached = state * 1 + (_reach(live, cell, slice(None)) @ state) * state.detach()
-    return indicator(reached if cell.projection is None else live.of(cell.projection) @ reached)
+    return indicator(reached if cell.projection is None else _entries(live, cell.projection) @ reached)
 
 
 def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: list[Tensor]) -> None:
     gates, making = GATES[name], _MAKING[name]
     rows = slice(making * cell.hidden, (making + 1) * cell.hidden)
-    before = live.of(cell.from_input) @ entering + live.of(cell.from_state) @ first[0]
+    before = _entries(live, cell.from_input) @ entering + _entries(live, cell.from_state) @ first[0]
     for bias in cell.biases:
         before = before + live.of(bias)
     made = before[rows] + first[-1]
@@ -156,8 +161,8 @@ def _flow_cell(live: Liveness, name: str, cell: _Cell, entering: Tensor, first: 
 def _reach(live: Liveness, cell: _Cell, rows: slice) -> Tensor:
     """Return which states influence which in the same or later time steps: float 0/1 [to, from]."""
     with torch.no_grad():
-        links = live.of(cell.from_state)
-        links = links if cell.projection is None else links @ live.of(cell.projection)
+        links = _entries(live, cell.from_state)
+        links = links if cell.projection is None else links @ _entries(live, cell.projection)
         links = (links[rows].reshape(-1, cell.hidden, cell.hidden).sum(0) > 0).to(torch.float32)
         reach = ((links + torch.eye(cell.hidden)) > 0).to(torch.float32)
         for _ in range(max(1, math.ceil(math.log2(max(2, cell.hidden))))):

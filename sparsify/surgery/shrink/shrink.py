@@ -19,7 +19,7 @@ from ..analysis.mac_counts import multiply_adds
 from ..channels.analyse import check_dead, check_heads
 from ..channels.study import Dead, Study, study
 from ..conversion.fold import fold
-from ..mask_state.masks import all_masked_parameters
+from ..mask_state.masks import all_masked_parameters, masked_sources
 from ..recording.ops import Recording
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
@@ -133,9 +133,9 @@ def removing_masks(model: nn.Module, recording: Recording) -> dict[str, Tensor]:
 
     A mask that keeps or removes only whole rows is returned as a broadcast form with one entry per row.
     """
-    found = {}
+    found, computed = {}, masked_sources(model)
     for weight in all_masked_parameters(model):
-        value = recording.state.get(weight.name)
+        value = recording.state.get(computed.get(weight.name, weight.name))
         if value is None or value.shape != weight.mask.shape:
             continue
         # Row extremes of bytes are found many times faster than those of bools.

@@ -45,8 +45,8 @@ def follow_writes(graph: fx.Graph) -> None:
         writes = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
         written = node.args[0] if writes and node.args and node.op in ("call_method", "call_function") else None
         if isinstance(written, fx.Node) and written.op != "get_attr":
-            for user in [user for user in written.users if order[user] > order[node]]:
-                user.replace_input_with(written, node)
+            later = {user for user in written.users if order[user] > order[node]}
+            written.replace_all_uses_with(node, later.__contains__)
 
 
 def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ Nothing in it is executed: `datasets` 4, which is required, dropped loading scri
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,13 @@ def _loaded(settings: DataSettings) -> Any:
             f"data.name: '{settings.name}' needs datasets 4, which executes nothing; this is {datasets.__version__}"
         )
     try:
-        if any((Path(name) / file).is_file() for file in _SAVED):
+        if any(os.path.isfile(Path(name) / file) for file in _SAVED):
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(name, cache_dir=settings.dir)
     except (ConnectionError, OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
         reason = one_line(error)
-        is_there = Path(name).is_dir()
+        is_there = os.path.isdir(name)
         kind = RunError if isinstance(error, ConnectionError | OSError) and not is_there else SparsifyError
         raise kind(f"data.name: '{settings.name}' cannot be {'read' if is_there else 'fetched'}: {reason}") from error
     if not isinstance(found, dict):

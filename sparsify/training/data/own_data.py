@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate
 
 from ...errors import SparsifyError, one_line
 from ...models import FROM_PYTHON
 from ...preserve import cpu_random_state, keep_random_states, seed_cpu, set_cpu_random_state
+from ..batches.checked import Checked, check_batch, reason_of
 from ..batches.input_size import refuses
 from ..batches.resident import Batch, generator_for
-from ..batches.shares import WHOLE, Share, Shared, counts, shared
+from ..batches.shares import WHOLE, Share, shared
 from ..batches.types import Data, Loader
 from ..recipe.settings import DataSettings
+from .bad_images import dead_workers
 from .image_files import FileLoader
 
 # Settings of how images are found and augmented, which a user's own data do themselves.
@@ -146,48 +148,23 @@ class GivenLoader:
             state = cpu_random_state()
         for position in range(len(self.loader)):
             # Between two batches the training uses the global generators.
-            with keep_random_states():
+            with keep_random_states(), dead_workers():
                 set_cpu_random_state(state)
-                batch = next(batches)
+                batch = next(batches, None)
                 state = cpu_random_state()
+            if batch is None:
+                raise SparsifyError(f"train: data: the loader ended after {position} of its {len(self.loader)} batches")
             if position >= start:
                 yield batch
-
-
-@dataclass
-class Checked:
-    """A loader whose batches are checked, class indices included, and moved to the device."""
-
-    loader: Loader
-    classes: int
-    device: torch.device | str
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.epoch(0)
-
-    def epoch(self, index: int, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`, from batch number `start` on; SparsifyError for one that does not fit."""
-        for batch in self.loader.epoch(index, start, share):
-            _check_batch(batch)
-            images, labels = batch
-            wrong = labels[(labels < 0) | (labels >= self.classes)]
-            if len(wrong):
-                raise SparsifyError(
-                    f"data.num_classes: the data have a class {int(wrong[0])}, but {self.classes} classes were "
-                    f"expected, 0 to {self.classes - 1}; give their number here"
-                )
-            yield Shared.make(images.to(self.device), labels.long().to(self.device), *counts(batch))
 
 
 def _pair(given: Any) -> tuple[Any, Any]:
     parts = given if isinstance(given, tuple | list) else (given, None)
     present = [part for part in parts if part is not None]
     if len(parts) == 2 and parts[0] is not None and all(isinstance(part, Dataset | DataLoader) for part in present):
-        for part in present:
-            _check_length(part)
+        for part, which in zip(parts, ("training", "test"), strict=True):
+            if part is not None:
+                _check_length(part, which)
         return parts[0], parts[1]
     kinds = f"({', '.join(type(part).__name__ for part in parts)})" if parts is given else type(given).__name__
     raise SparsifyError(
@@ -195,13 +172,16 @@ def _pair(given: Any) -> tuple[Any, Any]:
     )
 
 
-def _check_length(part: Any) -> None:
+def _check_length(part: Any, which: str) -> None:
     source = part.dataset if isinstance(part, DataLoader) else part
     if isinstance(source, IterableDataset) or not hasattr(source, "__len__"):
+        lacks = "is iterable alone" if hasattr(source, "__len__") else "has no length"
         raise SparsifyError(
-            f"train: data: {type(source).__name__} has no length, so that the steps of an epoch are not known; "
+            f"train: data: {type(source).__name__} {lacks}, so that no step of an epoch can be found again; "
             "give a Dataset with __len__ and __getitem__"
         )
+    if not len(part):
+        raise SparsifyError(f"train: data: the {which} set is empty")
     if getattr(part, "persistent_workers", False):
         raise SparsifyError(
             "train: data: workers that persist keep random states from epoch to epoch, so that a run could not go on "
@@ -215,25 +195,13 @@ def _first_batch(train: Any, seed: int) -> tuple[tuple[int, ...], int]:
         seed_cpu(generator_for(seed, 0).initial_seed())
         try:
             if isinstance(train, DataLoader):
-                batch = next(GivenLoader(train, seed).epoch(0), None)
+                batch = next(GivenLoader(train, seed).epoch(0))
             else:
-                batch = default_collate([train[index] for index in range(min(len(train), 64))]) if len(train) else None
-        except (TypeError, IndexError, AttributeError, RuntimeError) as error:
-            raise SparsifyError(f"train: data: no batch can be made: {one_line(error, 200)}") from error
-    if batch is None:
-        raise SparsifyError("train: data: the training set is empty")
-    _check_batch(batch)
+                batch = default_collate([train[index] for index in range(min(len(train), 64))])
+        except SparsifyError:
+            raise
+        except Exception as error:
+            raise SparsifyError(f"train: data: no batch can be made: {reason_of(error)}") from error
+    check_batch(batch)
     images, labels = batch
     return tuple(images.shape[1:]), int(labels.max()) + 1
-
-
-def _check_batch(batch: Any) -> None:
-    wanted = "pairs of images (floating numbers) and class indices (whole numbers), one for each image"
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
-        raise SparsifyError(f"train: data: batches are {wanted}; this one is a {type(batch).__name__}")
-    images, labels = batch
-    if not images.is_floating_point() or labels.dtype not in (torch.int64, torch.int32) or labels.ndim != 1:
-        got = ", ".join(f"{tuple(part.shape)} of {part.dtype}".replace("torch.", "") for part in batch)
-        raise SparsifyError(f"train: data: batches are {wanted}; this one has {got}")
-    if len(images) != len(labels):
-        raise SparsifyError(f"train: data: a batch has {len(images)} images and {len(labels)} class indices")

@@ -10,6 +10,12 @@ import torch
 from ...datasets import DATASETS
 from ...errors import SparsifyError, one_line
 from ..batches.resident import Images
+from .fetching import ask
+
+_FILES = {
+    "cifar10": "data_batch_1 to data_batch_5, test_batch and batches.meta",
+    "cifar100": "train, test and meta",
+}
 
 
 def digits(folder: str | None) -> tuple[Images, Images]:
@@ -24,20 +30,40 @@ def digits(folder: str | None) -> tuple[Images, Images]:
 
 def cifar10(folder: str | None) -> tuple[Images, Images]:
     """Return CIFAR-10, downloaded if it is missing. Krizhevsky 2009."""
-    files = "data_batch_1 to data_batch_5, test_batch and batches.meta"
-    return _torchvision("CIFAR10", folder, f"cifar-10-batches-py should hold the files {files}")
+    return _torchvision("cifar10", folder)
 
 
 def cifar100(folder: str | None) -> tuple[Images, Images]:
     """Return CIFAR-100, downloaded if it is missing. Krizhevsky 2009."""
-    return _torchvision("CIFAR100", folder, "cifar-100-python should hold the files train, test and meta")
+    return _torchvision("cifar100", folder)
 
 
-def _torchvision(class_name: str, folder: str | None, needed: str) -> tuple[Images, Images]:
+def check_place(name: str, folder: str | None) -> None:
+    """Raise, as reading it would, if the place from which CIFAR is downloaded does not answer."""
     from torchvision import datasets
 
-    read = getattr(datasets, class_name)
-    root = Path(folder or "data")
+    try:
+        ask(getattr(datasets, name.upper()).url)
+    except OSError as error:
+        raise _missing(name, folder, error) from None
+
+
+def _root(folder: str | None) -> Path:
+    return Path(folder or "data")
+
+
+def _missing(name: str, folder: str | None, error: Exception) -> SparsifyError:
+    from torchvision import datasets
+
+    read = getattr(datasets, name.upper())
+    where = f"data.dir: {_root(folder) / read.base_folder} should hold the files {_FILES[name]} of {read.url}"
+    return SparsifyError(f"{where}, which cannot be downloaded ({one_line(error)})")
+
+
+def _torchvision(name: str, folder: str | None) -> tuple[Images, Images]:
+    from torchvision import datasets
+
+    read, root = getattr(datasets, name.upper()), _root(folder)
     try:
         parts = [read(root, train=train, download=False) for train in (True, False)]
     except RuntimeError:
@@ -45,8 +71,7 @@ def _torchvision(class_name: str, folder: str | None, needed: str) -> tuple[Imag
         try:
             parts = [read(root, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
-            where = f"data.dir: {root / needed} of {read.url}"
-            raise SparsifyError(f"{where}, which cannot be downloaded ({one_line(error)})") from None
+            raise _missing(name, folder, error) from None
     train, test = (
         Images(
             torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),

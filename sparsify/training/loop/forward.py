@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...errors import RunError, one_line
 from ...processes.ranks import Ranks
 from ...surgery.mask_state.masks import all_masked_parameters
 from ..recipe.settings import TrainSettings
@@ -25,8 +26,14 @@ class Forward:
     channels_last: bool
 
     def __call__(self, images: Tensor) -> Any:
-        """Return the model's output for a batch."""
-        return self.run(images.contiguous(memory_format=torch.channels_last) if self.channels_last else images)
+        """Return the model's output for a batch. Raises RunError, with the model's error, if it does not take it."""
+        try:
+            return self.run(images.contiguous(memory_format=torch.channels_last) if self.channels_last else images)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(self.run, DistributedDataParallel):  # it may be that another process is lost
+                raise
+            given = f"{'x'.join(map(str, images.shape))} of {str(images.dtype).removeprefix('torch.')}"
+            raise RunError(f"the model failed on a batch, {given}: {one_line(error, 200)}") from error
 
     def gradients_stay(self) -> AbstractContextManager[Any]:
         """Return a context in which gradients are not synchronised: more batches of the same step follow."""

@@ -92,8 +92,8 @@ def train_steps(training: Training, pause: Callable[[], None] = lambda: None) ->
     if training.record_due:
         yield _record(training, started, pause)
     while training.step < training.total_steps:
-        for batches in _epoch_steps(training):
-            _step(training, batches)
+        for batches in epoch_steps(training):
+            take_step(training, batches)
             at_epoch_end = training.step % training.steps_per_epoch == 0 or training.step == training.total_steps
             training.record_due = at_epoch_end or training.step % training.settings.log_every == 0
             training.seconds = time.perf_counter() - started
@@ -102,7 +102,8 @@ def train_steps(training: Training, pause: Callable[[], None] = lambda: None) ->
                 yield _record(training, started, pause)
 
 
-def _step(training: Training, batches: list[Batch]) -> None:
+def take_step(training: Training, batches: list[Batch]) -> None:
+    """Take an optimiser step with the mean gradient of `batches`; update masks and shrink the model when due."""
     settings, optimizer, accelerator = training.settings, training.optimizer, training.accelerator
     for group in optimizer.param_groups:
         group["lr"] = _learning_rate(training, training.step)
@@ -129,7 +130,7 @@ def _step(training: Training, batches: list[Batch]) -> None:
     _shrink_if_due(training)
 
 
-def _epoch_steps(training: Training) -> Iterator[list[Batch]]:
+def epoch_steps(training: Training) -> Iterator[list[Batch]]:
     """Yield each optimiser step's batches, from `training.step` to its epoch's end."""
     epoch, done = divmod(training.step, training.steps_per_epoch)
     accumulate = training.settings.accumulate

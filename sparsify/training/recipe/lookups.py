@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -39,21 +40,21 @@ def check_data_name(settings: DataSettings, *, where: str = "") -> None:
         raise SparsifyError(f"{prefix}'{name}' was given from Python; it can only come from there: train(data=...)")
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER))
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise SparsifyError(f"{prefix}no such folder '{folder}'")
         return
     if name.startswith(HUB):
         _check_hub_name(name.removeprefix(HUB), prefix)
         return
-    hint = did_you_mean(name, DATASETS) or (f"; did you mean '{FOLDER}{name}'?" if Path(name).is_dir() else "")
+    hint = did_you_mean(name, DATASETS) or (f"; did you mean '{FOLDER}{name}'?" if os.path.isdir(name) else "")
     readers = " and ".join(f"{prefix}NAME" for prefix in TIMM_READERS)
     known = f"{', '.join(DATASETS)}, {FOLDER}PATH, {HUB}OWNER/NAME, {readers} (read by timm.data)"
     raise SparsifyError(f"{prefix}unknown data set '{name}'{hint} (known: {known})")
 
 
 def _check_hub_name(name: str, prefix: str) -> None:
-    is_path = bool(name) and Path(name).is_dir() or name.startswith((".", "/", "~"))
-    if is_path and not Path(name).is_dir():
+    is_path = bool(name) and os.path.isdir(name) or name.startswith((".", "/", "~"))
+    if is_path and not os.path.isdir(name):
         raise SparsifyError(f"{prefix}no such folder '{name}'")
     if not is_path and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise SparsifyError(f"{prefix}'{name}' is no set of the hub: it is written {HUB}OWNER/NAME, or {HUB}FOLDER")
@@ -82,7 +83,7 @@ def check_source(source: str, *, where: str = "") -> None:
 
     if is_on_hub(source):
         return  # a missing repository is reported when it is downloaded
-    if not Path(source).is_dir():
+    if not os.path.isdir(source):
         check_file(source, where=where)
         return
     try:
@@ -93,7 +94,7 @@ def check_source(source: str, *, where: str = "") -> None:
 
 def check_file(path: str, *, where: str = "") -> None:
     """Raise SparsifyError unless `path` is a file."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         prefix = f"{where}: " if where else ""
-        problem = f"'{path}' is a folder, not a file" if Path(path).is_dir() else f"no such file '{path}'"
+        problem = f"'{path}' is a folder, not a file" if os.path.isdir(path) else f"no such file '{path}'"
         raise SparsifyError(f"{prefix}{problem}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import linecache
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from ...datasets import DATASETS
-from ...errors import SparsifyError, did_you_mean, nearest_file, one_line, unknown
+from ...errors import SparsifyError, check_regular, did_you_mean, nearest_file, one_line, unknown
 from ...pruning.settings.sections import CRITERION_NAMES, SCHEDULE_NAMES
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -85,9 +86,10 @@ def read_plugin(path: str | PathLike[str]) -> Plugin:
     """
     path = Path(path)
     try:
+        check_regular(path)
         source = path.read_bytes()
     except OSError as error:
-        guess = None if path.exists() else nearest_file(path, "*.py")
+        guess = None if os.path.exists(path) else nearest_file(path, "*.py")
         hint = f"; did you mean '{guess}'?" if guess else ""
         raise SparsifyError(f"plugin {path}: cannot be read ({error.strerror}){hint}") from None
     digest = hashlib.sha256(source).hexdigest()

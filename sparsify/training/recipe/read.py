@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 
 from ...arguments import PATH, takes
-from ...errors import SparsifyError, nearest_file, one_line
+from ...errors import SparsifyError, check_regular, nearest_file, one_line
 from ...models import FROM_PYTHON, check_model_name
 from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
@@ -210,6 +210,8 @@ def _override(tree: dict[str, Any], override: str, source: Source) -> None:
 
 def _read_text(path: Path) -> str:
     try:
+        if not path.is_relative_to("/dev"):  # what a shell pipes in, /dev/stdin and /dev/fd/63, has a writer
+            check_regular(path)
         with path.open(encoding="utf-8") as file:
             # One character more than is allowed, which the parser reports, however long the file is.
             return file.read(MOST_CHARACTERS + 1)

@@ -59,6 +59,9 @@ _FLIP = (
 )
 
 
+Path = Annotated[str, AfterValidator(a_path)]
+
+
 class ModelSettings(Settings):
     """The network that is trained."""
 
@@ -67,10 +70,10 @@ class ModelSettings(Settings):
     cifar:resnet20|resnet32|resnet56|vgg19_bn"""
     pretrained: bool = False
     """start from the weights that the model's library publishes"""
-    checkpoint: str | None = None
+    checkpoint: Path | None = None
     """what to start from, masks included: a sparse, shrunk or plain file (safetensors, or a torch file that holds
     tensors only), a run's or a hub folder, or hf:OWNER/NAME"""
-    masks: str | None = None
+    masks: Path | None = None
     """file of masks (masks alone, or a sparse model's) under which it is trained; they stay, so there is no prune"""
     arguments: Annotated[dict[str, Any], AfterValidator(model_arguments)] = Field(default_factory=dict)
     """further arguments of the model's constructor, e.g. {drop_rate: 0.1}"""
@@ -79,8 +82,8 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """The images the network is trained and tested on."""
 
-    name: Annotated[Word, Field(description=f"{known_names()} such as torch/mnist")] = "digits"
-    dir: Annotated[str, AfterValidator(a_path)] | None = None
+    name: Annotated[Word, AfterValidator(a_path), Field(description=f"{known_names()} such as torch/mnist")] = "digits"
+    dir: Path | None = None
     """folder that holds the data set, or into which it is downloaded"""
     batch_size: Count = 128
     """images in a training batch"""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from os.path import expanduser
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+
+from ...datasets import FOLDER, HUB
 
 
 class Settings(BaseModel):
@@ -64,7 +67,11 @@ def known_interval(text: str) -> str:
 
 
 def a_path(text: str) -> str:
-    """Return `text` if it is a valid path; raises ValueError, in one line, if not."""
+    """Return `text` with the home folder for a leading `~`; raises ValueError, in one line, if it is no valid path.
+
+    The path may follow the prefix of a data set, which keeps a shell from replacing the `~`.
+    """
     if "\0" in text:
         raise ValueError(f"{text!r:.60} is no path: it has a NUL character")
-    return text
+    prefix = next((one for one in (FOLDER, HUB) if text.startswith(one)), "")
+    return prefix + expanduser(text.removeprefix(prefix))

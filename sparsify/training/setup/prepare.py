@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ...errors import RunError, SparsifyError
+from ...errors import RunError, RunWarning, SparsifyError
 from ...formats.model.masks import load_masks
 from ...models import FROM_PYTHON, build_model
 from ...processes.launch import Launch
@@ -158,6 +159,8 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
         )
         if recipe.model.checkpoint is not None:
             pruner.check_present(where="prune.sparsity")
+        if recipe.prune.amount is None and recipe.prune.target == 1:
+            warnings.warn("prune.sparsity: 1 removes every weight that has a mask", RunWarning, stacklevel=2)
     return Training(
         model=model,
         data=data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from ...preserve import keep_random_states
 from ...surgery.conversion.fold import plain_copy
 from ...surgery.mask_state.masks import masked_weights
 from ..data.datasets import count_classes
+from ..data.fetching import weights_are_here
+from ..data.readers import check_place
 from ..recipe.read import Recipe
 from .prepare import Prepared, prepare
 
@@ -43,15 +46,17 @@ class Rehearsal:
 def rehearse(recipe: Recipe, *, check: bool = True) -> Rehearsal:
     """Build, load, convert and verify the model of `recipe` as `train` does, and return what a run would start with.
 
-    Published weights and data sets are not downloaded; `left_out` says so. Raises whatever the run would raise before
-    its first step.
+    Published weights and data sets are not downloaded, only asked for; `left_out` says so. Raises whatever the run
+    would raise before its first step.
     """
     left_out: list[str] = []
-    if recipe.model.pretrained:
+    if recipe.model.pretrained and not weights_are_here(recipe.model.name):
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": False})})
         left_out.append("the published weights are fetched when the run starts")
     with keep_random_states():
         if not is_here(recipe):
+            if recipe.data.name in DATASETS:
+                check_place(recipe.data.name, recipe.data.dir)
             left_out.append(f"{recipe.data.name} is not in {_root(recipe)}, and is downloaded when the run starts")
             return _summary(_on_meta(recipe), recipe, None, tuple(left_out))
         prepared = prepare(recipe, check=check)
@@ -68,7 +73,7 @@ def is_here(recipe: Recipe) -> bool:
     if recipe.own_data is not None:
         return True
     if name in DATASETS:
-        return DATASETS[name].embedded or (_root(recipe) / _FOLDERS.get(name, "")).is_dir()
+        return DATASETS[name].embedded or os.path.isdir(_root(recipe) / _FOLDERS.get(name, ""))
     return not may_be_fetched(name)
 
 

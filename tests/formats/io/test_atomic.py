@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from sparsify.errors import RunError, SparsifyError
-from sparsify.formats.io.atomic import atomic_write
+from sparsify.formats.io.atomic import atomic_write, check_writable
+from sparsify.formats.io.atomic_folder import check_folder
 
 
 def test_chunks_of_any_kind_are_written_in_order(tmp_path: Path) -> None:
@@ -147,6 +148,14 @@ def test_a_folder_a_device_and_a_pipe_are_not_replaced(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["pipe"]
     with pytest.raises(SparsifyError, match="it exists and is not a file"):
         atomic_write("/dev/full", b"x")
+
+
+def test_links_in_a_loop_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for check in (check_writable, check_folder):
+        with pytest.raises(SparsifyError, match="^cannot write .*/a: Too many levels of symbolic links"):
+            check(tmp_path / "a")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

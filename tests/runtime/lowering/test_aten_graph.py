@@ -1,6 +1,7 @@
-"""Forwards of which no record may be made: they read values past PyTorch's operations."""
+"""Forwards that read values past PyTorch's operations, of which no record may be made, and custom functions."""
 
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,76 @@ def test_numbers_that_no_value_enters_are_constants(read: Callable[[Tensor], Any
     x = torch.randn(2, 3)
     [output] = graph_of(read)(x)
     assert torch.equal(output, x * float(read(x)))
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, by: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        ctx.by = by if ctx.needs_input_grad[0] else None
+        return x.clone().mul_(by), x
+
+    @staticmethod
+    def backward(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return first * ctx.by + second, None
+
+
+class Shifted(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, by: float = 3.0) -> Tensor:  # type: ignore[override]
+        return x + by
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        raise AssertionError("there is no gradient")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+class Increased(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.mark_dirty(x)
+        return x.add_(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class Custom(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = Scaled.apply(x, 2.0)  # type: ignore[no-untyped-call]
+        return Increased.apply(Shifted.apply(first) - second)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def test_the_operations_of_custom_autograd_functions_are_recorded() -> None:
+    x = torch.randn(2, 3)
+    before, apply = x.clone(), vars(torch.autograd.Function)["apply"]
+    [output] = trace(Custom(), [torch.randn(2, 3)], lambda tensors: Inputs(*tensors))[0](x)
+    assert torch.allclose(output, x + 4) and torch.equal(x, before)
+    assert vars(torch.autograd.Function)["apply"] is apply
+
+
+def test_custom_functions_of_other_threads_keep_their_gradients_meanwhile() -> None:
+    found: list[Tensor] = []
+
+    def training() -> None:
+        x = torch.ones(2, requires_grad=True)
+        with torch.enable_grad():
+            Scaled.apply(x, 2.0)[0].sum().backward()  # type: ignore[no-untyped-call]
+        found.append(x.grad)  # type: ignore[arg-type]
+
+    def read(x: Tensor) -> float:
+        thread = Thread(target=training)
+        thread.start()
+        thread.join()
+        return 1.0
+
+    graph_of(read)
+    assert torch.equal(found[0], torch.full((2,), 2.0))
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # PyTorch's, of another kernel

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsify import Pruner, convert, shrink
 from sparsify.errors import SparsifyError
 from sparsify.surgery.channels.analyse import analyse
+from sparsify.surgery.mask_state.masks import all_masked_parameters
 
 
 @contextmanager
@@ -78,12 +79,22 @@ def test_the_same_units_are_found_and_removed(name: str) -> None:
     report.model(x).sum().backward()
 
 
-def test_units_are_pruned_in_inference_mode() -> None:
-    whole, x = model(), torch.randn(2, 5, 3)
-    with torch.inference_mode():
+PER_COST = {"criterion": {"name": "magnitude", "per": "flops"}, "of": "flops", "scope": "global"}
+
+
+@pytest.mark.parametrize("settings", [{"scope": "layer"}, PER_COST], ids=["layer", "cost"])
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_the_same_units_are_pruned(name: str, settings: dict[str, Any]) -> None:
+    whole, expected, x = model(), model(), torch.randn(2, 5, 3)
+    pruning = {"granularity": "unit", "sparsity": 0.5, **settings}
+    convert(expected, ignore=["last"])
+    Pruner(expected, pruning, 0, example_input=x).start()
+    with SURROUNDINGS[name]():
         convert(whole, ignore=["last"])
-        Pruner(whole, {"granularity": "unit", "sparsity": 0.5, "scope": "layer"}, 0, example_input=x).start()
-    assert shrink(whole, x).removed == analyse(model(), x).groups // 2
+        Pruner(whole, pruning, 0, example_input=x).start()
+    assert shrink(expected, x).removed > 0
+    masks = {weight.name: weight.mask for weight in all_masked_parameters(whole)}
+    assert all(torch.equal(masks[weight.name], weight.mask) for weight in all_masked_parameters(expected))
 
 
 def test_tensors_without_values_or_made_in_inference_mode_are_refused_in_one_line() -> None:

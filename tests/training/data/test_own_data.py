@@ -39,6 +39,34 @@ class Endless(IterableDataset[Any]):
         yield torch.zeros(1, 8, 8), 0
 
 
+class Counted(Endless):
+    def __len__(self) -> int:
+        return 1
+
+
+class Breaking(Noisy):
+    """Raises at one index."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == self.at:
+            raise KeyError("rose")
+        return super().__getitem__(index)
+
+
+class Short:
+    """A sampler of batches that has fewer than it tells."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield [0, 1, 2]
+
+
 def loader(**arguments: Any) -> DataLoader[Any]:
     return DataLoader(Noisy(), batch_size=4, shuffle=True, **arguments)
 
@@ -109,6 +137,10 @@ def test_a_loader_keeps_its_batches_and_the_recipe_says_so() -> None:
         ((Noisy(), Noisy(), Noisy()), r"data is \(Noisy, Noisy, Noisy\)"),
         (Endless(), "Endless has no length"),
         (DataLoader(Endless()), "Endless has no length"),
+        (Counted(), "Counted is iterable alone"),
+        (Noisy(0), "the training set is empty"),
+        ((Noisy(), DataLoader(Noisy(0))), "the test set is empty"),
+        (DataLoader(Noisy(3), batch_size=4, drop_last=True), "the training set is empty"),
         (loader(num_workers=1, persistent_workers=True), "set persistent_workers=False"),
     ],
 )
@@ -133,6 +165,42 @@ def test_what_is_no_data_is_refused_in_one_line(given: Any, message: str) -> Non
 def test_batches_that_are_no_images_and_classes_are_refused(tensors: tuple[Tensor, ...], message: str) -> None:
     with pytest.raises(SparsifyError, match=message):
         own_data(TensorDataset(*tensors), PLAIN, seed=1)
+
+
+@pytest.mark.parametrize("item", [("a", 1, 2), (torch.zeros(1, 8, 8), "cat"), {"image": torch.zeros(1, 8, 8)}])
+def test_what_a_batch_is_made_of_is_told(item: Any) -> None:
+    class Items(Noisy):
+        def __getitem__(self, index: int) -> Any:
+            return item
+
+    told = {tuple: "a list of Tensor, tuple", dict: "a dict"}[type(item)] if len(item) < 3 else "a list of tuple, "
+    with pytest.raises(SparsifyError, match=f"batches are pairs of images .*; this one is {told}"):
+        own_data(Items(), PLAIN, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Breaking(9), "no batch can be made: KeyError: 'rose'"),
+        (DataLoader(Breaking(9), batch_size=4), "no batch can be made: KeyError: 'rose'"),
+        (DataLoader(Breaking(9), batch_size=4, num_workers=1), "no batch can be made: KeyError: 'rose'"),
+        (DataLoader(Noisy(), batch_sampler=Short()), "the loader ended after 1 of its 3 batches"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_error_of_the_users_code_is_one_line(source: Any, message: str) -> None:
+    with pytest.raises(SparsifyError, match=message) as caught:
+        list(own_data(source, PLAIN, seed=1).train)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(5, torch.float32), (8, torch.float64)])
+def test_a_batch_that_the_model_does_not_take_is_described(tmp_path: Path, count: int, dtype: torch.dtype) -> None:
+    source = DataLoader(TensorDataset(torch.zeros(count, 4).to(dtype), torch.arange(count) % 3), batch_size=4)
+    one_line = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    sizes = f"{4 if count == 8 else 1}x4 of {str(dtype).removeprefix('torch.')}"
+    with pytest.raises(SparsifyError, match=f"the model failed on a batch, {sizes}: ") as caught:
+        train(recipe(), model=one_line, data=source, out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
 
 
 def test_settings_that_the_data_would_not_follow_are_refused() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sparsify.errors import SparsifyError
 from sparsify.training.recipe.read import Recipe, check_names, parse_recipe, read_recipe, recipe_schema
+from sparsify.training.recipe.settings import DataSettings
 from sparsify.training.recipe.yaml_lines import parse_yaml
 
 RECIPE = dedent("""\
@@ -248,3 +249,15 @@ def test_wrong_recipe_is_answered_without_torch(file: Path) -> None:
         """)
     done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
     assert "did you mean 'timm:res" in done.stdout
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "weights.pt").touch()
+    given = {"model": {"name": "cifar:resnet20", "checkpoint": "~/weights.pt"}, "data": {"dir": "~/data"}}
+    found = parse_recipe(given)
+    assert found.model.checkpoint == f"{tmp_path}/weights.pt" and found.data.dir == f"{tmp_path}/data"
+    for prefix in ("folder:", "hf:"):
+        settings = DataSettings(name=f"{prefix}~/pictures")
+        assert settings.name == f"{prefix}{tmp_path}/pictures"

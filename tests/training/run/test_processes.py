@@ -146,6 +146,23 @@ def test_a_stopped_run_goes_on_in_two_processes_to_the_same_bits_and_in_one(tmp_
     assert all(torch.equal(alone[f"{name}_mask"], mask) for name, mask in loaded.items())
 
 
+@pytest.mark.parametrize("size", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_run_of_two_processes_goes_on_in_another_number_to_its_masks_and_losses(tmp_path: Path, size: int) -> None:
+    whole, part, given = tmp_path / "whole", tmp_path / "part", recipe(UNION, checkpoint={"every": "3it", "keep": 3})
+    run(2, whole, given)
+    shutil.copytree(whole, part)
+    for name in ("model", "checkpoints/last", "checkpoints/step-6"):  # step 3 stays, between two records
+        (part / f"{name}.safetensors").unlink()
+    run(size, part, given, resume=True)
+    assert read_state(part / "checkpoints" / "last.safetensors")["conditions"]["processes"] == str(size)
+    for mine, theirs in zip(records(part), records(whole), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    for name in ("masks/cycle-1", "masks/cycle-2"):
+        assert (part / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes()
+    found, wanted = (sparsify.get_masks(sparsify.load(one / "model.safetensors", network())) for one in (part, whole))
+    assert all(torch.equal(found[name], mask) for name, mask in wanted.items())
+
+
 def test_an_average_is_the_same_in_all_processes_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     given = recipe(UNION, ema={"decay": 0.5})
     whole, other = run(2, tmp_path / "whole", given)

@@ -4,7 +4,8 @@
     python -m benchmarks.coverage.wild --summary      # the section of results.md
 
 Their packages are the extra `wild`. Each model has a process of its own, one thread, and a limit of memory; each stage
-of it has `--seconds`. Rows are appended to FOLDER/wild.jsonl; models that have one are left out the next time.
+of it has `--seconds` of the processor. Rows are appended to FOLDER/wild.jsonl; models that have one are left out the
+next time.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from pathlib import Path
 
 import torch
 
-from ..record import rows
-from .processes import work_through
-from .wild_checks import STAGES, check
-from .wild_more import ALL
-from .wild_summary import summarise
+from ...record import rows
+from ..processes import work_through
+from .checks import STAGES, check
+from .models import ALL
+from .summary import summarise
 
-FOLDER = Path(__file__).parent / "rows"
+FOLDER = Path(__file__).parents[1] / "rows"
 PACKAGES = {
     "transformers": "transformers",
     "smp": "segmentation_models_pytorch",
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the rows are")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--memory", type=float, default=8, help="GB for one model")
-    parser.add_argument("--seconds", type=float, default=120, help="for one stage of a model")
+    parser.add_argument("--seconds", type=float, default=120, help="of the processor, for one stage of a model")
     parser.add_argument("--summary", action="store_true", help="only write what the rows say")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def main() -> None:
             print(f"{package}: not installed", flush=True)
         else:
             import_module(package)  # once, not in each process
-    limits = {"jobs": given.jobs, "memory": given.memory, "seconds": len(STAGES) * given.seconds}
+    limits = {"jobs": given.jobs, "memory": given.memory, "seconds": 10 * len(STAGES) * given.seconds}
     for name, row in work_through(
         names, lambda name: partial(check, name, given.seconds, stages), lambda name, row: None, **limits
     ):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 
-from ..record import Row, environment, record
-from .wild_checks import STAGES
+from ...record import Row, environment, record
+from .checks import STAGES
 
 INTRODUCTION = """
 Small configurations of models that people train, with random weights; nothing is fetched. *exact*: 70 % of each layer
 removed, floor(0.7 n) in every one. *save*: the file loads into a fresh model with the same outputs. *units*: half of
 the units of each layer removed and shrunk, the same outputs in float64 for another batch and another size; in brackets
-the share of parameters left. *engine*: kernels run at least a part, and the outputs agree. *onnx*, *pt2*: exported, and
-the outputs compared. `+` holds, `-` is a gap, with its reason below; a blank was not run. Stages were run again where
-they were blank or failed, so that rows are of several states of the code, each stage of the last one it was run with,
-on two cores that others used too: what was not finished in its time says nothing of the model.
+the share of parameters left. *engine*: a strategy with kernels gives the outputs, whether or not PyTorch is faster.
+*onnx*, *pt2*: exported, and the outputs compared. `+` holds, `-` is a gap, with its reason below; a blank was not run.
+Stages were run again where they were blank or failed, so that rows are of several states of the code, each stage of the
+last one it was run with.
 """
 _DISTRIBUTIONS = {"segmentation_models_pytorch": "segmentation-models-pytorch", "open_clip": "open_clip_torch"}
 
