@@ -79,6 +79,8 @@ def convolution(lowering: Lowering, node: fx.Node) -> bool:
     if source is None or shape is None:
         return False
     out = lowering.image_planes(shape)
+    # padding="valid" is one number for both dimensions.
+    stride, padding, dilation = ([*given] * (2 // len(given)) for given in (stride, padding, dilation))
     place = split_for_strides(source.planes, out, values.shape[2:], stride, padding, dilation)
     if place.phases:
         planes = place.planes

@@ -206,6 +206,12 @@ def test_a_number_that_is_none_goes_through_as_in_torch() -> None:
     assert found.isnan().sum() == 1
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_without_padding_may_say_so_in_a_word(stride: int) -> None:
+    layer = nn.Conv2d(3, 6, (3, 2), stride, padding="valid", dilation=(1, 2))
+    check(layer, torch.randn(2, 3, 7, 8))
+
+
 def test_many_weights_are_done_in_tiles_and_the_rest_singly() -> None:
     layer = nn.Conv2d(3, 6, 3, padding=1)
     engine = check(layer, torch.randn(2, 3, 8, 8), loops=True)
