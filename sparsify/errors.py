@@ -79,7 +79,7 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed word closest to `given`, whatever its case, or None if nothing is close."""
     words = {word.casefold(): word for word in reversed(list(allowed))}  # of two spellings the first
-    matches = get_close_matches(given.casefold(), words, n=1, cutoff=0.6)
+    matches = get_close_matches(str(given).casefold(), words, n=1, cutoff=0.6)
     return words[matches[0]] if matches else None
 
 

@@ -305,6 +305,8 @@ def test_set_masks_refuses_what_is_not_a_mask_of_the_model() -> None:
     convert(model)
     with pytest.raises(SparsifyError, match="no masked weight '0.wieght'; did you mean '0.weight'"):
         set_masks(model, {"7.weight": torch.zeros(5, 98), "0.wieght": torch.zeros(1)})
+    with pytest.raises(SparsifyError, match="no masked weight '0'"):
+        set_masks(model, {0: torch.zeros(1)})  # type: ignore[dict-item]
     with pytest.raises(SparsifyError, match=r"shape \(1,\), weight \(5, 98\)"):
         set_masks(model, {"7.weight": torch.zeros(1)})
     with pytest.raises(SparsifyError, match="only 0 and 1"):
