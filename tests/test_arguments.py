@@ -134,7 +134,7 @@ def test_a_pruner_says_what_it_cannot_take() -> None:
 
 @pytest.mark.parametrize("mask", [[[1]], torch.ones(4, 4, device="meta"), torch.ones(4, 4).to_sparse()])
 def test_a_mask_without_dense_values_is_refused(mask: Any) -> None:
-    with pytest.raises(SparsifyError, match=r"^set_masks: 0\.weight: a mask is a tensor with values"):
+    with pytest.raises(SparsifyError, match=r"^set_masks: 0\.weight: a mask is a dense tensor with values"):
         sparsify.set_masks(masked(), {"0.weight": mask})
 
 

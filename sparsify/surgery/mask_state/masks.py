@@ -146,8 +146,6 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if name not in weights:
             hint = did_you_mean(name, weights)
             raise SparsifyError(f"set_masks: the model has no masked weight '{name}'{hint}")
-        if not isinstance(mask, Tensor) or mask.is_meta or mask.layout != torch.strided:
-            raise SparsifyError(f"set_masks: {name}: a mask is a tensor with values, dense in memory")
         expected = weights[name].mask.shape
         if not isinstance(mask, Tensor) or mask.layout is not torch.strided or mask.is_meta:
             raise SparsifyError(f"set_masks: {name}: a mask is a dense tensor with values")
