@@ -22,7 +22,7 @@ from ..recipe.settings import DataSettings
 from .bad_images import dead_workers
 from .image_files import FileLoader
 
-_ENDED = object()
+_ENDED: Any = object()
 # Settings of how images are found and augmented, which a user's own data do themselves.
 _NOT_OURS = (
     "dir",
