@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsify.errors import RunError, SparsifyError
+from sparsify.hardware import MOST_THREADS
 
 from .paths import saved_model
 from .start_model import image_shape, usual_size
@@ -38,7 +39,10 @@ _CHARTS = (".pdf", ".png", ".svg")
     "--batch", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Images in one pass."
 )
 @click.option(
-    "--threads", metavar="N", type=click.IntRange(min=1), help="Threads of everything timed.  [default: torch's number]"
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1, MOST_THREADS),
+    help="Threads of everything timed.  [default: torch's number]",
 )
 @click.option(
     "--image-size", metavar="N", type=click.IntRange(min=1), help="Pixels.  [default: the file's, or the model's own]"

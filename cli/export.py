@@ -9,6 +9,7 @@ import click
 
 from sparsify.errors import SparsifyError
 from sparsify.export.registry import FORMATS, check_format, check_place, format_of
+from sparsify.hardware import MOST_THREADS
 
 from .paths import saved_model
 from .view.report import written_line
@@ -57,7 +58,10 @@ class _WithFormats(click.Command):
     "[default: 0:batch]",
 )
 @click.option(
-    "--threads", metavar="N", type=click.IntRange(min=1), help="engine: tune for N threads.  [default: torch's number]"
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1, MOST_THREADS),
+    help="engine: tune for N threads.  [default: torch's number]",
 )
 @click.option("--shrink", is_flag=True, help="First remove channels that cannot influence the output.")
 @click.option("--round-to", type=click.IntRange(min=1), help="With --shrink: keep channel counts at multiples of this.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsify.errors import RunError, SparsifyError
+from sparsify.hardware import MOST_THREADS
 
 from .main import Stopped
 from .view.show import count, print_table, say
@@ -27,7 +28,9 @@ _COUNT = click.IntRange(min=1)
 @click.option("--seeds", metavar="N|S1,S2", default="3", show_default=True, help="Number of seeds, or a list of them.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key in all runs; repeatable.")
 @click.option("--jobs", metavar="N", type=_COUNT, default=1, show_default=True, help="Runs in parallel.")
-@click.option("--threads", metavar="N", type=_COUNT, help="Threads of each run.  [default: cores / jobs]")
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(1, MOST_THREADS), help="Threads of each run.  [default: cores / jobs]"
+)
 @click.option("--out", metavar="DIR", help="Folder of the runs' folders.  [default: runs/sweep-RECIPE]")
 @click.option("--list", "as_list", is_flag=True, help="Print the command of each run, for a job array; run nothing.")
 @click.option("--only", metavar="N", type=_COUNT, help="Run the N-th run alone, counted from 1.")

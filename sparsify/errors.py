@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from unicodedata import category
+
+_JOINERS = "\u200c\u200d"  # of letters and of emoji
 
 
 class SparsifyError(Exception):
@@ -20,7 +25,11 @@ class SparsifyError(Exception):
     def __str__(self) -> str:
         """Return the message in one line: what it quotes may hold line breaks, and codes that terminals obey."""
         line = " ".join(super().__str__().splitlines())
-        return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+        return "".join(character if _is_readable(character) else repr(character)[1:-1] for character in line)
+
+
+def _is_readable(character: str) -> bool:
+    return character.isprintable() or category(character) == "Zs" or character in _JOINERS
 
 
 class RunError(SparsifyError):
@@ -96,17 +105,23 @@ def nearest_file(given: Path, pattern: str) -> Path | None:
     return folder / guess if guess else None
 
 
-def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise OSError for a pipe and a device: opening the one may wait for ever, reading the other may never end."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise OSError(errno.EINVAL, "not a regular file")
+def check_regular(path: str | os.PathLike[str], *, piped: bool = False) -> None:
+    """Raise OSError for a pipe and a device: opening the one may wait for ever, reading the other may never end.
+
+    With `piped`, a pipe that a shell passes is taken, since it has a writer: /dev/stdin, /dev/fd/63, /proc/self/fd/11.
+    """
+    if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
+        return
+    if piped and os.fspath(path).startswith(("/dev/", "/proc/")) and stat.S_ISFIFO(os.stat(path).st_mode):
+        return
+    raise OSError(errno.EINVAL, "not a regular file")
 
 
 def text_in(path: Path) -> str:
     """Return "a text that starts with ...", "" for other files: what was fetched as weights is often a page of text."""
     try:
         with path.open("rb") as file:
-            start = file.read(200).decode("utf-8")
+            start = getincrementaldecoder("utf-8")().decode(file.read(200))  # it may end within a letter
     except (OSError, UnicodeDecodeError):
         return ""
     if start.startswith("version https://git-lfs"):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
+
+# More threads than this are a mistake; the system may run out of them, or start them for hours.
+MOST_THREADS = max(1024, 4 * (os.cpu_count() or 1))
 
 
 def processor() -> str:

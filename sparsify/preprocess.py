@@ -110,7 +110,7 @@ def beside(path: str | PathLike[str]) -> Path:
 def read(path: str | Path) -> Preprocessing:
     """Return the preprocessing in a file that was written next to a model's; raises SparsifyError if it has none."""
     try:
-        check_regular(path)
+        check_regular(path, piped=True)
         given = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SparsifyError(f"{path}: cannot be read ({error.strerror})") from None

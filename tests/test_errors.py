@@ -26,6 +26,9 @@ def test_a_message_is_one_printable_line_whatever_it_quotes(name: str, tmp_path:
 
 def test_a_message_keeps_what_can_be_printed() -> None:
     assert str(SparsifyError("schön:  two blanks, 図, 'x\ny\x1b'")) == "schön:  two blanks, 図, 'x y\\x1b'"
+    name = "写真\u30001\u00a0Mo می\u200cخواهم 👩\u200d🔬.png"  # blanks and joiners of people's file names
+    assert str(SparsifyError(name)) == name
+    assert str(SparsifyError("gpj\u202e.exe")) == r"gpj\u202e.exe"  # it would turn the letters' order around
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
@@ -35,9 +38,30 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
             read(pipe)
 
 
-def test_a_recipe_may_come_from_the_shell() -> None:
-    reading, writing = os.pipe()
-    os.write(writing, b"model: cifar:resnet20\ndata: digits\n")
-    os.close(writing)
-    assert sparsify.read_recipe(f"/dev/fd/{reading}").model.name == "cifar:resnet20"
-    os.close(reading)
+@pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
+def test_texts_may_come_from_the_shell(folder: str) -> None:
+    if not os.path.isdir(folder):
+        pytest.skip("the system has other paths for pipes of a shell")
+
+    def piped(text: bytes) -> str:
+        reading, writing = os.pipe()
+        os.write(writing, text)
+        os.close(writing)
+        opened.append(reading)
+        return f"{folder}/{reading}"
+
+    opened: list[int] = []
+    try:
+        assert sparsify.read_recipe(piped(b"model: cifar:resnet20\ndata: digits\n")).model.name == "cifar:resnet20"
+        assert list(read_plugin(piped(b"CRITERIA = {'mine': abs}")).criteria) == ["mine"]
+        with pytest.raises(SparsifyError, match="not a regular file"):
+            sparsify.load(piped(b""))
+    finally:
+        for reading in opened:
+            os.close(reading)
+
+
+def test_a_device_is_refused_and_not_read_for_ever() -> None:
+    for read in (sparsify.read_recipe, read_plugin, preprocess.read):
+        with pytest.raises(SparsifyError, match="not a regular file"):
+            read("/dev/zero")

@@ -62,7 +62,7 @@ ALLOWED: Graph = {
         "quantities",
         "transformers_models",
     },
-    "runtime": {"arguments", "calls", "errors", "ops", "preserve", "relative_error", "surgery", "formats"},
+    "runtime": {"arguments", "calls", "errors", "hardware", "ops", "preserve", "relative_error", "surgery", "formats"},
     "export": {
         "transformers_models",
         "arguments",

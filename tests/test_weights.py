@@ -135,6 +135,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     [
         ("hello world\n", "a text that starts with 'hello world'"),
         ("<!DOCTYPE html>\n<title>404</title>", "a text that starts with '<!DOCTYPE html> <title>404</title>'"),
+        (67 * "図", f"a text that starts with '{37 * '図'}[.]{{3}}'"),  # letters of 3 bytes
         ("version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS to it; .*: git lfs pull"),
     ],
 )

@@ -37,7 +37,6 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
     planned = plan_training(recipe)
     lr = planned.lr
     say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}")
-    from sparsify.training.setup.estimate import estimate_seconds
     from sparsify.training.setup.rehearse import rehearse
 
     rehearsal = rehearse(recipe, check=check)
@@ -46,9 +45,6 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
     say(*average_lines(recipe))
     whole, parts = count(planned.total_steps, "step"), count(epochs, "epoch")
     say(f"{whole}: {parts} of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}")
-    if rehearsal.prepared is not None:
-        seconds, steps = estimate_seconds(rehearsal.prepared.training)
-        say(f"about {duration(seconds)} for the run, estimated by {count(steps, 'step')}; updates of masks not counted")
     tenths = [lr(planned.total_steps * tenth // 10) for tenth in range(10)] + [lr(planned.total_steps - 1)]
     say(f"learning rate ({recipe.train.lr_schedule.name}) at every tenth of training:")
     say("  " + "  ".join(f"{value:.3g}" for value in tenths))
@@ -56,9 +52,17 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
         given = recipe.model.masks or recipe.model.checkpoint
         under = f"; masks of {given} stay as they are" if given else ""
         say(f"no pruning{under}")
-        return
+    else:
+        _show_pruning(recipe.prune, planned, full=full)
+    if rehearsal.prepared is not None:  # last, since it may take minutes for a large model
+        from sparsify.training.setup.estimate import estimate_seconds
+
+        seconds, steps = estimate_seconds(rehearsal.prepared.training)
+        say(f"about {duration(seconds)} for the run, estimated by {count(steps, 'step')}; updates of masks not counted")
+
+
+def _show_pruning(prune: Pruning, planned: TrainingPlan, *, full: bool) -> None:
     cycles = len({update.cycle for update in planned.updates})
-    prune = recipe.prune
     say(f"prune {_what(prune)}: {count(len(planned.updates), 'update')} in {count(cycles, 'cycle')}")
     for rule in prune.rules or ():
         own = "stay dense" if rule.ignore else _what(prune.under(rule))

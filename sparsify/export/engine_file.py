@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import SparsifyError
 from ..formats.model.write import write_sparse
 from ..formats.request import ExportRequest, ExportResult
-from ..runtime.compile import compile
+from ..runtime.compile import compile, thread_count
 from ..runtime.tuning.file_record import entry
 from ..surgery.conversion.fold import fold
 from .example import example_of
@@ -25,10 +25,10 @@ def write_engine(request: ExportRequest) -> ExportResult:
     The strategy is found by timing, as in `compile`, or taken from the cache. Raises SparsifyError for a model that
     does not take the example, and for inputs that are not float32, which the engine leaves to PyTorch.
     """
+    threads = thread_count(request.threads, "save")
     plain = fold(request.model).cpu().eval()
     example = example_of(request, plain).inputs
     case_of(plain, example)
-    threads = torch.get_num_threads() if request.threads is None else request.threads
     with _of_torch(threads):
         engine = compile(plain, example, threads=threads)
     plainly = not example.kwargs and all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example.args)
@@ -47,7 +47,7 @@ def _of_torch(threads: int) -> Iterator[None]:
     """Set PyTorch's number of threads to that of the engine it is compared with, within the block."""
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(max(1, threads))
+        torch.set_num_threads(threads)
         yield
     finally:
         torch.set_num_threads(before)

@@ -61,7 +61,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
         """Convert the module."""
         if self.loop is None or self.loop.model is not pl_module or (self.loop.ended and stage == "fit"):
             pl_module.configure_model()  # it may make the layers, and may be called twice
-            _check_masks_return(trainer, pl_module)
+            if stage == "fit":
+                _check_masks_return(trainer, pl_module)
             self.loop = LoopPruning(pl_module, self.pruning, carry=False, **self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,6 +15,7 @@ from ..arguments import PATH, takes
 from ..calls import explained, inputs_of, run
 from ..errors import SparsifyError
 from ..formats.model.load import load
+from ..hardware import MOST_THREADS
 from ..surgery.conversion.fold import fold
 from .cuda import for_cuda, on_cuda
 from .engine import Engine
@@ -51,12 +52,10 @@ def compile(
     largest. A strategy or a kernel that fails gives an EngineWarning and a line in `print(engine)`. PyTorch runs a
     model on CUDA, with semi-structured kernels for linear weights that are 2:4 sparse and float16 or bfloat16
     (`to_semi_structured`), all others dense; `print(engine)` lists them.
-    Raises SparsifyError for a model whose parameters have no values yet, for fewer than one thread, for anything that
-    `load` refuses, and if an example is needed.
+    Raises SparsifyError for a model whose parameters have no values yet, for a number of threads that no machine has,
+    for anything that `load` refuses, and if an example is needed.
     """
-    count = torch.get_num_threads() if threads is None else threads
-    if count < 1:
-        raise SparsifyError(f"compile: threads: {threads} is given, at least 1 is needed")
+    count = thread_count(threads, "compile")
     if isinstance(source, nn.Module):
         if model is not None:
             raise SparsifyError("compile: model= is for a file to be loaded into; here a model is given in its place")
@@ -66,6 +65,14 @@ def compile(
     file = read(source, count)
     loaded = load(file.path, model, fold=True)
     return _started(loaded, file.example(loaded) if example_input is None else example_input, count, tune, file)
+
+
+def thread_count(given: int | None, where: str) -> int:
+    """Return a number of threads, torch's for None. Raises SparsifyError for one that no machine has."""
+    count = torch.get_num_threads() if given is None else given
+    if not 1 <= count <= MOST_THREADS:
+        raise SparsifyError(f"{where}: threads: {count} is given; it takes 1 to {MOST_THREADS}")
+    return count
 
 
 def _started(model: nn.Module, example_input: Any, threads: int, tune: bool, file: Stored | None = None) -> Engine:

@@ -90,6 +90,7 @@ def test_dry_run_shows_every_update_and_builds_nothing(
     # Pruning ends at step 0.8 * 12 = 10, so cycles end at 2.5, 5, 7.5 and 10, a half rounded up; each at the target.
     assert [row[0] for row in rows if "save" in row] == ["3", "5", "8"]
     assert [row[3] for row in rows if "save" in row] == ["80.0"] * 3
+    assert rows.pop()[0] == "about"  # the time of a run
     assert rows[-1][0] == "10" and [row[0] for row in rows if row[-3:] == ["of", "saved", "masks"]] == ["8"]
     assert list(tmp_path.iterdir()) == []
 

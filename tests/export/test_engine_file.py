@@ -96,7 +96,11 @@ def test_what_no_engine_runs_is_one_line(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_no_threads_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SparsifyError, match="threads: 0 is given, at least 1 is needed$"):
-        sparsify.save(Net(), tmp_path / "e", format="engine", example_input=torch.zeros(1, 3, 16, 16), threads=0)
+@pytest.mark.parametrize("threads", [0, 10**9])
+def test_a_number_of_threads_that_no_machine_has_is_one_line(tmp_path: Path, threads: int) -> None:
+    x = torch.zeros(1, 3, 16, 16)
+    with pytest.raises(SparsifyError, match=f"^save: threads: {threads} is given; it takes 1 to [0-9]+$"):
+        sparsify.save(Net(), tmp_path / "e", format="engine", example_input=x, threads=threads)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(SparsifyError, match=f"^compile: threads: {threads} is given; it takes 1 to [0-9]+$"):
+        sparsify.compile(Net(), x, threads=threads)

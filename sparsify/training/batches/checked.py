@@ -14,6 +14,8 @@ from .resident import Batch
 from .shares import WHOLE, Share, Shared, counts
 from .types import Loader
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 @dataclass
 class Checked:
@@ -68,7 +70,7 @@ def check_batch(batch: Any) -> None:
         of = f" of {', '.join(type(part).__name__ for part in batch)}" if isinstance(batch, tuple | list) else ""
         raise SparsifyError(f"train: data: batches are {wanted}; this one is a {type(batch).__name__}{of}")
     images, labels = batch
-    if not images.is_floating_point() or labels.dtype not in (torch.int64, torch.int32) or labels.ndim != 1:
+    if not images.is_floating_point() or labels.dtype not in _WHOLE or labels.ndim != 1:
         got = ", ".join(f"{tuple(part.shape)} of {part.dtype}".replace("torch.", "") for part in batch)
         raise SparsifyError(f"train: data: batches are {wanted}; this one has {got}")
     if len(images) != len(labels):

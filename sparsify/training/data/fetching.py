@@ -12,12 +12,15 @@ from ...errors import one_line
 from ...models import TIMM_SOURCES, fetched
 
 _SECONDS = 10
-_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "open_clip_model.safetensors")
+_FILES = (
+    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    "open_clip_model.safetensors",
+)
 
 
 def ask(url: str) -> None:
-    """Raise OSError if nothing can be downloaded from `url`."""
-    with urlopen(Request(url, method="HEAD"), timeout=_SECONDS):
+    """Raise OSError if nothing can be downloaded from `url`, which is opened as a download does, but not read."""
+    with urlopen(Request(url, headers={"User-Agent": "torch.hub"}), timeout=_SECONDS):
         pass
 
 
@@ -61,14 +64,16 @@ def _at(url: str) -> bool:
 def _on_hub(repository: str, file: str | None = None) -> bool:
     """Return whether the hub's cache has weights of `repository`; raises OSError or HfHubHTTPError if it is no use."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     name, _, revision = repository.partition("@")
-    files = (file,) if file else _FILES
+    files = (file, *_FILES) if file else _FILES  # timm takes the safetensors file beside the one that it names
     here = any(isinstance(try_to_load_from_cache(name, one, revision=revision or None), str) for one in files)
     if not here:
         try:
-            get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision or None), timeout=_SECONDS)
+            get_hf_file_metadata(hf_hub_url(name, file or "config.json", revision=revision or None), timeout=_SECONDS)
+        except EntryNotFoundError:
+            return False  # the repository answers; the run finds out which files it has
         except HfHubHTTPError:
             raise
         except Exception as error:  # of the package under the hub's client, which is another in each of its versions

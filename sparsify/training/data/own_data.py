@@ -22,6 +22,7 @@ from ..recipe.settings import DataSettings
 from .bad_images import dead_workers
 from .image_files import FileLoader
 
+_ENDED: Any = object()
 # Settings of how images are found and augmented, which a user's own data do themselves.
 _NOT_OURS = (
     "dir",
@@ -150,9 +151,9 @@ class GivenLoader:
             # Between two batches the training uses the global generators.
             with keep_random_states(), dead_workers():
                 set_cpu_random_state(state)
-                batch = next(batches, None)
+                batch = next(batches, _ENDED)
                 state = cpu_random_state()
-            if batch is None:
+            if batch is _ENDED:
                 raise SparsifyError(f"train: data: the loader ended after {position} of its {len(self.loader)} batches")
             if position >= start:
                 yield batch
@@ -180,8 +181,12 @@ def _check_length(part: Any, which: str) -> None:
             f"train: data: {type(source).__name__} {lacks}, so that no step of an epoch can be found again; "
             "give a Dataset with __len__ and __getitem__"
         )
-    if not len(part):
-        raise SparsifyError(f"train: data: the {which} set is empty")
+    try:
+        count = len(part)
+    except TypeError as error:  # of a sampler
+        raise SparsifyError(f"train: data: the {which} loader has no length: {one_line(error)}") from error
+    if not count:
+        raise SparsifyError(f"train: data: the {which} {'set is empty' if part is source else 'loader has no batch'}")
     if getattr(part, "persistent_workers", False):
         raise SparsifyError(
             "train: data: workers that persist keep random states from epoch to epoch, so that a run could not go on "

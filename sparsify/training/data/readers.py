@@ -39,11 +39,14 @@ def cifar100(folder: str | None) -> tuple[Images, Images]:
 
 
 def check_place(name: str, folder: str | None) -> None:
-    """Raise, as reading it would, if the place from which CIFAR is downloaded does not answer."""
+    """Raise, as reading it would, if CIFAR is not downloaded and its place does not answer."""
     from torchvision import datasets
 
+    read = getattr(datasets, name.upper())
+    if (_root(folder) / read.filename).is_file():
+        return  # it is only to be unpacked
     try:
-        ask(getattr(datasets, name.upper()).url)
+        ask(read.url)
     except OSError as error:
         raise _missing(name, folder, error) from None
 

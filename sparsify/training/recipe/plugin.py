@@ -86,7 +86,7 @@ def read_plugin(path: str | PathLike[str]) -> Plugin:
     """
     path = Path(path)
     try:
-        check_regular(path)
+        check_regular(path, piped=True)
         source = path.read_bytes()
     except OSError as error:
         guess = None if os.path.exists(path) else nearest_file(path, "*.py")

@@ -210,8 +210,7 @@ def _override(tree: dict[str, Any], override: str, source: Source) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        if not path.is_relative_to("/dev"):  # what a shell pipes in, /dev/stdin and /dev/fd/63, has a writer
-            check_regular(path)
+        check_regular(path, piped=True)
         with path.open(encoding="utf-8") as file:
             # One character more than is allowed, which the parser reports, however long the file is.
             return file.read(MOST_CHARACTERS + 1)

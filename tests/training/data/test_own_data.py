@@ -57,14 +57,18 @@ class Breaking(Noisy):
         return super().__getitem__(index)
 
 
-class Short:
+class Unsized:
+    """A sampler of batches that does not tell how many it has."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield [0, 1, 2]
+
+
+class Short(Unsized):
     """A sampler of batches that has fewer than it tells."""
 
     def __len__(self) -> int:
         return 3
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield [0, 1, 2]
 
 
 def loader(**arguments: Any) -> DataLoader[Any]:
@@ -139,8 +143,9 @@ def test_a_loader_keeps_its_batches_and_the_recipe_says_so() -> None:
         (DataLoader(Endless()), "Endless has no length"),
         (Counted(), "Counted is iterable alone"),
         (Noisy(0), "the training set is empty"),
-        ((Noisy(), DataLoader(Noisy(0))), "the test set is empty"),
-        (DataLoader(Noisy(3), batch_size=4, drop_last=True), "the training set is empty"),
+        ((Noisy(), DataLoader(Noisy(0))), "the test loader has no batch"),
+        (DataLoader(Noisy(3), batch_size=4, drop_last=True), "the training loader has no batch"),
+        (DataLoader(Noisy(), batch_sampler=Unsized()), "the training loader has no length: object of type 'Unsized'"),  # type: ignore[arg-type]
         (loader(num_workers=1, persistent_workers=True), "set persistent_workers=False"),
     ],
 )
@@ -159,7 +164,7 @@ def test_what_is_no_data_is_refused_in_one_line(given: Any, message: str) -> Non
             r"this one has \(4, 3\) of uint8, \(4,\) of int64",
         ),
         ((torch.zeros(4, 3), torch.zeros(4)), r"\(4,\) of float32"),
-        ((torch.zeros(0, 3), torch.zeros(0).long()), "make no batch|is empty"),
+        ((torch.zeros(0, 3), torch.zeros(0).long()), "training set is empty"),
     ],
 )
 def test_batches_that_are_no_images_and_classes_are_refused(tensors: tuple[Tensor, ...], message: str) -> None:
@@ -176,6 +181,19 @@ def test_what_a_batch_is_made_of_is_told(item: Any) -> None:
     told = {tuple: "a list of Tensor, tuple", dict: "a dict"}[type(item)] if len(item) < 3 else "a list of tuple, "
     with pytest.raises(SparsifyError, match=f"batches are pairs of images .*; this one is {told}"):
         own_data(Items(), PLAIN, seed=1)
+
+
+def test_a_collate_function_that_returns_nothing_is_told() -> None:
+    source = DataLoader(Noisy(), batch_size=4, collate_fn=lambda items: None)
+    with pytest.raises(SparsifyError, match="this one is a NoneType"):
+        own_data(source, PLAIN, seed=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_class_indices_are_whole_numbers_of_any_size(dtype: torch.dtype) -> None:
+    source = TensorDataset(torch.zeros(4, 1, 8, 8), torch.arange(4).to(dtype))
+    found = own_data(source, PLAIN, seed=1)
+    assert found.num_classes == 4 and next(iter(found.train))[1].dtype == torch.int64
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """A look at a run before it starts: what it builds, and what it would refuse."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import Request
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 
 from sparsify.errors import RunError, RunWarning, SparsifyError
 from sparsify.training.data import fetching, readers
@@ -59,6 +62,8 @@ def test_data_that_cannot_be_downloaded_are_refused_as_by_the_run(
     monkeypatch.setattr(readers, "ask", unreachable)
     with pytest.raises(SparsifyError, match=r"data\.dir: .*cifar-10-batches-py should hold .* \(no way to https://"):
         rehearse(recipe(data={"name": "cifar10", "dir": str(tmp_path)}), check=False)
+    (tmp_path / "cifar-10-python.tar.gz").touch()  # of which the run needs no download
+    rehearse(recipe(data={"name": "cifar10", "dir": str(tmp_path)}), check=False)
 
 
 def test_published_weights_that_cannot_be_fetched_are_refused_as_by_the_run(
@@ -90,8 +95,33 @@ def test_weights_in_a_cache_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: unreachable(url))
     assert fetching.weights_are_here("timm:resnet18") and fetching.weights_are_here("timm:resnet18.none_such")
+    assert fetching.weights_are_here("timm:hf-hub:timm/resnet18.a1_in1k")
     with pytest.raises(RunError, match="timm:resnet50: its published weights cannot be fetched: no way to https://"):
         fetching.weights_are_here("timm:resnet50")
+
+
+def test_a_place_is_asked_as_a_download_asks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+
+    def opened(request: Request, timeout: float) -> BytesIO:
+        asked.append(request)
+        return BytesIO()
+
+    monkeypatch.setattr(fetching, "urlopen", opened)
+    fetching.ask("https://example.org/weights.pth")  # some places refuse other methods, and programs without a name
+    assert [(one.get_method(), one.get_header("User-agent")) for one in asked] == [("GET", "torch.hub")]
+
+
+def test_a_repository_that_keeps_other_files_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(url: str, timeout: float) -> None:
+        asked.append(url)
+        raise EntryNotFoundError("404")
+
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", missing)
+    assert not fetching.weights_are_here("timm:resnet18")
+    assert asked[0].endswith("/resnet18.a1_in1k/resolve/main/config.json")
 
 
 def test_a_sparsity_of_one_is_told_before_the_run() -> None:
