@@ -188,6 +188,8 @@ class Engine:
         sizes = {min(images, count - begin): begin for begin in begins}
         plans = {size: self._plan(strategy, inputs.part(begin, images)) for size, begin in sizes.items()}
         shown = self._shown[inputs.key] = plans[min(images, count)]
+        if shown.sized and len(begins) > 1:
+            raise OtherSizes("sizes depend on values, perhaps on those of other images")
         found: list[list[Any]] = [[] for _ in begins]
         left = list(range(len(begins)))[::-1]
 
@@ -222,9 +224,7 @@ class Engine:
 
             def work() -> Plan:
                 with torch.no_grad(), trial_calls(self.model):
-                    return make_plan(
-                        self.model, inputs.tensors, inputs.call, lambda node: node.name not in strategy.dense
-                    )
+                    return make_plan(self.model, inputs.tensors, inputs.call, lambda one: one.name not in strategy.dense)
 
             plan = self._plans[key] = untorn(work)
             for name, why in plan.failed.items():

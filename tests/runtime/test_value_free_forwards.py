@@ -56,6 +56,20 @@ class Distinct(Net):
         return super().forward(x)[torch.unique(x[..., 0] > 0).long()]
 
 
+class Counted(Net):
+    """Reads only the number of what it picks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / x[x > 0].shape[0]
+
+
+class CountedDistinct(Net):
+    """Reads only the number of distinct values of all images together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / len(torch.unique(x > 0, return_counts=True)[1])
+
+
 @pytest.mark.parametrize("cls", [Positions, Picked])
 def test_kernels_run_them(cls: type[Net]) -> None:
     torch.manual_seed(0)
@@ -69,7 +83,7 @@ def test_kernels_run_them(cls: type[Net]) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("cls", [Masked, Found, Distinct])
+@pytest.mark.parametrize("cls", [Masked, Found, Distinct, Counted, CountedDistinct])
 def test_kernels_run_what_values_size_until_a_call_has_another_size(cls: type[Net], threads: int) -> None:
     torch.manual_seed(0)
     model, x = cls().eval(), torch.randn(2, 5, 8).abs()
@@ -85,3 +99,12 @@ def test_kernels_run_what_values_size_until_a_call_has_another_size(cls: type[Ne
     assert "PyTorch: sizes depend on values" in str(engine)
     torch.testing.assert_close(engine(x), model(x))
     torch.testing.assert_close(engine(less), model(less))
+
+
+def test_images_that_values_size_together_are_not_run_apart() -> None:
+    model, x = CountedDistinct().eval(), torch.randn(2, 5, 8).abs()
+    engine = sparsify.compile(model, x, threads=2, tune=False)
+    assert [one.kind for one in engine.strategies.values()] == ["split"]
+    apart = x * torch.tensor([1.0, -1.0]).reshape(2, 1, 1)  # one distinct value in each image, two in both
+    with pytest.warns(EngineWarning, match="left to PyTorch from now on: sizes depend on values"):
+        torch.testing.assert_close(engine(apart), model(apart))

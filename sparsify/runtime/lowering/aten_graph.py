@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import FunctionCtx
 from torch.func import functionalize
@@ -96,7 +97,8 @@ def _traced(model: nn.Module, inputs: Sequence[Tensor], unflatten: Any) -> tuple
                 raise RunError(f"the forward depends on values ({what})") from error
             raise TraceError(one_line(error)) from error
     _refuse_values(graph)
-    graph.graph.eliminate_dead_code()
+    # The forward may have read the size of a result that nothing else reads.
+    graph.graph.eliminate_dead_code(lambda node: node.is_impure() or sized_by_values(node))
     return graph, found[0]
 
 
@@ -120,8 +122,9 @@ def _custom_functions_as_operations() -> Iterator[None]:
 
 
 def _applied(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-    """Stand in for `Function.apply`: without gradients it is the function's forward."""
-    if not _HERE.traced:
+    """Stand in for `Function.apply`: without gradients and further transforms it is the function's forward."""
+    transform = peek_interpreter_stack() if _HERE.traced else None
+    if transform is None or transform.key() != TransformType.Functionalize or torch.is_grad_enabled():
         return _APPLY.__get__(None, function)(*args, **kwargs)
     if function.setup_context is torch.autograd.Function.setup_context:  # the forward takes the context
         context = FunctionCtx()
@@ -149,6 +152,14 @@ def _refuse_values(graph: fx.GraphModule) -> None:
             varying.add(node)
             if torch.Tag.data_dependent_output in getattr(node.target, "tags", ()):
                 raise RunError(f"the forward depends on values ({node.target})")
+
+
+def sized_by_values(node: fx.Node) -> bool:
+    """Return whether values give an operation's result its size: the entries that a mask picks, distinct numbers."""
+    if node.target is torch.ops.aten.index.Tensor:
+        given = [one.meta.get("val") for one in node.args[1] if isinstance(one, fx.Node)]  # type: ignore[union-attr]
+        return any(not isinstance(one, Tensor) or one.dtype in (torch.bool, torch.uint8) for one in given)
+    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 
 class _WholeConstants(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from ..call_outputs import Outline
 from ..codegen.jit import ready
 from ..kernel_errors import KernelError, OtherSizes, blamed_on
 from ..kernels.planes import ALIGNMENT
-from ..lowering.aten_graph import trace
+from ..lowering.aten_graph import sized_by_values, trace
 from ..lowering.builder import Lowering
 from ..lowering.ir import Call, Instruction
 from ..lowering.rules import RULES
@@ -37,6 +37,7 @@ class Plan:
     known: dict[fx.Node, Any]
     done_with: dict[int, tuple[fx.Node, ...]]  # number of a part -> values that no later one reads
     failed: Mapping[str, str]  # operations left to PyTorch because their lowering failed -> why
+    sized: bool  # values give some tensors their sizes, so that images may depend on each other
 
     @property
     def instructions(self) -> list[Instruction | Call]:
@@ -90,6 +91,7 @@ def lower(graph: fx.GraphModule, outline: Outline, native: Callable[[fx.Node], b
         known=lowering.constants,
         done_with=_last_uses(program, outputs),
         failed=failed,
+        sized=any(node not in lowering.constants and sized_by_values(node) for node in nodes),
     )
 
 
@@ -147,10 +149,16 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, 
     except Exception as error:
         error.add_note(f"in {node.name}")
         raise
-    if isinstance(found, Tensor) and found.shape != node.meta["val"].shape:
-        was, now = ("x".join(map(str, one)) for one in (node.meta["val"].shape, found.shape))
-        raise OtherSizes(f"sizes depend on values ({node.name}: {was}, then {now})")
+    for before, after in zip(_sizes(node.meta["val"]), _sizes(found), strict=True):
+        if after != before:
+            was, now = ("x".join(map(str, one)) for one in (before, after))
+            raise OtherSizes(f"sizes depend on values ({node.name}: {was}, then {now})")
     return found
+
+
+def _sizes(result: Any) -> list[torch.Size]:
+    parts = result if isinstance(result, (tuple, list)) else (result,)
+    return [one.shape for one in parts if isinstance(one, Tensor)]
 
 
 def _output(one: Any, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, Any]) -> Any:

@@ -151,8 +151,9 @@ def read_where_called_functionally(module: nn.Module, plan: ConversionPlan) -> N
     """
     if not calls_with_other_weights(original_class(module)):
         return
-    masked = [path for path, _ in module.named_parameters(remove_duplicate=False) if key_at(module, path) in plan.how]
-    below = [path for path in masked if "." in path]
+    computing = {owner for (owner, _), how in plan.how.items() if how == "computed"}  # these mask in their own calls
+    keys = {path: key_at(module, path) for path, _ in module.named_parameters(remove_duplicate=False)}
+    below = [path for path, key in keys.items() if "." in path and key in plan.how and key[0] not in computing]
     if below:
         plan.kinds[id(module)] = "substituted"
         plan.functional.add(id(module))

@@ -146,9 +146,9 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if name not in weights:
             hint = did_you_mean(name, weights)
             raise SparsifyError(f"set_masks: the model has no masked weight '{name}'{hint}")
-        expected = weights[name].mask.shape
         if not isinstance(mask, Tensor) or mask.layout is not torch.strided or mask.is_meta:
             raise SparsifyError(f"set_masks: {name}: a mask is a dense tensor with values")
+        expected = weights[name].mask.shape
         if mask.shape != expected:
             raise SparsifyError(f"set_masks: {name}: mask has shape {tuple(mask.shape)}, weight {tuple(expected)}")
         if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):

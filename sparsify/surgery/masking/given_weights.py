@@ -47,7 +47,7 @@ def given_class(original: type[nn.Module]) -> type[nn.Module]:
             return eagerly(forward, self, *args, **kwargs)
         given = [getattr(self, name) for name in self.given_weights]  # tensors, if the module is masked again
         stored = [(weight, partial(_stored, weight)) for weight in given]
-        with Operands(stored, list(self.buffers())):
+        with Operands(stored, [*self.buffers(), *(one for one in self._parameters.values() if one is not None)]):
             return original.forward(self, *args, **kwargs)
 
     namespace = {"forward": forward, "__module__": original.__module__}

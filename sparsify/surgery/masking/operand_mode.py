@@ -35,19 +35,19 @@ class Operands(TorchFunctionMode):
     """While active, weights computed from the given parameters are replaced in conv, linear and matrix products.
 
     `replacements` are pairs of a parameter and a function that maps the weight computed from it, which has the
-    parameter's shape, to its replacement. The mode follows tensors computed only from parameters and `buffers`; if a
+    parameter's shape, to its replacement. The mode follows tensors computed only from parameters and `others`; if a
     weight is rearranged before its use (transposed, cast), the mode replaces the weight and repeats the rearrangement.
     In conv and linear, an operand of unknown origin (after a custom autograd function) is recognised by its shape.
     `replaced` holds the indices of the replacements made so far.
     """
 
-    def __init__(self, replacements: Sequence[tuple[Any, Replace]], buffers: Sequence[Tensor]) -> None:
+    def __init__(self, replacements: Sequence[tuple[Any, Replace]], others: Sequence[Tensor]) -> None:
         super().__init__()
         self.replacements = replacements
         self.replaced: set[int] = set()
         # Tensors that depend on no input, with the indices of the parameters that each is computed from.
         self.known: list[tuple[Any, tuple[int, ...]]] = [(p, (i,)) for i, (p, _) in enumerate(replacements)]
-        self.known += [(buffer, ()) for buffer in buffers]
+        self.known += [(other, ()) for other in others]
         # Rearrangements: the result, its base, and a function that rearranges another base in the same way.
         self.arranged: list[tuple[Any, Any, Replace]] = []
 

@@ -9,7 +9,7 @@ masked when the operation is called (`operand_mode.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -68,7 +68,7 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
     before = stamps(weights)
     bound = {name: copied.__dict__.get(name) for name in module.__dict__.get("bound_attributes", ())}
     try:
-        masked = _masked_operands(module)
+        masked = _masked_operands(module, weights.values())
         with masked or nullcontext():
             result = forward(copied, *args, **kwargs)
         if _loses_masks(masked, result):
@@ -80,13 +80,13 @@ def substituted_call(forward: Callable[..., Any], module: nn.Module, args: Any, 
         _keep_assigned(module, copied, weights, bound)
 
 
-def _masked_operands(module: Any) -> Operands | None:
-    """Return the mode that masks the weights that the module's forward computes, None if there are none."""
+def _masked_operands(module: Any, weights: Iterable[Tensor]) -> Operands | None:
+    """Return the mode that masks what the module's forward computes its weights as, not `weights`; None for nothing."""
     if not module.computed_weights:
         return None
     masks = [(getattr(module, name), mask_in_forward(module, name)) for name in module.computed_weights]
     masked = [(parameter, _masked_by(mask)) for parameter, mask in masks]
-    return Operands(masked, list(module.buffers()))
+    return Operands(masked, [*module.buffers(), *weights])
 
 
 def _loses_masks(masked: Operands | None, result: Any) -> bool:

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from sparsify import compile
 from sparsify.calls import Inputs
 from sparsify.errors import RunError
+from sparsify.runtime.kernel_errors import TraceError
 from sparsify.runtime.lowering.aten_graph import trace
 
 
@@ -135,6 +136,46 @@ def test_the_operations_of_custom_autograd_functions_are_recorded() -> None:
     [output] = trace(Custom(), [torch.randn(2, 3)], lambda tensors: Inputs(*tensors))[0](x)
     assert torch.allclose(output, x + 4) and torch.equal(x, before)
     assert vars(torch.autograd.Function)["apply"] is apply
+
+
+class Limited(torch.autograd.Function):
+    """The identity, with gradients of at most 1."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.clamp(-1, 1)
+
+
+def gradient_of_an_input(x: Tensor) -> Tensor:
+    return torch.func.grad(lambda x: (Limited.apply(x) ** 2).sum())(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gradient_of_a_factor(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        factor = torch.ones_like(x, requires_grad=True)
+        return torch.autograd.grad((Limited.apply(x * factor) ** 2).sum(), factor)[0]  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("forward", [gradient_of_an_input, gradient_of_a_factor, torch.vmap(Limited.apply)])
+def test_custom_functions_under_a_gradient_or_another_transform_are_not_replaced_by_their_forwards(
+    forward: Callable[[Tensor], Tensor],
+) -> None:
+    class Transformed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(x)
+
+    with pytest.raises(TraceError):
+        trace(Transformed(), [torch.randn(2, 3)], lambda tensors: Inputs(*tensors))
 
 
 def test_custom_functions_of_other_threads_keep_their_gradients_meanwhile() -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.func import functional_call as called_with
+from torch.nn.utils.parametrizations import weight_norm
 
 from sparsify import convert, fold, get_masks, set_masks, verify
 
@@ -162,6 +163,45 @@ def test_weights_given_by_functional_call_are_those_of_the_folded_model(kind: ty
     set_masks(model, {name: torch.rand(mask.shape) < 0.5 for name, mask in get_masks(model).items()})
     torch.testing.assert_close(fold(model)(X), model(X))
     assert verify(model, X).identical_train
+
+
+class Scaled(nn.Module):
+    """Reads one weight directly and computes another one of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.direct, self.halved = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.direct) + F.linear(x, self.halved / 2)
+
+
+class SometimesFunctional(Adapter):
+    """Calls its block with its own weights, or by functional_call with doubled ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(weight_norm(nn.Linear(8, 8)), nn.ReLU(), Scaled(), self.base)
+
+    def forward(self, x: Tensor, factor: float = 1) -> Tensor:
+        if factor == 1:
+            return self.block(x)  # type: ignore[no-any-return]
+        weights = {name: factor * weight for name, weight in self.block.named_parameters()}
+        return functional_call(self.block, weights, (x,))  # type: ignore[no-any-return]
+
+
+def test_weights_that_are_computed_are_masked_below_a_forward_with_functional_call() -> None:
+    model = SometimesFunctional()
+    before = model(X), model(X, factor=2)
+    convert(model)
+    assert torch.equal(model(X), before[0]) and torch.equal(model(X, factor=2), before[1])
+    set_masks(model, {name: torch.rand(mask.shape) < 0.5 for name, mask in get_masks(model).items()})
+    torch.testing.assert_close(fold(model)(X), model(X))
+    scaled = model.block[2]
+    assert isinstance(scaled, Scaled) and verify(model, X).ok
+    masks = get_masks(scaled)
+    expected = F.linear(X, scaled.direct * masks["direct"]) + F.linear(X, scaled.halved / 2 * masks["halved"])
+    torch.testing.assert_close(scaled(X), expected)
 
 
 class Counting(nn.Linear):
