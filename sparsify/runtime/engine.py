@@ -224,7 +224,7 @@ class Engine:
 
             def work() -> Plan:
                 with torch.no_grad(), trial_calls(self.model):
-                    return make_plan(self.model, inputs.tensors, inputs.call, lambda one: one.name not in strategy.dense)
+                    return make_plan(self.model, inputs.tensors, inputs.call, lambda n: n.name not in strategy.dense)
 
             plan = self._plans[key] = untorn(work)
             for name, why in plan.failed.items():
