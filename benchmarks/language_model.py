@@ -67,7 +67,7 @@ class Logits(nn.Module):
         return logits
 
 
-def build(seed: int, width: int = 96, layers: int = 3) -> Logits:
+def build(seed: int, width: int = 160, layers: int = 3) -> Logits:
     """Return a fresh model."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
