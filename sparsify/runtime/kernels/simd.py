@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -76,8 +77,6 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
     def generate(context, builder, signature, args):
         """Emit the LLVM code: a loop over j whose sums are phi nodes, one for each vector."""
         x, offsets, weights, begin, end, biases, out, residual, size, in_row, out_row, resumes, adds, low, high = args
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-        multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
         number = [ir.Constant(_LONG, n) for n in range(max(planes, rows, vectors * WIDTH) + 1)]
         starts = [_splat(builder, builder.load(builder.gep(biases, [number[p]]))) for p in range(planes)]
         steps = [
@@ -105,15 +104,7 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
         builder.cbranch(builder.icmp_signed("<", j, end), body, done)
 
         builder.position_at_end(body)
-        # Zero extension: a sign extension would add a check for wrap-around.
-        source = builder.gep(x, [builder.zext(builder.load(builder.gep(offsets, [j])), _LONG)])
-        sources = [builder.gep(source, [builder.mul(in_row, number[r])]) for r in range(rows)]
-        read = [_load(builder, builder.gep(one, [number[v * WIDTH]])) for one in sources for v in range(vectors)]
-        row = builder.gep(weights, [builder.mul(j, number[planes])])
-        for p, ones in enumerate(held):
-            weight = _splat(builder, builder.load(builder.gep(row, [number[p]])))
-            for one, value in zip(ones, read, strict=True):
-                one.add_incoming(builder.call(multiply_add, [weight, value, one]), body)
+        _accumulate(builder, held, j, x, offsets, weights, in_row, rows)
         j.add_incoming(builder.add(j, number[1]), body)
         builder.branch(head)
 
@@ -122,6 +113,23 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
         return context.get_dummy_value()
 
     return sums
+
+
+def _accumulate(builder, held, j, x, offsets, weights, in_row, rows):
+    """Give each sum its value in the next step of the loop: plus weight j of its plane times the inputs."""
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
+    number = partial(ir.Constant, _LONG)
+    # Zero extension: a sign extension would add a check for wrap-around.
+    source = builder.gep(x, [builder.zext(builder.load(builder.gep(offsets, [j])), _LONG)])
+    sources = [builder.gep(source, [builder.mul(in_row, number(r))]) for r in range(rows)]
+    vectors = range(len(held[0]) // rows)
+    read = [_load(builder, builder.gep(one, [number(v * WIDTH)])) for one in sources for v in vectors]
+    row = builder.gep(weights, [builder.mul(j, number(len(held)))])
+    for p, sums in enumerate(held):
+        weight = _splat(builder, builder.load(builder.gep(row, [number(p)])))
+        for one, value in zip(sums, read, strict=True):
+            one.add_incoming(builder.call(multiply_add, [weight, value, one]), builder.block)
 
 
 def _finish(builder, held, places, out, residual, adds, low, high):
