@@ -22,7 +22,7 @@ from ..kernels.simd import WIDTH
 from .search import Strategy
 
 _MOST = 1000  # entries
-_FORM = 2  # version of the entries: others are ignored
+_FORM = 3  # version of the entries: others are ignored
 _said: set[str] = set()  # warnings already given in this process
 
 
