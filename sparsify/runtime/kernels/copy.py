@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from numba import carray, njit
 
-from .loops import FAST, clear, fill, move, share
+from .loops import FAST, clear, fill, move, move_pixels, share
 from .opcodes import Column as at
 from .simd import floats_at
 
@@ -24,13 +24,7 @@ def decimate(op, buffers, part, parts):
         target = op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST]
         for r in range(op[at.HEIGHT]):
             source, place = plane + r * op[at.STRIDE_Y] * op[at.IN_ROW_STRIDE], target + r * op[at.ROW_STRIDE]
-            if batch == 1 and stride == 2:
-                move(buffers, place, 1, buffers, source, 2, op[at.ROW])
-            elif batch == 1:
-                move(buffers, place, 1, buffers, source, stride, op[at.ROW])
-            else:
-                for c in range(op[at.ROW] // batch):
-                    move(buffers, place + c * batch, 1, buffers, source + c * stride * batch, 1, batch)
+            move_pixels(buffers, place, buffers, source, op[at.ROW] // batch, batch, stride)
     clear(buffers, op[at.OUT], op, low, high)
 
 

@@ -9,11 +9,18 @@ import numpy as np
 from numba import njit
 
 from .opcodes import Column as at
+from .simd import WIDTH, every_second, pointer
 
 FAST = {"nogil": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
 
 # Unsigned indices: for signed ones Numba checks for negative values (from the end), which prevents vectorisation.
+
+
+@njit(**FAST)
+def blocks(count):
+    """Return the next multiple of the floats that one step of a vectorised loop takes: no rest is done one by one."""
+    return (count + 63) // 64 * 64
 
 
 @njit(**FAST, inline="always")
@@ -34,6 +41,41 @@ def move(into, place, into_stride, source, begin, stride, count):
     else:
         for i in range(np.uint64(count)):
             into[first + i * near] = source[other + i * far]
+
+
+_second, _second_pair, _second_four, _second_eight = (every_second(min(batch, WIDTH)) for batch in (1, 2, 4, 8))
+_whole = every_second(WIDTH)
+
+
+@njit(**FAST)
+def move_pixels(into, place, source, begin, columns, batch, stride):
+    """Copy `columns` pixels of `batch` floats, every stride-th of the source.
+
+    More than one are copied in whole vectors, as planes allow: up to a vector beyond the last is written, and as much
+    times the stride is read.
+    """
+    count = columns * batch
+    if columns > 1 and batch % WIDTH == 0:
+        for c in range(columns):
+            for i in range(0, batch, WIDTH):
+                _whole(pointer(into, place + c * batch + i), pointer(source, begin + c * stride * batch + i))
+    elif columns > 1 and stride == 2 and batch == 1:
+        for i in range(0, count, WIDTH):
+            _second(pointer(into, place + i), pointer(source, begin + 2 * i))
+    elif columns > 1 and stride == 2 and batch == 2:
+        for i in range(0, count, WIDTH):
+            _second_pair(pointer(into, place + i), pointer(source, begin + 2 * i))
+    elif columns > 1 and stride == 2 and batch == 4:
+        for i in range(0, count, WIDTH):
+            _second_four(pointer(into, place + i), pointer(source, begin + 2 * i))
+    elif columns > 1 and stride == 2 and batch == 8:
+        for i in range(0, count, WIDTH):
+            _second_eight(pointer(into, place + i), pointer(source, begin + 2 * i))
+    elif batch == 1:
+        move(into, place, 1, source, begin, stride, columns)
+    else:
+        for c in range(columns):
+            move(into, place + c * batch, 1, source, begin + c * stride * batch, 1, batch)
 
 
 @njit(**FAST, inline="always")

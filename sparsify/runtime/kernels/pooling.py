@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .loops import FAST, clear, fill, move, multiply, reduce, share
+from .loops import FAST, blocks, clear, fill, move, move_pixels, multiply, reduce, share
 from .opcodes import Column as at
 from .opcodes import Opcode
 
@@ -23,30 +23,26 @@ def pool(op, buffers, part, parts):
     batch, row_stride, width, row = op[at.BATCH], op[at.IN_ROW_STRIDE], op[at.IN_WIDTH], op[at.ROW]
     columns, stride, largest = row // batch, op[at.STRIDE_X], op[at.OPCODE] == Opcode.MAX_POOL
     start = np.float32(-np.inf) if largest else np.float32(0)
-    # One row of windows: reduced over its rows first, which are contiguous, then over its columns.
-    padding = op[at.PADDING_X] * batch
-    line = np.full(padding + max(width, (columns - 1) * stride + op[at.KERNEL_X]) * batch, start)
-    best = np.empty(row, np.float32)
+    # One row of windows: reduced over its rows, then at every column over the next ones, of which a stride keeps some.
+    # Both are contiguous; in blocks nothing remains that a loop would do one by one.
+    padding, reach = op[at.PADDING_X] * batch, ((columns - 1) * stride + 1) * batch
+    inner, whole = blocks(width * batch), blocks(reach)
+    line = np.full(padding + max(inner, whole + op[at.KERNEL_X] * batch), start)
+    every, best = np.empty(whole + blocks(batch * stride), np.float32), np.empty(blocks(row), np.float32)
     for channel in range(low, high):
         plane = op[at.IN] + channel * op[at.IN_PLANE]
         target = op[at.OUT] + channel * op[at.OUT_PLANE] + op[at.FIRST]
         for r in range(op[at.HEIGHT]):
             top = r * op[at.STRIDE_Y] - op[at.PADDING_Y]
             y0, y1 = max(top, 0), min(top + op[at.KERNEL_Y], op[at.IN_HEIGHT])
-            move(line, padding, 1, buffers, plane + y0 * row_stride, 1, width * batch)
+            move(line, padding, 1, buffers, plane + y0 * row_stride, 1, inner)
             for y in range(y0 + 1, y1):
-                reduce(line, padding, buffers, plane + y * row_stride, 1, width * batch, largest)
-            fill(best, 0, row, start)
-            for k in range(op[at.KERNEL_X]):
-                if batch == 1 and stride == 2:
-                    reduce(best, 0, line, k, 2, columns, largest)
-                elif stride == 1:
-                    reduce(best, 0, line, k * batch, 1, row, largest)
-                elif batch == 1:
-                    reduce(best, 0, line, k, stride, columns, largest)
-                else:
-                    for c in range(columns):
-                        reduce(best, c * batch, line, (c * stride + k) * batch, 1, batch, largest)
+                reduce(line, padding, buffers, plane + y * row_stride, 1, inner, largest)
+            fill(line, padding + width * batch, inner - width * batch, start)
+            move(every, 0, 1, line, 0, 1, whole)
+            for k in range(1, op[at.KERNEL_X]):
+                reduce(every, 0, line, k * batch, 1, whole, largest)
+            move_pixels(best, 0, every, 0, columns, batch, stride)
             place = target + r * op[at.ROW_STRIDE]
             if largest:
                 move(buffers, place, 1, best, 0, 1, row)

@@ -149,6 +149,27 @@ def _store(builder, value, pointer):
     stored.align = 4
 
 
+def every_second(batch):
+    """Return a function of addresses of floats that writes one vector: every second group of `batch` floats there.
+
+    A vector is a multiple of `batch`; if it is equal to it, the vector there is copied.
+    """
+
+    @intrinsic
+    def deinterleave(typing, out, source):
+        floats = types.CPointer(types.float32)
+        return types.void(floats, floats), generate
+
+    def generate(context, builder, signature, args):
+        out, source = args
+        places = ir.Constant(ir.VectorType(_INT, WIDTH), [i + i // batch * batch for i in range(WIDTH)])
+        low, high = (_load(builder, builder.gep(source, [ir.Constant(_LONG, at)])) for at in (0, WIDTH))
+        _store(builder, builder.shuffle_vector(low, high, places), out)
+        return context.get_dummy_value()
+
+    return deinterleave
+
+
 @intrinsic
 def pointer(typing, array, index):
     """Return the address of array[index], whatever its bounds."""

@@ -101,6 +101,27 @@ def test_convolutions_are_those_of_torch(
     check(layer, sparse((images, groups * channels, *size), 1, 1), threads, loops=loops)
 
 
+@pytest.mark.parametrize("images", [1, 2, 3, 4, 5, 8, 16, 32])
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("size", [(2, 1), (1, 2), (5, 7), (4, 33)], ids=str)
+def test_pixels_that_a_stride_keeps_are_copied_whatever_their_number(
+    images: int, stride: int, size: tuple[int, int]
+) -> None:
+    check(nn.Conv2d(3, 4, 3, stride, 1), sparse((images, 3, *size), 1), threads=2)
+    check(nn.Conv2d(3, 4, 1, stride), sparse((images, 3, *size), 1))
+
+
+def test_a_max_pooling_keeps_nan_and_reads_nothing_beyond_a_row() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 1, groups=2, bias=False), nn.MaxPool2d(3, 2, 1))
+    nn.init.ones_(model[0].weight)  # type: ignore[arg-type]
+    engine = check(model, sparse((1, 2, 6, 35), 1))
+    x = torch.zeros(1, 2, 6, 35)
+    x[0, 0, 2, 34] = x[0, 1, 5, 0] = float("nan")
+    x[0, 0, 3, 0], x[0, 1, 0, 34] = float("inf"), -float("inf")
+    model.float()  # it was compared in float64
+    torch.testing.assert_close(engine(x), model(x), rtol=0, atol=0, equal_nan=True)
+
+
 def test_inputs_of_a_single_number_need_not_lie_in_the_order_of_the_weights() -> None:
     check(nn.Conv2d(1, 1, (3, 1), (2, 1), (1, 0)), sparse((1, 1, 1, 1), 1))
     # Two weights for one place of the border.
@@ -125,11 +146,11 @@ def test_linear_layers_are_those_of_torch(rows: int, inputs: int, outputs: int, 
 
 @QUICK
 @given(
-    images=st.sampled_from([1, 2, 8, 17]),
+    images=st.sampled_from([1, 2, 3, 4, 8, 16, 17]),
     kernel=st.integers(1, 4),
     stride=st.integers(1, 4),
     padding=st.integers(0, 2),
-    size=st.tuples(st.integers(4, 11), st.integers(4, 11)),
+    size=st.tuples(st.integers(4, 11), st.integers(4, 40)),
     rounded_up=st.booleans(),
     counted=st.booleans(),
     kind=st.sampled_from(["max", "mean"]),
