@@ -55,7 +55,7 @@ def convolve_generated(op, buffers, values, indptr, part, parts):
     """
     out, residual, size, count = op[at.OUT], op[at.RESIDUAL], op[at.OUT_PLANE], op[at.CHANNELS]
     lines, span, wide, groups, chunks = op[at.RUNS], op[at.RUN], op[at.TILE_WIDTH], op[at.GROUPS], op[at.CHUNKS]
-    in_row, out_row, rows = op[at.IN_ROW_STRIDE], op[at.ROW_STRIDE], op[at.TILE_ROWS]
+    in_row, out_row, rows = op[at.IN_ROW_STRIDE] * op[at.STRIDE_Y], op[at.ROW_STRIDE], op[at.TILE_ROWS]
     vectors = (span + WIDTH - 1) // WIDTH
     pieces = lines if lines > 1 else vectors
     line, last_line, begin, end, group, last_group = 0, lines, 0, vectors, 0, groups
@@ -84,7 +84,7 @@ def convolve_generated(op, buffers, values, indptr, part, parts):
                         prefetch(line_of_code)
                     for r in range(row, min(row + rows, last_line)):
                         to = plane + r * out_row
-                        x = pointer(buffers, op[at.IN] + r * in_row + block)
+                        x = pointer(buffers, op[at.IN] + r * in_row + block * op[at.STRIDE_X])
                         run_code(code, x, pointer(buffers, out + to), entries, pointer(buffers, other + to), number)
     if first < beyond:
         clear_run(buffers, out, op, count * group // groups, count * last_group // groups, first, beyond)

@@ -15,6 +15,7 @@ from ..kernels.opcodes import Opcode
 from ..kernels.planes import Planes
 from .aten_graph import constants, shape_of
 from .ir import Buffer, Call, Instruction
+from .tiling import reads_strides
 
 aten = torch.ops.aten
 
@@ -205,12 +206,15 @@ def first_result(lowering: Lowering, node: fx.Node) -> fx.Node | None:
 
 
 def pads(graph: fx.GraphModule, known: Mapping[fx.Node, Any]) -> dict[tuple[int, int], int]:
-    """Return the padding of images of each size: that of the widest convolution on them."""
+    """Return the padding of images of each size: that of the widest convolution on them.
+
+    One with a stride has padding in the planes that it reads unless generated code can read the images' own.
+    """
     widest: dict[tuple[int, int], int] = {}
     for node in graph.graph.nodes:
         if node.target is aten.convolution.default and not arguments(node)[6]:
             shape = shape_of(arguments(node)[0])
-            if shape is not None and len(shape) == 4 and set(arguments(node)[3]) == {1}:
+            if shape is not None and len(shape) == 4 and (set(arguments(node)[3]) == {1} or reads_strides(shape[0])):
                 size = (shape[2], shape[3])
                 widest[size] = max(widest.get(size, 0), *arguments(node)[4])
     return widest

@@ -27,6 +27,7 @@ from .packed_rows import (
     one_per_plane,
     split_for_strides,
     tiled,
+    whole_images,
 )
 from .tiling import keeps_within, tiling
 from .views import VIEWS
@@ -81,8 +82,15 @@ def convolution(lowering: Lowering, node: fx.Node) -> bool:
     out = lowering.image_planes(shape)
     # padding="valid" is one number for both dimensions.
     stride, padding, dilation = ([*given] * (2 // len(given)) for given in (stride, padding, dilation))
-    place = split_for_strides(source.planes, out, values.shape[2:], stride, padding, dilation)
-    if place.phases:
+    offset = lowering.constants[bias] if bias is not None else None
+
+    def rows_at(place: Place) -> Callable[[Tensor | None, Tensor | None], PackedRows]:
+        return lambda scale, shift: convolution_rows(values, offset, scale, shift, place, int(groups))
+
+    geometry = (values.shape[2:], stride, padding, dilation)
+    place = whole_images(source.planes, *geometry)
+    if place.stride != (1, 1) and not generates(rows_at(place)(None, None), out, source.planes):
+        place = split_for_strides(source.planes, out, *geometry)
         planes = place.planes
         number = lowering.new_buffer(planes)
         for index, (row, column) in enumerate(place.phases):
@@ -90,14 +98,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> bool:
             begin = index * source.planes.channels
             lowering.emit(Opcode.DECIMATE, node, planes, source, into=number, at=begin, numbers=numbers)
         source = Buffer(number, planes, ())
-    offset = lowering.constants[bias] if bias is not None else None
-    return weighted(
-        lowering,
-        node,
-        source,
-        lambda scale, shift: convolution_rows(values, offset, scale, shift, place, int(groups)),
-        out,
-    )
+    return weighted(lowering, node, source, rows_at(place), out)
 
 
 def linear(lowering: Lowering, node: fx.Node) -> bool:

@@ -33,19 +33,31 @@ class PackedRows:
     base: int
     dense_size: int  # entries of the dense weight
     chunks: int = 1  # of input channels; with several, row c * outputs + i holds what output i has in chunk c
+    stride: tuple[int, int] = (1, 1)  # in pixels of the input, from output to output
 
 
 @dataclass(frozen=True)
 class Place:
     """The inputs of a convolution: `shifts[ky][kx]` is in floats from `base`, in plane 0 of the phase.
 
-    `planes` is the layout of the inputs; with strides, the pixels of each of `phases` form planes, one after the other.
+    `planes` is the layout of the inputs: those of the image, read with `stride`, or one for each of `phases` of a
+    stride, whose pixels form planes, one phase after the other, and are read one by one.
     """
 
     planes: Planes
     phases: tuple[tuple[int, int], ...]
     shifts: np.ndarray[Any, np.dtype[np.int64]]
     base: int
+    stride: tuple[int, int] = (1, 1)
+
+
+def whole_images(
+    source: Planes, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Place:
+    """Return the inputs of each entry of the kernel in the image's own planes, padding included."""
+    rows, columns = ([k * dilation[d] - padding[d] for k in range(kernel[d])] for d in (0, 1))
+    shifts = np.add.outer(np.array(rows) * source.row_stride, np.array(columns) * source.batch)
+    return Place(source, (), shifts - shifts.min(), int(shifts.min()), (stride[0], stride[1]))
 
 
 def split_for_strides(
@@ -56,11 +68,8 @@ def split_for_strides(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Place:
-    """Return the inputs of each entry of the kernel. Strides are split into phases, each read with stride 1."""
+    """Return the inputs of each entry of the kernel in the phases of a stride, each read with stride 1."""
     steps = [[k * dilation[d] - padding[d] for k in range(kernel[d])] for d in (0, 1)]
-    if set(stride) == {1}:
-        shifts = np.add.outer(np.array(steps[0]) * source.row_stride, np.array(steps[1]) * source.batch)
-        return Place(source, (), shifts - shifts.min(), int(shifts.min()))
     phase = [[step % stride[d] for step in steps[d]] for d in (0, 1)]
     moved = [[step // stride[d] for step in steps[d]] for d in (0, 1)]
     sizes, ends = (source.height, source.width), (out.height, out.width)
@@ -94,7 +103,7 @@ def convolution_rows(
     channel, entry = np.divmod(column, place.shifts.size)
     offsets = (group[row] * inputs + channel) * place.planes.size + place.shifts.reshape(-1)[entry]
     chosen = values.numpy().reshape(outputs, -1)[row, column]
-    return _rows(kept, offsets, chosen, offset, place.base)
+    return replace(_rows(kept, offsets, chosen, offset, place.base), stride=place.stride)
 
 
 def linear_rows(
@@ -152,7 +161,7 @@ def reads_of(rows: PackedRows) -> int:
 
 def generates(rows: PackedRows, out: Planes, source: Planes) -> bool:
     """Return whether generated code for these rows can run here and is faster than a loop."""
-    tile = generated_tiling(out, source)
+    tile = generated_tiling(out, source, rows.stride)
     if refusal() is not None or tile is None:
         return False
     outputs, count = len(rows.biases), len(rows.offsets)

@@ -39,11 +39,18 @@ def keeps_within(out: Planes, source: Planes) -> bool:
     return out.row % WIDTH == 0 or all(tiling(out, source, shapes).linear for shapes in (SHAPES, SHARED_SHAPES))
 
 
-def generated_tiling(out: Planes, source: Planes) -> Tiling | None:
+def reads_strides(batch: int) -> bool:
+    """Return whether generated code may read inputs with a stride: a vector is one pixel of all images."""
+    return batch == WIDTH
+
+
+def generated_tiling(out: Planes, source: Planes, stride: tuple[int, int] = (1, 1)) -> Tiling | None:
     """Return the tiling of generated code, which goes vector by vector; None if it cannot run on these planes.
 
     It goes through a plane several times, so that no vector of a row may reach into the next.
     """
+    if stride != (1, 1):
+        return Tiling(1, 1, False) if reads_strides(out.batch) else None
     found = [Tiling(1, 1, False)] if out.row % WIDTH == 0 else []
     found += [Tiling(1, 1, True)] if out.row_stride == source.row_stride else []
     return min(found, key=lambda tile: _cost(tile, out), default=None)

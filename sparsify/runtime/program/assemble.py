@@ -195,16 +195,24 @@ def _runs(tile: Tiling, out: Planes) -> dict[str, int]:
 
 def _of_code(instruction: Instruction, found: Mapping[str, int]) -> dict[str, int]:
     out, source = instruction.planes, instruction.source
-    tile = generated_tiling(out, source)
-    assert instruction.rows is not None and tile is not None
-    runs, rows = _runs(tile, out), instruction.rows
+    rows = instruction.rows
+    assert rows is not None
+    tile = generated_tiling(out, source, rows.stride)
+    assert tile is not None
+    runs, (down, right) = _runs(tile, out), rows.stride
     reach = int(rows.offsets.max(initial=0)) % source.size // source.row_stride  # rows below
     vectors = -(-runs["RUN"] // WIDTH)
-    each = (source.channels + len(rows.biases)) * WIDTH * _FLOAT
+    each = (source.channels * down * right + len(rows.biases)) * WIDTH * _FLOAT
     left = SECOND_CACHE - source.channels * reach * source.row_stride * _FLOAT
     fitting = max(left // each, AT_ONCE)
     tiles = -(-runs["RUNS"] // max(fitting // vectors, 1))
-    return runs | {"IN": found["IN"] + rows.base, "TILE_ROWS": -(-runs["RUNS"] // tiles), "TILE_WIDTH": fitting * WIDTH}
+    return runs | {
+        "IN": found["IN"] + rows.base,
+        "TILE_ROWS": -(-runs["RUNS"] // tiles),
+        "TILE_WIDTH": fitting * WIDTH,
+        "STRIDE_Y": down,
+        "STRIDE_X": right,
+    }
 
 
 def _of_split(instruction: Instruction, found: Mapping[str, int]) -> dict[str, int]:

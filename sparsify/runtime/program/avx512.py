@@ -66,6 +66,7 @@ AT_LEAST, AT_MOST = _clamps(0x5F), _clamps(0x5D)
 
 BEGIN = bytes.fromhex("4889d0")  # mov rax, rdx
 NEXT_VALUES = bytes.fromhex("4805")  # add rax, imm32
-# add rdi, 64; add rsi, 64; add rcx, 64; dec r8; jnz
-NEXT_VECTOR = bytes.fromhex("4883c740 4883c640 4883c140 49ffc8 0f85")
+# add rdi, imm32; add rsi, 64; add rcx, 64; dec r8; jnz
+NEXT_INPUT = bytes.fromhex("4881c7")
+NEXT_VECTOR = bytes.fromhex("4883c640 4883c140 49ffc8 0f85")
 END = bytes.fromhex("c5f877c3")  # vzeroupper; ret

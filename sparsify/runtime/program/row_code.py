@@ -6,7 +6,8 @@ come in chunks that fit the L1 cache. A block, one chunk of one group, is a func
 
     void block(float *x, float *out, float *values, float *residual, int64_t vectors)   // System V calling convention
 
-which loops over contiguous vectors. `values` holds its operands in order: biases, weights, bounds.
+which loops over vectors: contiguous ones of the output, of the input those that a stride reads. `values` holds its
+operands in order: biases, weights, bounds.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def row_code(
             value = np.full(groups, bound, dtype=np.float32)
             parts.append(_items(phase, last, last * 0, np.repeat(cpu.SET_BOUND, groups, 0), value=value))
             parts.append(_items(_Phase(phase + 1), end, k, table[k]))
-    return _assembled(parts, groups, chunks)
+    return _assembled(parts, groups, chunks, rows.stride[1])
 
 
 def _chunks(rows: PackedRows, source: Planes) -> int:
@@ -149,8 +150,11 @@ def _items(
     return _Items(block, key, whole, np.full(count, length), np.zeros(count) if value is None else value, reads)
 
 
-def _assembled(parts: list[_Items], groups: int, chunks: int) -> RowCode:
-    """Return the blocks' instructions in order, with the place of each value and the loop around them."""
+def _assembled(parts: list[_Items], groups: int, chunks: int, stride: int) -> RowCode:
+    """Return the blocks' instructions in order, with the place of each value and the loop around them.
+
+    `stride` is in vectors of the input.
+    """
     block = np.concatenate([one.block for one in parts])
     order = np.argsort(block << 42 | np.concatenate([one.key for one in parts]))
     code, length, values, reads = (
@@ -169,8 +173,9 @@ def _assembled(parts: list[_Items], groups: int, chunks: int) -> RowCode:
     text = code[np.arange(_LONGEST) < length[:, None]].tobytes()
     ends = np.concatenate([[0], np.cumsum(length)])[edges + np.searchsorted(moves, edges)]
     starts, found = [], bytearray()
+    after = cpu.NEXT_INPUT + (stride * WIDTH * _FLOAT).to_bytes(4, "little") + cpu.NEXT_VECTOR
     for one, other in pairwise(ends.tolist()):
         starts.append(len(found))
-        found += cpu.BEGIN + text[one:other] + cpu.NEXT_VECTOR
+        found += cpu.BEGIN + text[one:other] + after
         found += (starts[-1] - len(found) - 4).to_bytes(4, "little", signed=True) + cpu.END
     return RowCode(bytes(found), np.array(starts), values[reads].astype(np.float32), before[edges[:-1]], groups, chunks)

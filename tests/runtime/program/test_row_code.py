@@ -12,15 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sparsify.calls import Inputs
+from sparsify.runtime.call_inputs import flattened
 from sparsify.runtime.codegen import executable
 from sparsify.runtime.codegen.executable import Executable, refusal
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
 from sparsify.runtime.kernels.opcodes import Column, Opcode
 from sparsify.runtime.kernels.planes import Planes
+from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.lowering.packed_rows import PackedRows
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.row_code import RowCode, row_code
+from sparsify.runtime.tuning.search import Strategy
 
 here = pytest.mark.skipif(refusal() is not None, reason=f"generated code does not run here: {refusal()}")
 
@@ -102,6 +106,54 @@ def test_strides_and_channels_without_weights() -> None:
         convolution.weight[3:20] = 0
         convolution.weight[:, 5] = 0
     check(model, torch.randn(3, 24, 20, 22), 1)
+
+
+@here
+@settings(max_examples=20, deadline=None)
+@given(
+    images=st.sampled_from([16, 32]),
+    groups=st.integers(1, 2),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.sampled_from([(2, 2), (2, 1), (1, 2), (3, 2)]),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    size=st.tuples(st.integers(12, 21), st.integers(12, 21)),
+    threads=st.integers(1, 3),
+)
+def test_a_stride_reads_every_second_pixel_of_sixteen_images_without_a_copy(
+    images: int,
+    groups: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    size: tuple[int, int],
+    threads: int,
+) -> None:
+    strided = nn.Conv2d(8, 62, kernel, stride, padding, dilation, groups)
+    model = sparse(nn.Sequential(strided, nn.ReLU(), nn.Conv2d(62, 31, 3, padding=1)), 0.4)
+    x = torch.randn(images, 8, *size)
+    engine = check(model, x, threads)
+    engine.strategies = dict.fromkeys(engine.strategies, Strategy("chunks", 16))
+    with torch.no_grad():
+        torch.testing.assert_close(engine(x).double(), model.double()(x.double()), rtol=0, atol=1e-5)
+    plan = engine._plans[flattened(Inputs(x[:16])).key, frozenset()]
+    opcodes = [one.opcode for one in plan.instructions if isinstance(one, Instruction)]
+    assert opcodes.count(Opcode.CONVOLVE_GENERATED) >= 1 and Opcode.DECIMATE not in opcodes
+
+
+@here
+def test_sums_of_strided_convolutions_and_other_numbers_of_images() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shortcut = nn.Conv2d(16, 40, 3, 2, 1), nn.Conv2d(16, 40, 1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.first(x) + self.shortcut(x))
+
+    for images in (1, 8, 15, 16, 17, 48):
+        check(sparse(Block(), 0.4), torch.randn(images, 16, 26, 24), 2)
 
 
 @here
