@@ -1,4 +1,4 @@
-"""Context managers that restore modes and random states after a model ran for something other than training."""
+"""Context managers that restore modes, random states and numbers of threads after a model ran for something else."""
 
 from __future__ import annotations
 
@@ -63,3 +63,14 @@ def keep_modes(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             if module.training != mode:
                 module.training = mode
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch compute on `number` threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
