@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from ..recording.broadcast_forms import along, expand_rank
 from ..recording.ops import DATA_DEPENDENT, LIKE, STALE, Op, Recording, Value, first_line, pointwise
 from .axis_moves import move
 from .deferred import Deferred, resolve
@@ -86,11 +87,9 @@ class Coupling:
             made = []
             for d, size in enumerate(value.shape if value.names else ()):
                 if size > 1:
-                    sizes = [1] * len(value.shape)
-                    sizes[d] = size
                     numbers = self.numbers.new(size)
                     self.ranges.append((int(numbers[0]), int(numbers[-1]) + 1, value, d))
-                    made.append(numbers.reshape(sizes))
+                    made.append(along(numbers, d, len(value.shape)))
             self.axes[value] = made
         return self.axes[value]
 
@@ -172,7 +171,7 @@ class Coupling:
         rank = len(result.shape)
 
         def placed(axes: Iterable[Tensor]) -> list[Tensor]:
-            return [axis.reshape([1] * (rank - axis.dim()) + list(axis.shape)) for axis in axes]
+            return [expand_rank(axis, rank) for axis in axes]
 
         followed = {d for value in operands for axis in placed(self.of(value)) for d in varying(axis)}
         for value in operands:

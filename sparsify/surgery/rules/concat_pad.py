@@ -110,7 +110,7 @@ def _couple_patches(coupling: Coupling, op: Op) -> None:
     axes = []
     for axis in coupling.of(value):
         if varying(axis) == (0,):
-            axes.append(axis.reshape([-1] + [1] * (len(result.shape) - 1)))
+            axes.append(forms.along(axis, 0, len(result.shape)))
         elif varying(axis) != (1,):
             coupling.numbers.pin(axis)
         elif op.name == "im2col":
@@ -151,7 +151,7 @@ def _couple_embedding(coupling: Coupling, op: Op) -> None:
     axes = []
     for axis in coupling.of(weight):
         if varying(axis) == (1,):
-            axes.append(axis.reshape([1] * (len(result.shape) - 1) + [-1]))
+            axes.append(forms.along(axis, len(result.shape) - 1, len(result.shape)))
             coupling.produced.append(axis)
         else:
             coupling.numbers.pin(axis)
@@ -161,7 +161,7 @@ def _couple_embedding(coupling: Coupling, op: Op) -> None:
 def _flow_embedding(live: Liveness, op: Op) -> None:
     weight, result = op.args[0], op.results[0]
     flags = live.of(weight).expand(weight.shape).sum(0) * (1 + live.of(op.args[1]).sum())
-    live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+    live.set(result, indicator(forms.along(flags, len(result.shape) - 1, len(result.shape))))
 
 
 def _couple_glu(coupling: Coupling, op: Op) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ..analysis.coupling import Coupling, varying
 from ..analysis.mac_counts import GROUPED, multiply_adds
 from ..dataflow.liveness import Liveness, indicator
+from ..recording.broadcast_forms import along
 from .matmul import union_or_pin
-from .sort_gather import along
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,6 +12,7 @@ from ..analysis.coupling import Coupling, varying
 from ..analysis.mac_counts import ATTENTIONS, multiply_adds
 from ..dataflow.constant_inputs import constant_inputs, propagate_sum
 from ..dataflow.liveness import Liveness, indicator
+from ..recording.broadcast_forms import expand_rank
 from ..recording.ops import Op, Value
 
 
@@ -65,7 +66,7 @@ def _couple_matmul(coupling: Coupling, op: Op) -> None:
     if added is not None:
         ones = [1] * (rank - len(added.shape))
         coupling.claim(added, [d - len(ones) for axis in found for d in varying(axis)])
-        extra = [axis.reshape(ones + list(axis.shape)) for axis in coupling.of(added)]
+        extra = [expand_rank(axis, rank) for axis in coupling.of(added)]
         coupling.produced += coupling.of(added) if added.constant is not None else []
         found = coupling.matched([(found, result.shape), (extra, [*ones, *added.shape])])
     coupling.set(result, found)
@@ -166,7 +167,7 @@ def _couple_attention(coupling: Coupling, op: Op) -> None:
             if not any(axis is kept for kept in left):
                 numbers.pin(axis)
         shape = [*ones, *mask.shape[:-2], 1, 1]
-        heads.append(([axis.reshape(ones + list(axis.shape)) for axis in left], shape))
+        heads.append(([expand_rank(axis, len(q.shape)) for axis in left], shape))
     found = coupling.matched(heads)
     if not one_head and (v.shape[-3] == 1 or coupling.claimed.get(v)):
         coupling.by_reading += found

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..analysis.coupling import Coupling, varying
 from ..dataflow.liveness import Liveness, indicator
+from ..recording.broadcast_forms import along
 from ..recording.ops import Op, Value
 from ..recording.sequences import GATES
 from .matmul import union_or_pin
-from .sort_gather import along
 
 # Index of the gate that makes a zero state nonzero.
 _MAKING = {"lstm": 2, "gru": 2, "rnn_tanh": 0, "rnn_relu": 0}
@@ -125,7 +125,7 @@ def _flow_recurrent(live: Liveness, op: Op) -> None:
             entering = torch.cat(ends[-directions:])
     results = [entering, sum(ends[1:], ends[0]), sum(within[1:], within[0])]
     for result, flags in zip(op.results, results, strict=False):
-        live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+        live.set(result, indicator(along(flags, len(result.shape) - 1, len(result.shape))))
 
 
 def _entries(live: Liveness, weight: Value) -> Tensor:
@@ -186,7 +186,7 @@ def _flow_packed(live: Liveness, op: Op) -> None:
     read = sum((live.of(other).sum() for other in op.inputs[1:]), torch.zeros(())) + 1
     padding = op.args[3] if op.name == "_pad_packed_sequence" else 0
     flags = _features(live, op.args[0]) * read + float(bool(padding))
-    live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+    live.set(result, indicator(along(flags, len(result.shape) - 1, len(result.shape))))
     for value in op.results[1:]:
         live.set(value, indicator(torch.ones([1] * len(value.shape)) * read))
 

@@ -129,11 +129,6 @@ def _put(op: Op) -> _Indexed | None:
     return None if unclear else _indexed(op, masks=False)
 
 
-def along(numbers: Tensor, dim: int, rank: int) -> Tensor:
-    """Return channel numbers as an axis along dimension `dim` of a tensor of rank `rank`."""
-    return numbers.reshape([1] * dim + [-1] + [1] * (rank - 1 - dim))
-
-
 def _couple_index(coupling: Coupling, op: Op) -> None:
     """Couple x[:, index] with an index that depends on the input: the other dimensions keep their axes."""
     value, result = op.args[0], op.results[0]

@@ -20,6 +20,7 @@ from ..channels.analyse import check_dead, check_heads
 from ..channels.study import Dead, Study, study
 from ..conversion.fold import fold
 from ..mask_state.masks import all_masked_parameters, masked_sources
+from ..recording.broadcast_forms import along
 from ..recording.ops import Recording
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
@@ -143,7 +144,7 @@ def removing_masks(model: nn.Module, recording: Recording) -> dict[str, Tensor]:
         whole = rows.amin(1).to(torch.bool)
         if not bool(whole.all()):
             by_row = torch.equal(whole, rows.amax(1).to(torch.bool))
-            found[value.names[0]] = whole.reshape([-1] + [1] * (len(value.shape) - 1)) if by_row else weight.mask
+            found[value.names[0]] = along(whole, 0, len(value.shape)) if by_row else weight.mask
     return found
 
 
