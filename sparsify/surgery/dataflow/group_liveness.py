@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
+from ..analysis.coupling import Coupling
 from ..analysis.group_ids import produced_dims
 from ..analysis.reasons import spoiling
-from ..recording.broadcast_forms import along
+from ..recording.broadcast_forms import along, varying
 from ..recording.ops import Op, Recording, Value
 from .liveness import Liveness
 

@@ -106,6 +106,11 @@ def row_pieces(matrix: Tensor) -> tuple[Tensor, ...]:
     return torch.split(matrix, max(1, (1 << 18) // max(1, matrix.shape[1])))
 
 
+def varying(form: Tensor) -> tuple[int, ...]:
+    """Return the dimensions along which a form varies: those of size above 1."""
+    return tuple(d for d, size in enumerate(form.shape) if size > 1)
+
+
 def expand_rank(form: Tensor, rank: int) -> Tensor:
     """Return a form with leading dimensions of size 1 added up to `rank`, as in broadcasting."""
     return form if form.dim() == rank else form.reshape([1] * (rank - form.dim()) + list(form.shape))

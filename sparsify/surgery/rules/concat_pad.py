@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
+from ..analysis.coupling import Coupling
 from ..dataflow.liveness import Liveness, indicator
 from ..recording import broadcast_forms as forms
+from ..recording.broadcast_forms import varying
 from ..recording.ops import LIKE, Op, Value, concat_inputs
 
 
@@ -136,7 +137,8 @@ def _flow_patches(live: Liveness, op: Op) -> None:
         live.set(result, indicator(flags.reshape(flags.shape[0], -1, size).sum(2)[..., None, None]))
 
 
-def _couple_like(coupling: Coupling, op: Op) -> None:
+def couple_first(coupling: Coupling, op: Op) -> None:
+    """Give an element-wise operation's result the axes of its first input."""
     coupling.combine(op.results[0], op.inputs[:1])
 
 
@@ -191,7 +193,7 @@ LAYOUT = {
     "constant_pad_nd": (_couple_pad, _flow_pad),
     **dict.fromkeys(("cat", "stack"), (_couple_joined, _flow_joined)),
     **dict.fromkeys(("im2col", "col2im"), (_couple_patches, _flow_patches)),
-    **dict.fromkeys(LIKE, (_couple_like, _flow_like)),
+    **dict.fromkeys(LIKE, (couple_first, _flow_like)),
     "embedding": (_couple_embedding, _flow_embedding),
     "glu": (_couple_glu, _flow_glu),
 }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
+from ..analysis.coupling import Coupling
 from ..dataflow.constants import BATCH_NORMS
 from ..dataflow.liveness import Liveness, indicator
-from ..recording.broadcast_forms import along, expand_rank
+from ..recording.broadcast_forms import along, expand_rank, varying
 from ..recording.ops import Op, Value
 
 
