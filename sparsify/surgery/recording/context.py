@@ -19,8 +19,7 @@ from torch.utils._pytree import tree_map
 
 from ...calls import Inputs, inputs_of
 from ...preserve import keep_modes
-from ..full_name import full_name
-from ..module_walk import named_modules
+from ..module_walk import full_name, named_modules
 
 _Leaf = TypeVar("_Leaf")
 # Functions recorded as one operation, independent of the kernels that a device runs for them.
@@ -125,7 +124,7 @@ def named_tensors(model: nn.Module) -> list[tuple[Tensor, tuple[str, ...], bool]
         for path, module in modules:
             for name, tensor in getattr(module, owned).items():
                 if tensor is not None:
-                    named.setdefault(id(tensor), (tensor, []))[1].append(f"{path}.{name}" if path else name)
+                    named.setdefault(id(tensor), (tensor, []))[1].append(full_name(path, name))
     return [(tensor, tuple(names), id(tensor) in trainable) for tensor, names in named.values()]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from ..channels.study import Study
-from ..full_name import full_name
+from ..module_walk import full_name
 from ..recording.broadcast_forms import varying
 from ..recording.ops import FILLS, Op, Value
 from .size_sources import SPLITS, Sources, Use
