@@ -186,12 +186,8 @@ def module_names(model: nn.Module, running: list[str], given: list[Any] | None =
             running.pop()
             given.pop()
 
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-    try:
+    with register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]

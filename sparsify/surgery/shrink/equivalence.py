@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -215,13 +215,9 @@ def _running(model: nn.Module) -> Iterator[list[str]]:
     def leave(*_: Any) -> None:
         running.pop()
 
-    handles = []
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
-            handles.append(module.register_forward_hook(leave))
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                hooks.enter_context(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
+                hooks.enter_context(module.register_forward_hook(leave))
         yield running
-    finally:
-        for handle in handles:
-            handle.remove()
