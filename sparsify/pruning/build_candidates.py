@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import SparsifyError
+from ..errors import SparsifyError, listed
 from ..processes.ranks import gather, group_of
 from ..surgery.channels.analyse import Channels, analyse
 from ..surgery.conversion.fold import fold
@@ -128,9 +128,8 @@ def _left_dense(weights: Mapping[str, MaskedWeight], m: int) -> list[str]:
 def _budget(model: nn.Module, of: str, channels: Channels) -> Sequence[Term]:
     """Return the terms of the cost that a sparsity is a fraction of; SparsifyError if part of it cannot be counted."""
     if of == "flops" and channels.uncounted:
-        more = f" and {len(channels.uncounted) - 1} more" if len(channels.uncounted) > 1 else ""
         raise SparsifyError(
-            f"pruning.of: 'flops': multiply-adds of {channels.uncounted[0]}{more} cannot be counted, nor a share of "
+            f"pruning.of: 'flops': multiply-adds of {listed(channels.uncounted, 1)} cannot be counted, nor a share of "
             "the total; take of: parameters, or of: units"
         )
     return COSTS[of](model, channels)

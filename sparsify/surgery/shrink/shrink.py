@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...arguments import takes
 from ...calls import explained, inputs_of
-from ...errors import SparsifyError
+from ...errors import SparsifyError, listed
 from ..analysis.coupling import Heads
 from ..analysis.mac_counts import multiply_adds
 from ..channels.analyse import check_dead, check_heads
@@ -87,17 +87,11 @@ def shrink(
     small.train(model.training)
     after = proof.multiply_adds if proof.multiply_adds is not None else _cost(record(small, example_input))
     notes = [_NO_MASKS] if dead == "masks" and not masks else []
-    notes += _of_idle(recording.idle) if changed else []
+    if changed and recording.idle:
+        idle = listed(recording.idle, 3)
+        notes.append(f"{idle}: not cut, since not run with the example; another call of them may fail")
     report = _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
     return replace(report, configuration=configuration)
-
-
-def _of_idle(layers: Sequence[str]) -> list[str]:
-    """Return the report's line about layers that no pass of the example ran, [] if there are none."""
-    if not layers:
-        return []
-    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
-    return [f"{', '.join(layers[:3])}{more}: not cut, since not run with the example; another call of them may fail"]
 
 
 def _check(round_to: int | None, heads: str, dead: str) -> None:
