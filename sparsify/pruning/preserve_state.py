@@ -51,15 +51,23 @@ def preserve_state(
 @contextmanager
 def preserve_state_and_gradients(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """As `preserve_state`, in the model's own modes, but also restore `.grad`: for code that calls `backward()`."""
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        for parameter, _ in gradients:
-            parameter.grad = None
-        with preserve_state(model, parameters, training=None):
+        with keep_gradients(model), preserve_state(model, parameters, training=None):
             yield
     finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
         for parameter, flag in required:
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def keep_gradients(model: nn.Module) -> Iterator[None]:
+    """Run the block without gradients in `.grad`, and restore those of before."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
