@@ -58,9 +58,9 @@ def _compare(compared: Mapping[str, Tensor], position: int, done: int, group: Gr
             f"Pruner: the processes differ in {('their steps', 'their updates', 'their weights')[places[0]]} (here "
             f"{position:,} steps, {done:,} updates, {len(compared)} masks); each calls start and step equally often"
         )
-    names = list(compared)
+    names = [list(compared)[place - 3] for place in places]
     raise SparsifyError(
-        f"Pruner: the mask of {listed([names[place - 3] for place in places], 1)} is not the same on all processes after update {done} "
+        f"Pruner: the mask of {listed(names, 1)} is not the same on all processes after update {done} "
         f"at step {position:,}: their weights or scores differ; begin with the same weights (DistributedDataParallel "
         "before pruner.start, or one seed), and give a criterion of your own the same numbers on each"
     )
