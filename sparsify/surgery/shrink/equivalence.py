@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from ...relative_error import relative_error
 from ..analysis.counted_pass import counted_pass
@@ -190,11 +190,7 @@ def wide_copy(model: nn.Module) -> nn.Module:
 
 def doubles(example_input: Any) -> Any:
     """Return an example input with its floating tensors in float64."""
-
-    def widen(leaf: Any) -> Any:
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    return tree_map(widen, example_input)
+    return tree_map_only(Tensor, lambda one: one.double() if one.is_floating_point() else one, example_input)
 
 
 def _failing(model: nn.Module, example_input: Any) -> str:

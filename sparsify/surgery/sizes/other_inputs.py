@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ...calls import run, tensors_in
 from ...relative_error import relative_error
@@ -90,15 +90,15 @@ def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
 
 def _first(example_input: Any, count: int) -> Any:
     """Return an example with the first `count` entries of its tensors."""
-    return tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, example_input)
+    return tree_map_only(Tensor, lambda leaf: leaf[:count], example_input)
 
 
 def _resized(example_input: Any, dimension: int, size: int) -> Any:
     """Return an example with its tensors resized along one dimension, by repeated and scaled entries."""
 
-    def resize(leaf: Any) -> Any:
+    def resize(leaf: Tensor) -> Tensor:
         """Return one leaf resized; leaves without that dimension stay."""
-        if not isinstance(leaf, Tensor) or leaf.dim() <= dimension or not leaf.shape[dimension]:
+        if leaf.dim() <= dimension or not leaf.shape[dimension]:
             return leaf
         index = torch.arange(size, device=leaf.device) % leaf.shape[dimension]
         longer = leaf.index_select(dimension, index)
@@ -107,7 +107,7 @@ def _resized(example_input: Any, dimension: int, size: int) -> Any:
         slope = 1 + 0.1 * torch.arange(size, device=leaf.device).to(leaf.dtype) / size  # so that no two parts are equal
         return longer * slope.reshape([-1 if d == dimension else 1 for d in range(leaf.dim())])
 
-    return tree_map(resize, example_input)
+    return tree_map_only(Tensor, resize, example_input)
 
 
 def in_train_mode(expected: list[Tensor] | None, small: nn.Module, example_input: Any, limit: float) -> str:
