@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ...calls import run, tensors_in
+from ...preserve import keep_modes, keep_values
 from ...relative_error import relative_error
 from ..recording.context import own_inputs
 from ..recording.size_watch import Asked, SizeWatch
@@ -136,29 +137,22 @@ def training_outputs(model: nn.Module, example_input: Any) -> list[Tensor] | Non
 
 
 def _in_train_mode(model: nn.Module, example_input: Any) -> list[Tensor]:
-    modes = {module: module.training for module in model.modules()}
     rates: list[tuple[nn.Module, str, Any]] = []
     # Batch norm updates its running statistics without increasing their version counters.
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        for module in modes:
-            drops = "drop" in type(module).__name__.lower()
-            rate = next((name for name in _RATES if isinstance(vars(module).get(name), (int, float))), "")
-            module.training = not drops or bool(rate)
-            if drops and rate:  # off, but in train mode, which a forward may read
-                rates.append((module, rate, vars(module)[rate]))
-                setattr(module, rate, 0.0)
-        with torch.random.fork_rng(devices=[]):
+    with keep_modes(model), keep_values(model.buffers()), torch.random.fork_rng(devices=[]):
+        try:
+            for module in model.modules():
+                drops = "drop" in type(module).__name__.lower()
+                rate = next((name for name in _RATES if isinstance(vars(module).get(name), (int, float))), "")
+                module.training = not drops or bool(rate)
+                if drops and rate:  # off, but in train mode, which a forward may read
+                    rates.append((module, rate, vars(module)[rate]))
+                    setattr(module, rate, 0.0)
             torch.manual_seed(0)
             return outputs(model, example_input)
-    finally:
-        with torch.no_grad():
-            for buffer, values in buffers:
-                buffer.copy_(values)
-        for module, mode in modes.items():
-            module.training = mode
-        for module, name, value in rates:
-            setattr(module, name, value)
+        finally:
+            for module, name, value in rates:
+                setattr(module, name, value)
 
 
 def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
