@@ -17,6 +17,7 @@ from ..analysis.counted_pass import counted_pass
 from ..channels.study import Study
 from ..copies import deep_copy
 from ..recording.context import all_double
+from ..recording.ops import described
 from ..recording.recorder import record
 from ..recording.size_watch import modules_that_ask
 from ..sizes.other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
@@ -67,8 +68,7 @@ class Proof:
         try:
             outcome, first = self._run(small)
         except Exception as error:  # noqa: BLE001 - the model's own code may fail on smaller sizes
-            line = (str(error).strip().splitlines() or [""])[0][:160]
-            problem = f"its forward does not take fewer channels ({type(error).__name__}: {line})"
+            problem = f"its forward does not take fewer channels ({described(error)})"
             return problem, _failing(small, self._example)
         if self._double is None:
             return "", ""
@@ -79,11 +79,9 @@ class Proof:
         single = relative_error(outcome, self._single_outputs)
         double = float("inf")
         if single <= self._limit:
-            undo = cutting(self._double)
-            try:
+            with ExitStack() as restored:
+                restored.callback(cutting(self._double))
                 double = relative_error(self._in_double(), self._double_outputs)
-            finally:
-                undo()
         if single <= self._limit and double <= LIMIT_64:
             for variant in self.variants:
                 problem = variant.problem(small, self._limit)
@@ -119,7 +117,9 @@ class Proof:
         moved = self._moved[id(given)]
         if moved <= self._limit:
             return problem
-        return f"{problem}, but rounding alone {_what_it_does(moved)}, as where top-k or NMS choose between near equals"
+        finite = moved < float("inf")
+        does = f"moves the whole model's by {moved:.1e}" if finite else "changes what the whole model puts out"
+        return f"{problem}, but rounding alone {does}, as where top-k or NMS choose between near equals"
 
     def that_ask_for_sizes(self) -> list[str]:
         """Return the modules that compare sizes of their input in Python: other sizes may take another branch."""
@@ -139,13 +139,10 @@ class Proof:
         assert self._double is not None
         whole: list[tuple[Tensor, ...]] = []
         small: list[tuple[Tensor, ...]] = []
-        with all_double():
+        with all_double(), ExitStack() as restored:
             record(self._double, self._double_example, whole)
-            undo = cutting(self._double)
-            try:
-                record(self._double, self._double_example, small)
-            finally:
-                undo()
+            restored.callback(cutting(self._double))
+            record(self._double, self._double_example, small)
         for op, before, after in zip(found.recording.ops, whole, small, strict=False):
             for value, a, b in zip(op.results, before, after, strict=False):
                 if tuple(a.shape) != value.shape:  # a size that depends on values, which differ in float64
@@ -155,12 +152,6 @@ class Proof:
                 if a.shape != b.shape or (a.is_floating_point() and relative_error([b], [a]) > LIMIT_64):
                     return op.module
         return ""
-
-
-def _what_it_does(moved: float) -> str:
-    return (
-        f"moves the whole model's by {moved:.1e}" if moved < float("inf") else "changes what the whole model puts out"
-    )
 
 
 def _timed(model: nn.Module, example_input: Any) -> tuple[list[Tensor], float]:
