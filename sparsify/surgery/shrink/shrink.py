@@ -16,7 +16,7 @@ from ...calls import explained, inputs_of
 from ...errors import SparsifyError, listed
 from ..analysis.coupling import Heads
 from ..analysis.mac_counts import multiply_adds
-from ..channels.analyse import check_dead, check_heads
+from ..channels.analyse import check_choice
 from ..channels.study import Dead, Study, study
 from ..conversion.fold import fold
 from ..mask_state.masks import all_masked_parameters, masked_sources
@@ -97,8 +97,8 @@ def shrink(
 def _check(round_to: int | None, heads: str, dead: str) -> None:
     if round_to is not None and round_to < 1:
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
-    check_heads("shrink", heads)
-    check_dead("shrink", dead)
+    check_choice("shrink", "heads", heads, Heads)
+    check_choice("shrink", "dead", dead, Dead)
 
 
 def _report(
