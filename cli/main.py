@@ -22,8 +22,6 @@ from .loading import announce_torch
 from .output import lasting_output
 from .signals import Signals
 
-INTERRUPTED = 130
-
 # name -> the module that holds it and its one-line help; a module is imported when its command runs or shows its help.
 _COMMANDS = {
     "train": ("train", "Train and prune a model by a recipe."),
@@ -46,7 +44,7 @@ _COMMANDS = {
 class Stopped(Exception):
     """Stopped by Ctrl-C or another signal; the message says how to resume, `code` is the exit code."""
 
-    def __init__(self, message: str, code: int = INTERRUPTED) -> None:
+    def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
 

@@ -89,10 +89,10 @@ def command(
             raise ElsewhereError("", error.exit_code) from error
         raise
     if dry_run:
-        from sparsify.training.folder.run_folder import check_new, default_folder
+        from sparsify.training.folder.run_folder import check_new
 
         if resume is None:
-            check_new(Path(out) if out else default_folder(merged), overwrite=overwrite)
+            check_new(folder, overwrite=overwrite)
         from .view.plan import show_plan
 
         show_plan(merged, full=full, check=not no_verify)
@@ -110,12 +110,17 @@ def _recipe_and_folder(
     overwrite: bool,
     short: dict[str, str | int | None],
 ) -> tuple[Recipe, Path]:
+    from sparsify.training.folder.run_folder import default_folder
+
     if resume is not None:
         return _resumed(resume, recipe, out, overrides, plugin, overwrite, short), Path(resume)
     if recipe is None:
         raise SparsifyError("train: give a RECIPE, e.g. recipes/union_mask.yaml, or --resume RUN")
     merged = _merged(recipe, short, overrides, plugin)
-    return merged, Path(out) if out else _default_folder(merged, short, overrides)
+    if out:
+        return merged, Path(out)
+    given = [f"{_SHORT[name]}={value}" for name, value in short.items() if value is not None]
+    return merged, default_folder(merged, [*given, *overrides])
 
 
 def _train(
@@ -164,13 +169,6 @@ def _train(
         how = f"; go on with: sparsify train {shlex.join(again)}" if begun else ""
         raise Stopped(f"stopped{how}", signals.code) from None
     screen.finish(result)
-
-
-def _default_folder(recipe: Recipe, short: dict[str, str | int | None], overrides: Sequence[str]) -> Path:
-    from sparsify.training.folder.run_folder import default_folder
-
-    given = [f"{_SHORT[name]}={value}" for name, value in short.items() if value is not None]
-    return default_folder(recipe, [*given, *overrides])
 
 
 def _merged(

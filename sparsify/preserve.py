@@ -1,9 +1,9 @@
-"""Context managers that restore modes and random states after a model ran for something other than training."""
+"""Context managers that restore modes, random states and numbers of threads after a model ran for something else."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -63,3 +63,26 @@ def keep_modes(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             if module.training != mode:
                 module.training = mode
+
+
+@contextmanager
+def keep_values(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Restore the values of buffers at the end."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, values in before:
+                tensor.copy_(values)
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch compute on `number` threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

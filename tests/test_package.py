@@ -70,6 +70,7 @@ ALLOWED: Graph = {
         "errors",
         "datasets",
         "preprocess",
+        "preserve",
         "processes",
         "relative_error",
         "quantities",

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, no_grad
 
 from sparsify.formats.io.atomic import atomic_write
+from sparsify.preserve import torch_threads
 from sparsify.runtime.lowering.ir import Instruction
 from sparsify.runtime.program.describe import lines
 
-from .bench_steps import Timed, has_line, kind, least, one_thread, part_and_plan
+from .bench_steps import Timed, call_of, has_line, kind, least, part_and_plan
 
 if TYPE_CHECKING:
     from sparsify.runtime.engine import Engine
@@ -66,22 +66,16 @@ def _torch_seconds(engine: Engine, x: Tensor, strategy: Strategy, wanted: Collec
     values: dict[fx.Node, Any] = dict(zip(plan.inputs, [part], strict=True))
     found: dict[str, float] = {}
     layer = ""
-    with one_thread():
+    with torch_threads(1), no_grad():
         for node in plan.inputs[0].graph.nodes:
             if node.op != "call_function" or node in plan.known:
                 continue
             layer = layer_of.get(node.name, layer)
-            call = _call(node, values, plan.known)
+            call = call_of(node, values, plan.known)
             values[node] = call()
             if layer in wanted:
                 found[layer] = found.get(layer, 0.0) + least(call)
     return found
-
-
-def _call(node: fx.Node, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, Any]) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: values[one] if one in values else known[one])
-    operation: Any = node.target
-    return partial(operation, *args, **kwargs)
 
 
 def draw(shown: Sequence[Bar], all_seconds: float, title: str, path: str) -> None:

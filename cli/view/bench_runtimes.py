@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from .show import plain_table
@@ -80,11 +81,9 @@ def ready(
     return engine, tuple(found), tuple(notes)
 
 
-@contextmanager
-def _doing(what: str) -> Iterator[None]:
-    """Show `what` on a terminal while the block runs."""
-    with Console(stderr=True).status(f"{what} …"):
-        yield
+def _doing(what: str) -> Status:
+    """Return a context that shows `what` on a terminal."""
+    return Console(stderr=True).status(f"{what} …")
 
 
 @contextmanager

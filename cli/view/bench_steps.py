@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rich.table import Table
 from torch import Tensor, fx
 
 from sparsify.calls import Inputs
+from sparsify.preserve import torch_threads
 from sparsify.runtime.lowering.ir import Call, Instruction
 from sparsify.runtime.program.assemble import Segment
 from sparsify.runtime.program.describe import Line, lines
@@ -49,7 +49,7 @@ def plan_lines(strategy: Strategy) -> list[str]:
 def timed_steps(engine: Engine, x: Tensor, strategy: Strategy) -> tuple[int, list[Timed]]:
     """Return how many images one thread works on at once, and the steps for them with their time on one thread."""
     part, plan = part_and_plan(engine, x, strategy)
-    with one_thread():
+    with torch_threads(1), torch.no_grad():
         seconds = _seconds_of_steps(plan, [part])
     listed = [one for one, step in zip(seconds, plan.instructions, strict=True) if has_line(step)]
     found: list[Timed] = []
@@ -75,18 +75,6 @@ def has_line(step: Instruction | Call) -> bool:
     return isinstance(step, Instruction) or step.node.meta.get("val") is not None
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread, without gradients."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
     """Return the shortest time of every step in seconds, each repeated by itself on the values of the steps before."""
     values: dict[fx.Node, Any] = dict(zip(plan.inputs, inputs, strict=True))
@@ -102,14 +90,17 @@ def _seconds_of_steps(plan: Plan, inputs: Sequence[Tensor]) -> list[float]:
                 one = replace(part, table=part.table[index : index + 1])
                 found.append(least(partial(alone, arrays_of(plan.program, one, buffers, addresses))))
         else:
-            args, kwargs = fx.node.map_arg(
-                (part.node.args, part.node.kwargs), lambda one: values[one] if one in values else plan.known[one]
-            )
-            operation: Any = part.node.target
-            call = partial(operation, *args, **kwargs)
+            call = call_of(part.node, values, plan.known)
             values[part.node] = call()
             found.append(least(call))
     return found
+
+
+def call_of(node: fx.Node, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, Any]) -> Callable[[], Any]:
+    """Return the call of the operation of `node` with the values of its arguments."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: values[one] if one in values else known[one])
+    operation: Any = node.target
+    return partial(operation, *args, **kwargs)
 
 
 def least(work: Callable[[], object]) -> float:

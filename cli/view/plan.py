@@ -10,7 +10,7 @@ from rich.table import Table
 from sparsify.training.setup.plan import TrainingPlan, plan_training
 
 from .report import average_lines, loaded_lines
-from .show import byte_count, count, duration, percent, print_table, say
+from .show import byte_count, count, duration, percent, plain_table, print_table, say
 
 if TYPE_CHECKING:
     from sparsify.pruning.schedules import Update
@@ -136,10 +136,8 @@ def _cycles_table(planned: TrainingPlan, amount: int | None) -> Table:
 
 
 def _table(*numbers: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in numbers:
-        table.add_column(title, justify="right")
-    table.add_column("what")
+    table = plain_table(*numbers, last="what")
+    table.columns[0].justify = "right"
     return table
 
 

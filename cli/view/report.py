@@ -110,22 +110,14 @@ def start_lines(prepared: Prepared, folder: Path) -> list[str]:
 def show_result(result: TrainResult) -> None:
     """Print the per-layer table, the results, the file's size next to the dense one, and what to do next."""
     from sparsify.formats.file.inspection import inspect_file
+    from sparsify.training.records.result_text import result_lines
 
     saved = inspect_file(result.folder / "model.safetensors")
     if saved.masked_rows:
         print_table(layer_table(Layer(row.name, row.shape, row.kept) for row in saved.masked_rows))
-    say(*_result_lines(result, saved))
-
-
-def _result_lines(result: TrainResult, saved: FileSummary) -> list[str]:
-    from sparsify.training.records.result_text import result_lines
-
-    lines = []
     if result.report is not None:
-        lines += sparsity_lines(result.report)
-    lines += result_lines(result.metrics, result.shrunk)
-    lines.append(file_line(saved))
-    return [*lines, "next:", *_next_lines(result, saved)]
+        say(*sparsity_lines(result.report))
+    say(*result_lines(result.metrics, result.shrunk), file_line(saved), "next:", *_next_lines(result, saved))
 
 
 def _next_lines(result: TrainResult, saved: FileSummary) -> list[str]:

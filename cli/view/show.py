@@ -49,11 +49,11 @@ def duration(seconds: float) -> str:
 def plain_table(first: str, *numbers: str, last: str = "") -> Table:
     """Return an empty table without lines: a text column that folds, columns of numbers, and a text column `last`."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(first, overflow="fold", ratio=3 if last else None)
+    table.add_column(first, overflow="fold")
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
     if last:
-        table.add_column(last, ratio=4)
+        table.add_column(last)
     return table
 
 

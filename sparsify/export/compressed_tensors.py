@@ -19,6 +19,7 @@ from ..formats.model.model_state import collect
 from ..formats.model.stored_tensors import dense_parts
 from ..formats.request import ExportRequest, ExportResult
 from ..formats.types import Array, Shape
+from ..quantities import count
 from ..surgery.conversion.fold import fold
 from ..surgery.mask_state.masks import kept_of, masked_weights
 
@@ -39,7 +40,7 @@ def write_compressed_tensors(request: ExportRequest) -> ExportResult:
     with atomic_folder(request.path) as folder:
         size = atomic_write(folder / "model.safetensors", container_chunks(parts, text))
         size += atomic_write(folder / "config.json", _config(request.model, modules).encode())
-    notes = [f"{len(modules)} weight{'s' * (len(modules) != 1)} in sparse-bitmask"]
+    notes = [f"{count(len(modules), 'weight')} in sparse-bitmask"]
     if left:
         notes.append(f"  stored dense, since the format knows no such names: {', '.join(left)}")
     return ExportResult(size, tuple(notes))

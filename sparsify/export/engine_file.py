@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -12,6 +10,8 @@ from torch import Tensor
 from ..errors import SparsifyError
 from ..formats.model.write import write_sparse
 from ..formats.request import ExportRequest, ExportResult
+from ..preserve import torch_threads
+from ..quantities import count
 from ..runtime.compile import compile, thread_count
 from ..runtime.tuning.file_record import entry
 from ..surgery.conversion.fold import fold
@@ -29,7 +29,7 @@ def write_engine(request: ExportRequest) -> ExportResult:
     plain = fold(request.model).cpu().eval()
     example = example_of(request, plain).inputs
     case_of(plain, example)
-    with _of_torch(threads):
+    with torch_threads(threads):
         engine = compile(plain, example, threads=threads)
     plainly = not example.kwargs and all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in example.args)
     if not engine.strategies or not plainly:
@@ -38,16 +38,5 @@ def write_engine(request: ExportRequest) -> ExportResult:
     about = replace(request.metadata, format="sparse", engine=entry(shapes, threads, strategy))
     size = write_sparse(replace(request, metadata=about)).size
     inputs = ", ".join("x".join(map(str, shape)) for shape in shapes)
-    on = f"{threads} thread{'s' if threads > 1 else ''} of this machine"
+    on = f"{count(threads, 'thread')} of this machine"
     return ExportResult(size, (f"tuned for {inputs} on {on}: {strategy}",))
-
-
-@contextlib.contextmanager
-def _of_torch(threads: int) -> Iterator[None]:
-    """Set PyTorch's number of threads to that of the engine it is compared with, within the block."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -42,9 +42,10 @@ class Format(NamedTuple):
         written: ExportResult = (_named(self.writer) if isinstance(self.writer, str) else self.writer)(request)
         return written
 
-    def may_replace(self, folder: Path) -> bool:
-        """Return whether an older folder that is not empty may be replaced."""
-        return bool(self.ours) and bool(_named(self.ours)(folder))
+    @property
+    def may_replace(self) -> Callable[[Path], bool] | None:
+        """The function that says whether an older folder that is not empty may be replaced, None where none may."""
+        return _named(self.ours) if self.ours else None
 
 
 def check_format(format: str, given: Iterable[str], *, where: str, spelled: Callable[[str], str] = str) -> Format:

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import SparsifyError
+from ..errors import SparsifyError, listed
 from ..processes.ranks import gather, group_of
 from ..surgery.channels.analyse import Channels, analyse
 from ..surgery.conversion.fold import fold
 from ..surgery.dataflow.liveness import own_surroundings
-from ..surgery.mask_state.masks import MaskedWeight, layout, masked_parameters, masked_weights
+from ..surgery.mask_state.masks import MaskedWeight, layout, masked_weights
 from ..surgery.rules.table import Rule
 from .selection.bounds import Bounds, bounded
 from .selection.byte_candidates import ByteCandidates
-from .selection.candidates import Candidates, EntryCandidates, check_amount
+from .selection.candidates import Candidates, EntryCandidates
 from .selection.granularity import GRANULARITIES, along_inputs
 from .selection.scopes import SCOPES, Scope
 from .settings.exact import exact
@@ -33,31 +33,14 @@ def build_candidates(
     names: Sequence[str],
     example_input: Any,
     channels: Channels | None,
-    rules: Mapping[str, Rule] | None = None,
-    examples: Sequence[Any] = (),
+    rules: Mapping[str, Rule] | None,
+    examples: Sequence[Any],
 ) -> Candidates:
     """Return the candidates for pruning the weights `names` of `model`: entries, rows, or groups of channels.
 
     With `channels` or an `example_input`, units are groups of channels, and every parameter that produces them gets a
-    mask. Raises SparsifyError if nothing can be pruned, for settings that need groups without either, and if an amount
-    is larger than a group of the scope.
+    mask. Raises SparsifyError if nothing can be pruned, and for settings that need groups without either.
     """
-    candidates = _build(model, pruning, names, example_input, channels, rules, examples)
-    parameters = masked_parameters(model)
-    masks = {name: parameters[name].mask for name in candidates.names}
-    check_amount(candidates, masks, pruning.amount, SCOPES[pruning.scope])
-    return candidates
-
-
-def _build(
-    model: nn.Module,
-    pruning: Pruning,
-    names: Sequence[str],
-    example_input: Any,
-    channels: Channels | None,
-    rules: Mapping[str, Rule] | None,
-    examples: Sequence[Any],
-) -> Candidates:
     scope, settings = _scope(pruning), pruning.granularity
     if settings.name == "unit" and (channels is not None or example_input is not None):
         if channels is None:
@@ -128,9 +111,8 @@ def _left_dense(weights: Mapping[str, MaskedWeight], m: int) -> list[str]:
 def _budget(model: nn.Module, of: str, channels: Channels) -> Sequence[Term]:
     """Return the terms of the cost that a sparsity is a fraction of; SparsifyError if part of it cannot be counted."""
     if of == "flops" and channels.uncounted:
-        more = f" and {len(channels.uncounted) - 1} more" if len(channels.uncounted) > 1 else ""
         raise SparsifyError(
-            f"pruning.of: 'flops': multiply-adds of {channels.uncounted[0]}{more} cannot be counted, nor a share of "
+            f"pruning.of: 'flops': multiply-adds of {listed(channels.uncounted, 1)} cannot be counted, nor a share of "
             "the total; take of: parameters, or of: units"
         )
     return COSTS[of](model, channels)

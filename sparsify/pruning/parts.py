@@ -19,8 +19,9 @@ from .criteria.step_sums import StepSums
 from .criteria.table import CRITERIA, Context, Criterion
 from .mask_update import from_present, update_masks
 from .schedules import Update, update_plan
-from .selection.candidates import Candidates
+from .selection.candidates import Candidates, check_amount
 from .selection.prunable_weights import matching_weights, pruned_weights
+from .selection.scopes import SCOPES
 from .settings.prune import Pruning
 from .units.group_candidates import GroupCandidates
 
@@ -61,11 +62,13 @@ def make_parts(
 ) -> tuple[Part, ...]:
     """Return the parts of a pruning of `model`, those of rules first; `times` is (total_steps, steps_per_epoch).
 
-    Raises SparsifyError as `build_candidates` does, and for a rule without a weight left to match.
+    Raises SparsifyError as `build_candidates` does, for an amount larger than a group of the scope, and for a rule
+    without a weight left to match.
     """
     parts = []
     for match, own, names in _settings(model, pruning):
         candidates = build_candidates(model, own, names, example_input, channels, rules, examples)
+        check_amount(model, candidates, own.amount, SCOPES[own.scope])
         criterion = own.criterion.function or CRITERIA[own.criterion.name]
         parts.append(Part(match, own, tuple(update_plan(own, *times)), candidates, criterion))
     owners: dict[str, Part] = {}

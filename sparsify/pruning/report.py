@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import listed
 from ..quantities import percent
 from ..tables import layer_lines
 
@@ -113,9 +114,7 @@ def losses(report: PruningReport, *, filters: bool) -> list[str]:
 
 
 def _some_units(layer: LayerSparsity) -> str:
-    shown = ", ".join(str(unit) for unit in layer.dead_units[:5])
-    rest = f" and {len(layer.dead_units) - 5} more" if len(layer.dead_units) > 5 else ""
-    return f"{layer.name} {shown}{rest} of {layer.units}"
+    return f"{layer.name} {listed([str(unit) for unit in layer.dead_units], 5)} of {layer.units}"
 
 
 def sparsity_lines(report: PruningReport) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from ..errors import SparsifyError
+from ..errors import SparsifyError, listed
 from ..processes.ranks import Group, together
 from ..processes.shards import group_of_copies, is_sharded, local
 from ..surgery.mask_state.masks import MaskedWeight
@@ -58,10 +58,9 @@ def _compare(compared: Mapping[str, Tensor], position: int, done: int, group: Gr
             f"Pruner: the processes differ in {('their steps', 'their updates', 'their weights')[places[0]]} (here "
             f"{position:,} steps, {done:,} updates, {len(compared)} masks); each calls start and step equally often"
         )
-    names = list(compared)
-    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    names = [list(compared)[place - 3] for place in places]
     raise SparsifyError(
-        f"Pruner: the mask of {names[places[0] - 3]}{more} is not the same on all processes after update {done} "
+        f"Pruner: the mask of {listed(names, 1)} is not the same on all processes after update {done} "
         f"at step {position:,}: their weights or scores differ; begin with the same weights (DistributedDataParallel "
         "before pruner.start, or one seed), and give a criterion of your own the same numbers on each"
     )

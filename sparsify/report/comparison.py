@@ -52,18 +52,16 @@ def compare(runs: Sequence[Run]) -> list[Cell]:
     """
     leaves = [flat_recipe(run.recipe) for run in runs]
     _check_comparable(runs, leaves)
-    grouped: dict[tuple[Any, ...], list[int]] = {}
-    for index, tree in enumerate(leaves):
+    grouped: dict[tuple[Any, ...], list[tuple[Run, Mapping[str, Any]]]] = {}
+    for run, tree in zip(runs, leaves, strict=True):
         own = tuple(sorted((key, str(value)) for key, value in tree.items() if key not in (*FREE, _SEED, _NAME)))
-        grouped.setdefault(own, []).append(index)
-    groups = [[runs[index] for index in indices] for indices in grouped.values()]
-    trees = [leaves[indices[0]] for indices in grouped.values()]
-    order = sorted(range(len(groups)), key=lambda index: groups[index][0].recipe.prune is not None)
-    groups, trees = [groups[index] for index in order], [trees[index] for index in order]
+        grouped.setdefault(own, []).append((run, tree))
+    ordered = sorted(grouped.values(), key=lambda group: group[0][0].recipe.prune is not None)
+    groups = [[run for run, _ in group] for group in ordered]
+    names = _labels([group[0][1] for group in ordered])
     first = _by_seed(groups[0], "test_accuracy")
     return [
-        _cell(group, *names, None if index == 0 else first)
-        for index, (group, names) in enumerate(zip(groups, _labels(trees), strict=True))
+        _cell(group, *name, None if group is groups[0] else first) for group, name in zip(groups, names, strict=True)
     ]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..arguments import takes
 from ..surgery.conversion.fold import fold
-from ..surgery.full_name import full_name
 from ..surgery.mask_state.masks import MaskedWeight, masked_weights, original_class
+from ..surgery.module_walk import full_name, owner_of
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 
@@ -50,8 +50,7 @@ def to_semi_structured(model: nn.Module) -> SemiStructured:
     converted: list[str] = []
     skipped: dict[str, str] = {}
     for name, weight in (masked_weights(model) or _linear_weights(model)).items():
-        path = name.rpartition(".")[0]
-        owner = folded.get_submodule(path)
+        owner, _ = owner_of(folded, name)
         reason = _reason(weight, owner)
         if not reason:
             with _prototype():

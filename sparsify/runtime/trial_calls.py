@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..preserve import keep_random_states
 from ..relative_error import relative_error
-from ..surgery.module_walk import named_modules
+from ..surgery.module_walk import full_name, named_modules
 from ..surgery.side_effects import changed_buffers, unchanged
 from .tuning.search import TOLERANCE
 
@@ -45,7 +45,7 @@ def _state(model: nn.Module) -> dict[str, Any]:
     for path, module in named_modules(model):
         held = {name: value for name, value in module.__dict__.items() if name not in _OF_EVERY_MODULE}
         held |= dict(module.named_buffers(recurse=False))
-        found |= {f"{path}.{name}" if path else name: _copied(value) for name, value in held.items()}
+        found |= {full_name(path, name): _copied(value) for name, value in held.items()}
     return found
 
 

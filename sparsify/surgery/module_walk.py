@@ -1,4 +1,4 @@
-"""The modules of a model with their paths, many times faster than nn.Module's nested generators."""
+"""The modules of a model with their paths, many times faster than nn.Module's nested generators; qualified names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,21 @@ def named_modules(model: nn.Module, *, remove_duplicate: bool = True) -> list[tu
         found.append((path, module))
         for name, below in module._modules.items():
             if below is not None:
-                visit(f"{path}.{name}" if path else name, below)
+                visit(full_name(path, name), below)
 
     visit("", model)
     return found
+
+
+def full_name(path: str, name: str) -> str:
+    """Return the name in the model of `name` in the module at `path`; the model's own path is ""."""
+    return f"{path}.{name}" if path else name
+
+
+def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that owns the parameter, buffer or submodule `name` of a model, and its name in that module."""
+    path, _, own = name.rpartition(".")
+    return model.get_submodule(path), own
 
 
 def parameter_names(module: nn.Module) -> list[str]:

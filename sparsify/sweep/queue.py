@@ -33,14 +33,6 @@ class Job:
     cwd: Path | None = None
 
 
-@dataclass(frozen=True)
-class Started:
-    """A job in progress."""
-
-    job: Job
-    process: subprocess.Popen[bytes]
-
-
 def work(
     jobs: Sequence[Job],
     lock: Path,
@@ -56,20 +48,21 @@ def work(
     failure too. If the queue is killed, its jobs end too; if it is stopped, they get time to write a checkpoint. Raises
     SparsifyError if another queue holds the file `lock`.
     """
-    waiting, active, failed = list(jobs), list[Started](), list[Job]()
+    waiting, failed = list(jobs), list[Job]()
+    active: dict[Job, subprocess.Popen[bytes]] = {}
     with _only_queue(lock) as held:
         try:
             while waiting or active:
                 while waiting and len(active) < at_once:
-                    active.append(_start(waiting.pop(0), threads, held))
-                    say(f"{_clock()} started {active[-1].job.name}")
-                for started in [item for item in active if item.process.poll() is not None]:
-                    active.remove(started)
-                    failed += _finish(started, finished, say)
+                    job = waiting.pop(0)
+                    active[job] = _start(job, threads, held)
+                    say(f"{_clock()} started {job.name}")
+                for job in [job for job, process in active.items() if process.poll() is not None]:
+                    failed += _finish(job, active.pop(job).returncode, finished, say)
                 if active:
                     time.sleep(_POLL_SECONDS)
         finally:
-            _stop(active)
+            _stop([*active.values()])
     return failed
 
 
@@ -98,10 +91,10 @@ def _only_queue(path: Path) -> Iterator[int | None]:
         os.close(lock)
 
 
-def _start(job: Job, threads: int, lock: int | None) -> Started:
+def _start(job: Job, threads: int, lock: int | None) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with job.log.open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [*job.command],
             cwd=job.cwd,
             env=environment,
@@ -112,25 +105,23 @@ def _start(job: Job, threads: int, lock: int | None) -> Started:
             # So that Ctrl-C reaches only the queue, which then asks its runs to stop.
             start_new_session=True,
         )
-    return Started(job, process)
 
 
-def _stop(active: Sequence[Started]) -> None:
+def _stop(active: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ask the runs to stop, then kill those that do not."""
-    for started in active:
-        started.process.send_signal(signal.SIGTERM)
+    for process in active:
+        process.send_signal(signal.SIGTERM)
     end = time.monotonic() + _STOP_SECONDS
-    for started in active:
+    for process in active:
         try:
-            started.process.wait(max(0.0, end - time.monotonic()))
+            process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            started.process.kill()
-            started.process.wait()
+            process.kill()
+            process.wait()
 
 
-def _finish(started: Started, finished: Callable[[Job], str | None], say: Callable[[str], None]) -> list[Job]:
-    """Report the result of a job that ended; return the job in a list if it failed, else []."""
-    job, code = started.job, started.process.returncode
+def _finish(job: Job, code: int, finished: Callable[[Job], str | None], say: Callable[[str], None]) -> list[Job]:
+    """Report the result of a job that ended with `code`; return the job in a list if it failed, else []."""
     result = finished(job) if code == 0 else None
     if result is None:
         lines = job.log.read_text(errors="replace").strip().splitlines() or ["nothing in its log"]

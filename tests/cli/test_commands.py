@@ -95,6 +95,21 @@ def test_dry_run_shows_every_update_and_builds_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_refuses_the_folder_that_its_run_would_refuse(
+    sparsify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsify.training.folder.run_folder import default_folder
+    from sparsify.training.recipe.read import read_recipe
+
+    monkeypatch.chdir(tmp_path)
+    folder = default_folder(read_recipe(RECIPE), ["train.epochs=3"])
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").touch()
+    for more in ([], ["--dry-run"]):
+        code, out, err = sparsify("train", RECIPE, "--set", "train.epochs=3", *more)
+        assert (code, out) == (2, "") and err.startswith(f"sparsify: {folder}: already holds a run")
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

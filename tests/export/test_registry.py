@@ -228,6 +228,13 @@ def test_a_folder_is_not_written_over_another_or_nowhere(where: str, tmp_path: P
     assert tree(tmp_path) == {"full/precious": b"1", "file": b"2"}
 
 
+def test_only_a_format_that_replaces_folders_says_which(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("1")
+    for name, ending in (("hub", "would be replaced\\)"), ("compressed-tensors", "is not empty")):
+        with pytest.raises(SparsifyError, match=f"the folder exists and .*{ending}$"):
+            check_place(FORMATS[name], tmp_path)
+
+
 @pytest.mark.parametrize(("path", "guess"), [("a.onxx", ".onnx"), ("a.PT", ".pt2"), ("a.safetensor", ".safetensors")])
 def test_a_suffix_that_is_nearly_a_formats_is_no_sparse_file(path: str, guess: str) -> None:
     with pytest.raises(SparsifyError, match=rf"here: --out {path}: no format writes .*; did you mean '{guess}'"):

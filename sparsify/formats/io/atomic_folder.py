@@ -16,13 +16,8 @@ from .atomic import os_errors, target_of
 Ours: TypeAlias = Callable[[Path], bool]
 
 
-def nothing_is_ours(_: Path) -> bool:
-    """Return False: only empty folders may be replaced."""
-    return False
-
-
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], ours: Ours | None = None) -> Iterator[Path]:
     """Yield a new, empty folder that becomes `path` when the block ends, and is removed if it raises.
 
     `path` must not exist, or be a folder that is empty or may be replaced because `ours` returns True for it. Raises
@@ -49,7 +44,7 @@ def atomic_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) ->
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) -> None:
+def check_folder(path: str | os.PathLike[str], ours: Ours | None = None) -> None:
     """Raise SparsifyError if a folder could not be written at `path`; nothing is touched."""
     target, where = target_of(path), f"cannot write {os.fspath(path)}"
     with os_errors(path, target):
@@ -63,8 +58,8 @@ def check_folder(path: str | os.PathLike[str], ours: Ours = nothing_is_ours) -> 
         _refuse_others(path, target, ours)
 
 
-def _refuse_others(path: str | os.PathLike[str], folder: Path, ours: Ours) -> None:
+def _refuse_others(path: str | os.PathLike[str], folder: Path, ours: Ours | None) -> None:
     """Raise SparsifyError, which names `path`, unless `folder` may be replaced."""
-    if any(folder.iterdir()) and not ours(folder):
-        changed = "" if ours is nothing_is_ours else " (one as sparsify wrote it, without a change, would be replaced)"
+    if any(folder.iterdir()) and (ours is None or not ours(folder)):
+        changed = "" if ours is None else " (one as sparsify wrote it, without a change, would be replaced)"
         raise SparsifyError(f"cannot write {os.fspath(path)}: the folder exists and is not empty{changed}")

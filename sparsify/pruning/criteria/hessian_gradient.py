@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -76,12 +76,8 @@ def _divided_output(model: nn.Module, temperature: float) -> Iterator[None]:
             )
         return output / temperature
 
-    handle = None if temperature == 1 else model.register_forward_hook(divide)
-    try:
+    with nullcontext() if temperature == 1 else model.register_forward_hook(divide):
         yield
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 @contextmanager

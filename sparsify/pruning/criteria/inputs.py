@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -45,28 +46,26 @@ def _squared_sums(
 ) -> dict[str, Tensor]:
     first = {id(weight.parameter): name for name, weight in masked_weights(model).items()}
     sums: dict[str, Tensor] = {}
-    handles, readers, products = [], _OtherReaders(), ProductInputs(sums)
-    for weight in all_masked_weights(model):
-        name = first[id(weight.parameter)]
-        if name not in wanted:
-            continue
-        if getattr(weight.module, "masked_kind", "") != "direct":
-            if is_computed(weight) or weight.mask.dim() != 2:
-                raise _unseen(name, f"{weight.module} reads it in a forward of its own")
-            products.watch(weight.mask, name)
-            continue
-        handles.append(weight.module.register_forward_pre_hook(_adder(sums, name)))
-        handles += readers.leave_out(weight.module, weight.mask, name)
+    readers, products = _OtherReaders(), ProductInputs(sums)
     count = 0
-    try:
+    with ExitStack() as hooks:
+        for weight in all_masked_weights(model):
+            name = first[id(weight.parameter)]
+            if name not in wanted:
+                continue
+            if getattr(weight.module, "masked_kind", "") != "direct":
+                if is_computed(weight) or weight.mask.dim() != 2:
+                    raise _unseen(name, f"{weight.module} reads it in a forward of its own")
+                products.watch(weight.mask, name)
+                continue
+            hooks.enter_context(weight.module.register_forward_pre_hook(_adder(sums, name)))
+            for handle in readers.leave_out(weight.module, weight.mask, name):
+                hooks.enter_context(handle)
         with preserve_state(model, [], training=False), torch.no_grad(), readers, products:
             for batch in batches:
                 count += 1
                 loss_fn(model, batch)
                 products.forget()
-    finally:
-        for handle in handles:
-            handle.remove()
     if count == 0:
         raise SparsifyError("pruner.start: there is no batch to take inputs from")
     for name in products.unseen:

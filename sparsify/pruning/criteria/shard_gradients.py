@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import SparsifyError
 from ...processes.ranks import Group, gather, together
 from ...surgery.mask_state.masks import MaskedWeight
-from ..preserve_state import preserve_state
+from ..preserve_state import keep_gradients, preserve_state
 
 
 def gradients_of_shards(
@@ -34,17 +34,11 @@ def gradients_of_shards(
     numbers = gather(len(batches), group)
     if len(set(numbers)) > 1 or not numbers[0]:
         raise SparsifyError(f"pruner.start: the processes have {numbers} batches; a sharded model needs one number")
-    before = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in before:
-            parameter.grad = None
+    with keep_gradients(model):
         with preserve_state(model, []):
             for batch in batches:
                 loss_fn(model, batch).backward()  # type: ignore[no-untyped-call]
         return {name: _gradient(weight.parameter) for name, weight in weights.items()}
-    finally:
-        for parameter, gradient in before:
-            parameter.grad = gradient
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from math import prod
 from typing import Any
 
@@ -96,19 +97,11 @@ def _followed(model: nn.Module, example_input: Any) -> tuple[dict[str, list[nn.M
             if inputs and output is inputs[0]:
                 norms.setdefault(id(module), []).append(norm)
 
-    handles = [
-        module.register_forward_hook(lambda module, _, output: made.append((module, output)))
-        for module in {id(one): one for several in owners.values() for one in several}.values()
-    ]
-    handles += [
-        module.register_forward_pre_hook(taken)
-        for module in model.modules()
-        if isinstance(module, _NORMS) and module.weight is not None
-    ]
-    try:
-        with preserve_state(model, [], training=False), torch.no_grad():
-            run(model, inputs_of(example_input, "criterion 'bn_scale'", model))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, preserve_state(model, [], training=False), torch.no_grad():
+        for module in {id(one): one for several in owners.values() for one in several}.values():
+            hooks.enter_context(module.register_forward_hook(lambda one, _, output: made.append((one, output))))
+        for module in model.modules():
+            if isinstance(module, _NORMS) and module.weight is not None:
+                hooks.enter_context(module.register_forward_pre_hook(taken))
+        run(model, inputs_of(example_input, "criterion 'bn_scale'", model))
     return owners, norms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -61,23 +62,17 @@ class ByteCandidates(EntryCandidates):
 
     def select(self, tensors: Sequence[ScoredTensor], masks: Masks, allowed: Masks | None, due: Due) -> Fraction:
         """Remove as many entries as bring the file to the sparsity due, in place; return that sparsity."""
-        share = due.sparsity
-        if due.start is not None:
-            gone = self.removed(due.start)
-            share = max(gone, gone + (due.sparsity - gone) * due.progress)
+        share = due.sparsity if due.start is None else due.share(self.removed(due.start))
         # `allowed` may be the mask itself, which every try overwrites.
         kept = [replace(one, allowed=None if one.allowed is None else one.allowed.clone()) for one in tensors]
-        least, most = 0, _STEPS
-        while least < most:
-            middle = (least + most) // 2
-            self._try(kept, masks, middle)
-            enough = self.removed(masks) >= share
-            least, most = (least, middle) if enough else (middle + 1, most)
-        self._try(kept, masks, least)
+        step = bisect_left(range(_STEPS), True, key=lambda step: self._removed_at(step, kept, masks) >= share)
+        self._removed_at(step, kept, masks)
         return share
 
-    def _try(self, tensors: Sequence[ScoredTensor], masks: Masks, step: int) -> None:
+    def _removed_at(self, step: int, tensors: Sequence[ScoredTensor], masks: Masks) -> Fraction:
+        """Write the masks of one sparsity of the search, in place, and return the fraction that they remove."""
         super().select(tensors, masks, None, Due(Fraction(step, _STEPS)))
+        return self.removed(masks)
 
 
 def _stored_buffers(model: nn.Module) -> list[Tensor]:

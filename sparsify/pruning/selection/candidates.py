@@ -8,12 +8,12 @@ from fractions import Fraction
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import SparsifyError
 from ...processes.ranks import total
 from ...processes.shards import count, group_of_shards, is_sharded, like, local
-from ...surgery.mask_state.masks import ROWS, Layout, MaskedWeight, layout, matrix_shapes
+from ...surgery.mask_state.masks import ROWS, Layout, MaskedWeight, layout, masked_parameters, matrix_shapes
 from .granularity import Granularity
 from .k_lowest import ScoredTensor
 from .scopes import Counts, Due, Member, Scope
@@ -112,12 +112,14 @@ class EntryCandidates:
         return Fraction(_sum(counts, members), self._size(members))
 
 
-def check_amount(candidates: Candidates, masks: Masks, amount: int | None, scope: Scope) -> None:
+def check_amount(model: nn.Module, candidates: Candidates, amount: int | None, scope: Scope) -> None:
     """Raise SparsifyError, naming the first, if a group of the scope has fewer candidates than `amount`."""
-    members = candidates.members(masks) if amount is not None else []
-    sizes = scope.sizes(members)
-    for name, size in sizes:
-        if amount is not None and amount > size:
+    if amount is None:
+        return
+    parameters = masked_parameters(model)
+    masks = {name: parameters[name].mask for name in candidates.names}
+    for name, size in scope.sizes(candidates.members(masks)):
+        if amount > size:
             raise SparsifyError(f"pruning.amount: {amount} are to go from {name}, which has {size}")
 
 

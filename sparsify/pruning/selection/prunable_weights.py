@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from ...surgery.mask_state.masks import (
     masked_weights,
 )
 from ...surgery.mask_state.parametrized import computed_names
+from ...surgery.module_walk import owner_of
 from ...surgery.tracing.bytecode_scan import CONV_AND_LINEAR
 
 _LOG = logging.getLogger("sparsify")
@@ -59,13 +59,11 @@ def maskable_weights(model: nn.Module) -> list[str]:
     seen = computed_names(model)
     maskable = []
     for path, parameter in model.named_parameters():
-        owner, _, name = path.rpartition(".")
-        module = model.get_submodule(owner)
+        module, name = owner_of(model, path)
         if name in module.__dict__.get("masked_names", ()):
             maskable.append(path)
             continue
-        reader, _, read = seen.get(path, path).rpartition(".")
-        layer: Any = model.get_submodule(reader)
+        layer, read = owner_of(model, seen.get(path, path))
         # Of the parameters that a weight is computed from, the one that could carry its mask.
         if read == "weight" and isinstance(layer, CONV_AND_LINEAR) and parameter.shape == layer.weight.shape:
             maskable.append(path)

@@ -63,6 +63,10 @@ class Due:
             return int(target)
         return max(removed, int(removed + (target - removed) * self.progress))
 
+    def share(self, removed: Fraction) -> Fraction:
+        """Return the fraction of a cost to be removed, of which `removed` was at the start."""
+        return max(removed, removed + (self.sparsity - removed) * self.progress)
+
     def removed(self, member: Member) -> int:
         """Return how many entries of a weight were removed at the start."""
         if self.start is None:

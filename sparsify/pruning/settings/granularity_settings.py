@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, model_validator
 from pydantic_core import CoreSchema
 
-from .sections import Named
-from .synonyms import unknown_name
+from .sections import Named, enum, one_of
 
 # The names are written here as well as in the table they select from, because that needs torch.
 GRANULARITY_NAMES = ("weight", "unit", "block", "n:m")
@@ -34,7 +33,7 @@ class GranularitySettings(Named):
     {name: block, size: [4, 1]}.
     """
 
-    name: Annotated[str, WithJsonSchema({"type": "string", "enum": list(GRANULARITY_NAMES)})]
+    name: Annotated[str, one_of("granularity", GRANULARITY_NAMES), enum(GRANULARITY_NAMES)]
     """weight: each by itself; unit: all that makes an output channel or feature, with those that it is tied to; block:
     a rectangle of a weight, seen as [out, in * kh * kw]; n:m: of each m neighbours along the inputs n are kept"""
     aggregate: Literal["mean", "sum", "max", "l2"] | None = None
@@ -63,13 +62,6 @@ class GranularitySettings(Named):
                     {"size": numbers} if name == "block" else dict(zip(keys, numbers, strict=True))
                 )
         return {"name": value}
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in GRANULARITY_NAMES:
-            raise ValueError(str(unknown_name("granularity", name, GRANULARITY_NAMES)))
-        return name
 
     @model_validator(mode="after")
     def _pattern_or_size(self) -> GranularitySettings:

@@ -61,7 +61,9 @@ _CRITERIA_TEXT = ", or ".join(
 )
 
 
-def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
+def one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
+    """Return the annotation of a field that takes one of `names`, which are called `what` in the error."""
+
     def check(value: str) -> str:
         if value not in names:
             raise ValueError(str(unknown_name(what, value, names)))
@@ -74,12 +76,13 @@ def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-def _enum(names: tuple[str, ...]) -> WithJsonSchema:
+def enum(names: tuple[str, ...]) -> WithJsonSchema:
+    """Return the annotation of a field that is one of `names` in the JSON schema."""
     return WithJsonSchema({"type": "string", "enum": list(names)})
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
-ScopeName = Annotated[str, _one_of("scope", SCOPE_NAMES), _enum(SCOPE_NAMES)]
+ScopeName = Annotated[str, one_of("scope", SCOPE_NAMES), enum(SCOPE_NAMES)]
 
 
 class Section(BaseModel):
@@ -122,7 +125,7 @@ class _NamedOrFunction(Named):
 class CriterionSettings(_NamedOrFunction):
     """How weights are scored: the lowest scores are removed first."""
 
-    name: Annotated[str, _enum(CRITERION_NAMES), Field(description=_CRITERIA_TEXT)]
+    name: Annotated[str, enum(CRITERION_NAMES), Field(description=_CRITERIA_TEXT)]
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """grasp: the model's output is divided by it before the loss; default 200"""
     rounds: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = None
@@ -155,7 +158,7 @@ class CriterionSettings(_NamedOrFunction):
 class Schedule(_NamedOrFunction):
     """How the sparsity moves between `begin` and `end`."""
 
-    name: Annotated[str, _enum(SCHEDULE_NAMES), Field(description=schedules_text())]
+    name: Annotated[str, enum(SCHEDULE_NAMES), Field(description=schedules_text())]
     initial_sparsity: Sparsity | None = None
     """linear, cubic: the sparsity at `begin`; default 0"""
     ramp: Literal["half", "full"] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from math import prod
 from typing import Any, NamedTuple
@@ -98,39 +99,31 @@ def forward_milliseconds(model: nn.Module, names: Sequence[str], example_input: 
 
     The model runs in eval mode, once to warm up and then three times; the shortest time counts.
     """
-    clock = _Clock(model, set(names))
     inputs = inputs_of(example_input, "criterion", model)
-    try:
-        with preserve_state(model, [], training=False), torch.no_grad():
-            run(model, inputs)
-            runs = [clock.run(inputs) for _ in range(_TIMED_RUNS)]
-    finally:
-        clock.remove()
+    with ExitStack() as hooks, preserve_state(model, [], training=False), torch.no_grad():
+        clock = _Clock(model, set(names), hooks)
+        run(model, inputs)
+        runs = [clock.run(inputs) for _ in range(_TIMED_RUNS)]
     return {name: 1000 * min(run.get(name, 0.0) for run in runs) for name in dict.fromkeys(names)}
 
 
 class _Clock:
-    """Hooks that measure how long modules run, without the time of measured modules within them."""
+    """Measures, by hooks, how long modules run, without the time of measured modules within them."""
 
-    def __init__(self, model: nn.Module, names: set[str]) -> None:
+    def __init__(self, model: nn.Module, names: set[str], hooks: ExitStack) -> None:
         self.model = model
         self.seconds: dict[str, float] = {}
         self.running: list[list[float]] = []  # start, seconds of measured modules within
-        self.handles: list[Any] = []
         for name, module in model.named_modules():
             if name in names:
-                self.handles.append(module.register_forward_pre_hook(lambda *_: self._enter()))
-                self.handles.append(module.register_forward_hook(lambda *_, name=name: self._leave(name)))
+                hooks.enter_context(module.register_forward_pre_hook(lambda *_: self._enter()))
+                hooks.enter_context(module.register_forward_hook(lambda *_, name=name: self._leave(name)))
 
     def run(self, inputs: Inputs) -> dict[str, float]:
         """Return the seconds of one forward pass, by name."""
         self.seconds, self.running = {}, []
         run(self.model, inputs)
         return self.seconds
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
 
     def _enter(self) -> None:
         self.running.append([self._now(), 0.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -119,8 +120,7 @@ class GroupCandidates:
         kept = torch.ones_like(self.groups.prunable)
         for layer in self.groups.layers:
             kept[layer.groups] = due.start[layer.weights[0]]
-        gone = self._removed(kept)
-        return max(gone, gone + (due.sparsity - gone) * due.progress)
+        return due.share(self._removed(kept))
 
     def _cheapest(self, scores: Tensor, allowed_groups: Tensor | None, removable: Tensor, share: Fraction) -> Tensor:
         """Return which groups stay, bool [groups], if the fewest lowest-scored groups are removed that save `share`."""
@@ -136,9 +136,6 @@ class GroupCandidates:
             kept[order[:count]] = False
             return kept
 
-        most = len(order)
-        while least < most:  # bisection: the cost falls with the number removed
-            middle = (least + most) // 2
-            enough = self._removed(without(middle)) >= share
-            least, most = (least, middle) if enough else (middle + 1, most)
-        return without(least)
+        # The cost falls with the number removed.
+        fewest = bisect_left(range(len(order)), True, least, key=lambda count: self._removed(without(count)) >= share)
+        return without(fewest)

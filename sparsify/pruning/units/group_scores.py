@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...surgery.recording.broadcast_forms import row_pieces
+from ...surgery.recording.broadcast_forms import along, row_pieces
 from ..selection.k_lowest import ScoredTensor, not_a_number
 from .groups import Groups
 
@@ -30,9 +30,7 @@ def keep_groups(
     with_rest = torch.cat([kept, kept.new_ones(1)])
     for one in groups.produced:
         mask = masks[one.name]
-        sizes = [1] * mask.dim()
-        sizes[one.dimension] = -1
-        rows = with_rest[one.labels].to(mask.device).reshape(sizes)
+        rows = along(with_rest[one.labels].to(mask.device), one.dimension, mask.dim())
         mask.copy_((rows if allowed is None else allowed[one.name] & rows).expand_as(mask))
 
 

@@ -82,18 +82,11 @@ def learn_groups(model: nn.Module, channels: Channels, names: Iterable[str]) -> 
     produced = sorted((p for n, p in {**weights, **others}.items() if n in order), key=lambda one: order[one.name])
     weighed = _marked(channels.groups, weights.values())
     scored = [_only(one, prunable & (~weighed | (one.name in weights))) for one in produced]
-    layers = _layers(
-        _shapes(model), channels.groups, [*weights.values(), *_unweighed(others.values(), weighed)], prunable
-    )
-    notes = [*channels.barriers, *(f"{len(_ids(labels))} units stay: {reason}" for reason, labels in kept.items())]
-    written = (_only(one, prunable) for one in produced)
-    return Groups(
-        channels.groups,
-        tuple(one for one in written if (one.labels >= 0).any()),
-        tuple(one for one in scored if (one.labels >= 0).any()),
-        layers,
-        tuple(notes),
-    )
+    unweighed = _labelled(_only(one, ~weighed) for one in others.values())
+    layers = _layers(_shapes(model), channels.groups, [*weights.values(), *unweighed], prunable)
+    stay = (f"{len(set(labels[labels >= 0].tolist()))} units stay: {reason}" for reason, labels in kept.items())
+    written = _labelled(_only(one, prunable) for one in produced)
+    return Groups(channels.groups, written, _labelled(scored), layers, (*channels.barriers, *stay))
 
 
 def _producers(
@@ -148,19 +141,15 @@ def _marked(count: int, producers: Iterable[Produced]) -> Tensor:
     return marked[:-1]
 
 
-def _ids(labels: Tensor) -> list[int]:
-    return sorted(set(labels[labels >= 0].tolist()))
-
-
 def _only(one: Produced, groups: Tensor) -> Produced:
     """Return the same producer with the labels of these `groups` (bool [groups]) alone."""
     chosen = torch.cat([groups, groups.new_zeros(1)])[one.labels]
     return Produced(one.name, one.dimension, torch.where(chosen, one.labels, -1))
 
 
-def _unweighed(found: Iterable[Produced], weighed: Tensor) -> list[Produced]:
-    others = (_only(one, ~weighed) for one in found)
-    return [one for one in others if (one.labels >= 0).any()]
+def _labelled(producers: Iterable[Produced]) -> tuple[Produced, ...]:
+    """Return those that produce a group."""
+    return tuple(one for one in producers if (one.labels >= 0).any())
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[torch.Size, ...]]:

@@ -30,21 +30,21 @@ def cycle_overlap(masks: Mapping[int, Masks]) -> Figure:
         for one, other in product(masks, masks)
     ]
     x, y = alt.X("one:N", sort=None, title=None, axis=alt.Axis(labelAngle=0)), alt.Y("other:N", sort=None, title=None)
-    tips = [alt.Tooltip("one:N"), alt.Tooltip("other:N"), alt.Tooltip("iou:Q", format=".1%")]
-    base = chart(rows).encode(x=x, y=y, tooltip=tips)
-    text = base.mark_text().encode(text=alt.Text("iou:Q", format=".0%"), color=_contrast(alt))
-    return alt.layer(base.mark_rect().encode(color=_shade(alt)), text).properties(
-        width="container", height=_CELL * len(masks)
-    )
+    tips = [alt.Tooltip("one:N"), alt.Tooltip("other:N")]
+    return _heat_map(rows, x, y, tips, _CELL * len(masks))
 
 
 def layer_overlap(masks: Mapping[int, Masks]) -> Figure:
     """Return a heat map of the intersection over union of each layer's masks in consecutive cycles."""
+    alt = altair()
     rows: list[dict[str, Any]] = []
     for one, other in pairwise(masks):
         found = overlap_by_layer(masks[one], masks[other])[:MOST]
         rows += [{"layer": row.name, "pair": f"{one} and {other}", "iou": row.iou} for row in found]
-    return _by_layer(rows, "cycles")
+    x = alt.X("pair:N", sort=None, title="cycles", axis=alt.Axis(labelAngle=0))
+    tips = [alt.Tooltip("layer:N"), alt.Tooltip("pair:N", title="cycles")]
+    height = _ROW * len({row["layer"] for row in rows})
+    return _heat_map(rows, x, alt.Y("layer:N", sort=None, title=None), tips, height, fontSize=10)
 
 
 def mask_difference(rows: Sequence[LayerOverlap]) -> Figure:
@@ -56,21 +56,11 @@ def mask_difference(rows: Sequence[LayerOverlap]) -> Figure:
     return bars.encode(x=x, y=alt.Y("layer:N", sort=None, title=None), tooltip=tips).properties(height=_ROW * len(rows))
 
 
-def _by_layer(rows: list[dict[str, Any]], title: str) -> Figure:
+def _heat_map(rows: list[dict[str, Any]], x: Any, y: Any, tips: list[Any], height: int, **text: Any) -> Figure:
+    """Return the cells of `rows`, coloured by their "iou", with that number in each; `text` is the number's style."""
     alt = altair()
-    x = alt.X("pair:N", sort=None, title=title, axis=alt.Axis(labelAngle=0))
-    y = alt.Y("layer:N", sort=None, title=None)
-    tips = [alt.Tooltip("layer:N"), alt.Tooltip("pair:N", title=title), alt.Tooltip("iou:Q", format=".1%")]
-    base = chart(rows).encode(x=x, y=y, tooltip=tips)
-    text = base.mark_text(fontSize=10).encode(text=alt.Text("iou:Q", format=".0%"), color=_contrast(alt))
-    return alt.layer(base.mark_rect().encode(color=_shade(alt)), text).properties(
-        width="container", height=_ROW * len({row["layer"] for row in rows})
-    )
-
-
-def _shade(alt: Any) -> Any:
-    return alt.Color("iou:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None)
-
-
-def _contrast(alt: Any) -> Any:
-    return alt.condition("datum.iou > 0.55", alt.value("white"), alt.value("#1b2733"))
+    base = chart(rows).encode(x=x, y=y, tooltip=[*tips, alt.Tooltip("iou:Q", format=".1%")])
+    colour = alt.Color("iou:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None)
+    contrast = alt.condition("datum.iou > 0.55", alt.value("white"), alt.value("#1b2733"))
+    numbers = base.mark_text(**text).encode(text=alt.Text("iou:Q", format=".0%"), color=contrast)
+    return alt.layer(base.mark_rect().encode(color=colour), numbers).properties(width="container", height=height)

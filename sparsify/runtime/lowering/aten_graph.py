@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -193,9 +194,7 @@ def constants(graph: fx.GraphModule) -> dict[fx.Node, Any]:
     known: dict[fx.Node, Any] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            value: Any = graph
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
+            value = attrgetter(str(node.target))(graph)
             known[node] = value.detach() if isinstance(value, Tensor) else value
         elif node.op == "call_function" and all(source in known for source in node.all_input_nodes):
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):

@@ -80,14 +80,20 @@ def scaled(lowering: Lowering, node: fx.Node, one: fx.Node, two: fx.Node) -> boo
         return False
     other, last = None, node
     user = lowering.only_user(node)
-    if user is not None and user.target is aten.add.Tensor and not user.kwargs and shape_of(user) == shape:
-        added = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
-        if isinstance(added, fx.Node) and added is not node and (found := lowering.matching(added, source)) is not None:
-            other, last = found, user
+    if user is not None and (other := added(lowering, user, node, source)) is not None:
+        last = user
     end, scalars = clamped(lowering, last)
     if last is not node:
         lowering.done.add(node)
     return emit_binary(lowering, node, end, source, other, scalars=scalars, factors=each)
+
+
+def added(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> Buffer | None:
+    """Return the planes that a sum adds to the value of `node`, None for any other operation."""
+    if user.target is not aten.add.Tensor or user.kwargs or shape_of(user) != held.shape:
+        return None
+    other = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
+    return lowering.matching(other, held) if isinstance(other, fx.Node) and other is not node else None
 
 
 def activation(name: str, parameter: float, lowering: Lowering, node: fx.Node) -> bool:

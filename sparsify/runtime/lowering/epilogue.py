@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from ..kernels.planes import Planes
 from .aten_graph import shape_of
 from .builder import Lowering, arguments, first_result
-from .elementwise import CLAMPS, Affine, affine
+from .elementwise import CLAMPS, Affine, added, affine
 from .ir import UNBOUNDED, Buffer
 from .views import view_of
 
@@ -43,8 +43,8 @@ def fuse_epilogue(lowering: Lowering, node: fx.Node, planes: Planes, last: bool)
             held, node = other, user
         elif residual is None and (found := _change(lowering, user, node, held)) is not None:
             node, change = found[0], found[1] if change is None else composed(change, found[1])
-        elif residual is None and (added := _added(lowering, user, node, held)) is not None:
-            residual, free, node = added.number, lowering.reusable(user, added), user
+        elif residual is None and (other := added(lowering, user, node, held)) is not None:
+            residual, free, node = other.number, lowering.reusable(user, other), user
         else:
             clamped = CLAMPS[user.target](*arguments(user)[1:]) if user.target in CLAMPS else None
             if clamped is not None:
@@ -62,16 +62,6 @@ def _change(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> t
         return (result, affected) if affected is not None and result is not None and fits else None
     found = affine(lowering, user, node, held)
     return None if found is None else (user, found)
-
-
-def _added(lowering: Lowering, user: fx.Node, node: fx.Node, held: Buffer) -> Buffer | None:
-    """Return the planes that a sum adds to a buffer."""
-    if user.target is not aten.add.Tensor or user.kwargs:
-        return None
-    other = arguments(user)[1] if arguments(user)[0] is node else arguments(user)[0]
-    if not isinstance(other, fx.Node) or other is node or shape_of(user) != held.shape:
-        return None
-    return lowering.matching(other, held)
 
 
 def norm(lowering: Lowering, node: fx.Node) -> tuple[Tensor, Tensor] | None:

@@ -81,5 +81,4 @@ def _stretched(coupling: Coupling, op: Op) -> list[Tensor]:
 
 def new_axes(coupling: Coupling, shape: tuple[int, ...], dims: list[int]) -> list[Tensor]:
     """Return, for each of `dims`, an axis of new channel numbers along it in a tensor of `shape`."""
-    rank = len(shape)
-    return [coupling.numbers.new(shape[d]).reshape([1] * d + [-1] + [1] * (rank - 1 - d)) for d in dims]
+    return [forms.along(coupling.numbers.new(shape[d]), d, len(shape)) for d in dims]

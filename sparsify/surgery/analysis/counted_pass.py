@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
-from ..recording.context import FunctionHooks, leaves, not_compiled
+from ..recording.context import DispatchMode, FunctionHooks, leaves, not_compiled
 from ..recording.ops import Op, Value
 from ..recording.sequences import sequence_op
 from ..recording.shape_only import ValuesNeededError, run_shape_only
@@ -17,15 +17,11 @@ from ..tracing.one_forward import map_leaves
 from .mac_counts import is_counted, multiply_adds, uncounted
 
 
-class CountedPass(TorchDispatchMode):
+class CountedPass(DispatchMode):
     """Counts multiply-adds in `counted_pass`; `complete` is False after an operation that cannot be counted.
 
     With `computed` False, costly operations return zeros, and what needs values raises ValuesNeededError.
     """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else Dynamo wraps every operation
 
     def __init__(self, *, computed: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -16,7 +16,8 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from ..recording.ops import DATA_DEPENDENT, LIKE, STALE, Op, Recording, Value, first_line, pointwise
+from ..recording.broadcast_forms import along, expand_rank, varying
+from ..recording.ops import DATA_DEPENDENT, LIKE, STALE, Op, Recording, Value, described, pointwise
 from .axis_moves import move
 from .deferred import Deferred, resolve
 from .mac_counts import multiply_adds
@@ -26,11 +27,6 @@ from .union_find import UnionFind
 
 Heads: TypeAlias = Literal["whole", "size"]
 Couple: TypeAlias = "Callable[[Coupling, Op], None]"
-
-
-def varying(axis: Tensor) -> tuple[int, ...]:
-    """Return the dimensions along which an axis varies: those of size above 1."""
-    return tuple(d for d, size in enumerate(axis.shape) if size > 1)
 
 
 class Coupling:
@@ -48,8 +44,8 @@ class Coupling:
         heads: Heads = "whole",
         by_group: Container[Op] = (),
     ) -> None:
-        self.heads, self.by_group = heads, by_group
-        self.numbers = UnionFind()
+        self.heads, self.by_group, self._rule = heads, by_group, rule
+        self.numbers, self.deferred = UnionFind(), Deferred()
         self.axes: dict[Value, list[Tensor]] = {}
         self.offered: dict[Value, list[Tensor]] = {}
         self.claimed: dict[Value, list[Tensor]] = {}  # offered axes that were claimed: entries along them are equal
@@ -59,14 +55,12 @@ class Coupling:
         self.operations: list[tuple[Op, int, tuple[Tensor, ...]]] = []
         self.barriers: dict[str, None] = dict.fromkeys(recording.problems)
         self.barred: set[object] = set()  # causes that a barrier reports
-        self.deferred = Deferred()
         self.grouped: list[Op] = []  # convolutions that lose the same positions of every group
-        self._rule = rule
         for op in recording.ops[: recording.eval_count]:
             counted = len(self.operations)
             self.visit(op)
             if len(self.operations) == counted and multiply_adds(op):
-                self.operations.append((op, multiply_adds(op), ()))  # counted, but no rule says what reduces the cost
+                self.count(op, ())  # counted, but no rule says what reduces the cost
         costly = len(self.operations)  # further passes do not count in the cost
         for op in recording.ops[recording.eval_count :]:
             self.visit(op)
@@ -86,13 +80,20 @@ class Coupling:
             made = []
             for d, size in enumerate(value.shape if value.names else ()):
                 if size > 1:
-                    sizes = [1] * len(value.shape)
-                    sizes[d] = size
                     numbers = self.numbers.new(size)
                     self.ranges.append((int(numbers[0]), int(numbers[-1]) + 1, value, d))
-                    made.append(numbers.reshape(sizes))
+                    made.append(along(numbers, d, len(value.shape)))
             self.axes[value] = made
         return self.axes[value]
+
+    def along(self, value: Value, dim: int) -> Tensor | None:
+        """Return the channel numbers of the axis along `dim` alone, int64 [size], or None if there is none."""
+        return next((axis.reshape(-1) for axis in self.of(value) if varying(axis) == (dim,)), None)
+
+    def count(self, op: Op, axes: Iterable[Tensor], cost: int | None = None) -> None:
+        """Note the multiply-adds of an operation, which the axes along one dimension reduce; `cost`: of a part."""
+        numbers = tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1)
+        self.operations.append((op, multiply_adds(op) if cost is None else cost, numbers))
 
     def set(self, value: Value, axes: Iterable[Tensor]) -> None:
         """Set the axes of a Value, and join those that vary along a common dimension."""
@@ -172,7 +173,7 @@ class Coupling:
         rank = len(result.shape)
 
         def placed(axes: Iterable[Tensor]) -> list[Tensor]:
-            return [axis.reshape([1] * (rank - axis.dim()) + list(axis.shape)) for axis in axes]
+            return [expand_rank(axis, rank) for axis in axes]
 
         followed = {d for value in operands for axis in placed(self.of(value)) for d in varying(axis)}
         for value in operands:
@@ -214,8 +215,7 @@ class Coupling:
         except Exception as error:  # noqa: BLE001 - a rule, perhaps a user's, failed on unexpected arguments
             for value in op.results:
                 self.pin(value)
-            why = f"{type(error).__name__}: {first_line(error)}"
-            self.barrier(op, f"operation '{op.name}' does not fit its rule ({why})")
+            self.barrier(op, f"operation '{op.name}' does not fit its rule ({described(error)})")
 
     def _apply_rule(self, op: Op) -> None:
         couple = self._rule(op)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..recording.broadcast_forms import varying
 from ..recording.ops import Value
-from .coupling import Coupling, varying
+from .coupling import Coupling
 from .union_find import PINNED
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..full_name import full_name
+from ..module_walk import full_name
 from ..recording.ops import VALUES, Recording, Value
 
 if TYPE_CHECKING:

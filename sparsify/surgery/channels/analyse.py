@@ -24,7 +24,7 @@ from .agreement import agreed
 from .groups import Channels, Operation
 from .study import Dead, study
 
-__all__ = ["Channels", "Dead", "Operation", "analyse", "check_dead", "check_heads"]
+__all__ = ["Channels", "Dead", "Operation", "analyse", "check_choice"]
 
 
 @takes(model=nn.Module, rules=(Mapping, NoneType), examples=(list, tuple))
@@ -50,7 +50,7 @@ def analyse(
     Raises SparsifyError for another value of `heads`, a value in `rules` that is not a Rule and an input that the
     forward does not take, and whatever the forward raises.
     """
-    check_heads("analyse", heads)
+    check_choice("analyse", "heads", heads, Heads)
     if any(True for _ in all_masked_parameters(model)):
         model = fold(model)
     own = checked_rules("analyse", rules)
@@ -64,13 +64,7 @@ def analyse(
     return channels
 
 
-def check_heads(where: str, heads: str) -> None:
-    """Raise SparsifyError unless `heads` is "whole" or "size"; `where` begins the message."""
-    if heads not in get_args(Heads):
-        raise unknown("heads", heads, get_args(Heads), where=where)
-
-
-def check_dead(where: str, dead: str) -> None:
-    """Raise SparsifyError unless `dead` is "masks" or "zeros"; `where` begins the message."""
-    if dead not in get_args(Dead):
-        raise unknown("dead", dead, get_args(Dead), where=where)
+def check_choice(where: str, what: str, given: str, allowed: Any) -> None:
+    """Raise SparsifyError unless `given` is one of the `allowed` values, a Literal; `where` and `what` name it."""
+    if given not in get_args(allowed):
+        raise unknown(what, given, get_args(allowed), where=where)

@@ -47,6 +47,7 @@ class Study:
     kept_constants: tuple[str, ...] = ()
 
 
+@own_surroundings()
 def study(
     recording: Recording,
     *,
@@ -63,19 +64,7 @@ def study(
     remove (bool, True = keep, by the first name of their parameter), whatever the other entries learn. Grouped
     convolutions in `by_group` lose whole groups; without `killable`, so do those that lose more that way.
     """
-    with own_surroundings():
-        return _study(recording, killable, heads, dead, masks, rules or Rules(), by_group)
-
-
-def _study(
-    recording: Recording,
-    killable: bool,
-    heads: Heads,
-    dead: Dead,
-    masks: Mapping[str, Tensor] | None,
-    rules: Rules,
-    by_group: Container[Op],
-) -> Study:
+    rules = rules or Rules()
     coupling = Coupling(recording, rules.couple, heads, by_group)
     sinks = bias_sinks(recording)
     ids, count = group_ids(coupling)
@@ -93,7 +82,7 @@ def _study(
         pruned &= ~alive
     whole = dead_by_group(live, coupling.grouped) if live is not None and not killable and not by_group else None
     if whole:
-        return _study(recording, False, heads, dead, masks, rules, whole)
+        return study(recording, killable=False, heads=heads, dead=dead, masks=masks, rules=rules, by_group=whole)
     stays = reasons(coupling, ids, lambda: first_spoiling_ops(recording, liveness, coupling)) if killable else ()
     channels = _channels(recording, coupling, ids, produced, ~alive, stays)
     if live is None:

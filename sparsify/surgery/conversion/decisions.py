@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..mask_state.masks import Layout
+from ..module_walk import owner_of
 from ..tracing.own_graphs import OwnGraphs
 from .foreign_changes import unreachable_weights
 
@@ -16,8 +17,8 @@ Key = tuple[int, str]  # id of the owning module, parameter name
 
 def key_at(module: nn.Module, path: str) -> Key:
     """Return the key of the parameter at `path` below a module."""
-    owner, _, name = path.rpartition(".")
-    return id(module.get_submodule(owner)), name
+    owner, name = owner_of(module, path)
+    return id(owner), name
 
 
 @dataclass

@@ -13,13 +13,13 @@ from ...arguments import takes
 from ...errors import SparsifyError
 from ..copies import deep_copy
 from ..discovery.weight_uses import computed_operands
-from ..full_name import full_name
 from ..mask_state.masks import all_masked_parameters, effective_weight, is_computed, names_of_masked
 from ..mask_state.new_ties import refuse_new_ties
 from ..mask_state.parametrized import computed_names, make_plain
 from ..mask_state.sharding import refuse_sharded
 from ..masking.given_weights import with_given_weights
 from ..masking.masked_classes import detach_masks
+from ..module_walk import full_name, owner_of
 from ..tracing.bytecode_scan import is_closed
 from ..tracing.one_forward import TraceFailure, default_call, kinds_of_call, trace_forward
 
@@ -98,8 +98,7 @@ def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.
 def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     if not path:
         return module
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+    setattr(*owner_of(model, path), module)
     return model
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..mask_state.masks import names_of_masked
+from ..module_walk import owner_of
 from ..tracing.bytecode_scan import read_by_functions
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -64,7 +65,7 @@ def read_by_replaced(module: nn.Module) -> list[tuple[nn.Module, str]]:
     paths = [name for name, _ in module.named_parameters(recurse=False)]
     if isinstance(module, fx.GraphModule):
         paths += [node.target for node in module.graph.nodes if node.op == "get_attr"]
-    return [(module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
+    return [owner_of(module, path) for path in paths]
 
 
 def read_by_held_functions(module: nn.Module, where: str) -> dict[int, str]:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ...arguments import takes
 from ...errors import SparsifyError, did_you_mean
-from ..full_name import full_name
 from ..mask_state.masks import all_masked_weights, names_of_masked
 from ..masking.masked_classes import Masked
+from ..module_walk import full_name
 from ..rollback import all_or_nothing
 from .convert import apply
 from .decisions import ConversionPlan, Key

@@ -7,12 +7,12 @@ from torch import fx, nn
 
 from ..discovery.chosen_weights import add_chosen
 from ..discovery.weight_uses import PART, SHAPE_ONLY, STORED, Use, parameter_uses
-from ..full_name import full_name
 from ..mask_state.masks import original_class
 from ..mask_state.parametrized import source_parameters
 from ..masking.given_weights import Given
 from ..masking.masked_classes import Masked, is_direct
 from ..masking.substituted_call import fused_weights
+from ..module_walk import full_name
 from ..tracing.bytecode_scan import (
     CONV_AND_LINEAR,
     calls_with_other_weights,

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Set
 import torch
 from torch import nn
 
-from ..full_name import full_name
 from ..mask_state.masks import original_class
 from ..mask_state.parametrized import source_parameters
 from ..mask_state.torch_prune import pruned_parameters
 from ..masking.masked_classes import is_direct
 from ..masking.substituted_call import fused_parameters
+from ..module_walk import full_name
 from ..tracing.bytecode_scan import has_forward, is_torch, mentions, mentions_own
 from ..tracing.trace_cache import graphs_like
 from .decisions import ConversionPlan, Key

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ..full_name import full_name
+from ..module_walk import full_name
 from ..recording.ops import Op, Recording, Value
 
 

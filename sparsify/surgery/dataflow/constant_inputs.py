@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..recording.broadcast_forms import expand_rank
+from ..recording.broadcast_forms import along, expand_rank
 from ..recording.ops import Op, Value
 from .constants import known_value, only_zeros_known, uniform
 
@@ -70,17 +70,14 @@ def propagate_sum(live: Liveness, op: Op, moving: Tensor, added: Value | None, d
     moving = moving.detach() > 0
     if moving.all() or result.constant is not None:
         return
-    total = torch.zeros([1] * len(result.shape), dtype=torch.float64)
+    rank = len(result.shape)
+    total = torch.zeros([1] * rank, dtype=torch.float64)
     if added is not None:
-        sizes = [1] * len(result.shape)
-        sizes[dim] = -1
         form = known_value(live, added)
-        total = expand_rank(form, len(sizes)) if len(added.shape) != 1 else form.reshape(sizes)
+        total = expand_rank(form, rank) if len(added.shape) != 1 else along(form, dim, rank)
     if op in live.constant_channels:
         constant = live.constant_channels[op]
         kernel = _weight_columns(live, live.bias_sinks[op].weight, constant)
         sums = kernel.flatten(2).sum(2) if kernel.dim() > 2 else kernel
-        sizes = [1] * len(result.shape)
-        sizes[dim] = -1
-        total = total + (sums @ _entering_values(live, op)[constant]).reshape(sizes)
+        total = total + along(sums @ _entering_values(live, op)[constant], dim, rank)
     live.known_values[result] = torch.where(moving, math.nan, total)

@@ -196,18 +196,18 @@ def _normalised(live: Liveness, op: Op) -> Tensor | None:
         return None
     if live.learning and all(v is not None and v.trainable and math.prod(v.shape) > 1 for v in (weight, bias)):
         return None  # only zeros of a learnt scale and shift are known, and the flags show them
-    shape = [1, -1] + [1] * (len(value.shape) - 2)
+    rank = len(value.shape)
     if only_zeros_known(live, value):
-        moving = live.of(value) if weight is None else live.of(value) * live.of(weight).reshape(shape)
+        moving = live.of(value) if weight is None else live.of(value) * forms.along(live.of(weight), 1, rank)
         if not bool((live.flags[op.results[0]] > moving).any()):
             return None
 
-    def along(v: Value) -> Tensor:
-        return known_value(live, v).expand(v.shape).reshape(shape)
+    def by_channel(v: Value) -> Tensor:
+        return forms.along(known_value(live, v).expand(v.shape), 1, rank)
 
-    scale = (along(variance) + rest[-1]).rsqrt() * (1.0 if weight is None else along(weight))
-    form = torch.where(scale == 0, 0.0, (known_value(live, value) - along(mean)) * scale)
-    return form if bias is None else form + along(bias)
+    scale = (by_channel(variance) + rest[-1]).rsqrt() * (1.0 if weight is None else by_channel(weight))
+    form = torch.where(scale == 0, 0.0, (known_value(live, value) - by_channel(mean)) * scale)
+    return form if bias is None else form + by_channel(bias)
 
 
 def _plain_average(op: Op) -> bool:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
+from ..analysis.coupling import Coupling
 from ..analysis.group_ids import produced_dims
 from ..analysis.reasons import spoiling
+from ..recording.broadcast_forms import along, varying
 from ..recording.ops import Op, Recording, Value
 from .liveness import Liveness
 
@@ -77,9 +78,8 @@ def killable_groups(
             name = value.names[0]
             if name in produced and produced[name] in labels.get(name, {}):
                 numbers = labels[name][produced[name]].numpy()
-                sizes = [1] * len(value.shape)
-                sizes[produced[name]] = -1
-                kept[name] = torch.from_numpy((numbers < 0) | ~half[numbers]).reshape(sizes)
+                kept_numbers = torch.from_numpy((numbers < 0) | ~half[numbers])
+                kept[name] = along(kept_numbers, produced[name], len(value.shape))
         live = liveness(kept, learning=True)
         note_failures(live, coupling)
         killable |= half & ~alive_groups(live, coupling, ids, count)

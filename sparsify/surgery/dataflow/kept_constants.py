@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.coupling import Coupling, varying
+from ..analysis.coupling import Coupling
+from ..recording.broadcast_forms import varying
 from ..recording.ops import Op
 from .constants import known_value, only_zeros_known, uniform
 from .liveness import Liveness

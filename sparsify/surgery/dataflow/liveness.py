@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..recording import broadcast_forms as forms
-from ..recording.ops import Op, Recording, Value, first_line
+from ..recording.ops import Op, Recording, Value, described
 from .bias_sinks import BiasSink
 from .constants import propagate
 
@@ -160,7 +160,7 @@ class Liveness:
             self._apply_rule(op)
             propagate(self, op)
         except Exception as error:  # noqa: BLE001 - a rule, perhaps a user's, failed on unexpected arguments
-            self.failures[op] = f"{type(error).__name__}: {first_line(error)}"
+            self.failures[op] = described(error)
             self.barrier(op)
 
     def _apply_rule(self, op: Op) -> None:

@@ -7,6 +7,7 @@ which of its dimensions becomes which dimension of the operand, tensors of coord
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -81,10 +82,7 @@ class Rearrangements:
         return node.op == "call_function" and own and all(map(self._is_number, node.all_input_nodes))
 
     def _attribute(self, node: fx.Node) -> Tensor:
-        value: Any = self.module
-        for step in str(node.target).split("."):
-            value = getattr(value, step)
-        return value  # type: ignore[no-any-return]
+        return attrgetter(str(node.target))(self.module)  # type: ignore[no-any-return]
 
     def _dimensions(self, node: Any) -> int:
         (source, *_) = self.arranged[node]

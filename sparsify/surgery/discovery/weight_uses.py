@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from ..mask_state.masks import Layout
+from ..module_walk import owner_of
 from ..side_effects import changed_buffers
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.subgraphs import ancestors, subgraph
@@ -166,8 +167,7 @@ def _reconcile(found: Found, source: fx.Node, path: str, use: Use | None) -> Use
     dense = [user for user in readers if is_conv_or_linear(user) and weight_argument(user) is source]
     if use is not None:
         return use if len(dense) == len(readers) else Use("source", layout=use.layout)
-    owner_path, _, name = path.rpartition(".")
-    owner = found.module.get_submodule(owner_path)
+    owner, name = owner_of(found.module, path)
     dense_owner = name == "weight" and isinstance(owner, CONV_AND_LINEAR)
     if readers and (dense_owner or any(_convolves(user) or source in _weights_of(user) for user in readers)):
         return Use("source")

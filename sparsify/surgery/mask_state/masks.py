@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ...arguments import takes
 from ...errors import SparsifyError, did_you_mean
 from ...processes.shards import copy_into, count
-from ..full_name import full_name
-from ..module_walk import named_modules
+from ..module_walk import full_name, named_modules
 from .live_masks import bool_mask
 from .parametrized import computed_names, computed_weight, computes_from, formed_since
 

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import SparsifyError
-from ..full_name import full_name
-from ..module_walk import named_modules
+from ..module_walk import full_name, named_modules
 from .masks import MaskedWeight, all_masked_parameters, names_of_masked
 
 _ADVICE = "tie weights before the conversion, or"

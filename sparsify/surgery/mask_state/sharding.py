@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import SparsifyError
 from ...processes.shards import check_by_rows, group_of_mesh, is_sharded, like, part_of, whole
+from ..module_walk import full_name
 from .masks import all_masked_parameters, is_computed, layout
 
 
@@ -20,7 +21,7 @@ def sharded_name(model: nn.Module) -> str:
     for name, module in model.named_modules():
         found = next((own for own, parameter in module._parameters.items() if is_sharded(parameter)), None)
         if found is not None:
-            return f"{name}.{found}" if name else found
+            return full_name(name, found)
     return ""
 
 

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from ...errors import SparsifyError
-from ..full_name import full_name
+from ..module_walk import full_name
 
 # The order in which torch.nn's constructors register parameters; recurrent layers list theirs.
 _ORDER = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import MaskWarning, SparsifyError
+from ...errors import MaskWarning, SparsifyError, listed
 from ..mask_state.masks import all_masked_parameters, names_of_masked
 
 _ADVICE = "give it sparsify.fold(model) instead (docs/masks.md, 'Fold first')"
@@ -118,9 +118,8 @@ def warn_of_masks_left_out(given: Iterable[str], expected: Iterable[str]) -> Non
     places = set(expected)
     left = sorted(name for name in given if name.endswith("_mask") and name not in places)
     if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         warnings.warn(
-            f"load_state_dict(strict=False) leaves out {left[0]}{more}: the model has no masks there; "
+            f"load_state_dict(strict=False) leaves out {listed(left, 1)}: the model has no masks there; "
             "sparsify.convert puts them on",
             MaskWarning,
             stacklevel=found[1] + 1,

@@ -20,6 +20,7 @@ from ... import ops
 from ...errors import SparsifyError
 from ..mask_state.live_masks import mask_in_forward
 from ..mask_state.masks import names_of_masked, original_class
+from ..module_walk import owner_of
 from ..shallow_copies import bind_to, rebound, with_attributes
 from .operand_mode import Operands, eagerly
 from .written_weights import keep_written, stamps
@@ -130,8 +131,7 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
     """Return {path: where(mask, parameter, 0)} of the masked parameters that the module's forward reads."""
     found = {}
     for path in module.__dict__.get("masked_reads", names_of_masked(module)):
-        owner_path, _, name = path.rpartition(".")
-        owner = module.get_submodule(owner_path)
+        owner, name = owner_of(module, path)
         if name in names_of_masked(owner) and name not in owner.__dict__.get("computed_weights", ()):
             parameter = getattr(owner, name)
             weight = found[path] = ops.mask_weight(parameter, mask_in_forward(owner, name))

@@ -10,6 +10,7 @@ from torch.fx import Proxy
 
 from ... import ops
 from ..mask_state.live_masks import bool_mask
+from ..module_walk import owner_of
 
 Stamp = tuple[int, int]
 
@@ -34,8 +35,7 @@ def keep_written(module: nn.Module, weights: Mapping[str, Tensor], before: Mappi
     for path, stamp in before.items():
         weight = weights[path]
         if _stamp(weight) != stamp:
-            owner_path, _, name = path.rpartition(".")
-            owner = module.get_submodule(owner_path)
+            owner, name = owner_of(module, path)
             parameter = owner.get_parameter(name)
             if parameter.shape == weight.shape:
                 parameter.data.copy_(torch.where(bool_mask(owner, name), weight, parameter))

@@ -92,7 +92,7 @@ def nonzero(tensor: Tensor) -> Tensor:
         pieces = [_extremes(piece) for piece in row_pieces(tensor.flatten(1))]
         least, most = (torch.cat(sides) for sides in zip(*pieces, strict=True))
         if bool(((most == 0) | (least > 0)).all()):
-            return compress((most > 0).reshape([-1] + [1] * (tensor.dim() - 1)))
+            return compress(along(most > 0, 0, tensor.dim()))
     return compress(tensor != 0)
 
 
@@ -106,9 +106,19 @@ def row_pieces(matrix: Tensor) -> tuple[Tensor, ...]:
     return torch.split(matrix, max(1, (1 << 18) // max(1, matrix.shape[1])))
 
 
+def varying(form: Tensor) -> tuple[int, ...]:
+    """Return the dimensions along which a form varies: those of size above 1."""
+    return tuple(d for d, size in enumerate(form.shape) if size > 1)
+
+
 def expand_rank(form: Tensor, rank: int) -> Tensor:
     """Return a form with leading dimensions of size 1 added up to `rank`, as in broadcasting."""
     return form if form.dim() == rank else form.reshape([1] * (rank - form.dim()) + list(form.shape))
+
+
+def along(vector: Tensor, dim: int, rank: int) -> Tensor:
+    """Return the form of a tensor of rank `rank` that holds the entries of a vector along dimension `dim`."""
+    return vector.reshape([1] * dim + [-1] + [1] * (rank - 1 - dim))
 
 
 def _plain(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
@@ -137,7 +147,7 @@ def _reshape(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> 
 
 
 def _expand(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
-    return form.reshape([1] * (len(new) - len(old)) + list(form.shape))
+    return expand_rank(form, len(new))
 
 
 def _squeeze(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
@@ -168,7 +178,7 @@ def _along(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Te
 
 
 def _repeat(form: Tensor, old: Shape, new: Shape, args: Any, overload: Any) -> Tensor:
-    form = form.reshape([1] * (len(new) - len(old)) + list(form.shape))
+    form = expand_rank(form, len(new))
     return form.repeat([1 if size == 1 else times for size, times in zip(form.shape, args[0], strict=True)])
 
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from ...calls import Inputs, inputs_of
 from ...preserve import keep_modes
-from ..full_name import full_name
-from ..module_walk import named_modules
+from ..module_walk import full_name, named_modules
 
 _Leaf = TypeVar("_Leaf")
 # Functions recorded as one operation, independent of the kernels that a device runs for them.
@@ -45,7 +44,7 @@ def leaves(arguments: Any, kind: type[_Leaf]) -> list[_Leaf]:
 def own_inputs(example_input: Any) -> Inputs:
     """Return an example input as `Inputs` with cloned tensors, since a forward may write to them."""
     inputs = inputs_of(example_input, "example_input")
-    copies: Inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    copies: Inputs = tree_map_only(Tensor, lambda one: one.clone(), inputs)
     return copies
 
 
@@ -125,7 +124,7 @@ def named_tensors(model: nn.Module) -> list[tuple[Tensor, tuple[str, ...], bool]
         for path, module in modules:
             for name, tensor in getattr(module, owned).items():
                 if tensor is not None:
-                    named.setdefault(id(tensor), (tensor, []))[1].append(f"{path}.{name}" if path else name)
+                    named.setdefault(id(tensor), (tensor, []))[1].append(full_name(path, name))
     return [(tensor, tuple(names), id(tensor) in trainable) for tensor, names in named.values()]
 
 
@@ -187,20 +186,20 @@ def module_names(model: nn.Module, running: list[str], given: list[Any] | None =
             running.pop()
             given.pop()
 
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-    try:
+    with register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs operations in float64 for which a forward requests a narrower dtype."""
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that Dynamo does not wrap, at a cost above that of many operations."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else Dynamo wraps every operation
+        return False
+
+
+class _Doubles(DispatchMode):  # type: ignore[no-untyped-call]
+    """Runs operations in float64 for which a forward requests a narrower dtype."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -208,7 +207,7 @@ class _Doubles(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kwargs["dtype"] = torch.float64
         dtypes = {leaf.dtype for leaf in leaves((args, kwargs), Tensor)}
         if torch.float64 in dtypes and not dtypes.isdisjoint(_SHORTER) and not func._schema.is_mutable:
-            args, kwargs = tree_map(_widened, (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
         if torch.float64 in dtypes and func._schema.name == "aten::_grouped_mm":  # it has no float64 kernel
             return _group_by_group(*args, **kwargs)
         return func(*args, **kwargs)
@@ -227,8 +226,8 @@ def _group_by_group(rows: Tensor, experts: Tensor, offs: Tensor | None = None, *
 _SHORTER = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def _widened(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype in _SHORTER else leaf
+def _widened(leaf: Tensor) -> Tensor:
+    return leaf.double() if leaf.dtype in _SHORTER else leaf
 
 
 @contextmanager

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
 from ...calls import run, tensors_in
-from ..full_name import full_name
-from ..module_walk import named_modules
+from ..module_walk import full_name, named_modules
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
 from .context import (
+    DispatchMode,
     FunctionHooks,
     asked_gradient_mode,
     leaves,
@@ -31,16 +31,12 @@ from .shape_only import ValuesNeededError, run_shape_only
 from .tensor_values import TensorValues
 
 
-class OpRecorder(TorchDispatchMode):
+class OpRecorder(DispatchMode):
     """Records in `ops` the operations of the forward passes that `run` makes.
 
     With `computed` False, costly operations return zeros of the right shape. `results`, if given, receives copies of
     every operation's results. `state` maps the names of the model's tensors to their Values.
     """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else Dynamo wraps every operation, at a cost above that of many operations
 
     def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -132,9 +132,9 @@ def dims_of(op: Op, value: Value, position: int = 1) -> list[int]:
     return sorted({d % max(1, rank) for d in ([given] if isinstance(given, int) else given)})
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, at most 160 characters."""
-    return (str(error).strip().splitlines() or [""])[0][:160]
+def described(error: Exception) -> str:
+    """Return an error's type and the first line of its message, of which at most 160 characters."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
 def _constants(arguments: Any) -> Any:

@@ -7,7 +7,6 @@ and models that cannot be traced symbolically are recorded like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -195,9 +194,7 @@ def modules_that_ask_for_the_mode(model: nn.Module) -> list[str]:
     return [
         path
         for path, module in named_modules(model)
-        if not is_torch(type(module)) and mentions_training(type(module)) and any(True for _ in _layers_below(module))
+        if not is_torch(type(module))
+        and mentions_training(type(module))
+        and any(below is not module and below._parameters for below in module.modules())
     ]
-
-
-def _layers_below(module: nn.Module) -> Iterator[nn.Module]:
-    return (below for below in module.modules() if below is not module and below._parameters)

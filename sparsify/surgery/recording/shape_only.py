@@ -7,19 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from ..tracing.one_forward import map_leaves
-
-_PRODUCTS = {
-    "aten::mm": 0,
-    "aten::bmm": 0,
-    "aten::addmm": 1,
-    "aten::baddbmm": 1,
-}  # costly -> position of the first factor
-_ON_META = (
-    "aten::convolution",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-)
+_PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}  # -> position of the first factor
+_ON_META = ("aten::convolution", "aten::_scaled_dot_product_flash_attention_for_cpu")
 _NORM = "aten::native_batch_norm"
 _NEED_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -56,8 +47,9 @@ def run_shape_only(func: Any, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
         return tuple(args[0].new_zeros(shape) for shape in (args[0].shape, (0,), (0,)))
     if name in _ON_META:
         device = args[0].device
-        without = func(*map_leaves(args, _on_meta), **map_leaves(kwargs, _on_meta))
-        return map_leaves(without, lambda leaf: torch.zeros_like(leaf, device=device) if _is_tensor(leaf) else leaf)
+        args, kwargs = tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (args, kwargs))
+        without = func(*args, **kwargs)
+        return tree_map_only(Tensor, lambda leaf: torch.zeros_like(leaf, device=device), without)
     indexed = name == "aten::index" and all(value.constant is not None for value in inputs[1:])
     if not name.startswith("aten::") or (_NEED_VALUES.intersection(func.tags) and not indexed):
         raise ValuesNeededError
@@ -90,11 +82,3 @@ def _convolved(
     if min(sizes, default=1) < 1:
         raise ValuesNeededError
     return [shape[0], outputs, *sizes]
-
-
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
-
-
-def _on_meta(leaf: Any) -> Any:
-    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf

@@ -142,22 +142,21 @@ def _own_lists(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
     return [(owner, name, held) for owner in owners for name, held in owner.items() if type(held) in _WATCHED and held]
 
 
-class _List(list[Any]):
-    """A list that reports which item a size selects, since Python itself would use the plain number."""
+class _Selected:
+    """Mixin of a list or tuple that reports which item a size selects, since Python would use the plain number."""
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, (_WatchedSize, _Ratio)):
             _note("item", _plain(index), sorted(_made_of(index)))
-        return super().__getitem__(index)
+        return super().__getitem__(index)  # type: ignore[misc]
 
 
-class _Tuple(tuple[Any, ...]):
-    """A tuple that reports which item a size selects."""
+class _List(_Selected, list[Any]):
+    pass
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, (_WatchedSize, _Ratio)):
-            _note("item", _plain(index), sorted(_made_of(index)))
-        return super().__getitem__(index)
+
+class _Tuple(_Selected, tuple[Any, ...]):
+    pass
 
 
 _WATCHED: dict[type, Callable[[Any], Any]] = {list: _List, tuple: _Tuple}

@@ -6,23 +6,19 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
-from ..analysis.mac_counts import multiply_adds
+from ..analysis.coupling import Coupling
 from ..dataflow.liveness import Liveness, indicator
+from ..recording.broadcast_forms import varying
 
 if TYPE_CHECKING:
     from ..recording.ops import Op
 
 
-def _spread(form: Tensor, lacking: list[int]) -> Tensor:
+def _with_lacking(form: Tensor, lacking: list[int]) -> Tensor:
     """Return the form of a factor with dimensions of size 1 inserted where it lacks them."""
     for d in sorted(lacking):
         form = form.unsqueeze(d)
     return form
-
-
-def _without(form: Tensor, dims: list[int]) -> Tensor:
-    return form.reshape([size for d, size in enumerate(form.shape) if d not in dims])
 
 
 def _couple_trilinear(coupling: Coupling, op: Op) -> None:
@@ -30,7 +26,7 @@ def _couple_trilinear(coupling: Coupling, op: Op) -> None:
     summed = op.args[6]
     met = []
     for value, lacking in zip(op.args[:3], op.args[3:6], strict=True):
-        axes = [_spread(axis, lacking) for axis in coupling.of(value)]
+        axes = [_with_lacking(axis, lacking) for axis in coupling.of(value)]
         shape = list(value.shape)
         for d in sorted(lacking):
             shape.insert(d, 1)
@@ -43,19 +39,17 @@ def _couple_trilinear(coupling: Coupling, op: Op) -> None:
         if set(varying(axis)) <= set(summed):
             coupling.numbers.union(axis, together.setdefault(varying(axis), axis))
         else:
-            left.append(_without(coupling.union_along(axis, summed), summed))
+            left.append(coupling.union_along(axis, summed).squeeze(summed))
     coupling.set(op.results[0], left)
-    sides = [*coupling.axes[op.results[0]], *together.values()]
-    ends = tuple(axis.reshape(-1) for axis in sides if len(varying(axis)) == 1)
-    coupling.operations.append((op, multiply_adds(op), ends))
+    coupling.count(op, [*coupling.axes[op.results[0]], *together.values()])
 
 
 def _flow_trilinear(live: Liveness, op: Op) -> None:
     first, second, third = (
-        _spread(live.of(value), lacking) for value, lacking in zip(op.args[:3], op.args[3:6], strict=True)
+        _with_lacking(live.of(value), lacking) for value, lacking in zip(op.args[:3], op.args[3:6], strict=True)
     )
     product = first * second * third
-    live.set(op.results[0], indicator(_without(product.sum(op.args[6], keepdim=True), op.args[6])))
+    live.set(op.results[0], indicator(product.sum(op.args[6])))
 
 
 BILINEAR = {"_trilinear": (_couple_trilinear, _flow_trilinear)}

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
+from ..analysis.coupling import Coupling
 from ..dataflow.liveness import Liveness, indicator
 from ..recording import broadcast_forms as forms
+from ..recording.broadcast_forms import varying
 from ..recording.ops import LIKE, Op, Value, concat_inputs
 
 
@@ -110,7 +111,7 @@ def _couple_patches(coupling: Coupling, op: Op) -> None:
     axes = []
     for axis in coupling.of(value):
         if varying(axis) == (0,):
-            axes.append(axis.reshape([-1] + [1] * (len(result.shape) - 1)))
+            axes.append(forms.along(axis, 0, len(result.shape)))
         elif varying(axis) != (1,):
             coupling.numbers.pin(axis)
         elif op.name == "im2col":
@@ -136,7 +137,8 @@ def _flow_patches(live: Liveness, op: Op) -> None:
         live.set(result, indicator(flags.reshape(flags.shape[0], -1, size).sum(2)[..., None, None]))
 
 
-def _couple_like(coupling: Coupling, op: Op) -> None:
+def couple_first(coupling: Coupling, op: Op) -> None:
+    """Give an element-wise operation's result the axes of its first input."""
     coupling.combine(op.results[0], op.inputs[:1])
 
 
@@ -151,7 +153,7 @@ def _couple_embedding(coupling: Coupling, op: Op) -> None:
     axes = []
     for axis in coupling.of(weight):
         if varying(axis) == (1,):
-            axes.append(axis.reshape([1] * (len(result.shape) - 1) + [-1]))
+            axes.append(forms.along(axis, len(result.shape) - 1, len(result.shape)))
             coupling.produced.append(axis)
         else:
             coupling.numbers.pin(axis)
@@ -161,7 +163,7 @@ def _couple_embedding(coupling: Coupling, op: Op) -> None:
 def _flow_embedding(live: Liveness, op: Op) -> None:
     weight, result = op.args[0], op.results[0]
     flags = live.of(weight).expand(weight.shape).sum(0) * (1 + live.of(op.args[1]).sum())
-    live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+    live.set(result, indicator(forms.along(flags, len(result.shape) - 1, len(result.shape))))
 
 
 def _couple_glu(coupling: Coupling, op: Op) -> None:
@@ -191,7 +193,7 @@ LAYOUT = {
     "constant_pad_nd": (_couple_pad, _flow_pad),
     **dict.fromkeys(("cat", "stack"), (_couple_joined, _flow_joined)),
     **dict.fromkeys(("im2col", "col2im"), (_couple_patches, _flow_patches)),
-    **dict.fromkeys(LIKE, (_couple_like, _flow_like)),
+    **dict.fromkeys(LIKE, (couple_first, _flow_like)),
     "embedding": (_couple_embedding, _flow_embedding),
     "glu": (_couple_glu, _flow_glu),
 }

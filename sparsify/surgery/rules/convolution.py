@@ -7,11 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
-from ..analysis.mac_counts import multiply_adds
+from ..analysis.coupling import Coupling
 from ..dataflow.constant_inputs import constant_inputs, propagate_sum
 from ..dataflow.liveness import Liveness, indicator
-from ..recording.broadcast_forms import reshape
+from ..recording.broadcast_forms import along, reshape, varying
 from ..recording.ops import Op
 from .matmul import union_or_pin
 
@@ -46,20 +45,18 @@ def _couple_convolution(coupling: Coupling, op: Op) -> None:
     else:
         leaving = _couple_groups(coupling, entering, own, op)
     if leaving is not None:
-        shape = [1] * len(result.shape)
-        shape[1] = -1
         if bias is not None:
             for axis in coupling.of(bias):
                 numbers.union(axis, leaving)
                 coupling.produced.append(axis)
             if not coupling.of(bias) and len(leaving) > 1:
                 numbers.pin(leaving)
-        left.append(leaving.reshape(shape))
+        left.append(along(leaving, 1, len(result.shape)))
     elif bias is not None:
         coupling.pin(bias)
     coupling.produced += [axis for d, axis in own.items() if d == outputs or (groups > 1 and d == 0)]
     coupling.set(result, left)
-    coupling.operations.append((op, multiply_adds(op), tuple(own[d].reshape(-1) for d in sorted(own) if d < 2)))
+    coupling.count(op, [own[d] for d in sorted(own) if d < 2])
 
 
 def _numbers_along(own: dict[int, Tensor], d: int, size: int) -> Tensor | None:

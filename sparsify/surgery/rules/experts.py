@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..analysis.coupling import Coupling, varying
-from ..analysis.mac_counts import GROUPED, multiply_adds
+from ..analysis.coupling import Coupling
+from ..analysis.mac_counts import GROUPED
 from ..dataflow.liveness import Liveness, indicator
+from ..recording.broadcast_forms import along, varying
 from .matmul import union_or_pin
-from .sort_gather import along
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..recording.ops import Op, Value
-
-
-def _numbers_along(coupling: Coupling, value: Value, dim: int) -> Tensor | None:
-    return next((axis.reshape(-1) for axis in coupling.of(value) if varying(axis) == (dim,)), None)
+    from ..recording.ops import Op
 
 
 def _couple_grouped(coupling: Coupling, op: Op) -> None:
@@ -36,13 +30,12 @@ def _couple_grouped(coupling: Coupling, op: Op) -> None:
     for axis in coupling.of(weight):
         if 0 in varying(axis) or len(varying(axis)) > 1:
             coupling.numbers.pin(axis)
-    union_or_pin(coupling, _numbers_along(coupling, value, 1), _numbers_along(coupling, weight, 1), value.shape[1])
-    outputs = _numbers_along(coupling, weight, 2)
+    inputs, outputs = coupling.along(weight, 1), coupling.along(weight, 2)
+    union_or_pin(coupling, coupling.along(value, 1), inputs, value.shape[1])
     if outputs is not None and weight.constant is not None:
         coupling.produced += [axis for axis in coupling.of(weight) if varying(axis) == (2,)]
     coupling.set(op.results[0], [] if outputs is None else [along(outputs, 1, 2)])
-    ends = [axis for axis in (outputs, _numbers_along(coupling, weight, 1)) if axis is not None]
-    coupling.operations.append((op, multiply_adds(op), tuple(ends)))
+    coupling.count(op, [axis for axis in (outputs, inputs) if axis is not None])
 
 
 def _flow_grouped(live: Liveness, op: Op) -> None:

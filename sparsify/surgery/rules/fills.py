@@ -14,8 +14,8 @@ def _couple_fill(coupling: Coupling, op: Op) -> None:
     coupling.offer(result, new_axes(coupling, result.shape, [d for d, size in enumerate(result.shape) if size > 1]))
 
 
-def _flow_fill(live: Liveness, op: Op) -> None:
-    pass  # its values are constants
+def flow_nothing(live: Liveness, op: Op) -> None:
+    """Do nothing: the results, if any, are constants, whose flags follow from their values."""
 
 
-FILLS = dict.fromkeys(NAMES, (_couple_fill, _flow_fill))
+FILLS = dict.fromkeys(NAMES, (_couple_fill, flow_nothing))

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
-from ..analysis.mac_counts import ATTENTIONS, multiply_adds
+from ..analysis.coupling import Coupling
+from ..analysis.mac_counts import ATTENTIONS
 from ..dataflow.constant_inputs import constant_inputs, propagate_sum
 from ..dataflow.liveness import Liveness, indicator
+from ..recording.broadcast_forms import expand_rank, varying
 from ..recording.ops import Op, Value
 
 
@@ -65,14 +66,11 @@ def _couple_matmul(coupling: Coupling, op: Op) -> None:
     if added is not None:
         ones = [1] * (rank - len(added.shape))
         coupling.claim(added, [d - len(ones) for axis in found for d in varying(axis)])
-        extra = [axis.reshape(ones + list(axis.shape)) for axis in coupling.of(added)]
+        extra = [expand_rank(axis, rank) for axis in coupling.of(added)]
         coupling.produced += coupling.of(added) if added.constant is not None else []
         found = coupling.matched([(found, result.shape), (extra, [*ones, *added.shape])])
     coupling.set(result, found)
-    axes = [*coupling.axes[result], *([summed_a] if summed_a is not None else [])]
-    coupling.operations.append(
-        (op, multiply_adds(op), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
-    )
+    coupling.count(op, [*coupling.axes[result], *([summed_a] if summed_a is not None else [])])
 
 
 def _apart(coupling: Coupling, value: Value, dim: int) -> tuple[Tensor | None, list[Tensor]]:
@@ -166,7 +164,7 @@ def _couple_attention(coupling: Coupling, op: Op) -> None:
             if not any(axis is kept for kept in left):
                 numbers.pin(axis)
         shape = [*ones, *mask.shape[:-2], 1, 1]
-        heads.append(([axis.reshape(ones + list(axis.shape)) for axis in left], shape))
+        heads.append(([expand_rank(axis, len(q.shape)) for axis in left], shape))
     found = coupling.matched(heads)
     if not one_head and (v.shape[-3] == 1 or coupling.claimed.get(v)):
         coupling.by_reading += found
@@ -174,10 +172,7 @@ def _couple_attention(coupling: Coupling, op: Op) -> None:
     coupling.set(op.results[0], [*found, *sizes])
     for value in op.results[1:]:
         coupling.set(value, [])
-    axes = coupling.axes[op.results[0]]
-    coupling.operations.append(
-        (op, multiply_adds(op), tuple(axis.reshape(-1) for axis in axes if len(varying(axis)) == 1))
-    )
+    coupling.count(op, coupling.axes[op.results[0]])
 
 
 def _for_each_query(axes: Iterable[Tensor], value: Value, q: Value) -> Iterator[Tensor]:
@@ -210,7 +205,7 @@ def _couple_head_sizes(coupling: Coupling, op: Op) -> None:
         coupling.set(value, [])
     rows = math.prod(q.shape[:-1]) * k.shape[-2]
     for value, end in ((q, ends[0]), (v, ends[2])):
-        coupling.operations.append((op, rows * value.shape[-1], () if end is None else (end,)))
+        coupling.count(op, [] if end is None else [end], rows * value.shape[-1])
 
 
 def _attention_mask(op: Op) -> Value | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
+from ..analysis.coupling import Coupling
 from ..dataflow.constants import BATCH_NORMS
 from ..dataflow.liveness import Liveness, indicator
-from ..recording.broadcast_forms import expand_rank
+from ..recording.broadcast_forms import along, expand_rank, varying
 from ..recording.ops import Op, Value
 
 
@@ -30,29 +30,26 @@ def _couple_affine(coupling: Coupling, op: Op, found: list[Tensor], tensors: lis
     """Set the result's axes to `found`; join the vectors with the axis along `dim`, or pin them if there is none."""
     result = op.results[0]
     rank = len(result.shape)
-    along = [axis for axis in found if dim in varying(axis)]
+    axes = [axis for axis in found if dim in varying(axis)]
     for v in tensors:
         for own in coupling.of(v):
-            if along and len(v.shape) == 1:
-                sizes = [1] * rank
-                sizes[dim] = -1
-                coupling.numbers.union(own.reshape(sizes), along[0])
+            if axes and len(v.shape) == 1:
+                coupling.numbers.union(along(own, dim, rank), axes[0])
             else:
                 coupling.numbers.pin(own)
-        if not coupling.of(v) and along and v.shape != (1,):
-            coupling.numbers.pin(along[0])
+        if not coupling.of(v) and axes and v.shape != (1,):
+            coupling.numbers.pin(axes[0])
     coupling.set(result, found)
 
 
 def _flow_batch_norm(live: Liveness, op: Op) -> None:
     """Set the flags of (x - mean) / std * weight + bias: zero if x, mean and bias are zero, or weight and bias."""
     value, weight, bias, statistics = _batch_norm_operands(op)
-    shape = [1, -1] + [1] * (len(value.shape) - 2)
 
     def nonzero(v: Value | None, otherwise: float) -> Tensor:
         if v is None:
             return torch.full([1] * len(value.shape), otherwise)
-        return live.of(v).reshape(shape)
+        return along(live.of(v), 1, len(value.shape))
 
     scale = nonzero(weight, 1.0)
     mean = nonzero(statistics[0] if statistics else None, 0.0)
@@ -91,10 +88,7 @@ def _flow_normalised(
     dim: int | None = None,
 ) -> None:
     def placed(v: Value) -> Tensor:
-        form = live.of(v)
-        if dim is None:
-            return expand_rank(form, rank)
-        return form.reshape([1] * dim + [-1] + [1] * (rank - dim - 1))
+        return expand_rank(live.of(v), rank) if dim is None else along(live.of(v), dim, rank)
 
     if weight is not None:
         flags = flags * placed(weight)

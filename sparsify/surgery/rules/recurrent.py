@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
+from ..analysis.coupling import Coupling
 from ..dataflow.liveness import Liveness, indicator
+from ..recording.broadcast_forms import along, varying
 from ..recording.ops import Op, Value
 from ..recording.sequences import GATES
 from .matmul import union_or_pin
-from .sort_gather import along
 
 # Index of the gate that makes a zero state nonzero.
 _MAKING = {"lstm": 2, "gru": 2, "rnn_tanh": 0, "rnn_relu": 0}
@@ -71,9 +71,8 @@ def _couple_recurrent(coupling: Coupling, op: Op) -> None:
         if cell.projection is not None:
             _union(coupling, cell.projection, 0, outs)
             _union(coupling, cell.projection, 1, units)
-        columns = [axis.reshape(-1) for axis in coupling.of(cell.from_input) if varying(axis) == (1,)]
-        size = cell.from_input.shape[1]
-        union_or_pin(coupling, entering if i < directions else outs.repeat(directions), next(iter(columns), None), size)
+        given = entering if i < directions else outs.repeat(directions)
+        union_or_pin(coupling, given, coupling.along(cell.from_input, 1), cell.from_input.shape[1])
         coupling.set(cell.state, [along(units, 1, 2)])
         _count(coupling, op, cell)
     for state, own in zip(states, (outs, units), strict=False):
@@ -87,9 +86,9 @@ def _couple_recurrent(coupling: Coupling, op: Op) -> None:
 
 def _union(coupling: Coupling, value: Value, dim: int, numbers: Tensor) -> None:
     """Join one dimension of a weight with channel numbers; the first dimension produces them."""
-    found = [axis for axis in coupling.of(value) if varying(axis) == (dim,)]
-    union_or_pin(coupling, found[0].reshape(-1) if found else None, numbers, len(numbers))
-    coupling.produced += found if dim == 0 else []
+    found = coupling.along(value, dim)
+    union_or_pin(coupling, found, numbers, len(numbers))
+    coupling.produced += [found] if dim == 0 and found is not None else []
 
 
 def _last(coupling: Coupling, value: Value) -> Tensor | None:
@@ -98,15 +97,14 @@ def _last(coupling: Coupling, value: Value) -> Tensor | None:
     for axis in coupling.of(value):
         if varying(axis) != (last,):
             coupling.numbers.pin(axis)
-    return next((axis.reshape(-1) for axis in coupling.of(value) if varying(axis) == (last,)), None)
+    return coupling.along(value, last)
 
 
 def _count(coupling: Coupling, op: Op, cell: _Cell) -> None:
     positions = math.prod(op.args[0].shape[:-1])
     for weight in (cell.from_input, cell.from_state, cell.projection):
         if weight is not None:
-            axes = tuple(axis.reshape(-1) for axis in coupling.of(weight) if len(varying(axis)) == 1)
-            coupling.operations.append((op, positions * math.prod(weight.shape), axes))
+            coupling.count(op, coupling.of(weight), positions * math.prod(weight.shape))
 
 
 def _flow_recurrent(live: Liveness, op: Op) -> None:
@@ -125,7 +123,7 @@ def _flow_recurrent(live: Liveness, op: Op) -> None:
             entering = torch.cat(ends[-directions:])
     results = [entering, sum(ends[1:], ends[0]), sum(within[1:], within[0])]
     for result, flags in zip(op.results, results, strict=False):
-        live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+        live.set(result, indicator(along(flags, len(result.shape) - 1, len(result.shape))))
 
 
 def _entries(live: Liveness, weight: Value) -> Tensor:
@@ -186,7 +184,7 @@ def _flow_packed(live: Liveness, op: Op) -> None:
     read = sum((live.of(other).sum() for other in op.inputs[1:]), torch.zeros(())) + 1
     padding = op.args[3] if op.name == "_pad_packed_sequence" else 0
     flags = _features(live, op.args[0]) * read + float(bool(padding))
-    live.set(result, indicator(flags.reshape([1] * (len(result.shape) - 1) + [-1])))
+    live.set(result, indicator(along(flags, len(result.shape) - 1, len(result.shape))))
     for value in op.results[1:]:
         live.set(value, indicator(torch.ones([1] * len(value.shape)) * read))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..analysis.coupling import Couple, Coupling, varying
+from ..analysis.coupling import Couple, Coupling
 from ..dataflow.constants import AVERAGES, OVER_DIMENSIONS, OVER_SPACE
 from ..dataflow.liveness import Flow, Liveness, indicator
+from ..recording.broadcast_forms import varying
 from ..recording.ops import Op, Value, dims_of
 
 _NORMS = ("linalg_vector_norm", "norm")
@@ -17,7 +18,7 @@ def _drop(form: Tensor, dims: list[int], result: Value) -> Tensor:
     """Return a form without the reduced dimensions, unless the result has them (keepdim)."""
     if len(result.shape) == form.dim():
         return form
-    return form.reshape([size for d, size in enumerate(form.shape) if d not in dims])
+    return form.squeeze(dims)
 
 
 def _reduction(*, counts: bool, of_zero: float = 0.0) -> tuple[Couple, Flow]:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..analysis.coupling import Coupling, varying
+from ..analysis.coupling import Coupling
 from ..dataflow.liveness import Liveness, indicator
+from ..recording.broadcast_forms import varying
 from ..recording.ops import Op, Value
 
 # Results of these may be nonzero where the input is zero; for the others only a second result, of indices, may be.
@@ -48,7 +49,7 @@ def _couple_along(coupling: Coupling, op: Op) -> None:
         placed.append((coupling.depend(v, dims), [1 if d in dims else size for d, size in enumerate(v.shape)]))
     left = coupling.matched(placed)
     if len(result.shape) < rank:
-        left = [axis.reshape([size for d, size in enumerate(axis.shape) if d not in dims]) for axis in left]
+        left = [axis.squeeze(dims) for axis in left]
     for one in op.results:
         coupling.set(one, left)
 
@@ -69,7 +70,7 @@ def _flow_along(live: Liveness, op: Op) -> None:
     number = name in _FILLING and op.argument("value")
     total = total * read + float(name in _NUMBERS or (bool(number) and not isinstance(number, Value)))
     if len(result.shape) < rank:
-        total = total.reshape([size for d, size in enumerate(total.shape) if d not in dims])
+        total = total.squeeze(dims)
     for i, one in enumerate(op.results):
         live.set(one, indicator(total + float(i > 0)))
 
@@ -127,11 +128,6 @@ def _put(op: Op) -> _Indexed | None:
     several = [v for v in op.args[1] if v is not None and v.constant is None and len(v.shape) > 1]
     unclear = any(v.shape == shape[d : d + len(v.shape)] for v in several for d in range(len(shape)))
     return None if unclear else _indexed(op, masks=False)
-
-
-def along(numbers: Tensor, dim: int, rank: int) -> Tensor:
-    """Return channel numbers as an axis along dimension `dim` of a tensor of rank `rank`."""
-    return numbers.reshape([1] * dim + [-1] + [1] * (rank - 1 - dim))
 
 
 def _couple_index(coupling: Coupling, op: Op) -> None:

@@ -13,15 +13,15 @@ from typing import NamedTuple
 import torch
 
 from ...errors import SparsifyError
-from ..analysis.coupling import Couple, Coupling, varying
+from ..analysis.coupling import Couple, Coupling
 from ..dataflow.liveness import Flow, Liveness, indicator
-from ..recording.broadcast_forms import expand_rank
+from ..recording.broadcast_forms import expand_rank, varying
 from ..recording.ops import SCALED_BY_SIZE, Op, pointwise
 from .bilinear import BILINEAR
-from .concat_pad import LAYOUT
+from .concat_pad import LAYOUT, couple_first
 from .convolution import CONVOLUTIONS
 from .experts import EXPERTS
-from .fills import FILLS
+from .fills import FILLS, flow_nothing
 from .matmul import PRODUCTS
 from .normalisation import NORMS
 from .pointwise import pointwise_flags
@@ -95,23 +95,15 @@ def _couple_scaled(coupling: Coupling, op: Op) -> None:
             coupling.barred.add(op)
 
 
-def _flow_scaled(live: Liveness, op: Op) -> None:
-    pass
-
-
-def _couple_first(coupling: Coupling, op: Op) -> None:
-    coupling.combine(op.results[0], op.inputs[:1])
-
-
 def _flow_first(live: Liveness, op: Op) -> None:
     live.set(op.results[0], live.of(op.inputs[0]).clone())
 
 
 RULES = {
-    SCALED_BY_SIZE: Rule(_couple_scaled, _flow_scaled),
+    SCALED_BY_SIZE: Rule(_couple_scaled, flow_nothing),
     "bernoulli_": entrywise(keeps_zero=False),  # F.dropout in a pass in train mode
     "log_sigmoid_forward": entrywise(keeps_zero=False),
-    **dict.fromkeys(("rrelu_with_noise", "rrelu_with_noise_"), Rule(_couple_first, _flow_first)),
+    **dict.fromkeys(("rrelu_with_noise", "rrelu_with_noise_"), Rule(couple_first, _flow_first)),
     **{
         name: Rule(*rule)
         for table in (CONVOLUTIONS, PRODUCTS, BILINEAR, EXPERTS, NORMS, REDUCTIONS, LAYOUT, ALONG, FILLS, RECURRENT)

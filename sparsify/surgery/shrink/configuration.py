@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...relative_error import relative_error
-from ..module_walk import named_modules
+from ..module_walk import full_name, named_modules, owner_of
 from ..sizes.other_inputs import outputs
 from .cuts import Cuts, cut
 from .equivalence import LIMITS
@@ -41,7 +41,7 @@ def follow_configurations(model: nn.Module, example_input: Any) -> str:
             continue
         changes = _followed(model, path, module, example_input, known, first)
         shown = ", ".join(f"{name} {known[name]} -> {value}" for name, value in changes.items())
-        lines.append(f"{_at(path, 'config')}: {shown or _STAYS}")
+        lines.append(f"{full_name(path, 'config')}: {shown or _STAYS}")
     return "; ".join(lines)
 
 
@@ -53,7 +53,7 @@ def _followed(
     for changes in () if first is None else _complete(module, known, first):
         if not _same(_of_fresh(model, path, module, changes, example_input), expected):
             continue
-        undo = cut(model, Cuts({}, {_at(path, f"config.{name}"): value for name, value in changes.items()}))
+        undo = cut(model, Cuts({}, {full_name(path, f"config.{name}"): value for name, value in changes.items()}))
         if _same(outputs(model, example_input), expected):
             return changes
         undo()
@@ -62,10 +62,6 @@ def _followed(
 
 def _same(found: list[Tensor], expected: list[Tensor]) -> bool:
     return relative_error(found, expected) <= max((LIMITS.get(x.dtype, 0.0) for x in expected), default=0.0)
-
-
-def _at(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _configured(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -182,8 +178,7 @@ def _of_fresh(model: nn.Module, path: str, module: Any, changes: Mapping[str, in
     fresh.eval()
     if not path:
         return outputs(fresh, example_input)
-    parent, _, name = path.rpartition(".")
-    holder = model.get_submodule(parent)
+    holder, name = owner_of(model, path)
     setattr(holder, name, fresh)
     try:
         return outputs(model, example_input)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError, did_you_mean
-from ..full_name import full_name
 from ..mask_state.masks import all_masked_parameters
-from ..module_walk import named_modules
+from ..module_walk import full_name, named_modules
 from ..sizes.attributes import new_attributes, set_attributes
 from .indices import Axes, check_axes, one_after_another, what_follows, without
 

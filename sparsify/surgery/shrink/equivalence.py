@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from ...relative_error import relative_error
 from ..analysis.counted_pass import counted_pass
 from ..channels.study import Study
 from ..copies import deep_copy
 from ..recording.context import all_double
+from ..recording.ops import described
 from ..recording.recorder import record
 from ..recording.size_watch import modules_that_ask
 from ..sizes.other_inputs import Variant, in_train_mode, outputs, training_outputs, variants, watched_outputs
@@ -67,8 +68,7 @@ class Proof:
         try:
             outcome, first = self._run(small)
         except Exception as error:  # noqa: BLE001 - the model's own code may fail on smaller sizes
-            line = (str(error).strip().splitlines() or [""])[0][:160]
-            problem = f"its forward does not take fewer channels ({type(error).__name__}: {line})"
+            problem = f"its forward does not take fewer channels ({described(error)})"
             return problem, _failing(small, self._example)
         if self._double is None:
             return "", ""
@@ -79,11 +79,9 @@ class Proof:
         single = relative_error(outcome, self._single_outputs)
         double = float("inf")
         if single <= self._limit:
-            undo = cutting(self._double)
-            try:
+            with ExitStack() as restored:
+                restored.callback(cutting(self._double))
                 double = relative_error(self._in_double(), self._double_outputs)
-            finally:
-                undo()
         if single <= self._limit and double <= LIMIT_64:
             for variant in self.variants:
                 problem = variant.problem(small, self._limit)
@@ -119,7 +117,9 @@ class Proof:
         moved = self._moved[id(given)]
         if moved <= self._limit:
             return problem
-        return f"{problem}, but rounding alone {_what_it_does(moved)}, as where top-k or NMS choose between near equals"
+        finite = moved < float("inf")
+        does = f"moves the whole model's by {moved:.1e}" if finite else "changes what the whole model puts out"
+        return f"{problem}, but rounding alone {does}, as where top-k or NMS choose between near equals"
 
     def that_ask_for_sizes(self) -> list[str]:
         """Return the modules that compare sizes of their input in Python: other sizes may take another branch."""
@@ -139,13 +139,10 @@ class Proof:
         assert self._double is not None
         whole: list[tuple[Tensor, ...]] = []
         small: list[tuple[Tensor, ...]] = []
-        with all_double():
+        with all_double(), ExitStack() as restored:
             record(self._double, self._double_example, whole)
-            undo = cutting(self._double)
-            try:
-                record(self._double, self._double_example, small)
-            finally:
-                undo()
+            restored.callback(cutting(self._double))
+            record(self._double, self._double_example, small)
         for op, before, after in zip(found.recording.ops, whole, small, strict=False):
             for value, a, b in zip(op.results, before, after, strict=False):
                 if tuple(a.shape) != value.shape:  # a size that depends on values, which differ in float64
@@ -155,12 +152,6 @@ class Proof:
                 if a.shape != b.shape or (a.is_floating_point() and relative_error([b], [a]) > LIMIT_64):
                     return op.module
         return ""
-
-
-def _what_it_does(moved: float) -> str:
-    return (
-        f"moves the whole model's by {moved:.1e}" if moved < float("inf") else "changes what the whole model puts out"
-    )
 
 
 def _timed(model: nn.Module, example_input: Any) -> tuple[list[Tensor], float]:
@@ -190,11 +181,7 @@ def wide_copy(model: nn.Module) -> nn.Module:
 
 def doubles(example_input: Any) -> Any:
     """Return an example input with its floating tensors in float64."""
-
-    def widen(leaf: Any) -> Any:
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    return tree_map(widen, example_input)
+    return tree_map_only(Tensor, lambda one: one.double() if one.is_floating_point() else one, example_input)
 
 
 def _failing(model: nn.Module, example_input: Any) -> str:
@@ -215,13 +202,9 @@ def _running(model: nn.Module) -> Iterator[list[str]]:
     def leave(*_: Any) -> None:
         running.pop()
 
-    handles = []
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
-            handles.append(module.register_forward_hook(leave))
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                hooks.enter_context(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
+                hooks.enter_context(module.register_forward_hook(leave))
         yield running
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ...errors import SparsifyError
+from ...quantities import sizes
 
 Axes: TypeAlias = Mapping[int, tuple[int, ...]]  # dimension -> indices removed, ascending
 
@@ -20,7 +21,7 @@ def check_axes(where: str, name: str, tensor: Tensor, axes: Axes) -> None:
     """Raise SparsifyError unless the indices exist in the tensor and leave something of every dimension."""
     if is_lazy(tensor):
         raise SparsifyError(f"{where}: {name} has no shape yet (lazy module)")
-    shape = "x".join(map(str, tensor.shape)) or "a scalar"
+    shape = sizes(tensor.shape)
     for dimension, indices in axes.items():
         if not 0 <= dimension < tensor.dim():
             raise SparsifyError(f"{where}: {name} ({shape}) has no dimension {dimension}")

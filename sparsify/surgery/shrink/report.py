@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...errors import listed
 from .cuts import Cuts
 
 
@@ -60,8 +61,7 @@ class ShrinkReport:
         if self.configuration:
             lines.append(f"  {self.configuration}")
         if self.bound:
-            more = f" and {len(self.bound) - 3} more" if len(self.bound) > 3 else ""
-            lines.append(f"  bound to these sizes: {', '.join(self.bound[:3])}{more} may behave differently for others")
+            lines.append(f"  bound to these sizes: {listed(self.bound, 3)} may behave differently for others")
         lines += [f"  not counted: multiply-adds of {operation}" for operation in self.uncounted]
         return "\n".join([*lines, *(f"  kept: {reason}" for reason in self.kept)])
 

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from ...arguments import takes
 from ...calls import explained, inputs_of
-from ...errors import SparsifyError
+from ...errors import SparsifyError, listed
 from ..analysis.coupling import Heads
 from ..analysis.mac_counts import multiply_adds
-from ..channels.analyse import check_dead, check_heads
+from ..channels.analyse import check_choice
 from ..channels.study import Dead, Study, study
 from ..conversion.fold import fold
 from ..mask_state.masks import all_masked_parameters, masked_sources
+from ..recording.broadcast_forms import along
 from ..recording.ops import Recording
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
@@ -86,24 +87,18 @@ def shrink(
     small.train(model.training)
     after = proof.multiply_adds if proof.multiply_adds is not None else _cost(record(small, example_input))
     notes = [_NO_MASKS] if dead == "masks" and not masks else []
-    notes += _of_idle(recording.idle) if changed else []
+    if changed and recording.idle:
+        idle = listed(recording.idle, 3)
+        notes.append(f"{idle}: not cut, since not run with the example; another call of them may fail")
     report = _report(attempts, (parameters, _entries(small)), (_cost(recording), after), notes)
     return replace(report, configuration=configuration)
-
-
-def _of_idle(layers: Sequence[str]) -> list[str]:
-    """Return the report's line about layers that no pass of the example ran, [] if there are none."""
-    if not layers:
-        return []
-    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
-    return [f"{', '.join(layers[:3])}{more}: not cut, since not run with the example; another call of them may fail"]
 
 
 def _check(round_to: int | None, heads: str, dead: str) -> None:
     if round_to is not None and round_to < 1:
         raise SparsifyError(f"shrink: round_to={round_to}: channel counts are rounded to multiples of 1 or more")
-    check_heads("shrink", heads)
-    check_dead("shrink", dead)
+    check_choice("shrink", "heads", heads, Heads)
+    check_choice("shrink", "dead", dead, Dead)
 
 
 def _report(
@@ -143,7 +138,7 @@ def removing_masks(model: nn.Module, recording: Recording) -> dict[str, Tensor]:
         whole = rows.amin(1).to(torch.bool)
         if not bool(whole.all()):
             by_row = torch.equal(whole, rows.amax(1).to(torch.bool))
-            found[value.names[0]] = whole.reshape([-1] + [1] * (len(value.shape) - 1)) if by_row else weight.mask
+            found[value.names[0]] = along(whole, 0, len(value.shape)) if by_row else weight.mask
     return found
 
 

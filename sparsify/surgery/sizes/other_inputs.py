@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ...calls import run, tensors_in
+from ...preserve import keep_modes, keep_values
 from ...relative_error import relative_error
 from ..recording.context import own_inputs
 from ..recording.size_watch import Asked, SizeWatch
@@ -90,15 +91,15 @@ def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
 
 def _first(example_input: Any, count: int) -> Any:
     """Return an example with the first `count` entries of its tensors."""
-    return tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, example_input)
+    return tree_map_only(Tensor, lambda leaf: leaf[:count], example_input)
 
 
 def _resized(example_input: Any, dimension: int, size: int) -> Any:
     """Return an example with its tensors resized along one dimension, by repeated and scaled entries."""
 
-    def resize(leaf: Any) -> Any:
+    def resize(leaf: Tensor) -> Tensor:
         """Return one leaf resized; leaves without that dimension stay."""
-        if not isinstance(leaf, Tensor) or leaf.dim() <= dimension or not leaf.shape[dimension]:
+        if leaf.dim() <= dimension or not leaf.shape[dimension]:
             return leaf
         index = torch.arange(size, device=leaf.device) % leaf.shape[dimension]
         longer = leaf.index_select(dimension, index)
@@ -107,7 +108,7 @@ def _resized(example_input: Any, dimension: int, size: int) -> Any:
         slope = 1 + 0.1 * torch.arange(size, device=leaf.device).to(leaf.dtype) / size  # so that no two parts are equal
         return longer * slope.reshape([-1 if d == dimension else 1 for d in range(leaf.dim())])
 
-    return tree_map(resize, example_input)
+    return tree_map_only(Tensor, resize, example_input)
 
 
 def in_train_mode(expected: list[Tensor] | None, small: nn.Module, example_input: Any, limit: float) -> str:
@@ -136,29 +137,22 @@ def training_outputs(model: nn.Module, example_input: Any) -> list[Tensor] | Non
 
 
 def _in_train_mode(model: nn.Module, example_input: Any) -> list[Tensor]:
-    modes = {module: module.training for module in model.modules()}
     rates: list[tuple[nn.Module, str, Any]] = []
     # Batch norm updates its running statistics without increasing their version counters.
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        for module in modes:
-            drops = "drop" in type(module).__name__.lower()
-            rate = next((name for name in _RATES if isinstance(vars(module).get(name), (int, float))), "")
-            module.training = not drops or bool(rate)
-            if drops and rate:  # off, but in train mode, which a forward may read
-                rates.append((module, rate, vars(module)[rate]))
-                setattr(module, rate, 0.0)
-        with torch.random.fork_rng(devices=[]):
+    with keep_modes(model), keep_values(model.buffers()), torch.random.fork_rng(devices=[]):
+        try:
+            for module in model.modules():
+                drops = "drop" in type(module).__name__.lower()
+                rate = next((name for name in _RATES if isinstance(vars(module).get(name), (int, float))), "")
+                module.training = not drops or bool(rate)
+                if drops and rate:  # off, but in train mode, which a forward may read
+                    rates.append((module, rate, vars(module)[rate]))
+                    setattr(module, rate, 0.0)
             torch.manual_seed(0)
             return outputs(model, example_input)
-    finally:
-        with torch.no_grad():
-            for buffer, values in buffers:
-                buffer.copy_(values)
-        for module, mode in modes.items():
-            module.training = mode
-        for module, name, value in rates:
-            setattr(module, name, value)
+        finally:
+            for module, name, value in rates:
+                setattr(module, name, value)
 
 
 def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:

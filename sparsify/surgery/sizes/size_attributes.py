@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ..analysis.coupling import varying
 from ..channels.study import Study
-from ..full_name import full_name
+from ..module_walk import full_name
+from ..recording.broadcast_forms import varying
 from ..recording.ops import FILLS, Op, Value
 from .size_sources import SPLITS, Sources, Use
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 
@@ -15,9 +16,5 @@ def announced_as_traced() -> Iterator[None]:
     Libraries check it before a shortcut that depends on values (dropping a padding mask that masks nothing); when
     compiling, they take the path that is right for all values.
     """
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
+    with patch.object(torch.compiler, "_is_compiling_flag", True):
         yield
-    finally:
-        torch.compiler._is_compiling_flag = before

@@ -66,20 +66,12 @@ def _tensors_by_class(module: nn.Module) -> Iterator[None]:
     def is_instance(value: Any, classes: Any) -> bool:
         return isinstance(value, classes) or (isinstance(value, fx.Proxy) and isinstance(example, classes))
 
-    own = [cls.__module__ for cls in type(module).__mro__ if not is_torch(cls)]
-    spaces = [vars(sys.modules[name]) for name in dict.fromkeys(own) if name in sys.modules.keys() - _STANDARD]
-    before = [space.get("isinstance") for space in spaces]
-    for space in spaces:
-        space["isinstance"] = is_instance
-    try:
-        with patch.object(torch, "is_tensor", lambda value: is_instance(value, Tensor)):
-            yield
-    finally:
-        for space, function in zip(spaces, before, strict=True):
-            if function is None:
-                del space["isinstance"]
-            else:
-                space["isinstance"] = function
+    own = {cls.__module__ for cls in type(module).__mro__ if not is_torch(cls)} & (sys.modules.keys() - _STANDARD)
+    with ExitStack() as patches:
+        for name in own:
+            patches.enter_context(patch.object(sys.modules[name], "isinstance", is_instance, create=True))
+        patches.enter_context(patch.object(torch, "is_tensor", lambda value: is_instance(value, Tensor)))
+        yield
 
 
 class _Watched:

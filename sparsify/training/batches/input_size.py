@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import SparsifyError, one_line
-from ...preserve import keep_modes
+from ...preserve import keep_modes, keep_values
 
 _SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448, 512, 640)
 
@@ -57,20 +57,15 @@ def refuses(model: nn.Module, shape: Sequence[int]) -> Exception | None:
 
     Buffers, modes and random states are restored.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     first = next(model.parameters(), torch.zeros(()))
     images = torch.zeros(2, *shape, device=first.device, dtype=first.dtype)
     devices = [first.device] if first.device.type == "cuda" else []
     try:
-        with torch.no_grad(), keep_modes(model), torch.random.fork_rng(devices):
+        with torch.no_grad(), keep_modes(model), keep_values(model.buffers()), torch.random.fork_rng(devices):
             # Train mode first: there, models with auxiliary heads refuse more.
             for mode in (True, False):
                 model.train(mode)
                 model(images)
     except Exception as error:  # a model may raise anything; the caller gets the reason
         return error
-    finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
     return None

@@ -25,7 +25,7 @@ def optimizer_names() -> tuple[str, ...]:
     return tuple(sorted(set(re.findall(r"(?:OptimInfo\(\s*(?:name=)?|register_alias\()'(\w+)'", source))))
 
 
-def check_optimizer_name(name: str, *, where: str = "") -> None:
+def check_optimizer_name(name: str, *, where: str) -> None:
     """Raise SparsifyError unless `name` is an optimiser of timm.optim."""
     if name.lower() not in optimizer_names():
         raise unknown("optimiser", name, optimizer_names(), where=where)
@@ -62,7 +62,7 @@ def _check_hub_name(name: str, prefix: str) -> None:
         raise SparsifyError(f"{prefix}'{HUB}{name}' needs a package that is not installed: pip install datasets")
 
 
-def check_trackers(names: Iterable[str], *, where: str = "") -> None:
+def check_trackers(names: Iterable[str], *, where: str) -> None:
     """Raise SparsifyError unless the package of each tracker is installed."""
     for name in names:
         if find_spec(name) is None:
@@ -77,24 +77,14 @@ def check_device(name: str, *, where: str = "") -> None:
         raise SparsifyError(f"{where}: {error}" if where else str(error)) from None
 
 
-def check_source(source: str, *, where: str = "") -> None:
+def check_source(source: str, *, where: str) -> None:
     """Raise SparsifyError unless `source` is a file, a folder with a model in it, or a repository of the hub."""
     from ...formats.io.locate import is_on_hub, model_file
 
     if is_on_hub(source):
         return  # a missing repository is reported when it is downloaded
-    if not os.path.isdir(source):
-        check_file(source, where=where)
-        return
     try:
-        model_file(source)
+        if not os.path.isfile(model_file(source)):
+            raise SparsifyError(f"no such file '{source}'")
     except SparsifyError as error:
-        raise SparsifyError(f"{where}: {error}" if where else str(error)) from None
-
-
-def check_file(path: str, *, where: str = "") -> None:
-    """Raise SparsifyError unless `path` is a file."""
-    if not os.path.isfile(path):
-        prefix = f"{where}: " if where else ""
-        problem = f"'{path}' is a folder, not a file" if os.path.isdir(path) else f"no such file '{path}'"
-        raise SparsifyError(f"{prefix}{problem}")
+        raise SparsifyError(f"{where}: {error}") from None

@@ -13,19 +13,16 @@ from fractions import Fraction
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...errors import SparsifyError
 from ...pruning.settings.times import TimeValue, steps_in
+from .values import Settings
 
 Factor = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Schedule(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
+class _Schedule(Settings):
     name: str
     """which schedule"""
     warmup: TimeValue = 0.0

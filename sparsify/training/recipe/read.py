@@ -19,21 +19,9 @@ from ...pruning.settings.prune import Pruning
 from ...validation import Source, first_problem, known_keys
 from .lookups import check_data_name, check_optimizer_name, check_source, check_trackers
 from .plugin import Plugin, as_plugin
-from .settings import DataSettings, ModelSettings, OptimizerSettings, PluginSettings, TrainSettings
+from .settings import DataSettings, ModelSettings, PluginSettings, TrainSettings
 from .values import ByName, Settings, Word
 from .yaml_lines import MOST_CHARACTERS, parse_value, parse_yaml
-
-__all__ = [
-    "DataSettings",
-    "ModelSettings",
-    "OptimizerSettings",
-    "Recipe",
-    "TrainSettings",
-    "check_names",
-    "parse_recipe",
-    "read_recipe",
-    "recipe_schema",
-]
 
 
 class Recipe(Settings):

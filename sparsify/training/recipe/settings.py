@@ -59,7 +59,7 @@ _FLIP = (
 )
 
 
-Path = Annotated[str, AfterValidator(a_path)]
+PathText = Annotated[str, AfterValidator(a_path)]
 
 
 class ModelSettings(Settings):
@@ -70,10 +70,10 @@ class ModelSettings(Settings):
     cifar:resnet20|resnet32|resnet56|vgg19_bn"""
     pretrained: bool = False
     """start from the weights that the model's library publishes"""
-    checkpoint: Path | None = None
+    checkpoint: PathText | None = None
     """what to start from, masks included: a sparse, shrunk or plain file (safetensors, or a torch file that holds
     tensors only), a run's or a hub folder, or hf:OWNER/NAME"""
-    masks: Path | None = None
+    masks: PathText | None = None
     """file of masks (masks alone, or a sparse model's) under which it is trained; they stay, so there is no prune"""
     arguments: Annotated[dict[str, Any], AfterValidator(model_arguments)] = Field(default_factory=dict)
     """further arguments of the model's constructor, e.g. {drop_rate: 0.1}"""
@@ -83,7 +83,7 @@ class DataSettings(Settings):
     """The images the network is trained and tested on."""
 
     name: Annotated[Word, AfterValidator(a_path), Field(description=f"{known_names()} such as torch/mnist")] = "digits"
-    dir: Path | None = None
+    dir: PathText | None = None
     """folder that holds the data set, or into which it is downloaded"""
     batch_size: Count = 128
     """images in a training batch"""

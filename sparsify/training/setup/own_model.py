@@ -37,16 +37,17 @@ def arguments_of(model: nn.Module, named: ModelSettings) -> dict[str, Any] | Non
         return None
     own = _shapes(model)
     try:
-        usual = _shapes(_built(named.name, named.arguments))
+        usual = _shapes(built_on_meta(named.name, named.arguments))
         head = [name for name, shape in own.items() if name in usual and usual[name] != shape]
         arguments = {**named.arguments, **({"num_classes": own[head[0]][0]} if head and own[head[0]] else {})}
-        fits = not head or _shapes(_built(named.name, arguments)) == own
+        fits = not head or _shapes(built_on_meta(named.name, arguments)) == own
     except SparsifyError:
         return None  # it takes no such arguments, or has no name: a model of its own
     return arguments if fits and own.keys() == usual.keys() else None
 
 
-def _built(name: str, arguments: dict[str, Any]) -> nn.Module:
+def built_on_meta(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """Return a named model, on the meta device where it can be built there."""
     try:
         with torch.device("meta"):
             return build_model(name, **arguments)

@@ -12,8 +12,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...datasets import DATASETS, may_be_fetched
-from ...errors import SparsifyError
-from ...models import build_model
 from ...preserve import keep_random_states
 from ...surgery.conversion.fold import plain_copy
 from ...surgery.mask_state.masks import masked_weights
@@ -21,6 +19,7 @@ from ..data.datasets import count_classes
 from ..data.fetching import weights_are_here
 from ..data.readers import check_place
 from ..recipe.read import Recipe
+from .own_model import built_on_meta
 from .prepare import Prepared, prepare
 
 # Where torchvision keeps what it downloads.
@@ -57,7 +56,8 @@ def rehearse(recipe: Recipe, *, check: bool = True) -> Rehearsal:
         if recipe.data.name in DATASETS and not is_here(recipe):
             check_place(recipe.data.name, recipe.data.dir)
             left_out.append(f"{recipe.data.name} is not in {_root(recipe)}, and is downloaded when the run starts")
-            return _summary(_on_meta(recipe), recipe, None, tuple(left_out))
+            arguments = {**recipe.model.arguments, "num_classes": count_classes(recipe.data)}
+            return _summary(built_on_meta(recipe.model.name, arguments), recipe, None, tuple(left_out))
         prepared = prepare(recipe, check=check)
         return _summary(prepared.training.model, recipe, prepared, tuple(left_out))
 
@@ -74,16 +74,6 @@ def is_here(recipe: Recipe) -> bool:
     if name in DATASETS:
         return DATASETS[name].embedded or os.path.isdir(_root(recipe) / _FOLDERS.get(name, ""))
     return not may_be_fetched(name)
-
-
-def _on_meta(recipe: Recipe) -> nn.Module:
-    """Return the model, on the meta device where it can be built there."""
-    arguments = {**recipe.model.arguments, "num_classes": count_classes(recipe.data)}
-    try:
-        with torch.device("meta"):
-            return build_model(recipe.model.name, **arguments)
-    except SparsifyError:
-        return build_model(recipe.model.name, **arguments)
 
 
 def _summary(model: nn.Module, recipe: Recipe, prepared: Prepared | None, left_out: tuple[str, ...]) -> Rehearsal:
