@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +77,10 @@ class OpRecorder(TorchDispatchMode):
             self.values.enter(tensor, value)
         seen = FunctionHooks(self.leave, self.scaled, self.whole, self.asked, gradients=gradients)
         asked = asked_gradient_mode(self.asked, gradients=gradients)
-        with not_compiled(), module_names(model, self.module, self.given), asked, torch.no_grad(), self, seen:
-            outputs = run(model, inputs)
+        with not_compiled(), module_names(model, self.module, self.given), asked, torch.no_grad(), catch_warnings():
+            filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointing; gradients are off
+            with self, seen:
+                outputs = run(model, inputs)
         in_containers = set(map(id, tree_flatten(outputs)[0]))
         found = tensors_in(outputs)
         self.in_objects |= {self.value_of(leaf) for leaf in found if id(leaf) not in in_containers}
