@@ -56,6 +56,8 @@ def _couple_joined(coupling: Coupling, op: Op) -> None:
     values, dim, placed = _joined_operands(op)
     result = op.results[0]
     followed = {d for axes, _ in placed(coupling.of) for axis in axes for d in varying(axis)}
+    if op.name == "cat":  # a state of zeros beside the input, as in ConvLSTM
+        followed.add(dim)
     for value in values:  # stack shifts the dimensions after the new one by one
         coupling.claim(value, [d - (op.name == "stack" and d > dim) for d in followed])
     along: list[Tensor | None] = []
