@@ -19,6 +19,7 @@ from ..surgery.mask_state.masks import get_masks, masked_weights
 from ..surgery.rules.table import Rule
 from ..surgery.shrink.report import ShrinkReport
 from ..surgery.shrink.shrink import shrink
+from ..surgery.unwrap import unwrap
 from .units.group_scores import keep_groups
 from .units.groups import learn_groups
 
@@ -44,7 +45,7 @@ def remove(
     Raises SparsifyError, naming it, for an unknown layer, an index out of range, and a unit that cannot be removed,
     with the reason.
     """
-    work = fold(model)
+    work = fold(unwrap(model))
     convert(work)
     channels = analyse(work, example_input, heads=heads, rules=rules, examples=examples)
     chosen = torch.zeros(channels.groups, dtype=torch.bool)
