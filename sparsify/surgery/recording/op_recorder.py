@@ -29,7 +29,10 @@ from .second_pass import KnownOps
 from .selected import selected_counts
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
-from .tensor_values import TensorValues
+from .tensor_values import TensorValues, plain
+
+# Operations of forward-mode gradients that return a bool about memory, not about values.
+_OF_MEMORY = frozenset({"aten::_has_same_storage_numel", "aten::is_same_size"})
 
 
 class OpRecorder(TorchDispatchMode):
@@ -99,6 +102,7 @@ class OpRecorder(TorchDispatchMode):
         An unknown tensor is a constant, unless it shares memory with a Value that depends on the input or was written
         to.
         """
+        tensor = plain(tensor)
         value = self.values.seen(tensor)
         if value is not None:
             return value
@@ -123,6 +127,8 @@ class OpRecorder(TorchDispatchMode):
 
         given, given_kwargs = map_leaves((args, kwargs), value_of)
         inputs = leaves((given, given_kwargs), Value)
+        if func._schema.name in _OF_MEMORY:
+            return func(*args, **kwargs)
         if func._schema.is_mutable:
             self.values.written(func, args, kwargs)
         outcome = func(*args, **kwargs) if self.computed else run_shape_only(func, args, kwargs, inputs)
