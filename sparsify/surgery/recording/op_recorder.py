@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
@@ -84,7 +85,7 @@ class OpRecorder(TorchDispatchMode):
             filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointing; gradients are off
             with self, seen:
                 outputs = run(model, inputs)
-        in_containers = set(map(id, tree_flatten(outputs)[0]))
+        in_containers = set(map(id, _in_containers(outputs)))
         found = tensors_in(outputs)
         self.in_objects |= {self.value_of(leaf) for leaf in found if id(leaf) not in in_containers}
         return [self.value_of(leaf) for leaf in found]
@@ -227,6 +228,15 @@ class OpRecorder(TorchDispatchMode):
         """Record that attention scales by the square root of the last size of these tensors."""
         values = tuple(self.value_of(tensor) for tensor in tensors)
         self.ops.append(Op(SCALED_BY_SIZE, None, values, {}, (), self.where()))
+
+
+def _in_containers(outputs: Any) -> list[Any]:
+    """Return what is in nested containers and dataclasses, as opposed to other objects."""
+    found = []
+    for leaf in tree_flatten(outputs)[0]:
+        fields = is_dataclass(leaf) and not isinstance(leaf, type)
+        found += _in_containers(dict(vars(leaf))) if fields else [leaf]
+    return found
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

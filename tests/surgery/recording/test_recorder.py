@@ -290,6 +290,7 @@ FORWARD_MODE: dict[str, Callable[[Calls, Tensor], object]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # by torch's own decompositions
 @pytest.mark.parametrize("name", FORWARD_MODE)
 def test_forward_mode_gradients_keep_what_they_meet_with_a_reason(name: str) -> None:
     model = Calls(FORWARD_MODE[name])
