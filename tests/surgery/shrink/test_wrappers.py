@@ -1,4 +1,4 @@
-"""Models inside torch.compile, data parallelism, averages and checkpoint wrappers: the inner one shrinks, all follows."""
+"""Models inside torch.compile, data parallelism, averages, checkpoint wrappers: the inner one shrinks, all follows."""
 
 from collections.abc import Callable
 from typing import Any
