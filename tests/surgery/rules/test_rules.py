@@ -698,6 +698,28 @@ def a_token_in_place_of_what_is_masked() -> Case:
 
 
 @case
+def a_mask_of_padding_fills_with_zeros() -> Case:
+    return vectors(lambda x: x.masked_fill(x[:, :1] > 0, 0.0), "-abc", "-abc")
+
+
+@case
+def scaled_and_shifted_in_one_operation() -> Case:
+    model = Forward(lambda m, x: m.d(torch.addcmul(m.a(x), m.b(x), m.c(x))), d=linear(4, 2))
+    model.a, model.b, model.c = (linear(3, 4) for _ in range(3))
+    rows = dict.fromkeys(("a.weight", "b.weight", "c.weight"), ("abcd", ""))
+    return model, torch.randn(5, 3), {**rows, "d.weight": ("", "abcd")}
+
+
+@case
+def complex_numbers_of_two_layers() -> Case:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.last(torch.view_as_real(torch.complex(m.a(x), m.b(x))).flatten(-2))
+
+    model = Forward(forward, a=linear(3, 3), b=linear(3, 3), last=linear(6, 2))
+    return model, torch.randn(5, 3), {"a.weight": ("abc", ""), "b.weight": ("abc", ""), "last.weight": ("", "aabbcc")}
+
+
+@case
 def deformable_convolution() -> Case:
     model = Forward(
         lambda m, x: m.last(m.deformable(m.first(x), m.offsets(x), m.weights(x))),
