@@ -17,6 +17,7 @@ from .layer_summary import LayerSummary
 from .quantities import byte_count, percent
 from .surgery.channels.analyse import analyse
 from .surgery.mask_state.masks import kept_of, masked_parameters, masked_weights
+from .surgery.unwrap import unwrap
 from .tables import text_table
 
 
@@ -81,6 +82,7 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
     With `example_input`, as in `analyse`, the model runs once to count multiply-adds, dense and kept. `model` is not
     changed. Raises SparsifyError for a state that a sparse file cannot hold, and whatever the forward raises.
     """
+    model = unwrap(model)
     state, weights = collect(model), masked_weights(model)
     costs, uncounted = (None, ()) if example_input is None else _costs(model, example_input)
     kept = {name: int(weight.mask.count_nonzero()) for name, weight in weights.items()}

@@ -1,11 +1,14 @@
 """remove(): chosen units go with all that is tied to them, or an error says why not."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 import sparsify
 from sparsify.errors import SparsifyError
@@ -58,8 +61,13 @@ def test_units_go_with_everything_that_is_tied_to_them(converted: bool) -> None:
     [
         ({"stem": [6]}, "remove: stem: 6 is no unit of it; they are 0 to 5"),
         ({"stem": [-1]}, "remove: stem: -1 is no unit of it"),
-        ({"stme": [1]}, "remove: the model has no layer 'stme' with a weight; did you mean 'stem'?"),
+        ({"stme": [1]}, "remove: 'stme' is not in the model; name a layer or its weight; did you mean 'stem'?"),
         ({"head": [1]}, "remove: the units of head cannot go: it is part of the outputs, or tied to what is"),
+        ({"norm": [1]}, "remove: 'norm' is no layer whose weight takes a mask"),
+        ({"stem": 1}, "remove: stem: 1 is no list of units, as [2, 6, 9]"),
+        ({"stem": [True]}, "remove: stem: True is no unit of it"),
+        ({"stem": torch.tensor([True, False])}, "remove: stem: tensor(True) is no unit of it"),
+        ({"stem": [1.0]}, "remove: stem: 1.0 is no unit of it"),
         ({"stem": range(10**12)}, "remove: stem: 6 is no unit of it; they are 0 to 5"),
         ({"inner": range(5)}, "remove: nothing would be left of inner.weight"),
     ],
@@ -71,3 +79,35 @@ def test_what_cannot_go_is_told_and_nothing_changes(units: dict[str, Any], messa
         sparsify.remove(model, EXAMPLE, units)
     assert message in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+COMPUTED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight norm": weight_norm,
+    "spectral norm": spectral_norm,
+    "orthogonal": orthogonal,
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_units_of_computed_weights_are_removed_and_the_weights_stored(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(COMPUTED[name](nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    small = sparsify.remove(model, x, {"0": [1, 4]}).model
+    hidden = model[1](model[0](x)).index_fill(1, torch.tensor([1, 4]), 0)
+    torch.testing.assert_close(small(x), model[2](hidden))
+    assert small[0].weight.shape == (4, 4) and type(small[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    "indices", [torch.tensor([1, 4]), np.array([1, 4]), {1, 4}, (i for i in (1, 4)), range(1, 5, 3)]
+)
+def test_indices_of_any_kind(indices: Any) -> None:
+    cuts = sparsify.remove(Residual(), EXAMPLE, {"stem": indices}).cuts
+    assert cuts.removed["stem.weight"][0] == (1, 4)
+
+
+def test_units_of_an_embedding_are_removed() -> None:
+    model = nn.Sequential(nn.Embedding(5, 6), nn.ReLU(), nn.Linear(6, 2))
+    small = sparsify.remove(model, torch.tensor([[0, 3]]), {"0": [2]}).model
+    assert small[0].weight.shape == (5, 5) and small[2].weight.shape == (2, 5)

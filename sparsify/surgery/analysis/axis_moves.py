@@ -82,3 +82,10 @@ def _stretched(coupling: Coupling, op: Op) -> list[Tensor]:
 def new_axes(coupling: Coupling, shape: tuple[int, ...], dims: list[int]) -> list[Tensor]:
     """Return, for each of `dims`, an axis of new channel numbers along it in a tensor of `shape`."""
     return [forms.along(coupling.numbers.new(shape[d]), d, len(shape)) for d in dims]
+
+
+def produce(coupling: Coupling, op: Op) -> None:
+    """Note the parameters among the operands of an activation: zeros in them make entries of the result zero."""
+    if op.results[0].constant is None:
+        constants = (value for value in op.inputs if value.constant is not None)
+        coupling.produced += [axis for value in constants for axis in coupling.of(value)]

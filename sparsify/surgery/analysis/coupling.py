@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..recording.broadcast_forms import along, expand_rank, varying
 from ..recording.ops import DATA_DEPENDENT, LIKE, STALE, Op, Recording, Value, described, pointwise
-from .axis_moves import move
+from .axis_moves import move, produce
 from .deferred import Deferred, resolve
 from .mac_counts import multiply_adds
 from .pinned_modules import pin_branch, pin_heads
@@ -225,9 +225,8 @@ class Coupling:
             move(self, op)
         elif pointwise(op):
             self.combine(op.results[0], op.inputs)
-            if op.name in ("add", "add_") and op.results[0].constant is None:  # a bias, or a position table
-                constants = (value for value in op.inputs if value.constant is not None)
-                self.produced += [axis for value in constants for axis in self.of(value)]
+            if op.name in ("add", "add_", "where"):  # a bias, a position table, a mask token
+                produce(self, op)
             return
         else:
             self.barrier(op)

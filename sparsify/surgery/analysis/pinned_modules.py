@@ -30,13 +30,13 @@ def pin_branch(coupling: Coupling, recording: Recording, path: str, given: Seque
 
 
 def pin_heads(coupling: Coupling, recording: Recording, path: str) -> None:
-    """Pin the heads of the nn.MultiheadAttention at `path`, and the entries of each head."""
+    """Pin the heads of the nn.MultiheadAttention at `path`, the entries of each head, and the inputs of its queries."""
     own = [recording.state.get(full_name(path, name)) for name in _ROWS_OF_HEADS]
     rows = [value for value in own if value in coupling.axes]
     why = f"{path or 'the model'}: nn.MultiheadAttention takes no fewer heads: together they are as wide as its input"
     coupling.numbers.cause = why
     for value in rows:
-        coupling.pin(value, [0])
+        coupling.pin(value, [0, 1] if value in own[:2] else [0])  # queries are compared with its own width
     if rows:
         coupling.barriers[why] = None
         coupling.barred.add(why)

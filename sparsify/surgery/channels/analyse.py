@@ -20,6 +20,7 @@ from ..conversion.fold import fold
 from ..mask_state.masks import all_masked_parameters
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
+from ..unwrap import unwrap
 from .agreement import agreed
 from .groups import Channels, Operation
 from .study import Dead, study
@@ -39,7 +40,7 @@ def analyse(
     """Return the channel groups of `model`, found by running it once, in eval mode, on `example_input`.
 
     A group is a set of channels, in one layer or several, that can only be removed together. `model` may be plain or
-    converted and is not changed.
+    converted and is not changed; of a model inside torch.compile or data parallelism, the names are those inside.
 
     - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`.
     - `heads`: "whole": in attention, a group is a head; "size": a group is one entry of every head, of the queries and
@@ -51,6 +52,7 @@ def analyse(
     forward does not take, and whatever the forward raises.
     """
     check_choice("analyse", "heads", heads, Heads)
+    model = unwrap(model)
     if any(True for _ in all_masked_parameters(model)):
         model = fold(model)
     own = checked_rules("analyse", rules)

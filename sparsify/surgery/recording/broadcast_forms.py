@@ -84,8 +84,8 @@ def compress(form: Tensor) -> Tensor:
 
 
 def nonzero(tensor: Tensor) -> Tensor:
-    """Return where a tensor is nonzero, as a compressed bool form; True everywhere for a sparse tensor."""
-    if tensor.layout != torch.strided:
+    """Return where a tensor is nonzero, as a compressed bool form; True everywhere for a sparse one and one on meta."""
+    if tensor.layout != torch.strided or tensor.is_meta:
         return torch.ones([1] * tensor.dim(), dtype=torch.bool)
     if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel():
         # Often rows have no zeros, or only zeros: their extremes show that much faster. NaN fails both comparisons.

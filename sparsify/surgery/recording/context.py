@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FrameType
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 from ...calls import Inputs, inputs_of
 from ...preserve import keep_modes
 from ..module_walk import full_name, named_modules
+from .replaced_calls import one_hot, padded_around
 
 _Leaf = TypeVar("_Leaf")
 # Functions recorded as one operation, independent of the kernels that a device runs for them.
@@ -79,20 +80,12 @@ class FunctionHooks(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
             self.scaled(*[*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2])
         if func is F.pad and "circular" in (*args[2:3], kwargs.get("mode")):
-            return _padded_around(*args[:2], *(kwargs[name] for name in ("input", "pad") if name in kwargs))
+            return padded_around(*args[:2], *(kwargs[name] for name in ("input", "pad") if name in kwargs))
+        if func is F.one_hot:
+            return one_hot(*args, **kwargs)
         if getattr(func, "__name__", "") in WHOLE and type(func) is BuiltinFunctionType:
             return self.whole(func, *args)
         return func(*args, **kwargs)
-
-
-def _padded_around(value: Tensor, pads: Sequence[int]) -> Tensor:
-    """Return circular padding as a concatenation, since torch's version writes to parts of a tensor without a rule."""
-    for i, (before, after) in enumerate(zip(pads[::2], pads[1::2], strict=True)):
-        d = value.dim() - 1 - i
-        inner = value[(slice(None),) * d + (slice(max(0, -before), value.shape[d] - max(0, -after)),)]
-        ends = inner.narrow(d, inner.shape[d] - max(0, before), max(0, before)), inner.narrow(d, 0, max(0, after))
-        value = torch.cat([ends[0], inner, ends[1]], d) if before > 0 or after > 0 else inner
-    return value
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,10 @@ from .second_pass import KnownOps
 from .selected import selected_counts
 from .sequences import sequence_op
 from .shape_only import ValuesNeededError, run_shape_only
-from .tensor_values import TensorValues
+from .tensor_values import TensorValues, plain
+
+# Operations of forward-mode gradients that return a bool about memory, not about values.
+_OF_MEMORY = frozenset({"aten::_has_same_storage_numel", "aten::is_same_size"})
 
 
 class OpRecorder(DispatchMode):
@@ -72,9 +77,11 @@ class OpRecorder(DispatchMode):
             self.values.enter(tensor, value)
         seen = FunctionHooks(self.leave, self.scaled, self.whole, self.asked, gradients=gradients)
         asked = asked_gradient_mode(self.asked, gradients=gradients)
-        with not_compiled(), module_names(model, self.module, self.given), asked, torch.no_grad(), self, seen:
-            outputs = run(model, inputs)
-        in_containers = set(map(id, tree_flatten(outputs)[0]))
+        with not_compiled(), module_names(model, self.module, self.given), asked, torch.no_grad(), catch_warnings():
+            filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointing; gradients are off
+            with self, seen:
+                outputs = run(model, inputs)
+        in_containers = set(map(id, _in_containers(outputs)))
         found = tensors_in(outputs)
         self.in_objects |= {self.value_of(leaf) for leaf in found if id(leaf) not in in_containers}
         return [self.value_of(leaf) for leaf in found]
@@ -92,6 +99,7 @@ class OpRecorder(DispatchMode):
         An unknown tensor is a constant, unless it shares memory with a Value that depends on the input or was written
         to.
         """
+        tensor = plain(tensor)
         value = self.values.seen(tensor)
         if value is not None:
             return value
@@ -116,6 +124,8 @@ class OpRecorder(DispatchMode):
 
         given, given_kwargs = map_leaves((args, kwargs), value_of)
         inputs = leaves((given, given_kwargs), Value)
+        if func._schema.name in _OF_MEMORY:
+            return func(*args, **kwargs)
         if func._schema.is_mutable:
             self.values.written(func, args, kwargs)
         outcome = func(*args, **kwargs) if self.computed else run_shape_only(func, args, kwargs, inputs)
@@ -214,6 +224,15 @@ class OpRecorder(DispatchMode):
         """Record that attention scales by the square root of the last size of these tensors."""
         values = tuple(self.value_of(tensor) for tensor in tensors)
         self.ops.append(Op(SCALED_BY_SIZE, None, values, {}, (), self.where()))
+
+
+def _in_containers(outputs: Any) -> list[Any]:
+    """Return what is in nested containers and dataclasses, as opposed to other objects."""
+    found = []
+    for leaf in tree_flatten(outputs)[0]:
+        fields = is_dataclass(leaf) and not isinstance(leaf, type)
+        found += _in_containers(dict(vars(leaf))) if fields else [leaf]
+    return found
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -98,11 +98,11 @@ def _record(
                 outputs += more
             else:
                 del recorder.ops[start:]
+            if recorder.asking.keys() - asking:
+                outputs += _run_with_gradients(recorder, model, example_input)
         idle = recorder.idle_layers(model) if idle else []
         if recorder.counts and results is None and idle:
             _note_asked_counts(recorder, model, example_input, idle)
-        late = {path: given for path, given in recorder.asking.items() if path not in asking}
-        recorder.branches += [(path, given, GRADIENTS) for path, given in late.items()]
     return Recording(
         tuple(recorder.ops),
         tuple(outputs),

@@ -13,6 +13,13 @@ from .context import leaves
 from .ops import Value
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Return the tensor inside those of torch.func's transforms, which have no storage."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 class Memory:
     """One storage: its Values, how often it was written to, and its number in order of appearance."""
 
@@ -53,6 +60,7 @@ class TensorValues:
 
     def seen(self, tensor: Tensor) -> Value | None:
         """Return the Value of a tensor, None if it is unknown or was written to since."""
+        tensor = plain(tensor)
         value, writes = self._values.get(tensor, (None, -1))
         return None if value is None or writes != self.memory(tensor).writes else value
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..analysis.axis_moves import produce
 from ..analysis.coupling import Coupling
 from ..dataflow.liveness import Liveness, indicator
 from ..recording import broadcast_forms as forms
@@ -57,6 +58,8 @@ def _couple_joined(coupling: Coupling, op: Op) -> None:
     values, dim, placed = _joined_operands(op)
     result = op.results[0]
     followed = {d for axes, _ in placed(coupling.of) for axis in axes for d in varying(axis)}
+    if op.name == "cat":  # a state of zeros beside the input, as in ConvLSTM
+        followed.add(dim)
     for value in values:  # stack shifts the dimensions after the new one by one
         coupling.claim(value, [d - (op.name == "stack" and d > dim) for d in followed])
     along: list[Tensor | None] = []
@@ -72,6 +75,7 @@ def _couple_joined(coupling: Coupling, op: Op) -> None:
         shapes = [shape for _, shape in placed(coupling.of)]
         found.append(forms.concat([zero if axis is None else axis for axis in along], shapes, dim))
     coupling.set(result, [*found, *coupling.matched(across)])
+    produce(coupling, op)  # tokens in front of a sequence
 
 
 def _joined_operands(op: Op) -> tuple[list[Value], int, Callable[..., list[tuple[list[Tensor], list[int]]]]]:
@@ -166,6 +170,20 @@ def _flow_embedding(live: Liveness, op: Op) -> None:
     live.set(result, indicator(forms.along(flags, len(result.shape) - 1, len(result.shape))))
 
 
+def _couple_bag(coupling: Coupling, op: Op) -> None:
+    for value in op.inputs[2:]:  # offsets, weights of the entries of bags
+        coupling.pin(value)
+    _couple_embedding(coupling, op)
+
+
+def _flow_bag(live: Liveness, op: Op) -> None:
+    _flow_embedding(live, op)
+    read = sum((live.of(value).sum() for value in op.inputs[2:]), torch.zeros(()))
+    live.set(op.results[0], indicator(live.of(op.results[0]) * (1 + read)))
+    for value in op.results[1:]:
+        live.set(value, torch.ones([1] * len(value.shape)))
+
+
 def _couple_glu(coupling: Coupling, op: Op) -> None:
     """Couple glu: the first half times the sigmoid of the second."""
     value = op.inputs[0]
@@ -195,5 +213,6 @@ LAYOUT = {
     **dict.fromkeys(("im2col", "col2im"), (_couple_patches, _flow_patches)),
     **dict.fromkeys(LIKE, (couple_first, _flow_like)),
     "embedding": (_couple_embedding, _flow_embedding),
+    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), (_couple_bag, _flow_bag)),
     "glu": (_couple_glu, _flow_glu),
 }

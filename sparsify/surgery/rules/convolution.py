@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -127,6 +128,30 @@ def _flow_convolution(live: Liveness, op: Op) -> None:
     live.set(op.results[0], indicator(_expand_end(product, rank)))
 
 
+def _couple_deformable(coupling: Coupling, op: Op) -> None:
+    """Couple a deformable convolution as a plain one; its offsets and the weights of its positions stay."""
+    _, _, offset, weights, bias, *_, groups_of_offsets, _ = op.args
+    coupling.pin(offset)
+    coupling.pin(weights)
+    if groups_of_offsets > 1:
+        coupling.barrier(op, f"operation '{op.name}' with several groups of offsets has no rule")
+        return
+    coupling.claim(bias, [0])  # zeros, if the layer has none
+    _couple_convolution(coupling, _undeformed(op))
+
+
+def _flow_deformable(live: Liveness, op: Op) -> None:
+    read = live.of(op.args[2]).sum() + live.of(op.args[3]).sum()
+    _flow_convolution(live, _undeformed(op))
+    live.set(op.results[0], indicator(live.of(op.results[0]) * (1 + read)))
+
+
+def _undeformed(op: Op) -> Op:
+    """Return the convolution with the same channels; the numbers that only concern space are not read here."""
+    value, weight, _, _, bias, *_, groups, _, _ = op.args
+    return replace(op, name="convolution", args=(value, weight, bias, [1], [0], [1], False, [0], groups))
+
+
 def _over_space(form: Tensor) -> Tensor:
     """Return a form without the dimensions after the second, summed over them."""
     if math.prod(form.shape[2:]) == 1:
@@ -168,4 +193,7 @@ def _weighted(flags: Tensor, kernel: Tensor) -> Tensor:
     return torch.matmul(kernel, flags.expand(-1, -1, kernel.shape[2]).unsqueeze(3)).squeeze(3)
 
 
-CONVOLUTIONS = {"convolution": (_couple_convolution, _flow_convolution)}
+CONVOLUTIONS = {
+    "convolution": (_couple_convolution, _flow_convolution),
+    "torchvision::deform_conv2d": (_couple_deformable, _flow_deformable),
+}

@@ -32,6 +32,11 @@ def pointwise_flags(live: Liveness, op: Op) -> Tensor:
     if name in ("add", "sub", "maximum", "minimum", "fmod", "hypot"):
         shifted = 1.0 if any(_number(argument) and argument != 0 for argument in op.args) else 0.0
         return indicator(sum(flags[1:], first) + shifted)
+    if name == "masked_fill":
+        filled = flags[2] if len(flags) == 3 else float(op.args[2] != 0)
+        return indicator((first + filled) * (flags[1] + 1))
+    if name == "addcmul" and not any(value.constant is not None for value in op.inputs[1:]):
+        return indicator(first + flags[1] * flags[2])
     if name == "where":
         condition, *branches = flags
         return indicator(sum(branches, torch.zeros(())) * (condition + 1))

@@ -103,6 +103,7 @@ RULES = {
     SCALED_BY_SIZE: Rule(_couple_scaled, flow_nothing),
     "bernoulli_": entrywise(keeps_zero=False),  # F.dropout in a pass in train mode
     "log_sigmoid_forward": entrywise(keeps_zero=False),
+    "complex": entrywise(keeps_zero=True),
     **dict.fromkeys(("rrelu_with_noise", "rrelu_with_noise_"), Rule(couple_first, _flow_first)),
     **{
         name: Rule(*rule)

@@ -17,6 +17,7 @@ from ..unwrap import unwrap, wrapper_prefix
 from .cuts import Cuts, beyond, checked, cuts_of
 from .indices import Axes, check_axes, without
 
+_CHECKPOINTED = "_checkpoint_wrapped_module."  # torch's wrapper, which its state dict leaves out
 _INNER = ("optimizer", "_base_optimizer", "base_optimizer")  # accelerate's wrapper, timm's Lookahead
 
 
@@ -152,7 +153,8 @@ def _add_biases(groups: list[dict[str, Any]], made: Mapping[str, Tensor], cuts: 
 def _axes_by_name(where: str, tensors: Mapping[str, Any], cuts: Cuts) -> dict[str, Axes]:
     """Return {name: indices to remove}, including other names of cut tensors and the masks of cut weights."""
     known = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    named = {_memory(known[name]): axes for name, axes in cuts.removed.items() if name in known}
+    own = {name: name if name in known else name.replace(_CHECKPOINTED, "") for name in cuts.removed}
+    named = {_memory(known[own[name]]): axes for name, axes in cuts.removed.items() if own[name] in known}
     found: dict[str, Axes] = {
         name: named[_memory(tensor)] for name, tensor in known.items() if _memory(tensor) in named
     }

@@ -24,6 +24,7 @@ from ..recording.broadcast_forms import along
 from ..recording.ops import Recording
 from ..recording.recorder import record
 from ..rules.table import Rule, checked_rules
+from ..unwrap import unwrap
 from .attempts import Attempts
 from .bias_absorption import fixed_biases
 from .configuration import follow_configurations
@@ -52,7 +53,7 @@ def shrink(
 
     A channel is dead if it is zero for every input, if nothing reads it, or if it is constant and the biases of the
     layers that read it can absorb the constant. It is removed if all channels coupled to it are dead too. `model` is
-    not changed.
+    not changed. Of a model inside torch.compile, (distributed) data parallelism or an average, the inner one is shrunk.
 
     - `example_input`: a tensor, a tuple of positional arguments, a dict of keyword arguments or `sparsify.Inputs`.
     - `dead`: "masks": only channels that the masks of `model` make dead, whatever its parameters may still learn;
@@ -67,6 +68,7 @@ def shrink(
     SparsifyError for a `round_to` below 1 and for other values of `heads` and `dead`.
     """
     _check(round_to, heads, dead)
+    model = unwrap(model)
     example_input = inputs_of(example_input, "shrink", model)
     examples = [inputs_of(other, "shrink: examples", model) for other in examples]
     small = fold(model).eval()

@@ -24,7 +24,7 @@ _SHAPED = ("view", "_unsafe_view", "reshape", "expand", "repeat", *FILLS)
 # Modules whose sizes are those of their tensors.
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.PReLU, nn.Embedding, *_RECURRENT, *_NORMS)
+_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.PReLU, nn.Embedding, nn.EmbeddingBag, *_RECURRENT, *_NORMS)
 
 
 class Change(NamedTuple):
@@ -157,7 +157,7 @@ def _sizes(
         yield "num_channels", shape[0]
         old = module.num_channels // module.num_groups
         yield "num_groups", max(1, shape[0] // old) if module.num_groups > 1 else 1
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         yield "embedding_dim", shape[1]
 
 

@@ -18,24 +18,41 @@ _OBJECT = ("LOAD_FAST", "LOAD_DEREF", "LOAD_ATTR", "LOAD_METHOD", "PUSH_NULL", "
 
 
 def attributes_read(model: nn.Module) -> frozenset[str] | None:
-    """Return the names of the attributes that the forwards of a model's modules may read, None if unknown."""
-    found: set[str] = set()
+    """Return the names of the attributes that the forwards of a model's modules may read, None if unknown.
+
+    A name that they mention may be a method of any module: `self.cell.first_state(x)`.
+    """
     for module in model.modules():
         functions = any(isinstance(value, (FunctionType, MethodType, partial)) for value in module.__dict__.values())
         if functions or module._forward_hooks or module._forward_pre_hooks:
             return None  # code outside of the class
-        cls = original_class(module)
-        names = frozenset[str]() if is_torch(cls) else _names_read(cls)  # type: ignore[arg-type]
-        if names is None:
-            return None
-        found |= names
+    classes: set[Any] = {cls for cls in map(original_class, model.modules()) if not is_torch(cls)}
+    found: set[str] = set()
+    done: set[tuple[Any, str]] = set()
+    waiting = {(cls, "forward") for cls in classes}
+    while waiting:
+        done |= waiting
+        for cls, method in waiting:
+            names = _names_read(cls, method)
+            if names is None:
+                return None
+            found |= names
+        waiting = {(cls, name) for cls in classes for name in _methods(cls) & found} - done
     return frozenset(found)
 
 
 @cache
-def _names_read(cls: Any) -> frozenset[str] | None:
+def _methods(cls: Any) -> frozenset[str]:
+    """Return the names of a class's own methods and properties, without those of torch's classes."""
+    owned = (vars(base).items() for base in cls.__mro__ if not is_torch(base))
+    kinds = (FunctionType, property, staticmethod, classmethod)
+    return frozenset(name for items in owned for name, value in items if isinstance(value, kinds))
+
+
+@cache
+def _names_read(cls: Any, method: str) -> frozenset[str] | None:
     found: set[str] = set()
-    for function in reachable(cls):
+    for function in reachable(cls, start=method):
         loads = list(instructions(function.__code__))
         found |= {one.argval for one in loads if one.opname in LOADS}
         for i, one in enumerate(loads):

@@ -200,13 +200,13 @@ def _pairs(function: FunctionType) -> list[tuple[str, str]]:
     return [(a.argval, b.argval) for a, b in pairwise(loads) if {a.opname, b.opname} <= _LOADS_ATTRIBUTE]
 
 
-def reachable(cls: type, below: frozenset[type] = frozenset()) -> list[FunctionType]:
-    """Return the forward of a class and the functions that it may call by a name that its code mentions.
+def reachable(cls: type, below: frozenset[type] = frozenset(), start: str = "forward") -> list[FunctionType]:
+    """Return the method `start` of a class and the functions that it may call by a name that its code mentions.
 
     Functions of torch are left out. A method's name stands for its definition in every base class (for `super`).
     """
     found: dict[CodeType, FunctionType] = {}
-    waiting: list[Any] = _definitions(cls, "forward")
+    waiting: list[Any] = _definitions(cls, start)
     while waiting:
         value = waiting.pop(0)
         function = getattr(value, "fget", None) or getattr(value, "__func__", value)  # properties, static methods

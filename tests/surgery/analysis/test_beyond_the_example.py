@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sparsify import Pruner, SparsifyError, analyse, convert, fold, shrink
 from sparsify.surgery.recording.recorder import record
@@ -349,6 +350,34 @@ def test_what_only_runs_with_gradients_is_tied_to_the_rest(name: str) -> None:
         assert torch.allclose(report.model(X), model(X), atol=1e-6)
     with torch.no_grad():
         assert torch.allclose(report.model(X), model(X), atol=1e-6)
+
+
+class RecomputesInTraining(nn.Module):
+    """A forward with activation checkpointing, as models write it."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.trunk, self.block, self.head = nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 6), nn.ReLU()), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trunk(x)
+        if self.training and torch.is_grad_enabled():
+            return self.head(checkpoint(self.block, x.relu(), use_reentrant=self.reentrant))  # type: ignore[no-any-return]
+        return self.head(self.block(x.relu()))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_forward_that_recomputes_activations_in_training_has_all_its_units(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    model = RecomputesInTraining(reentrant=reentrant)
+    found = analyse(model, X)
+    assert found.barriers == () and found.groups == 8 + 6
+    with torch.no_grad():
+        model.trunk.weight[:3], model.trunk.bias[:3] = 0.0, 0.0
+    small = shrink(model, X, dead="zeros").model
+    assert small.trunk.out_features == 5 and small.training
+    assert torch.allclose(small(X), model(X), atol=1e-6)
 
 
 def test_a_forward_that_does_not_run_with_gradients_keeps_what_it_meets() -> None:

@@ -150,3 +150,25 @@ def test_a_forward_that_takes_the_size_from_its_input_keeps_it() -> None:
     _, report = half_shrunk(torchvision.models.swin_t().eval())
     assert len(report.kept) >= 10 and all(".attn: " in reason or "features" in reason for reason in report.kept)
     assert report.parameters[1] < 0.75 * report.parameters[0]
+
+
+def test_what_multihead_attention_compares_with_its_width_is_no_unit() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y: Tensor = self.last(self.attention(x, x, x, need_weights=False)[0])
+            return y
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(2, 5, 6)
+    found = analyse(model, x)
+    assert found.groups == 8 and "first.weight" not in found.labels
+    with torch.no_grad():
+        model.attention.out_proj.weight[:3], model.attention.out_proj.bias[:3] = 0, 0
+    report = shrink(model, x, dead="zeros")
+    assert report.model.attention.out_proj.out_features == 5 and report.kept == ()

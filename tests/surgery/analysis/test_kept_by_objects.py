@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -32,3 +34,24 @@ def test_channels_that_a_cache_holds_stay_and_the_reason_is_told() -> None:
 def test_without_the_cache_they_can_go() -> None:
     channels = sparsify.analyse(Net(), (torch.randn(3, 4), False))
     assert (channels.groups, channels.barriers) == (14, ())
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    more: dict[str, Tensor]
+
+
+class Answering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.last, self.other = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Output:
+        x = self.hidden(x).relu()
+        return Output(self.last(x), {"other": self.other(x)})
+
+
+def test_a_dataclass_is_a_container_of_outputs_like_others() -> None:
+    channels = sparsify.analyse(Answering(), torch.randn(3, 4))
+    assert (channels.groups, channels.barriers) == (8, ())

@@ -160,6 +160,41 @@ def test_a_state_of_zeros_is_as_wide_as_its_cell(name: str) -> None:
     assert small.b.weight.shape == (4, 4)
 
 
+class ConvolutionalCell(nn.Module):
+    """The cell of a ConvLSTM: one convolution of the input and the state, side by side, makes all gates."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.gates = nn.Conv2d(3 + width, 4 * width, 3, padding=1)
+
+    def first_state(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), self.width, *x.shape[-2:])
+
+    def forward(self, x: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        enter, forget, new, leave = self.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
+        memory = forget.sigmoid() * memory + enter.sigmoid() * new.tanh()
+        return leave.sigmoid() * memory.tanh(), memory
+
+
+class Frames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.last = ConvolutionalCell(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = (self.cell.first_state(x), self.cell.first_state(x))
+        for t in range(x.shape[1]):
+            state = self.cell(x[:, t], *state)
+        y: Tensor = self.last(state[0])
+        return y
+
+
+def test_a_state_of_zeros_beside_the_input_is_as_wide_as_its_cell() -> None:
+    small = pruned_and_shrunk(Frames(), torch.randn(2, 3, 3, 4, 4), torch.randn(1, 2, 3, 5, 5))
+    assert small.cell.gates.weight.shape[:2] == (16, 7) and small.cell.width == 4
+
+
 def test_a_state_of_a_fixed_width_stays_and_the_module_is_named() -> None:
     torch.manual_seed(0)
     model, x = Cell(lambda m, x: torch.zeros(len(x), 8)), torch.randn(2, 4, 6)

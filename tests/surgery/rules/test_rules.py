@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 
 from sparsify.surgery.channels.analyse import analyse
 from sparsify.surgery.recording import broadcast_forms as axes
@@ -657,6 +658,84 @@ def embedding() -> Case:
     return model, torch.tensor([[1, 2]]), {"table.weight": ("", "abcd"), "last.weight": ("", "abcd")}
 
 
+@case
+def bags_of_embeddings() -> Case:
+    frozen = nn.EmbeddingBag(5, 4).requires_grad_(False)
+    model = Forward(lambda m, i: m.last(m.table(i) * m.frozen(i)), table=nn.EmbeddingBag(5, 4), frozen=frozen)
+    model.last = linear(4, 2)
+    columns = ("", "abcd")
+    return model, torch.tensor([[1, 2]]), {"table.weight": columns, "frozen.weight": columns, "last.weight": columns}
+
+
+@case
+def one_hot_rows_of_a_table() -> Case:
+    def forward(m: Any, i: Tensor) -> Tensor:
+        return m.last(F.one_hot(i, 5).to(m.table.dtype) @ m.table)
+
+    model = Forward(forward, table=nn.Parameter(torch.randn(5, 4)), last=linear(4, 2))
+    return model, torch.tensor([[1, 2]]), {"table": ("", "abcd"), "last.weight": ("", "abcd")}
+
+
+@case
+def tokens_in_front_of_a_sequence() -> Case:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.last(torch.cat([m.token.expand(2, -1, -1), m.first(x)], 1))
+
+    token = nn.Parameter(torch.randn(1, 1, 4))
+    model = Forward(forward, first=linear(3, 4), token=token, last=linear(4, 2))
+    tied = {"first.weight": ("abcd", ""), "token": ("", "", "abcd"), "last.weight": ("", "abcd")}
+    return model, torch.randn(2, 5, 3), tied
+
+
+@case
+def a_token_in_place_of_what_is_masked() -> Case:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.last(torch.where(x[..., :1] > 0, m.first(x), m.token))
+
+    model = Forward(forward, first=linear(3, 4), token=nn.Parameter(torch.randn(4)), last=linear(4, 2))
+    tied = {"first.weight": ("abcd", ""), "token": ("abcd",), "last.weight": ("", "abcd")}
+    return model, torch.randn(2, 5, 3), tied
+
+
+@case
+def a_mask_of_padding_fills_with_zeros() -> Case:
+    return vectors(lambda x: x.masked_fill(x[:, :1] > 0, 0.0), "-abc", "-abc")
+
+
+@case
+def scaled_and_shifted_in_one_operation() -> Case:
+    model = Forward(lambda m, x: m.d(torch.addcmul(m.a(x), m.b(x), m.c(x))), d=linear(4, 2))
+    model.a, model.b, model.c = (linear(3, 4) for _ in range(3))
+    rows = dict.fromkeys(("a.weight", "b.weight", "c.weight"), ("abcd", ""))
+    return model, torch.randn(5, 3), {**rows, "d.weight": ("", "abcd")}
+
+
+@case
+def complex_numbers_of_two_layers() -> Case:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.last(torch.view_as_real(torch.complex(m.a(x), m.b(x))).flatten(-2))
+
+    model = Forward(forward, a=linear(3, 3), b=linear(3, 3), last=linear(6, 2))
+    return model, torch.randn(5, 3), {"a.weight": ("abc", ""), "b.weight": ("abc", ""), "last.weight": ("", "aabbcc")}
+
+
+@case
+def deformable_convolution() -> Case:
+    model = Forward(
+        lambda m, x: m.last(m.deformable(m.first(x), m.offsets(x), m.weights(x))),
+        first=conv(2, 4),
+        offsets=conv(2, 18, 3, padding=1),
+        weights=conv(2, 9, 3, padding=1),
+        deformable=DeformConv2d(4, 3, 3, padding=1, bias=False),
+        last=conv(3, 2),
+    )
+    return (
+        model,
+        image(),
+        {"first.weight": ("abcd", ""), "deformable.weight": ("efg", "abcd"), "last.weight": ("", "efg")},
+    )
+
+
 def heads(m: Any, x: Tensor) -> Iterator[Tensor]:
     for layer in (m.q, m.k, m.v):
         yield layer(x).view(2, 5, 2, 3).transpose(1, 2)
@@ -898,6 +977,7 @@ def canonical(labels: dict[str, list[str]]) -> dict[str, list[str]]:
 KEPT_BY = {
     "indexed_by_what_the_input_says": ["sort"],
     "channels_chosen_by_the_input_stay": ["sort"],
+    "deformable_convolution": ["torchvision::deform_conv2d"],  # the offsets
     "layer_norm_keeps_its_channels": ["native_layer_norm"],
     "means_over_channels_keep_them": ["mean"],
     "root_mean_square_norm_keeps_its_channels": ["mean"],

@@ -33,6 +33,34 @@ def test_names_are_those_in_the_code_that_a_forward_reaches() -> None:
     assert "height" not in names
 
 
+class Cell(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return x
+
+    def first_state(self) -> Any:
+        return self.filled(self.size)
+
+    def filled(self, size: int) -> Any:
+        return [self.fill] * size
+
+    def never(self) -> Any:
+        return self.unused
+
+
+class Calling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = Cell()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.cell.first_state()
+
+
+def test_methods_of_other_modules_are_followed() -> None:
+    names = attributes_read(Calling())
+    assert names is not None and {"size", "fill"} <= names and "unused" not in names
+
+
 @pytest.mark.parametrize("cls", [ByVariable, ByDict])
 def test_attributes_read_otherwise_may_be_any(cls: type[nn.Module]) -> None:
     assert attributes_read(nn.Sequential(Plain(), cls())) is None
