@@ -44,7 +44,12 @@ def mask_weight(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def mask_in_its_layout(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return `mask_weight(weight, mask)` with the strides of `weight`; its gradient keeps the incoming strides."""
+    """Return `mask_weight(weight, mask)` with the strides of `weight`; its gradient keeps the incoming strides.
+
+    Other strides would select other kernels of torch, which give other bits.
+    """
+    if isinstance(weight, Proxy) or isinstance(mask, Proxy) or weight.is_contiguous():
+        return mask_weight(weight, mask)
     mask = _whole(mask, weight)
     if is_transformed():
         return torch.where(_laid_out(mask, weight), weight, 0)

@@ -15,10 +15,10 @@ from ..masking.substituted_call import fused_weights
 from ..module_walk import full_name
 from ..tracing.bytecode_scan import (
     CONV_AND_LINEAR,
-    calls_with_other_weights,
     chained_reads,
     has_forward,
     is_torch,
+    mentions_function,
     mentions_own,
     reads_weights,
     reads_weights_of_children,
@@ -33,6 +33,8 @@ from .foreign_changes import read_by_held_functions, read_by_replaced, replaced_
 _RECOMPUTED = Use(
     "unmasked", "computed in a forward that uses activation checkpointing, which computes it again unmasked"
 )
+
+_WITH_OTHER_WEIGHTS, _GRADIENTS = frozenset({"functional_call"}), frozenset({"grad", "backward"})
 
 
 def weight_owners(model: nn.Module, plan: ConversionPlan) -> dict[str, tuple[nn.Module, str]]:
@@ -147,11 +149,17 @@ def _leave_outside(module: nn.Module, original: nn.Module, graph: fx.Graph, plan
 def read_where_called_functionally(module: nn.Module, plan: ConversionPlan) -> None:
     """Plan a class that reads all masked weights below a module whose forward calls submodules with other weights.
 
-    The other weights are then used as they are, as in a folded model, which has no masks to put on them.
+    The other weights are then used as they are, as in a folded model, which has no masks to put on them. A forward that
+    takes gradients of submodules' weights calls them with the weights that it reads.
     """
-    if not calls_with_other_weights(original_class(module)):
-        return
+    cls = original_class(module)
     computing = {owner for (owner, _), how in plan.how.items() if how == "computed"}  # these mask in their own calls
+    if not mentions_function(cls, _WITH_OTHER_WEIGHTS):
+        below = [path for path in plan.reads.get(id(module), ()) if "." in path]
+        owners = {key_at(module, path)[0] for path in below}
+        if owners and owners.isdisjoint(computing) and mentions_function(cls, _GRADIENTS):
+            plan.functional.add(id(module))
+        return
     keys = {path: key_at(module, path) for path, _ in module.named_parameters(remove_duplicate=False)}
     below = [path for path, key in keys.items() if "." in path and key in plan.how and key[0] not in computing]
     if below:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..mask_state.masks import Layout
 from ..module_walk import owner_of
@@ -14,6 +16,7 @@ from ..side_effects import changed_buffers
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.subgraphs import ancestors, subgraph
 from .linear_ops import Operand, is_conv_or_linear, name_of, operands, weight_argument
+from .lost_zeros import loses_zeros, passes_by
 from .node_kinds import is_metadata
 from .position_tables import is_table
 from .rearranged import Rearrangements
@@ -28,6 +31,7 @@ STORED = ("operand", "source")  # values of `Use.how` for which the mask goes on
 PART = "part of the weight computed with {}"
 SHAPE_ONLY = "only its shape is read"
 _ALSO = "part of a computed weight, and also used in another way"
+_LOST = "zeros in it would not be zeros in the weight computed from it"
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Found:
         self.uses: dict[str, Use] = {}
         self.computed: dict[str, Use] = {}
         self.cores: dict[str, fx.Node] = {}
+        self.formed: dict[str, list[fx.Node]] = {}  # path -> all weights computed from it
 
     def settled(self) -> dict[str, Use]:
         """Return {path: use} of every source."""
@@ -85,7 +90,30 @@ class Found:
         for path in {*self.computed} & {*self.uses}:
             parts = [name for name, use in self.computed.items() if use.reason == PART.format(path)]
             uses |= dict.fromkeys([path, *parts] if parts else [], Use("unmasked", _ALSO))
+        for source, path in self.sources.items():
+            if path in self.formed and path in uses:
+                uses[path] = self._where_zeros_stay(source, path, uses[path])
         return {path: _reconcile(self, source, path, uses.get(path)) for source, path in self.sources.items()}
+
+    def _where_zeros_stay(self, source: fx.Node, path: str, use: Use) -> Use:
+        """Return the use of a parameter from which weights are computed, given what was found for it.
+
+        If the forward reads it in another way as well, the mask goes on the stored parameter; that needs a computation
+        in which zeros stay zeros.
+        """
+        if use.how == "computed" and passes_by(source, self.cores[path]):
+            use = Use("source", layout=use.layout)
+        if use.how in STORED and any(self._loses(core) for core in self.formed[path]):
+            return Use("unmasked", _LOST)
+        return use
+
+    def _loses(self, core: fx.Node) -> bool:
+        shapes = {source: self.module.get_parameter(path).shape for source, path in self.sources.items()}
+        return loses_zeros(core, shapes, partial(self._value, core))
+
+    def _value(self, core: fx.Node, through: Mapping[fx.Node, Callable[[Tensor], Tensor]]) -> Any:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), changed_buffers(self.module, []):
+            return subgraph(self.graph, core, through)(self.module)
 
     def look_at(self, node: fx.Node, operand: Operand) -> None:
         """Note the use of the parameters from which an operand of a conv, linear or matrix product is computed."""
@@ -121,15 +149,21 @@ class Found:
         registered = [name for name, _ in self.module.named_parameters(remove_duplicate=False)]
         paths = sorted(reached.values(), key=registered.index)
         alike: list[str] = []
+        chosen: fx.Node | None = None
         for core in bases:
             if alike or any(node.op == "placeholder" for node in ancestors(core)):
                 break
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), changed_buffers(self.module, []):
-                weight = subgraph(self.graph, core)(self.module)
+            weight = self._value(core, {})
+            if not isinstance(weight, Tensor):  # several results, or a gradient that is not there yet
+                continue
             # A complex weight cannot be stored in place of the real parameters that it is made of.
             same = [path for path in paths if self.module.get_parameter(path).shape == weight.shape]
             alike = [] if weight.is_complex() else same
             chosen = core
+        if chosen is None:
+            return
+        for path in paths:
+            self.formed.setdefault(path, []).append(chosen)
         if not alike:
             several = f"multiplied or added up with {', '.join(paths[1:])}: each has a mask of its own"
             self.computed |= {path: Use("source", several if path == paths[0] and paths[1:] else "") for path in paths}

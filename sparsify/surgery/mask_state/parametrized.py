@@ -70,8 +70,7 @@ def _masked(module: nn.Module, source: str, computed: Tensor) -> Tensor:
     if source not in module.__dict__.get("masked_names", ()):
         return computed
     mask: Tensor = module._buffers[f"{source}_mask"]  # type: ignore[assignment]
-    # Other strides would select other kernels, which give other bits.
-    return ops.mask_weight(computed, mask) if computed.is_contiguous() else ops.mask_in_its_layout(computed, mask)
+    return ops.mask_in_its_layout(computed, mask)
 
 
 def _forget(module: nn.Module, source: str) -> None:

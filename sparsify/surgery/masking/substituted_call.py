@@ -96,7 +96,7 @@ def _loses_masks(masked: Operands | None, result: Any) -> bool:
 
 
 def _masked_by(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda operand: ops.mask_weight(operand, mask)
+    return lambda operand: ops.mask_in_its_layout(operand, mask)
 
 
 def _keep_assigned(

@@ -106,10 +106,10 @@ def mentions_own(module: nn.Module, paths: Iterable[str]) -> bool:
     return set(paths) <= module._parameters.keys() & _attributes_read(original_class(module))  # type: ignore[arg-type]
 
 
-def calls_with_other_weights(cls: type[nn.Module]) -> bool:
-    """Return whether the code of a class's forward mentions torch.func.functional_call, under any name."""
+def mentions_function(cls: type[nn.Module], wanted: frozenset[str]) -> bool:
+    """Return whether the code of a class's forward mentions a function with one of these names, under any name."""
     read = ((name, function.__globals__.get(name)) for function in reachable(cls) for name in names_read(function))
-    return any("functional_call" in (name, getattr(value, "__name__", "")) for name, value in read)
+    return any(name in wanted or getattr(value, "__name__", "") in wanted for name, value in read)
 
 
 def is_closed(cls: type[nn.Module]) -> bool:

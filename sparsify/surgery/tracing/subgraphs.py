@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -25,14 +25,21 @@ def ancestors(node: Any, *, modules: bool = True) -> set[fx.Node]:
     return found
 
 
-def subgraph(graph: fx.Graph, result: fx.Node) -> Callable[..., Tensor]:
-    """Return a function of the module that computes the node `result`, which must not depend on an input."""
+def subgraph(
+    graph: fx.Graph, result: fx.Node, through: Mapping[fx.Node, Callable[[Tensor], Tensor]] | None = None
+) -> Callable[..., Tensor]:
+    """Return a function of the module that computes the node `result`, which must not depend on an input.
+
+    `through` maps nodes to functions that their values go through before others read them.
+    """
     part = fx.Graph()
     wanted = ancestors(result)
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node in wanted:
             copies[node] = part.node_copy(node, copies.__getitem__)
+            if through and node in through:
+                copies[node] = part.call_function(through[node], (copies[node],))
     part.output(copies[result])
     return compiled(part, "effective weight")
 
