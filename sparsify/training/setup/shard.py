@@ -41,12 +41,13 @@ def shard(model: nn.Module, average: ModelEmaV3 | None, ranks: Ranks, device: to
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the model's repeated blocks: outermost modules that have submodules and a class that occurs twice or more.
+    """Return the model's repeated blocks: outermost modules of a class that occurs twice or more.
 
-    torch's containers are looked into. Without a repeated block, or where modules share a parameter, there are none.
+    Modules whose submodules have no parameters are none, and torch's containers are looked into. Without a repeated
+    block, or where modules share a parameter, the list is empty.
     """
     found = [module for module in model.modules() if _may_be_block(module) and module is not model]
-    owned = Counter(id(one) for module in model.modules() for one in module._parameters.values() if one is not None)
+    owned = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
     if max(owned.values(), default=0) > 1:  # a shared parameter is gathered with one block only
         return []
     occurs = Counter(map(original_class, found))
@@ -56,7 +57,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _may_be_block(module: nn.Module) -> bool:
-    inner = next(module.children(), None) is not None and next(module.parameters(), None) is not None
+    inner = any(next(child.parameters(), None) is not None for child in module.children())
     return inner and original_class(module) not in _CONTAINERS
 
 

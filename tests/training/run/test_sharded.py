@@ -175,5 +175,8 @@ def test_blocks_are_the_outermost_repeated_modules() -> None:
     tied = nn.Sequential(Block(4), Block(4))
     tied[1].down.weight = tied[0].down.weight
     assert blocks_of(tied) == []
+    twice = nn.Sequential(Block(4), Block(4))
+    twice[1].norm = twice[0].norm
+    assert blocks_of(twice) == []
     nested = nn.Sequential(nn.Sequential(Block(4), nn.ReLU()), nn.Sequential(Block(4)), Scaled())
     assert blocks_of(nested) == [nested[0][0], nested[1][0], *blocks_of(nested[2])]
