@@ -170,7 +170,7 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
     if sharded:
         shard(model, average, ranks, accelerator.device)
     optimizer = make_optimizer(model, settings.optimizer)
-    if sharded:
+    if settings.shard:
         check_optimizer(optimizer, settings.optimizer.name)
     if recipe.prune is not None:
         pruner = Pruner(

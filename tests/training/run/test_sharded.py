@@ -15,7 +15,6 @@ import sparsify
 from sparsify.errors import SparsifyError
 from sparsify.processes.shards import is_sharded, whole
 from sparsify.training.folder.checkpoint import read_state
-from sparsify.training.setup.shard import blocks_of
 
 from ...ranks import launched
 from .test_processes import SNIP, UNION, assert_same, recipe, records
@@ -166,17 +165,3 @@ def test_what_cannot_be_cut_is_one_line_of_the_first_process_and_nothing_is_writ
         assert part in text and "\n" not in text and code == other_code == 2
         assert (kind, other_kind) == ("SparsifyError", "ElsewhereError")
     assert not (tmp_path / "new").exists()
-
-
-def test_blocks_are_the_outermost_repeated_modules() -> None:
-    model = network()
-    assert blocks_of(model) == [model[4], model[5][0]]
-    assert blocks_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == []
-    tied = nn.Sequential(Block(4), Block(4))
-    tied[1].down.weight = tied[0].down.weight
-    assert blocks_of(tied) == []
-    twice = nn.Sequential(Block(4), Block(4))
-    twice[1].norm = twice[0].norm
-    assert blocks_of(twice) == []
-    nested = nn.Sequential(nn.Sequential(Block(4), nn.ReLU()), nn.Sequential(Block(4)), Scaled())
-    assert blocks_of(nested) == [nested[0][0], nested[1][0], *blocks_of(nested[2])]
