@@ -38,11 +38,12 @@ def show_plan(recipe: Recipe, *, full: bool = False, check: bool = True) -> None
     lr = planned.lr
     say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}")
     from sparsify.training.setup.rehearse import rehearse
+    from sparsify.training.setup.split import shard_lines
 
     rehearsal = rehearse(recipe, check=check)
     say(*rehearsal_lines(rehearsal, recipe))
     epochs = -(-planned.total_steps // planned.steps_per_epoch)
-    say(*average_lines(recipe))
+    say(*average_lines(recipe), *shard_lines(recipe.train))
     whole, parts = count(planned.total_steps, "step"), count(epochs, "epoch")
     say(f"{whole}: {parts} of {planned.steps_per_epoch:,}, batches of {_batch(recipe)}")
     tenths = [lr(planned.total_steps * tenth // 10) for tenth in range(10)] + [lr(planned.total_steps - 1)]

@@ -60,13 +60,14 @@ class Screen:
     def start(self, prepared: Prepared, folder: Path) -> None:
         """Show the run before its first step."""
         self.started = True
+        lines = start_lines(prepared, folder)  # in every process: each counts its part of a model in parts
         if self._silent:
             return
         training = prepared.training
         self._total_steps = training.total_steps
         self._epochs = -(-training.total_steps // training.steps_per_epoch)
         self._began_at = training.step, training.seconds
-        say(*start_lines(prepared, folder))
+        say(*lines)
         if training.step and training.step < self._total_steps:
             say(f"going on after step {training.step:,} of {self._total_steps:,}")
         if training.step < self._total_steps:

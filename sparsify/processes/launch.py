@@ -82,8 +82,8 @@ def check_accelerate(precision: str, environment: Mapping[str, str] | None = Non
     ):
         if given.get(variable, "").lower() in ("true", "1"):
             raise SparsifyError(
-                f"accelerate launch: {name} is asked for; sparsify train runs DDP: leave it out (on the CPU accelerate "
-                "ignores it), or call fully_shard in a loop of your own (docs/processes.md)"
+                f"accelerate launch: {name} is asked for; leave it out: sparsify train runs DDP, or FSDP2 with "
+                "train.shard: true in the recipe (docs/processes.md)"
             )
     asked = given.get("ACCELERATE_MIXED_PRECISION", precision)
     if asked not in ("no", precision):

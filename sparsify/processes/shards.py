@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,6 +27,26 @@ def local(tensor: Any) -> Tensor:
 def whole(tensor: Any) -> Tensor:
     """Return the full tensor; for a sharded tensor all processes must call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def whole_tree(tree: Any, *, keep: bool) -> Any:
+    """Return a tree of dicts, lists and tuples with full tensors, on the CPU, in place of its sharded ones.
+
+    All processes must call this together; without `keep` the full tensors are dropped, and None is in their places.
+    """
+    if isinstance(tree, Mapping):
+        return {key: whole_tree(value, keep=keep) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(whole_tree(value, keep=keep) for value in tree)
+    if not is_sharded(tree):
+        return tree
+    full = whole(tree.detach())
+    return full.cpu() if keep else None
+
+
+def sharded_like(tensor: Any, values: Tensor) -> Tensor:
+    """Return the full tensor `values` sharded like `tensor`; `values` itself if that is not sharded."""
+    return like(tensor, part_of(tensor, values), values.shape) if is_sharded(tensor) else values
 
 
 def group_of_shards(tensor: Any) -> Group:

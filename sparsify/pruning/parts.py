@@ -23,6 +23,7 @@ from .selection.candidates import Candidates, check_amount
 from .selection.prunable_weights import matching_weights, pruned_weights
 from .selection.scopes import SCOPES
 from .settings.prune import Pruning
+from .settings.shards import not_on_shards
 from .units.group_candidates import GroupCandidates
 
 
@@ -83,26 +84,14 @@ def make_parts(
     return tuple(parts)
 
 
-# Criteria that score each entry by itself, or whose gradients fully_shard sums.
-_ON_SHARDS = ("magnitude", "random", "snip", "movement")
-
-
 def check_shards(parts: Iterable[Part]) -> None:
     """Raise SparsifyError for settings that do not work on sharded weights."""
     for part in parts:
-        pruning = part.pruning
-        criterion, size = pruning.criterion, pruning.granularity.size
-        wrong = {
-            f"criterion '{criterion.name}' (those are {', '.join(_ON_SHARDS)})": criterion.function is not None
-            or criterion.name not in _ON_SHARDS,
-            "units of coupled channels (leave out example_input)": isinstance(part.candidates, GroupCandidates),
-            "of: bytes": pruning.of == "bytes",
-            "least and most": pruning.least is not None or pruning.most is not None,
-            "blocks of several rows": size is not None and size[0] > 1,
-        }
-        for what, found in wrong.items():
-            if found:
-                raise SparsifyError(f"pruning: {what}: not on a model that fully_shard has cut; prune before it is cut")
+        what = not_on_shards(part.pruning)
+        if what is None and isinstance(part.candidates, GroupCandidates):
+            what = "units of coupled channels (leave out example_input)"
+        if what is not None:
+            raise SparsifyError(f"pruning: {what}: not on a model that fully_shard has cut; prune before it is cut")
 
 
 def _named(part: Part) -> str:

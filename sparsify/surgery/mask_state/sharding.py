@@ -72,6 +72,7 @@ def whole_state(model: nn.Module, *, keep: bool) -> Iterator[None]:
 
     All processes must enter it together: each tensor is gathered in turn, also on processes without `keep`.
     """
+    reshard(model)
     changed: list[tuple[Any, str, Any]] = []
     seen: dict[int, Any] = {}
     try:

@@ -22,6 +22,7 @@ from ...formats.file.container import Header, Part, checksums, container_chunks,
 from ...formats.io.atomic import atomic_write
 from ...formats.model.dtypes import TORCH_DTYPES, bits, dtype_name, from_bits
 from ...preserve import cpu_random_state, set_cpu_random_state
+from ...processes.shards import copy_into, sharded_like
 
 # The first version had no checksums.
 VERSIONS = ("1", "2")
@@ -160,12 +161,16 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, An
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
             if isinstance(value, Tensor) and not value.is_meta and value.shape == parameter.shape:
-                entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                entries[name] = copy_into(torch.empty_like(parameter.detach(), dtype=value.dtype), value)
 
 
 def set_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a model's parameters, buffers and masks in place; raises SparsifyError if they are another model's."""
+    """Load a model's parameters, buffers and masks in place; raises SparsifyError if they are another model's.
+
+    The state is of whole tensors; a model in parts takes its own part of each.
+    """
+    own = model.state_dict()
     try:
-        model.load_state_dict(dict(state), strict=True)
+        model.load_state_dict({name: sharded_like(own.get(name), value) for name, value in state.items()}, strict=True)
     except RuntimeError as error:
         raise SparsifyError(f"the checkpoint does not fit the recipe's model: {one_line(error)}") from None

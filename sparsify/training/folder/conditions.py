@@ -17,7 +17,7 @@ from ...hardware import processor
 from .run_folder import CONDITIONS
 
 
-def conditions(device: torch.device, processes: int = 1) -> dict[str, str]:
+def conditions(device: torch.device, processes: int | str = 1) -> dict[str, str]:
     """Return what computes on `device`, by name: equal conditions and an equal recipe give equal bits."""
     found = {"torch": str(torch.__version__), "device": device.type, "processes": str(processes)}
     if device.type == "cuda":
@@ -38,7 +38,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [f"{name} {now[name]} instead of {before.get(name)}" for name in both if now[name] != before.get(name)]
 
 
-def note_conditions(folder: Path, step: int, device: torch.device, processes: int = 1) -> None:
+def note_conditions(folder: Path, step: int, device: torch.device, processes: int | str = 1) -> None:
     """Append the conditions from `step` on to a run's conditions.json, unless they are the last ones there."""
     path = folder / CONDITIONS
     try:

@@ -9,9 +9,10 @@ from ...errors import SparsifyError
 from ..recipe.read import Recipe, parse_recipe
 from ..recipe.yaml_lines import parse_yaml
 
-# Device, data folder, logging and checkpoint interval do not change a run's results.
+# Device, data folder, logging, checkpoint interval and sharding do not change a run's results.
 FREE = (
     "train.device",
+    "train.shard",
     "train.log_every",
     "train.trackers",
     "train.checkpoint.every",

@@ -6,20 +6,25 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ...surgery.mask_state.sharding import reshard
+
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
 
     from ..recipe.settings import EmaSettings
 
 
-def make_average(model: nn.Module, settings: EmaSettings | None) -> ModelEmaV3 | None:
-    """Return timm's moving average of `model`, None without settings. The first update replaces its initial values."""
+def make_average(model: nn.Module, settings: EmaSettings | None, *, sharded: bool = False) -> ModelEmaV3 | None:
+    """Return timm's moving average of `model`, None without settings. The first update replaces its initial values.
+
+    `sharded`: both models will be cut, so that sharded and whole tensors are updated one by one.
+    """
     if settings is None:
         return None
     # Slow to import.
     from timm.utils import ModelEmaV3
 
-    return ModelEmaV3(model, decay=settings.decay, use_warmup=settings.warmup)
+    return ModelEmaV3(model, decay=settings.decay, use_warmup=settings.warmup, foreach=not sharded)
 
 
 def update_average(average: ModelEmaV3, model: nn.Module, step: int) -> None:
@@ -28,6 +33,8 @@ def update_average(average: ModelEmaV3, model: nn.Module, step: int) -> None:
     Parameters and buffers of the state dict are averaged, integers copied (timm). Masks
     (surgery.mask_state.averages) and non-persistent buffers are copied from the model.
     """
+    for one in (average.module, model):
+        reshard(one)  # an evaluation leaves whole parameters behind
     average.update(model, step=step)
     copy_unsaved(average.module, model)
 

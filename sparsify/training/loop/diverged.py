@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import Diverged
+from ...processes.shards import local
 
 if TYPE_CHECKING:
     from .train_steps import Training
@@ -21,7 +22,7 @@ def check_numbers(training: Training) -> None:
     Gradients are not checked: the fp16 scaler skips a step whose gradients overflow, and nothing is lost.
     """
     check_loss(training)
-    if not are_finite(training.model.parameters()):
+    if any(training.ranks.any(not are_finite(training.model.parameters()))):  # a process may have a part of each
         where = f"after step {training.step} of {training.total_steps}"
         text = f"the weights are no longer numbers {where}; {_advice(training)}"
         raise training.ranks.one_of(Diverged(text))
@@ -36,14 +37,14 @@ def check_loss(training: Training) -> None:
 
 
 def are_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Return whether all trained parameters are finite, with one synchronisation for each device.
+    """Return whether all trained parameters, or their parts here, are finite, with one synchronisation for each device.
 
     Frozen parameters may hold minus infinity on purpose.
     """
     found: dict[torch.device, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
-            found.setdefault(parameter.device, []).append(parameter.detach().isfinite().all())
+            found.setdefault(parameter.device, []).append(local(parameter.detach()).isfinite().all())
     return all(bool(torch.stack(flags).all()) for flags in found.values())
 
 

@@ -49,12 +49,13 @@ def evaluate(
     num_classes: int | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ranks: Ranks = ALONE,
+    sharded: bool = False,
 ) -> Evaluation:
     """Return the top-1 accuracy and mean loss of `model` in eval mode over `batches` of (inputs, class indices).
 
-    Several processes, each with its share of the batches, all return the result over all of them. The model must be on
-    `device`; its train/eval mode is kept. Raises SparsifyError if there is no example, or if the model has fewer than
-    `num_classes` classes.
+    Several processes, each with its share of the batches, all return the result over all of them. With
+    `sharded`, all of them take part in every forward. The model must be on `device`; its train/eval mode is kept.
+    Raises SparsifyError if there is no example, or if the model has fewer than `num_classes` classes.
     """
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device="cpu" if torch.device(device).type == "mps" else device)
@@ -63,11 +64,13 @@ def evaluate(
         model.eval()
         for batch in batches:
             counted, _ = counts(batch)
-            if not counted:  # another process counts these images
+            if not (counted or sharded):  # another process counts these images
                 continue
             inputs, classes = (part.to(device) for part in batch)
             with autocast():
                 scores = logits_of(model(inputs), num_classes).float()
+            if not counted:
+                continue
             correct += (scores.argmax(1) == classes).sum()
             loss += F.cross_entropy(scores, classes, reduction="sum").to(loss)
             count += len(classes)

@@ -24,13 +24,14 @@ class Forward:
 
     run: Callable[[Tensor], Any]
     channels_last: bool
+    together: bool = False  # whether other processes take part in it
 
     def __call__(self, images: Tensor) -> Any:
         """Return the model's output for a batch. Raises RunError, with the model's error, if it does not take it."""
         try:
             return self.run(images.contiguous(memory_format=torch.channels_last) if self.channels_last else images)
         except (TypeError, ValueError, RuntimeError) as error:
-            if isinstance(self.run, DistributedDataParallel):  # it may be that another process is lost
+            if self.together:  # it may be that another process is lost
                 raise
             given = f"{'x'.join(map(str, images.shape))} of {str(images.dtype).removeprefix('torch.')}"
             raise RunError(f"the model failed on a batch, {given}: {one_line(error, 200)}") from error
@@ -41,14 +42,17 @@ class Forward:
 
 
 def make_forward(model: nn.Module, settings: TrainSettings, ranks: Ranks) -> Forward:
-    """Return the forward of a training step. Several processes all get the first one's parameters."""
+    """Return the forward of a training step. Several processes all get the first one's parameters.
+
+    A model in parts (`settings.shard`) is its own forward: it gathers parameters and sums gradients by itself.
+    """
     run: Callable[[Tensor], Any] = torch.compile(model) if settings.compile else model
-    if ranks.size > 1:
+    if ranks.size > 1 and not settings.shard:
         # Masks are equal already, and other buffers are exchanged where they matter.
         names = inspect.signature(DistributedDataParallel).parameters
         once = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         run = DistributedDataParallel(run, **{once: False})  # type: ignore[arg-type]
-    return Forward(run, settings.channels_last)
+    return Forward(run, settings.channels_last, ranks.size > 1)
 
 
 def buffers_to_share(model: nn.Module) -> list[Tensor]:

@@ -15,13 +15,17 @@ from ..batches.types import Loader
 
 
 class FirstBatches:
-    """A share of the first `count` batches of a loader's first epoch, the same each time it is iterated over."""
+    """A share of the first `count` batches of a loader's first epoch, the same each time it is iterated over.
 
-    def __init__(self, loader: Loader, count: int, share: Share) -> None:
-        self._loader, self._count, self._share = loader, count, share
+    Batches that other processes count are left out, unless `every` is set.
+    """
+
+    def __init__(self, loader: Loader, count: int, share: Share, *, every: bool = False) -> None:
+        self._loader, self._count, self._share, self._every = loader, count, share, every
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch for batch in islice(self._loader.epoch(0, 0, self._share), self._count) if counts(batch)[0])
+        batches = islice(self._loader.epoch(0, 0, self._share), self._count)
+        return (batch for batch in batches if self._every or counts(batch)[0])
 
 
 class Tally:

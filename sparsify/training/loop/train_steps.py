@@ -67,6 +67,16 @@ class Training:
         return Share(self.ranks.rank, self.ranks.size)
 
     @property
+    def sharded(self) -> bool:
+        """Whether each process keeps a part of the model only."""
+        return self.settings.shard and self.ranks.size > 1
+
+    @property
+    def processes(self) -> str:
+        """The number of processes and how they hold the model, as the conditions of a run name it."""
+        return f"{self.ranks.size} (train.shard)" if self.sharded else str(self.ranks.size)
+
+    @property
     def result(self) -> nn.Module:
         """The model that is tested and saved: the average where there is one."""
         return self.model if self.average is None else self.average.module
@@ -153,7 +163,9 @@ def _start_pruner(training: Training) -> None:
         loss = loss_of(model(inputs), classes, label_smoothing=training.settings.label_smoothing)
         return loss if training.ranks.size == 1 else loss * (counted * training.ranks.size / of)
 
-    training.pruner.start(FirstBatches(training.data.train, _SCORED_BATCHES, training.share), loss_fn)
+    # In a forward of a model in parts all processes take part, also those whose images do not count.
+    batches = FirstBatches(training.data.train, _SCORED_BATCHES, training.share, every=training.sharded)
+    training.pruner.start(batches, loss_fn)
 
 
 def _step_pruner(training: Training) -> None:
@@ -216,6 +228,7 @@ def _evaluate_if_due(training: Training, pause: Callable[[], None]) -> Record:
         num_classes=training.data.num_classes,
         autocast=training.accelerator.autocast,
         ranks=training.ranks,
+        sharded=training.sharded,
     )
     of_average = {} if training.average is None else {"test_weights": "average"}
     return {"test_loss": found.loss, "test_accuracy": found.accuracy, **of_average}

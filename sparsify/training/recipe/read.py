@@ -20,6 +20,7 @@ from ...validation import Source, first_problem, known_keys
 from .lookups import check_data_name, check_optimizer_name, check_source, check_trackers
 from .plugin import Plugin, as_plugin
 from .settings import DataSettings, ModelSettings, PluginSettings, TrainSettings
+from .sharding import check_shard
 from .values import ByName, Settings, Word
 from .yaml_lines import MOST_CHARACTERS, parse_value, parse_yaml
 
@@ -147,6 +148,7 @@ def _validated(
         raise SparsifyError(
             f"{source.where(('model', 'masks'))}: given masks stay as they are; leave out the key 'prune'"
         )
+    check_shard(recipe, source.where)
     if check:
         check_names(recipe, source)
     recipe._source = source

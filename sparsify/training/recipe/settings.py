@@ -188,6 +188,8 @@ class TrainSettings(Settings):
     """keep images and weights in channels-last memory order"""
     compile: bool = False
     """run the model through torch.compile"""
+    shard: bool = False
+    """keep only a part of weights, gradients and optimiser state in each of several processes (torch's fully_shard)"""
     sync_batch_norm: bool = False
     """take batch-norm statistics over all processes, where several train on GPUs; else each has its own"""
     recalibrate_batch_norm: CountOrZero = 0

@@ -10,6 +10,7 @@ from torch import nn
 
 from ...formats.model.masks import load_masks
 from ...overlap import iou
+from ...processes.shards import count
 from ...surgery.mask_state.masks import get_masks, masked_weights
 from ..folder.run_folder import MASKS
 from ..folder.same_recipe import flat_recipe
@@ -45,7 +46,7 @@ def layer_sparsity(model: nn.Module) -> Mapping[str, float]:
     found = {}
     for name, weight in masked_weights(model).items():
         size = weight.mask.numel()
-        found[LAYER.format(name)] = 1 - int(weight.mask.count_nonzero()) / size if size else 0.0
+        found[LAYER.format(name)] = 1 - count(weight.mask) / size if size else 0.0
     return found
 
 

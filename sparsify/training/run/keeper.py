@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...errors import Diverged, RunError, RunStopped, RunWarning
+from ...surgery.mask_state.sharding import whole_state
 from ..folder.checkpoint import random_state
 from ..loop.diverged import check_numbers
 from ..loop.train_steps import Record, Training
@@ -78,13 +79,15 @@ class Keeper:
             warnings.warn(text, RunWarning, stacklevel=2)
         accuracy = record.get("test_accuracy")
         evaluated = accuracy is not None or training.step == training.total_steps
-        if self._log is not None and training.pruner is not None and evaluated:
-            self._log.add(layer_sparsity(training.model), training.step)
+        if training.pruner is not None and evaluated:
+            by_layer = layer_sparsity(training.model)  # all processes count what they have of a model in parts
+            if self._log is not None:
+                self._log.add(by_layer, training.step)
         final = training.pruner is None or training.pruner.finished
         if accuracy is not None and final and (self._best is None or accuracy > self._best):
             check_numbers(training)
             self._best = accuracy
-            with self._ranks.together():
+            with whole_state(training.result, keep=self._ranks.first), self._ranks.together():
                 if self._lock is not None:
                     self._lock.check()
                     self._save_best(record)

@@ -14,6 +14,7 @@ from ...errors import RunError
 from ...export.save import write
 from ...processes.launch import Launch
 from ...processes.ranks import Ranks
+from ...surgery.mask_state.sharding import whole_state
 from ..folder import run_folder as folders
 from ..folder.checkpoint_files import Checkpoints
 from ..folder.conditions import note_conditions
@@ -24,7 +25,6 @@ from ..records.log import Log
 from ..records.tensorboard import note_overlap
 from ..setup.prepare import Prepared, prepare, seed_own, share
 from ..setup.rehearse import is_here
-from ..setup.split import check_same_work
 from .state import NEEDED, restore
 
 
@@ -53,7 +53,7 @@ class Opened:
         training = self.prepared.training
         with training.ranks.together():
             if training.ranks.first:
-                note_conditions(self.folder, training.step, training.accelerator.device, training.ranks.size)
+                note_conditions(self.folder, training.step, training.accelerator.device, training.processes)
                 size = self.state.get("metrics_size", 0)
                 recipe = self.prepared.recipe
                 self.log = stack.enter_context(Log(self.folder, recipe, size=size, step=training.step))
@@ -89,7 +89,6 @@ def open_run(
     [fetched] = ranks.any(ranks.size > 1 and data is None and (recipe.model.pretrained or not is_here(recipe)))
     check = check and not resume and ranks.first
     prepared = prepare(recipe, model=model, data=data, check=check, ranks=ranks, in_turn=fetched)
-    check_same_work(prepared.training, ranks)
     checkpoints = Checkpoints(folder, recipe.train.checkpoint.keep)
     state: dict[str, Any] = {}
     with ranks.together():
@@ -124,7 +123,8 @@ def _keep_masks(opened: Opened) -> None:
         return
 
     def keep(cycle: int) -> None:
-        with prepared.training.ranks.together():
+        ranks = prepared.training.ranks
+        with whole_state(pruner.model, keep=ranks.first), ranks.together():
             if opened.lock is not None and opened.log is not None:
                 opened.lock.check()
                 _write_masks(prepared, opened.folder, cycle)

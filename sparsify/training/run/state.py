@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ...errors import RunWarning, SparsifyError
 from ...formats.file.cuts_text import cuts_from, cuts_text, read_cuts
+from ...processes.shards import whole_tree
 from ...surgery.mask_state.masks import get_masks, set_masks
+from ...surgery.mask_state.sharding import reshard
 from ...surgery.shrink.cuts import cuts_of
 from ..folder.checkpoint import set_model_state, set_optimizer_state, set_random_state
 from ..folder.conditions import changes, conditions
@@ -28,16 +30,18 @@ NEEDED = ("step", "seconds", "metrics_size", "model", "optimizer", "pruner", "sc
 def state_of(prepared: Prepared, random: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything that determines the rest of the training; `random` is the state of the random generators.
 
-    Several processes call it at once; the first one's result is the state. The learning rate and the order and
-    augmentation of the data follow from the step, the recipe and its seed.
+    Several processes call it at once; the first one's result is the state, in whole tensors. The learning rate and
+    the order and augmentation of the data follow from the step, the recipe and its seed.
     """
     training = prepared.training
     scaler = training.accelerator.scaler
-    return {
+    for model in (training.model, training.result):
+        reshard(model)
+    state = {
         "step": training.step,
         "seconds": training.seconds,
         "recipe": prepared.recipe.to_yaml(),
-        "conditions": conditions(training.accelerator.device, training.ranks.size),
+        "conditions": conditions(training.accelerator.device, training.processes),
         "model": training.model.state_dict(),
         "unsaved": _unsaved(training.model),
         **({} if training.average is None else {"average": training.average.module.state_dict()}),
@@ -50,6 +54,7 @@ def state_of(prepared: Prepared, random: Mapping[str, Any]) -> dict[str, Any]:
         "record_due": training.record_due,
         "shrink_told": training.shrink_told,
     }
+    return whole_tree(state, keep=training.ranks.first) if training.sharded else state
 
 
 def restore(prepared: Prepared, state: Mapping[str, Any], folder: Path) -> None:
@@ -60,7 +65,7 @@ def restore(prepared: Prepared, state: Mapping[str, Any], folder: Path) -> None:
     training = prepared.training
     if different := differences(state.get("recipe"), prepared.recipe):
         raise SparsifyError(f"{folder}: its checkpoint is of another recipe: {different}; a run resumes with its own")
-    here = conditions(training.accelerator.device, training.ranks.size)
+    here = conditions(training.accelerator.device, training.processes)
     if (changed := changes(state.get("conditions", {}), here)) and training.ranks.first:
         text = f"{folder}: resumes with {', '.join(changed)}: its bits may differ from those of an uninterrupted run"
         warnings.warn(text, RunWarning, stacklevel=2)

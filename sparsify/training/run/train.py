@@ -20,6 +20,7 @@ from ...models import FROM_PYTHON
 from ...processes.launch import read_launch
 from ...processes.ranks import others_lost
 from ...pruning.report import PruningReport
+from ...surgery.mask_state.sharding import whole_state
 from ..data.bad_images import dead_workers
 from ..data.own_data import own_settings
 from ..folder import run_folder as folders
@@ -45,6 +46,7 @@ class TrainResult:
     """A finished run: the trained model with its masks, the last record, the run's folder, and what was pruned.
 
     With `train.ema` the model is the average of the weights; test results and the saved file are those of the average.
+    With `train.shard` the model of several processes is in parts (DTensors); the saved file is whole.
 
     `shrunk` is None unless the model was shrunk; then it has "parameters" and "multiply_adds" before and after, and
     more, and the `share` of `report` is the share removed from the model.
@@ -157,7 +159,7 @@ def _train_and_save(
             for callback in callbacks:
                 callback(record)
             keeper.stop_if_asked()
-    with training.ranks.together():
+    with whole_state(training.result, keep=training.ranks.first), training.ranks.together():
         if opened.lock is not None:
             opened.lock.check()
             _save(prepared, folder / folders.MODEL, keeper.last_record)

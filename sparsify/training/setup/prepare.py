@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from ...start import read_start
 from ...surgery.conversion.convert import ConversionReport, convert
 from ...surgery.ignore_patterns import PatternError
 from ...surgery.mask_state.masks import kept_of, masked_weights
+from ...surgery.mask_state.sharding import shard_masks
 from ...surgery.verification.verify import VerifyReport, verify
 from ...weights import LoadReport
 from ..batches.resident import generator_for
@@ -34,7 +37,9 @@ from ..loop.optimizer import make_accelerator, make_optimizer
 from ..loop.train_steps import Training
 from ..recipe.lr_schedules import learning_rate_factor
 from ..recipe.read import Recipe
-from .split import check_split
+from ..recipe.settings import TrainSettings
+from .shard import check_optimizer, shard
+from .split import check_same_work, check_split
 from .sync_batch_norm import with_sync_batch_norm
 
 
@@ -89,10 +94,23 @@ def prepare(
                 if first is None or first == (ranks.local_rank == 0):
                     built = _build(recipe, model, data, check, ranks)
         assert built is not None
-        training = _ready(recipe, built.model, built.data, built.accelerator, ranks)
+        check_same_work(built.model, built.data, ranks)
+        with _told_once(recipe.train, ranks):
+            training = _ready(recipe, built.model, built.data, built.accelerator, ranks)
     except PatternError as error:
         raise SparsifyError(f"{recipe.where('prune', *error.keys)}: {error.problem}") from None
     return Prepared(recipe, training, built.spec, built.arguments, built.loaded, built.conversion, built.verification)
+
+
+@contextmanager
+def _told_once(settings: TrainSettings, ranks: Ranks) -> Iterator[None]:
+    """Let the first process alone tell of an error that all processes of a model in parts find."""
+    try:
+        yield
+    except SparsifyError as error:
+        if settings.shard and not isinstance(error, PatternError):
+            raise ranks.one_of(error) from None
+        raise
 
 
 def share(training: Training) -> None:
@@ -147,7 +165,13 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
     settings = recipe.train
     steps_per_epoch = -(-len(data.train) // settings.accumulate)
     total_steps = settings.total_steps(steps_per_epoch)
-    pruner = None
+    pruner, sharded = None, settings.shard and ranks.size > 1
+    average = make_average(model, settings.ema, sharded=True) if sharded else None  # parts cannot be copied
+    if sharded:
+        shard(model, average, ranks, accelerator.device)
+    optimizer = make_optimizer(model, settings.optimizer)
+    if settings.shard:
+        check_optimizer(optimizer, settings.optimizer.name)
     if recipe.prune is not None:
         pruner = Pruner(
             model,
@@ -157,6 +181,8 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
             generator=torch.Generator().manual_seed(settings.seed),
             example_input=torch.zeros(1, *data.input_shape, device=accelerator.device),
         )
+        if average is not None:
+            shard_masks(average.module)  # as the pruner did with the model's
         if recipe.model.checkpoint is not None:
             pruner.check_present(where="prune.sparsity")
         if recipe.prune.amount is None and recipe.prune.target == 1:
@@ -166,13 +192,13 @@ def _ready(recipe: Recipe, model: nn.Module, data: Data, accelerator: Accelerato
         data=data,
         settings=settings,
         accelerator=accelerator,
-        optimizer=accelerator.prepare_optimizer(make_optimizer(model, settings.optimizer)),
+        optimizer=accelerator.prepare_optimizer(optimizer),
         pruner=pruner,
         forward=make_forward(model, settings, ALONE),
         lr_factor=learning_rate_factor(settings.lr_schedule, total_steps, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         ranks=ranks,
-        average=make_average(model, settings.ema),
+        average=average if sharded else make_average(model, settings.ema),
         sparsity=_sparsity(model),
     )
 

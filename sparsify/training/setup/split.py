@@ -8,8 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import SparsifyError
 from ...processes.ranks import Ranks
+from ..batches.types import Data
 from ..folder.same_recipe import differences
-from ..loop.train_steps import Training
 from ..recipe.read import Recipe
 from ..recipe.settings import DataSettings, TrainSettings
 
@@ -56,11 +56,11 @@ def check_same_recipe(recipe: Recipe, ranks: Ranks) -> None:
             raise SparsifyError(f"train: the processes have different recipes: {different}; give all of them one")
 
 
-def check_same_work(training: Training, ranks: Ranks) -> None:
+def check_same_work(model: nn.Module, data: Data, ranks: Ranks) -> None:
     """Raise SparsifyError on all processes if their models or the sizes of their data sets differ."""
     if ranks.size == 1:
         return
-    data, shapes = training.data, [(name, tuple(value.shape)) for name, value in training.model.state_dict().items()]
+    shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
     own = {"training images": data.train_count, "test images": data.test_count, "classes": data.num_classes}
     first, first_shapes = ranks.of_first((own, shapes))
     with ranks.together():
@@ -80,7 +80,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 def processes_lines(data: DataSettings, model: nn.Module, ranks: Ranks, settings: TrainSettings) -> list[str]:
     """Return the lines on several processes that are printed before training starts."""
     if ranks.size == 1:
-        return []
+        return shard_lines(settings)
     lines = [f"{ranks.size} processes: {data.batch_size // ranks.size} of a batch's {data.batch_size} images on each"]
     if has_batch_norm(model):
         lines.append(
@@ -89,4 +89,11 @@ def processes_lines(data: DataSettings, model: nn.Module, ranks: Ranks, settings
             else "  batch norm: each process takes the statistics of its own images, and those of the first are kept: "
             "results depend on the number of processes"
         )
+    if settings.shard:
+        lines.append("  weights, gradients and the optimiser's state are in parts, one on each (train.shard)")
     return lines
+
+
+def shard_lines(settings: TrainSettings) -> list[str]:
+    """Return a line that a single process does not cut the model, if the recipe asks for it."""
+    return ["train.shard: one process trains the whole model; several take a part of it each"] if settings.shard else []

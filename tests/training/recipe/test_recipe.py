@@ -261,3 +261,28 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest
     for prefix in ("folder:", "hf:"):
         settings = DataSettings(name=f"{prefix}~/pictures")
         assert settings.name == f"{prefix}{tmp_path}/pictures"
+
+
+@pytest.mark.parametrize(
+    ("override", "refused"),
+    [
+        ("train.compile=true", "train.compile: true does not go with train.shard"),
+        ("train.channels_last=true", "train.channels_last: true does not"),
+        ("train.precision=fp16", "train.precision: fp16 does not"),
+        ("prune.criterion=synflow", "criterion 'synflow' (those are magnitude, random, snip, movement) does not"),
+        ("prune.granularity=unit", "granularity unit does not"),
+        ("prune.granularity=4x1", "blocks of several rows does not"),
+        ("prune.shrink=true", "shrink does not"),
+        ("prune={sparsity: 0.5, scope: global, most: 0.9}", "least and most does not"),
+        ("prune.rules=[{match: [first], criterion: wanda}]", "criterion 'wanda' (those are"),
+    ],
+)
+def test_what_does_not_work_on_a_model_in_parts_is_refused(file: Path, override: str, refused: str) -> None:
+    assert read_recipe(file, [override]).train.shard is False
+    assert refused in problem(file, "train.shard=true", override)
+
+
+def test_a_recipe_of_a_model_in_parts(file: Path) -> None:
+    rule = "prune.rules=[{match: [first], ignore: true}]"
+    assert read_recipe(file, ["train.shard=true", rule, "prune.criterion=snip"]).train.shard
+    assert "shard" in problem(file, "train.shrad=true")
