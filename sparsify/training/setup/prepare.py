@@ -37,7 +37,6 @@ from ..loop.optimizer import make_accelerator, make_optimizer
 from ..loop.train_steps import Training
 from ..recipe.lr_schedules import learning_rate_factor
 from ..recipe.read import Recipe
-from ..recipe.settings import TrainSettings
 from .shard import check_optimizer, shard
 from .split import check_same_work, check_split
 from .sync_batch_norm import with_sync_batch_norm
@@ -95,7 +94,7 @@ def prepare(
                     built = _build(recipe, model, data, check, ranks)
         assert built is not None
         check_same_work(built.model, built.data, ranks)
-        with _told_once(recipe.train, ranks):
+        with _told_once(ranks):
             training = _ready(recipe, built.model, built.data, built.accelerator, ranks)
     except PatternError as error:
         raise SparsifyError(f"{recipe.where('prune', *error.keys)}: {error.problem}") from None
@@ -103,14 +102,12 @@ def prepare(
 
 
 @contextmanager
-def _told_once(settings: TrainSettings, ranks: Ranks) -> Iterator[None]:
-    """Let the first process alone tell of an error that all processes of a model in parts find."""
+def _told_once(ranks: Ranks) -> Iterator[None]:
+    """Let the first process alone tell of an error that all of them find: recipe, model and data are the same."""
     try:
         yield
     except SparsifyError as error:
-        if settings.shard and not isinstance(error, PatternError):
-            raise ranks.one_of(error) from None
-        raise
+        raise ranks.one_of(error) from None
 
 
 def share(training: Training) -> None:

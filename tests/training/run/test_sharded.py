@@ -147,6 +147,8 @@ def mistakes(rank: int, out: str) -> list[tuple[str, int, str]]:
         (with_shards(SNIP, optimizer="lamb"), network()),
         (with_shards(None), Scaled()),
         (with_shards(SNIP), transposed),
+        (recipe({**UNION, "every": "1ep", "schedule": {"name": "cyclic", "cycles": 40}}), network()),
+        (recipe({**SNIP, "rules": [{"match": ["none"], "sparsity": 0.5}]}), network()),
     ):
         with pytest.raises(SparsifyError) as caught:
             sparsify.train(given, model=model, out=out, check=False)
@@ -154,12 +156,14 @@ def mistakes(rank: int, out: str) -> list[tuple[str, int, str]]:
     return found
 
 
-def test_what_cannot_be_cut_is_one_line_of_the_first_process_and_nothing_is_written(tmp_path: Path) -> None:
+def test_what_all_processes_find_is_one_line_of_the_first_and_nothing_is_written(tmp_path: Path) -> None:
     first, second = launched(2, mistakes, tmp_path / "out", str(tmp_path / "new"))
     expected = [
         "train.optimizer: lamb does not go with train.shard",
         "fully_shard does not take",
         "0.weight is sharded",
+        "40 cycles do not fit",
+        "prune.rules.0.match",
     ]
     for (kind, code, text), (other_kind, other_code, _), part in zip(first, second, expected, strict=True):
         assert part in text and "\n" not in text and code == other_code == 2
