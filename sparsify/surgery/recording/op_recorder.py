@@ -8,7 +8,7 @@ from warnings import catch_warnings, filterwarnings
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
 from ...calls import run, tensors_in
@@ -25,6 +25,7 @@ from .context import (
     not_compiled,
     own_inputs,
 )
+from .operation_mode import OperationMode
 from .ops import FILLS, LIKE, SCALED_BY_SIZE, STALE, VALUES, Derived, Filled, Noise, Op, Value, from_model, pointwise
 from .second_pass import KnownOps
 from .selected import selected_counts
@@ -36,16 +37,12 @@ from .tensor_values import TensorValues, plain
 _OF_MEMORY = frozenset({"aten::_has_same_storage_numel", "aten::is_same_size"})
 
 
-class OpRecorder(TorchDispatchMode):
+class OpRecorder(OperationMode):
     """Records in `ops` the operations of the forward passes that `run` makes.
 
     With `computed` False, costly operations return zeros of the right shape. `results`, if given, receives copies of
     every operation's results. `state` maps the names of the model's tensors to their Values.
     """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else Dynamo wraps every operation, at a cost above that of many operations
 
     def __init__(self, model: nn.Module, results: list[tuple[Tensor, ...]] | None, *, computed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -120,9 +117,7 @@ class OpRecorder(TorchDispatchMode):
         """Return the path of the module whose forward is running."""
         return self.module[-1] if self.module else ""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
         def value_of(leaf: Any) -> Any:
             return self.value_of(leaf) if isinstance(leaf, Tensor) else leaf
 
