@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..recording.context import DispatchMode, FunctionHooks, leaves, not_compiled
+from ..recording.context import FunctionHooks, leaves, not_compiled
+from ..recording.operation_mode import OperationMode
 from ..recording.ops import Op, Value
 from ..recording.sequences import sequence_op
 from ..recording.shape_only import ValuesNeededError, run_shape_only
@@ -17,7 +18,7 @@ from ..tracing.one_forward import map_leaves
 from .mac_counts import is_counted, multiply_adds, uncounted
 
 
-class CountedPass(DispatchMode):
+class CountedPass(OperationMode):
     """Counts multiply-adds in `counted_pass`; `complete` is False after an operation that cannot be counted.
 
     With `computed` False, costly operations return zeros, and what needs values raises ValuesNeededError.
@@ -29,17 +30,17 @@ class CountedPass(DispatchMode):
         self.multiply_adds = 0
         self.complete = True
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self.computed:
-            outcome = func(*args, **(kwargs or {}))
+            outcome = func(*args, **kwargs)
         else:
             inputs = leaves((_values(args), _values(kwargs)), Value)
-            outcome = run_shape_only(func, args, kwargs or {}, inputs)
+            outcome = run_shape_only(func, args, kwargs, inputs)
             if inputs and isinstance(outcome, (bool, int, float)):
                 raise ValuesNeededError
         name = func._schema.name.removeprefix("aten::")
         if is_counted(name):
-            self._add(Op(name, func, _values(args), _values(kwargs or {}), tuple(_values(leaves(outcome, Tensor))), ""))
+            self._add(Op(name, func, _values(args), _values(kwargs), tuple(_values(leaves(outcome, Tensor))), ""))
         elif uncounted([Op(name, func, (), {}, (), "")]):
             self.complete = False
         return outcome

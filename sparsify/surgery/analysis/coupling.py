@@ -224,7 +224,7 @@ class Coupling:
         elif op.is_movement:
             move(self, op)
         elif pointwise(op):
-            self.combine(op.results[0], op.inputs)
+            self.combine(op.results[0], op.inputs[op.name == "copy_" and op.inputs[0].constant is not None :])
             if op.name in ("add", "add_", "where"):  # a bias, a position table, a mask token
                 produce(self, op)
             return

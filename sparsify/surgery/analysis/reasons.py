@@ -17,7 +17,7 @@ OUTPUTS = "the outputs"
 IN_OBJECTS = "an object in the outputs holds them, as a cache of keys and values (of use_cache=True) does"
 _OTHERWISE = "zeros in them do not make their channels zero"
 _COUNTING = (
-    "mean var var_mean std amax amin max min logsumexp cumsum cumprod _softmax _log_softmax _safe_softmax "
+    "mean var var_mean std std_mean amax amin max min logsumexp cumsum cumprod _softmax _log_softmax _safe_softmax "
     "native_layer_norm _fused_rms_norm linalg_vector_norm norm"
 ).split()
 _WORDS = {

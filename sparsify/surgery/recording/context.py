@@ -12,15 +12,15 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ...calls import Inputs, inputs_of
 from ...preserve import keep_modes
 from ..module_walk import full_name, named_modules
-from .replaced_calls import one_hot, padded_around
+from .operation_mode import OperationMode, in_steps, one_hot, padded_around
 
 _Leaf = TypeVar("_Leaf")
 # Functions recorded as one operation, independent of the kernels that a device runs for them.
@@ -81,6 +81,9 @@ class FunctionHooks(TorchFunctionMode):
             self.scaled(*[*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2])
         if func is F.pad and "circular" in (*args[2:3], kwargs.get("mode")):
             return padded_around(*args[:2], *(kwargs[name] for name in ("input", "pad") if name in kwargs))
+        if isinstance(func, HigherOrderOperator):
+            with self:
+                return in_steps(func)(*args, **kwargs)
         if func is F.one_hot:
             return one_hot(*args, **kwargs)
         if getattr(func, "__name__", "") in WHOLE and type(func) is BuiltinFunctionType:
@@ -183,19 +186,11 @@ def module_names(model: nn.Module, running: list[str], given: list[Any] | None =
         yield
 
 
-class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode that Dynamo does not wrap, at a cost above that of many operations."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-
-class _Doubles(DispatchMode):  # type: ignore[no-untyped-call]
+class _Doubles(OperationMode):  # type: ignore[no-untyped-call]
     """Runs operations in float64 for which a forward requests a narrower dtype."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        kwargs = dict(kwargs)
         if kwargs.get("dtype") in _SHORTER:
             kwargs["dtype"] = torch.float64
         dtypes = {leaf.dtype for leaf in leaves((args, kwargs), Tensor)}

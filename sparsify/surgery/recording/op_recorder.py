@@ -16,7 +16,6 @@ from ..module_walk import full_name, named_modules
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
 from .context import (
-    DispatchMode,
     FunctionHooks,
     asked_gradient_mode,
     leaves,
@@ -25,6 +24,7 @@ from .context import (
     not_compiled,
     own_inputs,
 )
+from .operation_mode import OperationMode
 from .ops import FILLS, LIKE, SCALED_BY_SIZE, STALE, VALUES, Derived, Filled, Noise, Op, Value, from_model, pointwise
 from .second_pass import KnownOps
 from .selected import selected_counts
@@ -36,7 +36,7 @@ from .tensor_values import TensorValues, plain
 _OF_MEMORY = frozenset({"aten::_has_same_storage_numel", "aten::is_same_size"})
 
 
-class OpRecorder(DispatchMode):
+class OpRecorder(OperationMode):
     """Records in `ops` the operations of the forward passes that `run` makes.
 
     With `computed` False, costly operations return zeros of the right shape. `results`, if given, receives copies of
@@ -116,9 +116,7 @@ class OpRecorder(DispatchMode):
         """Return the path of the module whose forward is running."""
         return self.module[-1] if self.module else ""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
         def value_of(leaf: Any) -> Any:
             return self.value_of(leaf) if isinstance(leaf, Tensor) else leaf
 

@@ -108,8 +108,8 @@ def _spatial(rank_of_space: int | None = None, *, by_channel: bool = False) -> t
 
 REDUCTIONS = {
     **dict.fromkeys(("sum", "linalg_vector_norm", "norm"), _reduction(counts=False)),
-    **dict.fromkeys((*OVER_DIMENSIONS, "max", "min", "var", "var_mean", "std"), _reduction(counts=True)),
-    "logsumexp": _reduction(counts=True, of_zero=1.0),
+    **dict.fromkeys((*OVER_DIMENSIONS, "max", "min", "var", "var_mean", "std", "std_mean"), _reduction(counts=True)),
+    **dict.fromkeys(("logsumexp", "all", "any"), _reduction(counts=True, of_zero=1.0)),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod"), (_couple_along, _flow_softmax)),
     **dict.fromkeys((*OVER_SPACE, *AVERAGES), _spatial()),
     **dict.fromkeys(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ...relative_error import relative_error
-from ..recording.context import DispatchMode, all_double
+from ..recording.context import all_double
+from ..recording.operation_mode import OperationMode
 from ..sizes.other_inputs import outputs
 
 # Operations that sum many terms, in an order that depends on their number.
@@ -38,15 +39,15 @@ def moved_by_rounding(wide: nn.Module, example_input: Any, unit: float) -> float
         return 0.0
 
 
-class _OffBy(DispatchMode):
+class _OffBy(OperationMode):
     """Moves each entry of a sum up or down by the fraction `step` of itself, with reproducible signs."""
 
     def __init__(self, step: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._step, self._generator = step, torch.Generator().manual_seed(0)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outcome = func(*args, **(kwargs or {}))
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        outcome = func(*args, **kwargs)
         known = func._schema.name.removeprefix("aten::") in _SUMS and not func._schema.is_mutable
         return tree_map_only(Tensor, self._moved, outcome) if known else outcome
 

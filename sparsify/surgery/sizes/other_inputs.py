@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from ...calls import run, tensors_in
 from ...preserve import keep_modes, keep_values
 from ...relative_error import relative_error
-from ..recording.context import own_inputs
+from ..recording.context import not_compiled, own_inputs
 from ..recording.size_watch import Asked, SizeWatch
 from ..side_effects import changed_buffers, unchanged
 
@@ -157,7 +157,7 @@ def _in_train_mode(model: nn.Module, example_input: Any) -> list[Tensor]:
 
 def outputs(model: nn.Module, example_input: Any) -> list[Tensor]:
     """Return a model's output tensors in its current mode, without gradients; the model is unchanged."""
-    with torch.no_grad(), unchanged(model), changed_buffers(model, []):
+    with not_compiled(), torch.no_grad(), unchanged(model), changed_buffers(model, []):
         return tensors_in(run(model, own_inputs(example_input)))
 
 

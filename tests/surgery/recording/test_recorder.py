@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from sparsify.calls import tensors_in
 from sparsify.surgery.channels.analyse import analyse
@@ -277,32 +276,3 @@ def test_a_second_pass_is_the_same_with_activations() -> None:
     results: list[tuple[Tensor, ...]] = []
     model, x = Modal().eval(), torch.randn(1, 3, 2, 2)
     assert names(record(model, x, results)) == names(record(model, x)) and len(results) == len(record(model, x).ops)
-
-
-def _dual(m: Calls, x: Tensor) -> object:
-    with forward_ad.dual_level():
-        return forward_ad.unpack_dual(m.last(m.first(forward_ad.make_dual(x, torch.ones_like(x))).tanh())).tangent
-
-
-FORWARD_MODE: dict[str, Callable[[Calls, Tensor], object]] = {
-    "torch.func.jvp": lambda m, x: torch.func.jvp(lambda t: m.last(m.first(t).tanh()), (x,), (torch.ones_like(x),)),
-    "a dual level": _dual,
-}
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # by torch's own decompositions
-@pytest.mark.parametrize("name", FORWARD_MODE)
-def test_forward_mode_gradients_keep_what_they_meet_with_a_reason(name: str) -> None:
-    model = Calls(FORWARD_MODE[name])
-    assert not record(model, torch.randn(3, 4)).branches
-    found = analyse(model, torch.randn(3, 4))
-    assert found.groups == 0 and found.barriers[0].startswith("first: operation ")
-
-
-def test_tensors_on_the_meta_device_are_constants_of_which_nothing_is_known() -> None:
-    def forward(m: Calls, x: Tensor) -> Tensor:
-        shape = (m.first.weight.to("meta") + 1).shape
-        output: Tensor = m.last(m.first(x).relu()) * shape[0]
-        return output
-
-    assert analyse(Calls(forward), torch.randn(3, 4)).groups == 4

@@ -703,6 +703,20 @@ def a_mask_of_padding_fills_with_zeros() -> Case:
 
 
 @case
+def standardised_over_space() -> Case:
+    def forward(x: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(x, (2, 3), keepdim=True)
+        return (x - mean) / (deviation + 1)
+
+    return between(forward, image(), "abc")
+
+
+@case
+def multiplied_by_whether_any_or_all_hold() -> Case:
+    return between(lambda x: x * (x != 0).any(3, keepdim=True) * (x == x).all(3, keepdim=True), image(), "abc")
+
+
+@case
 def scaled_and_shifted_in_one_operation() -> Case:
     model = Forward(lambda m, x: m.d(torch.addcmul(m.a(x), m.b(x), m.c(x))), d=linear(4, 2))
     model.a, model.b, model.c = (linear(3, 4) for _ in range(3))
