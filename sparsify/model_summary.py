@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -86,48 +87,41 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
     state, weights = collect(model), masked_weights(model)
     costs, uncounted = (None, ()) if example_input is None else _costs(model, example_input)
     kept = {name: int(weight.mask.count_nonzero()) for name, weight in weights.items()}
-    layers, by_module = [], _by_module({name: (one.mask.numel(), kept[name]) for name, one in weights.items()})
+    sizes, left = Counter[str](), Counter[str]()  # by module
+    module_of = {name: name.rpartition(".")[0] for name in weights}
+    for name, module in module_of.items():
+        sizes[module] += weights[name].mask.numel()
+        left[module] += kept[name]
+    layers = []
     for name, weight in weights.items():
-        module, shape = name.rpartition(".")[0], tuple(weight.mask.shape)
+        module, shape = module_of[name], tuple(weight.mask.shape)
         if costs is None:
             layers.append(LayerSummary(name, shape, kept[name]))
             continue
-        own = costs.get(module, 0) * prod(shape) // max(1, by_module[module][0])
+        own = costs.get(module, 0) * prod(shape) // max(1, sizes[module])
         layers.append(LayerSummary(name, shape, kept[name], own, own * kept[name] // max(1, prod(shape))))
-    left, masked = kept_of(masked_parameters(model).values())
+    all_left, masked = kept_of(masked_parameters(model).values())
     entries = sum(parameter.numel() for parameter in model.parameters())
     return Summary(
         layers=tuple(layers),
         parameters=entries,
-        kept_parameters=entries - masked + left,
+        kept_parameters=entries - masked + all_left,
         dense_bytes=_bytes(dense_parts(state, None)),
         file_bytes=_bytes(sparse_parts(state, encodings_of(state, None), None)),
         multiply_adds=None if costs is None else sum(costs.values()),
-        kept_multiply_adds=None if costs is None else sum(_kept(c, by_module.get(m)) for m, c in costs.items()),
+        kept_multiply_adds=None
+        if costs is None
+        else sum(c * left[m] // max(1, sizes[m]) if m in sizes else c for m, c in costs.items()),
         uncounted=uncounted,
     )
 
 
 def _costs(model: nn.Module, example_input: Any) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return the multiply-adds by module path, and the operations that are not counted."""
-    channels, costs = analyse(model, example_input), dict[str, int]()
+    channels, costs = analyse(model, example_input), Counter[str]()
     for operation in channels.operations:
-        costs[operation.name] = costs.get(operation.name, 0) + operation.multiply_adds
+        costs[operation.name] += operation.multiply_adds
     return costs, channels.uncounted
-
-
-def _by_module(entries: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    """Return how many entries the masked weights of each module have, and how many are kept."""
-    found: dict[str, tuple[int, int]] = {}
-    for name, (size, kept) in entries.items():
-        before = found.get(name.rpartition(".")[0], (0, 0))
-        found[name.rpartition(".")[0]] = before[0] + size, before[1] + kept
-    return found
-
-
-def _kept(cost: int, entries: tuple[int, int] | None) -> int:
-    size, kept = entries or (1, 1)
-    return cost * kept // max(1, size)
 
 
 def _bytes(parts: Iterable[Part]) -> int:

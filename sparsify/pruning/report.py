@@ -103,7 +103,8 @@ def losses(report: PruningReport, *, filters: bool) -> list[str]:
         lines.append(f"no weight is left in {', '.join(layer.name for layer in dead)}: the model cannot work")
     partly = [layer for layer in report.layers if layer.dead_units and not layer.dead]
     if partly and filters:
-        lines.append("filters lost all their weights: " + "; ".join(_some_units(layer) for layer in partly))
+        lost = (f"{layer.name} {listed([*map(str, layer.dead_units)], 5)} of {layer.units}" for layer in partly)
+        lines.append(f"filters lost all their weights: {'; '.join(lost)}")
     if report.coupled and report.chosen < report.due:
         last = [layer.weights[0] for layer in report.coupled if layer.removed == layer.units - 1]
         lines.append(
@@ -111,10 +112,6 @@ def losses(report: PruningReport, *, filters: bool) -> list[str]:
             f"layer stays, here in {', '.join(last[:5])}{' and others' if len(last) > 5 else ''}"
         )
     return lines
-
-
-def _some_units(layer: LayerSparsity) -> str:
-    return f"{layer.name} {listed([str(unit) for unit in layer.dead_units], 5)} of {layer.units}"
 
 
 def sparsity_lines(report: PruningReport) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +51,8 @@ def to_semi_structured(model: nn.Module) -> SemiStructured:
         owner, _ = owner_of(folded, name)
         reason = _reason(weight, owner)
         if not reason:
-            with _prototype():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
                 try:
                     tensor = torch.sparse.to_sparse_semi_structured(owner.get_parameter("weight").detach())
                 except RuntimeError as error:
@@ -92,11 +91,3 @@ def _reason(weight: MaskedWeight, owner: nn.Module) -> str:
     if values.dtype not in _DTYPES:
         return f"{values.dtype}: torch takes float16, bfloat16 and int8".replace("torch.", "", 1)
     return ""
-
-
-@contextlib.contextmanager
-def _prototype() -> Iterator[None]:
-    """Ignore torch's warning that these tensors are a prototype."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The PyTorch API of SparseSemiStructuredTensor", category=UserWarning)
-        yield

@@ -42,7 +42,8 @@ def sparse_parts(state: ModelState, encodings: Mapping[str, Choice], to: str | N
             if suffix == encoding.suffix and chosen.stream is not None:
                 parts.append(Part(name + suffix, wanted, chosen.stream.shape, chosen.stream.view))
             else:
-                known = tuple(_kept(mask) if size is None else size for size in sizes)
+                # A sum in torch would widen the mask to eight bytes an entry.
+                known = tuple(int(np.count_nonzero(_mask_bits(mask))) if size is None else size for size in sizes)
                 parts.append(
                     Part(name + suffix, dtype, known, partial(_stored_values, encoding, mask, name, tensor, dtype))
                 )
@@ -64,11 +65,6 @@ def dense_parts(state: ModelState, to: str | None) -> list[Part]:
 
 def _mask_bits(mask: Tensor) -> Array:
     return bits(mask).view(np.bool_)
-
-
-def _kept(mask: Tensor) -> int:
-    # A sum in torch would widen the mask to eight bytes an entry.
-    return int(np.count_nonzero(_mask_bits(mask)))
 
 
 def _stored_values(encoding: Encoding, mask: Tensor, name: str, tensor: Tensor, dtype: str) -> Array:

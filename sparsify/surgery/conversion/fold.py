@@ -56,7 +56,11 @@ def fold(model: nn.Module) -> nn.Module:
     _put(modules, {w.name: copies[id(w.parameter)] for w in all_masked_parameters(model) if id(w.parameter) in copies})
     eager = {name for name, module in model.named_modules() if getattr(module, "computed_eagerly", False)}
     for path, weights in computed.items():
-        folded = _replace(folded, path, _with_weights(modules[path], weights, eager=path in eager))
+        plain = _with_weights(modules[path], weights, eager=path in eager)
+        if path:
+            setattr(*owner_of(folded, path), plain)
+        else:
+            folded = plain
     for name, stored in parametrized.items():
         path, _, own = name.rpartition(".")
         if own not in modules[path]._parameters:  # else already done under another name of the module
@@ -93,13 +97,6 @@ def plain_copy(model: nn.Module, copies: Mapping[int, Any] | None = None) -> nn.
     for module in plain.modules():
         detach_masks(module)
     return plain
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    if not path:
-        return module
-    setattr(*owner_of(model, path), module)
-    return model
 
 
 def _with_weights(module: nn.Module, weights: dict[str, Tensor], *, eager: bool) -> nn.Module:

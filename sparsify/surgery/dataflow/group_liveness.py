@@ -90,11 +90,8 @@ def first_spoiling_ops(recording: Recording, liveness: MakeLiveness, coupling: C
     """Return {root of a channel number: first operation that turns the channel's zeros into nonzero values}."""
     roots = coupling.numbers.find()
     produced = produced_dims(coupling)
-    kept = {}
-    for value in dict.fromkeys(recording.state.values()):
-        if value.names[0] in produced:
-            kept[value.names[0]] = torch.zeros([1] * len(value.shape), dtype=torch.bool)
-    live = liveness(kept)
+    zeroed = (value for value in dict.fromkeys(recording.state.values()) if value.names[0] in produced)
+    live = liveness({value.names[0]: torch.zeros([1] * len(value.shape), dtype=torch.bool) for value in zeroed})
 
     def carries(value: Value) -> set[int]:
         if value.constant is not None or value not in live.flags:

@@ -76,7 +76,9 @@ def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, T
     numbers = coupling.numbers
     rows, columns = (_numbers_along(own, d, weight.shape[d]) for d in (0, 1))
     if rows is None or columns is None:
-        _pin_all(coupling, own, entering)
+        for axis in (*own.values(), entering):
+            if axis is not None:
+                numbers.pin(axis)
         return None
     into = None if entering is None else entering.reshape(groups, -1)
     out = rows.reshape(groups, -1)
@@ -98,11 +100,6 @@ def _couple_groups(coupling: Coupling, entering: Tensor | None, own: dict[int, T
         coupling.grouped.append(op)
     coupling.deferred.choose((whole, alike) if by_group else (alike, whole), op)
     return out.reshape(-1)
-
-
-def _pin_all(coupling: Coupling, own: dict[int, Tensor], entering: Tensor | None) -> None:
-    for axis in [*own.values(), *([] if entering is None else [entering])]:
-        coupling.numbers.pin(axis)
 
 
 def _flow_convolution(live: Liveness, op: Op) -> None:

@@ -98,7 +98,7 @@ def _indexed(op: Op, *, masks: bool) -> _Indexed:
     ranks = [0]
     d = 0
     for index in given:
-        several = index is not None and (_is_mask(index) or (masks and index.constant is None))
+        several = index is not None and (masks if index.constant is None else index.constant.dtype == torch.bool)
         taken = len(index.shape) if several else 1
         if index is not None:
             dims += range(d, d + taken)
@@ -110,10 +110,6 @@ def _indexed(op: Op, *, masks: bool) -> _Indexed:
     return _Indexed(
         dims, {d: i + (max(ranks) if i >= before else 0) for i, d in enumerate(others)}, max(ranks) + len(others)
     )
-
-
-def _is_mask(index: Value) -> bool:
-    return index.constant is not None and index.constant.dtype == torch.bool
 
 
 def _taken(op: Op) -> _Indexed | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -80,18 +81,13 @@ def _sizes(example_input: Any) -> Iterator[tuple[str, Any]]:
         return  # features
     for dims, larger in ((dims, larger) for larger in (True, False) for dims in dimensions):
         for start in dict.fromkeys((1, shape[0])) if len(shape) >= 4 else (shape[0],):
-            given = _first(example_input, start)
+            given = tree_map_only(Tensor, itemgetter(slice(start)), example_input)
             for d in dims:
                 size = shape[d] + (32 if shape[d] >= 64 else shape[d]) if larger else shape[d] // 2
                 given = _resized(given, d, size)
             found = next(tuple(leaf.shape) for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor))
             if min(found, default=0):
                 yield f"an input of shape {found}", given
-
-
-def _first(example_input: Any, count: int) -> Any:
-    """Return an example with the first `count` entries of its tensors."""
-    return tree_map_only(Tensor, lambda leaf: leaf[:count], example_input)
 
 
 def _resized(example_input: Any, dimension: int, size: int) -> Any:
