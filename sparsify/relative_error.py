@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,8 @@ def relative_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
 
     Entries that are equal, or NaN in both, agree; if only one of the two is NaN or infinite, the error is infinite.
     max |expected| is taken over entries below 1e30. The error is also infinite for tensors of another shape or dtype,
-    for integers or other values that are not equal, and if `expected` is all zeros and `found` is not.
+    for integers or other values that are not equal or cannot be compared, and if `expected` is all zeros and `found` is
+    not. Arrays of NumPy are compared as tensors, mappings by their keys in order and their values.
     """
     if len(found) != len(expected):
         return float("inf")
@@ -26,7 +28,7 @@ def relative_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
 
 def _of_pair(found: Any, expected: Any) -> float:
     if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
-        return 0.0 if type(found) is type(expected) and found == expected else float("inf")
+        return _of_others(found, expected)
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
     if not expected.numel():
@@ -41,3 +43,16 @@ def _of_pair(found: Any, expected: Any) -> float:
     size = b.abs()
     largest = float(torch.where(size < _AS_INFINITE, size, 0.0).max())
     return error / largest if largest else float("inf")
+
+
+def _of_others(found: Any, expected: Any) -> float:
+    if type(found) is not type(expected):
+        return float("inf")
+    if isinstance(found, Mapping):
+        return relative_error([*found.values()], [*expected.values()]) if [*found] == [*expected] else float("inf")
+    if isinstance(found, np.ndarray) and found.dtype.kind in "biufc":
+        if found.dtype != expected.dtype:
+            return float("inf")
+        return _of_pair(torch.from_numpy(found), torch.from_numpy(expected))
+    same = found == expected
+    return 0.0 if isinstance(same, bool | np.bool_) and same else float("inf")

@@ -1,6 +1,8 @@
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from sparsify.relative_error import relative_error
 
@@ -27,9 +29,15 @@ LOWEST = torch.finfo(torch.float32).min
         (torch.tensor([1.0]), torch.tensor([[1.0]]), INF),
         (torch.tensor([1.0]), torch.tensor([1.0]).double(), INF),
         (torch.zeros(0), torch.zeros(0), 0.0),
+        (np.array([1.0, 2.0]), np.array([1.0, 4.0]), 0.5),
+        (np.array([1, 2]), np.array([1, 2]), 0.0),
+        (np.array([1.0]), np.array(["a"]), INF),
+        (np.array(["a", "b"]), np.array(["a", "b"]), INF),  # compared entry by entry, which is no answer
+        ({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([1.0, 4.0])}, 0.5),
+        ({"a": 1}, {"b": 1}, INF),
     ],
 )
-def test_worked_by_hand(found: Tensor, expected: Tensor, error: float) -> None:
+def test_worked_by_hand(found: Any, expected: Any, error: float) -> None:
     assert relative_error([found], [expected]) == pytest.approx(error, rel=1e-12)
 
 

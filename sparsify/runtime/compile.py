@@ -87,7 +87,7 @@ def _started(model: nn.Module, example_input: Any, threads: int, tune: bool, fil
         run(engine, inputs)
         return engine
     with torch.no_grad():  # else PyTorch's copy of a scripted module has parameters that are no leaves
-        folded = fold(model).eval().requires_grad_(False)
+        folded = fold(model).eval()
     engine = Engine(folded, threads, tune)
     if file is not None and file.strategy is not None:
         engine.known[file.shapes] = file.strategy

@@ -4,6 +4,7 @@ import copy
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify import SparsifyError
-from sparsify.errors import CacheWarning
+from sparsify.errors import CacheWarning, EngineWarning
 from sparsify.relative_error import relative_error
 from sparsify.runtime.compile import compile
 from sparsify.runtime.engine import Engine
@@ -336,3 +337,49 @@ def test_of_one_image_one_thread_alone_is_timed_too(resnet: nn.Module) -> None:
     strategy = next(iter(engine.strategies.values()))
     assert {"all threads on all images", "each thread on 1 image at a time"} <= strategy.seconds.keys()
     close(engine(x), resnet, x)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN, nn.LSTM, nn.GRUCell, nn.LSTMCell, nn.RNNCell])
+def test_first_states_may_be_parameters(kind: Any) -> None:
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.cell, self.leave = nn.Linear(5, 6), kind(6, 4), nn.Linear(4, 3)
+            self.state = nn.Parameter(torch.randn(1, 1, 4))
+            self.memory = nn.Parameter(torch.randn(1, 1, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.enter(x)
+            whole = isinstance(self.cell, nn.RNNBase)
+            both = [
+                one.expand(1, x.shape[1], 4) if whole else one[0].expand(len(x), 4) for one in (self.state, self.memory)
+            ]
+            out = self.cell(x, tuple(both) if isinstance(self.cell, nn.LSTM | nn.LSTMCell) else both[0])
+            return self.leave(out if isinstance(out, Tensor) else out[0])
+
+    torch.manual_seed(0)
+    model = Remembering().eval()
+    x = torch.randn(2, 3, 5) if issubclass(kind, nn.RNNBase) else torch.randn(2, 5)
+    with torch.no_grad():
+        engine = compile(model, x, threads=1, tune=False)
+        for given in (x, 2 * x):
+            torch.testing.assert_close(engine(given), model(given), rtol=0, atol=1e-5)
+    assert next(iter(engine.strategies.values())).kind != "torch"
+
+
+def test_a_forward_may_take_gradients_of_its_own_parameters() -> None:
+    class Sensitive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                gradient = torch.autograd.grad(self.layer(x).square().sum(), self.layer.weight)[0]
+            return self.layer(x) + gradient.sum(1)
+
+    model, x = Sensitive().eval(), torch.randn(2, 4)
+    with pytest.warns(EngineWarning, match="left to PyTorch: .* does not require grad"):  # a trace has no gradients
+        engine = compile(model, x, threads=1, tune=False)
+    torch.testing.assert_close(engine(x), model(x).detach(), rtol=0, atol=1e-5)
+    assert not engine(x).requires_grad

@@ -40,6 +40,18 @@ _READS = frozenset({"numpy", "__array__", "__dlpack__", "tolist", "data_ptr", "u
 
 # Given a packed sequence, these read its batch sizes, integers, as numbers.
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+_WITH_STATES = _RECURRENT | {f"{name}_cell" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+
+
+def _following(states: Any, given: Tensor) -> Any:
+    """Return a recurrent operation's first states as tensors that follow its input, since it writes to what it makes.
+
+    `functionalize` refuses to write what depends on an input to what does not: states that are parameters.
+    """
+    if isinstance(states, (tuple, list)):
+        return type(states)([_following(state, given) for state in states])
+    follows = not isinstance(states, Tensor) or torch._is_functional_tensor(states)
+    return states if follows else states + given.new_zeros(())
 
 
 class _RefuseReads(TorchFunctionMode):
@@ -51,6 +63,8 @@ class _RefuseReads(TorchFunctionMode):
             raise RunError(f"the forward depends on values (Tensor.{name})")
         if name in _RECURRENT and isinstance(args[1], Tensor) and not args[1].is_floating_point():
             raise RunError("the forward depends on values (the lengths of a packed sequence)")
+        if name in _WITH_STATES and len(args) > 1:
+            args = (args[0], _following(args[1], args[0]), *args[2:])
         if function is Tensor.requires_grad_:  # which transforms refuse
             return args[0]
         return function(*args, **(kwargs or {}))

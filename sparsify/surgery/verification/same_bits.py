@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -114,7 +115,8 @@ class Runs:
             stack.enter_context(torch.set_grad_enabled(mode.gradients))
             if mode.autocast:
                 stack.enter_context(torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False))
-            return tensors_in(model(*args, **kwargs))
+            outputs = model(*args, **kwargs)
+            return tensors_in([*outputs] if isinstance(outputs, GeneratorType) else outputs)
 
     def results(self, mode: Mode, *, plain: bool, look: Inspect | None = None) -> list[Tensor]:
         """Return the outputs, digests of the gradients (if the mode has a backward pass) and buffers after one run."""
@@ -128,7 +130,7 @@ class Runs:
             if isinstance(loss, Tensor):
                 loss.backward()  # type: ignore[no-untyped-call]
             joined = b"".join(digests.get(id(p), bytes(32)) for p in model.parameters())
-            gradients = [torch.tensor(list(joined), dtype=torch.uint8)]
+            gradients = [torch.tensor(list(joined), dtype=torch.uint8, device="cpu")]
         masks = {id(weight.mask) for weight in all_masked_parameters(model)}
         buffers = [buffer for buffer in model.buffers() if id(buffer) not in masks]
         return [*(output.detach() for output in outputs), *gradients, *buffers]

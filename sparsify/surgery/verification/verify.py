@@ -214,6 +214,7 @@ def _half(weight: MaskedWeight, generator: torch.Generator) -> Tensor:
     """Return a random mask of half the entries: exactly half for small weights, where chance might keep nearly all."""
     count = weight.mask.numel()
     if count > _LARGE:
-        return (torch.rand(weight.mask.shape, generator=generator) < 0.5).to(weight.mask.device)
-    order = torch.randperm(count, generator=generator)
+        chance = torch.rand(weight.mask.shape, generator=generator, device="cpu", dtype=torch.float32)
+        return (chance < 0.5).to(weight.mask.device)
+    order = torch.randperm(count, generator=generator, device="cpu")
     return (order < (count + 1) // 2).reshape(weight.mask.shape).to(weight.mask.device)

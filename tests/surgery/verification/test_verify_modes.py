@@ -239,3 +239,35 @@ def test_arguments_that_the_example_never_gives_are_named() -> None:
     assert line + "scale, bias" in verify(model, X).notes
     assert line + "bias" in verify(model, (X, 2.0)).notes
     assert not any(note.startswith(line) for note in verify(model, (X, 2.0), {"bias": torch.zeros(())}).notes)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_device_and_dtype_change_nothing(device: str, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    convert(model)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device(device):
+            report = verify(model, X)
+    finally:
+        torch.set_default_dtype(before)
+    assert report.ok, str(report)
+
+
+def test_outputs_of_a_generator_are_compared() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+
+        def forward(self, x: Tensor) -> Any:
+            for layer in self.layers:
+                x = layer(x)
+                yield x
+
+    model = Steps()
+    convert(model)
+    report = verify(model, X)
+    assert report.ok and not report.unused, str(report)
