@@ -13,6 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import llvmlite.binding as llvm
+import torch
+
 from sparsify.hardware import processor
 
 RESULTS = Path(__file__).parent / "results.md"
@@ -21,10 +24,11 @@ Row = dict[str, Any]
 
 
 def environment(*packages: str, threads: int | None = None) -> str:
-    """Return one line with the date, hardware and versions of a measurement."""
+    """Return one line with the date, the processor and its instruction set, and versions of a measurement."""
     cores = f"{os.cpu_count()} cores" + (f", {threads} threads" if threads else "")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{date.today().isoformat()}; {processor()}, {cores}; Python {platform.python_version()}, {versions}."
+    kind = f"{processor()} ({llvm.get_host_cpu_name()}, {torch.backends.cpu.get_cpu_capability()})"
+    return f"{date.today().isoformat()}; {kind}, {cores}; Python {platform.python_version()}, {versions}."
 
 
 def seconds(values: Sequence[float]) -> str:

@@ -68,11 +68,12 @@ def speed() -> Figure:
             )
             if column == "engine":
                 for place, value in enumerate(times):
-                    axes.annotate(f"{value:.1f}", (place, value), (0, 7), textcoords="offset points", ha="center")
+                    axes.annotate(f"{value:.1f}", (place, value), (0, -15), textcoords="offset points", ha="center")
         axes.axhline(1, color=INK, lw=0.8, ls=":")
         axes.set(title=f"ResNet-50, batch {batch}", xlabel="weights removed")
         axes.set_xticks(range(len(percent)), [f"{value:.0f} %" for value in percent])
-        axes.set_ylim(0, 15)
+        axes.margins(y=0.12)
+    figure.axes[0].set_ylim(bottom=0)
     figure.axes[0].set_ylabel("times as fast as PyTorch")
     figure.axes[0].legend(loc="upper left")
     return figure
