@@ -133,12 +133,14 @@ def test_the_table_has_the_better_layout_and_the_ratios() -> None:
 def test_rates_are_set_beside_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     summary = script("runtime.summary")
     threads = torch.get_num_threads()
-    assert summary.matrix_product(1, 64) > 1e6
+    assert summary.matrix_product(1, 64) > 1e6 and summary.dense_convolution(1, 4, 8) > 1e6
     torch.set_num_threads(threads)
-    monkeypatch.setattr(summary, "matrix_product", lambda threads: 100e9)
+    monkeypatch.setattr(summary, "matrix_product", lambda threads: 50e9)
+    monkeypatch.setattr(summary, "dense_convolution", lambda threads: 100e9)
     text = summary.rates([{name: str(value) for name, value in row().items()}])  # as csv has it
     # 0.2 and 2 GFLOP in 10 ms, 2 GFLOP in 30 ms.
-    assert "| a | 64 | 90% | 20 | 20% | 200 | 200% | 67 | 67% |" in text and "100 GFLOP/s" in text
+    assert "| a | 64 | 90% | 20 | 20% | 200 | 200% | 67 | 67% |" in text
+    assert "50 GFLOP/s, and a 3 x 3" in text and "channels last, 100." in text
 
 
 def test_the_scaling_is_drawn(tmp_path: Path) -> None:
