@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,11 @@ def rates(rows: Sequence[Row]) -> str:
     product, convolution = matrix_product(threads), dense_convolution(threads)
     peak = max(product, convolution)
     lines = [
-        f"The peak is the faster of two dense operations of torch in float32, the fastest of {_PASSES} passes on",
-        f"{_threads(threads)}: the product of two matrices of {_SIZE} x {_SIZE}, {product / 1e9:.0f} GFLOP/s, and a 3 x 3",
-        f"convolution of 16 images of 128x28x28, channels last, {convolution / 1e9:.0f}. *Kept* counts multiplications and",
-        "additions with weights that are not 0, *all* those of the dense network, in the engine's median time and in",
-        "torch's.",
+        f"The peak is the faster of two dense operations of torch in float32, {_PASSES} passes of each on",
+        f"{_threads(threads)}: the product of two matrices of {_SIZE} x {_SIZE}, {product / 1e9:.0f} GFLOP/s, and",
+        f"a 3 x 3 convolution of 16 images of 128x28x28, channels last, {convolution / 1e9:.0f}. *Kept* counts",
+        "multiplications and additions with weights that are not 0, *all* those of the dense network, in the engine's",
+        "median time and in torch's.",
         "",
         "| network | batch | sparsity | engine, kept, GFLOP/s | of the peak | engine, all | of the peak | torch, all "
         "| of the peak |",

@@ -140,7 +140,7 @@ def test_rates_are_set_beside_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     text = summary.rates([{name: str(value) for name, value in row().items()}])  # as csv has it
     # 0.2 and 2 GFLOP in 10 ms, 2 GFLOP in 30 ms.
     assert "| a | 64 | 90% | 20 | 20% | 200 | 200% | 67 | 67% |" in text
-    assert "50 GFLOP/s, and a 3 x 3" in text and "channels last, 100." in text
+    assert "50 GFLOP/s, and\na 3 x 3" in text and "channels last, 100." in text
 
 
 def test_the_scaling_is_drawn(tmp_path: Path) -> None:
