@@ -44,7 +44,7 @@ def loses_zeros(core: fx.Node, shapes: Mapping[fx.Node, torch.Size], value: Call
         return False
     try:
         halved = value(alike)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined] # a factor or an inverse that a matrix with these zeros does not have
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined] # no inverse, no Cholesky factor
         return True
     return float((halved == 0).double().mean()) < _LEAST_ZEROS
 
