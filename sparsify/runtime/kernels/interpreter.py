@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from numba import carray, njit, types
 
-from .atomics import arrive, exchange, give_way, seen, swap_if
 from .copy import copy, decimate, pack, pack_channels_last, pad_crop, unpack, unpack_channels_last, upsample
 from .elementwise import activation, binary
 from .generated import convolve_generated
@@ -21,7 +20,7 @@ from .loops import FAST as _FAST
 from .opcodes import COLUMNS, Opcode
 from .opcodes import Column as at
 from .pooling import mean, pool
-from .simd import floats_at, longs_at, offsets_at
+from .simd import arrive, exchange, floats_at, give_way, longs_at, offsets_at, seen, swap_if
 from .sparse_conv import convolve, convolve_tiles, dot
 
 # Counters shared by all threads: jobs given, instructions ended, each on its own cache line; the state of each thread.

@@ -1,4 +1,4 @@
-"""Code that Numba's loops do not generate: sums kept in vector registers, shuffled vectors, raw pointers."""
+"""Code that Numba's loops do not generate: sums kept in vector registers, raw pointers, atomics for a barrier."""
 
 # mypy: ignore-errors
 # Numba's and llvmlite's code generation has no types to check against.
@@ -45,7 +45,7 @@ def _splat(builder, scalar):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT, WIDTH), [0] * WIDTH))
 
 
-def _load(builder, pointer):
+def load_vector(builder, pointer):
     loaded = builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()))
     loaded.align = 4
     return loaded
@@ -88,7 +88,7 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
         builder.cbranch(resumes, again, head)
         builder.position_at_end(again)
         sums = [
-            [builder.fadd(start, _load(builder, builder.gep(out, [place]))) for place in row]
+            [builder.fadd(start, load_vector(builder, builder.gep(out, [place]))) for place in row]
             for row, start in zip(places, starts, strict=True)
         ]
         builder.branch(head)
@@ -124,7 +124,7 @@ def _accumulate(builder, held, j, x, offsets, weights, in_row, rows):
     source = builder.gep(x, [builder.zext(builder.load(builder.gep(offsets, [j])), _LONG)])
     sources = [builder.gep(source, [builder.mul(in_row, number(r))]) for r in range(rows)]
     vectors = range(len(held[0]) // rows)
-    read = [_load(builder, builder.gep(one, [number(v * WIDTH)])) for one in sources for v in vectors]
+    read = [load_vector(builder, builder.gep(one, [number(v * WIDTH)])) for one in sources for v in vectors]
     row = builder.gep(weights, [builder.mul(j, number(len(held)))])
     for p, sums in enumerate(held):
         weight = _splat(builder, builder.load(builder.gep(row, [number(p)])))
@@ -138,36 +138,15 @@ def _finish(builder, held, places, out, residual, adds, low, high):
         for one, place in zip(sums, row, strict=True):
             with builder.if_else(adds) as (then, otherwise):
                 with then:
-                    both = builder.fadd(one, _load(builder, builder.gep(residual, [place])))
-                    _store(builder, _clamp(builder, both, low, high), builder.gep(out, [place]))
+                    both = builder.fadd(one, load_vector(builder, builder.gep(residual, [place])))
+                    store_vector(builder, _clamp(builder, both, low, high), builder.gep(out, [place]))
                 with otherwise:
-                    _store(builder, _clamp(builder, one, low, high), builder.gep(out, [place]))
+                    store_vector(builder, _clamp(builder, one, low, high), builder.gep(out, [place]))
 
 
-def _store(builder, value, pointer):
+def store_vector(builder, value, pointer):
     stored = builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()))
     stored.align = 4
-
-
-def every_second(batch):
-    """Return a function of addresses of floats that writes one vector: every second group of `batch` floats there.
-
-    A vector is a multiple of `batch`; if it is equal to it, the vector there is copied.
-    """
-
-    @intrinsic
-    def deinterleave(typing, out, source):
-        floats = types.CPointer(types.float32)
-        return types.void(floats, floats), generate
-
-    def generate(context, builder, signature, args):
-        out, source = args
-        places = ir.Constant(ir.VectorType(_INT, WIDTH), [i + i // batch * batch for i in range(WIDTH)])
-        low, high = (_load(builder, builder.gep(source, [ir.Constant(_LONG, at)])) for at in (0, WIDTH))
-        _store(builder, builder.shuffle_vector(low, high, places), out)
-        return context.get_dummy_value()
-
-    return deinterleave
 
 
 @intrinsic
@@ -195,6 +174,65 @@ def address_of(kind):
 
 
 floats_at, longs_at, offsets_at = address_of(types.float32), address_of(types.int64), address_of(types.uint32)
+
+
+@intrinsic
+def arrive(typing, counters, index):
+    """Add one to counters[index], atomically."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        one = ir.Constant(_LONG, 1)
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), one, "seq_cst")
+
+    return types.int64(counters, types.int64), generate
+
+
+@intrinsic
+def exchange(typing, counters, index, value):
+    """Set counters[index], atomically, and return the old value."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("xchg", builder.gep(data, [args[1]]), args[2], "seq_cst")
+
+    return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def swap_if(typing, counters, index, expected, value):
+    """Set counters[index] if it equals `expected` (compare and swap); return whether it did."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        found = builder.cmpxchg(builder.gep(data, [args[1]]), args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(counters, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def seen(typing, counters, index):
+    """Return counters[index], read atomically."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(builder.gep(data, [args[1]]), "seq_cst", 8)
+
+    return types.int64(counters, types.int64), generate
+
+
+@intrinsic
+def give_way(typing):
+    """Yield the processor to another thread, where the system can."""
+
+    def generate(context, builder, signature, args):
+        if os.name == "posix":
+            kind = ir.FunctionType(_INT, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic
