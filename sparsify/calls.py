@@ -154,9 +154,15 @@ def tensors_in(outputs: Any, _within: tuple[int, ...] = ()) -> list[Tensor]:
             continue
         elif isinstance(leaf, Mapping):
             leaves += tensors_in(dict(leaf), within)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
-            leaves += tensors_in(dict(vars(leaf)), within)
+        elif not isinstance(leaf, (nn.Module, type)):
+            leaves += tensors_in(held_attributes(leaf), within)
     return leaves
+
+
+def held_attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes that an object holds, by name: with slots, only the fields of a dataclass are known."""
+    known = [one.name for one in fields(value)] if is_dataclass(value) else []
+    return {name: getattr(value, name) for name in known if hasattr(value, name)} | getattr(value, "__dict__", {})
 
 
 def plain(outputs: Any) -> Any:

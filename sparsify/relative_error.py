@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Attention masks write minus infinity as the most negative number of a dtype; such entries must not set the scale.
 _AS_INFINITE = 1e30
+_AS_OTHERS = {"g": "d", "G": "D"}  # long double, which has no tensor
 
 
 def relative_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
@@ -53,6 +54,11 @@ def _of_others(found: Any, expected: Any) -> float:
     if isinstance(found, np.ndarray) and found.dtype.kind in "biufc":
         if found.dtype != expected.dtype:
             return float("inf")
-        return _of_pair(torch.from_numpy(found), torch.from_numpy(expected))
+        return _of_pair(_tensor(found), _tensor(expected))
     same = found == expected
     return 0.0 if isinstance(same, bool | np.bool_) and same else float("inf")
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return a copy of an array, which may be read-only, reversed, or of a byte order or precision without a tensor."""
+    return torch.from_numpy(array.astype(_AS_OTHERS.get(array.dtype.char, array.dtype.newbyteorder("="))))

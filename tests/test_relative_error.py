@@ -31,6 +31,10 @@ LOWEST = torch.finfo(torch.float32).min
         (torch.zeros(0), torch.zeros(0), 0.0),
         (np.array([1.0, 2.0]), np.array([1.0, 4.0]), 0.5),
         (np.array([1, 2]), np.array([1, 2]), 0.0),
+        (np.broadcast_to([1.0, 2.0], (3, 2)), np.broadcast_to([1.0, 4.0], (3, 2)), 0.5),  # read-only
+        (np.array([1.0, 2.0])[::-1], np.array([1.0, 4.0])[::-1], 0.5),
+        (np.array([1.0, 2.0], dtype=">f4"), np.array([1.0, 4.0], dtype=">f4"), 0.5),
+        (np.array([1.0, 2.0], dtype=np.longdouble), np.array([1.0, 4.0], dtype=np.longdouble), 0.5),
         (np.array([1.0]), np.array(["a"]), INF),
         (np.array(["a", "b"]), np.array(["a", "b"]), INF),  # compared entry by entry, which is no answer
         ({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([1.0, 4.0])}, 0.5),

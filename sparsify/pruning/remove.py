@@ -99,7 +99,7 @@ def _indices_of(model: nn.Module, channels: Channels, layer: str, indices: Itera
     """Return the indices of the chosen units of a layer as ints, each of which can go."""
     name, dimension = _weight_of(model, channels, layer)
     labels, found = channels.labels[name][dimension], []
-    if not isinstance(indices, Iterable) or isinstance(indices, str):
+    if not isinstance(indices, Iterable) or isinstance(indices, str) or getattr(indices, "ndim", 1) == 0:
         raise SparsifyError(f"remove: {layer}: {indices!r} is no list of units, as [2, 6, 9]")
     for index in indices:
         number = _whole(index)

@@ -65,6 +65,8 @@ def test_units_go_with_everything_that_is_tied_to_them(converted: bool) -> None:
         ({"head": [1]}, "remove: the units of head cannot go: it is part of the outputs, or tied to what is"),
         ({"norm": [1]}, "remove: 'norm' is no layer whose weight takes a mask"),
         ({"stem": 1}, "remove: stem: 1 is no list of units, as [2, 6, 9]"),
+        ({"stem": torch.tensor(1)}, "remove: stem: tensor(1) is no list of units"),
+        ({"stem": np.array(1)}, "remove: stem: array(1) is no list of units"),
         ({"stem": [True]}, "remove: stem: True is no unit of it"),
         ({"stem": torch.tensor([True, False])}, "remove: stem: tensor(True) is no unit of it"),
         ({"stem": [1.0]}, "remove: stem: 1.0 is no unit of it"),

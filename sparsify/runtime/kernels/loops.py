@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 from .opcodes import Column as at
-from .simd import WIDTH, every_second, pointer
+from .simd import WIDTH, load_vector, pointer, store_vector
 
 FAST = {"nogil": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
@@ -41,6 +43,29 @@ def move(into, place, into_stride, source, begin, stride, count):
     else:
         for i in range(np.uint64(count)):
             into[first + i * near] = source[other + i * far]
+
+
+def every_second(batch):
+    """Return a function of addresses of floats that writes one vector: every second group of `batch` floats there.
+
+    A vector is a multiple of `batch`; if it is equal to it, the vector there is copied.
+    """
+
+    @intrinsic
+    def deinterleave(typing, out, source):
+        floats = types.CPointer(types.float32)
+        return types.void(floats, floats), generate
+
+    def generate(context, builder, signature, args):
+        out, source = args
+        places = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [i + i // batch * batch for i in range(WIDTH)])
+        low, high = (
+            load_vector(builder, builder.gep(source, [ir.Constant(ir.IntType(64), begin)])) for begin in (0, WIDTH)
+        )
+        store_vector(builder, builder.shuffle_vector(low, high, places), out)
+        return context.get_dummy_value()
+
+    return deinterleave
 
 
 _second, _second_pair, _second_four, _second_eight = (every_second(min(batch, WIDTH)) for batch in (1, 2, 4, 8))

@@ -45,7 +45,7 @@ def _splat(builder, scalar):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT, WIDTH), [0] * WIDTH))
 
 
-def _load(builder, pointer):
+def load_vector(builder, pointer):
     loaded = builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()))
     loaded.align = 4
     return loaded
@@ -88,7 +88,7 @@ def weighted_sums(vectors: int, planes: int = 1, rows: int = 1):
         builder.cbranch(resumes, again, head)
         builder.position_at_end(again)
         sums = [
-            [builder.fadd(start, _load(builder, builder.gep(out, [place]))) for place in row]
+            [builder.fadd(start, load_vector(builder, builder.gep(out, [place]))) for place in row]
             for row, start in zip(places, starts, strict=True)
         ]
         builder.branch(head)
@@ -124,7 +124,7 @@ def _accumulate(builder, held, j, x, offsets, weights, in_row, rows):
     source = builder.gep(x, [builder.zext(builder.load(builder.gep(offsets, [j])), _LONG)])
     sources = [builder.gep(source, [builder.mul(in_row, number(r))]) for r in range(rows)]
     vectors = range(len(held[0]) // rows)
-    read = [_load(builder, builder.gep(one, [number(v * WIDTH)])) for one in sources for v in vectors]
+    read = [load_vector(builder, builder.gep(one, [number(v * WIDTH)])) for one in sources for v in vectors]
     row = builder.gep(weights, [builder.mul(j, number(len(held)))])
     for p, sums in enumerate(held):
         weight = _splat(builder, builder.load(builder.gep(row, [number(p)])))
@@ -138,36 +138,15 @@ def _finish(builder, held, places, out, residual, adds, low, high):
         for one, place in zip(sums, row, strict=True):
             with builder.if_else(adds) as (then, otherwise):
                 with then:
-                    both = builder.fadd(one, _load(builder, builder.gep(residual, [place])))
-                    _store(builder, _clamp(builder, both, low, high), builder.gep(out, [place]))
+                    both = builder.fadd(one, load_vector(builder, builder.gep(residual, [place])))
+                    store_vector(builder, _clamp(builder, both, low, high), builder.gep(out, [place]))
                 with otherwise:
-                    _store(builder, _clamp(builder, one, low, high), builder.gep(out, [place]))
+                    store_vector(builder, _clamp(builder, one, low, high), builder.gep(out, [place]))
 
 
-def _store(builder, value, pointer):
+def store_vector(builder, value, pointer):
     stored = builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()))
     stored.align = 4
-
-
-def every_second(batch):
-    """Return a function of addresses of floats that writes one vector: every second group of `batch` floats there.
-
-    A vector is a multiple of `batch`; if it is equal to it, the vector there is copied.
-    """
-
-    @intrinsic
-    def deinterleave(typing, out, source):
-        floats = types.CPointer(types.float32)
-        return types.void(floats, floats), generate
-
-    def generate(context, builder, signature, args):
-        out, source = args
-        places = ir.Constant(ir.VectorType(_INT, WIDTH), [i + i // batch * batch for i in range(WIDTH)])
-        low, high = (_load(builder, builder.gep(source, [ir.Constant(_LONG, at)])) for at in (0, WIDTH))
-        _store(builder, builder.shuffle_vector(low, high, places), out)
-        return context.get_dummy_value()
-
-    return deinterleave
 
 
 @intrinsic

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from ..recording.broadcast_forms import along, expand_rank, varying
-from ..recording.ops import DATA_DEPENDENT, LIKE, STALE, Op, Recording, Value, described, pointwise
+from ..recording.ops import DATA_DEPENDENT, LIKE, STALE, Op, Recording, Value, described, fills_new_memory, pointwise
 from .axis_moves import move, produce
 from .deferred import Deferred, resolve
 from .mac_counts import multiply_adds
@@ -224,7 +224,7 @@ class Coupling:
         elif op.is_movement:
             move(self, op)
         elif pointwise(op):
-            self.combine(op.results[0], op.inputs[op.name == "copy_" and op.inputs[0].constant is not None :])
+            self.combine(op.results[0], op.inputs[fills_new_memory(op) :])
             if op.name in ("add", "add_", "where"):  # a bias, a position table, a mask token
                 produce(self, op)
             return

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
-from ...calls import run, tensors_in
+from ...calls import held_attributes, run, tensors_in
 from ..module_walk import full_name, named_modules
 from ..tracing.bytecode_scan import CONV_AND_LINEAR
 from ..tracing.one_forward import map_leaves
@@ -224,12 +224,12 @@ class OpRecorder(OperationMode):
         self.ops.append(Op(SCALED_BY_SIZE, None, values, {}, (), self.where()))
 
 
-def _in_containers(outputs: Any) -> list[Any]:
+def _in_containers(outputs: Any, _within: tuple[int, ...] = ()) -> list[Any]:
     """Return what is in nested containers and dataclasses, as opposed to other objects."""
     found = []
     for leaf in tree_flatten(outputs)[0]:
-        fields = is_dataclass(leaf) and not isinstance(leaf, type)
-        found += _in_containers(dict(vars(leaf))) if fields else [leaf]
+        fields = is_dataclass(leaf) and not isinstance(leaf, type) and id(leaf) not in _within
+        found += _in_containers(held_attributes(leaf), (*_within, id(leaf))) if fields else [leaf]
     return found
 
 

@@ -16,7 +16,7 @@ from ...errors import SparsifyError
 
 
 class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Hands every operation to `operation`, also those inside torch.cond, flex_attention and others of higher order."""
+    """Hands every operation to `operation`, also those inside torch.cond and other higher-order operators."""
 
     supports_higher_order_operators = True
 
@@ -36,13 +36,13 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def in_steps(func: HigherOrderOperator) -> Callable[..., Any]:
-    """Return a function that runs an operation of higher order step by step; raises SparsifyError if it has none."""
+    """Return a function that runs a higher-order operator step by step; raises SparsifyError if it has none."""
     if func is cond_op:
         return _branch
     name = func.name()  # type: ignore[no-untyped-call]
     inner = func.py_kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd)
     if inner is None or name == "scan":  # torch runs a scan only where nothing watches
-        raise SparsifyError(f"the forward calls '{name}', an operation of higher order whose steps cannot be recorded")
+        raise SparsifyError(f"the forward calls '{name}', a higher-order operator whose steps cannot be recorded")
     return inner
 
 
@@ -50,11 +50,11 @@ def _branch(condition: Any, if_true: Callable[..., Any], if_false: Callable[...,
     return (if_true if condition else if_false)(*operands)
 
 
-def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     """Return `F.one_hot`, which reads the values only to check them, as a comparison."""
     if num_classes < 1:
-        return F.one_hot(tensor, num_classes)
-    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+        return F.one_hot(input, num_classes)
+    return (input.unsqueeze(-1) == torch.arange(num_classes, device=input.device)).long()
 
 
 def padded_around(value: Tensor, pads: Sequence[int]) -> Tensor:

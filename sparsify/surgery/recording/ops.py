@@ -132,6 +132,12 @@ def dims_of(op: Op, value: Value, position: int = 1) -> list[int]:
     return sorted({d % max(1, rank) for d in ([given] if isinstance(given, int) else given)})
 
 
+def fills_new_memory(op: Op) -> bool:
+    """Return whether an operation copies to a tensor that is neither of the model nor made with explicit sizes."""
+    target = op.inputs[0]
+    return op.name == "copy_" and type(target) is Value and target.constant is not None and not target.names
+
+
 def described(error: Exception) -> str:
     """Return an error's type and the first line of its message, of which at most 160 characters."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"

@@ -90,7 +90,7 @@ def _record(
         idle = recorder.idle_layers(model)
         if recorder.asking:
             outputs += _run_with_gradients(recorder, model, example_input)
-        asking, start = set(recorder.asking), len(recorder.ops)
+        start = len(recorder.ops)
         if idle or modal:
             recorder.known = KnownOps(recorder.ops)
             more, problem = _run_in_training(recorder, model, example_input, idle, modal, calls)
@@ -98,7 +98,7 @@ def _record(
                 outputs += more
             else:
                 del recorder.ops[start:]
-            if recorder.asking.keys() - asking:
+            if recorder.asking:  # what it does with gradients may depend on the mode
                 outputs += _run_with_gradients(recorder, model, example_input)
         idle = recorder.idle_layers(model) if idle else []
         if recorder.counts and results is None and idle:

@@ -380,6 +380,31 @@ def test_a_forward_that_recomputes_activations_in_training_has_all_its_units(ree
     assert torch.allclose(small(X), model(X), atol=1e-6)
 
 
+def test_what_only_runs_with_gradients_in_train_mode_is_tied_to_the_rest() -> None:
+    class Adding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.added, self.last = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).relu()
+            if torch.is_grad_enabled() and self.training:  # asked in eval mode too
+                y = y + self.added(x)
+            return self.last(y)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Adding()
+    found = analyse(model, X)
+    assert torch.equal(found.labels["added.weight"][0], found.labels["first.weight"][0])
+    with torch.no_grad():
+        for layer in (model.first, model.added):
+            layer.weight[:3], layer.bias[:3] = 0.0, 0.0
+        model.first.weight[3:5], model.first.bias[3:5] = 0.0, 0.0
+    small = shrink(model, X, dead="zeros").model
+    assert small.added.out_features == 5
+    assert torch.allclose(small.train()(X), model.train()(X), atol=1e-6)
+
+
 def test_a_forward_that_does_not_run_with_gradients_keeps_what_it_meets() -> None:
     model = nn.Sequential(
         nn.Linear(4, 6), nn.Linear(6, 4), AskingForGradients(GRADIENTS["the mode"], fails=True)

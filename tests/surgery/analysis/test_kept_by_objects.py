@@ -1,5 +1,9 @@
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -42,16 +46,35 @@ class Output:
     more: dict[str, Tensor]
 
 
+@dataclass(slots=True)
+class Slotted:
+    logits: Tensor
+    more: dict[str, Tensor]
+
+
+@dataclass
+class Circular:
+    logits: Tensor
+    more: dict[str, Tensor]
+    itself: Circular | None = None
+
+    def __post_init__(self) -> None:
+        self.itself = self
+
+
 class Answering(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, kind: Callable[[Tensor, dict[str, Tensor]], object]) -> None:
         super().__init__()
+        self.kind = kind
         self.hidden, self.last, self.other = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 3)
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor) -> object:
         x = self.hidden(x).relu()
-        return Output(self.last(x), {"other": self.other(x)})
+        return self.kind(self.last(x), {"other": self.other(x)})
 
 
-def test_a_dataclass_is_a_container_of_outputs_like_others() -> None:
-    channels = sparsify.analyse(Answering(), torch.randn(3, 4))
+@pytest.mark.parametrize("kind", [Output, Slotted, Circular])
+def test_a_dataclass_is_a_container_of_outputs_like_others(kind: Callable[..., object]) -> None:
+    channels = sparsify.analyse(Answering(kind), torch.randn(3, 4))
     assert (channels.groups, channels.barriers) == (8, ())
+    assert not {"last.weight", "other.weight"} & channels.produced.keys()

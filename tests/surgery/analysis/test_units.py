@@ -315,3 +315,21 @@ def test_norms_without_parameters_that_keep_zeros_pass_channels(norm: nn.Module)
     model.add_module("last", nn.Conv2d(8, 4, 3, padding=1))
     small = pruned_and_shrunk(model, torch.randn(2, 3, 9, 9), torch.randn(1, 3, 8, 8))
     assert small[0].out_channels == 4
+
+
+def test_what_a_buffer_remembers_is_as_wide_as_the_layer_that_is_copied_to_it() -> None:
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.width = nn.Linear(6, 8), nn.Linear(8, 2), 8
+            self.register_buffer("mean", torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).relu()
+            self.mean.copy_(x.mean(0))
+            held = torch.zeros(len(x), self.width, dtype=x.dtype).copy_(x)
+            y: Tensor = self.last(held + self.mean)
+            return y
+
+    small = pruned_and_shrunk(Remembering(), torch.randn(4, 6), torch.randn(3, 6))
+    assert small.mean.shape == (4,) and small.width == 4

@@ -68,6 +68,16 @@ def test_a_weight_whose_zeros_would_be_lost_has_no_mask(forward: Callable[..., A
     assert report.skipped == {"w": "zeros in it would not be zeros in the weight computed from it"}
 
 
+def test_a_weight_that_cannot_be_computed_from_a_parameter_with_zeros_has_no_mask() -> None:
+    def factor(self: Any, x: Tensor) -> Tensor:
+        return x @ torch.linalg.cholesky(self.w) + x @ self.w
+
+    model = module_of(factor, w=(4, 4))
+    model.w.data = model.w.data @ model.w.data.T + torch.eye(4)  # type: ignore[operator, union-attr]
+    report = convert(model)
+    assert report.skipped == {"w": "zeros in it would not be zeros in the weight computed from it"}
+
+
 def normalised(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return x @ F.normalize(self.w, dim=0), self.w.square().sum()
 

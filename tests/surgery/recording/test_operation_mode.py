@@ -1,6 +1,7 @@
 """Passes of forwards with forward-mode gradients, and with operations that call others (torch.cond, flex_attention)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,15 @@ def test_tensors_on_the_meta_device_are_constants_of_which_nothing_is_known() ->
     assert analyse(Calls(forward), torch.randn(3, 4)).groups == 4
 
 
+def test_one_hot_takes_the_keywords_that_torch_takes() -> None:
+    def forward(m: Calls, x: Tensor) -> Tensor:
+        one_hot: Any = torch.nn.functional.one_hot
+        output: Tensor = m.last(m.first(one_hot(input=x, num_classes=4).float()).relu())
+        return output
+
+    assert analyse(Calls(forward), torch.tensor([1, 3])).groups == 4
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_steps_of_flex_attention_are_seen_and_its_heads_removed() -> None:
     def forward(m: Calls, x: Tensor) -> Tensor:
@@ -85,11 +95,11 @@ def test_a_branch_of_torch_cond_is_a_branch_on_values() -> None:
     assert found.groups == 0 and "asks what activations hold" in found.barriers[0]
 
 
-def test_an_operation_of_higher_order_that_cannot_be_recorded_is_named() -> None:
+def test_a_higher_order_operator_that_cannot_be_recorded_is_named() -> None:
     def forward(m: Calls, x: Tensor) -> Tensor:
         first = x.new_zeros(3)
         output: Tensor = scan(lambda carry, t: (carry + t, carry * t), first, m.first(x), dim=1)[1]
         return output
 
-    with pytest.raises(SparsifyError, match="'scan', an operation of higher order"):
+    with pytest.raises(SparsifyError, match="'scan', a higher-order operator"):
         analyse(Calls(forward), torch.randn(3, 4))
