@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import listed
-from ..quantities import percent
+from ..quantities import count, percent
 from ..tables import layer_lines
 
 
@@ -100,11 +100,12 @@ def losses(report: PruningReport, *, filters: bool) -> list[str]:
     dead = [layer for layer in report.layers if layer.dead]
     lines = []
     if dead:
-        lines.append(f"no weight is left in {', '.join(layer.name for layer in dead)}: the model cannot work")
+        lines.append(f"no weight is left in {listed([layer.name for layer in dead])}: the model cannot work")
     partly = [layer for layer in report.layers if layer.dead_units and not layer.dead]
     if partly and filters:
-        lost = (f"{layer.name} {listed([*map(str, layer.dead_units)], 5)} of {layer.units}" for layer in partly)
-        lines.append(f"filters lost all their weights: {'; '.join(lost)}")
+        lost = [f"{layer.name} {listed([*map(str, layer.dead_units)], 5)} of {layer.units}" for layer in partly[:3]]
+        more = f"; and in {count(len(partly) - 3, 'more layer')}" if len(partly) > 3 else ""
+        lines.append(f"filters lost all their weights: {'; '.join(lost)}{more}")
     if report.coupled and report.chosen < report.due:
         last = [layer.weights[0] for layer in report.coupled if layer.removed == layer.units - 1]
         lines.append(

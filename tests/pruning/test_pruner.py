@@ -443,6 +443,15 @@ def test_a_layer_or_filter_without_weights_is_a_warning_that_names_it() -> None:
     ]
 
 
+@pytest.mark.parametrize(("layers", "more"), [(3, ""), (4, "; and in 1 more layer"), (5, "; and in 2 more layers")])
+def test_a_warning_on_many_layers_names_the_first_three(layers: int, more: str) -> None:
+    model = linear_model(*[torch.tensor([[0.0, 0.0], [5.0, 6.0]])] * layers)
+    with pytest.warns(SparsityWarning) as caught:
+        Pruner(model, {"sparsity": 0.5, "scope": "global"}, 0).start()
+    named = "; ".join(f"{index}.weight 0 of 2" for index in range(3))
+    assert [str(warning.message) for warning in caught] == [f"filters lost all their weights: {named}{more}"]
+
+
 def test_units_that_go_as_asked_are_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
