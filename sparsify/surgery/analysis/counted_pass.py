@@ -31,6 +31,7 @@ class CountedPass(OperationMode):
         self.complete = True
 
     def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of one operation, and add its multiply-adds."""
         if self.computed:
             outcome = func(*args, **kwargs)
         else:

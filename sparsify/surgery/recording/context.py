@@ -190,6 +190,7 @@ class _Doubles(OperationMode):  # type: ignore[no-untyped-call]
     """Runs operations in float64 for which a forward requests a narrower dtype."""
 
     def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of one operation, computed in float64 if any of its tensors is."""
         kwargs = dict(kwargs)
         if kwargs.get("dtype") in _SHORTER:
             kwargs["dtype"] = torch.float64

@@ -117,6 +117,8 @@ class OpRecorder(OperationMode):
         return self.module[-1] if self.module else ""
 
     def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of one operation, and record it."""
+
         def value_of(leaf: Any) -> Any:
             return self.value_of(leaf) if isinstance(leaf, Tensor) else leaf
 
